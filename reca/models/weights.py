@@ -1,0 +1,243 @@
+"""Weight files: safetensors for all that we write, and one guarded door for other people's pickles.
+
+Every fault of a file (malformed, truncated, wrong names or shapes) is one ValueError that names the
+file. A manifest maps a tensor's name to its shape and dtype.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.version import Version
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reca.records import sha256_file
+
+Manifest = Mapping[str, tuple[tuple[int, ...], str]]
+
+_SAFE_PICKLES = Version("2.10")  # older versions let `weights_only` pickles corrupt memory
+_SHOWN = 4  # names per kind in an error message
+_INDEX = ".safetensors.index.json"
+
+_log = logging.getLogger(__name__)
+
+
+# ---- reading -----------------------------------------------------------------------------------
+def load_foreign(
+    path: str | Path, sha256: str | None = None, *, allow_unpinned: bool = False
+) -> dict[str, Tensor]:
+    """Read a pickled checkpoint (`pytorch_model.bin`) as a flat dict of CPU tensors.
+
+    The only place that opens a pickle: the bytes must have the given hash before they are parsed,
+    and only tensors are constructed from them. ValueError when no hash is given (unless
+    `allow_unpinned`), on a wrong hash, and on any content but a flat dict of tensors.
+    """
+    path = Path(path)
+    if Version(torch.__version__) < _SAFE_PICKLES:
+        raise ValueError(
+            f"{path}: torch {torch.__version__} does not open pickles safely; "
+            f"install torch >= {_SAFE_PICKLES}"
+        )
+    if sha256 is None and not allow_unpinned:
+        raise ValueError(
+            f"{path}: a pickle is opened only under a known sha256; pin the source, "
+            "or convert the file to safetensors"
+        )
+    try:
+        with open(path, "rb") as file:  # hashed and parsed through one handle: no swap in between
+            _check_hash(path, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: is no plain checkpoint of tensors: {_line(error)}") from error
+    return _flat_tensors(path, content)
+
+
+def _check_hash(path: Path, found: str, pinned: str | None) -> None:
+    if pinned is None:
+        _log.warning("%s: opened without a pinned hash, as asked; its sha256 is %s", path, found)
+    elif found != pinned.lower():
+        raise ValueError(f"{path}: sha256 is {found}, but {pinned} is pinned; fetch it again")
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _flat_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise ValueError(f"{path}: is no flat dict of named tensors; extract the state dict first")
+    return dict(content)
+
+
+def load_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Read one safetensors file as CPU tensors; ValueError names a file that cannot be read."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def safetensors_manifest(path: str | Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Names, shapes and dtypes of a safetensors file, read from its header only."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _load_shards(index: Path) -> dict[str, Tensor]:
+    """Read all shards that a hub index names; the index and the shards must agree."""
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: is no safetensors index with a weight_map") from error
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise ValueError(f"{index}: shard {shard!r} is not a plain file name in this folder")
+        tensors |= load_safetensors(index.parent / shard)
+    _complain(index, missing=weight_map.keys() - tensors, unexpected=tensors.keys() - weight_map)
+    return tensors
+
+
+def load_checkpoint(
+    path: str | Path, sha256: str | None = None, *, allow_unpinned: bool = False
+) -> dict[str, Tensor]:
+    """Read a checkpoint: a safetensors file, an index of shards, a pickle, or the folder of one.
+
+    A given `sha256` is that of the file (of the index, where there is one) and always checked; only
+    pickles demand it (see `load_foreign`).
+    """
+    path = _checkpoint_file(Path(path))
+    if sha256 is not None and path.suffix in (".safetensors", ".json"):
+        _check_hash(path, _sha256(path), sha256)
+    if path.name.endswith(_INDEX):
+        return _load_shards(path)
+    if path.suffix == ".safetensors":
+        return load_safetensors(path)
+    if path.suffix in (".bin", ".pt", ".pth"):
+        return load_foreign(path, sha256, allow_unpinned=allow_unpinned)
+    raise ValueError(f"{path}: is no checkpoint; give a .safetensors or .bin file, or its folder")
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """A folder's checkpoint: an index before a safetensors file before a pickle; never a guess."""
+    if not path.is_dir():
+        return path
+    for pattern in (f"*{_INDEX}", "*.safetensors", "*.bin"):
+        found = sorted(path.glob(pattern))
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise ValueError(f"{path}: holds {len(found)} checkpoints ({names}); name one of them")
+        if found:
+            return found[0]
+    raise ValueError(f"{path}: holds no .safetensors and no .bin file")
+
+
+# ---- names and shapes ---------------------------------------------------------------------------
+def manifest_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The manifest of named tensors, with dtypes as in the reference manifests ("float32")."""
+    return {
+        name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in tensors.items()
+    }
+
+
+def check_manifest(
+    where: str | Path, found: Manifest, expected: Manifest, optional: Iterable[str] = ()
+) -> None:
+    """Refuse missing (but `optional`) and unexpected names and other shapes in one ValueError.
+
+    Dtypes need only be of one kind: a bfloat16 copy of a float32 checkpoint is the same checkpoint.
+    """
+    _complain(
+        where,
+        missing=expected.keys() - found.keys() - set(optional),
+        unexpected=found.keys() - expected.keys(),
+        different=[
+            f"{name} is {_shown(found[name])}, not {_shown(expected[name])}"
+            for name in sorted(found.keys() & expected.keys())
+            if found[name][0] != expected[name][0]
+            or found[name][1].startswith("int") != expected[name][1].startswith("int")
+        ],
+    )
+
+
+def load_strictly(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    where: str | Path,
+    optional: Iterable[str] = (),
+) -> None:
+    """Copy tensors into a module; every name must fit, only `optional` ones may be absent.
+
+    Nothing is copied when anything is wrong.
+    """
+    own = module.state_dict()
+    check_manifest(where, manifest_of(tensors), manifest_of(own), optional)
+    module.load_state_dict({name: tensors.get(name, own[name]) for name in own})
+
+
+def _complain(where: str | Path, **faults: Iterable[str]) -> None:
+    found = {kind: sorted(names) for kind, names in faults.items()}
+    texts = [
+        f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
+        for kind, names in found.items()
+        if names
+    ]
+    if texts:
+        raise ValueError(f"{where}: does not fit this model: {'; '.join(texts)}")
+
+
+def _shown(entry: tuple[tuple[int, ...], str]) -> str:
+    return f"{entry[1]} {list(entry[0])}"
+
+
+# ---- writing -----------------------------------------------------------------------------------
+def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write one safetensors file, whole or not at all; equal tensors give equal bytes."""
+    path = Path(path)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            temporary = Path(scratch) / path.name
+            save_file(plain, temporary, metadata={"format": "pt"})
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be written: {_line(error)}") from error
+
+
+def _unreadable(path: str | Path, error: Exception) -> str:
+    return f"{path}: is no readable safetensors file: {_line(error)}; fetch or write it again"
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
