@@ -1,0 +1,110 @@
+"""The order of samples: a pure function of (seed, position), whatever the workers and ranks.
+
+Global position p stands for sample `epoch_order(n, seed, p // n)[p % n]`. Rank r of W reads the
+positions with p % W == r, so W ranks together read each sample of an epoch once, and one integer is
+the whole state.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from reca.randomness import numpy_generator
+
+if TYPE_CHECKING:
+    from reca.data.samples import Dataset, Sample
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+AHEAD_PER_WORKER = 2
+
+
+@lru_cache(maxsize=4)
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of range(n) that `epoch` follows: int64 [n], read-only."""
+    if n < 1:
+        raise ValueError(f"cannot order {n} samples: the data set is empty")
+    order = numpy_generator("epoch_order", seed, epoch).permutation(n)
+    order.setflags(write=False)
+    return order
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a run stands in its endless stream; `position` counts the samples of all ranks."""
+
+    seed: int
+    position: int = 0
+
+    def index(self, n: int) -> int:
+        """The sample at this position of a data set of `n`."""
+        epoch, offset = divmod(self.position, n)
+        return int(epoch_order(n, self.seed, epoch)[offset])
+
+    def moved(self, samples: int) -> Cursor:
+        """The cursor `samples` positions further."""
+        return Cursor(self.seed, self.position + samples)
+
+    def of_rank(self, rank: int, world: int) -> Cursor:
+        """The first position from here on that belongs to `rank` of `world`."""
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} is not in a world of {world}")
+        return self.moved((rank - self.position) % world)
+
+    def take(self, n: int, count: int, rank: int = 0, world: int = 1) -> tuple[list[int], Cursor]:
+        """The next `count` samples of this rank, and the cursor after every rank has taken as many.
+
+        Any W consecutive positions hold one of each rank, so all ranks return the same cursor.
+        """
+        start = self.of_rank(rank, world)
+        indices = [start.moved(step * world).index(n) for step in range(count)]
+        return indices, self.moved(count * world)
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterator[Item], workers: int
+) -> Iterator[Result]:
+    """Map `function` over `items` in background threads, results in the order of the items.
+
+    `items` may be endless: at most `AHEAD_PER_WORKER` items per worker are begun ahead. An
+    exception surfaces at its own item. `workers` 0 computes in the caller's thread.
+    """
+    if workers == 0:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="reca-read")
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in itertools.islice(items, workers * AHEAD_PER_WORKER):
+            pending.append(pool.submit(function, item))
+        while pending:
+            result = pending.popleft().result()
+            for item in itertools.islice(items, 1):
+                pending.append(pool.submit(function, item))
+            yield result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def iterate(
+    dataset: Dataset, cursor: Cursor, *, rank: int = 0, world: int = 1, workers: int = 2
+) -> Iterator[tuple[Sample, Cursor]]:
+    """Stream the samples of one rank from `cursor` on, without end, read ahead by threads.
+
+    Each comes with the cursor to store for resuming after it. What was read ahead but not yielded
+    is not part of it, so a resumed stream neither repeats nor loses a sample.
+    """
+    n = len(dataset)
+    start = cursor.of_rank(rank, world)
+    indices = (start.moved(step * world).index(n) for step in itertools.count())
+    for taken, sample in enumerate(in_order(dataset.__getitem__, indices, workers), start=1):
+        yield sample, cursor.moved(taken * world)

@@ -1,0 +1,216 @@
+"""Tar shards in the WebDataset layout, read in place: nothing is ever extracted.
+
+Members of one sample share a key (the path up to the first dot of the file name): `0017.jpg`,
+`0017.txt`, `0017.json`. The first pass over a shard checks every header and keeps the name, offset
+and size of each member in a small index beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from reca.data.folder import natural_key
+from reca.data.hashes import load_ledger, save_ledger, stamp
+from reca.data.samples import Sample
+from reca.images import UnreadableImage
+from reca.records import sha256_file, sha256_json
+
+log = logging.getLogger(__name__)
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+INDEX_PREFIX = ".reca-index-"
+INDEX_VERSION = 1
+MAX_MEMBER_BYTES = 256 << 20
+BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample of one shard: where the bytes of each extension lie."""
+
+    shard: Path
+    key: str
+    members: dict[str, tuple[int, int]]  # extension -> (offset, size) in bytes
+
+    @property
+    def name(self) -> str:
+        """Shard and key, unique in the data set."""
+        return f"{self.shard.stem}/{self.key}"
+
+    def read(self, extension: str) -> bytes:
+        """The bytes of one member; `UnreadableImage` if the shard no longer holds them."""
+        offset, size = self.members[extension]
+        try:
+            with open(self.shard, "rb", buffering=0) as file:
+                data = os.pread(file.fileno(), size, offset)
+        except OSError as fault:
+            raise UnreadableImage(self.name, f"{self.shard}: {fault.strerror}") from fault
+        if len(data) != size:
+            raise UnreadableImage(self.name, f"{self.shard} is shorter than its index says")
+        return data
+
+
+class TarDataset:
+    """The samples of `*.tar` in a folder (or of one file), in natural order of the shard names.
+
+    The caption is the member `txt`, or the string under `caption` in the member `json`, whose other
+    keys become `extra`. Keys without an image are counted in `without_image`.
+
+    Raises:
+        ValueError: a shard is damaged, compressed, or holds what a data set has no business with:
+            paths that leave it, links, devices, sparse or oversized members, or a name twice.
+    """
+
+    def __init__(
+        self, path: Path, caption: str = "caption", max_member_bytes: int = MAX_MEMBER_BYTES
+    ) -> None:
+        self.caption = caption
+        self.shards = _shards(path)
+        self.entries: list[Entry] = []
+        self.hashes: list[tuple[str, str]] = []
+        self.without_image = 0
+        for shard in self.shards:
+            self._add(shard, read_index(shard, max_member_bytes))
+        if not self.entries:
+            raise ValueError(f"{path}: no image in {len(self.shards)} tar shards")
+        if self.without_image:
+            log.warning("%s: %d keys have no image and are left out", path, self.without_image)
+
+    def __len__(self) -> int:
+        """Number of samples that have an image."""
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at `index`."""
+        entry = self.entries[index]
+        caption, extra = self._texts(entry)
+        image = entry.read(_image_extensions(entry.members)[0])
+        return Sample(id=entry.name, image=image, caption=caption, extra=extra)
+
+    def fingerprint(self) -> str:
+        """Hash of the shards' names and contents, and of the option that changes captions."""
+        return sha256_json([self.caption, self.hashes])
+
+    def _add(self, shard: Path, index: dict[str, Any]) -> None:
+        self.hashes.append((shard.name, index["sha256"]))
+        for key, members in _by_key(shard, index["members"]).items():
+            images = _image_extensions(members)
+            if len(images) > 1:
+                raise ValueError(f"{shard}: key {key} has several images ({', '.join(images)})")
+            if images:
+                self.entries.append(Entry(shard, key, members))
+            else:
+                self.without_image += 1
+
+    def _texts(self, entry: Entry) -> tuple[str | None, dict]:
+        try:
+            extra = dict(json.loads(entry.read("json"))) if "json" in entry.members else {}
+            told = extra.pop(self.caption, None)
+            text = entry.read("txt").decode().strip() if "txt" in entry.members else told
+        except (ValueError, TypeError) as fault:
+            if isinstance(fault, UnreadableImage):
+                raise
+            raise UnreadableImage(entry.name, f"damaged txt or json member ({fault})") from fault
+        return text, extra
+
+
+def read_index(shard: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> dict[str, Any]:
+    """The index of a shard, from the file beside it if that is valid.
+
+    Gives `members`, a list of [name, offset, size] in bytes, and the `sha256` of the shard.
+
+    Raises:
+        ValueError: see `TarDataset`.
+    """
+    path = shard.with_name(f"{INDEX_PREFIX}{shard.name}.json")
+    valid_for = {"version": INDEX_VERSION, "stamp": stamp(shard), "limit": max_member_bytes}
+    index = load_ledger(path)
+    if index.get("valid_for") == valid_for:
+        return index
+    members = [list(member) for member in scan(shard, max_member_bytes)]
+    index = {"valid_for": valid_for, "members": members, "sha256": sha256_file(shard)}
+    save_ledger(path, index)
+    return index
+
+
+def scan(shard: Path, max_member_bytes: int) -> Iterator[tuple[str, int, int]]:
+    """Check every header of an uncompressed tar and yield (name, offset, size) of its files."""
+    total = shard.stat().st_size
+    seen: set[str] = set()
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                name = _checked_name(shard, member, total, max_member_bytes)
+                if member.isdir():
+                    continue
+                if name in seen:
+                    raise ValueError(f"{shard}: member {name!r} occurs twice")
+                seen.add(name)
+                yield name, member.offset_data, member.size
+            end = archive.offset
+    except (tarfile.TarError, OSError, EOFError, OverflowError) as fault:
+        raise ValueError(
+            f"{shard}: damaged, truncated or compressed tar ({fault}); fetch it again, or unpack "
+            "the compression: shards are read in place"
+        ) from fault
+    _check_end(shard, end)
+
+
+def _checked_name(shard: Path, member: tarfile.TarInfo, total: int, limit: int) -> str:
+    """The member's normal name, if it is a plain file (or folder) that stays inside and fits."""
+
+    def refuse(reason: str) -> ValueError:
+        return ValueError(f"{shard}: member {member.name!r} {reason}; refusing the shard")
+
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
+        raise refuse("leaves the archive")
+    if member.issparse() or not (member.isreg() or member.isdir()):
+        raise refuse("is not a plain file (link, device or sparse)")
+    if not 0 <= member.size <= limit:
+        raise refuse(f"claims {member.size} bytes; at most {limit} are allowed (max_member_bytes)")
+    if member.offset_data + member.size > total:
+        raise refuse(f"claims {member.size} bytes, more than the file holds (truncated?)")
+    return path.as_posix()
+
+
+def _check_end(shard: Path, end: int) -> None:
+    """Demand the marker of zeros: for `tarfile` any unreadable header but the first is the end."""
+    with open(shard, "rb") as file:
+        file.seek(end)
+        block = file.read(BLOCK)
+    if block != bytes(BLOCK):
+        raise ValueError(f"{shard}: no end-of-archive marker at byte {end}: truncated or damaged")
+
+
+def _shards(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(path.glob("*.tar"), key=lambda shard: natural_key(shard.name))
+    if not found:
+        raise ValueError(f"{path}: no *.tar in this folder")
+    return found
+
+
+def _by_key(shard: Path, members: list[list]) -> dict[str, dict[str, tuple[int, int]]]:
+    keys: dict[str, dict[str, tuple[int, int]]] = {}
+    for name, offset, size in members:
+        folder, _, file = name.rpartition("/")
+        stem, _, extension = file.partition(".")
+        key = f"{folder}/{stem}" if folder else stem
+        parts = keys.setdefault(key, {})
+        if extension.lower() in parts:
+            raise ValueError(f"{shard}: key {key} has two members {extension.lower()!r}")
+        parts[extension.lower()] = (offset, size)
+    return keys
+
+
+def _image_extensions(members: dict[str, tuple[int, int]]) -> list[str]:
+    return [extension for extension in IMAGE_EXTENSIONS if extension in members]
