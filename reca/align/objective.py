@@ -1,0 +1,93 @@
+"""The objective: what RecA minimises, and how its controls differ from it.
+
+    L = lambda_reca L_reca + lambda_i2t L_i2t + lambda_t2i L_t2i + lambda_text L_text     (paper eq. 4)
+
+Every L is a mean over the tokens of one whole optimiser step, so micro-batches and ranks only split the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reca.models.unified import (
+    Features,
+    Loss,
+    UnifiedModel,
+    reconstruction_loss,
+    text_to_image_loss,
+)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass of one task needs; everything random in it is already drawn.
+
+    `count` is the number of tokens that will carry a loss, known before the pass. `partner` is set in the
+    shuffled control only: row i is conditioned on the embeddings of row `partner[i]`, never its own.
+    """
+
+    task: str
+    indices: list[int]
+    count: int
+    texts: Sequence[str] = ()
+    draws: Any = None
+    conversation: Any = None
+    partner: Tensor | None = None
+    features: Features = field(default_factory=dict)  # empty until loaded, and for the task text
+
+
+def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
+    """The summed loss of one micro-batch; the four tasks differ in condition and answer only."""
+    if batch.task == "reca" and batch.partner is not None:
+        return shuffled_loss(model, batch, batch.partner)
+    if batch.task == "reca":
+        return reconstruction_loss(model, batch.texts, batch.features, batch.draws)
+    if batch.task == "t2i":
+        return text_to_image_loss(model, batch.texts, batch.features, batch.draws)
+    if batch.task in ("i2t", "text"):
+        return model.answer_loss(batch.conversation, batch.features or None)
+    raise ValueError(f"task {batch.task!r} is not known; choose one of: reca, i2t, t2i, text")
+
+
+def shuffled_loss(model: UnifiedModel, batch: MicroBatch, partner: Tensor) -> Loss:
+    """The control for L_reca: the same target and prompt, conditioned on the embeddings of another image."""
+    other = {name: rows[partner.to(rows.device)] for name, rows in batch.features.items()}
+    condition = model.condition(batch.texts, other)
+    return model.generation_loss(batch.features, condition, batch.draws)
+
+
+def derangement(size: int, generator: torch.Generator) -> Tensor:
+    """A uniform permutation without fixed points, (size,); needs e tries on average."""
+    if size < 2:
+        raise ValueError(
+            f"a batch of {size} has no other image; the shuffled control needs 2 or more"
+        )
+    own = torch.arange(size)
+    while True:
+        drawn = torch.randperm(size, generator=generator)
+        if not (drawn == own).any():
+            return drawn
+
+
+class Objective(nn.Module):
+    """The model together with its loss, as one module: sharding wraps one forward pass of it.
+
+    `forward` gives the fp32 sum over the micro-batch's tokens; the trainer divides by the step's count.
+    """
+
+    def __init__(self, model: UnifiedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """Loss sum of one micro-batch, scalar."""
+        loss = task_loss(self.model, batch)
+        assert loss.count == batch.count, (
+            f"{batch.task}: loss over {loss.count} tokens, but {batch.count} were announced"
+        )
+        return loss.total

@@ -1,0 +1,45 @@
+"""Polite stops: a scheduler's signal ends the run after the current step, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again, it continues
+
+
+class Preempted(SystemExit):
+    """The run stopped on a signal after saving step `step`; as a SystemExit it ends the process with code 75."""
+
+    def __init__(self, step: int, signal_name: str) -> None:
+        super().__init__(REQUEUE_EXIT_CODE)
+        self.step, self.signal_name = step, signal_name
+
+    def __str__(self) -> str:
+        return f"stopped by {self.signal_name} after step {self.step}; run the same command to continue"
+
+
+class StopFlag:
+    """While entered, SIGTERM, SIGUSR1 and SIGUSR2 only set a flag; a second signal changes nothing.
+
+    Outside the main thread (where Python allows no handlers) the flag is never set.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopFlag:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._set) for number in STOP_SIGNALS}
+        return self
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)

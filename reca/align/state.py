@@ -1,0 +1,152 @@
+"""What training changes, by name: weights, AdamW moments, moving average; how it is saved and restored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from reca.align import checkpoint
+from reca.align.checkpoint import Groups
+from reca.align.distributed import like, whole
+from reca.align.recipe import Recipe
+from reca.models.unified import UnifiedModel
+
+
+def freeze(model: UnifiedModel) -> list[str]:
+    """Let gradients reach `model.trainable_parameters()` only; gives these names in the model's order."""
+    known = [name for name, _ in model.named_parameters()]
+    trained = set(model.trainable_parameters())
+    if not trained or not trained <= set(known):
+        raise ValueError(
+            f"trainable names that the model lacks: {sorted(trained - set(known))[:5]}"
+        )
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name in trained)
+    return [name for name in known if name in trained]
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of every weight and buffer, so that a resume on another base model is refused."""
+    digest = hashlib.sha256()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(whole(tensor).reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass
+class Tally:
+    """Running counts of a whole run, resumed with it."""
+
+    tokens: int = 0
+    samples: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class TrainState:
+    """All tensors that a checkpoint must hold."""
+
+    weights: dict[str, nn.Parameter]
+    optimizer: torch.optim.AdamW
+    average: dict[str, Tensor] | None
+    tally: Tally = field(default_factory=Tally)
+
+    def groups(self) -> Groups:
+        """Tensors by group and name; moments as `exp_avg/<weight>`, absent for weights that had no gradient yet."""
+        groups: dict[str, dict[str, Tensor]] = {"trainable": dict(self.weights), "optimizer": {}}
+        for name, weight in self.weights.items():
+            for moment, tensor in sorted(self.optimizer.state.get(weight, {}).items()):
+                groups["optimizer"][f"{moment}/{name}"] = tensor
+        if self.average is not None:
+            groups["ema"] = self.average
+        return groups
+
+    def restore(self, path: Path) -> None:
+        """Put a checkpoint's tensors back, bit for bit; ValueError names weights that it lacks."""
+        _copy_all(self.weights, checkpoint.read_tensors(path, "trainable"), path)
+        if self.average is not None:
+            _copy_all(self.average, checkpoint.read_tensors(path, "ema"), path)
+        for key, tensor in checkpoint.read_tensors(path, "optimizer"):
+            moment, name = key.split("/", 1)
+            weight = self.weights[name]
+            # AdamW keeps its step counter as a plain CPU scalar, its moments as the weight is kept
+            held = tensor if moment == "step" else like(tensor, weight)
+            self.optimizer.state[weight][moment] = held
+        self.tally = Tally(**checkpoint.read_state(path)["tally"])
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """One step of the moving average: decay * average + (1 - decay) * weight."""
+        assert self.average is not None
+        for name, value in self.average.items():
+            value.lerp_(self.weights[name], 1.0 - decay)
+
+    @torch.no_grad()
+    def adopt_average(self) -> None:
+        """Make the moving average the model's weights: it is what the recipe evaluates and releases."""
+        for name, value in (self.average or {}).items():
+            self.weights[name].copy_(value)
+
+
+@torch.no_grad()
+def _copy_all(own: Mapping[str, Tensor], read: Iterable[tuple[str, Tensor]], path: Path) -> None:
+    missing = set(own)
+    for name, tensor in read:
+        if name not in own or tensor.shape != own[name].shape:
+            raise ValueError(f"{path}: {name} {tuple(tensor.shape)} does not fit this model")
+        own[name].copy_(like(tensor, own[name]))
+        missing.discard(name)
+    if missing:
+        raise ValueError(
+            f"{path}: lacks {len(missing)} trained weights, for instance {min(missing)}"
+        )
+
+
+def build_state(model: UnifiedModel, names: list[str], recipe: Recipe) -> TrainState:
+    """AdamW over the trainable weights with the family's decay groups, and the average where the recipe has one."""
+    by_name = dict(model.named_parameters())
+    weights = {name: by_name[name] for name in names}
+    groups = model.decay_groups()
+    if sorted([*groups.decay, *groups.no_decay]) != sorted(names):
+        raise ValueError(
+            f"{model.family}: decay_groups() must hold every trainable name exactly once"
+        )
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": [weights[name] for name in groups.decay],
+                "weight_decay": recipe.weight_decay,
+            },
+            {"params": [weights[name] for name in groups.no_decay], "weight_decay": 0.0},
+        ],
+        lr=recipe.lr,
+        betas=(recipe.betas[0], recipe.betas[1]),
+        eps=recipe.eps,
+    )
+    average = None
+    if recipe.ema is not None:
+        average = {name: weight.detach().clone() for name, weight in weights.items()}
+    return TrainState(weights, optimizer, average)
+
+
+def load_trained(folder: Path, model: UnifiedModel) -> int:
+    """Put the newest checkpoint of a working folder into an unsharded `model` (its average, if it has one).
+
+    Gives the step. After a run of several ranks this is how rank 0 gets a model that `save` can write.
+    """
+    found = checkpoint.latest(folder)
+    if found.path is None:
+        raise ValueError(
+            f"{folder}: no valid checkpoint here {[reason for _, reason in found.broken]}"
+        )
+    group = "ema" if any(found.path.glob("ema-*.safetensors")) else "trainable"
+    names = set(model.trainable_parameters())
+    weights = {name: weight for name, weight in model.named_parameters() if name in names}
+    _copy_all(weights, checkpoint.read_tensors(found.path, group), found.path)
+    return found.step

@@ -1,0 +1,324 @@
+"""The training loop: one for all families and arms, read from top to bottom in `align`.
+
+    summary = align(model, data, recipe, seed=0, work_dir=Path("work/reca-0"))
+    torchrun --nproc_per_node 8 -m reca align ...        # the same call, sharded over eight GPUs
+
+A second call with the same arguments continues from the newest checkpoint, bit for bit (fp32, same world size).
+SIGTERM, SIGUSR1 or SIGUSR2 end it after the current step with a checkpoint and exit code 75.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+
+from reca.align import checkpoint, distributed
+from reca.align.batches import TaskData, plan_step, with_features
+from reca.align.distributed import World
+from reca.align.log import LOG, TrainLog
+from reca.align.objective import MicroBatch, Objective
+from reca.align.preemption import Preempted, StopFlag
+from reca.align.recipe import Recipe
+from reca.align.schedule import learning_rate
+from reca.align.state import TrainState, build_state, freeze, weights_hash
+from reca.models.unified import UnifiedModel
+from reca.records import versions, write_atomic
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+HOUSEKEEPING = ("checkpoint_every", "keep", "tensorboard")  # recipe fields that change no number
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient norm was not finite; nothing of the step was kept. Carries step, task and sample indices."""
+
+    def __init__(self, step: int, task: str, samples: Sequence[int], what: str) -> None:
+        super().__init__(
+            f"step {step}, task {task}: {what} (samples {list(samples)} of this rank); weights and checkpoints "
+            "are those of the step before. Look at these samples, lower align.lr, set align.clip, or set "
+            "align.nonfinite=skip"
+        )
+        self.step, self.task, self.samples = step, task, list(samples)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did; the model it was given holds the result (the moving average where the recipe has one)."""
+
+    steps: int
+    resumed_from: int
+    tokens: int
+    samples: int
+    skipped: int
+    loss: dict[str, float]  # of the last step of this sitting; empty where none was left to do
+    seconds: float  # of this sitting
+    checkpoint: Path
+
+
+def align(
+    model: UnifiedModel,
+    data: TaskData,
+    recipe: Recipe,
+    *,
+    seed: int,
+    work_dir: str | Path,
+    log: str | Path | None = None,
+    device: str = "auto",
+    identity: Mapping[str, Any] | None = None,
+    allow: Sequence[str] = (),
+    stop_at: int | None = None,
+) -> Summary:
+    """Train `model` in place by `recipe`, from the newest checkpoint in `work_dir` if there is one.
+
+    `work_dir` keeps checkpoints and logs; the complete step log is copied to `log` at the end. `identity` adds
+    hashes to what a resume must share (give `model` to spare the hash over all weights); `allow` names dotted
+    fields of it that may differ. `stop_at` ends this sitting early, as a time limit would, with a checkpoint.
+    """
+    recipe.validate()
+    started, work_dir = time.monotonic(), Path(work_dir)
+    world = distributed.join(device)
+    with checkpoint.exclusive(work_dir) if world.first else nullcontext():
+        names = freeze(model)
+        record = run_identity(model, data, recipe, seed=seed, world=world, given=identity)
+        objective, state, blocks = set_up(model, names, recipe, world)
+        start = resume(work_dir / CHECKPOINTS, state, record, allow, world)
+        end = recipe.steps if stop_at is None else min(stop_at, recipe.steps)
+        saved, losses = work_dir / CHECKPOINTS / f"step-{start:010d}", {}
+        with (
+            StopFlag() as stop,
+            distributed.recomputed(blocks, recipe.activation_checkpointing),
+            TrainLog(
+                work_dir,
+                start=start,
+                steps=recipe.steps,
+                enabled=world.first,
+                tensorboard=recipe.tensorboard,
+            ) as journal,
+        ):
+            for step in range(start, end):
+                plan = plan_step(model, data, recipe, seed=seed, step=step, world=world)
+                counts = tokens_by_task(plan, recipe, world)
+                totals = backward(objective, data, plan, counts, recipe, world)
+                norm = gradient_norm(state)
+                losses = mean_losses(plan, totals, counts, recipe, world)
+                rate = learning_rate(recipe, step)
+                finite = all(map(math.isfinite, [*losses.values(), norm]))
+                if finite:
+                    update(state, rate, norm, recipe)
+                else:
+                    skip_or_raise(step + 1, plan, totals, state, recipe)
+                state.optimizer.zero_grad(set_to_none=True)
+                state.tally.tokens += sum(counts.values())
+                state.tally.samples += world.size * sum(len(batch.indices) for batch in plan)
+                line = describe(step + 1, losses, norm, rate, counts, finite)
+                journal.write(line, sum(counts.values()))
+
+                stopping = bool(world.sum([stop.received is not None])[0])
+                due = recipe.checkpoint_every and (step + 1) % recipe.checkpoint_every == 0
+                if due or stopping or step + 1 == end:
+                    journal.sync()
+                    saved = save(work_dir / CHECKPOINTS, step + 1, state, record, recipe, world)
+                if stopping and step + 1 < recipe.steps:
+                    stopped = Preempted(step + 1, stop.received or "a signal to another rank")
+                    logger.warning("%s", stopped)
+                    raise stopped
+        if end == recipe.steps:
+            state.adopt_average()
+            publish_log(work_dir / LOG, log, world)
+    return Summary(
+        steps=end,
+        resumed_from=start,
+        **asdict(state.tally),
+        loss=losses,
+        seconds=time.monotonic() - started,
+        checkpoint=saved,
+    )
+
+
+# ---- before the loop ---------------------------------------------------------------------------
+def run_identity(
+    model: UnifiedModel,
+    data: TaskData,
+    recipe: Recipe,
+    *,
+    seed: int,
+    world: World,
+    given: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """All that two sittings must share for the second to be the continuation of the first."""
+    section = {name: value for name, value in asdict(recipe).items() if name not in HOUSEKEEPING}
+    facts = {"seed": seed, "ranks": world.size, "device": world.device.type, "recipe": section}
+    facts["data"] = data.fingerprint()
+    given = dict(given or {})
+    facts["model"] = given.pop("model", None) or weights_hash(model)
+    return facts | ({"given": given} if given else {})
+
+
+def set_up(
+    model: UnifiedModel, names: list[str], recipe: Recipe, world: World
+) -> tuple[Objective, TrainState, list[torch.nn.Module]]:
+    """Place, shard and wrap the model, then build the optimiser over what it holds now."""
+    # Losses are pure functions of their arguments: dropout would bring in random numbers that no key names.
+    model.eval()
+    objective, blocks = Objective(model), distributed.trained_blocks(model)
+    distributed.shard(objective, blocks, world)
+    return objective, build_state(model, names, recipe), blocks
+
+
+def resume(
+    folder: Path, state: TrainState, record: Mapping[str, Any], allow: Sequence[str], world: World
+) -> int:
+    """Restore the newest valid checkpoint and give its step; 0 where there is none."""
+    found = checkpoint.recover(folder) if world.first else None
+    step = world.from_first(found.step if found else 0)
+    if step:
+        path = folder / f"step-{step:010d}"
+        checkpoint.refuse_changes(path, checkpoint.read_state(path)["run"], record, allow)
+        state.restore(path)
+    return step
+
+
+# ---- one step ----------------------------------------------------------------------------------
+def tokens_by_task(plan: Sequence[MicroBatch], recipe: Recipe, world: World) -> dict[str, int]:
+    """Tokens with a loss in this optimiser step, over all micro-batches and ranks."""
+    own = [sum(batch.count for batch in plan if batch.task == task) for task in recipe.active()]
+    return dict(zip(recipe.active(), map(int, world.sum(own)), strict=True))
+
+
+def backward(
+    objective: Objective,
+    data: TaskData,
+    plan: Sequence[MicroBatch],
+    counts: Mapping[str, int],
+    recipe: Recipe,
+    world: World,
+) -> list[Tensor]:
+    """Accumulate the gradient of sum over tasks of lambda * (sum over tokens) / (tokens of the step).
+
+    Gives the loss sum of each micro-batch. Sharding averages gradients over ranks, hence the factor.
+    """
+    totals = []
+    for batch in plan:
+        with autocast(recipe.precision, world.device):
+            total = objective(with_features(batch, data, world.device))
+        share = recipe.tasks[batch.task].weight * world.size / max(counts[batch.task], 1)
+        (total * share).backward()
+        totals.append(total.detach())
+    return totals
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """bf16 autocast, where asked for or (auto) where a GPU has it; weights stay fp32."""
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    wanted = precision == "bf16" or (precision == "auto" and capable)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+def gradient_norm(state: TrainState) -> float:
+    """Global 2-norm of the gradient, before clipping."""
+    gradients = [weight.grad for weight in state.weights.values() if weight.grad is not None]
+    norm = get_total_norm(gradients)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def mean_losses(
+    plan: Sequence[MicroBatch],
+    totals: Sequence[Tensor],
+    counts: Mapping[str, int],
+    recipe: Recipe,
+    world: World,
+) -> dict[str, float]:
+    """Each task's loss per token over the whole step; not weighted by lambda."""
+    own = dict.fromkeys(recipe.active(), 0.0)
+    for batch, total in zip(plan, torch.stack(list(totals)).tolist(), strict=True):
+        own[batch.task] += total
+    summed = world.sum(list(own.values()))
+    return {task: value / max(counts[task], 1) for task, value in zip(own, summed, strict=True)}
+
+
+def update(state: TrainState, rate: float, norm: float, recipe: Recipe) -> None:
+    """Clip, one AdamW step at learning rate `rate`, and the moving average."""
+    if recipe.clip is not None:
+        clip(state, norm, recipe.clip)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    if recipe.ema is not None:
+        state.update_average(recipe.ema)
+
+
+def clip(state: TrainState, norm: float, most: float) -> None:
+    """Scale the gradient down to a norm of `most` (the formula of torch's `clip_grad_norm_`)."""
+    factor = min(1.0, most / (norm + 1e-6))
+    for weight in state.weights.values():
+        if weight.grad is not None:
+            weight.grad.mul_(factor)
+
+
+def skip_or_raise(
+    step: int,
+    plan: Sequence[MicroBatch],
+    totals: Sequence[Tensor],
+    state: TrainState,
+    recipe: Recipe,
+) -> None:
+    """Count a step that is not finite, or raise NonFiniteLoss naming its samples."""
+    state.tally.skipped += 1
+    if recipe.nonfinite == "skip" and state.tally.skipped <= recipe.nonfinite_limit:
+        return
+    for batch, total in zip(plan, totals, strict=True):
+        if not torch.isfinite(total):
+            raise NonFiniteLoss(step, batch.task, batch.indices, f"the loss is {float(total)}")
+    samples = [index for batch in plan for index in batch.indices]
+    raise NonFiniteLoss(step, "/".join(recipe.active()), samples, "the gradient is not finite")
+
+
+# ---- records -----------------------------------------------------------------------------------
+def describe(
+    step: int,
+    losses: Mapping[str, float],
+    norm: float,
+    rate: float,
+    counts: Mapping[str, int],
+    finite: bool,
+) -> dict[str, Any]:
+    """One line of `log.jsonl`, free of times and machine facts; a skipped step says so."""
+    line = {
+        "step": step,
+        "loss": dict(losses),
+        "lr": rate,
+        "grad_norm": norm,
+        "tokens": dict(counts),
+    }
+    return line if finite else {**line, "skipped": True}
+
+
+def save(
+    folder: Path,
+    step: int,
+    state: TrainState,
+    record: Mapping[str, Any],
+    recipe: Recipe,
+    world: World,
+) -> Path:
+    """Write the checkpoint of a completed step."""
+    facts = {"run": record, "tally": asdict(state.tally), "versions": versions()}
+    return checkpoint.save(folder, step, state.groups(), facts, keep=recipe.keep, world=world)
+
+
+def publish_log(own: Path, log: str | Path | None, world: World) -> None:
+    """Copy the complete step log to where the caller wants it."""
+    if log is not None and world.first:
+        write_atomic(log, own.read_text())

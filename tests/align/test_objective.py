@@ -1,0 +1,203 @@
+"""The four tasks, the control arms, and the choice of samples, prompts and turns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import get_cosine_schedule_with_warmup
+
+from reca.align.batches import FeatureData, pick_prompts, pick_turns, plan_step, with_features
+from reca.align.distributed import World
+from reca.align.objective import derangement, task_loss
+from reca.align.recipe import Recipe, TaskRecipe, for_arm
+from reca.align.schedule import learning_rate
+from reca.models.unified import reconstruction_loss, text_to_image_loss
+from reca.randomness import generator
+from tests.align.runs import recipe
+from tests.align.toy import Rows, Toy, toy_data
+
+CPU = torch.device("cpu")
+
+
+def planned(task: str, *, step: int = 0, world: World | None = None, **changes):
+    model, data = Toy(), toy_data()
+    chosen = recipe(**{"tasks": {task: TaskRecipe(1.0, 4)}, "accumulation": 1, **changes})
+    plan = plan_step(model, data, chosen, seed=0, step=step, world=world or World())
+    return model, with_features(plan[0], data, CPU)
+
+
+def test_reca_draws_the_image_from_its_own_embeddings():
+    model, batch = planned("reca")
+    expected = reconstruction_loss(model, batch.texts, batch.features, batch.draws)
+    assert torch.equal(task_loss(model, batch).total, expected.total)
+    rows = toy_data().draw.rows(batch.indices)
+    assert all(torch.equal(batch.features[name], rows[name]) for name in rows)
+
+
+def test_t2i_uses_the_captions_and_no_embeddings():
+    model, batch = planned("t2i")
+    assert list(batch.texts) == [f"caption {index}" for index in batch.indices]
+    expected = text_to_image_loss(model, batch.texts, batch.features, batch.draws)
+    blind = {**batch.features, "understanding": torch.full((4, 5), float("nan"))}
+    assert torch.equal(task_loss(model, replace(batch, features=blind)).total, expected.total)
+
+
+def test_text_has_no_image():
+    _, batch = planned("text")
+    assert batch.features == {} and batch.count == 4 * len("there")
+
+
+def test_shuffled_control_keeps_the_target_and_swaps_the_condition():
+    model, batch = planned("reca", shuffle_condition=True)
+    assert not (batch.partner == torch.arange(4)).any()
+    others = [batch.indices[row] for row in batch.partner]
+    seen = toy_data().draw.rows(others)["understanding"]
+    expected = reconstruction_loss(
+        model, batch.texts, {**batch.features, "understanding": seen}, batch.draws
+    )
+    assert torch.equal(task_loss(model, batch).total, expected.total)
+    own = task_loss(model, replace(batch, partner=None))
+    assert not torch.equal(own.total, expected.total)
+
+
+def test_arms_share_images_and_masks():
+    plain = recipe(tasks={"reca": TaskRecipe(1.0, 4), "i2t": TaskRecipe(1.0, 2)})
+    plans = {}
+    for arm in ("reca", "shuffled", "sft"):
+        arm_recipe = for_arm(plain, arm)
+        plans[arm] = plan_step(Toy(), toy_data(), arm_recipe, seed=0, step=5, world=World())
+    drawn = {arm: [b for b in plan if b.draws is not None] for arm, plan in plans.items()}
+    assert {b.task for b in drawn["sft"]} == {"t2i"} and len(plans["sft"]) == len(plans["reca"])
+    for arm in ("shuffled", "sft"):
+        for own, other in zip(drawn["reca"], drawn[arm], strict=True):
+            assert own.indices == other.indices
+            assert torch.equal(own.draws.mask, other.draws.mask)
+
+
+def test_derangements_are_uniform_enough_and_never_fixed():
+    drawn = generator(0, "test")
+    seen = {tuple(derangement(4, drawn).tolist()) for _ in range(200)}
+    assert len(seen) == 9 and all(row != value for each in seen for row, value in enumerate(each))
+    with pytest.raises(ValueError, match="a batch of 1 has no other image"):
+        derangement(1, drawn)
+
+
+def test_ranks_and_micro_batches_deal_out_each_epoch_once():
+    chosen = recipe(tasks={"reca": TaskRecipe(1.0, 2)}, accumulation=3)
+    for size in (1, 2, 4):
+        seen = []
+        for step in range(11):
+            for rank in range(size):
+                world = World(rank, size)
+                for batch in plan_step(Toy(), toy_data(11), chosen, seed=0, step=step, world=world):
+                    seen.extend(batch.indices)
+        counts = [seen.count(index) for index in range(11)]
+        assert counts == [len(seen) // 11] * 11
+
+
+def test_one_rank_and_two_see_the_same_samples_per_step():
+    for step in range(6):
+        one = planned("reca", step=step)[1].indices
+        half = {"tasks": {"reca": TaskRecipe(1.0, 2)}}
+        two = [planned("reca", step=step, world=World(rank, 2), **half)[1] for rank in range(2)]
+        assert sorted(one) == sorted(two[0].indices + two[1].indices)
+    assert not torch.equal(two[0].draws.mask, two[1].draws.mask)
+
+
+def test_prompts_per_sample_or_per_batch():
+    bank = [f"prompt {index}" for index in range(50)]
+    assert len(set(pick_prompts(bank, 20, "sample", generator(0)))) > 5
+    assert len(set(pick_prompts(bank, 20, "batch", generator(0)))) == 1
+    with pytest.raises(ValueError, match="bank is empty"):
+        pick_prompts([], 2, "sample", generator(0))
+
+
+def test_turns_are_subsampled_in_order():
+    turns = [(str(index), "a") for index in range(9)]
+    picks = [pick_turns([[turns]], 3, generator(seed))[0] for seed in range(20)]
+    assert all(len(pick) == 3 and pick == sorted(pick) for pick in picks)
+    assert len({tuple(pick) for pick in picks}) > 10
+    assert pick_turns([[turns]], None, generator(0)) == [turns]
+    several = {
+        pick_turns([[[("one", "")], [("two", "")]]], 1, generator(s))[0][0] for s in range(20)
+    }
+    assert several == {("one", ""), ("two", "")}
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"draw": Rows(3, 0), "draw_captions": ["a"]}, "draw_captions has 1 entries for 3 cached"),
+        ({"read_conversations": [[[("q", "a")]]]}, "has 1 entries for 0 cached images"),
+        ({"text_conversations": [[[]]]}, r"text_conversations\[0\] has no turn"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureData(**fields)
+
+
+def test_missing_data_is_named():
+    chosen = recipe(tasks={"t2i": TaskRecipe(1.0, 2)})
+    with pytest.raises(ValueError, match="needs 'draw' data"):
+        plan_step(Toy(), FeatureData(), chosen, seed=0, step=0, world=World())
+    with pytest.raises(ValueError, match="t2i needs captions"):
+        plan_step(Toy(), FeatureData(draw=Rows(3, 0)), chosen, seed=0, step=0, world=World())
+
+
+# ---- recipe and schedule -----------------------------------------------------------------------
+def test_tasks_without_weight_cost_nothing():
+    chosen = recipe(tasks={"t2i": TaskRecipe(0.0, 2), "reca": TaskRecipe(1.0, 2)})
+    plan = plan_step(Toy(), toy_data(), chosen, seed=0, step=0, world=World())
+    assert {batch.task for batch in plan} == {"reca"}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"tasks": {"edit": TaskRecipe()}}, r"align.tasks.edit is 'edit'; allowed: one of reca"),
+        ({"tasks": {"reca": TaskRecipe(0.0)}}, "align.tasks .* weight above 0"),
+        ({"tasks": {"reca": TaskRecipe(1.0, 0)}}, "align.tasks.reca.batch is 0"),
+        (
+            {"tasks": {"reca": TaskRecipe(1.0, 1)}, "shuffle_condition": True},
+            "at least 2 with shuffle_condition",
+        ),
+        ({"precision": "fp16"}, "align.precision is 'fp16'; allowed: one of auto, fp32, bf16"),
+        ({"lr": 0.0}, "align.lr is 0.0; allowed: above 0"),
+        ({"ema": 1.0}, "align.ema is 1.0"),
+        ({"betas": [0.9]}, r"align.betas is \[0.9\]; allowed: two numbers"),
+        ({"keep": 0}, "align.keep is 0; allowed: at least 1"),
+    ],
+)
+def test_wrong_recipes_are_refused_by_field(changes, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(**changes).validate()
+
+
+def test_recipe_passes_through_omegaconf():
+    config = OmegaConf.merge(OmegaConf.structured(Recipe), {"tasks": {"i2t": {"batch": 2}}})
+    made = OmegaConf.to_object(config)
+    assert made == Recipe(tasks={"reca": TaskRecipe(), "i2t": TaskRecipe(1.0, 2)})
+
+
+def test_schedule_is_the_published_formula():
+    chosen = Recipe(lr=3e-4, warmup=5, steps=40)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=chosen.lr)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, chosen.warmup, chosen.steps)
+    for step in range(chosen.steps):
+        assert learning_rate(chosen, step) == optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+
+
+def test_schedule_variants():
+    constant = Recipe(lr=1.0, warmup=4, schedule="constant")
+    assert [learning_rate(constant, step) for step in (0, 1, 4, 999)] == [0.0, 0.25, 1.0, 1.0]
+    floored = Recipe(lr=1.0, floor=0.1, steps=10, horizon=8)
+    assert learning_rate(floored, 8) == learning_rate(floored, 9) == pytest.approx(0.1)
+    late = Recipe(lr=5e-7, warmup=1000, steps=5000, horizon=1_000_000)
+    assert learning_rate(late, 4999) == pytest.approx(5e-7, rel=1e-4)  # SPEC showo section 5

@@ -1,0 +1,160 @@
+"""Bit-exact resume (R1), signals (R4), refusal of another run's checkpoint (R6)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reca.align import checkpoint
+from reca.align.preemption import REQUEUE_EXIT_CODE
+from reca.align.recipe import TaskRecipe
+from reca.align.trainer import CHECKPOINTS
+from tests.align import runs
+from tests.align.runs import STEPS, assert_same_run, run
+from tests.align.toy import Toy, toy_data
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    model, summary = run(folder)
+    assert summary.steps == STEPS and summary.resumed_from == 0
+    return folder, model
+
+
+def lines(folder):
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_three_sittings_equal_one(straight, tmp_path):
+    for end, resumed in ((3, 0), (10, 3), (STEPS, 10)):
+        model, summary = run(tmp_path, stop_at=end)
+        assert summary.resumed_from == resumed
+    assert_same_run(straight[0], tmp_path)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, dict(straight[1].named_parameters())[name]), name
+
+
+# Each step reads `draw` rows 4 times (reca and t2i, twice). Kills: first and second micro-batch of a step.
+@pytest.mark.parametrize("reads", [4 * 12 + 1, 4 * 13 + 4])
+def test_killed_run_continues_bit_for_bit(straight, tmp_path, reads):
+    child = runs.start(runs.run_until_killed, tmp_path, reads)
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert (
+        len(lines(tmp_path)) == (reads - 1) // 4
+    )  # logged steps beyond the checkpoint are done again
+    _, summary = run(tmp_path)
+    assert summary.resumed_from == 10
+    assert_same_run(straight[0], tmp_path)
+
+
+def test_killed_at_random_times(straight, tmp_path):
+    chosen = random.Random(0)
+    for _ in range(6):
+        before = checkpoint.latest(tmp_path / CHECKPOINTS).step
+        child = runs.start(runs.run_all, tmp_path, {"checkpoint_every": 1})
+        wait_for(
+            lambda at=before, child=child: len(lines(tmp_path)) > at + 1 or not child.is_alive()
+        )
+        time.sleep(chosen.uniform(0, 0.05))
+        child.kill()
+        child.join(60)
+        found = checkpoint.latest(tmp_path / CHECKPOINTS)
+        assert found.path is not None and found.step >= before and not found.broken
+    run(tmp_path, changes={"checkpoint_every": 1})
+    assert_same_run(straight[0], tmp_path)
+
+
+def wait_for(holds, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [
+        [signal.SIGTERM],
+        [signal.SIGUSR1],
+        [signal.SIGUSR2],
+        [signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM],
+    ],
+)
+def test_signal_saves_and_asks_for_requeue(tmp_path, signals):
+    steps = 2000  # far more than the time until the signal allows
+    child = runs.start(runs.run_all, tmp_path, {"steps": steps, "checkpoint_every": 0})
+    wait_for(lambda: len(lines(tmp_path)) >= 2)
+    for number in signals:
+        os.kill(child.pid, number)
+    child.join(60)
+    assert child.exitcode == REQUEUE_EXIT_CODE
+    found = checkpoint.latest(tmp_path / CHECKPOINTS)
+    assert found.step == len(lines(tmp_path)) < steps and not found.broken  # no step is wasted
+    _, summary = run(tmp_path, changes={"steps": steps}, stop_at=found.step + 1)
+    assert summary.resumed_from == found.step
+
+
+def test_handlers_are_restored(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run(tmp_path, changes={"steps": 1})
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def other_data():
+    return replace(toy_data(), prompts=["another prompt"])
+
+
+CHANGES = {
+    "seed": {"seed": 9},
+    "recipe.lr": {"changes": {"lr": 3e-2}},
+    "recipe.betas": {"changes": {"betas": [0.9, 0.95]}},
+    "recipe.tasks.i2t.batch": {
+        "changes": {"tasks": {**runs.recipe().tasks, "i2t": TaskRecipe(1.0, 4)}}
+    },
+    "data": {"data": other_data()},
+    "model": {"model": Toy(seed=1)},
+    "given.cache": {"identity": {"cache": "other"}},
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_resume_of_another_run_is_refused_by_field(tmp_path, field):
+    run(tmp_path, stop_at=1, identity={"cache": "one"})
+    changed = {"identity": {"cache": "one"}} | CHANGES[field]
+    with pytest.raises(ValueError, match=rf"another configuration:\n  {field}: .* -> .*\nrestore"):
+        run(tmp_path, stop_at=2, **changed)
+    assert checkpoint.latest(tmp_path / CHECKPOINTS).step == 1
+
+
+def test_allowed_and_harmless_changes_resume(tmp_path):
+    run(tmp_path, stop_at=1)
+    changes = {"lr": 3e-2, "keep": 7, "checkpoint_every": 3}
+    _, summary = run(tmp_path, stop_at=2, changes=changes, allow=["recipe.lr"])
+    assert summary.resumed_from == 1
+
+
+def test_a_finished_run_is_not_trained_again(straight):
+    before = (straight[0] / "log.jsonl").read_bytes()
+    model, summary = run(straight[0])
+    assert summary.resumed_from == STEPS and summary.loss == {}
+    assert (straight[0] / "log.jsonl").read_bytes() == before
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, dict(straight[1].named_parameters())[name]), name
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    with (
+        checkpoint.exclusive(tmp_path),
+        pytest.raises(ValueError, match="another process trains here"),
+    ):
+        run(tmp_path, stop_at=1)
