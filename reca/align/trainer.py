@@ -94,7 +94,7 @@ def align(
         record = run_identity(model, data, recipe, seed=seed, world=world, given=identity)
         objective, state, blocks = set_up(model, names, recipe, world)
         start = resume(work_dir / CHECKPOINTS, state, record, allow, world)
-        end = recipe.steps if stop_at is None else min(stop_at, recipe.steps)
+        end = recipe.steps if stop_at is None else max(start, min(stop_at, recipe.steps))
         saved, losses = work_dir / CHECKPOINTS / f"step-{start:010d}", {}
         with (
             StopFlag() as stop,
