@@ -1,0 +1,182 @@
+"""Show-o's frozen parts: what a picture becomes before the trained network sees it, and codes back
+to pictures.
+
+Source: reference/showo/SPEC.md section 2. Letters: B batch, R resolution, N image codes, P CLIP
+patches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPImageProcessorPil
+
+from reca import images as pictures
+from reca.models.showo.magvit import Magvit
+from reca.models.showo.network import ShowoConfig, clip_features, clip_tower
+from reca.models.showo.weights import official_state
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from reca.models.unified import Features, Use
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_READ_SIDE = 512  # the VQ variant crops what it reads at 512, whatever its resolution
+
+
+class FrozenEncoders(nn.Module):
+    """The MAGVIT-v2 tokenizer and, for the CLIP variant, the CLIP tower; neither is ever trained
+    here.
+    """
+
+    def __init__(self, config: ShowoConfig, chunk: int = 32) -> None:
+        super().__init__()
+        self.config = config
+        self.chunk = chunk
+        self.magvit = Magvit(config.vq)
+        self.clip = clip_tower(config) if config.understanding == "clip" else None
+        self.requires_grad_(False)
+        self._fingerprints: dict[Use, tuple[tuple[int, ...], str]] = {}
+
+    # ---- pictures to features -------------------------------------------------------------------
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image], use: Use) -> Features:
+        """`draw`: target codes [B, N] and the condition; `read`: the condition alone, prepared as
+        for questions.
+
+        Condition `understanding`: CLIP features [B, P, Dclip], or codes [B, C]. Codes come in the
+        smallest signed integer type that holds them.
+        """
+        one = self._draw if use == "draw" else self._read
+        parts = [one(images[i : i + self.chunk]) for i in range(0, len(images), self.chunk)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _draw(self, images: Sequence[Image]) -> Features:
+        pixels = self._stack(
+            pictures.to_tensor(pictures.squash(image, self.config.resolution)) for image in images
+        )
+        if self.clip is not None:
+            understanding = clip_features(self.clip, self.clip_condition(pixels))
+        else:
+            understanding = self.codes(self.vq_condition(pixels))
+        return {"target": self.codes(pixels), "understanding": understanding}
+
+    def _read(self, images: Sequence[Image]) -> Features:
+        if self.clip is not None:
+            return {"understanding": clip_features(self.clip, self._stack(self.clip_crops(images)))}
+        return {"understanding": self.codes(self.vq_crops(images))}
+
+    def codes(self, pixels: Tensor) -> Tensor:
+        """Image codes of pixels [B, 3, H, W] in [-1, 1], in the smallest type that holds them."""
+        small = torch.int16 if self.config.codebook_size <= 2**15 else torch.int32
+        return self.magvit.tokenise(pixels).to(small)
+
+    # ---- preparations, each on its own so that they can be checked -------------------------------
+    def clip_condition(self, pixels: Tensor) -> Tensor:
+        """The RecA condition for CLIP: target pixels scaled bilinearly to the tower's side, [B, 3,
+        S, S].
+
+        They stay in [-1, 1] as published, unless the config says `clip_condition_normalise`.
+        """
+        side = self._clip_side
+        scaled = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
+        if not self.config.clip_condition_normalise:
+            return scaled
+        mean, std = (scaled.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        return ((scaled + 1) / 2 - mean) / std
+
+    def vq_condition(self, pixels: Tensor) -> Tensor:
+        """The RecA condition for VQ: half the resolution, blurred through an eighth, or the target
+        itself.
+        """
+        side = self.config.resolution
+        if self.config.vq_condition == "full":
+            return pixels
+        if self.config.vq_condition == "half":
+            return _bilinear(pixels, side // 2)
+        return _bilinear(_bilinear(pixels, side // 8), side)
+
+    def clip_crops(self, images: Sequence[Image]) -> list[Tensor]:
+        """CLIP's own preparation for reading: short side, centre crop, CLIP mean and std; each [3,
+        S, S].
+        """
+        side = self._clip_side
+        processor = CLIPImageProcessorPil(
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            image_mean=list(CLIP_MEAN),
+            image_std=list(CLIP_STD),
+        )
+        return list(processor([*images], return_tensors="pt")["pixel_values"])
+
+    def vq_crops(self, images: Sequence[Image]) -> Tensor:
+        """The VQ variant's preparation for reading: short side and centre crop at 512, then R; [B,
+        3, R, R].
+
+        Models smaller than the released ones crop at their own resolution.
+        """
+        side = self.config.resolution
+        crop = _READ_SIDE if side >= 256 else side
+        pixels = self._stack(
+            pictures.to_tensor(pictures.short_side_crop(image, crop)) for image in images
+        )
+        return pixels if crop == side else _bilinear(pixels, side)
+
+    # ---- codes to pictures -----------------------------------------------------------------------
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> list[Image]:
+        """Pictures of codes [B, N]."""
+        pixels = self.magvit.detokenise(codes.long().to(self._device))
+        return [pictures.to_image(picture) for picture in pixels]
+
+    # ---- identity --------------------------------------------------------------------------------
+    def fingerprint(self, use: Use) -> str:
+        """Hash of the weights and options that `encode(..., use)` depends on; kept until a weight
+        changes.
+        """
+        modules = [module for module in (self.magvit, self.clip) if module is not None]
+        if use == "read":
+            modules = modules[-1:]  # CLIP reads alone where there is one
+        state = {k: v for module in modules for k, v in official_state(module).items()}
+        versions = tuple(number for t in state.values() for number in (t.data_ptr(), t._version))
+        if use not in self._fingerprints or self._fingerprints[use][0] != versions:
+            self._fingerprints[use] = (versions, self._hash(use, state))
+        return self._fingerprints[use][1]
+
+    def _hash(self, use: Use, state: dict[str, Tensor]) -> str:
+        names: tuple[str, ...] = ("resolution", "understanding", "clip_vision", "vq")
+        if use == "draw":
+            names += ("clip_condition_normalise", "vq_condition")
+        described = asdict(self.config)
+        options = {"use": use} | {name: described[name] for name in names}
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+        for name in sorted(state):
+            tensor = state[name].detach().cpu().contiguous()
+            digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @property
+    def _clip_side(self) -> int:
+        assert self.config.clip_vision is not None
+        return int(self.config.clip_vision["image_size"])
+
+    @property
+    def _device(self) -> torch.device:
+        return self.magvit.quantize.embedding.device
+
+    def _stack(self, tensors: Iterable[Tensor]) -> Tensor:
+        return torch.stack(list(tensors)).to(self._device)
+
+
+def _bilinear(pixels: Tensor, side: int) -> Tensor:
+    return F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)

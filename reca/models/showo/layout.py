@@ -1,0 +1,290 @@
+"""Show-o's sequences as ids, roles and targets: one builder per task, one rule for the attention
+mask.
+
+Everything here is a pure function of token ids; text comes in already tokenised (`text.py`). A
+layout says per token what it is (its role); who may look at whom follows from the roles alone, so
+columns can be dropped before the mask is made. Source: reference/showo/SPEC.md section 3. Letters:
+B batch, L sequence, N image codes, P CLIP patches, M `max_text`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from reca.models.showo.network import SpecialIds
+
+IGNORE = -100
+"""In `targets`: this position carries no loss. In `ids`: a CLIP embedding stands here instead of a
+token.
+"""
+
+PAD, TEXT, CONDITION, IMAGE = range(4)
+"""Roles of tokens: padding, causal text, an image that is read, and the image that is drawn."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch of sequences: `ids`, `roles`, `targets` and `positions`, each int64 [B, L].
+
+    `targets[b, q]` is what the logit at q must predict (shifts are already applied), IGNORE where
+    nothing. `condition_is_open`: every row sees the read image, also rows before it.
+    `pads_are_hidden`: not even pads see pads.
+    """
+
+    ids: Tensor
+    roles: Tensor
+    targets: Tensor
+    positions: Tensor
+    condition_is_open: bool = False
+    pads_are_hidden: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of positions that carry a loss."""
+        return int((self.targets != IGNORE).sum())
+
+    def allowed(self) -> Tensor:
+        """The attention mask, bool [B, L, L]: causal, images see themselves both ways, nobody but
+        pads sees pads.
+        """
+        query, key = self.roles.unsqueeze(2), self.roles.unsqueeze(1)
+        length = self.roles.shape[1]
+        seen = torch.ones(length, length, dtype=torch.bool, device=self.roles.device).tril()
+        seen = seen | ((query == key) & (key >= CONDITION))
+        if self.condition_is_open:
+            seen = seen | (key == CONDITION)
+        visible = key != PAD if self.pads_are_hidden else (key != PAD) | (query == PAD)
+        return seen & visible
+
+    def trimmed(self) -> Layout:
+        """Drop the columns that are pads in every row; position ids stay, so results do not change
+        (SPEC 7.8).
+        """
+        keep = (self.roles != PAD).any(dim=0)
+        return self if bool(keep.all()) else self._columns(keep)
+
+    def columns(self, start: int, stop: int) -> Layout:
+        """The columns start..stop-1 only."""
+        return self._columns(slice(start, stop))
+
+    def image_columns(self) -> tuple[int, int]:
+        """Start and stop of the block that is drawn; it has the same place in every row."""
+        drawn = (self.roles[0] == IMAGE).nonzero()
+        return int(drawn[0]), int(drawn[-1]) + 1
+
+    def to(self, device: torch.device | str) -> Layout:
+        """The same layout on another device."""
+        names = ("ids", "roles", "targets", "positions")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def _columns(self, chosen: Tensor | slice) -> Layout:
+        names = ("ids", "roles", "targets", "positions")
+        return replace(self, **{name: getattr(self, name)[:, chosen] for name in names})
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some columns of a layout: `ids`, `roles` and `targets`, each [B, columns]."""
+
+    ids: Tensor
+    roles: Tensor
+    targets: Tensor
+
+
+# ---- drawing: text-to-image and RecA -------------------------------------------------------------
+def text_to_image(
+    texts: Sequence[Sequence[int]],
+    image: Tensor,
+    targets: Tensor,
+    special: SpecialIds,
+    max_text: int,
+    boundary_targets: bool = True,
+) -> Layout:
+    """`[pad]* [t2i] text | [soi] image [eoi]` with a prefix of M + 1 tokens (SPEC 3.1).
+
+    `texts` are framed as `[bos] .. [eos]`; too long ones are cut and end in eos. `image` [B, N]
+    holds token ids (codes or MASK), `targets` [B, N] the ids to predict. `boundary_targets`: soi
+    and eoi carry a loss too, as published.
+    """
+    prefix = [_cut([special.t2i, *text], max_text + 1, special.eos) for text in texts]
+    block = _drawn(image, targets, special, boundary_targets)
+    return _assemble([_pad_left(prefix, max_text + 1, special.pad), block])
+
+
+def reconstruction_clip(
+    prompts: Sequence[Sequence[int]],
+    clip_tokens: int,
+    image: Tensor,
+    targets: Tensor,
+    special: SpecialIds,
+    head_text: int,
+) -> Layout:
+    """`[mmu][soi] CLIP*P [eoi] prompt [pad]* | [soi] image [eoi]`, right-padded to `head_text` ids
+    + P (SPEC 3.4).
+
+    ValueError when a prompt (framed as `[bos] .. [eos]`) does not fit.
+    """
+    batch, room = len(prompts), head_text - 3
+    _check_room(prompts, room, "network.head_text")
+    head = [
+        _constant(batch, [special.mmu, special.soi], TEXT),
+        _constant(batch, [IGNORE] * clip_tokens, CONDITION),
+        _constant(batch, [special.eoi], TEXT),
+        _pad_right(prompts, room, special.pad),
+        _constant(batch, [special.soi], TEXT),
+    ]
+    block = Piece(image, torch.full_like(image, IMAGE), targets)
+    tail = _constant(batch, [special.eoi], TEXT)
+    return _assemble([*head, block, tail], condition_is_open=True, pads_are_hidden=True)
+
+
+def reconstruction_vq(
+    prompts: Sequence[Sequence[int]],
+    condition: Tensor,
+    image: Tensor,
+    targets: Tensor,
+    special: SpecialIds,
+    max_text: int,
+) -> Layout:
+    """`[pad]* [mmu][soi] condition [eoi] prompt | [soi] image [eoi]` with M = pads + prompt (SPEC
+    3.5).
+
+    `condition` [B, C] holds the token ids of the read image. ValueError when a prompt does not fit.
+    """
+    _check_room(prompts, max_text, "options.max_text_training")
+    fixed = condition.shape[1] + 3
+    rows, roles = [], []
+    for prompt, codes in zip(prompts, condition.tolist(), strict=True):
+        pads = max_text - len(prompt)
+        rows.append([special.pad] * pads + [special.mmu, special.soi, *codes, special.eoi, *prompt])
+        roles.append([PAD] * pads + [TEXT] + [CONDITION] * (fixed - 1) + [TEXT] * len(prompt))
+    ids = torch.tensor(rows)
+    head = Piece(ids, torch.tensor(roles), torch.full_like(ids, IGNORE))
+    return _assemble([head, _drawn(image, targets, special, boundary_targets=False)])
+
+
+# ---- reading: conversations and questions --------------------------------------------------------
+def clip_prefix(
+    batch: int, clip_tokens: int, system: Sequence[int], special: SpecialIds
+) -> list[Piece]:
+    """`[mmu] system [soi] CLIP*P [eoi]` (SPEC 3.2); the system prompt may be empty."""
+    return [
+        _constant(batch, [special.mmu, *system, special.soi], TEXT),
+        _constant(batch, [IGNORE] * clip_tokens, CONDITION),
+        _constant(batch, [special.eoi], TEXT),
+    ]
+
+
+def vq_prefix(codes: Tensor, special: SpecialIds) -> list[Piece]:
+    """`[mmu][soi] codes [eoi]`, all of it visible to every row; `codes` [B, N] are token ids (SPEC
+    3.3).
+    """
+    batch = codes.shape[0]
+    return [
+        _constant(batch, [special.mmu, special.soi], CONDITION),
+        Piece(codes, torch.full_like(codes, CONDITION), torch.full_like(codes, IGNORE)),
+        _constant(batch, [special.eoi], CONDITION),
+    ]
+
+
+def text_prefix(batch: int, special: SpecialIds) -> list[Piece]:
+    """`[bos]`: a conversation without an image."""
+    return [_constant(batch, [special.bos], TEXT)]
+
+
+def conversation(
+    prefix: Sequence[Piece],
+    texts: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    length: int,
+    special: SpecialIds,
+) -> Layout:
+    """`prefix | text [pad]*`: conversations cut and right-padded to `length`, each label predicted
+    one token earlier.
+    """
+    text = _pad_right([row[:length] for row in texts], length, special.pad)
+    wanted = _pad_right([row[:length] for row in labels], length, IGNORE).ids
+    unshifted = _assemble(
+        [*prefix, replace(text, targets=wanted)], condition_is_open=True, pads_are_hidden=False
+    )
+    shifted = unshifted.targets.roll(-1, dims=1)
+    shifted[:, -1] = IGNORE
+    return replace(unshifted, targets=shifted)
+
+
+def question(
+    prefix: Sequence[Piece], texts: Sequence[Sequence[int]], special: SpecialIds
+) -> Layout:
+    """`prefix | [pad]* text`: all rows end in the last column, where the answer begins.
+
+    Pads take no position here, so a row reads as it would alone.
+    """
+    longest = max(len(row) for row in texts)
+    layout = _assemble([*prefix, _pad_left(texts, longest, special.pad)], condition_is_open=True)
+    positions = (layout.roles != PAD).long().cumsum(dim=1) - 1
+    return replace(layout, positions=positions)
+
+
+# ---- pieces --------------------------------------------------------------------------------------
+def _assemble(
+    pieces: Sequence[Piece], condition_is_open: bool = False, pads_are_hidden: bool = False
+) -> Layout:
+    ids = torch.cat([piece.ids for piece in pieces], dim=1)
+    return Layout(
+        ids=ids,
+        roles=torch.cat([piece.roles for piece in pieces], dim=1),
+        targets=torch.cat([piece.targets for piece in pieces], dim=1),
+        positions=torch.arange(ids.shape[1]).expand_as(ids),
+        condition_is_open=condition_is_open,
+        pads_are_hidden=pads_are_hidden,
+    )
+
+
+def _constant(batch: int, row: Sequence[int], role: int) -> Piece:
+    ids = torch.tensor(row, dtype=torch.long).expand(batch, -1)
+    return Piece(ids, torch.full_like(ids, role), torch.full_like(ids, IGNORE))
+
+
+def _drawn(image: Tensor, targets: Tensor, special: SpecialIds, boundary_targets: bool) -> Piece:
+    """`[soi] image [eoi]`, all of role IMAGE."""
+    ends = [torch.full_like(image[:, :1], token) for token in (special.soi, special.eoi)]
+    ids = torch.cat([ends[0], image, ends[1]], dim=1)
+    end_targets = ends if boundary_targets else [torch.full_like(end, IGNORE) for end in ends]
+    wanted = torch.cat([end_targets[0], targets, end_targets[1]], dim=1)
+    return Piece(ids, torch.full_like(ids, IMAGE), wanted)
+
+
+def _pad_left(rows: Sequence[Sequence[int]], length: int, pad: int) -> Piece:
+    ids = torch.tensor([[pad] * (length - len(row)) + [*row] for row in rows], dtype=torch.long)
+    pads = torch.tensor([length - len(row) for row in rows]).unsqueeze(1)
+    return _text_piece(ids, torch.arange(length) < pads)
+
+
+def _pad_right(rows: Sequence[Sequence[int]], length: int, pad: int) -> Piece:
+    ids = torch.tensor([[*row] + [pad] * (length - len(row)) for row in rows], dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows]).unsqueeze(1)
+    return _text_piece(ids, torch.arange(length) >= lengths)
+
+
+def _text_piece(ids: Tensor, is_pad: Tensor) -> Piece:
+    roles = torch.full_like(ids, TEXT).masked_fill_(is_pad, PAD)
+    return Piece(ids, roles, torch.full_like(ids, IGNORE))
+
+
+def _cut(row: list[int], length: int, eos: int) -> list[int]:
+    return row if len(row) <= length else [*row[: length - 1], eos]
+
+
+def _check_room(prompts: Sequence[Sequence[int]], room: int, key: str) -> None:
+    longest = max(len(prompt) for prompt in prompts)
+    if longest > room:
+        raise ValueError(
+            f"a reconstruction prompt has {longest} tokens (with bos and eos) but only {room} fit; "
+            f"shorten the prompt or raise {key}"
+        )
