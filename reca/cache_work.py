@@ -1,0 +1,147 @@
+"""The work folder of a cache that is being built: finished shards by key, shared by processes.
+
+A shard is two files, the features and the record that makes them count, named by a key that covers
+images and encoder. So whatever lies here is right for whoever asks for its key, or is not asked for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save
+
+from reca import records
+from reca.cache_files import ABOUT
+
+if TYPE_CHECKING:
+    from reca.models.unified import Features
+
+_log = logging.getLogger(__name__)
+_NARROWER = (torch.uint8, torch.int16, torch.int32)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Finished and unfinished shards in one folder."""
+
+    folder: Path
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the folder; of the processes that share it, the last to succeed removes it."""
+        descriptor = self._hold()
+        try:
+            yield
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(self.folder)
+        except BlockingIOError:
+            _log.debug("%s: another process still works here", self.folder)
+        finally:
+            os.close(descriptor)
+
+    def _hold(self) -> int:
+        """A shared lock on the folder itself, made anew if it was removed before the lock held."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(self.folder, os.O_RDONLY)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                if os.path.samestat(os.fstat(descriptor), self.folder.stat()):
+                    return descriptor
+                os.close(descriptor)
+            except FileNotFoundError:
+                continue
+
+    @contextmanager
+    def lock(self, name: str, wait: bool) -> Iterator[bool]:
+        """Hold a named lock, which the kernel frees if the process dies; False: another has it."""
+        with open(self.folder / f"{name}.lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def write(self, key: str, features: Features, record: dict[str, Any]) -> dict[str, Any]:
+        """Finish a shard: the features first, then the record, which is returned with their hash."""
+        stored = {name: narrowed(tensor).contiguous() for name, tensor in features.items()}
+        # One metadata entry only: safetensors writes several in random order, and equal features
+        # must give equal bytes.
+        data = save(stored, metadata={"key": key})
+        records.write_atomic(self._features(key), data)
+        record = {**record, "key": key, "sha256": records.sha256_bytes(data), "bytes": len(data)}
+        records.write_json(self._record(key), record)
+        return record
+
+    def finished(self, key: str) -> dict[str, Any] | None:
+        """The record of a shard that is whole; None where there is none or a byte of it changed."""
+        features = self._features(key)
+        if not (self._record(key).is_file() and features.is_file()):
+            return None
+        try:
+            record = records.read_json(self._record(key))
+            if record["key"] == key and record["sha256"] == records.sha256_file(features):
+                return record
+        except (ValueError, KeyError) as problem:
+            _log.warning("%s", problem)
+        _log.warning("%s: damaged, it is encoded again", features)
+        return None
+
+    def adopt(self, cache: Path) -> None:
+        """Offer the shards of an older cache; `finished` checks one before it is used."""
+        if not (cache / ABOUT).is_file():
+            return
+        try:
+            run = cache / records.RUN
+            seconds = records.read_json(run).get("shard_seconds", {}) if run.is_file() else {}
+            for shard in records.read_json(cache / ABOUT)["shards"]:
+                key = shard["record"]["key"]
+                second_name(cache / shard["file"], self._features(key))
+                record = {**shard["record"], "seconds": seconds.get(key, 0.0)}
+                records.write_json(self._record(key), record)
+        except (ValueError, LookupError, TypeError, OSError) as problem:
+            _log.warning("%s: the older cache is damaged, it is made again (%s)", cache, problem)
+
+    def place(self, key: str, target: Path) -> None:
+        """Give a finished shard its name in a cache."""
+        second_name(self._features(key), target)
+
+    def _features(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def _record(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+
+def second_name(source: Path, target: Path) -> None:
+    """Link a finished file, or copy it where that is not possible; finished files never change."""
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(source, partial)
+        os.replace(partial, target)
+
+
+def narrowed(tensor: torch.Tensor) -> torch.Tensor:
+    """Integers in the smallest dtype that holds them exactly; anything else unchanged."""
+    if tensor.dtype not in (torch.int64, torch.int32) or tensor.numel() == 0:
+        return tensor
+    low, high = int(tensor.min()), int(tensor.max())
+    for dtype in _NARROWER:
+        limits = torch.iinfo(dtype)
+        if limits.min <= low and high <= limits.max:
+            return tensor.to(dtype)
+    return tensor

@@ -1,0 +1,66 @@
+"""One picture at a time with any model folder: draw, reconstruct, ask. Pure functions of the seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reca.generate import draw as draw_rows
+from reca.generate import inference
+from reca.images import decode
+from reca.models import load_model
+from reca.models.unified import Sampling
+from reca.prompts import bank
+from reca.randomness import generator
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def draw(
+    model_dir: str | Path, prompt: str, *, seed: int = 0, sampling: Sampling | None = None
+) -> Image:
+    """Draw a prompt; ValueError names a model folder or prompt that is not usable."""
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; say what to draw")
+    model = load_model(model_dir)
+    with inference(model):
+        noise = [generator("draw", seed)]
+        return draw_rows(model, [prompt], None, sampling or Sampling(), noise)[0]
+
+
+def reconstruct(
+    model_dir: str | Path,
+    image: str | Path,
+    *,
+    prompt: str | None = None,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+) -> Image:
+    """Draw a picture again from the model's own understanding of it; by default under the bank's first prompt."""
+    picture, model = read_picture(image), load_model(model_dir)
+    with inference(model):
+        features = model.encode([picture], "draw")
+        noise = [generator("reconstruct", seed)]
+        texts = [prompt or bank()[0]]
+        return draw_rows(model, texts, features, sampling or Sampling(), noise)[0]
+
+
+def ask(
+    model_dir: str | Path, image: str | Path, question: str, *, max_new_tokens: int = 32
+) -> str:
+    """Answer a question about a picture."""
+    picture, model = read_picture(image), load_model(model_dir)
+    with inference(model):
+        return model.answer([question], model.encode([picture], "read"), max_new_tokens)[0]
+
+
+def read_picture(path: str | Path) -> Image:
+    """A picture from a file; ValueError names one that is missing or unreadable."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as problem:
+        raise ValueError(
+            f"{path}: cannot read ({problem.strerror}); give a JPEG, PNG or WebP file"
+        ) from problem
+    return decode(data, name=str(path))
