@@ -1,0 +1,100 @@
+"""The trail, walked: every recorded output is hashed again, and every input is found upstream.
+
+A stage names its inputs by sha256. Where such a hash is that of another stage's manifest, the trail goes
+on there, wherever the folder lies now; so a moved or pulled results folder audits as well as a fresh one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reca.records import MANIFEST, read_json, sha256_file, verify
+
+PARTIAL = ".partial-"  # a scratch folder that an interrupted stage left behind
+
+
+@dataclass
+class Audit:
+    """What an audit found: `problems` break the trail, `orphans` are files that no record covers."""
+
+    stages: int = 0
+    files: int = 0
+    problems: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether every hash is right and every input was found."""
+        return not self.problems
+
+
+def audit(folders: Iterable[str | Path], root: str | Path = ".") -> Audit:
+    """Audit all stages below `folders`; paths in records are relative to `root`, the checkout.
+
+    ValueError where a folder does not exist or holds no record at all.
+    """
+    places, root, found = [Path(folder) for folder in folders], Path(root), Audit()
+    manifests = _manifests(places)
+    for manifest in manifests:
+        _check_outputs(manifest.parent, found)
+    known = {sha256_file(path) for path in manifests}
+    used: set[str] = set()
+    for manifest in manifests:
+        used |= _check_inputs(manifest, root, known, found)
+    stages = {manifest.parent for manifest in manifests}
+    found.orphans = [str(path) for path in _uncovered(places, stages) if _is_orphan(path, used)]
+    return found
+
+
+def _manifests(folders: list[Path]) -> list[Path]:
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; name one that holds results or data")
+    paths = {path for folder in folders for path in folder.rglob(MANIFEST)}
+    kept = sorted(path for path in paths if PARTIAL not in str(path))
+    if not kept:
+        raise ValueError(f"{', '.join(map(str, folders))}: no {MANIFEST} below; nothing to audit")
+    return kept
+
+
+def _check_outputs(directory: Path, found: Audit) -> None:
+    found.stages += 1
+    try:
+        found.files += len(verify(directory)["outputs"])
+    except (KeyError, TypeError) as error:
+        found.problems.append(f"{directory / MANIFEST}: not a manifest of ours (no {error})")
+    except ValueError as error:
+        found.problems.append(str(error))
+
+
+def _check_inputs(manifest: Path, root: Path, known: set[str], found: Audit) -> set[str]:
+    """Report inputs that are neither where they were read nor among the audited stages."""
+    try:
+        inputs: dict[str, Any] = read_json(manifest)["inputs"]
+    except (KeyError, ValueError):
+        return set()  # reported with the outputs
+    for name, record in inputs.items():
+        if record["sha256"] in known:
+            continue
+        path = root / record["path"]
+        if not path.is_file():
+            problem = f"is gone, and no audited stage has its hash {record['sha256'][:12]}"
+        elif sha256_file(path) != record["sha256"]:
+            problem = f"is not what was read (hash {record['sha256'][:12]}); run the stage again"
+        else:
+            continue
+        found.problems.append(f"{manifest.parent}: input {name} ({record['path']}) {problem}")
+    return {record["sha256"] for record in inputs.values()}
+
+
+def _uncovered(folders: list[Path], stages: set[Path]) -> list[Path]:
+    files = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
+    return sorted(path for path in files if not stages.intersection(path.parents))
+
+
+def _is_orphan(path: Path, used: set[str]) -> bool:
+    """A file outside all stages is covered still where a stage read it (a chosen guidance, say)."""
+    return sha256_file(path) not in used

@@ -1,0 +1,343 @@
+"""The command line: one verb per stage of the workflow, which is also what a person types.
+
+The table below is all there is to a verb: its words, an example, its arguments and the function that
+runs it, imported only then, so that `reca --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import reca
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a verb: its flags and what argparse should do with it."""
+
+    flags: tuple[str, ...]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: `runs` is `module:function`, called with the parsed arguments."""
+
+    name: str
+    summary: str
+    example: str
+    runs: str
+    arguments: tuple[Argument, ...] = ()
+
+
+def _arg(*flags: str, **options: Any) -> Argument:
+    return Argument(flags, options)
+
+
+def _folder(name: str, text: str) -> Argument:
+    return _arg(name, required=True, metavar="DIR", help=text)
+
+
+_OUT = _folder("--out", "folder that this stage writes, whole or not at all")
+_SECTION = _arg(
+    "--section", required=True, metavar="JSON", help="the stage's configuration, or @FILE with it"
+)
+_SEED = _arg("--seed", type=int, required=True, help="seed of the run")
+_WORK = _arg("--work", metavar="DIR", default="work", help="untracked folder for unfinished state")
+_EXPERIMENT = _arg("experiment", help="a name in config/experiment/")
+_OVERRIDES = _arg("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+_MIRROR = _arg("--mirror", metavar="DIR", help="folder used in place of the network")
+_UNPINNED = _arg("--allow-unpinned", action="store_true", help="accept files without a known hash")
+_MODEL = _arg("--model", metavar="DIR", help="model folder (default: newest aligned laptop model)")
+_STEPS = _arg("--steps", type=int, default=12, help="sampling steps (default 12)")
+_GUIDANCE = _arg("--guidance", type=float, default=2.0, help="guidance, 0 for none (default 2)")
+_DRAW_SEED = _arg("--seed", type=int, default=0, help="seed of the noise (default 0)")
+_LOG = _arg("--log", metavar="FILE", help="also write the log to this file")
+
+
+VERBS = (
+    # ---- configuration
+    Verb(
+        "compose",
+        "print or write an experiment's resolved configuration",
+        "reca compose laptop seeds=[0] --out build/laptop.yaml",
+        "reca.verbs.configure:compose",
+        (_EXPERIMENT, _OVERRIDES, _arg("--out", metavar="FILE", help="file (default: print)")),
+    ),
+    Verb(
+        "check",
+        "check an experiment in full, networks included, and say what it would run",
+        "reca check paper models.showo_clip_512.align.steps=100",
+        "reca.verbs.configure:check",
+        (_EXPERIMENT, _OVERRIDES),
+    ),
+    Verb(
+        "schema",
+        "print the JSON schema of experiments, or write it for Snakemake",
+        "reca schema --write",
+        "reca.verbs.configure:schema",
+        (
+            _arg(
+                "--write", action="store_true", help="write workflow/schemas/experiment.schema.json"
+            ),
+        ),
+    ),
+    # ---- sources and data
+    Verb(
+        "sources",
+        "list all downloads of config/sources.yaml and whether they are pinned",
+        "reca sources",
+        "reca.verbs.sources:show",
+    ),
+    Verb(
+        "fetch",
+        "download one source, verified and resumable",
+        "reca fetch magvitv2 --out data/magvitv2 --mirror /mnt/mirror",
+        "reca.verbs.sources:fetch",
+        (_arg("name", help="a name in config/sources.yaml"), _OUT, _MIRROR, _UNPINNED, _LOG),
+    ),
+    Verb(
+        "pin",
+        "fix sources on first contact: write their hashes to config/sources.lock",
+        "reca pin magvitv2 phi_1_5",
+        "reca.verbs.sources:pin",
+        (
+            _arg("names", nargs="+", metavar="NAME", help="names in config/sources.yaml"),
+            _MIRROR,
+            _arg("--update", action="store_true", help="pin anew what is pinned already"),
+        ),
+    ),
+    Verb(
+        "render",
+        "draw a data set of the procedural laptop world",
+        "reca render --section '{\"images\": 8, ...}' --out data/world",
+        "reca.verbs.data:render",
+        (_SECTION, _OUT, _LOG),
+    ),
+    # ---- stages
+    Verb(
+        "base",
+        "make the model folder that all arms start from",
+        "reca base --section @build/base.json --out results/laptop/showo_tiny/base",
+        "reca.verbs.train:base",
+        (
+            _SECTION,
+            _OUT,
+            _arg("--input", action="append", default=[], metavar="ROLE=DIR", help="source folder"),
+            _LOG,
+        ),
+    ),
+    Verb(
+        "cache",
+        "run the frozen encoders once over a data set",
+        "reca cache --section @s.json --model M/base --data data/world --use draw --out M/cache/draw",
+        "reca.verbs.train:cache",
+        (
+            _SECTION,
+            _folder("--model", "base model folder"),
+            _folder("--data", "folder of the data set"),
+            _arg("--use", required=True, choices=("draw", "read"), help="what images are for"),
+            _WORK,
+            _OUT,
+            _LOG,
+        ),
+    ),
+    Verb(
+        "align",
+        "train one arm from the base model, resuming where it was cut off",
+        "reca align --section @s.json --model M/base --data reconstruct=data/world "
+        "--cache draw=M/cache/draw --arm reca --seed 0 --out M/reca/seed-0",
+        "reca.verbs.train:align",
+        (
+            _SECTION,
+            _folder("--model", "base model folder"),
+            _arg("--data", action="append", default=[], metavar="ROLE=DIR", help="data by role"),
+            _arg("--cache", action="append", default=[], metavar="USE=DIR", help="cache by use"),
+            _arg("--arm", required=True, choices=("reca", "sft", "shuffled"), help="objective"),
+            _SEED,
+            _WORK,
+            _OUT,
+            _LOG,
+        ),
+    ),
+    Verb(
+        "pretrain",
+        "train a part of the laptop's base model from nothing",
+        "reca pretrain tokenizer --section @s.json --data data/world --out results/pre/tokenizer",
+        "reca.verbs.train:pretrain",
+        (
+            _arg("part", choices=("tokenizer", "reader", "base"), help="what to train"),
+            _SECTION,
+            _arg("--data", action="append", default=[], metavar="ROLE=DIR", help="data by role"),
+            _arg("--input", action="append", default=[], metavar="ROLE=DIR", help="earlier parts"),
+            _arg("--seed", type=int, default=0, help="seed (default 0)"),
+            _WORK,
+            _OUT,
+            _LOG,
+        ),
+    ),
+    # ---- evaluation
+    Verb(
+        "generate",
+        "draw a benchmark's pictures and answer its questions with one model",
+        "reca generate --section @s.json --model M/reca/seed-0 --seed 0 --split test --out M/out",
+        "reca.verbs.evaluate:generate",
+        (
+            _SECTION,
+            _folder("--model", "model folder"),
+            _SEED,
+            _arg("--split", choices=("development", "test"), default="test", help="prompts"),
+            _arg("--guidance", metavar="FILE", help="chosen guidance (from `reca choose`)"),
+            _WORK,
+            _OUT,
+            _LOG,
+        ),
+    ),
+    Verb(
+        "score",
+        "score a folder of generated samples",
+        "reca score --section @s.json --samples M/out --out M/scores",
+        "reca.verbs.evaluate:score",
+        (_SECTION, _folder("--samples", "folder that `reca generate` wrote"), _OUT, _LOG),
+    ),
+    Verb(
+        "choose",
+        "choose each arm's guidance from development scores",
+        "reca choose --scores M/dev/base-0 M/dev/reca-0 --out M/guidance.json",
+        "reca.verbs.evaluate:choose",
+        (
+            _arg("--scores", nargs="+", required=True, metavar="DIR", help="score folders"),
+            _arg("--out", required=True, metavar="FILE", help="file to write"),
+            _LOG,
+        ),
+    ),
+    Verb(
+        "report",
+        "write the report page and outcomes.json of an experiment",
+        "reca report --experiment laptop --results results/laptop --out results/laptop/report",
+        "reca.verbs.evaluate:report",
+        (
+            _arg("--experiment", required=True, metavar="NAME|FILE", help="name or resolved YAML"),
+            _folder("--results", "results of the experiment"),
+            _OUT,
+            _LOG,
+        ),
+    ),
+    # ---- one picture at a time
+    Verb(
+        "draw",
+        "draw a picture from words",
+        'reca draw "a red circle left of a blue square" --out circle.png',
+        "reca.verbs.interact:draw",
+        (
+            _arg("prompt", help="what to draw"),
+            _MODEL,
+            _arg("--out", default="drawn.png", metavar="FILE", help="default drawn.png"),
+            _GUIDANCE,
+            _STEPS,
+            _DRAW_SEED,
+        ),
+    ),
+    Verb(
+        "reconstruct",
+        "draw a picture again from the model's own understanding of it",
+        "reca reconstruct photo.png --out again.png",
+        "reca.verbs.interact:reconstruct",
+        (
+            _arg("image", metavar="IMAGE", help="JPEG, PNG or WEBP file"),
+            _MODEL,
+            _arg("--out", default="reconstructed.png", metavar="FILE", help="default as shown"),
+            _arg("--prompt", help="reconstruction prompt (default: the laptop bank's first)"),
+            _GUIDANCE,
+            _STEPS,
+            _DRAW_SEED,
+        ),
+    ),
+    Verb(
+        "ask",
+        "ask a question about a picture",
+        'reca ask photo.png "what color is the circle ?"',
+        "reca.verbs.interact:ask",
+        (
+            _arg("image", metavar="IMAGE", help="JPEG, PNG or WEBP file"),
+            _arg("question", help="the question"),
+            _MODEL,
+        ),
+    ),
+    # ---- records
+    Verb(
+        "audit",
+        "hash every output again and walk every input back to its origin",
+        "reca audit results/laptop",
+        "reca.verbs.trail:audit",
+        (_arg("folders", nargs="*", metavar="DIR", help="default: results and data"),),
+    ),
+    Verb(
+        "record",
+        "commit finished results to DVC, after an audit",
+        "reca record",
+        "reca.verbs.trail:record",
+    ),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser of all verbs."""
+    root = argparse.ArgumentParser(
+        prog="reca",
+        description="Reconstruction Alignment (RecA) of unified multimodal models, reproducibly.",
+        epilog='example:\n  reca draw "a red circle left of a blue square" --out circle.png',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"reca {reca.__version__}")
+    verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in VERBS:
+        one = verbs.add_parser(
+            verb.name,
+            help=verb.summary,
+            description=verb.summary[0].upper() + verb.summary[1:] + ".",
+            epilog=f"example:\n  {verb.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for argument in verb.arguments:
+            one.add_argument(*argument.flags, **argument.options)
+        one.set_defaults(runs=verb.runs)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 when it did its work, 2 for a user's mistake, 1 where the machine gave out."""
+    parsed = parser().parse_args(arguments)
+    _start_log(getattr(parsed, "log", None))
+    module, _, function = parsed.runs.partition(":")
+    try:
+        return int(getattr(importlib.import_module(module), function)(parsed) or 0)
+    except BrokenPipeError:  # the reader of a pipe (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("RECA_DEBUG") == "1":
+            raise
+        print(f"reca {parsed.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def _start_log(file: str | None) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if file:
+        os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+        handlers.append(logging.FileHandler(file, mode="a"))
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=handlers,
+        force=True,
+    )

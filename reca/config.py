@@ -1,0 +1,131 @@
+"""An experiment by name: Hydra composes `config/`, the schema types it, cross-field rules check it.
+
+The only place that reads configuration. Errors are one line: key path, value, what is allowed.
+Imports no torch: Snakemake calls `load` while it parses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from reca.schema import Experiment
+from reca.structure import build, json_schema, suggestion
+
+T = TypeVar("T")
+
+SCHEMA_PATH = Path("workflow/schemas/experiment.schema.json")
+_BESIDE_PACKAGE = Path(__file__).resolve().parent.parent / "config"
+
+
+def default_config_dir() -> Path:
+    """`config/` of the working directory, else the one of the checkout that holds this package."""
+    here = Path("config")
+    return here if (here / "config.yaml").is_file() else _BESIDE_PACKAGE
+
+
+def names(config_dir: str | Path | None = None) -> list[str]:
+    """All experiments that `config/experiment/` offers."""
+    folder = Path(config_dir or default_config_dir()) / "experiment"
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load(
+    experiment: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None
+) -> Experiment:
+    """Compose, type and check one experiment.
+
+    `overrides` are Hydra's (`seeds=[0,1]`, `models.showo_tiny.align.steps=10`,
+    `benchmark@benchmarks.laptop=laptop_smoke`). ValueError on anything that does not fit.
+    """
+    folder = Path(config_dir or default_config_dir())
+    known = names(folder)
+    if experiment not in known:
+        raise ValueError(f"experiment {experiment!r} is not known; {suggestion(experiment, known)}")
+    try:
+        return typed(compose_plain(experiment, overrides, folder), folder)
+    except ValueError as error:
+        raise ValueError(f"experiment {experiment!r}: {error}") from error
+
+
+def typed(plain: Mapping[str, Any], config_dir: str | Path) -> Experiment:
+    """A composed experiment as typed sections, every rule between them checked."""
+    from reca.consistency import check
+
+    experiment = build(Experiment, plain)
+    check(experiment, Path(config_dir))
+    return experiment
+
+
+def compose_plain(experiment: str, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+    """What Hydra makes of the files and overrides: plain data, interpolations resolved, not typed."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    choices = [f"experiment={experiment}", *(_override(text, folder) for text in overrides)]
+    GlobalHydra.instance().clear()  # Snakemake may evaluate this more than once
+    try:
+        with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
+            composed = compose("config", overrides=choices)
+        plain = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    finally:
+        GlobalHydra.instance().clear()
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _override(text: str, folder: Path) -> str:
+    """Let a value override name any field of the schema, not only those that a YAML file mentions.
+
+    Hydra alone refuses `a.b=1` unless `a.b` is written down; with `++` it sets it, and the schema then
+    judges the key. Choices of a group (`model@models.x=y`) stay as they are.
+    """
+    key, separator, _ = text.partition("=")
+    if not separator and not text.startswith("~"):
+        raise ValueError(f"override {text!r} has no '='; write key=value, for example seeds=[0]")
+    is_group = "@" in key or (folder / key).is_dir()
+    return text if is_group or key.startswith(("+", "~")) else f"++{text}"
+
+
+def resolved(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as plain data, every default filled in."""
+    return asdict(experiment)
+
+
+def resolved_text(experiment: Experiment) -> str:
+    """The resolved experiment as YAML."""
+    import yaml
+
+    return yaml.safe_dump(resolved(experiment), sort_keys=False, allow_unicode=True, width=100)
+
+
+def section(cls: type[T], mapping: Mapping[str, Any]) -> T:
+    """One section (JSON from a rule) as its dataclass; ValueError on an unknown key or wrong type."""
+    return build(cls, mapping)
+
+
+def write_resolved(experiment: Experiment, path: str | Path) -> bool:
+    """Write the resolved experiment as YAML, only where its text changed; True if it was written.
+
+    An untouched file keeps its time stamp, so neither Snakemake nor DVC sees a change.
+    """
+    from reca.records import write_atomic
+
+    text, path = resolved_text(experiment), Path(path)
+    if path.is_file() and path.read_text() == text:
+        return False
+    write_atomic(path, text)
+    return True
+
+
+def schema_text() -> str:
+    """The JSON schema of an experiment, as it lies in `workflow/schemas/`."""
+    return json.dumps(json_schema(Experiment), indent=1) + "\n"

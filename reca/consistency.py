@@ -1,0 +1,282 @@
+"""Rules between the fields of an experiment: what types alone cannot say.
+
+Each rule raises ValueError with key path, value and what is allowed. No torch here; what only a family
+knows about its network is checked by the family itself (`reca check EXPERIMENT`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from reca.align.recipe import for_arm
+from reca.schema import (
+    BenchmarkConfig,
+    DataSource,
+    Experiment,
+    ModelConfig,
+    Pretrain,
+    Weights,
+    World,
+)
+from reca.structure import problem, suggestion
+
+ROLES = ("reconstruct", "answer", "text")
+CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+
+
+def check(experiment: Experiment, config_dir: Path) -> None:
+    """Run every rule; the first that fails raises."""
+    _check_root(experiment)
+    for name, model in experiment.models.items():
+        _check_model(f"models.{name}", model)
+        _check_arms(experiment, name, model)
+    for role, source in experiment.data.items():
+        _check_data(f"data.{role}", role, source)
+    for name, benchmark in experiment.benchmarks.items():
+        _check_benchmark(f"benchmarks.{name}", benchmark)
+    if experiment.pretrain is not None:
+        _check_pretrain(experiment.pretrain)
+    _check_roles(experiment)
+    _check_guidance(experiment)
+    _check_expectations(experiment)
+    _check_sources(experiment, config_dir)
+
+
+def _check_root(experiment: Experiment) -> None:
+    _nonempty("models", experiment.models)
+    if experiment.pretrain is None:
+        _nonempty("benchmarks", experiment.benchmarks)
+    _distinct("seeds", experiment.seeds)
+    _distinct("arms", experiment.arms)
+    for i, seed in enumerate(experiment.seeds):
+        _at_least(f"seeds[{i}]", seed, 0)
+    named = {
+        "": [experiment.name],
+        "models": experiment.models,
+        "benchmarks": experiment.benchmarks,
+    }
+    for path, keys in named.items():
+        for key in keys:
+            if not _NAME.fullmatch(key):
+                raise problem(path or "name", key, "a name is made of a-z, 0-9 and _")
+
+
+# ---- models --------------------------------------------------------------------------------------
+def _check_model(path: str, model: ModelConfig) -> None:
+    _check_weights(f"{path}.weights", model.weights)
+    sampler, resources = model.sampler, model.resources
+    _at_least(f"{path}.sampler.steps", sampler.steps, 1)
+    if sampler.temperature <= 0:
+        raise problem(f"{path}.sampler.temperature", sampler.temperature, "must be above 0")
+    _distinct(f"{path}.sampler.guidance", sampler.guidance)
+    for i, guidance in enumerate(sampler.guidance):
+        _at_least(f"{path}.sampler.guidance[{i}]", guidance, 0)
+    for name, least in {"gpus": 0, "nodes": 1, "memory_mb": 1, "runtime_minutes": 1}.items():
+        _at_least(f"{path}.resources.{name}", getattr(resources, name), least)
+    _at_least(f"{path}.resources.threads", resources.threads, 1)
+    if model.family == "showo":
+        _check_showo_network(f"{path}.network", model.network)
+
+
+def _check_weights(path: str, weights: Weights) -> None:
+    wanted = "source" if weights.kind == "source" else "path"
+    other = "path" if wanted == "source" else "source"
+    if getattr(weights, wanted) is None:
+        raise problem(f"{path}.{wanted}", None, f"must be given where kind is {weights.kind}")
+    if getattr(weights, other) is not None:
+        value = getattr(weights, other)
+        raise problem(f"{path}.{other}", value, f"must be null where kind is {weights.kind}")
+
+
+def _check_showo_network(path: str, network: dict[str, Any]) -> None:
+    """The combinations a typo hits most; `ShowoConfig.from_dict` is the full check, with torch."""
+    reader = network.get("understanding", "vq")
+    if reader not in ("clip", "vq"):
+        raise problem(f"{path}.understanding", reader, "must be one of clip, vq")
+    if reader == "clip" and network.get("clip_vision") is None:
+        raise problem(f"{path}.clip_vision", None, "understanding clip needs the sizes of a tower")
+    if reader == "vq" and network.get("clip_vision") is not None:
+        raise problem(f"{path}.clip_vision", "...", "must be null where understanding is vq")
+    resolution, factor = network.get("resolution", 256), _down_sampling(network)
+    if not isinstance(resolution, int) or resolution < factor or resolution % factor:
+        allowed = f"must be a multiple of {factor}, the tokenizer's pixels per image code"
+        raise problem(f"{path}.resolution", resolution, allowed)
+
+
+def _down_sampling(network: dict[str, Any]) -> int:
+    """Pixels per code and side: every level of the tokenizer but the last halves the picture."""
+    return 2 ** (len(network.get("vq", {}).get("enc_ch_mult", (1, 2, 2, 4, 4))) - 1)
+
+
+def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
+    """Every arm's recipe must be whole before anything runs."""
+    for arm in ("reca", *(arm for arm in experiment.arms if arm not in ("base", "reca"))):
+        try:
+            for_arm(model.align, arm).validate()
+        except ValueError as error:
+            where = "" if arm == "reca" else f" (arm {arm})"
+            raise ValueError(f"models.{name}.{error}{where}") from error
+
+
+def _check_pretrain(pretrain: Pretrain) -> None:
+    for part in ("tokenizer", "reader"):
+        fit = getattr(pretrain, part)
+        for name in ("steps", "batch", "warmup", "checkpoint_every"):
+            least = 0 if name == "warmup" else 1
+            _at_least(f"pretrain.{part}.{name}", getattr(fit, name), least)
+    for name, recipe in pretrain.phases.items():
+        try:
+            recipe.validate()
+        except ValueError as error:
+            raise ValueError(f"pretrain.phases.{name}.{error}") from error
+
+
+# ---- data and benchmarks -------------------------------------------------------------------------
+def _check_data(path: str, role: str, source: DataSource) -> None:
+    if role not in ROLES:
+        raise problem(path, source.kind, f"unknown role {role!r}; {suggestion(role, ROLES)}")
+    if source.kind == "world":
+        for name in ("source", "path"):
+            if getattr(source, name) is not None:
+                value = getattr(source, name)
+                raise problem(f"{path}.{name}", value, "must be null where kind is world")
+        if source.world is None:
+            raise problem(f"{path}.world", None, "must be given where kind is world")
+        _check_world(f"{path}.world", source.world)
+        return
+    if source.world is not None:
+        raise problem(f"{path}.world", "...", f"must be null where kind is {source.kind}")
+    if (source.source is None) == (source.path is None):
+        raise problem(
+            f"{path}.source", source.source, "give either source or path, and one of them"
+        )
+
+
+def _check_world(path: str, world: World) -> None:
+    _at_least(f"{path}.images", world.images, 1)
+    _share(f"{path}.single_object_share", world.single_object_share)
+    if world.kind == "text":
+        return
+    for name in CAPTION_FACTS:
+        if name not in world.caption:
+            raise ValueError(f"{path}.caption.{name} is missing: must be a number from 0 to 1")
+    for name, rate in world.caption.items():
+        if name not in CAPTION_FACTS:
+            allowed = f"unknown key; {suggestion(name, CAPTION_FACTS)}"
+            raise problem(f"{path}.caption.{name}", rate, allowed)
+        _share(f"{path}.caption.{name}", rate)
+    told = sum(world.caption[name] for name in ("relation", "count", "two"))
+    if told > 1:
+        raise problem(f"{path}.caption", told, "relation + count + two must be at most 1")
+
+
+def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
+    for name in ("prompts", "development_prompts", "questions", "reconstructions", "seed"):
+        _at_least(f"{path}.{name}", getattr(benchmark, name), 0)
+    _at_least(f"{path}.images_per_prompt", benchmark.images_per_prompt, 1)
+    if benchmark.kind == "laptop":
+        _at_least(f"{path}.prompts", benchmark.prompts, 1)
+    elif benchmark.source is None:
+        raise problem(f"{path}.source", None, f"must be given where kind is {benchmark.kind}")
+
+
+def _check_roles(experiment: Experiment) -> None:
+    """Each task finds its data: i2t reads conversations, every other task draws pictures."""
+    for name, model in experiment.models.items():
+        for task in model.align.active():
+            role = {"i2t": "answer", "text": "text"}.get(task, "reconstruct")
+            if role not in experiment.data:
+                raise problem(f"data.{role}", None, f"task {task} of models.{name} needs it")
+
+
+def _check_guidance(experiment: Experiment) -> None:
+    """A sweep needs prompts that are not the test's: guidance is never chosen on reported prompts."""
+    if any(benchmark.development_prompts for benchmark in experiment.benchmarks.values()):
+        return
+    for name, model in experiment.models.items():
+        if len(model.sampler.guidance) > 1:
+            allowed = "must hold one value unless a benchmark has development_prompts to choose on"
+            raise problem(f"models.{name}.sampler.guidance", model.sampler.guidance, allowed)
+
+
+def _check_expectations(experiment: Experiment) -> None:
+    for i, expected in enumerate(experiment.expect):
+        path = f"expect[{i}]"
+        if expected.model not in experiment.models:
+            allowed = f"unknown model; {suggestion(expected.model, experiment.models)}"
+            raise problem(f"{path}.model", expected.model, allowed)
+        if expected.metric.split(".")[0] not in experiment.benchmarks:
+            allowed = (
+                f"must begin with a benchmark; {suggestion(expected.metric, experiment.benchmarks)}"
+            )
+            raise problem(f"{path}.metric", expected.metric, allowed)
+        if expected.arm not in experiment.arms:
+            allowed = f"is no arm of this experiment; {suggestion(expected.arm, experiment.arms)}"
+            raise problem(f"{path}.arm", expected.arm, allowed)
+        _at_least(f"{path}.tolerance", expected.tolerance, 0)
+
+
+# ---- sources -------------------------------------------------------------------------------------
+def _check_sources(experiment: Experiment, config_dir: Path) -> None:
+    used = dict(sources_of(experiment))
+    if not used:
+        return
+    known = _known_sources(config_dir / "sources.yaml")
+    for path, name in used.items():
+        if name not in known:
+            allowed = f"not in config/sources.yaml; {suggestion(name, known)}"
+            raise problem(path, name, allowed)
+
+
+def sources_of(experiment: Experiment) -> Iterable[tuple[str, str]]:
+    """Key path and name of every source that an experiment uses."""
+    for name, model in experiment.models.items():
+        if model.weights.source is not None:
+            yield f"models.{name}.weights.source", model.weights.source
+        for role, source in model.weights.companions.items():
+            yield f"models.{name}.weights.companions.{role}", source
+    for role, data in experiment.data.items():
+        if data.source is not None:
+            yield f"data.{role}.source", data.source
+        for folder, source in data.companions.items():
+            yield f"data.{role}.companions.{folder}", source
+    for name, benchmark in experiment.benchmarks.items():
+        if benchmark.source is not None:
+            yield f"benchmarks.{name}.source", benchmark.source
+
+
+@cache
+def _known_sources(path: Path) -> frozenset[str]:
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, though the experiment names sources")
+    listed = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return frozenset(listed.get("sources", listed))
+
+
+# ---- small predicates ----------------------------------------------------------------------------
+def _at_least(path: str, value: float, least: float) -> None:
+    if value < least:
+        raise problem(path, value, f"must be at least {least}")
+
+
+def _share(path: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise problem(path, value, "must be from 0 to 1")
+
+
+def _nonempty(path: str, value: Any) -> None:
+    if not value:
+        raise problem(path, value, "must not be empty")
+
+
+def _distinct(path: str, values: Sequence[Any]) -> None:
+    _nonempty(path, values)
+    if len(set(values)) < len(values):
+        raise problem(path, values, "must not hold a value twice")

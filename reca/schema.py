@@ -1,0 +1,180 @@
+"""The typed shape of an experiment: what may stand in `config/`, field by field, with its unit.
+
+Plain keyword-only dataclasses of primitives: a field without a default is required, a `Literal` lists
+what is allowed. `reca.config` reads these types to check a configuration and to generate the JSON
+schema for Snakemake. No heavy import here: Snakemake reads this while it parses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from reca.align.recipe import Recipe
+
+Family = Literal["showo", "harmon", "openuni", "bagel", "janus"]
+Arm = Literal["base", "reca", "sft", "shuffled"]
+DataKind = Literal["world", "folder", "tar", "parquet", "llava"]
+BenchmarkKind = Literal[
+    "laptop",
+    "geneval",
+    "dpg",
+    "wise",
+    "t2i_compbench",
+    "imgedit",
+    "gedit",
+    "mme",
+    "pope",
+    "gqa",
+    "mmmu",
+    "seed",
+]
+
+
+@dataclass(kw_only=True)
+class World:
+    """The procedural laptop world: how many scenes, and how much their captions say."""
+
+    kind: Literal["images", "text"] = "images"  # text: conversations without pictures
+    images: int = 8000  # rows
+    seed: int = 0
+    single_object_share: float = 0.0  # share of scenes with one object; the rest have one to four
+    caption: dict[str, float] = field(default_factory=dict)  # what a sparse caption tells, by p
+
+
+@dataclass(kw_only=True)
+class DataSource:
+    """A set of images, with or without captions and conversations."""
+
+    kind: DataKind
+    source: str | None = None  # name in config/sources.yaml, downloaded to data/<source>
+    path: str | None = None  # a local folder or file instead of a source
+    companions: dict[str, str] = field(default_factory=dict)  # llava: image folder -> source
+    options: dict[str, Any] = field(default_factory=dict)  # reader options: column names, limits
+    world: World | None = None  # kind: world
+
+
+@dataclass(kw_only=True)
+class Weights:
+    """Where the base model's weights come from."""
+
+    kind: Literal["shipped", "source", "pretrain"]
+    path: str | None = None  # shipped: folder of this repo; pretrain: results folder
+    source: str | None = None  # source: name in config/sources.yaml
+    file: str | None = None  # source: which of its files, where it holds several checkpoints
+    companions: dict[str, str] = field(default_factory=dict)  # role -> name in sources.yaml
+
+
+@dataclass(kw_only=True)
+class Sampler:
+    """How pictures are drawn at evaluation."""
+
+    steps: int = 50
+    temperature: float = 1.0
+    guidance: list[float] = field(default_factory=lambda: [5.0])  # several: swept on dev prompts
+    options: dict[str, Any] = field(default_factory=dict)  # the family's own
+
+
+@dataclass(kw_only=True)
+class Resources:
+    """What one alignment job asks of the scheduler."""
+
+    gpus: int = 0
+    nodes: int = 1
+    memory_mb: int = 4000
+    runtime_minutes: int = 60
+    threads: int = 1
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """One model: family, network, weights, recipe of every arm, sampler."""
+
+    family: Family
+    network: dict[str, Any] = field(default_factory=dict)  # checked by the family (`reca check`)
+    weights: Weights
+    align: Recipe = field(default_factory=Recipe)
+    sampler: Sampler = field(default_factory=Sampler)
+    resources: Resources = field(default_factory=Resources)
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    """One benchmark: its prompts and how many pictures each gets."""
+
+    kind: BenchmarkKind
+    source: str | None = None  # name in config/sources.yaml, for its prompts
+    prompts: int = 0  # laptop: per task; 0 = all the benchmark has
+    development_prompts: int = 0  # per task, to choose guidance; never reported as a result
+    images_per_prompt: int = 1
+    questions: int = 0  # understanding questions asked before and after
+    reconstructions: int = 0  # held-out images drawn again from their own embeddings
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class Expectation:
+    """A number that the experiment should reach, in the benchmark's own unit, and its source.
+
+    GenEval, WISE and the laptop's scores are shares (0..1); DPG-Bench counts to 100.
+    """
+
+    model: str
+    metric: str  # <benchmark>.<score>
+    value: float
+    tolerance: float  # half-width around the value
+    source: str
+    arm: Arm = "reca"
+
+
+@dataclass(kw_only=True)
+class Cost:
+    """What a run takes, and on what it was measured or estimated."""
+
+    hardware: str
+    hours: float
+    basis: Literal["estimate", "measured", "reported"] = "estimate"
+
+
+@dataclass(kw_only=True)
+class Fit:
+    """How a part of the laptop's base model is trained on its own (AdamW, warm-up, cosine)."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 50
+    floor: float = 0.02
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    checkpoint_every: int = 200
+
+
+@dataclass(kw_only=True)
+class Pretrain:
+    """The laptop's base model made from nothing; the paper's models never need this."""
+
+    seed: int = 0
+    tokenizer: Fit
+    reader: Fit
+    phases: dict[str, Recipe]  # of the language model, in the order of their names
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """The root of a resolved configuration."""
+
+    name: str
+    title: str
+    question: str
+    seeds: list[int] = field(default_factory=lambda: [0])
+    arms: list[Arm] = field(default_factory=lambda: ["base", "reca"])
+    models: dict[str, ModelConfig]
+    data: dict[str, DataSource]  # role: reconstruct | answer
+    benchmarks: dict[str, BenchmarkConfig]
+    allow_unpinned: bool = False  # run with sources whose sha256 is not known yet
+    mirror: str | None = None  # folder used in place of downloads
+    pretrain: Pretrain | None = None
+    expect: list[Expectation] = field(default_factory=list)
+    cost: Cost

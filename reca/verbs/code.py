@@ -1,0 +1,27 @@
+"""Which modules each stage runs: their hash stands in the stage's record and in Snakemake's parameters."""
+
+from __future__ import annotations
+
+from reca.models import family_module
+from reca.records import code_fingerprint
+
+STAGES = {
+    "fetch": ("reca.sources",),
+    "render": ("reca.data.render",),
+    "base": ("reca.models.base",),
+    "cache": ("reca.cache", "reca.align.texts"),
+    "align": ("reca.align.run",),
+    "pretrain": ("reca.pretrain.tokenizer", "reca.pretrain.reader", "reca.pretrain.base"),
+    "generate": ("reca.generate", "reca.verbs.samples"),
+    "score": ("reca.benchmarks.score",),
+    "choose": ("reca.benchmarks.choose",),
+    "report": ("reca.report.page",),
+}
+
+
+def stage_code(stage: str, family: str | None = None, benchmark: str | None = None) -> str:
+    """Fingerprint of the code of a stage, of the model family and of the benchmark that it touches."""
+    modules = list(STAGES[stage])
+    modules += [family_module(family)] if family else []
+    modules += [f"reca.benchmarks.{benchmark}"] if benchmark else []
+    return code_fingerprint(*modules)

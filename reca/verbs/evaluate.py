@@ -1,0 +1,123 @@
+"""generate, score, choose, report: the stages that make numbers."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from reca.benchmarks.choose import arm_of
+from reca.benchmarks.choose import choose as choose_guidance
+from reca.config import section
+from reca.records import Stage, read_json, read_manifest, sha256_json, write_json
+from reca.schema import BenchmarkConfig, Experiment, Sampler
+from reca.verbs.code import stage_code
+from reca.verbs.inputs import of_section, read_section, records_of
+
+SCORES = "scores.json"
+
+
+def generate(arguments: Namespace) -> None:
+    """Draw one benchmark's pictures, and answer its questions, with one model."""
+    from reca.generate import Origin
+    from reca.models import load_model
+    from reca.verbs.samples import make_samples
+
+    plain = read_section(arguments.section)
+    family, drawn, run, described = of_section(plain, "family", "sampler", "run", "benchmark")
+    benchmark, sampler = section(BenchmarkConfig, described), section(Sampler, drawn)
+    model, code = Path(arguments.model), stage_code("generate", family, benchmark.kind)
+    inputs: dict[str, str | Path] = dict(records_of({"model": model}))
+    if arguments.guidance:
+        inputs["guidance"] = arguments.guidance
+    with Stage(
+        "generate",
+        arguments.out,
+        inputs=inputs,
+        section={**plain, "split": arguments.split},
+        seed=arguments.seed,
+        code=code,
+    ) as stage:
+        origin = Origin(
+            sha256_json(read_manifest(model)["outputs"]), benchmark.kind, arguments.seed, code
+        )
+        counts = make_samples(
+            load_model(model),
+            benchmark,
+            sampler,
+            origin,
+            run=run,
+            split=arguments.split,
+            guidance=_guidance(arguments.guidance, run, sampler),
+            work=Path(arguments.work),
+            out=stage.scratch,
+        )
+        stage.note(**counts)
+
+
+def _guidance(file: str | None, run: str, sampler: Sampler) -> list[float] | dict[str, float]:
+    """The levels of the configuration, or what was chosen for the arm of this run."""
+    if file is None:
+        return sampler.guidance
+    chosen, arm = read_json(file)["chosen"], arm_of(run)
+    if arm not in chosen:
+        raise ValueError(f"{file}: no guidance chosen for arm {arm!r}; it has {sorted(chosen)}")
+    return chosen[arm]
+
+
+def score(arguments: Namespace) -> None:
+    """Score samples by the rules of their benchmark; writes `scores.json` and every item."""
+    from reca.benchmarks.score import score as score_samples
+
+    plain, samples = read_section(arguments.section), Path(arguments.samples)
+    benchmark = section(BenchmarkConfig, plain)
+    if benchmark.kind != "laptop":
+        raise ValueError(f"benchmark kind {benchmark.kind!r} is configuration only; laptop can run")
+    code = stage_code("score", benchmark=benchmark.kind)
+    inputs = records_of({"samples": samples})
+    with Stage("score", arguments.out, inputs=inputs, section=plain, code=code) as stage:
+        score_samples(benchmark, samples, stage.scratch)
+
+
+def choose(arguments: Namespace) -> None:
+    """Choose guidance on development scores; FILE lies in a folder of its own, which becomes a stage."""
+    folders = [Path(folder) for folder in arguments.scores]
+    inputs = records_of({str(folder): folder for folder in folders})
+    out, code = Path(arguments.out), stage_code("choose")
+    if out.parent == Path("."):
+        raise ValueError(f"--out {out}: name a file in a folder of its own, it becomes a stage")
+    with Stage("choose", out.parent, inputs=inputs, section={}, code=code) as stage:
+        chosen = choose_guidance(read_json(folder / SCORES) for folder in folders)
+        write_json(stage.scratch / out.name, chosen)
+
+
+def report(arguments: Namespace) -> None:
+    """Write the page, and the numbers in it as `outcomes.json`."""
+    from reca.config import resolved
+    from reca.report import page
+
+    experiment, results = _experiment(arguments.experiment), Path(arguments.results)
+    plain = {"experiment": experiment.name}
+    inputs = records_of(_scored(results))
+    code = stage_code("report")
+    with Stage("report", arguments.out, inputs=inputs, section=plain, code=code) as stage:
+        page.build(resolved(experiment), results, stage.scratch)
+
+
+def _experiment(name: str) -> Experiment:
+    """An experiment by name, or from the resolved YAML that `reca compose` wrote."""
+    from reca import config
+
+    if not name.endswith((".yaml", ".yml")):
+        return config.load(name)
+    import yaml
+
+    plain: dict[str, Any] = yaml.safe_load(Path(name).read_text())
+    return config.section(Experiment, plain)
+
+
+def _scored(results: Path) -> dict[str, Path]:
+    """Every scores folder and every choice of guidance below `results`, by relative path."""
+    folders = [path.parent for path in results.rglob(SCORES)]
+    folders += [path.parent for path in results.glob("*/guidance/manifest.json")]
+    return {str(folder.relative_to(results)): folder for folder in sorted(folders)}

@@ -1,0 +1,54 @@
+"""What verbs read from the command line besides plain words: sections, ROLE=DIR pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from reca.records import MANIFEST
+
+
+def read_section(text: str) -> dict[str, Any]:
+    """A stage's configuration from JSON text or from `@FILE`; ValueError where it is neither."""
+    source = Path(text[1:]).read_text() if text.startswith("@") else text
+    try:
+        section = json.loads(source)
+    except ValueError as error:
+        raise ValueError(f"--section: not valid JSON ({error}); give JSON or @FILE") from error
+    if not isinstance(section, dict):
+        raise ValueError(f"--section: must be a JSON object, not {type(section).__name__}")
+    return section
+
+
+def pairs(option: str, texts: Iterable[str]) -> dict[str, Path]:
+    """Repeated `ROLE=DIR` arguments as a mapping; ValueError for a bad form or a role given twice."""
+    found: dict[str, Path] = {}
+    for text in texts:
+        role, separator, folder = text.partition("=")
+        if not (role and separator and folder):
+            raise ValueError(
+                f"{option} {text!r}: write ROLE=DIR, for example reconstruct=data/world"
+            )
+        if role in found:
+            raise ValueError(f"{option}: role {role!r} is given twice")
+        found[role] = Path(folder)
+    return found
+
+
+def of_section(section: Mapping[str, Any], *names: str) -> list[Any]:
+    """The named parts of a section; ValueError names the first that is missing."""
+    for name in names:
+        if name not in section:
+            raise ValueError(f"--section: {name} is missing; it needs {', '.join(names)}")
+    return [section[name] for name in names]
+
+
+def records_of(folders: Mapping[str, Path]) -> dict[str, Path]:
+    """What stands for a folder among a stage's inputs: its manifest.
+
+    A folder of the user's own (no stage of ours) has no manifest and is left out; its content is part
+    of what the stage records by itself (the fingerprint of the data set).
+    """
+    return {name: path / MANIFEST for name, path in folders.items() if (path / MANIFEST).is_file()}

@@ -1,0 +1,69 @@
+"""draw, reconstruct, ask: one picture at a time, with any model folder."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from reca.models.unified import Sampling
+
+ALIGNED = "results/laptop/*/reca/seed-*/reca_model.json"
+SHIPPED = "weights/*/reca_model.json"
+
+
+def model_folder(named: str | None) -> Path:
+    """The folder named, else the newest aligned laptop model, else the shipped base weights."""
+    if named is not None:
+        return Path(named)
+    for pattern in (ALIGNED, SHIPPED):
+        found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
+        if found:
+            return found[-1].parent
+    raise ValueError("no model here yet; run `make reproduce`, or name a model folder with --model")
+
+
+def draw(arguments: Namespace) -> None:
+    """Draw a prompt."""
+    from reca import inference
+
+    folder = model_folder(arguments.model)
+    sampling, seed = _sampling(arguments), arguments.seed
+    _save(inference.draw(folder, arguments.prompt, seed=seed, sampling=sampling), arguments.out)
+
+
+def reconstruct(arguments: Namespace) -> None:
+    """Draw a picture again from its understanding embeddings."""
+    from reca import inference
+    from reca.prompts import bank
+
+    image = inference.reconstruct(
+        model_folder(arguments.model),
+        arguments.image,
+        prompt=arguments.prompt or bank("laptop")[0],  # short: also a laptop model's words hold it
+        seed=arguments.seed,
+        sampling=_sampling(arguments),
+    )
+    _save(image, arguments.out)
+
+
+def ask(arguments: Namespace) -> None:
+    """Answer a question about a picture."""
+    from reca import inference
+
+    print(inference.ask(model_folder(arguments.model), arguments.image, arguments.question))
+
+
+def _sampling(arguments: Namespace) -> Sampling:
+    from reca.models.unified import Sampling
+
+    return Sampling(guidance=arguments.guidance, steps=arguments.steps)
+
+
+def _save(image: Image, out: str) -> None:
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    image.save(out)
+    print(out)

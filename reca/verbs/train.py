@@ -1,0 +1,136 @@
+"""base, cache, align, pretrain: the stages that make models."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from reca.align.recipe import Recipe, for_arm
+from reca.config import section
+from reca.records import Stage
+from reca.schema import DataSource, Fit, Weights
+from reca.verbs.code import stage_code
+from reca.verbs.inputs import of_section, pairs, read_section, records_of
+
+
+def base(arguments: Namespace) -> None:
+    """Make the base model folder from shipped weights or from downloads."""
+    from reca.models.base import make_base
+
+    plain = read_section(arguments.section)
+    family, network, described = of_section(plain, "family", "network", "weights")
+    weights, inputs = section(Weights, described), pairs("--input", arguments.input)
+    folder = None if weights.path is None else Path(weights.path)
+    if folder is not None:
+        inputs = {"weights": folder}
+    code = stage_code("base", family)
+    with Stage("base", arguments.out, inputs=records_of(inputs), section=plain, code=code) as stage:
+        parts = {role: _chosen(path, weights.file, role) for role, path in inputs.items()}
+        make_base(family, network, stage.scratch, folder=folder, parts=parts)
+
+
+def _chosen(folder: Path, file: str | None, role: str) -> Path:
+    """The one checkpoint of a download that the configuration names, else the folder."""
+    return folder / file if file and role == "weights" else folder
+
+
+def cache(arguments: Namespace) -> None:
+    """Run the frozen encoders over a data set."""
+    from reca.align.texts import open_role
+    from reca.cache import build
+    from reca.models import load_model
+
+    plain = read_section(arguments.section)
+    family, data = of_section(plain, "family", "data")
+    if len(data) != 1:
+        raise ValueError(f"--section: data must hold the one role to encode, not {sorted(data)}")
+    (source,) = (section(DataSource, described) for described in data.values())
+    model, folder = Path(arguments.model), Path(arguments.data)
+    build(
+        load_model(model),
+        open_role(source, folder),
+        arguments.out,
+        use=arguments.use,
+        code=stage_code("cache", family),
+        work=arguments.work,
+        inputs=records_of({"model": model, "data": folder}),
+        section={**plain, "use": arguments.use},
+    )
+
+
+def align(arguments: Namespace) -> None:
+    """Train one arm."""
+    from reca.align.run import feature_data, run
+
+    plain = read_section(arguments.section)
+    family, described, data = of_section(plain, "family", "align", "data")
+    recipe = for_arm(section(Recipe, described), arguments.arm)
+    recipe.validate()
+    folders, caches = pairs("--data", arguments.data), pairs("--cache", arguments.cache)
+    model, work = Path(arguments.model), Path(arguments.work)
+    texts = feature_data(recipe, sources_of(data), folders, caches)
+    inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
+    with Stage(
+        "align",
+        arguments.out,
+        inputs=records_of(inputs),
+        section={**plain, "arm": arguments.arm},
+        seed=arguments.seed,
+        code=stage_code("align", family),
+    ) as stage:
+        summary = run(model, texts, recipe, seed=arguments.seed, work=work, out=stage.scratch)
+        stage.note(**{**asdict(summary), "checkpoint": None})
+
+
+def sources_of(data: Mapping[str, Any]) -> dict[str, DataSource]:
+    """The `data` part of a section as typed sources by role."""
+    return {role: section(DataSource, described) for role, described in data.items()}
+
+
+def _named(kind: str, folders: Mapping[str, Path]) -> dict[str, Path]:
+    return {f"{kind}.{role}": folder for role, folder in folders.items()}
+
+
+def pretrain(arguments: Namespace) -> None:
+    """Train one part of the laptop's base model."""
+    plain = read_section(arguments.section)
+    data, parts = pairs("--data", arguments.data), pairs("--input", arguments.input)
+    code = stage_code("pretrain", "showo")
+    with Stage(
+        f"pretrain {arguments.part}",
+        arguments.out,
+        inputs=records_of({**_named("data", data), **_named("part", parts)}),
+        section=plain,
+        seed=arguments.seed,
+        code=code,
+    ) as stage:
+        places = {"seed": arguments.seed, "work": Path(arguments.work), "out": stage.scratch}
+        if arguments.part == "base":
+            places |= {"folders": data, "parts": parts, "code": code}
+            stage.note(loss=_pretrain_base(plain, places))
+        else:
+            stage.note(loss=_pretrain_part(arguments.part, plain, data, places))
+
+
+def _pretrain_part(
+    part: str, plain: Mapping[str, Any], data: Mapping[str, Path], places: dict[str, Any]
+) -> float:
+    from reca.pretrain.reader import pretrain_reader
+    from reca.pretrain.tokenizer import pretrain_tokenizer
+
+    train = {"tokenizer": pretrain_tokenizer, "reader": pretrain_reader}[part]
+    network, fit = of_section(plain, "network", "fit")
+    (folder,) = of_section(data, "reconstruct")
+    return train(network, section(Fit, fit), folder, **places)
+
+
+def _pretrain_base(plain: Mapping[str, Any], places: dict[str, Any]) -> Any:
+    from reca.pretrain.base import pretrain_base
+
+    network, phases = of_section(plain, "network", "phases")
+    recipes = {name: section(Recipe, phase) for name, phase in phases.items()}
+    worlds = {role: DataSource(kind="world") for role in places["folders"]}  # it knows no other
+    return pretrain_base(network, recipes, worlds, **places)

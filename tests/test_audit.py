@@ -1,0 +1,112 @@
+"""The audit finds an edit anywhere on the trail, and follows inputs wherever their folders lie."""
+
+import json
+import shutil
+
+import pytest
+
+from reca.audit import audit
+from reca.records import Stage, write_json
+
+
+@pytest.fixture
+def trail(tmp_path, monkeypatch):
+    """data -> base -> align -> scores, with a chosen guidance beside them."""
+    monkeypatch.chdir(tmp_path)
+    link("data/world", {})
+    link("results/base", {"data": "data/world"})
+    link("results/reca/seed-0", {"model": "results/base", "data": "data/world"})
+    write_json("results/guidance.json", {"reca": 2.0})
+    link("results/scores", {"model": "results/reca/seed-0"}, guidance="results/guidance.json")
+    return tmp_path
+
+
+def link(out, upstream, **files):
+    inputs = {name: f"{folder}/manifest.json" for name, folder in upstream.items()} | files
+    with Stage(out.split("/")[-1], out, inputs=inputs, section={"of": out}) as stage:
+        (stage.scratch / "sub").mkdir()
+        (stage.scratch / "sub" / "numbers.json").write_text(out)
+        (stage.scratch / "weights.bin").write_bytes(out.encode() * 100)
+
+
+def run():
+    return audit(["data", "results"])
+
+
+def test_whole_trail_is_sound(trail):
+    found = run()
+    assert (found.stages, found.files, found.problems, found.orphans) == (4, 8, [], [])
+
+
+def test_any_edit_of_any_file_is_found(trail):
+    for path in sorted(p for p in trail.rglob("*") if p.is_file() and p.name != "run.json"):
+        before = path.read_bytes()
+        path.write_bytes(before[:-2] + bytes([before[-2] ^ 1]) + before[-1:])
+        found = run()
+        assert not found.sound, path
+        path.write_bytes(before)
+    assert run().sound
+
+
+def test_flipped_bit_names_the_file(trail):
+    (trail / "results/base/weights.bin").write_bytes(b"other")
+    assert run().problems == [
+        "results/base/weights.bin: content differs from the manifest's sha256; run the stage again"
+    ]
+
+
+def test_missing_and_extra_files_are_found(trail):
+    (trail / "results/base/weights.bin").unlink()
+    (trail / "results/scores/late.json").write_text("{}")
+    first, second = run().problems
+    assert first.startswith("results/base/weights.bin: missing")
+    assert second.startswith("results/scores/late.json: not in the manifest")
+
+
+def test_upstream_made_anew_breaks_what_was_made_from_it(trail):
+    link("results/base", {}, weights="results/guidance.json")
+    assert [problem.split(";")[0] for problem in run().problems] == [
+        "results/reca/seed-0: input model (results/base/manifest.json) is not what was read "
+        f"(hash {recorded('results/reca/seed-0', 'model')[:12]})"
+    ]
+
+
+def test_upstream_removed_breaks_what_was_made_from_it(trail):
+    shutil.rmtree("data/world")
+    found = audit(["results"])
+    assert len(found.problems) == 2 and all("is gone" in problem for problem in found.problems)
+
+
+def test_moved_folder_is_found_by_its_hash(trail):
+    shutil.move("results/base", "results/first")
+    assert run().sound
+
+
+def test_files_without_record_are_orphans(trail):
+    (trail / "results/stray").mkdir()
+    (trail / "results/stray/model.bin").write_bytes(b"?")
+    found = run()
+    assert found.sound and found.orphans == ["results/stray/model.bin"]
+
+
+def test_stage_cut_off_is_an_orphan_not_a_stage(trail):
+    shutil.copytree("results/base", "results/.base.partial-x1")
+    found = run()
+    assert found.stages == 4 and all(".partial-" in orphan for orphan in found.orphans)
+
+
+def test_foreign_manifest_is_a_problem(trail):
+    (trail / "results/base/manifest.json").write_text(json.dumps({"name": "something else"}))
+    assert any("not a manifest of ours" in problem for problem in run().problems)
+
+
+def test_nothing_to_audit_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing to audit"):
+        audit([tmp_path])
+    with pytest.raises(ValueError, match="no such folder"):
+        audit([tmp_path / "none"])
+
+
+def recorded(folder, name):
+    with open(f"{folder}/manifest.json") as file:
+        return json.load(file)["inputs"][name]["sha256"]

@@ -1,0 +1,201 @@
+"""The verbs, one after another, as the workflow calls them: a tiny world through to drawn pictures."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from reca.cli import main
+from reca.models import build_model
+from reca.models.showo.text import load_tokenizer
+from reca.pretrain.words import build_tokenizer
+from reca.prompts import bank
+from reca.records import read_json, read_manifest
+from reca.schema import DataSource, World
+
+CAPTION = dict.fromkeys(("noise", "relation", "count", "two", "colour", "single_colour"), 0.3)
+WORLD = World(images=12, single_object_share=0.5, caption=CAPTION)
+DATA = asdict(DataSource(kind="world", world=WORLD))
+RECIPE = {
+    "tasks": {"reca": {"batch": 2}, "i2t": {"batch": 2}},
+    "steps": 2,
+    "prompts": "laptop",
+    "precision": "fp32",
+}
+
+
+def network():
+    words = build_tokenizer(bank("laptop"))
+    tower = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
+    tower |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    llm = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    llm |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    levels = {"enc_ch_mult": [1, 1, 2], "dec_ch_mult": [1, 1, 2]}
+    levels |= {"enc_num_res_blocks": [1, 1, 1], "dec_num_res_blocks": [1, 1, 1]}
+    return {
+        "resolution": 16,
+        "understanding": "clip",
+        "llm_vocab_size": len(words),
+        "endoftext": words.eos_token_id,
+        "max_text": 96,
+        "head_text": 32,
+        "system_prompt": "",
+        "llm": llm,
+        "vq": {"ch": 8, **levels, "z_channels": 6},
+        "clip_vision": tower,
+        "projector": [24, 32, 32],
+    }
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Run the chain once; tests look at what it left."""
+    root = tmp_path_factory.mktemp("verbs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        torch.manual_seed(0)
+        shipped = build_model("showo", network())
+        build_tokenizer(bank("laptop")).save_pretrained("words")
+        shipped.set_tokenizer(load_tokenizer(root / "words", shipped.config.ids))
+        shipped.save(root / "shipped")
+        weights = {"kind": "shipped", "path": "shipped"}
+        run("render", section=asdict(WORLD), out="data/world")
+        described = {"family": "showo", "network": network(), "weights": weights}
+        run("base", section=described, out="base")
+        for use in ("draw", "read"):
+            section = {"family": "showo", "data": {"reconstruct": DATA}}
+            run("cache", section=section, model="base", data="data/world", use=use,
+                work=f"work/{use}", out=f"cache/{use}")  # fmt: skip
+        for arm in ("reca", "sft"):
+            align(arm, f"{arm}/seed-0")
+    return root
+
+
+def run(verb, *more, section=None, **options):
+    words = [verb, *more]
+    if section is not None:
+        words += ["--section", json.dumps(section)]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    assert main(words) == 0, words
+
+
+def align(arm, out):
+    section = {"family": "showo", "align": RECIPE, "data": {"reconstruct": DATA, "answer": DATA}}
+    roles = ["--data", "reconstruct=data/world", "--data", "answer=data/world"]
+    caches = ["--cache", "draw=cache/draw", "--cache", "read=cache/read"]
+    run("align", *roles, *caches, section=section, model="base", arm=arm, seed=0,
+        work=f"work/{out}", out=out)  # fmt: skip
+
+
+@pytest.fixture
+def inside(chain, monkeypatch):
+    monkeypatch.chdir(chain)
+    return chain
+
+
+def test_every_stage_leaves_a_record_and_the_trail_is_sound(inside, capsys):
+    assert main(["audit", "data", "base", "cache", "reca", "sft"]) == 0
+    assert "6 stages" in capsys.readouterr().out
+    inputs = read_manifest("reca/seed-0")["inputs"]
+    assert set(inputs) == {
+        "model", "data.reconstruct", "data.answer", "cache.draw", "cache.read"
+    }  # fmt: skip
+    assert read_json("reca/seed-0/run.json")["steps"] == 2
+
+
+def test_same_command_gives_the_same_model(inside):
+    align("reca", "again/seed-0")
+    first, second = (read_manifest(f"{name}/seed-0")["outputs"] for name in ("reca", "again"))
+    assert first == second
+    assert first["model.safetensors"] != read_manifest("base")["outputs"]["model.safetensors"]
+
+
+def test_arms_differ_in_weights_and_in_their_record(inside):
+    reca, sft = read_manifest("reca/seed-0"), read_manifest("sft/seed-0")
+    assert reca["outputs"]["model.safetensors"] != sft["outputs"]["model.safetensors"]
+    assert (reca["section"]["arm"], sft["section"]["arm"]) == ("reca", "sft")
+
+
+def test_base_refuses_a_network_that_the_weights_do_not_fit(inside, capsys):
+    wider = {**network(), "projector": [24, 48, 32]}
+    weights = {"kind": "shipped", "path": "shipped"}
+    section = json.dumps({"family": "showo", "network": wider, "weights": weights})
+    assert main(["base", "--section", section, "--out", "other"]) == 2
+    assert "mm_projector" in capsys.readouterr().err
+    assert not (inside / "other").exists()
+
+
+def test_pictures_and_answers_from_the_command_line(inside, capsys):
+    model = ["--model", "reca/seed-0"]
+    few = ["--steps", "2", "--guidance", "1"]
+    assert main(["draw", "a red circle", "--out", "one.png", *model, *few]) == 0
+    assert main(["draw", "a red circle", "--out", "two.png", *model, *few]) == 0
+    assert main(["draw", "a red circle", "--out", "three.png", "--seed", "1", *model, *few]) == 0
+    first, second, third = ((inside / f"{n}.png").read_bytes() for n in ("one", "two", "three"))
+    assert first == second != third
+    assert main(["reconstruct", "one.png", "--out", "again.png", *model, *few]) == 0
+    assert (inside / "again.png").is_file()
+    capsys.readouterr()
+    assert main(["ask", "one.png", "what color is the circle ?", *model]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_missing_pieces_are_named(inside, capsys):
+    section = json.dumps({"family": "showo", "align": RECIPE, "data": {"reconstruct": DATA}})
+    words = ["align", "--section", section, "--model", "base", "--arm", "reca", "--seed", "0",
+             "--out", "none"]  # fmt: skip
+    assert main(words) == 2
+    assert "--cache" in capsys.readouterr().err
+    assert main(["ask", "nowhere.png", "what ?", "--model", "base"]) == 2
+    assert "nowhere.png: cannot read" in capsys.readouterr().err
+    assert main(["base", "--section", "{}", "--out", "x"]) == 2
+    assert "--section: family is missing" in capsys.readouterr().err
+
+
+def test_without_any_model_the_remedy_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["draw", "a circle"]) == 2
+    assert "run `make reproduce`" in capsys.readouterr().err
+
+
+def test_evaluation_from_samples_to_scores_to_the_chosen_guidance(inside, capsys):
+    benchmark = {"kind": "laptop", "images_per_prompt": 1, "seed": 0}
+    sampler = {"steps": 2, "temperature": 1.0, "options": {}}
+    for arm in ("base", "reca"):
+        model = "base" if arm == "base" else "reca/seed-0"
+        section = {"family": "showo", "run": f"{arm}-0", "sampler": {**sampler, "guidance": [0.0, 2.0]},
+                   "benchmark": {**benchmark, "development_prompts": 1}}  # fmt: skip
+        evaluate(section, model, "development", f"{arm}-0/development")
+    scores = [f"{arm}-0/development/scores" for arm in ("base", "reca")]
+    assert main(["choose", "--scores", *scores, "--out", "guidance/guidance.json"]) == 0
+    chosen = read_json("guidance/guidance.json")["chosen"]
+    assert set(chosen) == {"base", "reca"} and set(chosen["reca"]) == {"dense", "geneval"}
+
+    test = {**benchmark, "prompts": 1, "questions": 4, "reconstructions": 2}
+    section = {"family": "showo", "run": "reca-0", "sampler": sampler, "benchmark": test}
+    evaluate(section, "reca/seed-0", "test", "reca-0/test", "--guidance=guidance/guidance.json")
+    found = read_json("reca-0/test/scores/scores.json")
+    assert found["counts"] == {"prompt": 8, "question": 4, "reconstruction": 2}
+    assert set(found["guidance"]) <= {"0.0", "2.0"}
+    assert main(["audit", "data", "base", "cache", "reca", "base-0", "reca-0", "guidance"]) == 0
+    assert read_manifest("reca-0/test/samples")["inputs"].keys() == {"model", "guidance"}
+
+
+def evaluate(section, model, split, out, *more):
+    run("generate", *more, section=section, model=model, seed=0, split=split,
+        work=f"work/{out}", out=f"{out}/samples")  # fmt: skip
+    run("score", section=section["benchmark"], samples=f"{out}/samples", out=f"{out}/scores")
+
+
+def test_choice_refuses_test_scores(inside, capsys):
+    words = ["choose", "--scores", "reca-0/test/scores", "--out", "other/guidance.json"]
+    assert main(words) == 2
+    assert "guidance is chosen on development prompts" in capsys.readouterr().err
+
+
+def test_benchmarks_that_cannot_run_yet_say_so(inside, capsys):
+    section = json.dumps({"kind": "geneval", "source": "geneval"})
+    assert main(["score", "--section", section, "--samples", "x", "--out", "y"]) == 2
+    assert "'geneval' is configuration only" in capsys.readouterr().err
