@@ -1,23 +1,35 @@
-"""One arm of an experiment, from model folder to model folder."""
+"""One arm of an experiment, from model folder to model folder, on one process or many."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from reca.align import distributed
 from reca.align.batches import TaskData
 from reca.align.recipe import Recipe
+from reca.align.state import load_trained
 from reca.align.texts import feature_data
-from reca.align.trainer import Summary, align
+from reca.align.trainer import CHECKPOINTS, Summary, align
 from reca.models import load_model
 
-__all__ = ["feature_data", "run"]
+__all__ = ["feature_data", "is_first", "run", "write"]
 
 
-def run(
-    start: Path, data: TaskData, recipe: Recipe, *, seed: int, work: Path, out: Path
-) -> Summary:
-    """Train the model folder `start` by `recipe`; writes the aligned model and `log.jsonl` to `out`."""
-    model = load_model(start)
-    summary = align(model, data, recipe, seed=seed, work_dir=work, log=out / "log.jsonl")
-    model.save(out)
+def is_first() -> bool:
+    """Whether this process writes the results: rank 0 of torchrun, or the only one."""
+    return distributed.join().first
+
+
+def run(start: Path, data: TaskData, recipe: Recipe, *, seed: int, work: Path) -> Summary:
+    """Train the model folder `start` by `recipe`; the trained weights stay in `work` until `write`. Every rank calls this."""
+    summary = align(load_model(start), data, recipe, seed=seed, work_dir=work)
+    distributed.leave()
     return summary
+
+
+def write(start: Path, work: Path, out: Path) -> None:
+    """Write the aligned model folder to `out` from the last checkpoint in `work`, which a sharded run left whole."""
+    model = load_model(start)
+    load_trained(work / CHECKPOINTS, model)
+    model.save(out)
+    (out / "log.jsonl").write_bytes((work / "log.jsonl").read_bytes())

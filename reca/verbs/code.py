@@ -12,7 +12,7 @@ STAGES = {
     "cache": ("reca.cache", "reca.align.texts"),
     "align": ("reca.align.run",),
     "pretrain": ("reca.pretrain.tokenizer", "reca.pretrain.reader", "reca.pretrain.base"),
-    "generate": ("reca.generate", "reca.verbs.samples"),
+    "generate": ("reca.generate", "reca.benchmarks.samples"),
     "score": ("reca.benchmarks.score",),
     "choose": ("reca.benchmarks.choose",),
     "report": ("reca.report.page",),

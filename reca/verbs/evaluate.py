@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def generate(arguments: Namespace) -> None:
     """Draw one benchmark's pictures, and answer its questions, with one model."""
     from reca.generate import Origin
     from reca.models import load_model
-    from reca.verbs.samples import make_samples
+    from reca.benchmarks.samples import make_samples
 
     plain = read_section(arguments.section)
     family, drawn, run, described = of_section(plain, "family", "sampler", "run", "benchmark")
@@ -53,6 +54,7 @@ def generate(arguments: Namespace) -> None:
             out=stage.scratch,
         )
         stage.note(**counts)
+    shutil.rmtree(arguments.work, ignore_errors=True)
 
 
 def _guidance(file: str | None, run: str, sampler: Sampler) -> list[float] | dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -62,16 +64,19 @@ def cache(arguments: Namespace) -> None:
 
 
 def align(arguments: Namespace) -> None:
-    """Train one arm."""
-    from reca.align.run import feature_data, run
+    """Train one arm. Under torchrun every rank trains and the first one writes."""
+    from reca.align.run import feature_data, is_first, run, write
 
     plain = read_section(arguments.section)
     family, described, data = of_section(plain, "family", "align", "data")
     recipe = for_arm(section(Recipe, described), arguments.arm)
     recipe.validate()
     folders, caches = pairs("--data", arguments.data), pairs("--cache", arguments.cache)
-    model, work = Path(arguments.model), Path(arguments.work)
-    texts = feature_data(recipe, sources_of(data), folders, caches)
+    model, work, first = Path(arguments.model), Path(arguments.work), is_first()
+    started = time.time()
+    summary = run(model, feature_data(recipe, sources_of(data), folders, caches), recipe, seed=arguments.seed, work=work)
+    if not first:
+        return
     inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
     with Stage(
         "align",
@@ -80,9 +85,11 @@ def align(arguments: Namespace) -> None:
         section={**plain, "arm": arguments.arm},
         seed=arguments.seed,
         code=stage_code("align", family),
+        started=started,
     ) as stage:
-        summary = run(model, texts, recipe, seed=arguments.seed, work=work, out=stage.scratch)
+        write(model, work, stage.scratch)
         stage.note(**{**asdict(summary), "checkpoint": None})
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def sources_of(data: Mapping[str, Any]) -> dict[str, DataSource]:

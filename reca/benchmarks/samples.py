@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 Guidance = Sequence[float] | Mapping[str, float]
+LONGEST = 48  # tokens of an answer; the description of four objects has 36
+BATCH = 128  # pictures of 16 x 16 pixels in one pass
 
 
 def make_samples(
@@ -60,6 +62,7 @@ def make_samples(
                 _sampling(sampler, level),
                 prefix=str(level),
                 images_per_prompt=asked.images_per_prompt,
+                batch_size=BATCH,
                 work=work / f"guidance-{level}",
                 progress=_progress(f"{run} {split} guidance {level:g}"),
             )
@@ -72,11 +75,12 @@ def make_samples(
             _sampling(sampler, 0.0),
             prompt=bank("laptop")[0],
             prefix="reconstruct",
+            batch_size=BATCH,
             work=work / "reconstruct",
             progress=_progress(f"{run} {split} reconstructions"),
         )
         drawn = len(writer.entries)
-    write_json(out / "answers.json", answers(model, asked.questions, scenes))
+    write_json(out / "answers.json", answers(model, asked.questions, scenes, batch_size=BATCH, max_new_tokens=LONGEST))
     described = {"run": run, "split": split, "seed": origin.seed, "guidance": _plain(guidance)}
     write_json(out / "samples.json", described)
     return {"pictures": drawn, "questions": len(asked.questions)}

@@ -1,0 +1,84 @@
+# Two commands: `make reproduce` and `make test`. POSIX make; needs only Python 3.11 with venv.
+#
+#   PYTHON=python3.11           interpreter for the virtual environment
+#   TORCH_INDEX=URL             index that has torch wheels to prefer, for example the CPU-only ones
+#   EXPERIMENT=laptop           what `make reproduce` runs (config/experiment/)
+#   CORES=all                   cores that the workflow may use
+#   PIP_OPTIONS=                more options for pip install
+#   PYTEST_OPTIONS=             more options for pytest
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+EXPERIMENT ?= laptop
+CORES ?= all
+PIP_OPTIONS ?=
+PYTEST_OPTIONS ?= --numprocesses auto --dist loadfile
+
+VENV = .venv
+BIN = $(VENV)/bin
+# Everything below runs in the environment as if it were activated.
+RUN = PATH="$$PWD/$(BIN):$$PATH"
+SNAKEMAKE = $(RUN) snakemake --cores $(CORES)
+RECORDED = laptop
+
+.PHONY: help setup reproduce smoke test lint record pull clean
+
+help:
+	@echo "make setup      virtual environment in $(VENV) with the pinned packages"
+	@echo "make reproduce  setup, then experiment $(EXPERIMENT); prints where the report is"
+	@echo "make test       setup, then the tests"
+	@echo "make smoke      setup, then the laptop experiment in its smallest size"
+	@echo "make lint       format, style and type checks of code and workflow"
+	@echo "make record     hand finished results of experiment $(RECORDED) to DVC"
+	@echo "make pull       bring recorded results from the DVC remote; nothing is computed again"
+	@echo "make clean      remove the environment and what the workflow wrote (DVC's cache stays)"
+
+# The environment is made anew only when the pins or the package's own description change.
+setup:
+	@wanted=$$(cat requirements.lock pyproject.toml | cksum); \
+	if [ -x "$(BIN)/python" ] && [ "$$(cat "$(VENV)/stamp" 2>/dev/null)" = "$$wanted" ]; then exit 0; fi; \
+	set -e; \
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; say make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'; \
+	echo "Setting up $(VENV) (some minutes; packages are downloaded once)"; \
+	$(PYTHON) -m venv "$(VENV)"; \
+	index="$(TORCH_INDEX)"; \
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) \
+		$${index:+--extra-index-url "$$index"} --requirement requirements.lock; \
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) \
+		--no-deps --no-build-isolation --editable .; \
+	echo "$$wanted" > "$(VENV)/stamp"
+
+reproduce: setup
+	@$(SNAKEMAKE) --config experiment=$(EXPERIMENT)
+	@echo "The report is $$PWD/results/$(EXPERIMENT)/report/index.html"
+
+smoke: setup
+	@$(SNAKEMAKE) --config experiment=laptop_smoke
+	@echo "The report is $$PWD/results/laptop_smoke/report/index.html"
+
+test: setup
+	@$(RUN) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest $(PYTEST_OPTIONS)
+
+lint: setup
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) snakefmt --check workflow
+	@$(RUN) snakemake --lint
+	@$(RUN) mypy
+
+# `dvc commit` believes what it is told, so it is told only when Snakemake has nothing left to do.
+record: setup
+	@$(RUN) reca compose $(RECORDED) --out build/$(RECORDED).yaml
+	@$(SNAKEMAKE) --dry-run --quiet --config experiment=$(RECORDED) 2>&1 | grep -q "Nothing to be done" || \
+		{ echo "make record: experiment $(RECORDED) is not finished; run: make reproduce" >&2; exit 1; }
+	@$(RUN) dvc commit --force
+
+# A fresh clone has no memory of earlier runs, and pulled files have new time stamps: touching them in
+# order tells Snakemake that they are the results of this very configuration and code.
+pull: setup
+	@$(RUN) reca compose $(RECORDED) --out build/$(RECORDED).yaml
+	@$(RUN) dvc pull
+	@$(SNAKEMAKE) --touch --quiet --config experiment=$(RECORDED)
+
+clean:
+	rm -rf "$(VENV)" .snakemake build logs benchmarks work results data .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,88 @@
+"""Caches joined with the texts of their data sets: what the trainer reads, by image id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reca.align.batches import FeatureData
+from reca.align.recipe import Recipe
+from reca.cache import FeatureCache, open_cache
+from reca.data import open_dataset
+from reca.prompts import bank
+from reca.records import MANIFEST, sha256_file
+
+if TYPE_CHECKING:
+    from reca.data import Dataset, Sample
+    from reca.schema import DataSource
+
+DRAWN, READ, TOLD = "reconstruct", "answer", "text"  # roles of data in a configuration
+
+
+def open_role(source: DataSource, folder: Path) -> Dataset:
+    """The data set of one role at `folder`."""
+    return open_dataset(source.kind, folder, **source.options)
+
+
+def feature_data(
+    recipe: Recipe,
+    sources: Mapping[str, DataSource],
+    folders: Mapping[str, Path],
+    caches: Mapping[str, Path],
+) -> FeatureData:
+    """Open what the recipe's tasks need and join it; ValueError names what is missing.
+
+    `folders` are data sets by role, `caches` feature caches by use (`draw`, `read`).
+    """
+    tasks = recipe.active()
+    drawing, reading = {"reca", "t2i"} & set(tasks), "i2t" in tasks
+    draw = open_cache(_given(caches, "draw", "cache")) if drawing else None
+    read = open_cache(_given(caches, "read", "cache")) if reading else None
+    told: Sequence[Sample] = []
+    if "text" in tasks:
+        dataset = open_role(sources[TOLD], _given(folders, TOLD, "data"))
+        told = [dataset[index] for index in range(len(dataset))]
+    captions: list[str] = []
+    if draw is not None and "t2i" in tasks:
+        captions = [
+            _caption(s) for s in _samples(draw, sources[DRAWN], _given(folders, DRAWN, "data"))
+        ]
+    asked = (
+        _samples(read, sources[READ], _given(folders, READ, "data")) if read is not None else []
+    )
+    return FeatureData(
+        draw=draw,
+        read=read,
+        prompts=bank(recipe.prompts, recipe.prompts_file) if "reca" in tasks else (),
+        draw_captions=captions,
+        read_conversations=[sample.conversations for sample in asked],
+        text_conversations=[sample.conversations for sample in told],
+        identity={use: sha256_file(Path(folder) / MANIFEST) for use, folder in caches.items()},
+    )
+
+
+def _given(folders: Mapping[str, Path], name: str, option: str) -> Path:
+    if name not in folders:
+        raise ValueError(
+            f"the recipe needs --{option} {name}=DIR, but only {sorted(folders)} are given"
+        )
+    return folders[name]
+
+
+def _samples(cache: FeatureCache, source: DataSource, folder: Path) -> list[Sample]:
+    """The samples of the cached images, in the cache's order: it may have left unreadable ones out."""
+    dataset = open_role(source, folder)
+    found = [dataset[position] for position in cache.positions]
+    wrong = [name for name, sample in zip(cache.ids, found, strict=True) if sample.id != name]
+    if wrong:
+        raise ValueError(f"{folder}: {len(wrong)} cached images are not in their place, for instance {wrong[0]}; build the cache again")
+    return found
+
+
+def _caption(sample: Sample) -> str:
+    if not sample.caption:
+        raise ValueError(
+            f"{sample.id}: no caption, but the recipe trains text-to-image; give a data set with captions"
+        )
+    return sample.caption

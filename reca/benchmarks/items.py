@@ -1,0 +1,27 @@
+"""What a benchmark asks for: prompts to draw and questions to answer, each with the facts it is scored by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to draw. `id` is unique in its benchmark; `facts` is what the scorer needs (GenEval metadata, say)."""
+
+    id: str
+    text: str
+    task: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about the picture `image_id`, with its true answer."""
+
+    id: str
+    image_id: str
+    text: str
+    answer: str
+    kind: str

@@ -1,0 +1,107 @@
+"""The score stage of the laptop benchmark: samples in, `scores.json` and `items.jsonl` out. Pure; no torch."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reca.benchmarks import examiner, laptop
+from reca.benchmarks.laptop_plan import Plan, plan, reconstruction_key, sample_key
+from reca.imageset import ImageSet
+from reca.records import read_json, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from reca.schema import BenchmarkConfig
+
+Item = dict[str, Any]
+CHANCE_PROMPTS = 100
+
+
+def score(section: BenchmarkConfig, samples: Path, out: Path) -> dict[str, Any]:
+    """Score one run's samples; ValueError names what is missing, as a share of a benchmark is no result.
+
+    `samples` is a folder of `reca generate`; `out` gets `scores.json` (means) and `items.jsonl` (every prompt and question).
+    """
+    described = read_json(samples / "samples.json")
+    asked = plan(section, described["split"], described["guidance"])
+    pictures = ImageSet(samples / "images.tar")
+    items = [
+        *_prompt_items(asked, pictures),
+        *_reconstruction_items(asked, pictures),
+        *_question_items(asked, read_json(samples / "answers.json")),
+    ]
+    result = {
+        **{key: described[key] for key in ("run", "split", "seed")},
+        "benchmark": section.kind,
+        "guidance": _by_level(items),
+        "counts": {kind: sum(item["kind"] == kind for item in items) for kind in ("prompt", "question", "reconstruction")},
+        "chance": laptop.chance(described["split"], CHANCE_PROMPTS, section.seed),
+        **_held_out(items),
+    }
+    write_json(out / "scores.json", result)
+    write_atomic(out / "items.jsonl", "".join(json.dumps(item, sort_keys=True) + "\n" for item in items))
+    return result
+
+
+def _pixels(pictures: ImageSet, key: str, index: int = 0) -> np.ndarray:
+    return np.asarray(pictures.image(key, index).convert("RGB"))
+
+
+def _prompt_items(asked: Plan, pictures: ImageSet) -> Iterable[Item]:
+    for level, prompts in asked.prompts.items():
+        for prompt in prompts:
+            for index in range(asked.images_per_prompt):
+                seen = examiner.detect(_pixels(pictures, sample_key(level, prompt.id), index))
+                value = laptop.score_prompt(prompt, seen)
+                yield {
+                    "kind": "prompt",
+                    "id": prompt.id,
+                    "index": index,
+                    "task": prompt.task,
+                    "guidance": level,
+                    "score": value,
+                    "objects": len(seen),
+                }
+
+
+def _reconstruction_items(asked: Plan, pictures: ImageSet) -> Iterable[Item]:
+    for index, scene in enumerate(asked.scenes[: asked.reconstructions]):
+        seen = examiner.detect(_pixels(pictures, reconstruction_key(index)))
+        values = laptop.reconstruction_scores(seen, scene)
+        yield {"kind": "reconstruction", "id": f"scene-{index:04d}", **values}
+
+
+def _question_items(asked: Plan, answers: Mapping[str, str]) -> Iterable[Item]:
+    missing = [question.id for question in asked.questions if question.id not in answers]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(asked.questions)} questions have no answer, for instance {missing[0]}")
+    for question in asked.questions:
+        right = float(laptop.same_answer(answers[question.id], question.answer))
+        yield {"kind": "question", "id": question.id, "task": question.kind, "score": right}
+
+
+def _by_level(items: Sequence[Item]) -> dict[str, dict[str, float]]:
+    levels: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    objects: dict[str, list[int]] = defaultdict(list)
+    for item in items:
+        if item["kind"] == "prompt":
+            levels[str(item["guidance"])].append((item["task"], item["score"]))
+            objects[str(item["guidance"])].append(item["objects"])
+    return {level: {**laptop.task_means(rows), "objects": float(np.mean(objects[level]))} for level, rows in levels.items()}
+
+
+def _held_out(items: Sequence[Item]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    redrawn = [item for item in items if item["kind"] == "reconstruction"]
+    if redrawn:
+        found["reconstruction"] = {name: float(np.mean([item[name] for item in redrawn])) for name in ("exact", "objects")}
+    asked = [(item["task"], item["score"]) for item in items if item["kind"] == "question"]
+    if asked:
+        overall = float(np.mean([value for _, value in asked]))
+        found["understanding"] = {**laptop.task_means(asked), "overall": overall}
+    return found

@@ -1,0 +1,172 @@
+"""The contract of a unified multimodal model: what RecA needs of a network, and no more (DESIGN section 3).
+
+Letters used in shapes: B batch, T text tokens, N image tokens, L sequence, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Features = dict[str, Tensor]
+"""Named tensors with one row per image. The cache stores exactly these; names are the family's own, but two are fixed:
+`target` (what is drawn: image codes, latents or their moments) and `understanding` (what the reader saw)."""
+
+Use = Literal["draw", "read"]
+"""Why an image is encoded: `draw` (RecA / text-to-image: target, and the condition that RecA gives) or `read` (image-to-text).
+The official recipes prepare the image differently for the two."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sum of per-token losses (fp32 scalar, differentiable) and the number of tokens it runs over."""
+
+    total: Tensor
+    count: int
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean over tokens; 0 where no token carried a loss (never NaN)."""
+        return self.total / max(self.count, 1)
+
+
+class Counted(Protocol):
+    """Anything that knows, before any forward pass, over how many tokens its loss will be averaged.
+
+    Gradient accumulation needs this: micro-batch sums are divided by the count of the whole optimiser step.
+    """
+
+    @property
+    def count(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn from a condition; families add their own options in `extra` (checked by the family)."""
+
+    guidance: float = 0.0
+    steps: int = 16
+    temperature: float = 1.0
+    extra: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class DecayGroups:
+    """Parameter names by weight decay: `decay` gets the recipe's value, `no_decay` gets 0."""
+
+    decay: tuple[str, ...]
+    no_decay: tuple[str, ...]
+
+
+class UnifiedModel(nn.Module, ABC):
+    """A network that reads images and draws them, behind one face for cache, trainer, generation and benchmarks."""
+
+    family: str
+
+    # ---- frozen parts: what the cache stores --------------------------------------------------------------------
+    @abstractmethod
+    def encode(self, images: Sequence[Image], use: Use) -> Features:
+        """Run the frozen encoders on RGB pictures: no gradient, deterministic, the same row whatever the batch."""
+
+    @abstractmethod
+    def encoder_fingerprint(self, use: Use) -> str:
+        """Hash of all that changes `encode`: weights of the frozen parts, transforms, options (hex sha256)."""
+
+    # ---- losses: pure functions of their arguments ----------------------------------------------------------------
+    @abstractmethod
+    def condition(self, texts: Sequence[str], features: Features | None = None) -> Any:
+        """What the generator is conditioned on: from text alone, or from text and understanding features (RecA)."""
+
+    @abstractmethod
+    def draws(self, batch: int, generator: torch.Generator) -> Counted:
+        """Every random number that one generation loss needs, drawn at the edge, on the CPU."""
+
+    def loss_count(self, draws: Any, with_image: bool) -> int:
+        """Tokens that `generation_loss` will run over, known before any forward pass.
+
+        `with_image`: the condition carries understanding features (RecA). A family whose text-to-image loss covers
+        more than what is drawn (Show-o's boundary tokens) overrides this.
+        """
+        return draws.count
+
+    @abstractmethod
+    def generation_loss(self, target: Features, condition: Any, draws: Any) -> Loss:
+        """The loss the model draws with. RecA and text-to-image are this one function with two conditions."""
+
+    @abstractmethod
+    def conversation(
+        self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
+    ) -> Counted:
+        """Tokenise B conversations, each a list of (question, answer) turns, with labels on the answers only."""
+
+    @abstractmethod
+    def answer_loss(self, conversation: Any, features: Features | None) -> Loss:
+        """Image-to-text loss (text-to-text where `features` is None)."""
+
+    # ---- inference ------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def generate(
+        self,
+        condition: Any,
+        unconditional: Any | None,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> list[Image]:
+        """Draw one picture per row; row i takes its noise from `generators[i]` only, so batches do not change pictures."""
+
+    @abstractmethod
+    def unconditional(self, batch: int) -> Any:
+        """The condition that guidance pushes away from."""
+
+    @abstractmethod
+    def answer(
+        self, questions: Sequence[str], features: Features | None, max_new_tokens: int = 32
+    ) -> list[str]:
+        """Greedy answers, one per row."""
+
+    # ---- parameters and weights -----------------------------------------------------------------------------------
+    @abstractmethod
+    def trainable_parameters(self) -> list[str]:
+        """Names (of `named_parameters`) that RecA trains; everything else must stay bitwise unchanged."""
+
+    @abstractmethod
+    def decay_groups(self) -> DecayGroups:
+        """The family's published weight-decay groups over the trainable names."""
+
+    @abstractmethod
+    def official_state(self) -> dict[str, Tensor]:
+        """The released checkpoint's content under its official names (what `save` writes)."""
+
+    @abstractmethod
+    def load(self, path: Path) -> None:
+        """Load a checkpoint (official layout or ours) strictly; ValueError names file, missing and unexpected names."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write all that `reca.models.load_model(directory)` needs: safetensors under official names, config, tokenizer."""
+
+
+def reconstruction_loss(
+    model: UnifiedModel, prompts: Sequence[str], features: Features, draws: Any
+) -> Loss:
+    """L_RecA = L_gen(f([prompt template, h_v(x)]), x): draw the image again from its own understanding embeddings.
+
+    `features` rows come from `encode(images, "draw")`; source: paper eq. 3, DESIGN section 1.
+    """
+    return model.generation_loss(features, model.condition(prompts, features), draws)
+
+
+def text_to_image_loss(
+    model: UnifiedModel, captions: Sequence[str], features: Features, draws: Any
+) -> Loss:
+    """L_t2i: the same loss, the same target, conditioned on a caption instead of the image's own embeddings."""
+    return model.generation_loss(features, model.condition(captions), draws)

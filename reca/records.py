@@ -1,0 +1,341 @@
+"""Manifests: what a stage read, what it wrote, and the hashes of both, so that any number can be walked back to its data.
+
+A stage writes one directory. `manifest.json`, written last, holds only what is reproducible (inputs, outputs, config section,
+seed, code); what differs from run to run (time, memory, machine, commit) lies beside it in `run.json`. The split lets
+Snakemake compare manifests by checksum: a stage that ran again and gave the same bytes reruns nothing downstream.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import reca
+
+MANIFEST = "manifest.json"
+RUN = "run.json"
+SEAL = "seal"  # the manifest's key for the hash of all its other keys
+OWN_PACKAGES = ("reca", "reca_kernels")
+
+
+# ---- hashes ----------------------------------------------------------------------------------------------------------
+def sha256_bytes(data: bytes) -> str:
+    """Hex sha256 of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of a JSON value in canonical form (sorted keys, no blanks)."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex sha256 of a file, streamed."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- atomic files ----------------------------------------------------------------------------------------------------
+def fsync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: temp file beside it, fsync, rename. ValueError names the path when it cannot."""
+    path = Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        fsync_directory(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise ValueError(
+            f"{path}: cannot write {len(content)} bytes ({error.strerror}); free space or choose a writable folder"
+        ) from error
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, sorted and indented, so that equal content gives equal bytes."""
+    write_atomic(path, json.dumps(value, sort_keys=True, indent=1) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; ValueError names the file when it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run the stage again") from error
+
+
+# ---- code ------------------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=512)
+def _source(module: str) -> Path | None:
+    """The file of a module of ours, found by its path: `find_spec` on a dotted name would import the parents."""
+    package, *rest = module.split(".")
+    spec = importlib.util.find_spec(package)
+    for location in (spec and spec.submodule_search_locations) or ():
+        path = Path(location, *rest)
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """Module names that the code imports anywhere, type-checking blocks left out; `from a import b` may name a module."""
+    for node in ast.iter_child_nodes(tree):
+        if _is_type_checking(node):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from _imports(node)
+
+
+@lru_cache(maxsize=512)
+def _direct(module: str) -> tuple[str, tuple[str, ...]]:
+    source = _source(module)
+    if source is None:
+        return "", ()
+    text = source.read_bytes()
+    own = (name for name in _imports(ast.parse(text)) if name.split(".")[0] in OWN_PACKAGES)
+    return sha256_bytes(text), tuple(sorted({name for name in own if _source(name)}))
+
+
+def code_modules(*modules: str) -> list[str]:
+    """The named modules and all own modules that they import, directly or not."""
+    missing = [module for module in modules if _source(module) is None]
+    if missing:
+        raise ValueError(f"no source found for module {missing[0]!r}")
+    seen: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting.extend(_direct(module)[1])
+    return sorted(seen)
+
+
+def code_fingerprint(*modules: str) -> str:
+    """Hash of the sources that the modules run: an edit of one module changes exactly the stages that import it."""
+    return sha256_json({module: _direct(module)[0] for module in code_modules(*modules)})
+
+
+# ---- cost ------------------------------------------------------------------------------------------------------------
+def git_commit(directory: Path | None = None) -> str | None:
+    """The commit of the source tree, with `+` behind it when files differ from it; None outside a checkout."""
+    root = directory or Path(reca.__file__).parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape results, where installed."""
+    from importlib import metadata
+
+    found = {"python": platform.python_version(), "reca": reca.__version__}
+    for package in ("torch", "triton", "transformers", "diffusers", "numpy", "pillow", "safetensors", "snakemake"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the stage ran on, without names of hosts or users."""
+    found: dict[str, Any] = {"system": platform.system(), "cpu": platform.machine(), "cores": os.cpu_count()}
+    if "torch" in sys.modules:
+        import torch
+
+        found["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            found["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def _cpu_seconds() -> float:
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _peak_memory_bytes() -> dict[str, int]:
+    peak = {"memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            peak["gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------------
+def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """sha256 and size of every file below `directory` by relative path; the two records and hidden indexes are left out.
+
+    A reader may keep an index of its own (`.reca-*`) beside the data: it is derived, and rebuilt when the data changes.
+    """
+    found = (path for path in directory.rglob("*") if path.is_file())
+    files = sorted(path for path in found if not path.name.startswith(".reca-"))
+    return {
+        str(path.relative_to(directory)): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in files
+        if path.name not in (MANIFEST, RUN) or path.parent != directory
+    }
+
+
+class Stage:
+    """One stage's output directory: it appears whole, its manifest last, or not at all.
+
+    `inputs` maps a name to the file that was read (usually an upstream manifest). Leaving the `with` block by an exception
+    removes the scratch folder; the former output stays until a new one is complete. `started` (seconds since the epoch) says
+    when work before the block began, so that the whole process counts as the stage's cost.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        out: str | Path,
+        *,
+        inputs: Mapping[str, str | Path],
+        section: Any,
+        seed: int | None = None,
+        code: str | None = None,
+        started: float | None = None,
+    ) -> None:
+        self.name, self.out, self.began = name, Path(out), started
+        self.described = {
+            "stage": name,
+            "inputs": {key: {"path": _relative(path), "sha256": sha256_file(path)} for key, path in inputs.items()},
+            "section": section,
+            "seed": seed,
+            "package": reca.__version__,
+            "code": code,
+        }
+        self.notes: dict[str, Any] = {}
+
+    def note(self, **facts: Any) -> None:
+        """Add facts that may differ from run to run to `run.json`."""
+        self.notes.update(facts)
+
+    def __enter__(self) -> Stage:
+        self.cpu = 0.0 if self.began else _cpu_seconds()
+        self.started = self.began or time.time()
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.scratch = Path(tempfile.mkdtemp(dir=self.out.parent, prefix=f".{self.out.name}.partial-"))
+        except OSError as error:
+            raise ValueError(f"{self.out}: cannot write here ({error.strerror}); choose a writable folder") from error
+        os.chmod(self.scratch, 0o755)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        except OSError as problem:
+            raise ValueError(f"{self.out}: cannot complete the stage ({problem.strerror})") from problem
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _commit(self) -> None:
+        (self.out / MANIFEST).unlink(missing_ok=True)
+        outputs = describe_files(self.scratch)
+        for path in self.scratch.rglob("*"):
+            if path.is_file():
+                os.chmod(path, 0o644)  # temp files begin private; results are for sharing
+                _fsync_file(path)
+        self._record_run()
+        if self.out.exists():
+            shutil.rmtree(self.out)
+        os.replace(self.scratch, self.out)
+        body = {**self.described, "outputs": outputs}
+        write_json(self.out / MANIFEST, {**body, SEAL: sha256_json(body)})
+
+    def _record_run(self) -> None:
+        usage = {"wall_seconds": time.time() - self.started, "cpu_seconds": _cpu_seconds() - self.cpu}
+        started = datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds")
+        facts = {"started": started, "machine": machine(), "versions": versions(), "commit": git_commit()}
+        write_json(self.scratch / RUN, {**facts, **usage, **_peak_memory_bytes(), **self.notes})
+
+
+def _fsync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _relative(path: str | Path) -> str:
+    """Paths in records are relative to the working directory: no record names a machine's folders."""
+    return os.path.relpath(path)
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of a complete stage; ValueError where there is none, or where it was changed by hand."""
+    path = Path(directory) / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{directory}: no {MANIFEST}, so this stage is not complete; run `snakemake` to make it")
+    manifest = read_json(path)
+    body = {key: value for key, value in manifest.items() if key != SEAL} if isinstance(manifest, dict) else {}
+    if not body or manifest.get(SEAL) != sha256_json(body):
+        raise ValueError(f"{path}: changed since it was written; run the stage again")
+    return body
+
+
+def verify(directory: str | Path) -> dict[str, Any]:
+    """Hash every output again; ValueError names the first file that is missing, changed or not in the manifest."""
+    directory, manifest = Path(directory), read_manifest(directory)
+    found = describe_files(directory)
+    for name, record in manifest["outputs"].items():
+        if name not in found:
+            raise ValueError(f"{directory / name}: missing, though the manifest lists it; run the stage again")
+        if found[name] != record:
+            raise ValueError(f"{directory / name}: content differs from the manifest's sha256; run the stage again")
+    extra = sorted(set(found) - set(manifest["outputs"]))
+    if extra:
+        raise ValueError(f"{directory / extra[0]}: not in the manifest; remove it or run the stage again")
+    return manifest

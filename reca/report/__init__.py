@@ -1,0 +1,1 @@
+"""The report: outcomes with intervals, sentences computed from them, figures, and one self-contained page."""

@@ -1,0 +1,126 @@
+"""Everything the report says, gathered from the results tree into plain data; `outcomes.json` is a part of it.
+
+Reads only complete stages (those with a manifest) and adds nothing that is not in a file: a number in
+the page can be walked back through the trail.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reca import records
+from reca.benchmarks.choose import arm_of
+from reca.benchmarks.laptop import GENEVAL_TASKS
+from reca.report import stages
+from reca.report.outcomes import (
+    guidance_of,
+    only_guidance,
+    outcomes,
+    understanding_by_kind,
+)
+
+ITEMS, SCORES, LOG = "items.jsonl", "scores.json", "log.jsonl"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; ValueError names the file and the line that is damaged."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number}: not JSON ({error}); run the stage again"
+            ) from error
+    return rows
+
+
+def scored_models(results: Path, benchmark: str, names: Iterable[str]) -> list[str]:
+    """Those of the experiment's models that have test scores here; ValueError where none has."""
+    pattern = f"*/{benchmark}/test/scores/{records.MANIFEST}"
+    found = [name for name in names if any((results / name).glob(pattern))]
+    if not found:
+        raise ValueError(
+            f"{results}: no test scores of benchmark {benchmark!r}; run `snakemake` for this experiment"
+        )
+    return found
+
+
+def test_folders(model: Path, benchmark: str) -> list[Path]:
+    """All complete score stages of a model's test runs, sorted by run."""
+    return sorted(p.parent for p in model.glob(f"*/{benchmark}/test/scores/{records.MANIFEST}"))
+
+
+def item_scores(
+    rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """One run's mean score by outcome and item (prompt, question, scene), prompts at the chosen guidance."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for item in rows:
+        if item["kind"] == "question":
+            name, value = "understanding", item["score"]
+        elif item["kind"] == "reconstruction":
+            name, value = "reconstruction", item["objects"]
+        elif item["guidance"] == guidance_of(item["task"], chosen):
+            name = "geneval" if item["task"] in GENEVAL_TASKS else item["task"]
+            value = item["score"]
+        else:
+            continue
+        found.setdefault(name, {}).setdefault(item["id"], []).append(value)
+    return {
+        name: {item: sum(values) / len(values) for item, values in by_item.items()}
+        for name, by_item in found.items()
+    }
+
+
+def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of `log.jsonl` by run, `reca-0` and so on, of the arms whose stage is complete."""
+    folders = sorted(path.parent for path in model.glob(f"*/seed-*/{records.MANIFEST}"))
+    return {
+        f"{folder.parent.name}-{folder.name.removeprefix('seed-')}": read_lines(folder / LOG)
+        for folder in folders
+    }
+
+
+def guidance_choice(model: Path, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`{"chosen", "sweep"}` as `reca choose` wrote them; an empty sweep where the model has one guidance."""
+    if (model / "guidance" / records.MANIFEST).is_file():
+        return records.read_json(model / "guidance" / "guidance.json")
+    return {"chosen": only_guidance(scores), "sweep": {}}
+
+
+def model_report(model: Path, benchmark: str) -> dict[str, Any]:
+    """Everything about one model: outcomes, sweep, understanding, training logs, items, stages and what they cost."""
+    folders = test_folders(model, benchmark)
+    scores = [records.read_json(folder / SCORES) for folder in folders]
+    runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
+    items = {run: read_lines(folder / ITEMS) for run, folder in runs.items()}
+    choice = guidance_choice(model, scores)
+    by_item = {r: item_scores(rows, choice["chosen"][arm_of(r)]) for r, rows in items.items()}
+    complete = [*folders, *(path.parent for path in model.glob(f"*/seed-*/{records.MANIFEST}"))]
+    graph = stages.walk(complete)
+    logs = training_logs(model)
+    return {
+        "name": model.name,
+        "outcomes": outcomes(scores, choice["chosen"], by_item),
+        **choice,
+        "chance": scores[0]["chance"],
+        "counts": scores[0].get("counts", {}),
+        "understanding": understanding_by_kind(scores),
+        "seeds": sorted({score["seed"] for score in scores}),
+        "items": items,
+        "samples": {run: folder.parent / "samples" / "images.tar" for run, folder in runs.items()},
+        "logs": logs,
+        "costs": stages.costs(graph),
+        "caches": stages.caches(graph),
+        "trail": stages.trail(graph),
+        "run": records.read_json(folders[0] / records.RUN),
+    }
+
+
+def outcomes_json(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The machine-readable part: the numbers of the page and nothing else."""
+    return {"models": [{name: model[name] for name in ("name", "outcomes")} for model in models]}

@@ -1,0 +1,210 @@
+"""Small inline SVG figures: no script, no font, no network; colours come from the page's style sheet.
+
+Arms differ in colour, in dashes and in the shape of their marks, so that no figure depends on colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+# Near the width of a phone's column, so that labels keep their size there.
+WIDTH, HEIGHT = 380, 250
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 42
+NAMES = {"base": "Base", "sft": "Plain training", "reca": "RecA", "shuffled": "Shuffled"}
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear scale from data to pixels with round ticks."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
+
+    def ticks(self, wanted: int = 5) -> list[float]:
+        """About `wanted` round values inside the scale."""
+        raw = (self.high - self.low) / wanted
+        power = 10 ** math.floor(math.log10(raw))
+        step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def spread(values: Sequence[float], floor: float | None = None) -> tuple[float, float]:
+    """A range a little wider than the values; `floor` keeps the lower end from going below it."""
+    low, high = min(values), max(values)
+    pad = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+    low = low - pad if floor is None else max(floor, low - pad)
+    return low, high + pad
+
+
+# ---- figures -------------------------------------------------------------------------------------
+def intervals(
+    rows: Mapping[str, Mapping[str, Any]], label: str, chance: float | None = None
+) -> str:
+    """One row per arm: a mark for the mean, a bar for the interval, a tick for every seed; a dashed line for chance.
+
+    `rows[arm]` has `mean`, `ci95` (None: no bar) and `per_seed`.
+    """
+    shown = [value for row in rows.values() for value in [*(row["ci95"] or ()), *row["per_seed"]]]
+    x = Axis(*spread(shown + ([] if chance is None else [chance]), 0.0), 106, WIDTH - RIGHT)
+    bottom = 40 * len(rows) + 6
+    parts = []
+    for tick in x.ticks(4):
+        parts.append(_rule("grid", x(tick), x(tick), 4, bottom))
+        parts.append(_text("tick", x(tick), bottom + 17, f"{tick:g}", "middle"))
+    if chance is not None:
+        parts.append(_rule("chance", x(chance), x(chance), 4, bottom))
+        parts.append(_text("tick", x(chance), bottom + 33, f"chance {chance:.3f}", "middle"))
+    for index, (arm, row) in enumerate(rows.items()):
+        parts.extend(_interval(arm, row, x, 24 + 40 * index))
+    return _svg(parts, f"{label}. {_spoken(rows)}{_spoken_chance(chance)}", bottom + 40)
+
+
+def sweep(
+    levels: Mapping[str, Mapping[str, Sequence[float]]], chosen: Mapping[str, float], label: str
+) -> str:
+    """Mean score by guidance for each arm, thin lines by seed, a ring at the chosen level.
+
+    `levels[arm][guidance]` are the values by seed.
+    """
+    every = [value for arm in levels.values() for values in arm.values() for value in values]
+    positions = sorted({float(level) for arm in levels.values() for level in arm})
+    x = Axis(*spread(positions), LEFT, WIDTH - RIGHT)
+    y = Axis(*spread(every, 0.0), HEIGHT - BOTTOM, TOP)
+    parts, spoken = _frame(x, y, "guidance", positions), []
+    for arm, by_level in levels.items():
+        rows = sorted((float(level), values) for level, values in by_level.items())
+        means = [(level, sum(values) / len(values)) for level, values in rows]
+        if len(rows[0][1]) > 1:
+            for seed in range(len(rows[0][1])):
+                line = [(x(level), y(values[seed])) for level, values in rows]
+                parts.append(_line(line, f"thin {arm}"))
+        parts.append(_line([(x(level), y(mean)) for level, mean in means], arm))
+        for level, mean in means:
+            parts.append(
+                _mark(x(level), y(mean), arm, f"{NAMES[arm]}, guidance {level:g}: {mean:.3f}")
+            )
+            if level == chosen[arm]:
+                parts.append(
+                    f'<circle class="ring {arm}" cx="{x(level):.1f}" cy="{y(mean):.1f}" r="9"/>'
+                )
+                spoken.append(f"{NAMES[arm]} is best at guidance {level:g} with {mean:.3f}")
+    return _svg(parts, f"{label}. {'; '.join(spoken)}.")
+
+
+def curves(series: Mapping[str, Mapping[str, Sequence[Point]]], label: str) -> str:
+    """Loss by optimiser step: one line per run, drawn as its arm. `series[arm][run]` are (step, loss)."""
+    points = [point for runs in series.values() for line in runs.values() for point in line]
+    x = Axis(0, max(step for step, _ in points), LEFT, WIDTH - RIGHT)
+    y = Axis(*spread([value for _, value in points], 0.0), HEIGHT - BOTTOM, TOP)
+    parts, spoken = _frame(x, y, "optimiser step", x.ticks()), []
+    for arm, runs in series.items():
+        for run, line in runs.items():
+            parts.append(_line([(x(step), y(value)) for step, value in line], f"run {arm}", run))
+        ends = [sum(line[i][1] for line in runs.values()) / len(runs) for i in (0, -1)]
+        spoken.append(f"{NAMES[arm]} from {ends[0]:.2f} to {ends[1]:.2f}")
+    return _svg(parts, f"{label}: {'; '.join(spoken)}.")
+
+
+def key(arm: str) -> str:
+    """The mark and line of an arm, for legends; says nothing to a screen reader, as its name stands beside it."""
+    inner = _line([(1, 8), (33, 8)], arm) + _mark(17, 8, arm, "")
+    return f'<svg class="key" viewBox="0 0 34 16" width="34" height="16" aria-hidden="true">{inner}</svg>'
+
+
+def thinned(rows: Sequence[Point], most: int = 60) -> list[Point]:
+    """At most `most` points, each the mean of a run of neighbours, so that a noisy curve can be read."""
+    size = max(1, math.ceil(len(rows) / most))
+    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return [
+        (sum(step for step, _ in chunk) / len(chunk), sum(value for _, value in chunk) / len(chunk))
+        for chunk in chunks
+    ]
+
+
+# ---- words for those who do not see them ---------------------------------------------------------
+def _spoken(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    parts = []
+    for arm, row in rows.items():
+        bar = row["ci95"]
+        within = f", 95 % interval {bar[0]:.3f} to {bar[1]:.3f}" if bar else ", one seed"
+        parts.append(f"{NAMES[arm]} {row['mean']:.3f}{within}")
+    return "; ".join(parts) + "."
+
+
+def _spoken_chance(chance: float | None) -> str:
+    return "" if chance is None else f" Chance is {chance:.3f}."
+
+
+# ---- pieces --------------------------------------------------------------------------------------
+def _svg(parts: Sequence[str], label: str, height: float = HEIGHT) -> str:
+    inside = "".join(parts)
+    box = f'viewBox="0 0 {WIDTH} {height}"'
+    return f'<svg class="plot" {box} role="img" aria-label="{escape(label)}">{inside}</svg>'
+
+
+def _frame(x: Axis, y: Axis, x_title: str, x_ticks: Sequence[float]) -> list[str]:
+    parts = []
+    for tick in y.ticks():
+        parts.append(_rule("grid", x.start, x.stop, y(tick), y(tick)))
+        parts.append(_text("tick", x.start - 7, y(tick) + 4, f"{tick:g}", "end"))
+    for tick in x_ticks:
+        parts.append(_text("tick", x(tick), HEIGHT - 23, f"{tick:g}", "middle"))
+    parts.append(_text("axis", (x.start + x.stop) / 2, HEIGHT - 5, x_title, "middle"))
+    return parts
+
+
+def _interval(arm: str, row: Mapping[str, Any], x: Axis, at: float) -> list[str]:
+    parts = [_text(f"name {arm}", 0, at + 5, NAMES[arm], "start")]
+    if row["ci95"]:
+        low, high = (x(max(value, x.low)) for value in row["ci95"])
+        parts.append(_rule(f"bar {arm}", low, high, at, at))
+    for value in row["per_seed"]:
+        parts.append(_rule(f"seed {arm}", x(value), x(value), at + 9, at + 15))
+    parts.append(_mark(x(row["mean"]), at, arm, f"{NAMES[arm]}: {row['mean']:.3f}", 6))
+    return parts
+
+
+def _rule(kind: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(kind: str, x: float, y: float, words: str, anchor: str) -> str:
+    at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="{kind}" {at}>{escape(words)}</text>'
+
+
+def _title(words: str) -> str:
+    return f"<title>{escape(words)}</title>" if words else ""
+
+
+def _line(points: Sequence[Point], kind: str, title: str = "") -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline class="line {kind}" points="{path}">{_title(title)}</polyline>'
+
+
+def _mark(x: float, y: float, arm: str, title: str, r: float = 4.5) -> str:
+    """A circle, square, diamond or triangle by arm."""
+    corners = {
+        "sft": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+        "reca": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
+        "shuffled": [(0, -1.15), (1.1, 0.85), (-1.1, 0.85)],
+    }
+    if arm not in corners:
+        at = f'cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"'
+        return f'<circle class="mark {arm}" {at}>{_title(title)}</circle>'
+    path = " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in corners[arm])
+    return f'<polygon class="mark {arm}" points="{path}">{_title(title)}</polygon>'

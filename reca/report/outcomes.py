@@ -1,0 +1,132 @@
+"""Outcomes of one model from its test scores: per arm mean, interval and values by seed, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from reca.benchmarks.choose import arm_of
+from reca.benchmarks.laptop import GENEVAL_TASKS
+from reca.report import statistics
+
+PRIMARY = ("dense", "geneval")
+SECONDARY = (
+    "understanding",
+    "reconstruction",
+    "reconstruction_exact",
+    "dense_placed",
+    *GENEVAL_TASKS,
+)
+TITLES = {
+    "dense": "Dense prompts: share of facts",
+    "geneval": "GenEval's six tasks: accuracy",
+    "understanding": "Questions about held-out pictures: exact answers",
+    "reconstruction": "Held-out pictures drawn again: objects kept",
+    "reconstruction_exact": "Held-out pictures drawn again: whole scene exact",
+    "dense_placed": "Dense prompts with places: share of facts",
+    "single_object": "Single object",
+    "two_object": "Two objects",
+    "counting": "Counting",
+    "colors": "Colours",
+    "position": "Position",
+    "color_attr": "Colour of two objects",
+}
+ARMS = ("base", "sft", "reca", "shuffled")
+COMPARED = (("reca", "sft"), ("reca", "base"), ("reca", "shuffled"), ("sft", "base"))
+
+Scores = Mapping[str, Any]  # one run's scores.json
+Chosen = Mapping[str, Mapping[str, float]]  # arm -> dense | geneval -> guidance
+Items = Mapping[str, Mapping[str, Mapping[str, float]]]  # run -> outcome -> item -> score
+
+
+def only_guidance(scores: Iterable[Scores]) -> dict[str, dict[str, float]]:
+    """The one guidance of each arm where none had to be chosen; ValueError where a run has several."""
+    chosen: dict[str, dict[str, float]] = {}
+    for score in scores:
+        levels = list(score["guidance"])
+        if len(levels) != 1:
+            raise ValueError(
+                f"{score['run']}: drawn at guidance {', '.join(levels)}, but no choice is recorded; "
+                "run `reca choose` on development scores"
+            )
+        chosen[arm_of(score["run"])] = {name: float(levels[0]) for name in PRIMARY}
+    return chosen
+
+
+def guidance_of(name: str, chosen: Mapping[str, float]) -> float | None:
+    """The guidance an outcome is reported at: GenEval's tasks share one choice, dense prompts another."""
+    if name.startswith("dense"):
+        return chosen["dense"]
+    return chosen["geneval"] if name == "geneval" or name in GENEVAL_TASKS else None
+
+
+def value_of(score: Scores, name: str, level: float | None) -> float:
+    """One outcome of one run, at the chosen guidance where it has one."""
+    if name == "understanding":
+        return score["understanding"]["overall"]
+    if name.startswith("reconstruction"):
+        return score["reconstruction"]["exact" if name.endswith("exact") else "objects"]
+    return score["guidance"][str(level)][name]
+
+
+def scores_by_arm(scores: Iterable[Scores]) -> dict[str, list[Scores]]:
+    """Runs by arm, base first, each in the order of their seeds; arms without runs are left out."""
+    ordered = sorted(scores, key=lambda score: score["seed"])
+    by_arm = {arm: [s for s in ordered if arm_of(s["run"]) == arm] for arm in ARMS}
+    return {arm: found for arm, found in by_arm.items() if found}
+
+
+def outcomes(scores: Sequence[Scores], chosen: Chosen, items: Items) -> list[dict[str, Any]]:
+    """All outcomes of one model that were measured, primary first.
+
+    Differences between arms have an interval over seeds; where single items are known, also one over items.
+    """
+    by_arm = scores_by_arm(scores)
+    rows = [_outcome(name, by_arm, chosen) for name in measured(scores)]
+    for row in rows:
+        for pair, gap in row["differences"].items():
+            first, second = (_matrix(items, by_arm[arm], row["name"]) for arm in pair.split(" - "))
+            if first and second:
+                gap["over_items"] = statistics.bootstrap_difference(first, second)
+    return rows
+
+
+def measured(scores: Sequence[Scores]) -> list[str]:
+    """Names of the outcomes; a benchmark without questions or reconstructions lacks theirs."""
+    lacks = {part for part in ("understanding", "reconstruction") if part not in scores[0]}
+    return [name for name in (*PRIMARY, *SECONDARY) if name.split("_")[0] not in lacks]
+
+
+def _outcome(name: str, by_arm: Mapping[str, list[Scores]], chosen: Chosen) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "title": TITLES[name], "primary": name in PRIMARY}
+    for arm, found in by_arm.items():
+        level = guidance_of(name, chosen[arm])
+        values = [value_of(score, name, level) for score in found]
+        row[arm] = {**statistics.summary(values), "guidance": level}
+    row["differences"] = {
+        f"{a} - {b}": statistics.difference(row[a]["per_seed"], row[b]["per_seed"])
+        for a, b in COMPARED
+        if a in row and b in row
+    }
+    return row
+
+
+def _matrix(items: Items, runs: Sequence[Scores], name: str) -> list[list[float]]:
+    """Scores of the same items in the same order, one row per seed; empty where items are not told apart."""
+    scored = [items[score["run"]].get(name, {}) for score in runs]
+    return [[row[item] for item in sorted(row)] for row in scored if row]
+
+
+def understanding_by_kind(scores: Sequence[Scores]) -> dict[str, dict[str, Any]]:
+    """Kind of question -> arm -> mean, interval and values by seed; `overall` last."""
+    by_arm = scores_by_arm(scores)
+    kinds = {kind for score in scores for kind in score.get("understanding", {})} - {"overall"}
+    if not kinds:
+        return {}
+    return {
+        kind: {
+            arm: statistics.summary([score["understanding"][kind] for score in found])
+            for arm, found in by_arm.items()
+        }
+        for kind in [*sorted(kinds), "overall"]
+    }

@@ -1,0 +1,121 @@
+"""The report of an experiment: one self-contained page that opens offline, and its numbers as `outcomes.json`.
+
+`outcomes.json` is a pure function of the scores. The page also tells what the stages cost, so its bytes
+differ between two computations of the same results, though not between two pages of one results tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from reca import records
+from reca.report import collect, figures, sections, wording
+
+PAGE, OUTCOMES = "index.html", "outcomes.json"
+
+
+def build(experiment: Mapping[str, Any], results: Path, out: Path) -> None:
+    """Write `index.html` and `outcomes.json` of a resolved experiment into the folder `out`.
+
+    Raises:
+        ValueError: an experiment without the laptop benchmark, no scored model, or a stage that is not
+            complete (named).
+    """
+    benchmark = laptop_benchmark(experiment)
+    names = collect.scored_models(results, benchmark, experiment["models"])
+    models = [collect.model_report(results / name, benchmark) for name in names]
+    records.write_json(out / OUTCOMES, collect.outcomes_json(models))
+    records.write_atomic(out / PAGE, render(experiment, models, benchmark))
+
+
+def laptop_benchmark(experiment: Mapping[str, Any]) -> str:
+    """The name of the experiment's benchmark of kind laptop, the one whose scores the page can show."""
+    kinds = {name: entry["kind"] for name, entry in experiment["benchmarks"].items()}
+    for name, kind in kinds.items():
+        if kind == "laptop":
+            return name
+    raise ValueError(
+        f"experiment {experiment['name']!r}: the report shows benchmarks of kind laptop, not "
+        f"{', '.join(sorted(set(kinds.values())))}; read their scores.json, or add a laptop benchmark"
+    )
+
+
+def render(
+    experiment: Mapping[str, Any], models: Sequence[Mapping[str, Any]], benchmark: str
+) -> str:
+    """The page as HTML text: whatever comes from a file is escaped, our own figures are finished markup."""
+    configuration = yaml.safe_dump(dict(experiment), sort_keys=False, allow_unicode=True)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            experiment=experiment,
+            benchmark=experiment["benchmarks"][benchmark],
+            models=[sections.view(experiment, model, benchmark) for model in models],
+            headline=wording.headline(models),
+            expectations=sections.expectations(experiment, models, benchmark),
+            configuration=configuration,
+            absent=[n for n in experiment["models"] if n not in {m["name"] for m in models}],
+            names=figures.NAMES,
+        )
+    )
+
+
+def _environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("reca.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {
+        "score": score,
+        "half": half_width,
+        "seconds": seconds,
+        "size": size,
+        "count": wording.counted,
+        "signed": wording.signed,
+        "interval": wording.interval,
+        "key": lambda arm: Markup(figures.key(arm)),
+    }
+    return found
+
+
+# ---- how numbers are written ---------------------------------------------------------------------
+def score(value: float | None) -> str:
+    """A share to three places, as in `outcomes.json`; a dash where there is none."""
+    return "\N{EN DASH}" if value is None else f"{value:.3f}"
+
+
+def half_width(row: Mapping[str, Any]) -> str:
+    """Half the interval of a mean over seeds, `± 0.012`; empty for one seed."""
+    if row["ci95"] is None:
+        return ""
+    low, high = row["ci95"]
+    return f"\N{PLUS-MINUS SIGN}\N{NO-BREAK SPACE}{(high - low) / 2:.3f}"
+
+
+def seconds(value: float) -> str:
+    """A duration: `8.2 s`, `4 min 10 s`, `3 h 05 min`."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def size(value: float) -> str:
+    """Bytes in the unit that leaves few digits."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

@@ -1,0 +1,119 @@
+"""Grids of pictures: held-out scenes drawn again, and prompts drawn before and after, each with the examiner's verdict.
+
+The first scenes and the first prompts of every task are shown, whatever they look like.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from reca.benchmarks import laptop
+from reca.benchmarks.choose import arm_of
+from reca.benchmarks.laptop_plan import reconstruction_key, sample_key
+from reca.data.world import draw_pixels
+from reca.imageset import ImageSet, png
+from reca.report.figures import NAMES
+from reca.report.outcomes import TITLES, guidance_of
+
+SCENES, PROMPTS_PER_TASK = 6, 3
+LARGEST = 256  # pixels on the longer side; the page shows pictures smaller than this
+SHORT = NAMES | {"sft": "Plain"}  # what fits below a picture
+DRAWN_BY, AGAIN_BY = ("base", "sft", "reca"), ("base", "reca")
+
+Picture = dict[str, Any]  # name, uri, score (None: the target), alt
+Row = dict[str, Any]  # title, cards: each a caption and its pictures
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture as a data URI, made smaller where it is larger than the page shows it."""
+    image.thumbnail((LARGEST, LARGEST))
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+
+
+def first_runs(model: Mapping[str, Any]) -> dict[str, str]:
+    """The run of the smallest seed of every arm."""
+    runs = sorted(model["samples"], key=lambda run: int(run.rsplit("-", 1)[1]), reverse=True)
+    return {arm_of(run): run for run in runs}
+
+
+def grids(model: Mapping[str, Any], benchmark: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """`again`: held-out scenes; `drawn`: prompts. Each row has a `title` and cards: a caption and its pictures."""
+    runs = first_runs(model)
+    sets = {arm: ImageSet(model["samples"][runs[arm]]) for arm in DRAWN_BY if arm in runs}
+    items = {arm: model["items"][runs[arm]] for arm in sets}
+    return {
+        "again": _drawn_again(sets, items, benchmark),
+        "drawn": _drawn_from_prompts(sets, items, model["chosen"]),
+    }
+
+
+def _drawn_again(
+    sets: Mapping[str, ImageSet], items: Mapping[str, list[Any]], benchmark: Mapping[str, Any]
+) -> list[Row]:
+    cards = []
+    count = min(SCENES, benchmark["reconstructions"])
+    for index, scene in enumerate(laptop.held_out_scenes("test", count, benchmark["seed"])):
+        name, told = f"scene-{index:04d}", laptop.dense_caption(scene)
+        target = data_uri(Image.fromarray(draw_pixels(scene)))
+        shown = [{"name": "Target", "uri": target, "score": None, "alt": f"Target: {told}"}]
+        for arm in AGAIN_BY:
+            row = _item(items.get(arm, []), "reconstruction", name)
+            if row:
+                key = reconstruction_key(index)
+                shown.append(_picture(arm, sets[arm], key, row["objects"], "the same, drawn again"))
+        cards.append({"caption": "", "pictures": shown})
+    return [{"title": "", "cards": cards}] if cards else []
+
+
+def _drawn_from_prompts(
+    sets: Mapping[str, ImageSet], items: Mapping[str, list[Any]], chosen: Mapping[str, Any]
+) -> list[Row]:
+    rows = []
+    for task in (*laptop.DENSE_TASKS, *laptop.GENEVAL_TASKS):
+        names = (f"{task}-{index:04d}" for index in range(PROMPTS_PER_TASK))
+        cards = [_prompt_card(name, task, sets, items, chosen) for name in names]
+        if kept := [card for card in cards if card["pictures"]]:
+            rows.append({"title": TITLES[task].split(":")[0], "cards": kept})
+    return rows
+
+
+def _prompt_card(
+    name: str,
+    task: str,
+    sets: Mapping[str, ImageSet],
+    items: Mapping[str, list[Any]],
+    chosen: Mapping[str, Any],
+) -> dict[str, Any]:
+    card: dict[str, Any] = {"caption": "", "pictures": []}
+    for arm in sets:
+        level = guidance_of(task, chosen[arm])
+        row = _item(items[arm], "prompt", name, level)
+        if row:
+            key = sample_key(row["guidance"], name)
+            card["caption"] = sets[arm].recipe(key)["prompt"]
+            card["pictures"].append(_picture(arm, sets[arm], key, row["score"], card["caption"]))
+    return card
+
+
+def _item(
+    rows: list[Any], kind: str, name: str, level: float | None = None
+) -> Mapping[str, Any] | None:
+    for row in rows:
+        right_level = level is None or row["guidance"] == level
+        if row["kind"] == kind and row["id"] == name and right_level:
+            return row  # where a prompt has several pictures, the first
+    return None
+
+
+def _picture(arm: str, pictures: ImageSet, key: str, score: float, what: str) -> Picture:
+    verdict = "accepted" if score == 1 else f"not accepted, {score:.0%} right"
+    return {
+        "name": SHORT[arm],
+        "uri": data_uri(pictures.image(key)),
+        "score": score,
+        "alt": f"{NAMES[arm]}: {what}; {verdict}",
+    }

@@ -1,0 +1,189 @@
+"""What each section of the page shows, as plain data for the template: tables by row, figures as finished SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from reca.align.recipe import ARMS as TRAINED
+from reca.align.recipe import Recipe, for_arm
+from reca.benchmarks.choose import CHOSEN_BY
+from reca.benchmarks.laptop import GENEVAL_TASKS
+from reca.config import section
+from reca.report import figures, pictures, wording
+from reca.report.outcomes import ARMS, TITLES
+
+SHOWN = ("dense", "geneval", "understanding", "reconstruction")  # laptop report, part 1.4
+BY_TASK = ("geneval", *GENEVAL_TASKS, "dense", "dense_placed")
+DRAWING = ("reca", "t2i")  # two conditions, one loss
+READING = {"i2t": "Answering questions about pictures", "text": "Plain text"}
+TASK_NAMES = {
+    "reca": "drawn from embeddings",
+    "t2i": "drawn from captions",
+    "i2t": "questions answered",
+    "text": "texts",
+}
+
+Model = Mapping[str, Any]
+
+
+def view(experiment: Mapping[str, Any], model: Model, benchmark: str) -> dict[str, Any]:
+    """Everything the template shows of one model."""
+    rows = {row["name"]: row for row in model["outcomes"]}
+    arms = [arm for arm in ARMS if arm in rows["dense"]]
+    recipe = section(Recipe, experiment["models"][model["name"]]["align"])
+    trained = compute(recipe, model["logs"])
+    return {
+        **{name: model[name] for name in ("name", "costs", "trail", "run", "chosen", "chance")},
+        "arms": arms,
+        "seeds": model["seeds"],
+        "findings": wording.findings(model),
+        "primary": [
+            _outcome(rows[name], arms, model["chance"].get(name)) for name in SHOWN if name in rows
+        ],
+        "sweep": [_sweep(name, model) for name in CHOSEN_BY] if model["sweep"] else [],
+        "grids": pictures.grids(model, experiment["benchmarks"][benchmark]),
+        "tasks": [_task(rows[name], arms, model["chance"].get(name)) for name in BY_TASK],
+        "understanding": [
+            {"title": kind, "cells": [cells[arm] for arm in arms]}
+            for kind, cells in model["understanding"].items()
+        ],
+        "losses": losses(model["logs"]),
+        "recipe": recipe,
+        "trained": trained,
+        "equal": wording.compute(trained) if trained else "",
+        "caches": [_cache(entry, recipe, model["logs"]) for entry in model["caches"]],
+        "totals": {
+            name: sum(row[name] for row in model["costs"]) for name in ("jobs", "wall", "cpu")
+        },
+    }
+
+
+# ---- outcomes ------------------------------------------------------------------------------------
+def _outcome(row: Mapping[str, Any], arms: Sequence[str], chance: float | None) -> dict[str, Any]:
+    figure = figures.intervals({arm: row[arm] for arm in arms}, row["title"], chance)
+    gaps = [
+        {"first": first, "second": second, **gap}
+        for pair, gap in row["differences"].items()
+        for first, second in [pair.split(" - ")]
+    ]
+    return {**row, "figure": Markup(figure), "gaps": gaps, "cells": [(a, row[a]) for a in arms]}
+
+
+def _task(row: Mapping[str, Any], arms: Sequence[str], chance: float | None) -> dict[str, Any]:
+    title = "All six tasks" if row["name"] == "geneval" else TITLES[row["name"]].split(":")[0]
+    return {"title": title, "name": row["name"], "chance": chance, "cells": [row[a] for a in arms]}
+
+
+def _sweep(name: str, model: Model) -> dict[str, Any]:
+    levels = {arm: model["sweep"][arm][name] for arm in ARMS if arm in model["sweep"]}
+    chosen = {arm: model["chosen"][arm][name] for arm in levels}
+    positions = sorted({level for found in levels.values() for level in found}, key=float)
+    title = TITLES[name].split(":")[0]
+    table = [
+        {
+            "arm": arm,
+            "cells": [
+                {
+                    "mean": sum(found[level]) / len(found[level]) if level in found else None,
+                    "chosen": float(level) == chosen[arm],
+                }
+                for level in positions
+            ],
+        }
+        for arm, found in levels.items()
+    ]
+    figure = Markup(figures.sweep(levels, chosen, f"{title} by guidance, development prompts"))
+    return {"title": title, "figure": figure, "levels": positions, "table": table, "chosen": chosen}
+
+
+# ---- training ------------------------------------------------------------------------------------
+Logs = Mapping[str, Sequence[Mapping[str, Any]]]  # run -> rows of log.jsonl
+
+
+def _runs_of(arm: str, logs: Logs) -> dict[str, Sequence[Mapping[str, Any]]]:
+    return {run: rows for run, rows in logs.items() if run.rsplit("-", 1)[0] == arm}
+
+
+def losses(logs: Logs) -> list[dict[str, Any]]:
+    """One figure for the drawing loss under either condition, one for every task that reads."""
+    groups: dict[str, tuple[str, ...]] = {"Drawing, by what it is conditioned on": DRAWING}
+    groups |= {title: (task,) for task, title in READING.items()}
+    found = []
+    for title, tasks in groups.items():
+        series = {arm: lines for arm in TRAINED if (lines := _lines(_runs_of(arm, logs), tasks))}
+        if series:
+            figure = Markup(figures.curves(series, f"Loss, {title.lower()}"))
+            found.append({"title": title, "figure": figure, "arms": list(series)})
+    return found
+
+
+def _lines(runs: Logs, tasks: Sequence[str]) -> dict[str, list[figures.Point]]:
+    lines = {}
+    for run, rows in runs.items():
+        points = [
+            (float(row["step"]), row["loss"][task])
+            for row in rows
+            for task in tasks
+            if task in row["loss"]
+        ]
+        if points:
+            lines[run] = figures.thinned(points)
+    return lines
+
+
+def compute(recipe: Recipe, logs: Logs) -> dict[str, dict[str, Any]]:
+    """Steps, samples and tokens with a loss of one run of each trained arm; tokens as a mean over its seeds."""
+    found: dict[str, dict[str, Any]] = {}
+    for arm in TRAINED:
+        runs = list(_runs_of(arm, logs).values())
+        if not runs:
+            continue
+        steps = max(len(rows) for rows in runs)
+        batches = {
+            task: recipe.accumulation * entry.batch
+            for task, entry in for_arm(recipe, arm).active().items()
+        }
+        tokens = [sum(sum(row.get("tokens", {}).values()) for row in rows) for rows in runs]
+        found[arm] = {
+            "steps": steps,
+            "tasks": [(TASK_NAMES[task], batch) for task, batch in batches.items()],
+            "samples": steps * sum(batches.values()),
+            "tokens": sum(tokens) / len(tokens),
+        }
+    return found
+
+
+def _cache(entry: Mapping[str, Any], recipe: Recipe, logs: Logs) -> dict[str, Any]:
+    """How often training read rows of a cache, and the encoding that was not done again."""
+    uses = {"draw": DRAWING, "read": ("i2t",)}.get(entry["use"], ())
+    reads = 0
+    for run, rows in logs.items():
+        active = for_arm(recipe, run.rsplit("-", 1)[0]).active()
+        batch = sum(task.batch for name, task in active.items() if name in uses)
+        reads += len(rows) * recipe.accumulation * batch
+    avoided = max(0, reads - entry["rows"])
+    each = (entry["seconds"] or 0.0) / max(1, entry["rows"])
+    return {**entry, "reads": reads, "avoided": avoided, "saved": avoided * each}
+
+
+# ---- expectations --------------------------------------------------------------------------------
+def expectations(
+    experiment: Mapping[str, Any], models: Sequence[Model], benchmark: str
+) -> list[dict[str, Any]]:
+    """Stated expectations beside what was reached; `reached` is None where this run has no such number."""
+    values = {
+        (model["name"], arm, f"{benchmark}.{row['name']}"): row[arm]["mean"]
+        for model in models
+        for row in model["outcomes"]
+        for arm in ARMS
+        if arm in row
+    }
+    found = []
+    for entry in experiment["expect"]:
+        reached = values.get((entry["model"], entry["arm"], entry["metric"]))
+        within = reached is not None and abs(reached - entry["value"]) <= entry["tolerance"]
+        found.append({**entry, "reached": reached, "within": within})
+    return found

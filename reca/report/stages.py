@@ -1,0 +1,90 @@
+"""The stages a result rests on, found through their manifests: what they cost, and the trail of hashes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from reca import records
+
+Graph = Mapping[Path, Mapping[str, Any]]  # folder -> manifest, what was read before what read it
+
+
+def walk(folders: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """All stages that `folders` rest on, themselves included; upstream first, then by name.
+
+    Paths are relative to the working directory, as in the manifests.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    waiting = [_relative(folder) for folder in folders]
+    while waiting:
+        folder = waiting.pop()
+        if folder in found:
+            continue
+        found[folder] = records.read_manifest(folder)
+        waiting.extend(_upstream(found[folder]))
+
+    @cache
+    def depth(folder: Path) -> int:
+        return 1 + max((depth(other) for other in _upstream(found[folder])), default=0)
+
+    return {folder: found[folder] for folder in sorted(found, key=lambda f: (depth(f), f))}
+
+
+def _relative(path: str | Path) -> Path:
+    return Path(os.path.relpath(path))
+
+
+def _upstream(manifest: Mapping[str, Any]) -> list[Path]:
+    """Folders of the stages whose files were read; other inputs are files of the user or of this repository."""
+    folders = {_relative(entry["path"]).parent for entry in manifest["inputs"].values()}
+    return sorted(folder for folder in folders if (folder / records.MANIFEST).is_file())
+
+
+def costs(graph: Graph) -> list[dict[str, Any]]:
+    """Wall and CPU seconds (summed) and peak memory (largest) by kind of stage, from the `run.json` of each."""
+    rows: dict[str, dict[str, Any]] = {}
+    for folder, manifest in graph.items():
+        path = folder / records.RUN
+        run = records.read_json(path) if path.is_file() else {}
+        name = manifest["stage"]
+        row = rows.setdefault(
+            name, {"stage": name, "jobs": 0, "wall": 0.0, "cpu": 0.0, "memory": 0}
+        )
+        row["jobs"] += 1
+        row["wall"] += run.get("wall_seconds", 0.0)
+        row["cpu"] += run.get("cpu_seconds", 0.0)
+        row["memory"] = max(row["memory"], run.get("memory_bytes", 0))
+    return list(rows.values())
+
+
+def caches(graph: Graph) -> list[dict[str, Any]]:
+    """Use, rows, bytes and seconds of encoding of every feature cache."""
+    found = []
+    for folder, manifest in graph.items():
+        if manifest["stage"] == "cache":
+            about, run = (records.read_json(folder / name) for name in ("cache.json", records.RUN))
+            size = sum(entry["bytes"] for entry in manifest["outputs"].values())
+            row = {"use": folder.name, "rows": about["rows"], "bytes": size}
+            found.append({**row, "seconds": run.get("encode_seconds")})
+    return found
+
+
+def trail(graph: Graph) -> list[dict[str, Any]]:
+    """What each stage read and wrote, by hash: the way back from any number to the data."""
+    return [
+        {
+            "folder": folder.as_posix(),
+            "stage": manifest["stage"],
+            "seed": manifest["seed"],
+            "manifest": records.sha256_file(folder / records.MANIFEST),
+            "inputs": sorted(manifest["inputs"]),
+            "files": len(manifest["outputs"]),
+            "bytes": sum(entry["bytes"] for entry in manifest["outputs"].values()),
+            "code": manifest["code"],
+        }
+        for folder, manifest in graph.items()
+    ]

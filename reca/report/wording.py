@@ -1,0 +1,136 @@
+"""Sentences computed from the numbers: what is shown, what is not, and where an arm is worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reca.report.outcomes import PRIMARY
+
+SUBJECT = {"dense": "dense prompts", "geneval": "GenEval's six tasks"}
+OTHERS = {"sft": "plain training at equal compute", "base": "base model", "shuffled": "shuffled"}
+SEEDS_NEEDED = "One seed only, so no interval over seeds can be given, and no claim is made."
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def counted(number: int, noun: str) -> str:
+    """`three seeds`, `one seed`, `12 seeds`."""
+    word = _NUMBERS[number] if number < len(_NUMBERS) else f"{number:,}"
+    return f"{word} {noun if number == 1 else noun + 's'}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, to three places; a true minus sign."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(bounds: Sequence[float]) -> str:
+    """The bounds of an interval, each with its sign."""
+    return f"{signed(bounds[0])} to {signed(bounds[1])}"
+
+
+def verdict(gap: Mapping[str, Any]) -> str:
+    """Whether RecA is `better`, `worse` or `unclear`, by the interval over seeds; `single` where there is none."""
+    if gap["ci95"] is None:
+        return "single"
+    if not gap["significant"]:
+        return "unclear"
+    return "better" if gap["mean"] > 0 else "worse"
+
+
+def headline(models: Sequence[Mapping[str, Any]]) -> str:
+    """The answer in one line: RecA against plain training on the two primary outcomes."""
+    lines = []
+    for model in models:
+        told = "; ".join(_short(row) for row in model["outcomes"] if row["primary"]) + "."
+        lines.append(f"{model['name']}: {told}" if len(models) > 1 else told[0].upper() + told[1:])
+    return " ".join(lines)
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    subject, gap = SUBJECT[row["name"]], row["differences"].get("reca - sft")
+    if gap is None:
+        return f"on {subject}, no control to compare with"
+    return {
+        "better": f"on {subject}, yes",
+        "worse": f"on {subject}, no, it does worse",
+        "unclear": f"on {subject}, not shown",
+        "single": f"on {subject}, one seed cannot tell",
+    }[verdict(gap)]
+
+
+def findings(model: Mapping[str, Any]) -> list[str]:
+    """A few sentences per primary outcome, and one on reading, from the outcomes of one model."""
+    rows = {row["name"]: row for row in model["outcomes"]}
+    told = [_primary(rows[name], model["chance"].get(name)) for name in PRIMARY]
+    reading = rows.get("understanding")
+    gap = reading["differences"].get("reca - base") if reading else None
+    return [*told, *([_reading(reading, gap)] if reading and gap else [])]
+
+
+def _primary(row: Mapping[str, Any], chance: float | None) -> str:
+    subject = SUBJECT[row["name"]]
+    if "reca" not in row:
+        return f"On {subject} RecA was not run."
+    others = [(OTHERS[arm], row[arm]["mean"]) for arm in OTHERS if arm in row]
+    others += [("chance", chance)] if chance is not None else []
+    levels = ", ".join(f"{name} {value:.3f}" for name, value in others)
+    told = [f"On {subject} RecA reaches {row['reca']['mean']:.3f} ({levels})."]
+    for arm, name in (("sft", "plain training"), ("base", "the base model")):
+        gap = row["differences"].get(f"reca - {arm}")
+        if gap and (
+            arm == "sft" or "reca - sft" not in row["differences"] or verdict(gap) == "worse"
+        ):
+            told.append(_against(name, gap))
+    return " ".join(told)
+
+
+def _against(name: str, gap: Mapping[str, Any]) -> str:
+    start = f"Against {name} that is {signed(gap['mean'])}."
+    if gap["ci95"] is None:
+        return f"{start} {SEEDS_NEEDED}{_over_prompts(gap)}"
+    seeds = counted(len(gap["per_seed"]), "seed")
+    bounds = f"The 95 % interval over {seeds} runs from {interval(gap['ci95'])}"
+    return f"{start} {bounds}{_judged(gap)}{_over_prompts(gap)}"
+
+
+def _judged(gap: Mapping[str, Any]) -> str:
+    return {
+        "better": " and leaves 0 out: a gain.",
+        "worse": " and leaves 0 out: RecA is worse.",
+        "unclear": " and includes 0: no difference is shown.",
+    }[verdict(gap)]
+
+
+def _over_prompts(gap: Mapping[str, Any]) -> str:
+    if "over_items" not in gap:
+        return ""
+    return (
+        f" Over prompts, for these very models, it runs from {interval(gap['over_items']['ci95'])}."
+    )
+
+
+def _reading(row: Mapping[str, Any], gap: Mapping[str, Any]) -> str:
+    start = f"Reading: {row['base']['mean']:.3f} of the questions answered exactly before RecA, "
+    told = f"{start}{row['reca']['mean']:.3f} after ({signed(gap['mean'])}"
+    if gap["ci95"] is None:
+        return f"{told}; one seed, no interval)."
+    change = {
+        "better": "it got better",
+        "worse": "it got worse",
+        "unclear": "no change is shown",
+    }[verdict(gap)]
+    return f"{told}, interval {interval(gap['ci95'])}): {change}."
+
+
+def compute(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whether the trained arms had equal compute; `arms[arm]` has steps, samples and tokens."""
+    steps = {arm["steps"] for arm in arms.values()}
+    samples = {arm["samples"] for arm in arms.values()}
+    if len(steps) == len(samples) == 1:
+        equal = (
+            f"Every arm took {min(steps):,} optimiser steps over {min(samples):,} samples, "
+            "at the same batch, schedule and learning rate"
+        )
+        return equal + "; the table says how many tokens carried a loss."
+    return "The arms differ in steps or samples: compute was not equal, and the comparison must be read so."

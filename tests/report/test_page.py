@@ -1,0 +1,245 @@
+"""The page of an invented tree: all sections, honest words, numbers as in `outcomes.json`, nothing foreign."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reca import records
+from reca.report import page
+from tests.report.tree import MODEL, SKILL, Tree, experiment
+
+HOSTILE = "<script>alert('x')</script> & \"a red circle\""
+VOID = {"meta", "img"}
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, visible text, and whether every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def make(folder: Path, plain: dict[str, Any], **options: Any) -> tuple[str, dict[str, Any]]:
+    """The page and the numbers of a tree below `folder`, which is the working directory."""
+    page.build(plain, Tree(plain, **options).write(), folder)
+    return (folder / page.PAGE).read_text(), json.loads((folder / page.OUTCOMES).read_text())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        plain = experiment()
+        entry = {"model": MODEL, "arm": "reca", "value": 0.4, "tolerance": 0.5, "source": "a guess"}
+        plain["expect"] = [entry | {"metric": "laptop.dense"}, entry | {"metric": "laptop.absent"}]
+        return *make(folder, plain, text=HOSTILE), folder
+
+
+def test_all_sections_are_there_in_order(made: tuple[str, dict[str, Any], Path]) -> None:
+    reader = Reader(made[0])
+    assert not reader.open
+    names = [
+        "outcomes",
+        "guidance",
+        "pictures",
+        "tasks",
+        "reading",
+        "losses",
+        "recipe",
+        "cost",
+        "trail",
+    ]
+    found = [values["id"] for tag, values in reader.tags if tag == "section"]
+    assert found == [*(f"{name}-1" for name in names), "expected"]
+    headings = [int(tag[1]) for tag, _ in reader.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1 and headings.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(headings))
+
+
+def test_links_lead_somewhere(made: tuple[str, dict[str, Any], Path]) -> None:
+    tags = Reader(made[0]).tags
+    ids = {values["id"] for _, values in tags if "id" in values}
+    links = {str(values["href"]).removeprefix("#") for tag, values in tags if tag == "a"}
+    assert links and links <= ids
+
+
+def test_nothing_comes_from_elsewhere(made: tuple[str, dict[str, Any], Path]) -> None:
+    text, _, folder = made
+    tags = Reader(text).tags
+    assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "object", "embed"}
+    assert all(str(v["src"]).startswith("data:image/png;base64,") for t, v in tags if t == "img")
+    assert not re.search(r"https?://|@import|@font-face|url\(", text)
+    assert str(folder) not in text and str(Path.home()) not in text
+
+
+def test_every_picture_and_figure_has_words(made: tuple[str, dict[str, Any], Path]) -> None:
+    tags = Reader(made[0]).tags
+    pictures = [values for tag, values in tags if tag == "img"]
+    figures = [values for tag, values in tags if tag == "svg" and values.get("role") == "img"]
+    assert len(pictures) == 3 * 3 + 8 * 3 * 3  # scenes; tasks x prompts x arms
+    assert all(values["alt"] for values in pictures)
+    assert len(figures) == 4 + 2 + 2
+    assert all(re.search(r"\d\.\d", str(values["aria-label"])) for values in figures)
+
+
+def test_what_comes_from_files_is_escaped(made: tuple[str, dict[str, Any], Path]) -> None:
+    assert "<script" not in made[0]
+    assert HOSTILE in Reader(made[0]).text
+
+
+def test_numbers_equal_outcomes_json(made: tuple[str, dict[str, Any], Path]) -> None:
+    text, numbers, _ = made
+    words = Reader(text).text
+    (model,) = numbers["models"]
+    assert model["name"] == MODEL
+    for row in model["outcomes"]:
+        for arm in SKILL:
+            assert set(row[arm]) == {"mean", "ci95", "per_seed", "guidance"}
+            assert len(row[arm]["per_seed"]) == 3
+            if row["name"] != "reconstruction_exact":  # in outcomes.json only
+                assert f"{row[arm]['mean']:.3f}" in text
+    dense = model["outcomes"][0]
+    gap = dense["differences"]["reca - sft"]
+    assert f"On dense prompts RecA reaches {dense['reca']['mean']:.3f}" in words
+    for bounds in (gap["ci95"], gap["over_items"]["ci95"]):
+        assert f"{bounds[0]:+.3f} to {bounds[1]:+.3f}".replace("-", "\N{MINUS SIGN}") in words
+
+
+def test_means_follow_from_scores(made: tuple[str, dict[str, Any], Path]) -> None:
+    _, numbers, folder = made
+    row = next(r for r in numbers["models"][0]["outcomes"] if r["name"] == "geneval")
+    chosen = records.read_json(folder / "results/laptop" / MODEL / "guidance/guidance.json")[
+        "chosen"
+    ]
+    for arm in SKILL:
+        level = chosen[arm]["geneval"]
+        values = [
+            records.read_json(
+                folder / "results/laptop" / MODEL / f"{arm}-{seed}/laptop/test/scores/scores.json"
+            )["guidance"][str(level)]["geneval"]
+            for seed in range(3)
+        ]
+        assert row[arm]["guidance"] == level
+        assert row[arm]["per_seed"] == values
+
+
+def test_trail_names_every_stage(made: tuple[str, dict[str, Any], Path]) -> None:
+    text, _, folder = made
+    words = Reader(text).text
+    manifests = [p for root in ("data", "results") for p in (folder / root).rglob("manifest.json")]
+    assert len(manifests) == 1 + 1 + 2 + 9 + 2 * 2 * 12 + 1
+    for manifest in manifests:
+        assert manifest.parent.relative_to(folder).as_posix() in words
+        assert records.sha256_file(manifest)[:16] in words
+
+
+def test_compute_cache_and_expectations_are_told(made: tuple[str, dict[str, Any], Path]) -> None:
+    words = Reader(made[0]).text
+    assert "Every arm took 12 optimiser steps over 960 samples" in words
+    # 9 runs x 12 steps x 48 rows, of which 200 had to be encoded once, at 0.02 s each
+    assert "Training read 5,184 rows from it: 4,984 encodings not done again" in words
+    assert "development prompts only" in words
+    assert re.search(r"laptop\.dense 0\.4 ± 0\.5 0\.\d{3} yes", words)
+    assert re.search("laptop\\.absent 0\\.4 ± 0\\.5 \N{EN DASH} \N{EN DASH}", words)
+
+
+def test_same_tree_gives_same_bytes(
+    made: tuple[str, dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made[2])
+    plain = experiment() | {"expect": []}
+    outputs = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        page.build(plain, Path("results/laptop"), tmp_path / name)
+        outputs.append(
+            [(tmp_path / name / file).read_bytes() for file in (page.PAGE, page.OUTCOMES)]
+        )
+    assert outputs[0] == outputs[1]
+
+
+def test_two_models(
+    made: tuple[str, dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data", "results"):
+        shutil.copytree(made[2] / name, tmp_path / name)
+    shutil.copytree(tmp_path / "results/laptop" / MODEL, tmp_path / "results/laptop/another")
+    plain = experiment()
+    plain["models"]["another"] = plain["models"][MODEL]
+    page.build(plain, Path("results/laptop"), tmp_path)
+    reader = Reader((tmp_path / page.PAGE).read_text())
+    ids = [values["id"] for _, values in reader.tags if "id" in values]
+    assert len(ids) == len(set(ids)) and {"model-1", "model-2"} <= set(ids)
+    headings = [int(tag[1]) for tag, _ in reader.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(headings))
+
+
+def test_one_seed_one_guidance_two_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = experiment(seeds=[7], arms=["base", "reca"])
+    plain["models"]["another"] = plain["models"][MODEL]
+    text, numbers = make(tmp_path, plain, levels=[2.0])
+    words = Reader(text).text
+    dense = numbers["models"][0]["outcomes"][0]
+    assert set(dense) >= {"base", "reca"} and "sft" not in dense
+    assert dense["reca"]["ci95"] is None and dense["reca"]["guidance"] == 2.0
+    assert "no control to compare with" in words
+    assert "One seed only" in words and "95 % interval over" not in words
+    assert "draws at one guidance (2.0)" in words
+    assert "Not run here: another." in words
+
+
+def test_a_loss_is_called_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = experiment(arms=["base", "sft", "reca"])
+    plain["benchmarks"]["laptop"]["prompts"] = 12
+    tree = Tree(plain, skill={"base": 0.5, "sft": 0.9, "reca": 0.05}, levels=[2.0])
+    page.build(plain, tree.write(), tmp_path)
+    words = Reader((tmp_path / page.PAGE).read_text()).text
+    dense = json.loads((tmp_path / page.OUTCOMES).read_text())["models"][0]["outcomes"][0]
+    assert dense["differences"]["reca - sft"]["ci95"][1] < 0
+    assert "On dense prompts, no, it does worse" in words
+    assert "leaves 0 out: RecA is worse" in words
+
+
+def test_incomplete_results_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no test scores of benchmark 'laptop'"):
+        page.build(experiment(), Path("results/laptop"), tmp_path)
+    other = experiment(benchmarks={"geneval": {"kind": "geneval"}})
+    with pytest.raises(ValueError, match="kind laptop, not geneval"):
+        page.build(other, Path("results/laptop"), tmp_path)

@@ -1,0 +1,43 @@
+"""Sentences against the numbers they stand for."""
+
+from __future__ import annotations
+
+import pytest
+
+from reca.report import statistics, wording
+
+
+@pytest.mark.parametrize(
+    ("reca", "sft", "expected"),
+    [
+        ([0.5, 0.6, 0.7], [0.4, 0.5, 0.61], "better"),
+        ([0.4, 0.5, 0.61], [0.5, 0.6, 0.7], "worse"),
+        ([0.5, 0.6, 0.4], [0.4, 0.7, 0.4], "unclear"),
+        ([0.5], [0.1], "single"),
+    ],
+)
+def test_verdict(reca: list[float], sft: list[float], expected: str) -> None:
+    gap = statistics.difference(reca, sft)
+    assert wording.verdict(gap) == expected
+
+
+def test_headline_says_what_is_not_shown() -> None:
+    row = {"name": "dense", "primary": True}
+    unclear = row | {"differences": {"reca - sft": statistics.difference([0.5, 0.4], [0.4, 0.5])}}
+    better = {"name": "geneval", "primary": True} | {
+        "differences": {"reca - sft": statistics.difference([0.5, 0.61], [0.4, 0.5])}
+    }
+    told = wording.headline([{"name": "m", "outcomes": [unclear, better]}])
+    assert told == "On dense prompts, not shown; on GenEval's six tasks, yes."
+
+
+def test_unequal_compute_is_told() -> None:
+    equal = {"steps": 3, "samples": 30, "tokens": 5.0}
+    assert "Every arm took 3 optimiser steps" in wording.compute({"reca": equal, "sft": equal})
+    assert "not equal" in wording.compute({"reca": equal, "sft": equal | {"samples": 29}})
+
+
+def test_numbers_in_words() -> None:
+    assert wording.counted(1, "seed") == "one seed"
+    assert wording.counted(1200, "seed") == "1,200 seeds"
+    assert wording.signed(-0.25) == "\N{MINUS SIGN}0.250"

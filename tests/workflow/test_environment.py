@@ -1,0 +1,81 @@
+"""Odd surroundings: blanks in paths, no HOME, another locale; the Makefile and CI scripts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+pytestmark = pytest.mark.workflow
+
+
+def test_a_plan_in_a_folder_with_blanks_without_home_in_another_locale(checkout):
+    environment = checkout.environment(LC_ALL="C", TZ="Pacific/Kiritimati")
+    environment.pop("HOME", None)
+    done = subprocess.run(
+        ["snakemake", "--dry-run", "--quiet", "--config", "experiment=laptop_smoke"],
+        cwd=checkout.root, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_jobs_run_the_code_of_their_own_checkout(checkout):
+    """Rendering in a copy imports the copy, whatever is installed."""
+    checkout.edit("reca/data/render.py", "from __future__ import annotations\n",
+                  "from __future__ import annotations\n\nprint('rendered by the copy')\n")  # fmt: skip
+    said = checkout.run("snakemake", "--cores", "1", "--config", "experiment=laptop_smoke", "--", "data",
+                        PYTHONPATH="")  # fmt: skip
+    assert "rendered by the copy" in said
+
+
+def test_a_failing_job_says_why_and_leaves_nothing(checkout):
+    checkout.edit("reca/data/render.py", "def render(", "def unused(")
+    said = checkout.run(
+        "snakemake",
+        "--cores",
+        "1",
+        "--config",
+        "experiment=laptop_smoke",
+        "--",
+        "data",
+        check=False,
+    )
+    assert "render" in said and "Error" in said
+    assert not list((checkout.root / "data").rglob("manifest.json"))
+
+
+def test_unknown_experiment_is_one_line_with_what_is_allowed(plans):
+    said = plans.run("snakemake", "--dry-run", "--config", "experiment=labtop", check=False)
+    assert "did you mean 'laptop'" in said
+
+
+@pytest.mark.parametrize("script", [".ci/run", ".ci/slurm.sh", ".ci/nothing_left.sh",
+                                    "workflow/slurm_node/start.sh", "workflow/slurm_node/stop.sh"])  # fmt: skip
+def test_scripts_are_executable_and_parse(plans, script):
+    path = plans.root / script
+    assert os.access(path, os.X_OK)
+    plans.run("bash", "-n", str(path))
+
+
+def test_every_target_of_the_makefile_is_explained(plans):
+    said = plans.run("make", "help")
+    targets = (plans.root / "Makefile").read_text().split(".PHONY:")[1].split("\n")[0].split()
+    for target in set(targets) - {"help"}:
+        assert f"make {target}" in said
+
+
+def test_a_marked_run_is_dead_only_when_its_process_is(plans):
+    """The rule by which a lock counts as left behind."""
+    source = (
+        (plans.root / "workflow/rules/recover.smk")
+        .read_text()
+        .split("if workflow.is_main_process")[0]
+    )
+    names: dict = {"Path": __import__("pathlib").Path, "os": os}
+    exec(compile(source, "recover.smk", "exec"), names)
+    own = names["own_mark"]()
+    host, pid, created = own.rsplit(":", 2)
+    assert not names["is_dead"](own)
+    assert names["is_dead"](f"{host}:{pid}:{float(created) - 1}")  # the same id, another process
+    assert not names["is_dead"](f"elsewhere:{pid}:{created}")  # another machine: not ours to say

@@ -1,0 +1,127 @@
+"""What Snakemake would do, said quickly, without network and without torch."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import yaml
+
+from reca.config import load
+from reca.consistency import sources_of
+
+pytestmark = pytest.mark.workflow
+
+PLANS = {
+    # 1 + 3 x 3 checkpoints; 4 arms x 3 seeds on two splits
+    "laptop": {
+        "render": 1, "base": 1, "cache": 2, "align": 9, "generate": 24, "score": 24,
+        "choose": 1, "report": 1,
+    },
+    "laptop_smoke": {
+        "render": 1, "base": 1, "cache": 2, "align": 3, "generate": 8, "score": 8,
+        "choose": 1, "report": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", PLANS)
+def test_jobs_by_rule(plans, experiment):
+    assert plans.plan(experiment) == PLANS[experiment]
+
+
+def test_the_paper_is_planned_without_network_and_without_torch(plans, tmp_path):
+    for heavy in ("torch", "transformers", "diffusers"):
+        (tmp_path / f"{heavy}.py").write_text("raise RuntimeError('imported while planning')")
+    nowhere = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")}
+    blocked = f"{tmp_path}:{plans.root}:{plans.root}/kernels"
+    jobs = plans.plan("paper_showo_512", PYTHONPATH=blocked, **nowhere)
+    # midjourney, llava and its images, four parts of the model, three benchmarks; base and RecA on each
+    assert {name: jobs[name] for name in jobs if name != "fetch"} == {
+        "base": 1, "cache": 2, "align": 1, "generate": 6, "score": 6, "report": 1,
+    }  # fmt: skip
+    assert jobs["fetch"] == len({name for _, name in sources_of(load("paper_showo_512"))})
+
+
+def test_the_base_model_from_nothing_has_a_plan(plans):
+    assert plans.plan("laptop_pretrain") == {
+        "render": len(load("laptop_pretrain").data), "pretrain_part": 2, "pretrain_base": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", ["paper", "paper_bagel"])
+def test_configuration_that_cannot_run_yet_has_a_plan(plans, experiment):
+    models = len(load(experiment).models)
+    assert plans.plan(experiment)["base"] == models
+
+
+def test_the_plan_is_said_at_once(plans):
+    """Processor time, as a busy machine stretches the clock; three seconds by the clock on a free one."""
+    spent = []
+    for _ in range(2):
+        before = os.times()
+        plans.snakemake("--dry-run", "--quiet", experiment="laptop")
+        after = os.times()
+        spent.append(
+            after.children_user
+            + after.children_system
+            - before.children_user
+            - before.children_system
+        )
+    assert min(spent) < 5
+
+
+def test_lint_and_format_are_clean(plans):
+    plans.run("snakemake", "--lint")
+    plans.run("snakefmt", "--check", "workflow")
+
+
+def test_the_profile_is_found_and_gives_way_to_the_command_line(plans):
+    link = plans.root / "slurm"
+    assert link.is_symlink() and os.readlink(link) == "workflow/profiles/slurm"
+    profile = yaml.safe_load((link / "config.yaml").read_text())
+    assert profile["executor"] == "slurm" and profile["slurm-status-command"] == "squeue"
+    assert profile["config"] == ["experiment=paper"]
+    default = yaml.safe_load((plans.root / "workflow/profiles/default/config.yaml").read_text())
+    assert not set(default) & set(profile)  # the default profile would win
+    said = plans.run("snakemake", "--profile", "slurm", "--cores", "all", "--dry-run", "--quiet",
+                     "--executor", "dryrun", "--config", "experiment=laptop_smoke")  # fmt: skip
+    assert "results/laptop_smoke" in said or "total" in said
+
+
+def test_every_rule_states_what_it_needs(plans):
+    """Log, benchmark, retries and resources on every rule that runs a job."""
+    for path in (plans.root / "workflow/rules").glob("*.smk"):
+        for block in path.read_text().split("\nrule ")[1:]:
+            for word in (
+                "log:",
+                "benchmark:",
+                "retries:",
+                "resources:",
+                "threads:",
+                "params:",
+                "conda:",
+            ):
+                assert f"\n    {word}" in block, (
+                    f"{path.name}: rule {block.split(':')[0]} has no {word}"
+                )
+
+
+def test_dvc_stages_name_what_the_plan_makes(plans):
+    """DVC's outputs are the folders of the plan, each once, and no path belongs to two stages."""
+    stages = yaml.safe_load((plans.root / "dvc.yaml").read_text())["stages"]
+    outs = [
+        next(iter(o)) for s in stages.values() for o in s.get("outs", []) + s.get("metrics", [])
+    ]
+    assert len(outs) == len(set(outs))
+    experiment = load("laptop")
+    wanted = {"build/laptop.yaml", "data/laptop-reconstruct"}
+    wanted |= {
+        f"results/laptop/report/{f}"
+        for f in ("index.html", "manifest.json", "run.json", "outcomes.json")
+    }
+    for model in experiment.models:
+        runs = [f"{arm}-{seed}" for arm in experiment.arms for seed in experiment.seeds]
+        names = ["cache", "guidance", *experiment.arms, *runs]
+        wanted |= {f"results/laptop/{model}/{name}" for name in names}
+    assert {out.replace("${experiment}", "laptop") for out in outs} == wanted

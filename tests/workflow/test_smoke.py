@@ -1,0 +1,220 @@
+"""The smoke experiment through the commands that a user types: run, run again, edit, kill, hand to DVC."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+
+from tests.workflow.conftest import Checkout, copy_to
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+REPORT = "results/laptop_smoke/report"
+# what hangs on every checkpoint but the base model
+TESTS = {"generate": 4, "score": 4, "report": 1}
+CHOICE = {"generate": 8, "score": 8, "choose": 1, "report": 1}
+ARMS = {"align": 3, "generate": 7, "score": 7, "choose": 1, "report": 1}
+
+# What is edited -> the jobs that run again, and no others.
+EDITS = {
+    "title": ("config/experiment/laptop_smoke.yaml", "title: ", "title: A ", {"report": 1}),
+    "recipe": ("config/align/laptop_smoke.yaml", "steps: 6", "steps: 7", ARMS),
+    "sampler": ("config/experiment/laptop_smoke.yaml", "steps: 4", "steps: 5", CHOICE),
+    "test prompts": ("config/benchmark/laptop_smoke.yaml", "\nprompts: 4", "\nprompts: 5", TESTS),
+    "development prompts": (
+        "config/benchmark/laptop_smoke.yaml", "development_prompts: 2", "development_prompts: 3", CHOICE,
+    ),
+    "data": (
+        "config/experiment/laptop_smoke.yaml", "images: 96", "images: 97",
+        {"render": 1, "cache": 2, **ARMS},
+    ),
+    "a seed more": (
+        "config/experiment/laptop_smoke.yaml", "seeds: [0]", "seeds: [0, 1]",
+        {"align": 3, "generate": 12, "score": 12, "choose": 1, "report": 1},
+    ),
+    "resources": ("config/model/showo_tiny.yaml", "memory_mb: 2000", "memory_mb: 2500", {}),
+    "command line": ("reca/cli.py", '"""', '"""Edited. ', {}),
+    "trainer": ("reca/align/trainer.py", '"""', '"""Edited. ', ARMS),
+    "choice of guidance": ("reca/benchmarks/choose.py", '"""', '"""Edited. ', {**TESTS, "choose": 1}),
+    "page": ("reca/report/page.py", '"""', '"""Edited. ', {"report": 1}),
+    "scoring": ("reca/benchmarks/laptop.py", '"""', '"""Edited. ', CHOICE),
+    "network": (
+        "reca/models/showo/network.py", '"""', '"""Edited. ',
+        {"base": 1, "cache": 2, "align": 3, **CHOICE},
+    ),
+    "world": (
+        "reca/data/render.py", '"""', '"""Edited. ', {"render": 1, "cache": 2, **ARMS},
+    ),
+}  # fmt: skip
+
+
+def test_the_smoke_experiment_is_whole_and_runs_once(finished):
+    for name in ("index.html", "outcomes.json", "manifest.json"):
+        assert (finished.root / REPORT / name).stat().st_size > 0
+    assert finished.plan() == {}
+    logs = finished.root / "logs/laptop_smoke"
+    assert all(path.stat().st_size for path in logs.rglob("reca-0.log"))
+
+
+def test_snakemake_reports(finished_copy):
+    finished_copy.snakemake("--report", "report.html")
+    page = (finished_copy.root / "report.html").read_text()
+    assert "outcomes.json" in page and "Results" in page
+
+
+def test_an_edit_reruns_what_depends_on_it_and_nothing_else(finished_copy):
+    """One copy for all edits, each taken back: a dry run leaves no trace."""
+    found = {}
+    for name, (file, old, new, _) in EDITS.items():
+        before = (finished_copy.root / file).read_bytes()
+        finished_copy.edit(file, old, new)
+        found[name] = finished_copy.plan()
+        (finished_copy.root / file).write_bytes(before)
+    assert found == {name: jobs for name, (*_, jobs) in EDITS.items()}
+    assert finished_copy.plan() == {}
+
+
+def test_new_time_stamps_alone_rerun_nothing(finished_copy):
+    """Copying or pulling results changes times, not content."""
+    for path in finished_copy.root.rglob("manifest.json"):
+        os.utime(path, None)
+    assert finished_copy.plan() == {}
+
+
+def test_killed_again_and_again_it_ends_with_the_same_hashes(checkout, finished):
+    """SIGKILL at four moments, of all processes or of the driver alone; two cores instead of one."""
+    moments = ("logs/laptop_smoke/showo_tiny/base.log", "logs/laptop_smoke/showo_tiny/reca-0.log",
+               "logs/laptop_smoke/showo_tiny/base-0/laptop-development-samples.log",
+               "logs/laptop_smoke/showo_tiny/reca-0/laptop-test-samples.log")  # fmt: skip
+    for number, moment in enumerate(moments):
+        kill_at(checkout, moment, driver_only=number % 2 == 1)
+    checkout.snakemake("--cores", "2")
+    assert checkout.hashes() == finished.hashes()
+
+
+def kill_at(checkout: Checkout, file: str, *, driver_only: bool) -> None:
+    """Start a run, and kill it a moment after a job wrote the first line of its log."""
+    command = ["snakemake", "--cores", "2", "--config", "experiment=laptop_smoke"]
+    log = checkout.root / file
+    log.unlink(missing_ok=True)
+    with subprocess.Popen(
+        command, cwd=checkout.root, env=checkout.environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as driver:  # fmt: skip
+        while not (log.is_file() and log.stat().st_size) and driver.poll() is None:
+            time.sleep(0.05)
+        assert driver.poll() is None, f"the run ended before {file} was written"
+        time.sleep(0.5)
+        if driver_only:
+            driver.kill()
+        else:
+            os.killpg(driver.pid, signal.SIGKILL)
+
+
+# ---- DVC -----------------------------------------------------------------------------------------
+def under_dvc(checkout: Checkout) -> Checkout:
+    """The same stages for the smoke experiment, whose only seed is 0, in a git repository."""
+    plan = yaml.safe_load((checkout.root / "dvc.yaml").read_text())
+    plan["vars"] = [{"experiment": "laptop_smoke"}]
+    for stage in plan["stages"].values():
+        for key in ("outs", "deps"):
+            names = {
+                name if isinstance(name, str) else next(iter(name)): name
+                for name in stage.get(key, [])
+            }
+            stage[key] = [item for name, item in names.items() if not name.endswith(("-1", "-2"))]
+    (checkout.root / "dvc.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    git(checkout, "init", "--quiet")
+    commit(checkout)
+    return checkout
+
+
+def git(checkout: Checkout, *words: str) -> str:
+    return checkout.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", *words)
+
+
+def commit(checkout: Checkout) -> None:
+    git(checkout, "add", "--all")
+    git(checkout, "commit", "--quiet", "--allow-empty", "--message", "state")
+
+
+def make(checkout: Checkout, target: str) -> str:
+    """A target of the Makefile in the environment that runs the tests, without setting one up."""
+    return checkout.run("make", "-o", "setup", target, "RECORDED=laptop_smoke", "VENV=absent")
+
+
+def test_dvc_takes_over_what_snakemake_made(finished_copy, tmp_path):
+    """record -> status clean, repro does nothing; push to a folder -> a clone pulls and trains nothing."""
+    here = under_dvc(finished_copy)
+    make(here, "record")
+    assert "up to date" in here.run("dvc", "status")
+    assert "Running stage" not in here.run("dvc", "repro")
+    here.run("dvc", "remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
+    here.run("dvc", "push")
+    commit(here)
+    there = clone(here, tmp_path / "other")
+    make(there, "pull")
+    assert there.hashes() == here.hashes()
+    assert there.plan() == {}
+    assert "up to date" in there.run("dvc", "status")
+    # touched results still know what they were made from
+    there.edit(*EDITS["recipe"][:3])
+    assert there.plan() == ARMS
+
+
+def clone(here: Checkout, path: os.PathLike[str]) -> Checkout:
+    git(here, "clone", "--quiet", str(here.root), str(path))
+    return Checkout(type(here.root)(path))
+
+
+def test_record_refuses_an_unfinished_experiment(finished_copy):
+    shutil.rmtree(finished_copy.root / REPORT)
+    with pytest.raises(AssertionError, match="not finished"):
+        make(under_dvc(finished_copy), "record")
+
+
+def test_dvc_repro_gives_the_same_results(tmp_path, finished):
+    made = under_dvc(copy_to(tmp_path / "clone"))
+    made.run("dvc", "repro")
+    assert made.hashes() == finished.hashes()
+    assert "Running stage" not in made.run("dvc", "repro")
+    assert "up to date" in made.run("dvc", "status")
+    assert made.plan() == {}
+
+
+def test_push_and_pull_through_s3(finished_copy, tmp_path):
+    """S3 as moto speaks it, on loopback."""
+    boto3 = pytest.importorskip("boto3")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        url = f"http://{host}:{port}"
+        keys = {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        boto3.client(
+            "s3", endpoint_url=url, aws_access_key_id="test", aws_secret_access_key="test",
+            region_name="us-east-1",
+        ).create_bucket(Bucket="reca")  # fmt: skip
+        here = under_dvc(finished_copy)
+        make(here, "record")
+        here.run("dvc", "remote", "add", "--default", "cloud", "s3://reca/results")
+        here.run("dvc", "remote", "modify", "cloud", "endpointurl", url)
+        here.run("dvc", "push", **keys)
+        commit(here)
+        there = clone(here, tmp_path / "other")
+        there.run("dvc", "pull", **keys)
+        assert there.hashes() == here.hashes()
+    finally:
+        server.stop()

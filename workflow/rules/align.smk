@@ -1,0 +1,93 @@
+rule cache:
+    input:
+        f"{RESULTS}/{{model}}/base/manifest.json",
+        lambda wc: manifests(read_with(caches_of(wc.model)[wc.use])),
+    output:
+        f"{RESULTS}/{{model}}/cache/{{use}}/manifest.json",
+    log:
+        f"logs/{NAME}/{{model}}/cache-{{use}}.log",
+    benchmark:
+        f"benchmarks/{NAME}/{{model}}/cache-{{use}}.tsv"
+    retries: 1
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=one_gpu,
+        mem_mb=memory,
+        runtime=asks("runtime_minutes"),
+    params:
+        section=lambda wc: section(
+            {**of_model(wc.model), **of_data(caches_of(wc.model)[wc.use])}
+        ),
+        code=lambda wc: code("cache", wc.model),
+        model=subpath(input[0], parent=True),
+        data=lambda wc: data_folder(caches_of(wc.model)[wc.use]),
+        work=f"work/{NAME}/{{model}}/cache-{{use}}",
+        out=subpath(output[0], parent=True),
+    shell:
+        "OMP_NUM_THREADS={threads} reca cache --section {params.section:q} --model {params.model:q}"
+        " --data {params.data:q} --use {wildcards.use} --work {params.work:q} --out {params.out:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule align:
+    input:
+        f"{RESULTS}/{{model}}/base/manifest.json",
+        data_manifests(),
+        lambda wc: expand(
+            f"{RESULTS}/{{model}}/cache/{{use}}/manifest.json",
+            model=wc.model,
+            use=caches_of(wc.model),
+        ),
+    output:
+        f"{RESULTS}/{{model}}/{{arm}}/seed-{{seed}}/manifest.json",
+    log:
+        f"logs/{NAME}/{{model}}/{{arm}}-{{seed}}.log",
+    benchmark:
+        f"benchmarks/{NAME}/{{model}}/{{arm}}-{{seed}}.tsv"
+    wildcard_constraints:
+        model=one_of(m for m in MODELS if m not in MULTI_NODE),
+    # A lost node or a preempted job goes on at its last checkpoint, which lies in the work folder.
+    retries: 3
+    conda:
+        "../../environment.yml"
+    threads: lambda wc: EXPERIMENT.models[wc.model].resources.threads
+    resources:
+        gpu=asks("gpus"),
+        nodes=1,
+        mem_mb=memory,
+        runtime=asks("runtime_minutes"),
+    params:
+        section=lambda wc: section(
+            {**of_model(wc.model, "align"), **of_data(*EXPERIMENT.data)}
+        ),
+        code=lambda wc: code("align", wc.model),
+        start=lambda wc: launcher(wc.model),
+        model=subpath(input[0], parent=True),
+        data=pairs("data", data_folders()),
+        cache=lambda wc: pairs(
+            "cache",
+            {use: f"{RESULTS}/{wc.model}/cache/{use}" for use in caches_of(wc.model)},
+        ),
+        work=f"work/{NAME}/{{model}}/{{arm}}-{{seed}}",
+        out=subpath(output[0], parent=True),
+    shell:
+        "export OMP_NUM_THREADS={threads}; {params.start} align --section {params.section:q}"
+        " --model {params.model:q} {params.data} {params.cache} --arm {wildcards.arm} --seed {wildcards.seed}"
+        " --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"
+
+
+# Several nodes: the Slurm plugin leaves the `srun` to the job, which starts one torchrun per node.
+use rule align as align_nodes with:
+    wildcard_constraints:
+        model=one_of(MULTI_NODE),
+    resources:
+        mpi="srun",
+        nodes=asks("nodes"),
+        tasks=asks("nodes"),
+        tasks_per_gpu=0,
+        gres=lambda wc: f"gpu:{EXPERIMENT.models[wc.model].resources.gpus}",
+        slurm_extra="'--ntasks-per-node=1'",
+        mem_mb=memory,
+        runtime=asks("runtime_minutes"),

@@ -1,0 +1,25 @@
+rule base:
+    input:
+        lambda wc: manifests(weight_inputs(wc.model).values())
+        + shipped_weights(wc.model),
+    output:
+        f"{RESULTS}/{{model}}/base/manifest.json",
+    log:
+        f"logs/{NAME}/{{model}}/base.log",
+    benchmark:
+        f"benchmarks/{NAME}/{{model}}/base.tsv"
+    retries: 1
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory,
+        runtime=240,
+    params:
+        section=lambda wc: section(of_model(wc.model, "network", "weights")),
+        code=lambda wc: code("base", wc.model),
+        out=subpath(output[0], parent=True),
+        inputs=lambda wc: pairs("input", weight_inputs(wc.model)),
+    shell:
+        "OMP_NUM_THREADS={threads} reca base --section {params.section:q} {params.inputs}"
+        " --out {params.out:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,275 @@
+"""The plan of one experiment: its folders, the config slice of every job, and the code that it runs."""
+
+import json
+import os
+import re
+import sys
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+from snakemake.utils import validate
+
+# Jobs run this checkout's code in this very environment, whether or not it was activated: what the
+# fingerprints below describe is then what runs, on this machine and on the nodes of a cluster.
+ROOT = Path(workflow.basedir).parent
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+os.environ.update(
+    PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]),
+    PYTHONPATH=os.pathsep.join(sys.path[:2]),
+)
+
+from reca.config import SCHEMA_PATH, load, resolved
+from reca.consistency import sources_of
+from reca.models import FAMILIES
+from reca.sources import list_sources
+from reca.verbs.code import stage_code
+
+NAME = config.setdefault("experiment", "laptop")
+EXPERIMENT = load(NAME)
+validate(resolved(EXPERIMENT), str(ROOT / SCHEMA_PATH))
+
+RESULTS = f"results/{NAME}"
+# `--config models=showo_tiny,janus_tiny` keeps to some of the experiment's models.
+CHOSEN = str(config.get("models", ",".join(EXPERIMENT.models))).split(",")
+MODELS = [model for model in EXPERIMENT.models if model in CHOSEN]
+ALIGNED = [arm for arm in EXPERIMENT.arms if arm != "base"]
+RUNS = [f"{arm}-{seed}" for arm in EXPERIMENT.arms for seed in EXPERIMENT.seeds]
+# Guidance is swept where a model lists several values: on development prompts, never on the test's.
+SWEPT = [
+    model for model in MODELS if len(EXPERIMENT.models[model].sampler.guidance) > 1
+]
+SWEPT_ON = [name for name, b in EXPERIMENT.benchmarks.items() if b.development_prompts]
+MULTI_NODE = [model for model in MODELS if EXPERIMENT.models[model].resources.nodes > 1]
+SOURCES = sorted({name for _, name in sources_of(EXPERIMENT)})
+
+
+def one_of(names):
+    """A regular expression for exactly these names; it matches nothing when there are none."""
+    return "|".join(re.escape(str(name)) for name in names) or "(?!)"
+
+
+wildcard_constraints:
+    model=one_of(MODELS),
+    arm=one_of(ALIGNED),
+    seed=one_of(EXPERIMENT.seeds),
+    run=one_of(RUNS),
+    benchmark=one_of(EXPERIMENT.benchmarks),
+    split="development|test",
+    use="draw|read",
+
+
+# ---- folders -------------------------------------------------------------------------------------
+def data_folder(role):
+    """Where a role's images lie: a download, a rendered world (shared by equal roles), or the user's folder."""
+    source = EXPERIMENT.data[role]
+    if source.kind != "world":
+        return source.path or f"data/{source.source}"
+    return f"data/{NAME}-{next(r for r, other in EXPERIMENT.data.items() if other == source)}"
+
+
+WORLDS = {
+    data_folder(role): s for role, s in EXPERIMENT.data.items() if s.kind == "world"
+}
+
+
+def data_folders():
+    return {role: data_folder(role) for role in EXPERIMENT.data}
+
+
+def read_with(role):
+    """A role's folder, and the folders of images that its conversations point into."""
+    companions = EXPERIMENT.data[role].companions.values()
+    return [data_folder(role), *(f"data/{name}" for name in companions)]
+
+
+def manifests(folders):
+    """The records that stand for folders in the plan; a folder of the user's own has none and stands for itself."""
+    own = {source.path for source in EXPERIMENT.data.values()}
+    return [ancient(f) if f in own else f"{f}/manifest.json" for f in folders]
+
+
+def caches_of(model):
+    """Uses of the frozen encoders -> role of the images: drawing always, reading where the recipe reads."""
+    tasks = EXPERIMENT.models[model].align.active()
+    return {"draw": "reconstruct"} | ({"read": "answer"} if "i2t" in tasks else {})
+
+
+def checkpoint_folder(model, run):
+    arm, seed = run.rsplit("-", 1)
+    return f"{RESULTS}/{model}/" + ("base" if arm == "base" else f"{arm}/seed-{seed}")
+
+
+def weight_inputs(model):
+    """role -> folder of the downloads that the base model is made of."""
+    weights = EXPERIMENT.models[model].weights
+    named = ({"weights": weights.source} if weights.source else {}) | weights.companions
+    return {role: f"data/{name}" for role, name in named.items()}
+
+
+def shipped_weights(model):
+    """The record of weights that come with this repository, or of another experiment's result."""
+    path = EXPERIMENT.models[model].weights.path
+    return [f"{path}/manifest.json"] if path else []
+
+
+def benchmark_folders(name):
+    source = EXPERIMENT.benchmarks[name].source
+    return [f"data/{source}"] if source else []
+
+
+def guidance_folders(model, split):
+    """Where the guidance of a test was chosen; nothing is chosen when there is one value, or before development."""
+    return [f"{RESULTS}/{model}/guidance"] if split == "test" and model in SWEPT else []
+
+
+def pairs(option, folders):
+    """Repeated command line options, `--data role=folder`."""
+    return " ".join(f"--{option} {name}={folder}" for name, folder in folders.items())
+
+
+# ---- what each job depends on --------------------------------------------------------------------
+def section(value):
+    """A slice of the configuration as JSON text: a job's parameter, so that an edit reruns what it touches."""
+    return json.dumps(value, sort_keys=True)
+
+
+def of_model(model, *fields):
+    """Fields of a model's configuration, with its family, which says how to read them."""
+    found = asdict(EXPERIMENT.models[model])
+    return {name: found[name] for name in ("family", *fields)}
+
+
+@cache
+def pins():
+    """What fixes the content of every download: its origin and its files, from sources.yaml and the lock."""
+    fields = ("kind", "repo", "id", "revision", "files")
+    found = {status.source.name: asdict(status.source) for status in list_sources()}
+    return {name: {key: entry[key] for key in fields} for name, entry in found.items()}
+
+
+def of_data(*roles):
+    return {
+        "data": {
+            role: asdict(EXPERIMENT.data[role])
+            for role in roles
+            if role in EXPERIMENT.data
+        }
+    }
+
+
+def of_benchmark(name, split):
+    """A benchmark's configuration, without the sizes of the other split."""
+    test = ("prompts", "questions", "reconstructions")
+    other = test if split == "development" else ("development_prompts",)
+    return {
+        k: v for k, v in asdict(EXPERIMENT.benchmarks[name]).items() if k not in other
+    }
+
+
+def of_samples(wc):
+    """How one run's pictures are drawn: where guidance was swept, the test uses what was chosen."""
+    found = of_model(wc.model, "sampler")
+    if wc.split == "test" and wc.model in SWEPT:
+        del found["sampler"]["guidance"]
+    return {**found, "run": wc.run, "benchmark": of_benchmark(wc.benchmark, wc.split)}
+
+
+def of_pretraining(model, **parts):
+    """The network, and parts of the pretraining recipe under the names that the verb reads."""
+    recipe = asdict(EXPERIMENT.pretrain)
+    return {
+        **of_model(model, "network"),
+        **{name: recipe[part] for name, part in parts.items()},
+    }
+
+
+@cache
+def code(stage, model=None, benchmark=None):
+    """Hash of the modules that a stage runs: shell rules do not see edits of code by themselves.
+
+    A family or benchmark that is configuration only has no module yet: its plan can be shown, its verb refuses.
+    """
+    family = EXPERIMENT.models[model].family if model else None
+    kind = EXPERIMENT.benchmarks[benchmark].kind if benchmark else None
+    absent = (
+        [kind] if kind and not (ROOT / f"reca/benchmarks/{kind}.py").is_file() else []
+    )
+    absent += [family] if family and family not in FAMILIES else []
+    known = (None if name in absent else name for name in (family, kind))
+    return " ".join(
+        [stage_code(stage, *known), *(f"without {name}" for name in absent)]
+    )
+
+
+# ---- what each job asks of a machine -------------------------------------------------------------
+def asks(field):
+    return lambda wc: getattr(EXPERIMENT.models[wc.model].resources, field)
+
+
+def one_gpu(wc):
+    """Encoding and drawing use one GPU; several such jobs run side by side."""
+    return min(1, EXPERIMENT.models[wc.model].resources.gpus)
+
+
+def memory(wc, attempt):
+    """Half as much again after every failure."""
+    return EXPERIMENT.models[wc.model].resources.memory_mb * (1 + attempt) // 2
+
+
+def launcher(model):
+    """What starts an alignment: the verb itself on one GPU or none, torchrun on more, srun before it on nodes."""
+    asked = EXPERIMENT.models[model].resources
+    if asked.gpus <= 1 and asked.nodes == 1:
+        return "reca"
+    if asked.nodes == 1:
+        return f"torchrun --standalone --nproc-per-node={asked.gpus} -m reca"
+    # The Slurm jobstep drops SLURM_* except the job id, so the allocation is named again.
+    head = "$(scontrol show hostnames $(squeue -h -j $SLURM_JOB_ID -o %N) | head -n 1)"
+    return (
+        f"srun --nodes={asked.nodes} --ntasks={asked.nodes} --ntasks-per-node=1"
+        f" --cpus-per-task={asked.threads} --gres=gpu:{asked.gpus} --kill-on-bad-exit=1"
+        f" torchrun --nnodes={asked.nodes} --nproc-per-node={asked.gpus} --rdzv-backend=c10d"
+        f" --rdzv-endpoint={head}:29531 --rdzv-id=$SLURM_JOB_ID -m reca"
+    )
+
+
+# ---- targets -------------------------------------------------------------------------------------
+def data_manifests():
+    return manifests(sorted({f for role in EXPERIMENT.data for f in read_with(role)}))
+
+
+def base_manifests():
+    return expand(f"{RESULTS}/{{model}}/base/manifest.json", model=MODELS)
+
+
+def cache_manifests():
+    return [
+        f"{RESULTS}/{m}/cache/{use}/manifest.json"
+        for m in MODELS
+        for use in caches_of(m)
+    ]
+
+
+def checkpoint_manifests():
+    path = f"{RESULTS}/{{model}}/{{arm}}/seed-{{seed}}/manifest.json"
+    return expand(path, model=MODELS, arm=ALIGNED, seed=EXPERIMENT.seeds)
+
+
+def guidance_manifests():
+    return expand(f"{RESULTS}/{{model}}/guidance/manifest.json", model=SWEPT)
+
+
+def score_manifests(split, models=MODELS, benchmarks=EXPERIMENT.benchmarks):
+    path = f"{RESULTS}/{{model}}/{{run}}/{{benchmark}}/{split}/scores/manifest.json"
+    return expand(path, model=models, run=RUNS, benchmark=benchmarks)
+
+
+def get_final_output():
+    """The report; where the experiment makes a base model from nothing, that model."""
+    if EXPERIMENT.pretrain:
+        return base_manifests()
+    return expand(
+        f"{RESULTS}/report/{{file}}",
+        file=["index.html", "outcomes.json", "manifest.json"],
+    )

@@ -1,0 +1,49 @@
+rule fetch:
+    output:
+        "data/{source}/manifest.json",
+    log:
+        "logs/fetch/{source}.log",
+    benchmark:
+        "benchmarks/fetch/{source}.tsv"
+    wildcard_constraints:
+        source=one_of(SOURCES),
+    retries: 3
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=1440,
+    params:
+        section=lambda wc: section(pins()[wc.source]),
+        options=(
+            (f"--mirror '{EXPERIMENT.mirror}' " if EXPERIMENT.mirror else "")
+            + ("--allow-unpinned" if EXPERIMENT.allow_unpinned else "")
+        ),
+    shell:
+        "reca fetch {wildcards.source:q} --out data/{wildcards.source:q} {params.options}"
+        " 2>&1 | tee {log:q}"
+
+
+rule render:
+    output:
+        "data/{world}/manifest.json",
+    log:
+        "logs/render/{world}.log",
+    benchmark:
+        "benchmarks/render/{world}.tsv"
+    wildcard_constraints:
+        world=one_of(Path(folder).name for folder in WORLDS),
+    retries: 1
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        section=lambda wc: section(asdict(WORLDS[f"data/{wc.world}"].world)),
+        code=code("render"),
+    shell:
+        "OMP_NUM_THREADS={threads} reca render --section {params.section:q}"
+        " --out data/{wildcards.world:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,39 @@
+rule report:
+    input:
+        score_manifests("test"),
+        guidance_manifests(),
+        checkpoint_manifests(),
+    output:
+        report(
+            f"{RESULTS}/report/index.html",
+            caption="../report/page.rst",
+            category="Results",
+            labels={"experiment": NAME, "what": "report"},
+        ),
+        report(
+            f"{RESULTS}/report/outcomes.json",
+            caption="../report/outcomes.rst",
+            category="Results",
+            labels={"experiment": NAME, "what": "numbers"},
+        ),
+        f"{RESULTS}/report/manifest.json",
+    log:
+        f"logs/{NAME}/report.log",
+    benchmark:
+        f"benchmarks/{NAME}/report.tsv"
+    retries: 1
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        section=section(resolved(EXPERIMENT)),
+        code=code("report"),
+        name=NAME,
+        results=subpath(output[0], ancestor=2),
+        out=subpath(output[0], parent=True),
+    shell:
+        "OMP_NUM_THREADS={threads} reca report --experiment {params.name} --results {params.results:q}"
+        " --out {params.out:q} 2>&1 | tee {log:q}"
