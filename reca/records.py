@@ -1,8 +1,10 @@
-"""Manifests: what a stage read, what it wrote, and the hashes of both, so that any number can be walked back to its data.
+"""Manifests: what a stage read, what it wrote, and the hashes of both, so that any number can be
+walked back to its data.
 
-A stage writes one directory. `manifest.json`, written last, holds only what is reproducible (inputs, outputs, config section,
-seed, code); what differs from run to run (time, memory, machine, commit) lies beside it in `run.json`. The split lets
-Snakemake compare manifests by checksum: a stage that ran again and gave the same bytes reruns nothing downstream.
+A stage writes one directory. `manifest.json`, written last, holds only what is reproducible
+(inputs, outputs, config section, seed, code); what differs from run to run (time, memory, machine,
+commit) lies beside it in `run.json`. The split lets Snakemake compare manifests by checksum: a
+stage that ran again and gave the same bytes reruns nothing downstream.
 """
 
 from __future__ import annotations
@@ -86,7 +88,12 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically, sorted and indented, so that equal content gives equal bytes."""
-    write_atomic(path, json.dumps(value, sort_keys=True, indent=1) + "\n")
+    write_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The one form in which the house writes JSON files."""
+    return json.dumps(value, sort_keys=True, indent=1) + "\n"
 
 
 def read_json(path: str | Path) -> Any:
@@ -96,7 +103,9 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise ValueError(f"{path}: cannot read ({error.strerror})") from error
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run the stage again") from error
+        raise ValueError(
+            f"{path}: not valid JSON ({error}); delete it and run the stage again"
+        ) from error
 
 
 # ---- code ------------------------------------------------------------------------------------------------------------
@@ -118,7 +127,9 @@ def _is_type_checking(node: ast.AST) -> bool:
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    """Module names that the code imports anywhere, type-checking blocks left out; `from a import b` may name a module."""
+    """Module names that the code imports anywhere, type-checking blocks left out; `from a import b`
+    may name a module.
+    """
     for node in ast.iter_child_nodes(tree):
         if _is_type_checking(node):
             continue
@@ -164,7 +175,16 @@ def code_fingerprint(*modules: str) -> str:
 def git_commit(directory: Path | None = None) -> str | None:
     """The commit of the source tree, with `+` behind it when files differ from it; None outside a checkout."""
     root = directory or Path(reca.__file__).parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty=+",
+    ]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -177,7 +197,16 @@ def versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {"python": platform.python_version(), "reca": reca.__version__}
-    for package in ("torch", "triton", "transformers", "diffusers", "numpy", "pillow", "safetensors", "snakemake"):
+    for package in (
+        "torch",
+        "triton",
+        "transformers",
+        "diffusers",
+        "numpy",
+        "pillow",
+        "safetensors",
+        "snakemake",
+    ):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -187,7 +216,11 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """What the stage ran on, without names of hosts or users."""
-    found: dict[str, Any] = {"system": platform.system(), "cpu": platform.machine(), "cores": os.cpu_count()}
+    found: dict[str, Any] = {
+        "system": platform.system(),
+        "cpu": platform.machine(),
+        "cores": os.cpu_count(),
+    }
     if "torch" in sys.modules:
         import torch
 
@@ -198,7 +231,9 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_seconds() -> float:
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, children = (
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
@@ -214,14 +249,18 @@ def _peak_memory_bytes() -> dict[str, int]:
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """sha256 and size of every file below `directory` by relative path; the two records and hidden indexes are left out.
+    """sha256 and size of every file below `directory` by relative path; the two records and hidden
+    indexes are left out.
 
     A reader may keep an index of its own (`.reca-*`) beside the data: it is derived, and rebuilt when the data changes.
     """
     found = (path for path in directory.rglob("*") if path.is_file())
     files = sorted(path for path in found if not path.name.startswith(".reca-"))
     return {
-        str(path.relative_to(directory)): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        str(path.relative_to(directory)): {
+            "sha256": sha256_file(path),
+            "bytes": path.stat().st_size,
+        }
         for path in files
         if path.name not in (MANIFEST, RUN) or path.parent != directory
     }
@@ -230,9 +269,10 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
 class Stage:
     """One stage's output directory: it appears whole, its manifest last, or not at all.
 
-    `inputs` maps a name to the file that was read (usually an upstream manifest). Leaving the `with` block by an exception
-    removes the scratch folder; the former output stays until a new one is complete. `started` (seconds since the epoch) says
-    when work before the block began, so that the whole process counts as the stage's cost.
+    `inputs` maps a name to the file that was read (usually an upstream manifest). Leaving the
+    `with` block by an exception removes the scratch folder; the former output stays until a new one
+    is complete. `started` (seconds since the epoch) says when work before the block began, so that
+    the whole process counts as the stage's cost.
     """
 
     def __init__(
@@ -249,7 +289,10 @@ class Stage:
         self.name, self.out, self.began = name, Path(out), started
         self.described = {
             "stage": name,
-            "inputs": {key: {"path": _relative(path), "sha256": sha256_file(path)} for key, path in inputs.items()},
+            "inputs": {
+                key: {"path": _relative(path), "sha256": sha256_file(path)}
+                for key, path in inputs.items()
+            },
             "section": section,
             "seed": seed,
             "package": reca.__version__,
@@ -266,20 +309,29 @@ class Stage:
         self.started = self.began or time.time()
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.scratch = Path(tempfile.mkdtemp(dir=self.out.parent, prefix=f".{self.out.name}.partial-"))
+            self.scratch = Path(
+                tempfile.mkdtemp(dir=self.out.parent, prefix=f".{self.out.name}.partial-")
+            )
         except OSError as error:
-            raise ValueError(f"{self.out}: cannot write here ({error.strerror}); choose a writable folder") from error
+            raise ValueError(
+                f"{self.out}: cannot write here ({error.strerror}); choose a writable folder"
+            ) from error
         os.chmod(self.scratch, 0o755)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         try:
             if kind is None:
                 self._commit()
         except OSError as problem:
-            raise ValueError(f"{self.out}: cannot complete the stage ({problem.strerror})") from problem
+            raise ValueError(
+                f"{self.out}: cannot complete the stage ({problem.strerror})"
+            ) from problem
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
@@ -298,9 +350,17 @@ class Stage:
         write_json(self.out / MANIFEST, {**body, SEAL: sha256_json(body)})
 
     def _record_run(self) -> None:
-        usage = {"wall_seconds": time.time() - self.started, "cpu_seconds": _cpu_seconds() - self.cpu}
+        usage = {
+            "wall_seconds": time.time() - self.started,
+            "cpu_seconds": _cpu_seconds() - self.cpu,
+        }
         started = datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds")
-        facts = {"started": started, "machine": machine(), "versions": versions(), "commit": git_commit()}
+        facts = {
+            "started": started,
+            "machine": machine(),
+            "versions": versions(),
+            "commit": git_commit(),
+        }
         write_json(self.scratch / RUN, {**facts, **usage, **_peak_memory_bytes(), **self.notes})
 
 
@@ -318,10 +378,17 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     """The manifest of a complete stage; ValueError where there is none, or where it was changed by hand."""
     path = Path(directory) / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{directory}: no {MANIFEST}, so this stage is not complete; run `snakemake` to make it")
+        raise ValueError(
+            f"{directory}: no {MANIFEST}, so this stage is not complete; run `snakemake` to make it"
+        )
     manifest = read_json(path)
-    body = {key: value for key, value in manifest.items() if key != SEAL} if isinstance(manifest, dict) else {}
-    if not body or manifest.get(SEAL) != sha256_json(body):
+    text = path.read_text()  # other bytes with the same meaning are damage too
+    body = (
+        {key: value for key, value in manifest.items() if key != SEAL}
+        if isinstance(manifest, dict)
+        else {}
+    )
+    if not body or manifest.get(SEAL) != sha256_json(body) or text != json_text(manifest):
         raise ValueError(f"{path}: changed since it was written; run the stage again")
     return body
 
@@ -332,10 +399,16 @@ def verify(directory: str | Path) -> dict[str, Any]:
     found = describe_files(directory)
     for name, record in manifest["outputs"].items():
         if name not in found:
-            raise ValueError(f"{directory / name}: missing, though the manifest lists it; run the stage again")
+            raise ValueError(
+                f"{directory / name}: missing, though the manifest lists it; run the stage again"
+            )
         if found[name] != record:
-            raise ValueError(f"{directory / name}: content differs from the manifest's sha256; run the stage again")
+            raise ValueError(
+                f"{directory / name}: content differs from the manifest's sha256; run the stage again"
+            )
     extra = sorted(set(found) - set(manifest["outputs"]))
     if extra:
-        raise ValueError(f"{directory / extra[0]}: not in the manifest; remove it or run the stage again")
+        raise ValueError(
+            f"{directory / extra[0]}: not in the manifest; remove it or run the stage again"
+        )
     return manifest

@@ -302,10 +302,7 @@ def test_every_flipped_byte_is_found_with_its_file(tmp_path):
     for _ in range(100):
         path = rng.choice(files)
         whole = path.read_bytes()
-        # Of the manifest, the part that guards the files; the other facts in it are for the audit.
-        start = whole.index(b'"outputs"') + 12 if path.name == "manifest.json" else 0
-        stop = whole.index(b'"package"') - 4 if path.name == "manifest.json" else len(whole)
-        flip(path, rng.randrange(start, stop))
+        flip(path, rng.randrange(len(whole)))
         with pytest.raises(ValueError, match=re.escape(f"{cache}/")) as error:
             open_cache(cache, verify=True)
         assert path.name == "manifest.json" or path.name in str(error.value)

@@ -21,7 +21,9 @@ def is_first() -> bool:
 
 
 def run(start: Path, data: TaskData, recipe: Recipe, *, seed: int, work: Path) -> Summary:
-    """Train the model folder `start` by `recipe`; the trained weights stay in `work` until `write`. Every rank calls this."""
+    """Train the model folder `start` by `recipe`; the trained weights stay in `work` until `write`.
+    Every rank calls this.
+    """
     summary = align(load_model(start), data, recipe, seed=seed, work_dir=work)
     distributed.leave()
     return summary

@@ -48,9 +48,7 @@ def feature_data(
         captions = [
             _caption(s) for s in _samples(draw, sources[DRAWN], _given(folders, DRAWN, "data"))
         ]
-    asked = (
-        _samples(read, sources[READ], _given(folders, READ, "data")) if read is not None else []
-    )
+    asked = _samples(read, sources[READ], _given(folders, READ, "data")) if read is not None else []
     return FeatureData(
         draw=draw,
         read=read,
@@ -76,7 +74,9 @@ def _samples(cache: FeatureCache, source: DataSource, folder: Path) -> list[Samp
     found = [dataset[position] for position in cache.positions]
     wrong = [name for name, sample in zip(cache.ids, found, strict=True) if sample.id != name]
     if wrong:
-        raise ValueError(f"{folder}: {len(wrong)} cached images are not in their place, for instance {wrong[0]}; build the cache again")
+        raise ValueError(
+            f"{folder}: {len(wrong)} cached images are not in their place ({wrong[0]}); build the cache again"
+        )
     return found
 
 

@@ -17,23 +17,33 @@ def arm_of(run: str) -> str:
 def choose(scores: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The guidance with the best mean over seeds, per arm and outcome; of equals the smallest, which costs least.
 
-    `scores` are `scores.json` of development runs: `{"run", "split", "guidance": {level: {outcome: value}}}`. Returns
-    `{"chosen": {arm: {outcome: level}}, "sweep": {arm: {outcome: {level: [values by seed]}}}}`. ValueError on a test run.
+    `scores` are `scores.json` of development runs: `{"run", "split", "guidance": {level: {outcome:
+    value}}}`. Returns `{"chosen": {arm: {outcome: level}}, "sweep": {arm: {outcome: {level: [values
+    by seed]}}}}`. ValueError on a test run.
     """
     sweep: dict[str, Any] = defaultdict(lambda: {name: defaultdict(list) for name in CHOSEN_BY})
     for score in sorted(scores, key=lambda s: s["run"]):
         if score["split"] != "development":
-            raise ValueError(f"{score['run']}: guidance is chosen on development prompts, not on split {score['split']!r}")
+            raise ValueError(
+                f"{score['run']}: guidance is chosen on development prompts, not on split {score['split']!r}"
+            )
         for level, values in score["guidance"].items():
             for name in CHOSEN_BY:
                 sweep[arm_of(score["run"])][name][float(level)].append(values[name])
     chosen = {
-        arm: {name: min(levels, key=lambda level: (-sum(levels[level]) / len(levels[level]), level))
-              for name, levels in outcomes.items()}
+        arm: {
+            name: min(levels, key=lambda level: (-sum(levels[level]) / len(levels[level]), level))
+            for name, levels in outcomes.items()
+        }
         for arm, outcomes in sweep.items()
     }
     return {"chosen": chosen, "sweep": {arm: _plain(outcomes) for arm, outcomes in sweep.items()}}
 
 
-def _plain(outcomes: Mapping[str, Mapping[float, list[float]]]) -> dict[str, dict[str, list[float]]]:
-    return {name: {str(level): values for level, values in sorted(levels.items())} for name, levels in outcomes.items()}
+def _plain(
+    outcomes: Mapping[str, Mapping[float, list[float]]],
+) -> dict[str, dict[str, list[float]]]:
+    return {
+        name: {str(level): values for level, values in sorted(levels.items())}
+        for name, levels in outcomes.items()
+    }

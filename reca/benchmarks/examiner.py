@@ -1,7 +1,9 @@
-"""The laptop world's examiner: reads shapes, colours and places back from pixels, as GenEval's detector does from photos.
+"""The laptop world's examiner: reads shapes, colours and places back from pixels, as GenEval's
+detector does from photos.
 
-Nearest palette colour per pixel, connected components of one colour, then the shape template with the best overlap over all
-shifts. It knows the world's drawings but nothing of prompts or models, and is fixed before any model is scored.
+Nearest palette colour per pixel, connected components of one colour, then the shape template with
+the best overlap over all shifts. It knows the world's drawings but nothing of prompts or models,
+and is fixed before any model is scored.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from scipy import ndimage
 from reca.data.world import BACKGROUND, CELL, COLOURS, GRID, SHAPE_SIZE, SHAPES, Scene
 
 MIN_PIXELS = 9
-ACCEPT_IOU = 0.6  # laptop report, part 2 section 2; templates overlap by at most 0.67 with each other
+ACCEPT_IOU = (
+    0.6  # laptop report, part 2 section 2; templates overlap by at most 0.67 with each other
+)
 _PALETTE = np.array([BACKGROUND, *COLOURS.values()], np.int32)
 _NAMES = tuple(COLOURS)
 _TEMPLATES = np.stack(list(SHAPES.values())).reshape(len(SHAPES), -1).astype(np.float32)
@@ -39,7 +43,9 @@ def best_shape(mask: np.ndarray) -> tuple[str, float, tuple[int, int]]:
 
 
 def detect(pixels: np.ndarray) -> list[dict[str, Any]]:
-    """All objects in a picture as GenEval detections, with `place` (0..3) beside them; score 1, as nothing is uncertain."""
+    """All objects in a picture as GenEval detections, with `place` (0..3) beside them; score 1, as
+    nothing is uncertain.
+    """
     colours = palette_indices(pixels)
     found = []
     for index in np.unique(colours[colours > 0]):

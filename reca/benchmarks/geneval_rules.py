@@ -44,7 +44,9 @@ def relations(a: Box, b: Box) -> set[str]:
     return {name for name, value in names.items() if value > DIRECTION}
 
 
-def keep(detections: Iterable[Detection], threshold: float, max_overlap: float = 1.0) -> dict[str, list[Detection]]:
+def keep(
+    detections: Iterable[Detection], threshold: float, max_overlap: float = 1.0
+) -> dict[str, list[Detection]]:
     """Detections above the threshold by class, best first, at most 16 a class, overlapping ones dropped greedily."""
     by_class: dict[str, list[Detection]] = defaultdict(list)
     for detection in sorted(detections, key=lambda d: -d["score"]):
@@ -81,7 +83,9 @@ def judge(
 
 
 def _include(
-    clause: Mapping[str, Any], kept: Mapping[str, list[Detection]], groups: Sequence[list[Detection] | None]
+    clause: Mapping[str, Any],
+    kept: Mapping[str, list[Detection]],
+    groups: Sequence[list[Detection] | None],
 ) -> tuple[list[Detection] | None, list[str]]:
     """The boxes that satisfy one include clause, or None with the reason."""
     name, count = clause["class"], clause["count"]
@@ -92,8 +96,12 @@ def _include(
         colours = [detection["color"] for detection in found]
         right = colours.count(clause["color"])
         if right < count:
-            others = ", ".join(f"{colours.count(c)} {c}" for c in dict.fromkeys(colours) if c != clause["color"])
-            return None, [f"expected {clause['color']} {name}>={count}, found {right} {clause['color']}; and {others}"]
+            others = ", ".join(
+                f"{colours.count(c)} {c}" for c in dict.fromkeys(colours) if c != clause["color"]
+            )
+            return None, [
+                f"expected {clause['color']} {name}>={count}, found {right} {clause['color']}; and {others}"
+            ]
     if "position" in clause:
         reason = _position(name, found, clause["position"], groups)
         if reason:
@@ -102,7 +110,10 @@ def _include(
 
 
 def _position(
-    name: str, found: Sequence[Detection], wanted: Sequence[Any], groups: Sequence[list[Detection] | None]
+    name: str,
+    found: Sequence[Detection],
+    wanted: Sequence[Any],
+    groups: Sequence[list[Detection] | None],
 ) -> str | None:
     relation, index = wanted
     target = groups[index]
@@ -112,12 +123,16 @@ def _position(
         for other in target:
             held = relations(detection["box"], other["box"])
             if relation not in held:
-                return f"expected {name} {relation} target, found {' and '.join(sorted(held))} target"
+                return (
+                    f"expected {name} {relation} target, found {' and '.join(sorted(held))} target"
+                )
     return None
 
 
 def summarise(rows: Iterable[tuple[str, str, bool]]) -> dict[str, Any]:
-    """Accuracies from rows (tag, prompt key, correct): per tag, overall = unweighted mean of the tags, images, prompts."""
+    """Accuracies from rows (tag, prompt key, correct): per tag, overall = unweighted mean of the
+    tags, images, prompts.
+    """
     by_tag: dict[str, list[bool]] = defaultdict(list)
     by_prompt: dict[str, bool] = defaultdict(bool)
     for tag, prompt, correct in rows:

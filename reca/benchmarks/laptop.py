@@ -1,7 +1,8 @@
-"""The laptop benchmark: GenEval's six tasks with GenEval's rules, dense prompts scored by share of facts, questions about
-held-out scenes, and held-out scenes drawn again from their own embeddings.
+"""The laptop benchmark: GenEval's six tasks with GenEval's rules, dense prompts scored by share of
+facts, questions about held-out scenes, and held-out scenes drawn again from their own embeddings.
 
-Prompts of the two splits never meet: `development` chooses the guidance, `test` is reported. Both are fixed by (seed, split).
+Prompts of the two splits never meet: `development` chooses the guidance, `test` is reported. Both
+are fixed by (seed, split).
 """
 
 from __future__ import annotations
@@ -35,38 +36,52 @@ def _single(generator: Generator) -> tuple[str, dict[str, Any]]:
 
 def _two(generator: Generator) -> tuple[str, dict[str, Any]]:
     shapes = _distinct(SHAPE_NAMES, 2, generator)
-    return " and ".join(f"a {s}" for s in shapes), {"include": [{"class": s, "count": 1} for s in shapes]}
+    return " and ".join(f"a {s}" for s in shapes), {
+        "include": [{"class": s, "count": 1} for s in shapes]
+    }
 
 
 def _counting(generator: Generator) -> tuple[str, dict[str, Any]]:
     (shape,) = _distinct(SHAPE_NAMES, 1, generator)
     number = int(generator.integers(2, len(NUMBERS)))
-    clauses = {"include": [{"class": shape, "count": number}], "exclude": [{"class": shape, "count": number + 1}]}
+    clauses = {
+        "include": [{"class": shape, "count": number}],
+        "exclude": [{"class": shape, "count": number + 1}],
+    }
     return counted(number, shape), clauses
 
 
 def _colors(generator: Generator) -> tuple[str, dict[str, Any]]:
-    (shape,), (colour,) = _distinct(SHAPE_NAMES, 1, generator), _distinct(COLOUR_NAMES, 1, generator)
+    (shape,), (colour,) = (
+        _distinct(SHAPE_NAMES, 1, generator),
+        _distinct(COLOUR_NAMES, 1, generator),
+    )
     return f"a {colour} {shape}", {"include": [{"class": shape, "count": 1, "color": colour}]}
 
 
 def _position(generator: Generator) -> tuple[str, dict[str, Any]]:
     first, second = _distinct(SHAPE_NAMES, 2, generator)
     relation = str(generator.choice(RELATIONS))
-    clauses = [{"class": second, "count": 1}, {"class": first, "count": 1, "position": [relation, 0]}]
+    clauses = [
+        {"class": second, "count": 1},
+        {"class": first, "count": 1, "position": [relation, 0]},
+    ]
     return f"a {first} {relation} a {second}", {"include": clauses}
 
 
 def _color_attr(generator: Generator) -> tuple[str, dict[str, Any]]:
     shapes, colours = _distinct(SHAPE_NAMES, 2, generator), _distinct(COLOUR_NAMES, 2, generator)
     clauses = [{"class": s, "count": 1, "color": c} for s, c in zip(shapes, colours, strict=True)]
-    return " and ".join(f"a {c} {s}" for s, c in zip(shapes, colours, strict=True)), {"include": clauses}
+    return " and ".join(f"a {c} {s}" for s, c in zip(shapes, colours, strict=True)), {
+        "include": clauses
+    }
 
 
 def _dense(generator: Generator, place: bool) -> tuple[str, dict[str, Any]]:
     scene = draw_scene(generator, count=int(generator.integers(3, 5)))
     facts = [
-        {"class": t.shape, "color": t.colour, **({"place": t.place} if place else {})} for t in scene.things
+        {"class": t.shape, "color": t.colour, **({"place": t.place} if place else {})}
+        for t in scene.things
     ]
     return dense_caption(scene, place=place), {"facts": facts}
 
@@ -97,10 +112,14 @@ def prompts(split: str, per_task: int, seed: int) -> list[Prompt]:
 
 def held_out_scenes(split: str, count: int, seed: int) -> list[Scene]:
     """Scenes that no training set holds by construction of their key; for reconstruction and questions."""
-    return [draw_scene(numpy_generator("laptop", split, "scene", index, seed)) for index in range(count)]
+    return [
+        draw_scene(numpy_generator("laptop", split, "scene", index, seed)) for index in range(count)
+    ]
 
 
-def held_out_questions(scenes: Sequence[Scene], per_scene: int, split: str, seed: int) -> list[Question]:
+def held_out_questions(
+    scenes: Sequence[Scene], per_scene: int, split: str, seed: int
+) -> list[Question]:
     """The dense description and up to `per_scene` - 1 questions on each scene."""
     asked = []
     for index, scene in enumerate(scenes):
@@ -108,7 +127,9 @@ def held_out_questions(scenes: Sequence[Scene], per_scene: int, split: str, seed
         turns = {"describe": (DESCRIBE, dense_caption(scene)), **questions(scene, generator)}
         for kind in ["describe", *list(generator.permutation(list(turns)[1:]))[: per_scene - 1]]:
             text, answer = turns[str(kind)]
-            asked.append(Question(f"{index:04d}-{kind}", f"scene-{index:04d}", text, answer, str(kind)))
+            asked.append(
+                Question(f"{index:04d}-{kind}", f"scene-{index:04d}", text, answer, str(kind))
+            )
     return asked
 
 
@@ -120,7 +141,9 @@ def score_prompt(prompt: Prompt, detections: Sequence[Mapping[str, Any]]) -> flo
     return share_of_facts(prompt.facts["facts"], detections)
 
 
-def share_of_facts(facts: Sequence[Mapping[str, Any]], detections: Sequence[Mapping[str, Any]]) -> float:
+def share_of_facts(
+    facts: Sequence[Mapping[str, Any]], detections: Sequence[Mapping[str, Any]]
+) -> float:
     """The share of told objects that the picture shows, each detection answering for one fact at most.
 
     A fact is an object with shape and colour, and its place where the prompt names it. As facts are equal or disjoint
@@ -137,7 +160,9 @@ def share_of_facts(facts: Sequence[Mapping[str, Any]], detections: Sequence[Mapp
 
 
 def task_means(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Mean score per task, with `geneval` (unweighted mean of the six tasks, SPEC section 2) where all six are there."""
+    """Mean score per task, with `geneval` (unweighted mean of the six tasks, SPEC section 2) where
+    all six are there.
+    """
     by_task: dict[str, list[float]] = {}
     for task, value in rows:
         by_task.setdefault(task, []).append(value)
@@ -152,7 +177,9 @@ def same_answer(given: str, truth: str) -> bool:
     return " ".join(given.lower().split()) == " ".join(truth.lower().split())
 
 
-def reconstruction_scores(detections: Sequence[Mapping[str, Any]], scene: Scene) -> dict[str, float]:
+def reconstruction_scores(
+    detections: Sequence[Mapping[str, Any]], scene: Scene
+) -> dict[str, float]:
     """How much of a held-out scene its reconstruction keeps: all of it exactly, and the share of placed objects."""
     facts = [{"class": t.shape, "color": t.colour, "place": t.place} for t in scene.things]
     exact = float(examiner.same_scene(list(detections), scene))
@@ -160,14 +187,18 @@ def reconstruction_scores(detections: Sequence[Mapping[str, Any]], scene: Scene)
 
 
 def chance(split: str, per_task: int, seed: int, pictures: int = 2000) -> dict[str, float]:
-    """The chance level of every task: true pictures of random scenes scored against prompts that they were not drawn for."""
+    """The chance level of every task: true pictures of random scenes scored against prompts that
+    they were not drawn for.
+    """
     from reca.data.world import draw_pixels
 
     generator = numpy_generator("laptop", "chance", seed)
     seen = [examiner.detect(draw_pixels(draw_scene(generator))) for _ in range(pictures)]
     asked = prompts(split, per_task, seed)
     picks = generator.integers(len(seen), size=(len(asked), 8))
-    rows = [(p.task, score_prompt(p, seen[i])) for p, row in zip(asked, picks, strict=True) for i in row]
+    rows = [
+        (p.task, score_prompt(p, seen[i])) for p, row in zip(asked, picks, strict=True) for i in row
+    ]
     return task_means(rows)
 
 

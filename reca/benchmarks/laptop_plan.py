@@ -27,7 +27,9 @@ class Plan:
     questions: Sequence[Question] = field(default_factory=tuple)
 
 
-def plan(section: BenchmarkConfig, split: str, guidance: Sequence[float] | Mapping[str, float]) -> Plan:
+def plan(
+    section: BenchmarkConfig, split: str, guidance: Sequence[float] | Mapping[str, float]
+) -> Plan:
     """Development: GenEval's tasks and dense prompts at every level of a sweep. Test: every task at its chosen level,
     reconstructions and questions. `guidance` is a list of levels, or the choice `{"dense": level, "geneval": level}`.
     """
@@ -36,9 +38,15 @@ def plan(section: BenchmarkConfig, split: str, guidance: Sequence[float] | Mappi
     levels = [float(level) for level in guidance]
     if split == "test":
         if len(levels) != 1:
-            raise ValueError(f"the test split is drawn at one guidance per outcome, not at {levels}; run `reca choose` first")
+            raise ValueError(
+                f"the test split is drawn at one guidance per outcome, not at {levels}; run `reca choose` first"
+            )
         return _test_plan(section, {"dense": levels[0], "geneval": levels[0]})
-    wanted = [p for p in laptop.prompts(split, section.development_prompts, section.seed) if p.task != "dense_placed"]
+    wanted = [
+        p
+        for p in laptop.prompts(split, section.development_prompts, section.seed)
+        if p.task != "dense_placed"
+    ]
     return Plan({level: wanted for level in levels}, section.images_per_prompt)
 
 
@@ -49,7 +57,13 @@ def _test_plan(section: BenchmarkConfig, chosen: Mapping[str, float]) -> Plan:
     asked = -(-section.questions // QUESTIONS_PER_SCENE)
     scenes = laptop.held_out_scenes("test", max(asked, section.reconstructions), section.seed)
     questions = laptop.held_out_questions(scenes[:asked], QUESTIONS_PER_SCENE, "test", section.seed)
-    return Plan(prompts, section.images_per_prompt, scenes, section.reconstructions, questions[: section.questions])
+    return Plan(
+        prompts,
+        section.images_per_prompt,
+        scenes,
+        section.reconstructions,
+        questions[: section.questions],
+    )
 
 
 def sample_key(level: float, prompt: str) -> str:

@@ -80,7 +80,10 @@ def make_samples(
             progress=_progress(f"{run} {split} reconstructions"),
         )
         drawn = len(writer.entries)
-    write_json(out / "answers.json", answers(model, asked.questions, scenes, batch_size=BATCH, max_new_tokens=LONGEST))
+    write_json(
+        out / "answers.json",
+        answers(model, asked.questions, scenes, batch_size=BATCH, max_new_tokens=LONGEST),
+    )
     described = {"run": run, "split": split, "seed": origin.seed, "guidance": _plain(guidance)}
     write_json(out / "samples.json", described)
     return {"pictures": drawn, "questions": len(asked.questions)}

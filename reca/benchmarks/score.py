@@ -25,7 +25,8 @@ CHANCE_PROMPTS = 100
 def score(section: BenchmarkConfig, samples: Path, out: Path) -> dict[str, Any]:
     """Score one run's samples; ValueError names what is missing, as a share of a benchmark is no result.
 
-    `samples` is a folder of `reca generate`; `out` gets `scores.json` (means) and `items.jsonl` (every prompt and question).
+    `samples` is a folder of `reca generate`; `out` gets `scores.json` (means) and `items.jsonl`
+    (every prompt and question).
     """
     described = read_json(samples / "samples.json")
     asked = plan(section, described["split"], described["guidance"])
@@ -39,12 +40,17 @@ def score(section: BenchmarkConfig, samples: Path, out: Path) -> dict[str, Any]:
         **{key: described[key] for key in ("run", "split", "seed")},
         "benchmark": section.kind,
         "guidance": _by_level(items),
-        "counts": {kind: sum(item["kind"] == kind for item in items) for kind in ("prompt", "question", "reconstruction")},
+        "counts": {
+            kind: sum(item["kind"] == kind for item in items)
+            for kind in ("prompt", "question", "reconstruction")
+        },
         "chance": laptop.chance(described["split"], CHANCE_PROMPTS, section.seed),
         **_held_out(items),
     }
     write_json(out / "scores.json", result)
-    write_atomic(out / "items.jsonl", "".join(json.dumps(item, sort_keys=True) + "\n" for item in items))
+    write_atomic(
+        out / "items.jsonl", "".join(json.dumps(item, sort_keys=True) + "\n" for item in items)
+    )
     return result
 
 
@@ -79,7 +85,9 @@ def _reconstruction_items(asked: Plan, pictures: ImageSet) -> Iterable[Item]:
 def _question_items(asked: Plan, answers: Mapping[str, str]) -> Iterable[Item]:
     missing = [question.id for question in asked.questions if question.id not in answers]
     if missing:
-        raise ValueError(f"{len(missing)} of {len(asked.questions)} questions have no answer, for instance {missing[0]}")
+        raise ValueError(
+            f"{len(missing)} of {len(asked.questions)} questions have no answer, for instance {missing[0]}"
+        )
     for question in asked.questions:
         right = float(laptop.same_answer(answers[question.id], question.answer))
         yield {"kind": "question", "id": question.id, "task": question.kind, "score": right}
@@ -92,14 +100,19 @@ def _by_level(items: Sequence[Item]) -> dict[str, dict[str, float]]:
         if item["kind"] == "prompt":
             levels[str(item["guidance"])].append((item["task"], item["score"]))
             objects[str(item["guidance"])].append(item["objects"])
-    return {level: {**laptop.task_means(rows), "objects": float(np.mean(objects[level]))} for level, rows in levels.items()}
+    return {
+        level: {**laptop.task_means(rows), "objects": float(np.mean(objects[level]))}
+        for level, rows in levels.items()
+    }
 
 
 def _held_out(items: Sequence[Item]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     redrawn = [item for item in items if item["kind"] == "reconstruction"]
     if redrawn:
-        found["reconstruction"] = {name: float(np.mean([item[name] for item in redrawn])) for name in ("exact", "objects")}
+        found["reconstruction"] = {
+            name: float(np.mean([item[name] for item in redrawn])) for name in ("exact", "objects")
+        }
     asked = [(item["task"], item["score"]) for item in items if item["kind"] == "question"]
     if asked:
         overall = float(np.mean([value for _, value in asked]))

@@ -1,7 +1,8 @@
 """The stage that draws a laptop data set: a hub-style parquet file, read by the same reader as the paper's data.
 
-Columns: `image` (struct of bytes and path, as Hugging Face writes it), `id`, `prompt` (the sparse caption), `conversations`
-(JSON list of turn pairs) and `scene` (JSON, for the examiner's use only). Kind `text` has conversations and no image.
+Columns: `image` (struct of bytes and path, as Hugging Face writes it), `id`, `prompt` (the sparse
+caption), `conversations` (JSON list of turn pairs) and `scene` (JSON, for the examiner's use only).
+Kind `text` has conversations and no image.
 """
 
 from __future__ import annotations

@@ -64,10 +64,14 @@ def sparse_caption(scene: Scene, rates: Mapping[str, float], generator: np.rando
         return _count_caption(things, generator)
     chosen = 2 if kind < rates["relation"] + rates["count"] + rates["two"] else 1
     picked = [things[i] for i in generator.permutation(len(things))[:chosen]]
-    return " and ".join(phrase(t, colour=bool(generator.random() < rates["colour"])) for t in picked)
+    return " and ".join(
+        phrase(t, colour=bool(generator.random() < rates["colour"])) for t in picked
+    )
 
 
-def _relation_caption(things: Sequence[Thing], colour: float, generator: np.random.Generator) -> str:
+def _relation_caption(
+    things: Sequence[Thing], colour: float, generator: np.random.Generator
+) -> str:
     pairs = [(a, b) for a in things for b in things if a is not b and relation(a, b)]
     if not pairs:
         return phrase(things[0], colour=bool(generator.random() < colour))
@@ -129,7 +133,11 @@ def place_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
     """Where an object is that occurs once."""
     things = _unique(scene.things, lambda t: (t.colour, t.shape))
     thing = _pick(things, generator) if things else None
-    return (f"where is the {thing.colour} {thing.shape} ?", f"at the {PLACES[thing.place]}") if thing else None
+    return (
+        (f"where is the {thing.colour} {thing.shape} ?", f"at the {PLACES[thing.place]}")
+        if thing
+        else None
+    )
 
 
 def relation_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
@@ -186,7 +194,9 @@ def text_conversation(generator: np.random.Generator) -> list[Turn]:
     return [(f"{context} . {question}", answer), *others]
 
 
-def _told(scene: Scene, things: Sequence[Thing], generator: np.random.Generator) -> tuple[str, set[str]]:
+def _told(
+    scene: Scene, things: Sequence[Thing], generator: np.random.Generator
+) -> tuple[str, set[str]]:
     """A context in one of four styles, and the kinds of question that it lets one answer."""
     pair = things[:2]
     style = generator.random()
@@ -194,7 +204,12 @@ def _told(scene: Scene, things: Sequence[Thing], generator: np.random.Generator)
     if style < 0.3 and len(things) == 2 and relation(*pair):
         return f"{phrase(pair[0])} {relation(*pair)} {phrase(pair[1])}", facts | {"relation"}
     if style < 0.5 and len({(t.shape, t.colour) for t in things}) == 1:
-        return counted(len(things), things[0].shape, things[0].colour), {"colour", "shape", "count", "exist"}
+        return counted(len(things), things[0].shape, things[0].colour), {
+            "colour",
+            "shape",
+            "count",
+            "exist",
+        }
     if style < 0.75:
         return " and ".join(phrase(t, place=True) for t in things), facts | {"place", "relation"}
     return dense_caption(scene, place=False), facts | {"all"}
@@ -204,5 +219,27 @@ def vocabulary() -> list[str]:
     """Every word of the world, for a closed tokenizer (plurals are the noun and `##s`)."""
     places = {word for place in PLACES for word in place.split()}
     relations = {word for phrase_ in RELATIONS for word in phrase_.split()}
-    grammar = set("a and at the . ? , what color is how many there where to yes no describe picture".split())
+    grammar = set(
+        [
+            "a",
+            "and",
+            "at",
+            "the",
+            ".",
+            "?",
+            ",",
+            "what",
+            "color",
+            "is",
+            "how",
+            "many",
+            "there",
+            "where",
+            "to",
+            "yes",
+            "no",
+            "describe",
+            "picture",
+        ]
+    )
     return sorted({*SHAPE_NAMES, *COLOUR_NAMES, *NUMBERS, *places, *relations, *grammar, "##s"})

@@ -22,8 +22,9 @@ Features = dict[str, Tensor]
 `target` (what is drawn: image codes, latents or their moments) and `understanding` (what the reader saw)."""
 
 Use = Literal["draw", "read"]
-"""Why an image is encoded: `draw` (RecA / text-to-image: target, and the condition that RecA gives) or `read` (image-to-text).
-The official recipes prepare the image differently for the two."""
+"""Why an image is encoded: `draw` (RecA / text-to-image: target, and the condition that RecA gives)
+or `read` (image-to-text). The official recipes prepare the image differently for the two.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Counted(Protocol):
     """
 
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Tokens that will carry a loss."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,9 @@ class UnifiedModel(nn.Module, ABC):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Draw one picture per row; row i takes its noise from `generators[i]` only, so batches do not change pictures."""
+        """Draw one picture per row; row i takes its noise from `generators[i]` only, so batches do
+        not change pictures.
+        """
 
     @abstractmethod
     def unconditional(self, batch: int) -> Any:
@@ -152,7 +157,9 @@ class UnifiedModel(nn.Module, ABC):
 
     @abstractmethod
     def save(self, directory: Path) -> None:
-        """Write all that `reca.models.load_model(directory)` needs: safetensors under official names, config, tokenizer."""
+        """Write all that `reca.models.load_model(directory)` needs: safetensors under official
+        names, config, tokenizer.
+        """
 
 
 def reconstruction_loss(

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 
 def assemble(
-    network: Mapping[str, Any], *, prompts: Sequence[str], seed: int, parts: Mapping[str, Path], out: Path
+    network: Mapping[str, Any],
+    *,
+    prompts: Sequence[str],
+    seed: int,
+    parts: Mapping[str, Path],
+    out: Path,
 ) -> None:
     """Write a model folder with trained frozen parts and an untrained language model.
 
@@ -40,7 +45,9 @@ def assemble(
     words = build_tokenizer(prompts)
     for key, size in {"llm_vocab_size": len(words), "endoftext": words.eos_token_id}.items():
         if network.get(key) != size:
-            raise ValueError(f"network.{key} is {network.get(key)}, but the world's words make it {size}; set it so")
+            raise ValueError(
+                f"network.{key} is {network.get(key)}, but the world's words make it {size}; set it so"
+            )
     model = seeded(lambda: build_model("showo", network), seed, "language")
     assert isinstance(model, ShowoModel)
     load_official(model.frozen.magvit, parts["tokenizer"] / tokenizer.FILE)

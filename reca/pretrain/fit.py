@@ -30,7 +30,9 @@ CHECKPOINTS = "checkpoints"
 
 
 def seeded(build: Callable[[], nn.Module], seed: int, purpose: str) -> nn.Module:
-    """Build a module with its initial weights drawn from (seed, purpose), leaving torch's global generator as it was."""
+    """Build a module with its initial weights drawn from (seed, purpose), leaving torch's global
+    generator as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "init", purpose))
         return build()
@@ -77,7 +79,9 @@ def fit(
     return value
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float) -> tuple[float, float]:
+def _step(
+    optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float
+) -> tuple[float, float]:
     value = loss.item()
     if not math.isfinite(value):
         raise RuntimeError(f"the loss is {value}; lower lr in the pretrain section")

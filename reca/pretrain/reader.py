@@ -32,7 +32,9 @@ FILE = "clip.safetensors"
 
 
 def build_clip(vision: Mapping[str, Any], words: int, end: int) -> CLIPModel:
-    """An untrained CLIP with the given vision tower and a small text tower over `words` ids, `end` closing a caption."""
+    """An untrained CLIP with the given vision tower and a small text tower over `words` ids, `end`
+    closing a caption.
+    """
     width = vision["hidden_size"]
     text = {
         "vocab_size": words + 1,  # one more for padding
@@ -53,7 +55,9 @@ def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> 
     rows = [[*tokenizer(caption)["input_ids"], tokenizer.eos_token_id] for caption in captions]
     longest = max(map(len, rows))
     if longest > MAX_CAPTION:
-        raise ValueError(f"a caption has {longest} tokens, the reader takes {MAX_CAPTION}; raise MAX_CAPTION")
+        raise ValueError(
+            f"a caption has {longest} tokens, the reader takes {MAX_CAPTION}; raise MAX_CAPTION"
+        )
     ids = torch.full((len(rows), MAX_CAPTION), len(tokenizer))
     for row, values in enumerate(rows):
         ids[row, : len(values)] = torch.tensor(values)

@@ -1,7 +1,8 @@
 """The laptop's image tokenizer: the MAGVIT-v2 classes of Show-o, trained on the world's pictures.
 
-Loss: L1 + L2 to the picture, commitment to the signs, and the entropy term of look-up-free quantisation (sure bits for each
-cell, but every bit used both ways). No perceptual or adversarial term: the pictures are drawn, not photographed.
+Loss: L1 + L2 to the picture, commitment to the signs, and the entropy term of look-up-free
+quantisation (sure bits for each cell, but every bit used both ways). No perceptual or adversarial
+term: the pictures are drawn, not photographed.
 """
 
 from __future__ import annotations

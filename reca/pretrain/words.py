@@ -35,4 +35,6 @@ def build_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token=UNKNOWN, eos_token=END, bos_token=END)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token=UNKNOWN, eos_token=END, bos_token=END
+    )

@@ -20,9 +20,9 @@ SCORES = "scores.json"
 
 def generate(arguments: Namespace) -> None:
     """Draw one benchmark's pictures, and answer its questions, with one model."""
+    from reca.benchmarks.samples import make_samples
     from reca.generate import Origin
     from reca.models import load_model
-    from reca.benchmarks.samples import make_samples
 
     plain = read_section(arguments.section)
     family, drawn, run, described = of_section(plain, "family", "sampler", "run", "benchmark")

@@ -74,7 +74,13 @@ def align(arguments: Namespace) -> None:
     folders, caches = pairs("--data", arguments.data), pairs("--cache", arguments.cache)
     model, work, first = Path(arguments.model), Path(arguments.work), is_first()
     started = time.time()
-    summary = run(model, feature_data(recipe, sources_of(data), folders, caches), recipe, seed=arguments.seed, work=work)
+    summary = run(
+        model,
+        feature_data(recipe, sources_of(data), folders, caches),
+        recipe,
+        seed=arguments.seed,
+        work=work,
+    )
     if not first:
         return
     inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}

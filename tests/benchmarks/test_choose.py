@@ -20,7 +20,10 @@ def test_best_mean_over_seeds_per_arm_and_outcome() -> None:
             score("sft-0", g0=(0.1, 0.2), g2=(0.3, 0.2)),
         ]
     )
-    assert chosen["chosen"] == {"reca": {"dense": 0.0, "geneval": 2.0}, "sft": {"dense": 2.0, "geneval": 0.0}}
+    assert chosen["chosen"] == {
+        "reca": {"dense": 0.0, "geneval": 2.0},
+        "sft": {"dense": 2.0, "geneval": 0.0},
+    }
     assert chosen["sweep"]["reca"]["dense"] == {"0.0": [0.5, 0.5], "2.0": [0.4, 0.55]}
 
 

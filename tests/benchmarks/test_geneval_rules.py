@@ -11,7 +11,11 @@ import pytest
 
 from reca.benchmarks import geneval_rules as rules
 
-GOLDEN = Path(os.environ.get("RECA_BENCHMARK_GOLDEN", Path(__file__).parent.parent / "reference/golden/benchmarks"))
+GOLDEN = Path(
+    os.environ.get(
+        "RECA_BENCHMARK_GOLDEN", Path(__file__).parent.parent / "reference/golden/benchmarks"
+    )
+)
 
 
 def golden(name: str) -> list[dict]:
@@ -20,11 +24,15 @@ def golden(name: str) -> list[dict]:
 
 def test_every_image_decision() -> None:
     for case in golden("geneval_images"):
-        correct, reason, kept = rules.judge(case["metadata"], case["detections"], case["max_overlap"])
+        correct, reason, kept = rules.judge(
+            case["metadata"], case["detections"], case["max_overlap"]
+        )
         expected = case["expected"]
         assert correct == expected["correct"], (case["id"], reason, expected["reason"])
         boxes = {name: [[*d["box"], d["score"]] for d in found] for name, found in kept.items()}
-        assert boxes == {name: found for name, found in expected["kept"].items() if found}, case["id"]
+        assert boxes == {name: found for name, found in expected["kept"].items() if found}, case[
+            "id"
+        ]
 
 
 def test_relations_and_overlap() -> None:
@@ -35,7 +43,10 @@ def test_relations_and_overlap() -> None:
 
 def printed(stdout: str) -> dict[str, float]:
     """The numbers of the official report: per task `name = x%`, the overall score, images and prompts."""
-    tasks = {name: float(value) / 100 for name, value in re.findall(r"^(\w+)\s+= ([\d.]+)%", stdout, re.M)}
+    tasks = {
+        name: float(value) / 100
+        for name, value in re.findall(r"^(\w+)\s+= ([\d.]+)%", stdout, re.M)
+    }
     overall = float(re.search(r"over tasks\): ([\d.]+)", stdout)[1])
     images, prompts = (float(x) / 100 for x in re.findall(r"% correct \w+: ([\d.]+)%", stdout))
     return {"tasks": tasks, "overall": overall, "images": images, "prompts": prompts}
@@ -43,7 +54,9 @@ def printed(stdout: str) -> dict[str, float]:
 
 def test_summary() -> None:
     for case in golden("geneval_summary"):
-        summary = rules.summarise((row["tag"], row["prompt_key"], row["correct"]) for row in case["rows"])
+        summary = rules.summarise(
+            (row["tag"], row["prompt_key"], row["correct"]) for row in case["rows"]
+        )
         expected = printed(case["stdout"])
         assert summary["tasks"] == pytest.approx(expected["tasks"], abs=5.1e-5)
         assert summary["overall"] == pytest.approx(expected["overall"], abs=5.1e-6)

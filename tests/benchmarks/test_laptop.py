@@ -56,7 +56,12 @@ def test_a_blank_picture_and_noise_show_nothing() -> None:
 def test_true_pictures_of_a_prompt_score_one() -> None:
     scene = Scene((Thing(0, "circle", "red"), Thing(1, "square", "blue")))
     seen = examiner.detect(draw_pixels(scene))
-    facts = {"include": [{"class": "square", "count": 1}, {"class": "circle", "count": 1, "position": ["left of", 0]}]}
+    facts = {
+        "include": [
+            {"class": "square", "count": 1},
+            {"class": "circle", "count": 1, "position": ["left of", 0]},
+        ]
+    }
     assert laptop.score_prompt(Prompt("p", "", "position", {"tag": "position", **facts}), seen) == 1
     facts["include"][1]["position"] = ["right of", 0]
     assert laptop.score_prompt(Prompt("p", "", "position", {"tag": "position", **facts}), seen) == 0
@@ -64,7 +69,11 @@ def test_true_pictures_of_a_prompt_score_one() -> None:
 
 def test_counting_is_exact_but_extra_objects_are_forgiven_elsewhere() -> None:
     three = examiner.detect(draw_pixels(Scene(tuple(Thing(i, "bolt", "cyan") for i in range(3)))))
-    two = {"tag": "counting", "include": [{"class": "bolt", "count": 2}], "exclude": [{"class": "bolt", "count": 3}]}
+    two = {
+        "tag": "counting",
+        "include": [{"class": "bolt", "count": 2}],
+        "exclude": [{"class": "bolt", "count": 3}],
+    }
     assert laptop.score_prompt(Prompt("p", "", "counting", two), three) == 0
     one = {"tag": "single_object", "include": [{"class": "bolt", "count": 1}]}
     assert laptop.score_prompt(Prompt("p", "", "single_object", one), three) == 1

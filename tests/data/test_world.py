@@ -23,7 +23,14 @@ from reca.data.world_text import (
 from reca.records import sha256_file
 from reca.schema import World
 
-RATES = {"noise": 0.0, "relation": 0.3, "count": 0.3, "two": 0.2, "colour": 0.5, "single_colour": 0.5}
+RATES = {
+    "noise": 0.0,
+    "relation": 0.3,
+    "count": 0.3,
+    "two": 0.2,
+    "colour": 0.5,
+    "single_colour": 0.5,
+}
 
 
 def scenes(count: int = 300) -> list[Scene]:
@@ -96,7 +103,9 @@ def test_conversations_use_the_closed_vocabulary() -> None:
 def test_equal_sections_give_equal_bytes(tmp_path: Path, kind: str) -> None:
     caption = {**RATES, "noise": 0.1}
     world = World(kind=kind, images=20, seed=5, single_object_share=0.3, caption=caption)
-    hashes = {render(world, tmp_path / name) and sha256_file(tmp_path / name / FILE) for name in "ab"}
+    hashes = {
+        render(world, tmp_path / name) and sha256_file(tmp_path / name / FILE) for name in "ab"
+    }
     assert len(hashes) == 1
     dataset = open_dataset("world", tmp_path / "a")
     assert len(dataset) == 20

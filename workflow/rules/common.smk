@@ -175,6 +175,16 @@ def of_samples(wc):
     return {**found, "run": wc.run, "benchmark": of_benchmark(wc.benchmark, wc.split)}
 
 
+def of_report():
+    """Everything but what jobs ask of a machine and where downloads come from."""
+    found = resolved(EXPERIMENT)
+    models = {
+        name: {k: v for k, v in m.items() if k != "resources"}
+        for name, m in found["models"].items()
+    }
+    return {**found, "models": models, "mirror": None}
+
+
 def of_pretraining(model, **parts):
     """The network, and parts of the pretraining recipe under the names that the verb reads."""
     recipe = asdict(EXPERIMENT.pretrain)

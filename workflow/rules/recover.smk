@@ -40,6 +40,15 @@ def end_jobs_of(mark):
             continue  # gone already, or another user's
 
 
+def begin():
+    MARKS.mkdir(parents=True, exist_ok=True)
+    MARKS.joinpath(own_mark()).touch()
+
+
+def end():
+    MARKS.joinpath(own_mark()).unlink(missing_ok=True)
+
+
 def recover():
     """Remove the lock and end the jobs of runs that were killed on this machine."""
     left = [path for path in MARKS.glob("*:*") if is_dead(path.name)]
@@ -56,17 +65,12 @@ if workflow.is_main_process:
 
 
 onstart:
-    MARKS.mkdir(parents=True, exist_ok=True)
-    (MARKS / own_mark()).touch()
+    begin()
 
 
 onsuccess:
-    ((MARKS / own_mark()).unlink(missing_ok=True) / own_mark()).unlink(
-        missing_ok=True
-    )
+    end()
 
 
 onerror:
-    ((MARKS / own_mark()).unlink(missing_ok=True) / own_mark()).unlink(
-        missing_ok=True
-    )
+    end()

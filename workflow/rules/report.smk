@@ -29,7 +29,7 @@ rule report:
         mem_mb=2000,
         runtime=30,
     params:
-        section=section(resolved(EXPERIMENT)),
+        section=section(of_report()),
         code=code("report"),
         name=NAME,
         results=subpath(output[0], ancestor=2),

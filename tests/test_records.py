@@ -1,0 +1,112 @@
+"""Records: a stage is whole or absent, its hashes hold, and a code hash follows exactly what is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from reca import records
+
+
+def stage(out: Path, content: bytes = b"weights", **options: object) -> dict:
+    with records.Stage(
+        "base", out, inputs={}, section={"a": 1}, seed=0, code="c", **options
+    ) as running:
+        (running.scratch / "deep").mkdir()
+        (running.scratch / "deep" / "file.bin").write_bytes(content)
+        running.note(tokens=7)
+    return records.read_manifest(out)
+
+
+def test_a_stage_appears_whole(tmp_path: Path) -> None:
+    manifest = stage(tmp_path / "out")
+    assert manifest["outputs"]["deep/file.bin"]["bytes"] == 7
+    assert records.verify(tmp_path / "out") == manifest
+    run = records.read_json(tmp_path / "out" / "run.json")
+    assert run["tokens"] == 7 and run["wall_seconds"] >= 0 and "hostname" not in json.dumps(run)
+
+
+def test_equal_work_gives_equal_manifests(tmp_path: Path) -> None:
+    first, second = stage(tmp_path / "a"), stage(tmp_path / "b")
+    assert first == second
+    assert (tmp_path / "a/manifest.json").read_bytes() == (
+        tmp_path / "b/manifest.json"
+    ).read_bytes()
+
+
+def test_a_failed_stage_leaves_the_former_one(tmp_path: Path) -> None:
+    stage(tmp_path / "out")
+    with (
+        pytest.raises(RuntimeError),
+        records.Stage("base", tmp_path / "out", inputs={}, section={}) as running,
+    ):
+        (running.scratch / "half").write_bytes(b"")
+        raise RuntimeError
+    assert records.verify(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_between_the_renames_is_no_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(tmp_path / "out")
+    monkeypatch.setattr(
+        records, "write_json", lambda path, value: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "out", b"other")
+    with pytest.raises(ValueError, match=r"no manifest\.json, so this stage is not complete"):
+        records.read_manifest(tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", ["edit", "remove", "add", "manifest"])
+def test_every_change_is_named(tmp_path: Path, change: str) -> None:
+    stage(tmp_path)
+    target = tmp_path / "deep" / "file.bin"
+    if change == "edit":
+        target.write_bytes(b"WEIGHTS")
+    elif change == "remove":
+        target.unlink()
+    elif change == "add":
+        target = tmp_path / "more"
+        target.write_bytes(b"")
+    else:
+        target = tmp_path / "manifest.json"
+        target.write_text(target.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match=str(target)):
+        records.verify(tmp_path)
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records.write_atomic(tmp_path / "file", "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        ValueError, match=r"cannot write 3 bytes .No space left on device.; free space"
+    ):
+        records.write_atomic(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ValueError, match="taken/out: cannot write here"):
+        stage(tmp_path / "taken" / "out")
+
+
+def test_code_hash_follows_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = records.code_modules("reca.align.run")
+    assert {"reca.align.trainer", "reca.cache", "reca.models.unified"} <= set(modules)
+    assert not any(
+        name.startswith(("reca.report", "reca.verbs", "reca.models.showo")) for name in modules
+    )
+    assert "reca.schema" not in modules, "type-checking imports must not count"
+    with pytest.raises(ValueError, match="no source found"):
+        records.code_modules("reca.nowhere")
