@@ -1,0 +1,54 @@
+"""From one process to several nodes: what an alignment asks of the scheduler, and how it starts."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.workflow
+
+EXPERIMENT, MODEL = "paper_showo_512", "config/model/showo_clip_512.yaml"
+ASKED = "gpus: 1,"
+
+CASES = {
+    "one GPU": (
+        "gpus: 1,",
+        "align",
+        {"gpu": "1", "nodes": "1"},
+        r"; reca align --section",
+    ),
+    "one node": (
+        "gpus: 8,",
+        "align",
+        {"gpu": "8", "nodes": "1"},
+        r"; torchrun --standalone --nproc-per-node=8 -m reca align --section",
+    ),
+    "two nodes": (
+        "gpus: 8, nodes: 2,",
+        "align_nodes",
+        {"gres": "gpu:8", "nodes": "2", "tasks": "2", "tasks_per_gpu": "0", "mpi": "srun"},
+        r"; srun --nodes=2 --ntasks=2 .*--gres=gpu:8 .*torchrun --nnodes=2 --nproc-per-node=8 .*-m reca align",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_alignment_starts_as_its_resources_say(checkout, case):
+    asked, rule, resources, command = CASES[case]
+    checkout.edit(MODEL, ASKED, asked)
+    said = checkout.snakemake("--dry-run", "--printshellcmds", experiment=EXPERIMENT)
+    block = next(b for b in re.split(r"\n *rule ", said) if b.startswith(f"{rule}:"))
+    listed = re.search(r"resources: (.*)", block).group(1)
+    stated = dict(pair.split("=", 1) for pair in listed.split(", ") if "=" in pair)
+    assert resources.items() <= stated.items()
+    assert int(stated["mem_mb"]) >= 16000 and int(stated["runtime"]) >= 60
+    assert re.search(command, block)
+
+
+def test_encoding_and_drawing_ask_for_one_gpu_each(checkout):
+    checkout.edit(MODEL, ASKED, "gpus: 8,")
+    said = checkout.snakemake("--dry-run", experiment=EXPERIMENT)
+    for rule in ("cache", "generate"):
+        block = next(b for b in re.split(r"\n *rule ", said) if b.startswith(f"{rule}:"))
+        assert re.search(r"resources: .*\bgpu=1\b", block)
