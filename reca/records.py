@@ -147,8 +147,17 @@ def _direct(module: str) -> tuple[str, tuple[str, ...]]:
     if source is None:
         return "", ()
     text = source.read_bytes()
+    content = [sha256_bytes(text), *_data_hashes(source)]
     own = (name for name in _imports(ast.parse(text)) if name.split(".")[0] in OWN_PACKAGES)
-    return sha256_bytes(text), tuple(sorted({name for name in own if _source(name)}))
+    return sha256_json(content), tuple(sorted({name for name in own if _source(name)}))
+
+
+def _data_hashes(source: Path) -> list[str]:
+    """Hashes of a package's own data files (templates, manifests), which belong to its code."""
+    if source.name != "__init__.py":
+        return []
+    data = [p for p in source.parent.iterdir() if p.suffix in (".html", ".css", ".json")]
+    return [f"{path.name} {sha256_file(path)}" for path in sorted(data)]
 
 
 def code_modules(*modules: str) -> list[str]:

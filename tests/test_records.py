@@ -110,3 +110,18 @@ def test_code_hash_follows_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "reca.schema" not in modules, "type-checking imports must not count"
     with pytest.raises(ValueError, match="no source found"):
         records.code_modules("reca.nowhere")
+
+
+def test_code_hash_covers_a_package_and_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "reca_kernels_probe"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "page.html").write_text("old")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = records.code_fingerprint("reca_kernels_probe")
+    for cached in (records._direct, records._source):
+        cached.cache_clear()
+    (package / "page.html").write_text("new")
+    assert records.code_fingerprint("reca_kernels_probe") != before

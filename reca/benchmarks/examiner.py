@@ -8,6 +8,7 @@ and is fixed before any model is scored.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def _detection(mask: np.ndarray, colour: str) -> list[dict[str, Any]]:
     return [{"class": shape, "color": colour, "box": box, "score": 1.0, "place": place}]
 
 
-def same_scene(detections: list[dict[str, Any]], scene: Scene) -> bool:
+def same_scene(detections: Sequence[Mapping[str, Any]], scene: Scene) -> bool:
     """Whether the detections are exactly the scene's objects: places, shapes and colours, nothing more or less."""
     seen = sorted((d["place"], d["class"], d["color"]) for d in detections)
     return seen == sorted((t.place, t.shape, t.colour) for t in scene.things)

@@ -182,7 +182,7 @@ def reconstruction_scores(
 ) -> dict[str, float]:
     """How much of a held-out scene its reconstruction keeps: all of it exactly, and the share of placed objects."""
     facts = [{"class": t.shape, "color": t.colour, "place": t.place} for t in scene.things]
-    exact = float(examiner.same_scene(list(detections), scene))
+    exact = float(examiner.same_scene(detections, scene))
     return {"exact": exact, "objects": share_of_facts(facts, detections)}
 
 

@@ -19,6 +19,7 @@ from reca.models import build_model, load_model
 from reca.models.showo.model import ShowoModel
 from reca.models.showo.text import load_tokenizer
 from reca.models.showo.weights import load_official
+from reca.models.unified import Use
 from reca.pretrain import reader, tokenizer
 from reca.pretrain.fit import seeded
 from reca.pretrain.words import build_tokenizer
@@ -51,6 +52,7 @@ def assemble(
     model = seeded(lambda: build_model("showo", network), seed, "language")
     assert isinstance(model, ShowoModel)
     load_official(model.frozen.magvit, parts["tokenizer"] / tokenizer.FILE)
+    assert model.frozen.clip is not None
     load_official(model.frozen.clip, parts["reader"] / reader.FILE)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -79,8 +81,9 @@ def pretrain_base(
     if not (start / "reca_model.json").is_file():
         assemble(network, prompts=bank("laptop"), seed=seed, parts=parts, out=start)
     model = load_model(start)
-    caches = {use: work / "cache" / use for use in ("draw", "read")}
-    for use, role in (("draw", DRAWN), ("read", READ)):
+    uses: dict[Use, str] = {"draw": DRAWN, "read": READ}
+    caches: dict[str, Path] = {use: work / "cache" / use for use in uses}
+    for use, role in uses.items():
         cache.build(model, open_role(sources[role], folders[role]), caches[use], use=use, code=code)
     losses = {}
     for name in sorted(phases):

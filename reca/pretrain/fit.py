@@ -56,7 +56,10 @@ def fit(
     world = World()
     names = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(
-        names.values(), lr=recipe.lr, betas=tuple(recipe.betas), weight_decay=recipe.weight_decay
+        names.values(),
+        lr=recipe.lr,
+        betas=(recipe.betas[0], recipe.betas[1]),
+        weight_decay=recipe.weight_decay,
     )
     state = TrainState(names, optimizer, None)
     record = {"seed": seed, "recipe": asdict(recipe), "data": data}

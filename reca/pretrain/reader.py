@@ -66,7 +66,8 @@ def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> 
 
 def reader_loss(clip: CLIPModel, pixels: Tensor, ids: Tensor) -> Tensor:
     """CLIP's symmetric contrastive loss of matching pictures [B, 3, S, S] and captions [B, T]."""
-    mask = (ids != clip.config.text_config.pad_token_id).long()
+    padding = clip.text_model.embeddings.token_embedding.num_embeddings - 1
+    mask = torch.ne(ids, padding).long()
     return clip(input_ids=ids, pixel_values=pixels, attention_mask=mask, return_loss=True).loss
 
 
@@ -78,7 +79,7 @@ def clip_pixels(pixels: Tensor) -> Tensor:
 
 def vision_tower(clip: CLIPModel) -> CLIPVisionModel:
     """The vision half of a CLIP as the class that Show-o holds, with the same weights."""
-    tower = CLIPVisionModel(clip.config.vision_config)
+    tower = CLIPVisionModel(clip.vision_model.config)
     half = clip.vision_model.state_dict()
     prefix = "vision_model." if next(iter(tower.state_dict())).startswith("vision_model.") else ""
     tower.load_state_dict({f"{prefix}{name}": value for name, value in half.items()})

@@ -15,7 +15,7 @@ STAGES = {
     "generate": ("reca.generate", "reca.benchmarks.samples"),
     "score": ("reca.benchmarks.score",),
     "choose": ("reca.benchmarks.choose",),
-    "report": ("reca.report.page",),
+    "report": ("reca.report.page", "reca.report.templates"),
 }
 
 

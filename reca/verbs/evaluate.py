@@ -30,7 +30,7 @@ def generate(arguments: Namespace) -> None:
     model, code = Path(arguments.model), stage_code("generate", family, benchmark.kind)
     inputs: dict[str, str | Path] = dict(records_of({"model": model}))
     if arguments.guidance:
-        inputs["guidance"] = arguments.guidance
+        inputs |= records_of({"guidance": Path(arguments.guidance).parent})
     with Stage(
         "generate",
         arguments.out,

@@ -50,7 +50,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(photographs: Path, root: Path, understanding: str) -> tuple[ShowoModel, object, Recipe]:
+def prepared(
+    photographs: Path, root: Path, understanding: str
+) -> tuple[ShowoModel, object, Recipe]:
     """A model, its cached photographs joined with texts, and the recipe with its prompts."""
     from dataclasses import replace
 
@@ -76,7 +78,9 @@ def prepared(photographs: Path, root: Path, understanding: str) -> tuple[ShowoMo
 
     caches = {use: root / use for use in ("draw", "read")}
     for use, folder in caches.items():
-        built = cache.build(model, open_role(source, root / "talks.json"), folder, use=use, code="test")
+        built = cache.build(
+            model, open_role(source, root / "talks.json"), folder, use=use, code="test"
+        )
         assert len(built) == 6
     recipe = replace(RECIPE, prompts_file=str(root / "prompts.txt"))
     return model, feature_data(recipe, sources, folders, caches), recipe
@@ -89,7 +93,10 @@ def test_photographs_are_learned_and_resumed_exactly(
     model, data, recipe = prepared(photographs, tmp_path, understanding)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     align(model, data, recipe, seed=3, work_dir=tmp_path / "straight")
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "straight/log.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"]
+        for line in (tmp_path / "straight/log.jsonl").read_text().splitlines()
+    ]
     assert losses[-1]["reca"] < losses[0]["reca"] and losses[-1]["i2t"] < losses[0]["i2t"]
 
     trained = set(model.trainable_parameters())
@@ -98,7 +105,9 @@ def test_photographs_are_learned_and_resumed_exactly(
             assert torch.equal(value, before[name]), f"{name} is frozen"
 
     again = showo_tiny.model(tmp_path / "words", understanding)
-    align(again, data, recipe, seed=3, work_dir=tmp_path / "cut", stop_at=3)  # not at a checkpoint's step
+    align(
+        again, data, recipe, seed=3, work_dir=tmp_path / "cut", stop_at=3
+    )  # not at a checkpoint's step
     fresh = showo_tiny.model(tmp_path / "words", understanding)
     summary = align(fresh, data, recipe, seed=3, work_dir=tmp_path / "cut")
     assert summary.resumed_from == 3

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.workflow
@@ -65,17 +67,22 @@ def test_every_target_of_the_makefile_is_explained(plans):
         assert f"make {target}" in said
 
 
-def test_a_marked_run_is_dead_only_when_its_process_is(plans):
-    """The rule by which a lock counts as left behind."""
-    source = (
-        (plans.root / "workflow/rules/recover.smk")
-        .read_text()
-        .split("if workflow.is_main_process")[0]
-    )
-    names: dict = {"Path": __import__("pathlib").Path, "os": os}
-    exec(compile(source, "recover.smk", "exec"), names)
-    own = names["own_mark"]()
-    host, pid, created = own.rsplit(":", 2)
-    assert not names["is_dead"](own)
-    assert names["is_dead"](f"{host}:{pid}:{float(created) - 1}")  # the same id, another process
-    assert not names["is_dead"](f"elsewhere:{pid}:{created}")  # another machine: not ours to say
+def test_only_what_a_dead_run_left_behind_is_removed(checkout):
+    """A lock stays while its run lives, or ran on another machine; it goes with a run that was killed here."""
+    process = psutil.Process()
+    here, born = socket.gethostname(), process.create_time()
+    living, elsewhere = f"{here}:{process.pid}:{born}", f"elsewhere:{process.pid}:{born}"
+    dead = f"{here}:{process.pid}:{born - 1}"  # the same process id, given to another process since
+    marks, locks = checkout.root / ".snakemake/runs", checkout.root / ".snakemake/locks"
+    marks.mkdir(parents=True)
+    locks.mkdir()
+    for mark in (living, elsewhere, dead):
+        (marks / mark).touch()
+    checkout.snakemake("--dry-run", "--quiet")
+    assert {path.name for path in marks.iterdir()} == {living, elsewhere} and locks.is_dir()
+    for path in marks.iterdir():
+        path.unlink()
+    (marks / dead).touch()
+    (locks / "0.output.lock").write_text("results/laptop_smoke/report/index.html\n")
+    checkout.snakemake("--dry-run", "--quiet")
+    assert not list(marks.iterdir()) and not list(locks.glob("*"))

@@ -1,0 +1,94 @@
+"""The README's table of results: written from `docs/results/laptop.json`, so that no figure there is typed by hand.
+
+python -m reca.report.readme --take results/laptop      # adopt a finished run, then rewrite the README
+python -m reca.report.readme                            # rewrite the README from what was adopted
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reca import records
+
+RESULTS = Path("docs/results/laptop.json")
+README = Path("README.md")
+BEGIN, END = "<!-- results:begin (make readme) -->", "<!-- results:end -->"
+ARMS = ("base", "sft", "reca", "shuffled")
+SHOWN = ("dense", "geneval", "reconstruction", "understanding")
+
+
+def take(results: Path) -> dict[str, Any]:
+    """The numbers of a finished experiment with what they were made on, as kept in `docs/results/`.
+
+    Costs are sums over all stages; wall time is from the first stage's start to the last one's end.
+    """
+    runs = [records.read_json(path) for path in sorted(results.rglob(records.RUN))]
+    report = records.read_json(results / "report" / records.RUN)
+    return {
+        **records.read_json(results / "report" / "outcomes.json"),
+        "made": {
+            "commit": report["commit"],
+            "versions": report["versions"],
+            "machine": report["machine"],
+            "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs)),
+            "stages": len(runs),
+            "peak_memory_mb": round(max(run["memory_bytes"] for run in runs) / 1e6),
+        },
+    }
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The Markdown block: arms by outcome with intervals over seeds, and RecA's paired lead."""
+    (model,) = results["models"]
+    head = "| | " + " | ".join(f"`{arm}`" for arm in ARMS) + " | RecA - plain training |"
+    lines = [head, "|---" * (len(ARMS) + 2) + "|"]
+    for outcome in (row for row in model["outcomes"] if row["name"] in SHOWN):
+        cells = [_cell(outcome[arm]) for arm in ARMS]
+        lines.append(f"| {outcome['title']} | {' | '.join(cells)} | {_gap(outcome)} |")
+    seeds = len(model["outcomes"][0]["reca"]["per_seed"])
+    made = results["made"]
+    lines += [
+        "",
+        f"Mean and 95 % t interval over {seeds} seeds; the last column is paired by seed, in bold where",
+        f"the interval leaves 0 out. From [{RESULTS}]({RESULTS}): {made['stages']} stages on",
+        f"{made['machine']['cores']} cores, {made['cpu_seconds']} CPU seconds, at most",
+        f"{made['peak_memory_mb']} MB each, torch {made['versions']['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(arm: Mapping[str, Any]) -> str:
+    low, high = arm["ci95"] or (arm["mean"], arm["mean"])
+    return f"{arm['mean']:.3f} ± {(high - low) / 2:.3f}"
+
+
+def _gap(outcome: Mapping[str, Any]) -> str:
+    gap = outcome["differences"]["reca - sft"]
+    low, high = gap["ci95"] or (gap["mean"], gap["mean"])
+    text = f"{gap['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"**{text}**" if gap["significant"] else text
+
+
+def rewritten(readme: str, block: str) -> str:
+    """The README with `block` between its two marks; ValueError where a mark is missing."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ValueError(f"{README}: needs exactly one {BEGIN!r} and one {END!r}")
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Adopt a run if asked, then rewrite the README."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--take", type=Path, metavar="DIR", help="results of a finished experiment")
+    arguments = parser.parse_args()
+    if arguments.take:
+        records.write_json(RESULTS, take(arguments.take))
+    records.write_atomic(README, rewritten(README.read_text(), table(records.read_json(RESULTS))))
+
+
+if __name__ == "__main__":
+    main()
