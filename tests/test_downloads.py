@@ -10,58 +10,20 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from reca import downloads
 from reca.downloads import Expected, Policy, check_redirect, check_url, download, safe_relative
+from tests.loopback_server import Answer, Handler, Server
 
+Caplog = pytest.LogCaptureFixture
 BODY = bytes(range(256)) * 800
 HASH = hashlib.sha256(BODY).hexdigest()
 PINNED = Expected(sha256=HASH, bytes=len(BODY))
 FAST = Policy(connect_seconds=2, read_seconds=0.3, attempts=3, backoff_seconds=0.01)
-Answer = Callable[["Handler"], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Gives each request to the next answer of the server's script; the last one stays."""
-
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.requests.append((self.path, dict(self.headers.items())))
-        script = self.server.script
-        answer = script.pop(0) if len(script) > 1 else script[0]
-        answer(self)
-
-    def reply(
-        self, status: int, body: bytes = b"", length: int | None = None, **headers: str
-    ) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        self.send_header("Connection", "close")
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.close_connection = True
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep pytest's output clean."""
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    script: list[Answer]
-    requests: list[tuple[str, dict[str, str]]]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
 
 @pytest.fixture
@@ -296,7 +258,7 @@ def test_relative_redirect_is_followed_and_a_loop_is_not(server: Server, tmp_pat
 
 
 def test_token_stays_with_its_origin_and_out_of_logs(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: Server, tmp_path: Path, caplog: Caplog
 ) -> None:
     caplog.set_level(logging.DEBUG)
     elsewhere = f"http://localhost:{server.server_port}/cdn"  # another origin, same server
@@ -495,7 +457,7 @@ def test_progress_speaks_in_lines_without_a_terminal(
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    caplog: Caplog,
 ) -> None:
     monkeypatch.setattr(downloads, "REPORT_SECONDS", 0.0)
     caplog.set_level(logging.INFO)
