@@ -21,7 +21,7 @@ RUN = PATH="$$PWD/$(BIN):$$PATH"
 SNAKEMAKE = $(RUN) snakemake --cores $(CORES)
 RECORDED = laptop
 
-.PHONY: help setup reproduce smoke test lint record pull clean
+.PHONY: help setup reproduce smoke test lint record pull readme clean
 
 help:
 	@echo "make setup      virtual environment in $(VENV) with the pinned packages"
@@ -31,6 +31,7 @@ help:
 	@echo "make lint       format, style and type checks of code and workflow"
 	@echo "make record     hand finished results of experiment $(RECORDED) to DVC"
 	@echo "make pull       bring recorded results from the DVC remote; nothing is computed again"
+	@echo "make readme     take the numbers of the finished laptop experiment into the README"
 	@echo "make clean      remove the environment and what the workflow wrote (DVC's cache stays)"
 
 # The environment is made anew only when the pins or the package's own description change.
@@ -79,6 +80,9 @@ pull: setup
 	@$(RUN) reca compose $(RECORDED) --out build/$(RECORDED).yaml
 	@$(RUN) dvc pull
 	@$(SNAKEMAKE) --touch --quiet --config experiment=$(RECORDED)
+
+readme: setup
+	@$(RUN) python -m reca.report.readme --take results/$(RECORDED)
 
 clean:
 	rm -rf "$(VENV)" .snakemake build logs benchmarks work results data .pytest_cache .mypy_cache .ruff_cache
