@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from reca import records
+from reca import config, records
 from reca.report import page
 from tests.report.tree import MODEL, SKILL, Tree, experiment
 
@@ -167,9 +167,12 @@ def test_trail_names_every_stage(made: tuple[str, dict[str, Any], Path]) -> None
 
 def test_compute_cache_and_expectations_are_told(made: tuple[str, dict[str, Any], Path]) -> None:
     words = Reader(made[0]).text
-    assert "Every arm took 12 optimiser steps over 960 samples" in words
-    # 9 runs x 12 steps x 48 rows, of which 200 had to be encoded once, at 0.02 s each
-    assert "Training read 5,184 rows from it: 4,984 encodings not done again" in words
+    tasks = config.load("laptop").models[MODEL].align.tasks
+    drawn, read = tasks["reca"].batch, tasks["i2t"].batch
+    assert f"Every arm took 12 optimiser steps over {12 * (drawn + read):,} samples" in words
+    # 9 runs x 12 steps of drawn rows, of which 200 had to be encoded once, at 0.02 s each
+    rows = 9 * 12 * drawn
+    assert f"Training read {rows:,} rows from it: {rows - 200:,} encodings not done again" in words
     assert "development prompts only" in words
     assert re.search(r"laptop\.dense 0\.4 ± 0\.5 0\.\d{3} yes", words)
     assert re.search("laptop\\.absent 0\\.4 ± 0\\.5 \N{EN DASH} \N{EN DASH}", words)
