@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reca.schema import BenchmarkConfig
 
 Item = dict[str, Any]
-CHANCE_PROMPTS = 100
+CHANCE_PROMPTS, CHANCE_PICTURES = 60, 400
 
 
 def score(section: BenchmarkConfig, samples: Path, out: Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def score(section: BenchmarkConfig, samples: Path, out: Path) -> dict[str, Any]:
             kind: sum(item["kind"] == kind for item in items)
             for kind in ("prompt", "question", "reconstruction")
         },
-        "chance": laptop.chance(described["split"], CHANCE_PROMPTS, section.seed),
+        "chance": laptop.chance(described["split"], CHANCE_PROMPTS, section.seed, CHANCE_PICTURES),
         **_held_out(items),
     }
     write_json(out / "scores.json", result)
