@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -87,30 +87,40 @@ def test_new_time_stamps_alone_rerun_nothing(finished_copy):
     assert finished_copy.plan() == {}
 
 
-def test_killed_again_and_again_it_ends_with_the_same_hashes(checkout, finished):
-    """SIGKILL at four moments, of all processes or of the driver alone; two cores instead of one."""
-    moments = ("logs/laptop_smoke/showo_tiny/base.log", "logs/laptop_smoke/showo_tiny/reca-0.log",
-               "logs/laptop_smoke/showo_tiny/base-0/laptop-development-samples.log",
-               "logs/laptop_smoke/showo_tiny/reca-0/laptop-test-samples.log")  # fmt: skip
-    for number, moment in enumerate(moments):
-        kill_at(checkout, moment, driver_only=number % 2 == 1)
-    checkout.snakemake("--cores", "2")
-    assert checkout.hashes() == finished.hashes()
+def test_killed_again_and_again_it_ends_with_the_same_hashes(tmp_path, finished):
+    """SIGKILL at four moments, of all processes or of the driver alone; then DVC goes on, on all cores.
+
+    So `dvc repro` gives what `snakemake` gave on one core, and the second time does nothing.
+    """
+    made = under_dvc(copy_to(tmp_path / "clone"))
+    kill_at(made, "base.log", after=2)
+    kill_at(made, "*-0.log", after=3, driver_only=True)  # an alignment, whichever comes first
+    kill_at(made, "*/laptop-development-samples.log", after=2, driver_only=True)
+    kill_at(made, "*/laptop-test-samples.log", after=2)
+    made.run("dvc", "repro")
+    assert made.hashes() == finished.hashes()
+    assert "Running stage" not in made.run("dvc", "repro")
+    assert "up to date" in made.run("dvc", "status")
+    assert made.plan() == {}
 
 
-def kill_at(checkout: Checkout, file: str, *, driver_only: bool) -> None:
-    """Start a run, and kill it a moment after a job wrote the first line of its log."""
-    command = ["snakemake", "--cores", "2", "--config", "experiment=laptop_smoke"]
-    log = checkout.root / file
-    log.unlink(missing_ok=True)
+def kill_at(checkout: Checkout, logs: str, *, after: float, driver_only: bool = False) -> None:
+    """Start a run, and kill it some seconds after the first job with such a log began."""
+    folder = checkout.root / "logs/laptop_smoke/showo_tiny"
+    for path in folder.glob(logs):
+        path.unlink()
     with subprocess.Popen(
-        command, cwd=checkout.root, env=checkout.environment(), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    ) as driver:  # fmt: skip
-        while not (log.is_file() and log.stat().st_size) and driver.poll() is None:
+        ["snakemake", "--cores", "2", "--config", "experiment=laptop_smoke"],
+        cwd=checkout.root,
+        env=checkout.environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as driver:
+        while not any(folder.glob(logs)) and driver.poll() is None:
             time.sleep(0.05)
-        assert driver.poll() is None, f"the run ended before {file} was written"
-        time.sleep(0.5)
+        time.sleep(after)
+        assert driver.poll() is None, f"the run ended before it could be killed at {logs}"
         if driver_only:
             driver.kill()
         else:
@@ -149,72 +159,54 @@ def make(checkout: Checkout, target: str) -> str:
     return checkout.run("make", "-o", "setup", target, "RECORDED=laptop_smoke", "VENV=absent")
 
 
-def test_dvc_takes_over_what_snakemake_made(finished_copy, tmp_path):
-    """record -> status clean, repro does nothing; push to a folder -> a clone pulls and trains nothing."""
+@pytest.fixture
+def s3(monkeypatch):
+    """The address of an S3 as moto speaks it, on loopback, with a bucket `reca`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    boto3.client("s3", endpoint_url=url).create_bucket(Bucket="reca")
+    yield url
+    server.stop()
+
+
+def test_dvc_takes_over_what_snakemake_made(finished_copy, tmp_path, s3):
+    """record -> status clean, repro does nothing; push to a folder and to S3 -> clones pull and train nothing."""
     here = under_dvc(finished_copy)
     make(here, "record")
     assert "up to date" in here.run("dvc", "status")
     assert "Running stage" not in here.run("dvc", "repro")
     here.run("dvc", "remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
+    here.run("dvc", "remote", "add", "cloud", "s3://reca/results")
+    here.run("dvc", "remote", "modify", "cloud", "endpointurl", s3)
     here.run("dvc", "push")
+    here.run("dvc", "push", "--remote", "cloud")
     commit(here)
-    there = clone(here, tmp_path / "other")
+
+    there = clone(here, tmp_path / "from the shelf")
     make(there, "pull")
     assert there.hashes() == here.hashes()
     assert there.plan() == {}
     assert "up to date" in there.run("dvc", "status")
-    # touched results still know what they were made from
-    there.edit(*EDITS["recipe"][:3])
+    there.edit(*EDITS["recipe"][:3])  # what was pulled still knows what it was made from
     assert there.plan() == ARMS
 
+    from_cloud = clone(here, tmp_path / "from the cloud")
+    from_cloud.run("dvc", "pull", "--remote", "cloud")
+    assert from_cloud.hashes() == here.hashes()
 
-def clone(here: Checkout, path: os.PathLike[str]) -> Checkout:
+
+def clone(here: Checkout, path: Path) -> Checkout:
     git(here, "clone", "--quiet", str(here.root), str(path))
-    return Checkout(type(here.root)(path))
+    return Checkout(path)
 
 
-def test_record_refuses_an_unfinished_experiment(finished_copy):
-    shutil.rmtree(finished_copy.root / REPORT)
+def test_record_refuses_an_unfinished_experiment(plans):
     with pytest.raises(AssertionError, match="not finished"):
-        make(under_dvc(finished_copy), "record")
-
-
-def test_dvc_repro_gives_the_same_results(tmp_path, finished):
-    made = under_dvc(copy_to(tmp_path / "clone"))
-    made.run("dvc", "repro")
-    assert made.hashes() == finished.hashes()
-    assert "Running stage" not in made.run("dvc", "repro")
-    assert "up to date" in made.run("dvc", "status")
-    assert made.plan() == {}
-
-
-def test_push_and_pull_through_s3(finished_copy, tmp_path):
-    """S3 as moto speaks it, on loopback."""
-    boto3 = pytest.importorskip("boto3")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        url = f"http://{host}:{port}"
-        keys = {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        boto3.client(
-            "s3", endpoint_url=url, aws_access_key_id="test", aws_secret_access_key="test",
-            region_name="us-east-1",
-        ).create_bucket(Bucket="reca")  # fmt: skip
-        here = under_dvc(finished_copy)
-        make(here, "record")
-        here.run("dvc", "remote", "add", "--default", "cloud", "s3://reca/results")
-        here.run("dvc", "remote", "modify", "cloud", "endpointurl", url)
-        here.run("dvc", "push", **keys)
-        commit(here)
-        there = clone(here, tmp_path / "other")
-        there.run("dvc", "pull", **keys)
-        assert there.hashes() == here.hashes()
-    finally:
-        server.stop()
+        make(plans, "record")
