@@ -1,6 +1,21 @@
 """Kernels for the losses and the attention of unified multimodal models.
 
-Imports nothing of `reca`. Each kernel is a function with `implementation="auto" | "triton" | "torch"`.
+Imports nothing of `reca`. Each is a function with `implementation="auto" | "triton" | "torch"`:
+Triton on a GPU that passed a comparison with the reference, a lean torch implementation elsewhere.
 """
 
+from reca_kernels.block_attention import block_attention
+from reca_kernels.choice import Implementation
+from reca_kernels.flow_matching import flow_matching_loss
+from reca_kernels.layout import Kind, Layout
+from reca_kernels.linear_cross_entropy import linear_cross_entropy
+
+__all__ = [
+    "Implementation",
+    "Kind",
+    "Layout",
+    "block_attention",
+    "flow_matching_loss",
+    "linear_cross_entropy",
+]
 __version__ = "0.1.0"
