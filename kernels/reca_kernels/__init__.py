@@ -4,11 +4,9 @@ Imports nothing of `reca`. Each is a function with `implementation="auto" | "tri
 Triton on a GPU that passed a comparison with the reference, a lean torch implementation elsewhere.
 """
 
-from reca_kernels.block_attention import block_attention
 from reca_kernels.choice import Implementation
-from reca_kernels.flow_matching import flow_matching_loss
+from reca_kernels.face import block_attention, flow_matching_loss, linear_cross_entropy
 from reca_kernels.layout import Kind, Layout
-from reca_kernels.linear_cross_entropy import linear_cross_entropy
 
 __all__ = [
     "Implementation",

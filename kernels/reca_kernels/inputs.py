@@ -35,13 +35,12 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction is {reduction!r}; choose one of: mean, sum, none")
 
 
-def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors in autocast's type where autocast is on, as `F.linear` would take them."""
-    kind = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(kind):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(kind)
-    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+def autocast(tensor: Tensor) -> Tensor:
+    """The tensor in autocast's type where autocast is on, as `F.linear` would take it."""
+    kind = tensor.device.type
+    if not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind))
 
 
 def reduced(losses: Tensor, rows: Tensor | None, shape: torch.Size, reduction: str) -> Tensor:
@@ -51,3 +50,8 @@ def reduced(losses: Tensor, rows: Tensor | None, shape: torch.Size, reduction: s
     if rows is None:
         return losses.view(shape)
     return losses.new_zeros(shape.numel()).index_put((rows,), losses).view(shape)
+
+
+def dense_rows(matrix: Tensor) -> Tensor:
+    """The matrix with its last dimension dense, as the kernels read it; a copy only if it is not."""
+    return matrix if matrix.stride(-1) == 1 and matrix.stride(0) >= 0 else matrix.contiguous()

@@ -39,12 +39,12 @@ class Kind(IntEnum):
 class Tiles:
     """Tiles worth visiting, in CSR form: row i has `columns[starts[i]:starts[i + 1]]` (int32).
 
-    `full[j]` is 1 where every pair of that tile may look at each other, so that no mask is needed.
+    In those before `middles[i]` every pair may look at each other: they need no mask.
     """
 
     starts: Tensor
+    middles: Tensor
     columns: Tensor
-    full: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,10 @@ class Layout:
                     f"layout.{name} must be int32 [{len(self.sample)}], one per token, "
                     f"not {given.dtype} {list(given.shape)}"
                 )
-        if self.queries is not None and (self.queries.dim(), self.queries.dtype) != (1, torch.int32):
+        if self.queries is not None and (self.queries.dim(), self.queries.dtype) != (
+            1,
+            torch.int32,
+        ):
             raise ValueError(
                 f"layout.queries must be int32 [Q], not {self.queries.dtype} {list(self.queries.shape)}"
             )
@@ -191,10 +194,11 @@ class Layout:
         full = alike & (one_block | (k.all_causal & (k.last <= q.first)))
         if by_key:
             some, full = some.T, full.T
-        row, column = some.nonzero(as_tuple=True)
+        full, part = full & some, some & ~full
+        column = torch.stack([full, part], dim=1).nonzero()[:, 2]
         starts = torch.zeros(some.shape[0] + 1, dtype=torch.int32, device=some.device)
-        starts[1:] = torch.bincount(row, minlength=some.shape[0]).cumsum(0)
-        return Tiles(starts, column.int(), (full & some)[row, column].int())
+        starts[1:] = some.sum(1).cumsum(0)
+        return Tiles(starts, starts[:-1] + full.sum(1).int(), column.int())
 
 
 class _Spans:

@@ -9,6 +9,7 @@ tokens on, and slower below, where runs are therefore merged. flex_attention has
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -92,10 +93,7 @@ def _group_runs(
     tags = layout.tag[layout.asking[first_query : first_query + batch * rows].long()]
     changes = (tags.view(batch, rows).diff() != 0).any(0).nonzero().squeeze(1) + 1
     cuts = [0, *changes.tolist(), rows]
-    spans = [
-        (a, b, int(least[a:b].min()), int(most[a:b].max()))
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True)
-    ]
+    spans = [(a, b, int(least[a:b].min()), int(most[a:b].max())) for a, b in pairwise(cuts)]
     return tuple(_run(seen, span, dtype) for span in _merged(spans))
 
 
