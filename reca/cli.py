@@ -169,11 +169,11 @@ VERBS = (
     ),
     Verb(
         "pretrain",
-        "train a part of the laptop's base model from nothing",
+        "train a part of a laptop base model from nothing",
         "reca pretrain tokenizer --section @s.json --data data/world --out results/pre/tokenizer",
         "reca.verbs.train:pretrain",
         (
-            _arg("part", choices=("tokenizer", "reader", "base"), help="what to train"),
+            _arg("part", metavar="PART", help="a part of the family, or `base`: the model"),
             _SECTION,
             _arg("--data", action="append", default=[], metavar="ROLE=DIR", help="data by role"),
             _arg("--input", action="append", default=[], metavar="ROLE=DIR", help="earlier parts"),

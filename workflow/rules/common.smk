@@ -185,12 +185,11 @@ def of_report():
     return {**found, "models": models, "mirror": None}
 
 
-def of_pretraining(model, **parts):
-    """The network, and parts of the pretraining recipe under the names that the verb reads."""
-    recipe = asdict(EXPERIMENT.pretrain)
+def of_pretraining(model, **recipe):
+    """The network, and what of the pretraining recipe a job reads."""
     return {
         **of_model(model, "network"),
-        **{name: recipe[part] for name, part in parts.items()},
+        **recipe,
     }
 
 
