@@ -143,6 +143,13 @@ VERBS = (
             _SECTION,
             _folder("--model", "base model folder"),
             _folder("--data", "folder of the data set"),
+            _arg(
+                "--companion",
+                action="append",
+                default=[],
+                metavar="FIRST=DIR",
+                help="where images whose paths begin with FIRST/ lie, as files or in archives",
+            ),
             _arg("--use", required=True, choices=("draw", "read"), help="what images are for"),
             _WORK,
             _OUT,

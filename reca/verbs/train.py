@@ -51,14 +51,15 @@ def cache(arguments: Namespace) -> None:
         raise ValueError(f"--section: data must hold the one role to encode, not {sorted(data)}")
     (source,) = (section(DataSource, described) for described in data.values())
     model, folder = Path(arguments.model), Path(arguments.data)
+    companions = pairs("--companion", arguments.companion)
     build(
         load_model(model),
-        open_role(source, folder),
+        open_role(source, folder, companions),
         arguments.out,
         use=arguments.use,
         code=stage_code("cache", family),
         work=arguments.work,
-        inputs=records_of({"model": model, "data": folder}),
+        inputs=records_of({"model": model, "data": folder, **_named("companion", companions)}),
         section={**plain, "use": arguments.use},
     )
 
