@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +76,10 @@ def noted(case: str, launches: list[Launch]) -> Iterator[None]:
         JITFunction.run, choice.cannot_run = run, cannot_run
 
 
-def launches() -> list[Launch]:
-    """Every kernel at the sizes and types of the models: bf16 and fp32, heads of 64 and 128."""
+def launches(types: Sequence[str] = ("bf16", "fp32")) -> list[Launch]:
+    """Every kernel at widths of the models, for these types; heads of 64 and 128."""
     found: list[Launch] = []
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (d for d, name in _TYPES.items() if name in types):
         name = _TYPES[dtype]
         with noted(f"linear_cross_entropy {name}", found):
             _cross_entropy(dtype)
@@ -198,12 +198,13 @@ def occupancy(row: dict[str, Any]) -> float:
     return min(min(by_registers, by_shared, 32) * row["warps"] / 64, 1.0)
 
 
-def report(targets: list[str]) -> list[dict[str, Any]]:
+def report(targets: Sequence[str], types: Sequence[str] = ("bf16", "fp32")) -> list[dict[str, Any]]:
     """One row per launch and target; a failure to compile is a row with `error`."""
     rows, seen = [], set()
-    for launch in launches():
+    for launch in launches(types):
         for target in targets:
-            key = (launch.kernel.__name__, launch.case, target, str(launch.options))
+            constants = [launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr]
+            key = (launch.kernel.__name__, launch.case, target, str(constants))
             if key in seen:
                 continue
             seen.add(key)
@@ -222,8 +223,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--types", nargs="*", default=["bf16", "fp32"])
     options = parser.parse_args()
-    rows = report(options.targets)
+    rows = report(options.targets, options.types)
     for row in rows:
         if options.json:
             print(json.dumps(row))

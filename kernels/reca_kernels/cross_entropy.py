@@ -247,6 +247,7 @@ class Triton(torch.autograd.Function):
     ) -> Tensor:
         """The scalar loss, or the losses [M]."""
         hidden, weight = dense_rows(hidden), dense_rows(weight)
+        bias = None if bias is None else bias.contiguous()
         lse, losses = _log_sums(hidden, weight, bias, rows, wanted, vocab, smoothing)
         ctx.save_for_backward(hidden, weight, bias, rows, wanted, lse)
         ctx.rest = (vocab, smoothing)

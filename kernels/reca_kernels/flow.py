@@ -206,6 +206,7 @@ class Triton(torch.autograd.Function):
     ) -> Tensor:
         """The scalar loss, or the losses [M]."""
         hidden, weight, clean, noise = (dense_rows(t) for t in (hidden, weight, clean, noise))
+        bias = None if bias is None else bias.contiguous()
         ctx.save_for_backward(hidden, weight, bias, clean, noise, rows)
         count, block = (
             len(hidden) if rows is None else len(rows),
