@@ -281,8 +281,8 @@ class Stage:
 
     `inputs` maps a name to the file that was read (usually an upstream manifest). Leaving the
     `with` block by an exception removes the scratch folder (a kill leaves it to the next run); the
-    former output stays until a new one is complete. `started` (seconds since the epoch) says when work before the block began, so that
-    the whole process counts as the stage's cost.
+    former output stays until a new one is complete. `started` (seconds since the epoch) says when
+    work before the block began, so that the whole process counts as the stage's cost.
     """
 
     def __init__(
