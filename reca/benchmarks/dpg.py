@@ -196,7 +196,7 @@ def grade(
         **{f"l1.{name}": value for name, value in chosen["l1"].items()},
         **{f"l2.{name}": value for name, value in chosen["l2"].items()},
     }
-    graded = [
+    graded: list[dict[str, Any]] = [
         {"id": n, "sample": k, "score": value}
         for n, values in chosen["per_item"].items()
         for k, value in enumerate(values)

@@ -196,7 +196,8 @@ def grade(
     `random_fallback` adds the official loop's random integer for unreadable replies as metrics of their
     own (`random_fallback.*`); it never replaces the score.
     """
-    statuses, graded = [], []
+    statuses: list[tuple[str, str]] = []
+    graded: list[dict[str, Any]] = []
     guessed: list[tuple[str, float, float]] = []
     for item in items:
         found = {

@@ -67,7 +67,7 @@ def grade(
         for item, k in wanted
     )
     coverage.demand("geneval", partial)
-    graded = []
+    graded: list[dict[str, Any]] = []
     for item, k in wanted:
         if (item.id, k) in seen:
             right, reason, _ = geneval_rules.judge(item.facts, seen[item.id, k], max_overlap)

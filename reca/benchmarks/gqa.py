@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
@@ -52,7 +53,9 @@ def grade(
     """Grade answers by question id; `overall` is the exact match in percent."""
     coverage, rows = answered("gqa", asked, answers, partial)
     found = summary([(reply, q.answer) for q, reply in rows])
-    items = [{"id": q.id, "score": float(correct(reply, q.answer))} for q, reply in rows]
+    items: list[dict[str, Any]] = [
+        {"id": q.id, "score": float(correct(reply, q.answer))} for q, reply in rows
+    ]
     limits = interval(("gqa", row["id"], 100 * row["score"]) for row in items)
     exact = found["exact_match"]
     shown = {"overall": None if exact is None else 100 * exact, **found}

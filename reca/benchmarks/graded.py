@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from reca.randomness import numpy_generator
 
+Value = TypeVar("Value")
 DRAWS, LEVEL = 2000, 0.95
 _NAMED = 5
 
@@ -100,9 +101,9 @@ def complete_mean(values: Iterable[float | None]) -> float | None:
     return mean(known) if len(known) == len(found) else None
 
 
-def by_category(rows: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
+def by_category(rows: Iterable[tuple[str, Value]]) -> dict[str, list[Value]]:
     """Values by category, both in the order of first appearance."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Value]] = {}
     for category, value in rows:
         found.setdefault(category, []).append(value)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval
 from reca.benchmarks.items import Prompt
@@ -122,7 +123,9 @@ def grade(
     partial: bool = False,
 ) -> Graded:
     """Grade replies by edit key. `lenient` takes any number as the official parser does; both are shown."""
-    statuses, graded, official = [], [], []
+    statuses: list[tuple[str, str]] = []
+    graded: list[dict[str, Any]] = []
+    official: list[tuple[str, float]] = []
     for item in items:
         status, reply = verdicts.get(item.id, ("missing", None))
         raw = parse(reply) if status == "reply" and reply is not None else None

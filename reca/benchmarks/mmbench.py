@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
@@ -68,7 +69,7 @@ def grade(
         share = mean([float(value) for value in right])
         shown[name] = None if share is None else 100 * share
     shown["overall"] = shown["empty_is_c" if empty else "empty_is_wrong"]
-    items = [
+    items: list[dict[str, Any]] = [
         {
             "id": q.id,
             "task": q.kind,

@@ -10,6 +10,7 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reca.benchmarks.graded import Graded, by_category, interval, mean
 from reca.benchmarks.items import Question
@@ -156,7 +157,7 @@ def grade(
         share = mean([float(value) for value in right])
         shown[name] = None if share is None else 100 * share
     shown["overall"] = shown["with_random_choice" if random_choice else "without_random_choice"]
-    items = [
+    items: list[dict[str, Any]] = [
         {"id": q.id, "task": q.kind,
          "score": float(_right(q, reply, random_choice, letter_rule, seed))}
         for q, reply in rows

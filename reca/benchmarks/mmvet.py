@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval, mean
 from reca.benchmarks.items import Question
@@ -68,7 +69,8 @@ def grade(
     partial: bool = False,
 ) -> Graded:
     """Grade the judge's replies by question id; `overall` is the mean in percent, beside it each capability."""
-    statuses, items = [], []
+    statuses: list[tuple[str, str]] = []
+    items: list[dict[str, Any]] = []
     for question in asked:
         status, reply = verdicts.get(question.id, ("missing", None))
         value = score(reply) if status == "reply" and reply is not None else None

@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
@@ -59,7 +60,9 @@ def grade(
     couples = [(a, b) for a, b in zip(asked[::2], asked[1::2], strict=True)]
     whole = [(a, b) for a, b in couples if a.id in right and b.id in right]
     share = pairs([right[q.id] for couple in whole for q in couple])
-    items = [{"id": name, "score": float(value)} for name, value in right.items()]
+    items: list[dict[str, Any]] = [
+        {"id": name, "score": float(value)} for name, value in right.items()
+    ]
     limits = interval(("mmvp", a.id, 100.0 * (right[a.id] and right[b.id])) for a, b in whole)
     shown = {"overall": None if share is None else 100 * share}
     return Graded(shown, items, coverage, {"overall": limits} if limits else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reca.benchmarks.graded import Graded, by_category, interval, mean
 from reca.benchmarks.items import Question
@@ -81,15 +82,15 @@ def grade(
     """Grade answers by question id; `overall` is the mean F1 of the files, as a percentage."""
     coverage, rows = answered("pope", asked, answers, partial)
     shown: dict[str, float | None] = {}
-    groups = by_category([(q.kind, (q.answer, reply)) for q, reply in rows])  # type: ignore[misc]
+    groups = by_category((q.kind, (q.answer, reply)) for q, reply in rows)
     for name, pairs in groups.items():
-        labels, replies = zip(*pairs, strict=True)  # type: ignore[misc]
-        shown |= {f"{name}.{k}": v for k, v in summary(labels, replies).items()}
+        file = summary([label for label, _ in pairs], [reply for _, reply in pairs])
+        shown |= {f"{name}.{k}": v for k, v in file.items()}
     labels, replies = [q.answer for q, _ in rows], [reply for _, reply in rows]
     shown |= {f"lmms_eval.{k}": v for k, v in lmms_eval_summary(labels, replies).items()}
     files = [float(shown[f"{name}.f1"] or 0.0) for name in groups]
     f1 = mean(files)
-    items = [
+    items: list[dict[str, Any]] = [
         {"id": q.id, "task": q.kind, "score": float(says_yes(reply) == (q.answer == "yes"))}
         for q, reply in rows
     ]

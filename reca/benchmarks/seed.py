@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
@@ -44,7 +45,7 @@ def grade(
 ) -> Graded:
     """Grade answers by question id; `overall` is the accuracy in percent."""
     coverage, rows = answered("seed", asked, answers, partial)
-    items = [
+    items: list[dict[str, Any]] = [
         {"id": q.id, "task": q.kind, "score": float(correct(reply, q.answer))} for q, reply in rows
     ]
     share = mean([row["score"] for row in items])

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reca.benchmarks.graded import Graded, by_category, complete_mean, coverage_of, interval
 from reca.benchmarks.items import Prompt
@@ -97,7 +98,8 @@ def grade(
     partial: bool = False,
 ) -> Graded:
     """Grade replies by question id; unreadable ones are excluded and counted, never taken as -1."""
-    statuses, graded = [], []
+    statuses: list[tuple[str, str]] = []
+    graded: list[dict[str, Any]] = []
     for item in items:
         status, reply = verdicts.get(item.id, ("missing", None))
         value = score(reply) if status == "reply" and reply is not None else None

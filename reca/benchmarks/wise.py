@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reca.benchmarks.graded import Graded, by_category, complete_mean, coverage_of, interval
 from reca.benchmarks.items import Prompt
@@ -127,7 +128,7 @@ def summary(
     """
     kept = [(int(row[0]), *map(float, row[1:4])) for row in rows]
     refused = _refused_files(kept) if emulate_sentinels else set()
-    values = by_category((category(i), wiscore(c, r, a)) for i, c, r, a in kept)
+    values = by_category((category(int(i)), wiscore(c, r, a)) for i, c, r, a in kept)
     found: dict[str, float | None] = {}
     for name in CATEGORIES:
         own = values.get(name)
@@ -166,7 +167,9 @@ def grade(
     `overall` names the aggregation that stands for the benchmark; both are shown. `sentinels` adds the
     official script's treatment of unreadable replies as metrics of their own.
     """
-    statuses, rows, graded = [], [], []
+    statuses: list[tuple[str, str]] = []
+    rows: list[tuple[float, ...]] = []
+    graded: list[dict[str, Any]] = []
     for item in items:
         status, reply = verdicts.get(item.id, ("missing", None))
         read = scores(reply) if status == "reply" and reply is not None else None
