@@ -99,6 +99,8 @@ class ModelConfig:
     network: dict[str, Any] = field(default_factory=dict)  # checked by the family (`reca check`)
     weights: Weights
     align: Recipe = field(default_factory=Recipe)
+    data: dict[str, str] = field(default_factory=dict)  # role -> entry of `data`, where it differs
+    benchmarks: list[str] = field(default_factory=list)  # of the experiment's; empty: all of them
     sampler: Sampler = field(default_factory=Sampler)
     resources: Resources = field(default_factory=Resources)
 
@@ -141,7 +143,9 @@ class BenchmarkConfig:
     reconstructions: int = 0  # held-out images drawn again from their own embeddings
     seed: int = 0
     seeds: SeedSchedule = "per_image"  # the others are the authors' scripts'
-    sampler: dict[str, Any] = field(default_factory=dict)  # replaces fields of the model's sampler
+    sampler: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # model -> other sampler fields
     shards: int = 1  # jobs that draw and examine side by side, one GPU each
     batch_size: int = 8  # pictures or answers in one pass
     scorer: str | None = None  # which network sees or answers, where there is a choice
