@@ -228,6 +228,46 @@ def test_answers_are_given_and_graded(inside, monkeypatch):
     assert found["summary"]["overall"] == found["summary"]["total"]
 
 
+# ---- drawn again ---------------------------------------------------------------------------------
+def test_pictures_drawn_again_are_compared(inside, monkeypatch):
+    """Originals in a folder and in an archive; PSNR, SSIM and the cosines of tiny networks."""
+    import tarfile
+
+    originals = Path("data/originals")
+    originals.mkdir()
+    for number in range(3):
+        (originals / f"{number}.png").write_bytes(small.picture(number))
+    (originals / "9.png").write_bytes(small.picture(9))
+    with tarfile.open(originals / "more.tar", "w") as tar:
+        tar.add(originals / "9.png", arcname="9.png")
+    (originals / "9.png").unlink()
+    tiny.dino_folder(Path("data/dino"))
+    sources = {"images": "data/originals", "clip": "data/clip", "dino": "data/dino"}
+    monkeypatch.setattr("reca.benchmarks.draw.bank", lambda: ["a scene"])
+    section = {"kind": "reconstruction", "batch_size": 2}
+    shards = [f"again-{index}" for index in range(2)]
+    for index, shard in enumerate(shards):
+        draw(section, f"{shard}/samples", {"images": "data/originals"}, f"{index}/2")
+        run(
+            "examine",
+            *paired(sources),
+            section=section,
+            samples=f"{shard}/samples",
+            out=f"{shard}/seen",
+        )
+    words = [
+        "--samples",
+        *(f"{s}/samples" for s in shards),
+        "--evidence",
+        *(f"{s}/seen" for s in shards),
+    ]
+    run("score", *words, *paired({"images": "data/originals"}), section=section, out="again/scores")
+    found = read_json("again/scores/scores.json")
+    assert found["coverage"]["scored"] == 4 and not found["partial"]
+    assert set(found["summary"]) == {"psnr", "ssim", "clip", "dino", "overall"}
+    assert 0 < found["summary"]["psnr"] < 40 and -1 <= found["summary"]["clip"] <= 1
+
+
 # ---- anybody's folder ----------------------------------------------------------------------------
 @pytest.fixture
 def folder(inside, tmp_path):

@@ -102,8 +102,8 @@ class ChatModel:
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
+        text = str(
+            self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         )
         pictures = [part.convert("RGB") for part in parts if not isinstance(part, str)]
         if not pictures:
@@ -117,7 +117,7 @@ class ChatModel:
 
     def _widened(self, text: str, grids: torch.Tensor) -> str:
         """Each picture's one token repeated for all of its merged patches."""
-        token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
+        token = str(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
         pieces = text.split(token)
         if len(pieces) != len(grids) + 1:
             raise ValueError(
