@@ -46,7 +46,7 @@ def draw(arguments: Namespace) -> None:
         origin = Origin(
             sha256_json(read_manifest(model)["outputs"]),
             benchmark.kind,
-            benchmark.seed + arguments.seed if benchmark.seeds == "per_image" else benchmark.seed,
+            arguments.seed if benchmark.seeds == "per_image" else benchmark.seed,
             code,
             benchmark.seeds,
             shard,
