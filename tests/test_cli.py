@@ -189,6 +189,8 @@ def test_section_from_text_file_and_nonsense(tmp_path):
         read_section("{a: 1}")
     with pytest.raises(ValueError, match="--section: must be a JSON object, not list"):
         read_section("[1]")
+    with pytest.raises(ValueError, match=r"--section @none\.json: cannot read \(No such file"):
+        read_section("@none.json")
     assert pairs("--data", ["reconstruct=data/a", "answer=b=c"]) == {
         "reconstruct": Path("data/a"),
         "answer": Path("b=c"),

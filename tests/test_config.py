@@ -309,6 +309,17 @@ def test_override_that_hydra_cannot_read(override):
     message(override)
 
 
+def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path):
+    import shutil
+
+    shutil.copytree(FOLDER, tmp_path / "config")
+    file = tmp_path / "config/data/laptop_world.yaml"
+    file.write_text(file.read_text() + "world: {images: 3\n")
+    with pytest.raises(ValueError, match=r"laptop_world\.yaml\W+line \d+") as caught:
+        config.load("laptop", config_dir=tmp_path / "config")
+    assert "\n" not in str(caught.value)
+
+
 # ---- sections ------------------------------------------------------------------------------------
 def test_section_is_strict_and_fills_defaults():
     assert config.section(Sampler, {"steps": 3}) == Sampler(steps=3)
