@@ -144,6 +144,16 @@ class UnifiedModel(nn.Module, ABC):
         not change pictures.
         """
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ValueError where this family cannot draw so, known before any training (`reca check`).
+
+        A family with options of its own in `sampling.extra` overrides this.
+        """
+        if sampling.extra:
+            raise ValueError(
+                f"sampling.extra: {self.family} has no options, but {sorted(sampling.extra)} are given"
+            )
+
     @abstractmethod
     def unconditional(self, batch: int) -> Any:
         """The condition that guidance pushes away from."""
