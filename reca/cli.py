@@ -351,6 +351,12 @@ VERBS = (
         (_arg("folders", nargs="*", metavar="DIR", help="default: results and data"),),
     ),
     Verb(
+        "doctor",
+        "say what this machine is and which kernels it will run, after comparing them",
+        "reca doctor",
+        "reca.verbs.doctor:doctor",
+    ),
+    Verb(
         "record",
         "commit finished results to DVC, after an audit",
         "reca record",
