@@ -1,6 +1,7 @@
 """How the tokens of both experts meet: in padded packs, and in blocks over kept keys and values.
 
-Letters: B rows, L longest row, P kept keys, U und and G gen tokens of a block, H heads, K key/value heads, E head width.
+Letters: B rows, L longest row, P kept keys, U und and G gen tokens of a block, H heads, K key/value
+heads, E head width.
 """
 
 from __future__ import annotations

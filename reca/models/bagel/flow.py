@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,9 @@ class PackStates:
 
 def on_device(packed: Packed, device: torch.device) -> Packed:
     """The pack with its index tensors on `device`."""
-    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(packed).items()}
+    moved: dict[str, Any] = {
+        k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(packed).items()
+    }
     return Packed(**moved)
 
 

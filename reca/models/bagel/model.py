@@ -144,7 +144,7 @@ class BagelModel(UnifiedModel):
         return Condition(ids, features["understanding"], features.get("grid"))
 
     def draws(self, batch: int, generator: torch.Generator) -> FlowDraws:
-        """Normal draws in this order: time, noise, posterior; then uniform text dropout; then a condition's posterior."""
+        """Normal draws of time, noise, posterior; uniform text dropout; normal draws for a VAE condition; in this order."""
         config = self.config
         side = config.latent_side * config.latent_patch_size
         z = config.vae.z_channels

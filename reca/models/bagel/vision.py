@@ -64,7 +64,7 @@ def central_square(image: Image) -> Image:
 
 
 def patchify(pixels: Tensor, patch: int) -> Tensor:
-    """[..., C, H, W] -> [..., P, patch * patch * C] in raster order; a row is (row, column, channel) inside the patch."""
+    """[..., C, H, W] -> [..., P, patch * patch * C] in raster order; a row holds (row, column, channel) of a patch."""
     cut = pixels.unflatten(-2, (-1, patch)).unflatten(-1, (-1, patch))  # ... C h p w q
     cut = cut.movedim(-5, -1)  # ... h p w q C
     cut = cut.transpose(-4, -3)  # ... h w p q C

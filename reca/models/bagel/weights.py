@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -55,7 +56,7 @@ def is_trained(name: str) -> bool:
 # ---- the VAE's two sets of names ----------------------------------------------------------------
 def official_vae_names(vae: nn.Module) -> dict[str, str]:
     """Official name by diffusers name."""
-    levels = len(vae.config["block_out_channels"])
+    levels = len(cast("Any", vae).config.block_out_channels)
     return {name: _official_vae_name(name, levels) for name in vae.state_dict()}
 
 
