@@ -89,9 +89,7 @@ def pretrain_vae(
         return vae_loss(vae, pictures.pixels[list(indices)], drawn)
 
     size = len(pictures.scenes)
-    found = fit(
-        vae, loss, recipe, size=size, seed=seed, work_dir=work, data=pictures.fingerprint
-    )
+    found = fit(vae, loss, recipe, size=size, seed=seed, work_dir=work, data=pictures.fingerprint)
     to_unit_spread(vae, pictures.pixels[:512])
     save_official(vae, out / VAE_FILE)
     return found

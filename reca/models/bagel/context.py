@@ -183,7 +183,9 @@ class _Plan:
         self.positions = (und, gen)
         self.valid = torch.cat([*valid[0], *valid[1]], dim=1)
         causal = torch.tensor([block.causal for block in blocks], device=device)
-        self.mask = self._mask(context.valid, torch.tensor([*number[0], *number[1]], device=device), causal)
+        self.mask = self._mask(
+            context.valid, torch.tensor([*number[0], *number[1]], device=device), causal
+        )
 
     def _mask(self, past: Tensor, number: Tensor, causal: Tensor) -> Tensor | None:
         order = torch.arange(len(number), device=number.device)

@@ -29,7 +29,15 @@ from reca.models.bagel.layout import Packed, Split, pack
 from reca.models.bagel.network import Bagel
 from reca.models.bagel.text import TextFrontEnd, check_vocabulary, load_tokenizer
 from reca.models.bagel.vision import patchify, position_ids
-from reca.models.unified import DecayGroups, Features, Loss, Sampling, UnifiedModel, Use
+from reca.models.unified import (
+    DecayGroups,
+    Features,
+    Loss,
+    Sampling,
+    UnifiedModel,
+    Use,
+    Workload,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,7 +98,12 @@ class Conversation:
 
 def build(network: Mapping[str, Any]) -> BagelModel:
     """Build an untrained BAGEL from its `network` section; its tokenizer comes with `load` or `set_tokenizer`."""
-    return BagelModel(*parse(network))
+    model = BagelModel(*parse(network))
+    if model.options.frozen_dtype == "bfloat16":
+        for name, weight in model.network.named_parameters():
+            if not weights.is_trained(name):
+                weight.data = weight.data.bfloat16()
+    return model
 
 
 class BagelModel(UnifiedModel):
@@ -144,7 +157,7 @@ class BagelModel(UnifiedModel):
         return Condition(ids, features["understanding"], features.get("grid"))
 
     def draws(self, batch: int, generator: torch.Generator) -> FlowDraws:
-        """Normal draws of time, noise, posterior; uniform text dropout; normal draws for a VAE condition; in this order."""
+        """Normal: time, noise, posterior; uniform: text dropout; normal: a VAE condition's posterior; in this order."""
         config = self.config
         side = config.latent_side * config.latent_patch_size
         z = config.vae.z_channels
@@ -356,6 +369,22 @@ class BagelModel(UnifiedModel):
         """One group: the published weight decay is 0."""
         return DecayGroups(decay=tuple(self.trainable_parameters()), no_decay=())
 
+    def workload(self) -> Workload:
+        """The noise block with gradients; the prefix of ViT tokens and a template of 40 tokens without (SPEC 5)."""
+        config = self.config
+        side = config.condition_resolution // config.vit.patch_size
+        channels = 2 * config.vae.z_channels
+        latents = (config.resolution // config.vae.downsample) ** 2
+        return Workload(
+            tokens=config.latent_tokens + 2,
+            layers=config.llm.num_hidden_layers,
+            width=config.llm.hidden_size,
+            inner=config.llm.intermediate_size,
+            prefix_tokens=side**2 + 2 + 42,
+            kept_width=2 * config.llm.num_key_value_heads * config.llm.head_dim,
+            features=channels * latents + side**2 * config.vit.hidden_size,
+        )
+
     def official_state(self) -> dict[str, Tensor]:
         """The network under its released names, as in `ema.safetensors`."""
         return weights.official_state(self.network)
@@ -363,11 +392,10 @@ class BagelModel(UnifiedModel):
     def load(self, path: Path) -> None:
         """Load a model folder, or only the network from an official checkpoint file (a RecA result, say)."""
         path = Path(path)
-        frozen = self._frozen_dtype
         if not (path / DESCRIPTION).is_file():
-            weights.load_network(self.network, path, frozen)
+            weights.load_network(self.network, path)
             return
-        weights.load_network(self.network, path / NETWORK, frozen)
+        weights.load_network(self.network, path / NETWORK)
         weights.load_vae(self.frozen.vae, path / VAE)
         self.set_tokenizer(load_tokenizer(path, self.config))
 
@@ -392,7 +420,7 @@ class BagelModel(UnifiedModel):
         if source.is_dir() and (source / "ema.safetensors").is_file():
             source = source / "ema.safetensors"
         vae = given.get("vae", home)
-        weights.load_network(self.network, source, self._frozen_dtype)
+        weights.load_network(self.network, source)
         weights.load_vae(self.frozen.vae, vae / VAE if vae.is_dir() else vae)
         self.set_tokenizer(load_tokenizer(given.get("tokenizer", home), self.config))
 
@@ -414,10 +442,6 @@ class BagelModel(UnifiedModel):
     @property
     def _dtype(self) -> torch.dtype:
         return self.network.connector.fc1.weight.dtype
-
-    @property
-    def _frozen_dtype(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.options.frozen_dtype == "bfloat16" else torch.float32
 
     @property
     def _latent_ids(self) -> Tensor:

@@ -84,17 +84,14 @@ def official_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 # ---- loading and saving -------------------------------------------------------------------------
-def load_network(network: Bagel, path: str | Path, frozen: torch.dtype | None = None) -> None:
+def load_network(network: Bagel, path: str | Path) -> None:
     """Load an official (or our own) checkpoint into a network, which may be on `meta`.
 
-    What RecA trains is kept in float32, the rest in `frozen` (None: as in the file). ValueError names the file and
-    what does not fit; a changed position table is a fault, too.
+    Weights keep the dtype that the network was built with. ValueError names the file and what does not fit; a changed
+    position table is a fault, too.
     """
-
-    def kept(name: str) -> torch.dtype | None:
-        return torch.float32 if is_trained(name) or name.endswith("pos_embed") else frozen
-
-    assign_strictly(network, path, dtype=kept)
+    own = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    assign_strictly(network, path, dtype=own.__getitem__)
     for name, module in network.named_modules():
         if isinstance(module, FixedTable):
             _check_table(name, module, path)
