@@ -370,19 +370,23 @@ class BagelModel(UnifiedModel):
         return DecayGroups(decay=tuple(self.trainable_parameters()), no_decay=())
 
     def workload(self) -> Workload:
-        """The noise block with gradients; the prefix of ViT tokens and a template of 40 tokens without (SPEC 5)."""
-        config = self.config
-        side = config.condition_resolution // config.vit.patch_size
-        channels = 2 * config.vae.z_channels
-        latents = (config.resolution // config.vae.downsample) ** 2
+        """The noise block with gradients; behind a prefix of the condition and a template of 40 tokens (SPEC 5), which
+        runs without in two phases.
+        """
+        config, llm, is_vit = self.config, self.config.llm, self.options.condition == "vit"
+        seen = (
+            config.condition_resolution // (config.vit.patch_size if is_vit else config.stride)
+        ) ** 2
+        values = config.vit.hidden_size if is_vit else 2 * config.latent_width
+        prefix, two_phases = seen + 2 + 42, self.options.step == "two_phase"
         return Workload(
-            tokens=config.latent_tokens + 2,
-            layers=config.llm.num_hidden_layers,
-            width=config.llm.hidden_size,
-            inner=config.llm.intermediate_size,
-            prefix_tokens=side**2 + 2 + 42,
-            kept_width=2 * config.llm.num_key_value_heads * config.llm.head_dim,
-            features=channels * latents + side**2 * config.vit.hidden_size,
+            tokens=config.latent_tokens + 2 + (0 if two_phases else prefix),
+            layers=llm.num_hidden_layers,
+            width=llm.hidden_size,
+            inner=llm.intermediate_size,
+            prefix_tokens=prefix if two_phases else 0,
+            kept_width=2 * llm.num_key_value_heads * llm.head_dim,
+            features=2 * config.latent_width * config.latent_tokens + seen * values,
         )
 
     def official_state(self) -> dict[str, Tensor]:
