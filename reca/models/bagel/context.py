@@ -206,7 +206,14 @@ class _Plan:
 def velocity(
     network: Bagel, context: Context, x: Tensor, t: Tensor, ids: Tensor, *, frozen: bool = True
 ) -> Tensor:
-    """Velocity [B, N, C] of noisy latent tokens x at times t [B], each row seeing its context and its own block.
+    """Velocity [B, N, C] of noisy latent tokens x [B, N, C] at times t [B]; see `drawn_states`."""
+    return network.llm2vae(drawn_states(network, context, x, t, ids, frozen=frozen))
+
+
+def drawn_states(
+    network: Bagel, context: Context, x: Tensor, t: Tensor, ids: Tensor, *, frozen: bool = True
+) -> Tensor:
+    """Final states [B, N, D] of noisy latent tokens x at times t [B], each row seeing its context and its own block.
 
     `ids` [N]: places in the latent table. The two markers are und tokens; `frozen` keeps gradients out of them.
     """
@@ -223,4 +230,4 @@ def velocity(
     attends = [BlockAttention(past, mask) for past in kept]
     positions = (position.expand(-1, 2), position.expand(-1, x.shape[1]))
     hidden = network.decoder(Pair(und, gen), positions, attends, frozen=frozen)
-    return network.llm2vae(hidden.gen)
+    return hidden.gen

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from reca_kernels import flow_matching_loss
 from torch import Tensor
 
 from reca.models.bagel.attention import PackedAttention
-from reca.models.bagel.context import Block, empty, extend, velocity
+from reca.models.bagel.context import Block, drawn_states, empty, extend
 from reca.models.bagel.layout import Packed
 from reca.models.bagel.network import Bagel, Pair, no_grad_if
 from reca.models.bagel.sampler import shifted
@@ -22,11 +23,12 @@ from reca.models.bagel.sampler import shifted
 
 @dataclass(frozen=True)
 class Noised:
-    """A point on the way from data to noise: x [B, N, C], time t [B] and the velocity there, [B, N, C]."""
+    """A point x [B, N, C] at time t [B] on the way from clean latent tokens to noise, [B, N, C] each."""
 
     x: Tensor
     t: Tensor
-    velocity: Tensor
+    clean: Tensor
+    noise: Tensor
 
 
 def flow_time(raw: Tensor, shift: float) -> Tensor:
@@ -39,12 +41,17 @@ def noised(clean: Tensor, noise: Tensor, raw: Tensor, shift: float) -> Noised:
     t = flow_time(raw, shift)
     clean, noise = clean.float(), noise.float()
     mix = t[:, None, None]
-    return Noised((1 - mix) * clean + mix * noise, t, noise - clean)
+    return Noised((1 - mix) * clean + mix * noise, t, clean, noise)
 
 
-def squared_error(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Sum over tokens of the mean over channels of the squared error, float32 scalar."""
-    return (predicted.float() - wanted).square().mean(-1).sum()
+def velocity_loss(network: Bagel, states: Tensor, point: Noised) -> Tensor:
+    """Sum over tokens of the mean over channels of (llm2vae(states) - (noise - clean))^2, float32 scalar.
+
+    `states` [..., D] of the latent tokens, in the order of the point's.
+    """
+    head = network.llm2vae
+    clean, noise = (part.reshape(*states.shape[:-1], -1) for part in (point.clean, point.noise))
+    return flow_matching_loss(states, head.weight, head.bias, clean, noise, reduction="sum")
 
 
 def two_phase_loss(
@@ -55,8 +62,8 @@ def two_phase_loss(
         context = empty(network, len(point.x))
         if blocks:
             context, _ = extend(network, context, blocks, frozen=True)
-    predicted = velocity(network, context, point.x, point.t, latent_ids, frozen=True)
-    return squared_error(predicted, point.velocity)
+    states = drawn_states(network, context, point.x, point.t, latent_ids, frozen=True)
+    return velocity_loss(network, states, point)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from reca_kernels import linear_cross_entropy
 from torch import Tensor
-from torch.nn import functional as F
 
 from reca import records
 from reca.models.bagel import weights
@@ -17,13 +17,14 @@ from reca.models.bagel.config import BagelConfig, BagelOptions, parse
 from reca.models.bagel.context import Block, Context, empty, extend, picture_block, text_block
 from reca.models.bagel.encoders import FrozenVae, Reader, positions
 from reca.models.bagel.flow import (
+    Noised,
     PackInputs,
     noised,
     on_device,
     run_pack,
-    squared_error,
     target_places,
     two_phase_loss,
+    velocity_loss,
 )
 from reca.models.bagel.layout import Packed, Split, pack
 from reca.models.bagel.network import Bagel
@@ -213,12 +214,11 @@ class BagelModel(UnifiedModel):
             self.network, embeddings, None if valid is None else valid.to(weight.device)
         )
 
-    def _packed_loss(self, condition: Condition, draws: FlowDraws, point: Any) -> Tensor:
+    def _packed_loss(self, condition: Condition, draws: FlowDraws, point: Noised) -> Tensor:
         packed = on_device(self.drawing_pack(condition), self._device)
         inputs = self._pack_inputs(condition, draws, point, packed)
         states = run_pack(self.network, packed, inputs, frozen=self.options.freeze_und)
-        predicted = self.network.llm2vae(states.latent[target_places(packed)])
-        return squared_error(predicted, point.velocity.flatten(0, 1))
+        return velocity_loss(self.network, states.latent[target_places(packed)], point)
 
     def drawing_pack(self, condition: Condition) -> Packed:
         """The packed sequences of `generation_loss`: one sample per row."""
@@ -246,7 +246,7 @@ class BagelModel(UnifiedModel):
         return Split("vae", grid=(high, wide))
 
     def _pack_inputs(
-        self, condition: Condition, draws: FlowDraws, point: Any, packed: Packed
+        self, condition: Condition, draws: FlowDraws, point: Noised, packed: Packed
     ) -> PackInputs:
         """ViT states, and per row the clean latents (time 0) before the noisy ones."""
         width = self.config.vit.hidden_size
@@ -292,8 +292,8 @@ class BagelModel(UnifiedModel):
         _, hidden = extend(network, empty(network, len(ids)), blocks)
         hidden_text = hidden.und[:, -ids.shape[1] :]
         wanted = labels != IGNORE
-        logits = network.logits(hidden_text[wanted]).float()
-        total = F.cross_entropy(logits, labels[wanted], reduction="sum")
+        head = network.language_model.lm_head.weight
+        total = linear_cross_entropy(hidden_text[wanted], head, labels[wanted], reduction="sum")
         return Loss(total, conversation.count)
 
     def _seen_block(self, features: Features) -> Block:
