@@ -90,6 +90,19 @@ VERBS = (
         (_EXPERIMENT, _OVERRIDES),
     ),
     Verb(
+        "plan",
+        "count what a run asks of memory: weights, gradients, optimiser, activations per device",
+        "reca plan paper_bagel --memory 80",
+        "reca.verbs.plan:plan",
+        (
+            _EXPERIMENT,
+            _OVERRIDES,
+            _arg(
+                "--memory", type=float, metavar="GIB", help="of one device (default: the one here)"
+            ),
+        ),
+    ),
+    Verb(
         "schema",
         "print the JSON schema of experiments, or write it for Snakemake",
         "reca schema --write",
@@ -312,6 +325,28 @@ VERBS = (
             _MODEL,
             _arg("--out", default="drawn.png", metavar="FILE", help="default drawn.png"),
             _GUIDANCE,
+            _STEPS,
+            _DRAW_SEED,
+        ),
+    ),
+    Verb(
+        "edit",
+        "change a picture as told (BAGEL)",
+        'reca edit photo.png "make the circle blue" --out edited.png',
+        "reca.verbs.interact:edit",
+        (
+            _arg("image", help="the picture to change"),
+            _arg("instruction", help="what to change"),
+            _MODEL,
+            _arg("--out", default="edited.png", metavar="FILE", help="default edited.png"),
+            _GUIDANCE,
+            _arg(
+                "--image-guidance",
+                type=float,
+                default=1.5,
+                metavar="SCALE",
+                help="how closely to keep the picture, 1 for no push (default 1.5)",
+            ),
             _STEPS,
             _DRAW_SEED,
         ),

@@ -80,7 +80,7 @@ def test_paper_experiments_state_what_they_should_reach():
             key = (e.model, e.arm, e.metric, experiment.models[e.model].weights.file)
             assert stated.setdefault(key, e.value) == e.value  # no table disagrees with another
     assert stated["showo_clip_512", "reca", "geneval.overall", None] == 0.723
-    assert stated["bagel_7b", "reca", "dpg.overall", None] == 85.29
+    assert stated["bagel_7b", "reca", "dpg.overall", "ema.safetensors"] == 85.29
 
 
 def test_published_recipes():
