@@ -143,6 +143,13 @@ VERBS = (
             _SECTION,
             _folder("--model", "base model folder"),
             _folder("--data", "folder of the data set"),
+            _arg(
+                "--companion",
+                action="append",
+                default=[],
+                metavar="FIRST=DIR",
+                help="where images whose paths begin with FIRST/ lie, as files or in archives",
+            ),
             _arg("--use", required=True, choices=("draw", "read"), help="what images are for"),
             _WORK,
             _OUT,
@@ -169,11 +176,11 @@ VERBS = (
     ),
     Verb(
         "pretrain",
-        "train a part of the laptop's base model from nothing",
+        "train a part of a laptop base model from nothing",
         "reca pretrain tokenizer --section @s.json --data data/world --out results/pre/tokenizer",
         "reca.verbs.train:pretrain",
         (
-            _arg("part", choices=("tokenizer", "reader", "base"), help="what to train"),
+            _arg("part", metavar="PART", help="a part of the family, or `base`: the model"),
             _SECTION,
             _arg("--data", action="append", default=[], metavar="ROLE=DIR", help="data by role"),
             _arg("--input", action="append", default=[], metavar="ROLE=DIR", help="earlier parts"),

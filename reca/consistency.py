@@ -124,11 +124,10 @@ def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
 
 
 def _check_pretrain(pretrain: Pretrain) -> None:
-    for part in ("tokenizer", "reader"):
-        fit = getattr(pretrain, part)
+    for part, fit in pretrain.parts.items():
         for name in ("steps", "batch", "warmup", "checkpoint_every"):
             least = 0 if name == "warmup" else 1
-            _at_least(f"pretrain.{part}.{name}", getattr(fit, name), least)
+            _at_least(f"pretrain.parts.{part}.{name}", getattr(fit, name), least)
     for name, recipe in pretrain.phases.items():
         try:
             recipe.validate()

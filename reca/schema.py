@@ -138,7 +138,7 @@ class Cost:
 
 @dataclass(kw_only=True)
 class Fit:
-    """How a part of the laptop's base model is trained on its own (AdamW, warm-up, cosine)."""
+    """How a part of a laptop base model is trained on its own (AdamW, warm-up, cosine)."""
 
     steps: int
     batch: int
@@ -153,12 +153,11 @@ class Fit:
 
 @dataclass(kw_only=True)
 class Pretrain:
-    """The laptop's base model made from nothing; the paper's models never need this."""
+    """A laptop base model made from nothing; the paper's models never need this."""
 
     seed: int = 0
-    tokenizer: Fit
-    reader: Fit
-    phases: dict[str, Recipe]  # of the language model, in the order of their names
+    parts: dict[str, Fit]  # frozen parts that are fitted on their own: reca/pretrain/<family>.py
+    phases: dict[str, Recipe]  # of what is left, in the order of their names
 
 
 @dataclass(kw_only=True)

@@ -25,6 +25,7 @@ class Recipe:
     """L = sum over tasks of lambda * (mean over the task's tokens of one optimiser step), and how it is minimised."""
 
     tasks: dict[str, TaskRecipe] = field(default_factory=_reca_only)  # reca | i2t | t2i | text
+    trains: list[str] = field(default_factory=list)  # name patterns; empty: what the family trains
     shuffle_condition: bool = False  # control arm: the embeddings of another image of the batch
     prompts: str = (
         "paper_like"  # bank of reconstruction prompts: paper_like | single | laptop | file

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -14,13 +15,22 @@ from reca.align import checkpoint
 from reca.align.checkpoint import Groups
 from reca.align.distributed import like, whole
 from reca.align.recipe import Recipe
-from reca.models.unified import UnifiedModel
+from reca.models.unified import DecayGroups, UnifiedModel
 
 
-def freeze(model: UnifiedModel) -> list[str]:
-    """Let gradients reach `model.trainable_parameters()` only; gives these names in the model's order."""
+def freeze(model: UnifiedModel, patterns: Sequence[str] = ()) -> list[str]:
+    """Let gradients reach `model.trainable_parameters()` only, or where `patterns` are given (shell patterns, as in a
+    phase of pre-training) the weights that match one; gives their names in the model's order.
+    """
     known = [name for name, _ in model.named_parameters()]
     trained = set(model.trainable_parameters())
+    if patterns:
+        unused = [p for p in patterns if not any(fnmatchcase(name, p) for name in known)]
+        if unused:
+            raise ValueError(
+                f"align.trains: {', '.join(unused)} matches no weight; names are such as {known[:3]}"
+            )
+        trained = {name for name in known if any(fnmatchcase(name, p) for p in patterns)}
     if not trained or not trained <= set(known):
         raise ValueError(
             f"trainable names that the model lacks: {sorted(trained - set(known))[:5]}"
@@ -112,7 +122,7 @@ def build_state(model: UnifiedModel, names: list[str], recipe: Recipe) -> TrainS
     """AdamW over the trainable weights with the family's decay groups, and the average where the recipe has one."""
     by_name = dict(model.named_parameters())
     weights = {name: by_name[name] for name in names}
-    groups = model.decay_groups()
+    groups = by_rank(weights) if recipe.trains else model.decay_groups()
     if sorted([*groups.decay, *groups.no_decay]) != sorted(names):
         raise ValueError(
             f"{model.family}: decay_groups() must hold every trainable name exactly once"
@@ -133,6 +143,14 @@ def build_state(model: UnifiedModel, names: list[str], recipe: Recipe) -> TrainS
     if recipe.ema is not None:
         average = {name: weight.detach().clone() for name, weight in weights.items()}
     return TrainState(weights, optimizer, average)
+
+
+def by_rank(weights: Mapping[str, Tensor]) -> DecayGroups:
+    """Matrices decay, vectors do not: for weights that no published recipe trains."""
+    return DecayGroups(
+        decay=tuple(name for name, weight in weights.items() if weight.ndim >= 2),
+        no_decay=tuple(name for name, weight in weights.items() if weight.ndim < 2),
+    )
 
 
 def load_trained(folder: Path, model: UnifiedModel) -> int:

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 DRAWN, READ, TOLD = "reconstruct", "answer", "text"  # roles of data in a configuration
 
 
-def open_role(source: DataSource, folder: Path) -> Dataset:
-    """The data set of one role at `folder`."""
-    return open_dataset(source.kind, folder, **source.options)
+def open_role(
+    source: DataSource, folder: Path, companions: Mapping[str, Path] | None = None
+) -> Dataset:
+    """The data set of one role at `folder`; `companions` are the folders of the images that it points into."""
+    images = {"images": dict(companions)} if companions else {}
+    return open_dataset(source.kind, folder, **source.options, **images)
 
 
 def feature_data(
@@ -42,7 +45,7 @@ def feature_data(
     told: Sequence[Sample] = []
     if "text" in tasks:
         dataset = open_role(sources[TOLD], _given(folders, TOLD, "data"))
-        told = [dataset[index] for index in range(len(dataset))]
+        told = [dataset.texts(index) for index in range(len(dataset))]
     captions: list[str] = []
     if draw is not None and "t2i" in tasks:
         captions = [
@@ -71,7 +74,7 @@ def _given(folders: Mapping[str, Path], name: str, option: str) -> Path:
 def _samples(cache: FeatureCache, source: DataSource, folder: Path) -> list[Sample]:
     """The samples of the cached images, in the cache's order: it may have left unreadable ones out."""
     dataset = open_role(source, folder)
-    found = [dataset[position] for position in cache.positions]
+    found = [dataset.texts(position) for position in cache.positions]
     wrong = [name for name, sample in zip(cache.ids, found, strict=True) if sample.id != name]
     if wrong:
         raise ValueError(

@@ -90,7 +90,7 @@ def align(
     started, work_dir = time.monotonic(), Path(work_dir)
     world = distributed.join(device)
     with checkpoint.exclusive(work_dir) if world.first else nullcontext():
-        names = freeze(model)
+        names = freeze(model, recipe.trains)
         record = run_identity(model, data, recipe, seed=seed, world=world, given=identity)
         objective, state, blocks = set_up(model, names, recipe, world)
         start = resume(work_dir / CHECKPOINTS, state, record, allow, world)

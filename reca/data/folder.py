@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from reca.data.hashes import hash_files
@@ -43,10 +44,15 @@ class FolderDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """The image at `index`, with its caption."""
+        told = self.texts(index)
+        return replace(told, image=read_file(self.images[index], told.id))
+
+    def texts(self, index: int) -> Sample:
+        """The caption of the image at `index`."""
         path = self.images[index]
-        name = path.relative_to(self.root).as_posix()
         caption, extra = self._sidecar(path)
-        return Sample(id=name, image=read_file(path, name), caption=caption, extra=extra)
+        name = path.relative_to(self.root).as_posix()
+        return Sample(id=name, caption=caption, extra=extra)
 
     def fingerprint(self) -> str:
         """Hash of all images and captions with their names."""

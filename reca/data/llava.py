@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from reca.data.folder import read_file
+from reca.data.archives import ImageFolder
 from reca.data.hashes import hash_files
 from reca.data.samples import Conversation, Sample
+from reca.images import UnreadableImage
 from reca.records import sha256_file, sha256_json
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,9 @@ class LlavaDataset:
 
     Args:
         path: the JSON file, or a folder that holds exactly one.
-        images: the folder that image paths are relative to; default: the folder of the file.
+        images: the folder that image paths are relative to (default: the folder of the file), or
+            one folder for each first part of these paths (`coco`, `gqa`, ...). Images lie there as
+            files or inside zip and tar archives.
         max_malformed: share of entries that may be malformed; these are counted and left out.
 
     Entries without an image are counted in `without_image`, malformed ones in `malformed` (with
@@ -34,10 +38,14 @@ class LlavaDataset:
     """
 
     def __init__(
-        self, path: Path, images: str | Path | None = None, max_malformed: float = 0.001
+        self,
+        path: Path,
+        images: str | Path | Mapping[str, str | Path] | None = None,
+        max_malformed: float = 0.001,
     ) -> None:
         self.file = _single_json(path)
-        self.root = Path(images) if images is not None else self.file.parent
+        folders = images if isinstance(images, Mapping) else {"": images or self.file.parent}
+        self.folders = {first: ImageFolder(Path(folder)) for first, folder in folders.items()}
         self.without_image = 0
         self.malformed: list[tuple[str, str]] = []
         self.entries: list[tuple[str, str, Conversation]] = []
@@ -52,15 +60,35 @@ class LlavaDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """The entry at `index`; a missing image file is `UnreadableImage`."""
-        name, image, turns = self.entries[index]
-        return Sample(id=name, image=read_file(self.root / image, name), conversations=[turns])
+        name, image, _ = self.entries[index]
+        first, rest = self._place(image)
+        if first not in self.folders:
+            raise UnreadableImage(name, f"no folder is given for the images of {first!r}")
+        return replace(self.texts(index), image=self.folders[first].read(rest, name))
+
+    def texts(self, index: int) -> Sample:
+        """The entry at `index` without its image."""
+        name, _, turns = self.entries[index]
+        return Sample(id=name, conversations=[turns])
 
     def fingerprint(self) -> str:
-        """Hash of the JSON file and of every image it names (missing ones by name)."""
-        files = dict.fromkeys(image for _, image, _ in self.entries)
-        present = [name for name in files if (self.root / name).is_file()]
-        images = hash_files(self.root, present, LEDGER)
-        return sha256_json([sha256_file(self.file), images, len(files) - len(present)])
+        """Hash of the JSON file, of every archive, and of every image file that it names."""
+        images = dict.fromkeys(image for _, image, _ in self.entries)
+        found = {}
+        for first, folder in self.folders.items():
+            names = [rest for own, rest in map(self._place, images) if own == first]
+            loose = [name for name in names if (folder.root / name).is_file()]
+            missing = sum(name not in folder for name in names)
+            hashes = hash_files(folder.root, loose, LEDGER)
+            found[first] = [folder.fingerprint(), hashes, missing]
+        return sha256_json([sha256_file(self.file), found])
+
+    def _place(self, image: str) -> tuple[str, str]:
+        """Which folder an image path belongs to, and its name there."""
+        if "" in self.folders:
+            return "", image
+        first, _, rest = image.partition("/")
+        return first, rest
 
     def _add(self, position: int, record: Any) -> None:
         name = f"{self.file.stem}/{position}"

@@ -7,6 +7,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ class ParquetDataset:
         present = _schema_names(self.files)
         self.columns = _choose_columns(path, present, named)
         self.extra = _choose_extra(path, present, self.columns, extra)
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, bool], pa.Table] = OrderedDict()
         self._row_groups = max(1, row_groups)
         self._lock = threading.Lock()
 
@@ -72,14 +73,18 @@ class ParquetDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """The row at `index`; null images give `image=None`."""
-        index = range(len(self))[index]
-        group = bisect.bisect_right(self._ends, index)
-        start = self._ends[group - 1] if group else 0
-        row = self._table(group).slice(index - start, 1).to_pylist()[0]
+        row = self._row(index, images=True)
+        told = self._texts(index, row)
+        return replace(told, image=_image_bytes(self._get(row, "image"), told.id))
+
+    def texts(self, index: int) -> Sample:
+        """The row at `index` without its image, whose column is not read."""
+        return self._texts(index, self._row(index, images=False))
+
+    def _texts(self, index: int, row: dict[str, Any]) -> Sample:
         name = str(row[self.columns["id"]]) if "id" in self.columns else self._row_name(index)
         return Sample(
             id=name,
-            image=_image_bytes(self._get(row, "image"), name),
             caption=self._get(row, "caption"),
             conversations=parse_conversations(self._get(row, "conversations"), name),
             extra={column: row[column] for column in self.extra},
@@ -91,6 +96,12 @@ class ParquetDataset:
         content = hash_files(self.root, names, LEDGER)
         return sha256_json([content, self.columns, list(self.extra)])
 
+    def _row(self, index: int, *, images: bool) -> dict[str, Any]:
+        index = range(len(self))[index]
+        group = bisect.bisect_right(self._ends, index)
+        start = self._ends[group - 1] if group else 0
+        return self._table(group, images).slice(index - start, 1).to_pylist()[0]
+
     def _get(self, row: dict[str, Any], role: str) -> Any:
         return row[self.columns[role]] if role in self.columns else None
 
@@ -101,14 +112,16 @@ class ParquetDataset:
         before = self._ends[first - 1] if first else 0
         return f"{file.relative_to(self.root).with_suffix('').as_posix()}/{index - before}"
 
-    def _table(self, group: int) -> pa.Table:
-        """One row group, from memory if it was read lately."""
+    def _table(self, group: int, images: bool) -> pa.Table:
+        """One row group, with or without its images, from memory if it was read lately."""
+        key = (group, images)
         with self._lock:
-            if group in self._cache:
-                self._cache.move_to_end(group)
-                return self._cache[group]
-            table = _read_group(*self._groups[group][:2], [*self.columns.values(), *self.extra])
-            self._cache[group] = table
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+            columns = [name for role, name in self.columns.items() if images or role != "image"]
+            table = _read_group(*self._groups[group][:2], [*columns, *self.extra])
+            self._cache[key] = table
             while len(self._cache) > self._row_groups:
                 self._cache.popitem(last=False)
             return table

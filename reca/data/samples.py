@@ -44,6 +44,10 @@ class Dataset(Protocol):
         """The sample at `index`; `UnreadableImage` if its file cannot be read."""
         ...
 
+    def texts(self, index: int) -> Sample:
+        """The sample at `index` without its picture, which is not read: what is said about it."""
+        ...
+
     def fingerprint(self) -> str:
         """Hex sha256 over content and reading options: equal fingerprints mean equal samples."""
         ...

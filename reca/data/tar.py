@@ -12,7 +12,7 @@ import logging
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -89,10 +89,14 @@ class TarDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """The sample at `index`."""
+        entry, told = self.entries[index], self.texts(index)
+        return replace(told, image=entry.read(_image_extensions(entry.members)[0]))
+
+    def texts(self, index: int) -> Sample:
+        """The texts of the sample at `index`."""
         entry = self.entries[index]
         caption, extra = self._texts(entry)
-        image = entry.read(_image_extensions(entry.members)[0])
-        return Sample(id=entry.name, image=image, caption=caption, extra=extra)
+        return Sample(id=entry.name, caption=caption, extra=extra)
 
     def fingerprint(self) -> str:
         """Hash of the shards' names and contents, and of the option that changes captions."""

@@ -1,3 +1,16 @@
-"""Making the laptop's base model from nothing: words, image tokenizer, reader, language model. The
+"""Making the laptop's base models from nothing: words, image tokenizer, reader, language model. The
 paper's families start from released checkpoints instead and never come here.
+
+One module per family (`reca.pretrain.<family>`) says what its parts are; none is imported before it is asked for.
 """
+
+FAMILIES = ("showo",)
+
+
+def pretraining_module(family: str) -> str:
+    """Module path of a family's pre-training; ValueError where the family has none."""
+    if family not in FAMILIES:
+        raise ValueError(
+            f"family {family!r} cannot be pre-trained here; choose one of: {', '.join(FAMILIES)}"
+        )
+    return f"reca.pretrain.{family}"

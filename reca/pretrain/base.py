@@ -1,67 +1,73 @@
-"""The last stage of the laptop's base model: put the frozen parts together, then train the language model in phases.
+"""The last stage of a laptop base model: put the frozen parts together, then train in phases.
 
-The phases are plain alignment recipes (`reca.align`): language alone, then sparse captions for drawing beside dense
-descriptions for reading, which is the state that the paper starts from.
+The phases are plain alignment recipes (`reca.align`), run in the order of their names: language first, then sparse
+captions for drawing beside dense descriptions for reading, which is the state that the paper starts from. What is
+particular to a family stands in `reca.pretrain.<family>`.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from reca import cache
 from reca.align.recipe import Recipe
 from reca.align.texts import DRAWN, READ, feature_data, open_role
 from reca.align.trainer import align
-from reca.models import build_model, load_model
-from reca.models.showo.model import ShowoModel
-from reca.models.showo.text import load_tokenizer
-from reca.models.showo.weights import load_official
-from reca.models.unified import Use
-from reca.pretrain import reader, tokenizer
-from reca.pretrain.fit import seeded
-from reca.pretrain.words import build_tokenizer
+from reca.models import load_model
+from reca.models.unified import UnifiedModel, Use
+from reca.pretrain import pretraining_module
 from reca.prompts import bank
 from reca.records import sha256_json
 
 if TYPE_CHECKING:
-    from reca.schema import DataSource
+    from reca.schema import DataSource, Fit
 
 
-def assemble(
-    network: Mapping[str, Any],
-    *,
-    prompts: Sequence[str],
-    seed: int,
-    parts: Mapping[str, Path],
-    out: Path,
-) -> None:
-    """Write a model folder with trained frozen parts and an untrained language model.
+class FitPart(Protocol):
+    """Trains one frozen part on its own and writes it to `out`; gives the last loss."""
 
-    `parts` are the folders of the stages `tokenizer` and `reader`. ValueError where the closed vocabulary does not fit
-    `network.llm_vocab_size`.
-    """
-    words = build_tokenizer(prompts)
-    for key, size in {"llm_vocab_size": len(words), "endoftext": words.eos_token_id}.items():
-        if network.get(key) != size:
-            raise ValueError(
-                f"network.{key} is {network.get(key)}, but the world's words make it {size}; set it so"
-            )
-    model = seeded(lambda: build_model("showo", network), seed, "language")
-    assert isinstance(model, ShowoModel)
-    load_official(model.frozen.magvit, parts["tokenizer"] / tokenizer.FILE)
-    assert model.frozen.clip is not None
-    load_official(model.frozen.clip, parts["reader"] / reader.FILE)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as folder:
-        words.save_pretrained(folder)
-        model.set_tokenizer(load_tokenizer(Path(folder), model.config.ids))
-    model.save(out)
+    def __call__(
+        self,
+        network: Mapping[str, Any],
+        recipe: Fit,
+        data: Path,
+        *,
+        seed: int,
+        work: Path,
+        out: Path,
+    ) -> float:
+        """Continues in `work` where it was."""
+        ...
+
+
+class FamilyPretraining(Protocol):
+    """What a module `reca.pretrain.<family>` holds."""
+
+    PARTS: Mapping[str, FitPart]
+    """Frozen parts that are fitted on their own, by the names under `pretrain.parts`."""
+
+    assemble: Callable[..., None]
+    """assemble(network, prompts=, seed=, parts=, out=) writes a model folder: fitted parts, and the rest untrained."""
+
+
+def pretraining_of(family: str) -> FamilyPretraining:
+    """The pre-training of a family."""
+    return cast("FamilyPretraining", importlib.import_module(pretraining_module(family)))
+
+
+def pretrain_part(family: str, part: str, *arguments: Any, **places: Any) -> float:
+    """Fit one part of a family (see `FitPart`); ValueError names the parts that it has."""
+    parts = pretraining_of(family).PARTS
+    if part not in parts:
+        raise ValueError(f"{family} has no part {part!r}; choose one of: {', '.join(parts)}")
+    return parts[part](*arguments, **places)
 
 
 def pretrain_base(
+    family: str,
     network: Mapping[str, Any],
     phases: Mapping[str, Recipe],
     sources: Mapping[str, DataSource],
@@ -79,14 +85,13 @@ def pretrain_base(
     """
     start = work / "start"
     if not (start / "reca_model.json").is_file():
-        assemble(network, prompts=bank("laptop"), seed=seed, parts=parts, out=start)
+        pretraining_of(family).assemble(
+            network, prompts=bank("laptop"), seed=seed, parts=parts, out=start
+        )
     model = load_model(start)
-    uses: dict[Use, str] = {"draw": DRAWN, "read": READ}
-    caches: dict[str, Path] = {use: work / "cache" / use for use in uses}
-    for use, role in uses.items():
-        cache.build(model, open_role(sources[role], folders[role]), caches[use], use=use, code=code)
     losses = {}
     for name in sorted(phases):
+        caches = encoded(model, sources, folders, work / "cache", code)
         data = feature_data(phases[name], sources, folders, caches)
         identity = {"model": sha256_json([name, seed, model.encoder_fingerprint("draw")])}
         summary = align(
@@ -101,3 +106,20 @@ def pretrain_base(
         losses[name] = summary.loss
     model.save(out)
     return losses
+
+
+def encoded(
+    model: UnifiedModel,
+    sources: Mapping[str, DataSource],
+    folders: Mapping[str, Path],
+    root: Path,
+    code: str,
+) -> dict[str, Path]:
+    """Feature caches by use; a phase that trained an encoder gets new ones, for they are named by its weights."""
+    uses: dict[Use, str] = {"draw": DRAWN, "read": READ}
+    caches = {}
+    for use, role in uses.items():
+        caches[str(use)] = root / f"{use}-{model.encoder_fingerprint(use)[:16]}"
+        images = open_role(sources[role], folders[role])
+        cache.build(model, images, caches[use], use=use, code=code)
+    return caches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reca.models import family_module
+from reca.pretrain import pretraining_module
 from reca.records import code_fingerprint
 
 STAGES = {
@@ -11,7 +12,7 @@ STAGES = {
     "base": ("reca.models.base",),
     "cache": ("reca.cache", "reca.align.texts"),
     "align": ("reca.align.run",),
-    "pretrain": ("reca.pretrain.tokenizer", "reca.pretrain.reader", "reca.pretrain.base"),
+    "pretrain": ("reca.pretrain.base",),
     "generate": ("reca.generate", "reca.benchmarks.samples"),
     "score": ("reca.benchmarks.score",),
     "choose": ("reca.benchmarks.choose",),
@@ -23,5 +24,6 @@ def stage_code(stage: str, family: str | None = None, benchmark: str | None = No
     """Fingerprint of the code of a stage, of the model family and of the benchmark that it touches."""
     modules = list(STAGES[stage])
     modules += [family_module(family)] if family else []
+    modules += [pretraining_module(family)] if family and stage == "pretrain" else []
     modules += [f"reca.benchmarks.{benchmark}"] if benchmark else []
     return code_fingerprint(*modules)

@@ -51,14 +51,15 @@ def cache(arguments: Namespace) -> None:
         raise ValueError(f"--section: data must hold the one role to encode, not {sorted(data)}")
     (source,) = (section(DataSource, described) for described in data.values())
     model, folder = Path(arguments.model), Path(arguments.data)
+    companions = pairs("--companion", arguments.companion)
     build(
         load_model(model),
-        open_role(source, folder),
+        open_role(source, folder, companions),
         arguments.out,
         use=arguments.use,
         code=stage_code("cache", family),
         work=arguments.work,
-        inputs=records_of({"model": model, "data": folder}),
+        inputs=records_of({"model": model, "data": folder, **_named("companion", companions)}),
         section={**plain, "use": arguments.use},
     )
 
@@ -108,10 +109,13 @@ def _named(kind: str, folders: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def pretrain(arguments: Namespace) -> None:
-    """Train one part of the laptop's base model."""
+    """Train one part of a laptop base model, or the model itself."""
+    from reca.pretrain.base import pretrain_base, pretrain_part
+
     plain = read_section(arguments.section)
+    family, network = of_section(plain, "family", "network")
     data, parts = pairs("--data", arguments.data), pairs("--input", arguments.input)
-    code = stage_code("pretrain", "showo")
+    code = stage_code("pretrain", family)
     with Stage(
         f"pretrain {arguments.part}",
         arguments.out,
@@ -121,29 +125,14 @@ def pretrain(arguments: Namespace) -> None:
         code=code,
     ) as stage:
         places = {"seed": arguments.seed, "work": Path(arguments.work), "out": stage.scratch}
-        if arguments.part == "base":
-            places |= {"folders": data, "parts": parts, "code": code}
-            stage.note(loss=_pretrain_base(plain, places))
+        if arguments.part != "base":
+            (fit,), (folder,) = of_section(plain, "fit"), of_section(data, "reconstruct")
+            recipe = section(Fit, fit)
+            loss: Any = pretrain_part(family, arguments.part, network, recipe, folder, **places)
         else:
-            stage.note(loss=_pretrain_part(arguments.part, plain, data, places))
-
-
-def _pretrain_part(
-    part: str, plain: Mapping[str, Any], data: Mapping[str, Path], places: dict[str, Any]
-) -> float:
-    from reca.pretrain.reader import pretrain_reader
-    from reca.pretrain.tokenizer import pretrain_tokenizer
-
-    train = {"tokenizer": pretrain_tokenizer, "reader": pretrain_reader}[part]
-    network, fit = of_section(plain, "network", "fit")
-    (folder,) = of_section(data, "reconstruct")
-    return train(network, section(Fit, fit), folder, **places)
-
-
-def _pretrain_base(plain: Mapping[str, Any], places: dict[str, Any]) -> Any:
-    from reca.pretrain.base import pretrain_base
-
-    network, phases = of_section(plain, "network", "phases")
-    recipes = {name: section(Recipe, phase) for name, phase in phases.items()}
-    worlds = {role: DataSource(kind="world") for role in places["folders"]}  # it knows no other
-    return pretrain_base(network, recipes, worlds, **places)
+            (phases,) = of_section(plain, "phases")
+            recipes = {name: section(Recipe, phase) for name, phase in phases.items()}
+            worlds = {role: DataSource(kind="world") for role in data}  # it knows no other
+            places |= {"folders": data, "parts": parts, "code": code}
+            loss = pretrain_base(family, network, recipes, worlds, **places)
+        stage.note(loss=loss)

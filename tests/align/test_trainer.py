@@ -16,7 +16,7 @@ from reca.align.log import truncate
 from reca.align.objective import task_loss
 from reca.align.recipe import TaskRecipe
 from reca.align.schedule import learning_rate
-from reca.align.state import load_trained
+from reca.align.state import by_rank, freeze, load_trained
 from reca.align.trainer import CHECKPOINTS, NonFiniteLoss, align
 from tests.align.runs import SEED, recipe, run
 from tests.align.toy import Toy, toy_data
@@ -245,3 +245,15 @@ def test_weights_that_the_model_lacks_are_refused(tmp_path):
     model.trainable_parameters = lambda: ["head.weight", "tail.weight"]
     with pytest.raises(ValueError, match=r"lacks: \['tail.weight'\]"):
         run(tmp_path, model=model)
+
+
+def test_a_phase_trains_what_its_patterns_name(tmp_path):
+    """Only the matching weights change, whatever the family publishes; matrices decay, vectors do not."""
+    name = "embedding.weight"  # all tasks but reading pass it
+    tasks = {"reca": TaskRecipe(1.0, 3), "t2i": TaskRecipe(1.0, 3)}
+    model, _ = run(tmp_path, changes={"trains": [name], "tasks": tasks, "steps": 2, "warmup": 0})
+    changed = {n for n, w in Toy().named_parameters() if not torch.equal(w, model.state_dict()[n])}
+    assert changed == {name}
+    assert by_rank({"m": torch.ones(2, 2), "v": torch.ones(2)}).decay == ("m",)
+    with pytest.raises(ValueError, match=r"align\.trains: nothing\.\* matches no weight"):
+        freeze(model, [name, "nothing.*"])

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,7 @@ def test_parquet_rows_by_index_across_files_and_row_groups(parquet):
         assert sample.caption == f"caption {expected}"
         assert sample.conversations == [[("how many ?", str(expected))]]
         assert sample.extra == {"scene": json.dumps({"n": expected})}
+        assert dataset.texts(i) == replace(sample, image=None)
     assert len(dataset._cache) == 1
     with pytest.raises(IndexError):
         dataset[15]

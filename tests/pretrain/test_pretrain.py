@@ -13,7 +13,7 @@ import yaml
 from reca.align.recipe import Recipe, TaskRecipe
 from reca.data.render import render
 from reca.models import load_model
-from reca.pretrain import base, fit, reader, tokenizer
+from reca.pretrain import base, fit, reader, showo, tokenizer
 from reca.pretrain.words import build_tokenizer
 from reca.prompts import bank
 from reca.records import sha256_file
@@ -129,6 +129,7 @@ def test_the_target_rebuilds_the_base_model(
             network, fitted, folders["reconstruct"], seed=0, work=work / "r", out=parts["reader"]
         )
         base.pretrain_base(
+            "showo",
             network,
             phases,
             sources,
@@ -153,4 +154,4 @@ def test_the_target_rebuilds_the_base_model(
 def test_a_wrong_vocabulary_size_is_named(network: dict[str, Any], tmp_path: Path) -> None:
     wrong = {**network, "llm_vocab_size": 40, "endoftext": 39}
     with pytest.raises(ValueError, match=r"network\.llm_vocab_size is 40"):
-        base.assemble(wrong, prompts=bank("laptop"), seed=0, parts={}, out=tmp_path)
+        showo.assemble(wrong, prompts=bank("laptop"), seed=0, parts={}, out=tmp_path)

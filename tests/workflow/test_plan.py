@@ -43,6 +43,16 @@ def test_the_paper_is_planned_without_network_and_without_torch(plans, tmp_path)
     assert jobs["fetch"] == len({name for _, name in sources_of(load("paper_showo_512"))})
 
 
+def test_conversations_come_with_the_images_they_point_into(plans):
+    said = plans.snakemake(
+        "--dry-run", "--printshellcmds", "--until", "cache", experiment="paper_showo_512"
+    )
+    (read,) = [line for line in said.splitlines() if "--use read" in line]
+    for first in ("coco", "gqa", "ocr_vqa", "textvqa", "vg"):
+        assert f"--companion {first}=data/llava-images-{first.replace('_', '-')}" in read
+    assert "--companion" not in next(line for line in said.splitlines() if "--use draw" in line)
+
+
 def test_the_base_model_from_nothing_has_a_plan(plans):
     assert plans.plan("laptop_pretrain") == {
         "render": 2, "pretrain_part": 2, "pretrain_base": 1,

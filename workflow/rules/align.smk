@@ -23,11 +23,14 @@ rule cache:
         code=lambda wc: code("cache", wc.model),
         model=subpath(input[0], parent=True),
         data=lambda wc: data_folder(caches_of(wc.model)[wc.use]),
+        companions=lambda wc: pairs(
+            "companion", companions_of(caches_of(wc.model)[wc.use])
+        ),
         work=f"work/{NAME}/{{model}}/cache-{{use}}",
         out=subpath(output[0], parent=True),
     shell:
         "OMP_NUM_THREADS={threads} reca cache --section {params.section:q} --model {params.model:q}"
-        " --data {params.data:q} --use {wildcards.use} --work {params.work:q} --out {params.out:q}"
+        " --data {params.data:q} {params.companions} --use {wildcards.use} --work {params.work:q} --out {params.out:q}"
         " 2>&1 | tee {log:q}"
 
 

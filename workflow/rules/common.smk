@@ -77,10 +77,15 @@ def data_folders():
     return {role: data_folder(role) for role in EXPERIMENT.data}
 
 
+def companions_of(role):
+    """Folders of images that a role's conversations point into, by the first part of their paths."""
+    named = EXPERIMENT.data[role].companions
+    return {first: f"data/{name}" for first, name in named.items()}
+
+
 def read_with(role):
-    """A role's folder, and the folders of images that its conversations point into."""
-    companions = EXPERIMENT.data[role].companions.values()
-    return [data_folder(role), *(f"data/{name}" for name in companions)]
+    """A role's folder, and those of its companions."""
+    return [data_folder(role), *companions_of(role).values()]
 
 
 def manifests(folders):
@@ -185,12 +190,11 @@ def of_report():
     return {**found, "models": models, "mirror": None}
 
 
-def of_pretraining(model, **parts):
-    """The network, and parts of the pretraining recipe under the names that the verb reads."""
-    recipe = asdict(EXPERIMENT.pretrain)
+def of_pretraining(model, **recipe):
+    """The network, and what of the pretraining recipe a job reads."""
     return {
         **of_model(model, "network"),
-        **{name: recipe[part] for name, part in parts.items()},
+        **recipe,
     }
 
 

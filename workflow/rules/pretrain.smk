@@ -1,4 +1,4 @@
-# The laptop's base model made from nothing: an image tokenizer, a reader, then the language model.
+# A laptop base model made from nothing: its frozen parts, then the rest of it in phases.
 PARTS = f"{RESULTS}/{{model}}/pretrain/{{part}}"
 
 
@@ -12,7 +12,7 @@ rule pretrain_part:
     benchmark:
         f"benchmarks/{NAME}/{{model}}/pretrain-{{part}}.tsv"
     wildcard_constraints:
-        part="tokenizer|reader",
+        part=one_of(EXPERIMENT.pretrain.parts),
     retries: 3
     conda:
         "../../environment.yml"
@@ -22,7 +22,9 @@ rule pretrain_part:
         mem_mb=memory,
         runtime=asks("runtime_minutes"),
     params:
-        section=lambda wc: section(of_pretraining(wc.model, fit=wc.part)),
+        section=lambda wc: section(
+            of_pretraining(wc.model, fit=asdict(EXPERIMENT.pretrain.parts[wc.part]))
+        ),
         code=lambda wc: code("pretrain", wc.model),
         data=pairs("data", data_folders()),
         seed=EXPERIMENT.pretrain.seed,
@@ -35,9 +37,12 @@ rule pretrain_part:
 
 rule pretrain_base:
     input:
-        tokenizer=f"{RESULTS}/{{model}}/pretrain/tokenizer/manifest.json",
-        reader=f"{RESULTS}/{{model}}/pretrain/reader/manifest.json",
-        data=data_manifests(),
+        expand(
+            f"{PARTS}/manifest.json",
+            part=EXPERIMENT.pretrain.parts,
+            allow_missing=True,
+        ),
+        data_manifests(),
     output:
         f"{RESULTS}/{{model}}/base/manifest.json",
     log:
@@ -53,15 +58,27 @@ rule pretrain_base:
         mem_mb=memory,
         runtime=asks("runtime_minutes"),
     params:
-        section=lambda wc: section(of_pretraining(wc.model, phases="phases")),
+        section=lambda wc: section(
+            of_pretraining(
+                wc.model,
+                phases={
+                    n: asdict(phase) for n, phase in EXPERIMENT.pretrain.phases.items()
+                },
+            )
+        ),
         code=lambda wc: code("pretrain", wc.model),
         data=pairs("data", data_folders()),
         seed=EXPERIMENT.pretrain.seed,
-        tokenizer=subpath(input.tokenizer, parent=True),
-        reader=subpath(input.reader, parent=True),
+        parts=lambda wc: pairs(
+            "input",
+            {
+                part: f"{RESULTS}/{wc.model}/pretrain/{part}"
+                for part in EXPERIMENT.pretrain.parts
+            },
+        ),
         work=f"work/{NAME}/{{model}}/pretrain-base",
         out=subpath(output[0], parent=True),
     shell:
         "OMP_NUM_THREADS={threads} reca pretrain base --section {params.section:q} {params.data}"
-        " --input tokenizer={params.tokenizer:q} --input reader={params.reader:q} --seed {params.seed}"
+        " {params.parts} --seed {params.seed}"
         " --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"
