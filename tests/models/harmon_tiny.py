@@ -72,8 +72,11 @@ def network(**options: object) -> dict[str, Any]:
 def model(folder: object, **options: object) -> HarmonModel:
     torch.manual_seed(0)
     built = build_model("harmon", network(**options))
-    for parameter in built.network.mar.diffloss.parameters():  # zeros would hide the condition
-        torch.nn.init.normal_(parameter, std=0.05)
+    for (
+        parameter
+    ) in built.network.parameters():  # what starts small or at zero would hide the condition
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     tokenizer_files().save_pretrained(str(folder))
     built.set_tokenizer(load_tokenizer(folder, built.config.end))
     return built.eval()

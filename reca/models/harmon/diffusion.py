@@ -174,7 +174,7 @@ class HeadNet(nn.Module):
     @property
     def modulated(self) -> list[_Modulated]:
         """Everything that y modulates, in order."""
-        return [*self.res_blocks, self.final_layer]  # type: ignore[list-item]
+        return [*self.res_blocks, self.final_layer]
 
     def modulations(self, y: Tensor) -> list[Tensor]:
         """Shifts, scales and gates of y [..., W] for every block and the final layer; they do not depend on x."""

@@ -193,24 +193,39 @@ def sample(
     The last step's tokens are the picture. A step to which the schedule leaves nothing is passed over.
     """
     batch, count = orders.shape
-    head = drawing.network.mar.diffloss
-    tokens = torch.zeros(batch, count, head.channels, device=orders.device)
+    channels = drawing.network.mar.diffloss.channels
+    tokens = torch.zeros(batch, count, channels, device=orders.device)
     masked = count
     for step in range(options.steps):
         kept = kept_masked(step, options.steps, count, masked)
-        first = 0 if step == options.steps - 1 else kept
-        if first == masked:
+        left = 0 if step == options.steps - 1 else kept
+        if left == masked:
             continue
-        _, visible = layouts.places(orders, masked)
-        chosen = orders[:, first:masked].sort(dim=1).values
-        conditions = drawing.conditions(tokens, visible, chosen)
         scale = options.scale(kept, count)
-        drawn = head.sample(
-            conditions.flatten(0, 1), *noise(chosen.shape[1]), scale, options.temperature
-        ).unflatten(0, chosen.shape)
-        tokens = tokens.scatter(1, chosen.unsqueeze(-1).expand_as(drawn), drawn)
-        masked = first
-        yield Step(tokens, chosen, drawn, conditions, scale)
+        done = draw_tokens(drawing, tokens, orders, (masked, left), scale, options, noise)
+        yield done
+        tokens, masked = done.tokens, left
+
+
+def draw_tokens(
+    drawing: Drawing,
+    tokens: Tensor,
+    orders: Tensor,
+    masked: tuple[int, int],
+    scale: float,
+    options: SamplerOptions,
+    noise: Noise,
+) -> Step:
+    """One step: of the tokens [B, L, C] the first `masked[0]` of each order are hidden before, `masked[1]` behind."""
+    before, left = masked
+    _, visible = layouts.places(orders, before)
+    chosen = orders[:, left:before].sort(dim=1).values
+    conditions = drawing.conditions(tokens, visible, chosen)
+    drawn = drawing.network.mar.diffloss.sample(
+        conditions.flatten(0, 1), *noise(chosen.shape[1]), scale, options.temperature
+    ).unflatten(0, chosen.shape)
+    tokens = tokens.scatter(1, chosen.unsqueeze(-1).expand_as(drawn), drawn)
+    return Step(tokens, chosen, drawn, conditions, scale)
 
 
 # ---- answers -----------------------------------------------------------------------------------------
