@@ -156,7 +156,7 @@ def test_parts_are_checked(model: HarmonModel, tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         (lambda s: s.pop("proj_in.0.weight"), r"1 missing \(proj_in.0.weight\)"),
-        (lambda s: s.update(surprise=torch.zeros(1)), r"1 unexpected \(surprise\)"),
+        (lambda s: s.update({"mar.surprise": torch.zeros(1)}), r"1 unexpected \(mar.surprise\)"),
         (lambda s: s.update({"proj_in.0.bias": torch.zeros(3)}), "proj_in.0.bias is float32"),
         (lambda s: s.update({weights.TIED: s[weights.TIED] + 1}), "Harmon ties the two"),
     ],
@@ -171,6 +171,16 @@ def test_anything_else_is_refused(model: HarmonModel, tmp_path: Path, change, co
         other.load(tmp_path / "model.safetensors")
     assert str(tmp_path) in str(error.value)
     assert all(torch.equal(before[k], v) for k, v in other.official_state().items())
+
+
+def test_what_is_no_part_is_left_out_and_named(model: HarmonModel, tmp_path: Path, caplog) -> None:
+    state = network_state(model) | {"ema.decay": torch.ones(1)}
+    state["llm.model.rotary_emb.inv_freq"] = torch.ones(8)
+    other = fresh()
+    with caplog.at_level("WARNING"):
+        weights.load_network(other.network, state, "harmon.pth")
+    assert "harmon.pth: 2 tensors are left out: ema.decay, llm.model.rotary" in caplog.text
+    assert all(torch.equal(state[k], v) for k, v in other.official_state().items())
 
 
 def test_a_vae_with_other_names_is_refused(model: HarmonModel) -> None:

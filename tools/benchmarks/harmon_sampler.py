@@ -4,20 +4,23 @@
 
 Both sides share the weights (random, at the sizes of Harmon-0.5B but four layers in each tower), the state before
 a step, and every random draw, and must give the same latents. The direct side follows reference/harmon/SPEC.md
-sections d3 and d4 as the official code runs them: both halves of guidance through encoder, language model, decoder
-and VAE; position tables resized in every call; in every reverse step the whole head, with its tables copied from
-float64 arrays. Steps are taken from the 64-step schedule at even distances; repeats of the two sides alternate;
-times are CPU seconds of the process (other processes share the machine).
+sections d3 and d4 as the official code runs them: one prompt at a time; both halves of guidance through encoder,
+language model, decoder and VAE; position tables resized in every call; in every reverse step the whole head, with its
+tables copied from float64 arrays. With several pictures, each with its own prompt, the package draws them in one
+batch. Steps are taken from the 64-step schedule at even distances; repeats of the two sides alternate; times are CPU
+seconds of the process (other processes share the machine). Beside them the operations that PyTorch dispatches are
+counted: on a GPU each is about one kernel launch, and there the loop is bound by launches.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import platform
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 from reca.models.harmon import layout as layouts
@@ -36,6 +40,7 @@ from reca.models.harmon.sampler import Drawing, SamplerOptions, draw_tokens, kep
 from reca.records import versions
 
 LAYERS, STEPS, GUIDANCE = 4, 64, 3.0
+UNCONDITIONAL = [1] * 11  # as long as the released one; which ids does not matter for the time
 
 
 # ---- the published loop, transcribed -----------------------------------------------------------------
@@ -104,10 +109,8 @@ class Direct:
 class Step:
     """A state of the schedule: what is masked before and behind, random tokens and noise, both sides' calls."""
 
-    def __init__(
-        self, number: int, model: HarmonModel, texts: Sequence[list[int]], end: int
-    ) -> None:
-        config, self.model, self.number = model.config, model, number
+    def __init__(self, number: int, model: HarmonModel, texts: Sequence[list[int]]) -> None:
+        config = model.config
         self.before, self.left = schedule(config.tokens)[number]
         generator = torch.Generator().manual_seed(number)
         batch, count, channels = len(texts), config.tokens, config.mar.latent_channels
@@ -117,20 +120,25 @@ class Step:
         self.tokens.scatter_(1, hidden.unsqueeze(-1).expand(-1, -1, channels), 0.0)
         rows = batch * (self.before - self.left)
         steps = config.mar.sampling_steps
+        # Small noise: an untrained reverse process grows it a thousandfold, which would hide any difference.
         self.noise = (
-            torch.randn(rows, channels, generator=generator),
-            torch.randn(steps, rows, channels, generator=generator),
+            torch.randn(rows, channels, generator=generator) * 1e-4,
+            torch.randn(steps, rows, channels, generator=generator) * 1e-4,
         )
-        self.prompts = layouts.prompts([*texts, *[[1] * 11] * batch], end)
-        self.texts = texts
 
-    def direct(self, loop: Direct) -> Tensor:
-        """Through the transcription."""
+    def direct(self, loops: Sequence[Direct]) -> Tensor:
+        """Through the transcription, one prompt after another."""
         masked = torch.zeros(self.orders.shape, dtype=torch.bool)
         masked.scatter_(1, self.orders[:, : self.before], True)
         chosen = torch.zeros_like(masked).scatter_(1, self.orders[:, self.left : self.before], True)
-        both = (x.repeat(2, *[1] * (x.dim() - 1)) for x in (self.tokens, masked, chosen))
-        return loop.step(*both, self.noise)
+        count, drawn = self.before - self.left, []
+        for row, loop in enumerate(loops):
+            both = (
+                x[row].unsqueeze(0).expand(2, *x[row].shape) for x in (self.tokens, masked, chosen)
+            )
+            rows = slice(row * count, (row + 1) * count)
+            drawn.append(loop.step(*both, (self.noise[0][rows], self.noise[1][:, rows])))
+        return torch.cat(drawn)
 
     def ours(self, drawing: Drawing) -> Tensor:
         """Through the package."""
@@ -165,6 +173,7 @@ def clocked(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
     return time.process_time() - started, result
 
 
+@cache
 def build(resolution: int) -> HarmonModel:
     """Harmon-0.5B's sizes with four layers in language model, encoder and decoder; small random weights."""
     torch.manual_seed(0)
@@ -177,20 +186,53 @@ def build(resolution: int) -> HarmonModel:
     return model
 
 
+def sides(model: HarmonModel, texts: Sequence[list[int]]) -> tuple[list[Direct], Drawing]:
+    """Both loops with their prompts already run."""
+    loops = []
+    for text in texts:
+        rows = layouts.prompts([text, UNCONDITIONAL], model.config.end)
+        loops.append(Direct(model.network, model.config.grid, rows.ids, rows.mask))
+    drawing = model.drawing(Condition(texts), Condition([UNCONDITIONAL] * len(texts)))
+    return loops, drawing
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts operations that compute; views only describe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def operations(model: HarmonModel, texts: Sequence[list[int]]) -> dict[str, int]:
+    """Operations of one step of either side; every step has the same, whatever it draws."""
+    loops, drawing = sides(model, texts)
+    step, found = Step(1, model, texts), {}
+    for side, call in (
+        ("direct", lambda: step.direct(loops)),
+        ("ours", lambda: step.ours(drawing)),
+    ):
+        with Dispatched() as counter:
+            call()
+        found[side] = counter.count
+    return found
+
+
 def measure_steps(
     model: HarmonModel, texts: Sequence[list[int]], numbers: Sequence[int], repeats: int
 ) -> list[dict[str, Any]]:
     """Both sides on the chosen steps, alternating; the latents must agree."""
-    end = model.config.end
-    rows = layouts.prompts([*texts, *[[1] * 11] * len(texts)], end)
-    loop = Direct(model.network, model.config.grid, rows.ids, rows.mask)
-    drawing = model.drawing(Condition(texts), Condition([[1] * 11] * len(texts)))
+    loops, drawing = sides(model, texts)
     found = []
     for number in numbers:
-        step = Step(number, model, texts, end)
+        step = Step(number, model, texts)
         times: dict[str, list[float]] = {"direct": [], "ours": []}
         for _ in range(repeats):
-            seconds, expected = clocked(lambda step=step: step.direct(loop))
+            seconds, expected = clocked(lambda step=step: step.direct(loops))
             times["direct"].append(seconds)
             seconds, drawn = clocked(lambda step=step: step.ours(drawing))
             times["ours"].append(seconds)
@@ -203,66 +245,69 @@ def measure_steps(
 
 
 def measure_decoder(model: HarmonModel, pictures: int) -> dict[str, float]:
-    """The VAE's decode of both halves at once, and of the pictures alone, one by one."""
+    """The VAE's decode of both halves of one picture, and of the picture alone, times the pictures."""
     rows, columns = model.config.grid
-    latents = torch.randn(2 * pictures, rows, columns, model.config.mar.latent_channels)
+    latents = torch.randn(2, rows, columns, model.config.mar.latent_channels)
     direct, _ = clocked(lambda: model.frozen.decode(latents))
-    ours, _ = clocked(
-        lambda: torch.cat([model.frozen.decode(one[None]) for one in latents[:pictures]])
-    )
-    return {"direct_seconds": direct, "ours_seconds": ours}
+    ours, _ = clocked(lambda: model.frozen.decode(latents[:1]))
+    return {"direct_seconds": direct * pictures, "ours_seconds": ours * pictures}
 
 
 def whole_loop(steps: Sequence[dict[str, Any]], decoder: dict[str, float], side: str) -> float:
     """Seconds of all 64 steps by the trapezoid rule over those measured, and the decoder."""
     points = [(one["step"], one[f"{side}_seconds"]) for one in steps]
     total = points[0][1]
-    for (left, before), (right, behind) in itertools.pairwise(points):
+    for (left, before), (right, behind) in pairwise(points):
         total += (right - left) * (before + behind) / 2 + (behind - before) / 2
     return total + decoder[f"{side}_seconds"]
 
 
-def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--resolution", type=int, default=512)
-    parser.add_argument("--pictures", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--points", type=int, default=8, help="steps of the schedule to measure")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        model = build(given.resolution)
-        texts = [list(range(100 + 40 * n, 115 + 41 * n)) for n in range(given.pictures)]
-        numbers = sorted({round(i * (STEPS - 1) / (given.points - 1)) for i in range(given.points)})
-        steps = measure_steps(model, texts, numbers, given.repeats)
-        decoder = measure_decoder(model, given.pictures)
+def measured(resolution: int, pictures: int, points: int, repeats: int) -> dict[str, Any]:
+    """One setting: steps, decoder, operations, and the whole loop by both sides."""
+    model = build(resolution)
+    texts = [list(range(100 + 40 * n, 115 + 41 * n)) for n in range(pictures)]
+    numbers = sorted({round(i * (STEPS - 1) / (points - 1)) for i in range(points)})
+    counted = operations(model, texts)
+    steps = measure_steps(model, texts, numbers, repeats)
+    decoder = measure_decoder(model, pictures)
     whole = {side: whole_loop(steps, decoder, side) for side in ("direct", "ours")}
-    result = {
-        "what": __doc__.split("\n")[0],
-        "settings": {
-            "resolution": given.resolution,
-            "pictures": given.pictures,
-            "repeats": given.repeats,
-            "layers": LAYERS,
-            "steps": STEPS,
-            "reverse_steps": model.config.mar.sampling_steps,
-            "guidance": GUIDANCE,
-            "dtype": "float32",
-            "threads": torch.get_num_threads(),
-        },
-        "machine": {"processor": processor(), "system": platform.system()},
-        "versions": versions(),
-        "clock": "CPU seconds of the process, medians of alternating repeats",
+    return {
+        "resolution": resolution,
+        "pictures": pictures,
+        "repeats": repeats,
+        "operations_per_step": counted,
         "measured_steps": steps,
         "decoder": decoder,
         "whole_loop_seconds": whole,
         "speedup": whole["direct"] / whole["ours"],
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{given.out}: {result['speedup']:.2f} times as fast")
+
+
+def main() -> None:
+    """Measure all settings and write them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", default=["512x1", "256x1", "256x4"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--points", type=int, default=8, help="steps of the schedule to measure")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    found: list[dict[str, Any]] = []
+    result = {
+        "what": __doc__.split("\n")[0],
+        "sizes": f"Harmon-0.5B with {LAYERS} layers in each tower, fp32, {STEPS} steps, guidance {GUIDANCE}",
+        "machine": {"processor": processor(), "system": platform.system(), "threads": 1},
+        "versions": versions(),
+        "clock": "CPU seconds of the process, medians of alternating repeats",
+        "settings": found,
+    }
+    for setting in given.settings:
+        resolution, pictures = map(int, setting.split("x"))
+        with torch.no_grad():
+            found.append(measured(resolution, pictures, given.points, given.repeats))
+        print(f"{setting}: {found[-1]['speedup']:.2f} times as fast", flush=True)
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def processor() -> str:

@@ -134,15 +134,19 @@ class _Modulated(nn.Module):
         return layer
 
 
+Modulation = tuple[Tensor, ...]
+"""What y does to one block: shift and 1 + scale, and for residual blocks a gate."""
+
+
 class _ResBlock(_Modulated):
     def __init__(self, width: int) -> None:
         super().__init__(width, 3)
         self.in_ln = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
-        shift, scale, gate = modulation.chunk(3, dim=-1)
-        return h + gate * self.mlp(self.in_ln(h) * (1 + scale) + shift)
+    def forward(self, h: Tensor, modulation: Modulation) -> Tensor:
+        shift, scale, gate = modulation
+        return torch.addcmul(h, gate, self.mlp(torch.addcmul(shift, self.in_ln(h), scale)))
 
 
 class _FinalLayer(_Modulated):
@@ -150,10 +154,10 @@ class _FinalLayer(_Modulated):
         super().__init__(width, 2)
         self.linear = nn.Linear(width, out)
 
-    def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
-        shift, scale = modulation.chunk(2, dim=-1)
+    def forward(self, h: Tensor, modulation: Modulation) -> Tensor:
+        shift, scale = modulation
         normed = F.layer_norm(h, h.shape[-1:], eps=1e-6)
-        return self.linear(normed * (1 + scale) + shift)
+        return self.linear(torch.addcmul(shift, normed.to(scale.dtype), scale))
 
 
 class HeadNet(nn.Module):
@@ -176,16 +180,19 @@ class HeadNet(nn.Module):
         """Everything that y modulates, in order."""
         return [*self.res_blocks, self.final_layer]
 
-    def modulations(self, y: Tensor) -> list[Tensor]:
+    def modulations(self, y: Tensor) -> list[Modulation]:
         """Shifts, scales and gates of y [..., W] for every block and the final layer; they do not depend on x."""
-        active = F.silu(y)
-        return [part.modulator(active) for part in self.modulated]
+        active, found = F.silu(y), []
+        for part in self.modulated:
+            shift, scale, *gate = part.modulator(active).chunk(part.parts, dim=-1)
+            found.append((shift, 1 + scale, *gate))
+        return found
 
-    def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
+    def denoise(self, x: Tensor, modulations: list[Modulation]) -> Tensor:
         """Prediction [R, 2C] for x [R, C], or for x of [R/n, C] that n modulated row sets share."""
         h = self.input_proj(x)
-        if repeats := modulations[0].shape[0] // h.shape[0]:
-            h = h.repeat(repeats, 1) if repeats > 1 else h
+        repeats = modulations[0][0].shape[0] // h.shape[0]
+        h = h.repeat(repeats, 1) if repeats > 1 else h
         for block, modulation in zip(self.modulated, modulations, strict=True):
             h = block(h, modulation)
         return h
@@ -241,7 +248,8 @@ class DiffusionHead(nn.Module):
             y = times[low:high].flip(0).unsqueeze(1) + condition  # [steps, rows, W]
             modulations = self.net.modulations(y)
             for offset, index in enumerate(range(high - 1, low - 1, -1)):
-                predicted = self.net.denoise(x.to(z.dtype), [m[offset] for m in modulations])
+                now = [tuple(part[offset] for part in one) for one in modulations]
+                predicted = self.net.denoise(x.to(z.dtype), now)
                 last = step_noise[count - 1 - index] if index else None
                 x = reverse(schedule.at(index), x, predicted.float(), last, guidance, temperature)
         return x
@@ -261,12 +269,18 @@ def reverse(
         x
     ):  # both halves: the noise is guided, the variance is the conditional half's
         conditional, unconditional = eps.chunk(2)
-        eps = unconditional + guidance * (conditional - unconditional)
+        eps = torch.lerp(unconditional, conditional, guidance)
         raw = raw[: len(x)]
-    mean, log_variance, _ = posterior(step, x, eps, raw)
+    # `posterior` with its numbers multiplied out: few small operations are what this loop is made of
+    kept = step.posterior_mean_coef1 * step.sqrt_recip_alphas_cumprod + step.posterior_mean_coef2
+    taken = step.posterior_mean_coef1 * step.sqrt_recipm1_alphas_cumprod
+    mean = torch.sub(x * kept, eps, alpha=taken)
     if noise is None:
         return mean
-    return mean + torch.exp(0.5 * log_variance) * noise * temperature
+    middle = (step.log_betas + step.posterior_log_variance_clipped) / 4
+    slope = (step.log_betas - step.posterior_log_variance_clipped) / 4
+    deviation = torch.exp(raw * slope + middle)
+    return torch.addcmul(mean, deviation, noise, value=temperature)
 
 
 def posterior(step: Tables, x: Tensor, eps: Tensor, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,11 @@ WRAPPERS = (
     "model",
     "module",
 )  # keys under which official pickles may keep their tensors
-_FOREIGN = ("loss.",)  # of kl16.ckpt: what its training left behind
+_OWN = ("llm.", "mar.", "proj_in.", "proj_out.")
+_OWN_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_COMPUTED = ".rotary_emb.inv_freq"  # of older transformers; never learned
+
+_SHOWN = 4
 
 _log = logging.getLogger(__name__)
 
@@ -88,16 +92,11 @@ def official_vae_state(vae: Any) -> dict[str, Tensor]:
 
 
 def load_vae(vae: Any, official: Mapping[str, Tensor], where: str | Path) -> None:
-    """Copy official tensors into the VAE, strictly; what a training left beside them is left out and reported."""
+    """Copy official tensors into the VAE, strictly; what its training left beside them is left out and reported."""
     levels = len(vae.config["block_out_channels"])
     ours = {official_vae_name(name, levels): name for name in vae.state_dict()}
-    foreign = [name for name in official if name.startswith(_FOREIGN) and name not in ours]
-    if foreign:
-        _log.info("%s: %d tensors are not part of the VAE and are left out", where, len(foreign))
     tensors = {}
-    for name, tensor in official.items():
-        if name in foreign:
-            continue
+    for name, tensor in _own(official, _OWN_VAE, where).items():
         is_attention = _ATTENTION.search(name) is not None and tensor.shape[2:] == (1, 1)
         tensors[ours.get(name, f"({name})")] = tensor[..., 0, 0] if is_attention else tensor
     load_strictly(vae, tensors, where)
@@ -112,14 +111,30 @@ def official_state(network: Harmon) -> dict[str, Tensor]:
 def load_network(network: Harmon, official: Mapping[str, Tensor], where: str | Path) -> None:
     """Copy official tensors into the network, strictly; only the tied head may be absent (cast on load).
 
-    ValueError names what is missing, unexpected or of another shape, and a head that is not the embedding.
+    Names of other parts (an optimiser's, say) are left out and reported. ValueError names what is missing, unexpected
+    or of another shape, and a head that is not the embedding.
     """
-    tensors = dict(official)
+    tensors = _own(official, _OWN, where)
     head = tensors.pop(TIED, None)
     embedding = tensors.get(EMBEDDING)
     if head is not None and (embedding is None or not torch.equal(head, embedding)):
         raise ValueError(f"{where}: {TIED} differs from {EMBEDDING}; Harmon ties the two")
     load_strictly(network, tensors, where, optional=(TIED,))
+
+
+def _own(
+    official: Mapping[str, Tensor], prefixes: tuple[str, ...], where: str | Path
+) -> dict[str, Tensor]:
+    """The tensors of this part; the rest is named in the log."""
+    own = {
+        name: tensor
+        for name, tensor in official.items()
+        if name.startswith(prefixes) and not name.endswith(_COMPUTED)
+    }
+    if foreign := sorted(official.keys() - own.keys()):
+        shown = ", ".join(foreign[:_SHOWN])
+        _log.warning("%s: %d tensors are left out: %s", where, len(foreign), shown)
+    return own
 
 
 # ---- files -------------------------------------------------------------------------------------------
