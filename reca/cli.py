@@ -59,6 +59,9 @@ _MODEL = _arg("--model", metavar="DIR", help="model folder (default: newest alig
 _STEPS = _arg("--steps", type=int, default=12, help="sampling steps (default 12)")
 _GUIDANCE = _arg("--guidance", type=float, default=2.0, help="guidance, 0 for none (default 2)")
 _DRAW_SEED = _arg("--seed", type=int, default=0, help="seed of the noise (default 0)")
+_SOURCE = _arg(
+    "--source", action="append", default=[], metavar="ROLE=DIR", help="fetched folder of a role"
+)
 _LOG = _arg("--log", metavar="FILE", help="also write the log to this file")
 
 
@@ -202,6 +205,23 @@ VERBS = (
             _SEED,
             _arg("--split", choices=("development", "test"), default="test", help="prompts"),
             _arg("--guidance", metavar="FILE", help="chosen guidance (from `reca choose`)"),
+            _arg("--shard", metavar="I/N", default="0/1", help="part of a paper benchmark"),
+            _SOURCE,
+            _WORK,
+            _OUT,
+            _LOG,
+        ),
+    ),
+    Verb(
+        "examine",
+        "let a detector, a VQA model or a judge look at generated samples",
+        "reca examine --section @s.json --samples M/samples/0-of-8 --source prompts=data/geneval --out M/seen",
+        "reca.verbs.benchmark:examine",
+        (
+            _SECTION,
+            _folder("--samples", "folder that `reca generate` wrote"),
+            _SOURCE,
+            _arg("--ledger", metavar="FILE", default="ledgers/judge.jsonl", help="judge's replies"),
             _WORK,
             _OUT,
             _LOG,
@@ -209,10 +229,33 @@ VERBS = (
     ),
     Verb(
         "score",
-        "score a folder of generated samples",
-        "reca score --section @s.json --samples M/out --out M/scores",
+        "score anybody's folder of pictures, or samples of the workflow",
+        "reca score geneval my_pictures --source prompts=data/geneval",
         "reca.verbs.evaluate:score",
-        (_SECTION, _folder("--samples", "folder that `reca generate` wrote"), _OUT, _LOG),
+        (
+            _arg("benchmark", nargs="?", metavar="BENCHMARK", help="geneval, dpg, wise, ..."),
+            _arg("folder", nargs="?", metavar="FOLDER", help="pictures in the official layout"),
+            _arg("--list", action="store_true", help="only list what is missing or unknown"),
+            _arg("--images", type=int, metavar="N", help="pictures per prompt (default: as found)"),
+            _arg("--partial", action="store_true", help="score what is there, and say so"),
+            _arg(
+                "--evidence", nargs="*", metavar="DIR", help="what was seen before; no network then"
+            ),
+            _arg("--scorer", metavar="NAME", help="which network sees (docs/benchmarks.md)"),
+            _arg("--judge", metavar="JSON", help="the judge's configuration, or @FILE with it"),
+            _arg("--options", metavar="JSON", help="named options of the grading"),
+            _SOURCE,
+            _arg(
+                "--section",
+                metavar="JSON",
+                help="workflow: the benchmark's configuration, or @FILE",
+            ),
+            _arg(
+                "--samples", nargs="+", metavar="DIR", help="workflow: what `reca generate` wrote"
+            ),
+            _arg("--out", metavar="DIR", help="folder to write"),
+            _LOG,
+        ),
     ),
     Verb(
         "choose",
@@ -236,6 +279,13 @@ VERBS = (
             _OUT,
             _LOG,
         ),
+    ),
+    Verb(
+        "paper",
+        "write the paper's tables: reported values beside reproduced ones, or `not run`",
+        "reca paper --results results --out paper_tables",
+        "reca.verbs.benchmark:paper",
+        (_folder("--results", "an experiment's results, or the folder of all"), _OUT, _LOG),
     ),
     # ---- one picture at a time
     Verb(

@@ -186,14 +186,14 @@ MISTAKES = {
     "seeds=3": "seeds = 3: must be a list, each a whole number",
     "seeds=[a]": "seeds[0] = 'a': must be a whole number",
     "models=showo": "models = 'showo': must be a mapping from names, each a section with family, "
-    "network, weights, align, sampler, resources",
+    "network, weights, align, data, benchmarks, sampler, resources",
     "title=7": "title = 7: must be a text",
     "cost=free": "cost = 'free': must be a section with hardware, hours, basis",
     # wrong choice
     "arms=[base,recca]": "arms[1] = 'recca': must be one of base, reca, sft, shuffled",
     f"{TINY}.family=shown": f"{TINY}.family = 'shown': must be one of showo, harmon, openuni, bagel, janus",
     "benchmarks.laptop.kind=coco": "benchmarks.laptop.kind = 'coco': must be one of laptop, geneval, "
-    "dpg, wise, t2i_compbench, imgedit, gedit, mme, pope, gqa, mmmu, seed",
+    "dpg, wise, t2i_compbench, imgedit, gedit, mme, pope, gqa, mmmu, seed, mmbench, mmvp, mmvet, reconstruction",
     f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule is 'linear'; allowed: one of cosine, constant, published",
     # missing
     "~cost": "cost is missing: must be a section with hardware, hours, basis",

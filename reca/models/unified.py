@@ -5,6 +5,7 @@ Letters used in shapes: B batch, T text tokens, N image tokens, L sequence, D wi
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,12 +56,27 @@ class Counted(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn from a condition; families add their own options in `extra` (checked by the family)."""
+    """How pictures are drawn from a condition; families add their own options in `extra` (checked by the family).
+
+    ValueError for numbers that no sampler can use: an infinite guidance or a NaN would still draw something.
+    """
 
     guidance: float = 0.0
     steps: int = 16
     temperature: float = 1.0
     extra: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(
+                f"sampling.guidance is {self.guidance}; it must be 0 or more, and finite"
+            )
+        if self.steps < 1:
+            raise ValueError(f"sampling.steps is {self.steps}; it must be at least 1")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"sampling.temperature is {self.temperature}; it must be above 0, and finite"
+            )
 
 
 @dataclass(frozen=True)

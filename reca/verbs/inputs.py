@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from reca.records import MANIFEST
+from reca.records import MANIFEST, verify
 
 
 def read_section(text: str) -> dict[str, Any]:
@@ -46,9 +46,13 @@ def of_section(section: Mapping[str, Any], *names: str) -> list[Any]:
 
 
 def records_of(folders: Mapping[str, Path]) -> dict[str, Path]:
-    """What stands for a folder among a stage's inputs: its manifest.
+    """What stands for a folder among a stage's inputs: its manifest. Every file is hashed again first.
 
     A folder of the user's own (no stage of ours) has no manifest and is left out; its content is part
-    of what the stage records by itself (the fingerprint of the data set).
+    of what the stage records by itself (the fingerprint of the data set). ValueError names a file that
+    was damaged since it was written: nothing is made from it.
     """
-    return {name: path / MANIFEST for name, path in folders.items() if (path / MANIFEST).is_file()}
+    made = {name: path for name, path in folders.items() if (path / MANIFEST).is_file()}
+    for path in dict.fromkeys(made.values()):
+        verify(path)
+    return {name: path / MANIFEST for name, path in made.items()}

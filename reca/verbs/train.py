@@ -75,6 +75,8 @@ def align(arguments: Namespace) -> None:
     folders, caches = pairs("--data", arguments.data), pairs("--cache", arguments.cache)
     model, work, first = Path(arguments.model), Path(arguments.work), is_first()
     started = time.time()
+    inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
+    read = records_of(inputs) if first else {}  # before training, so that damage costs no hours
     summary = run(
         model,
         feature_data(recipe, sources_of(data), folders, caches),
@@ -84,11 +86,10 @@ def align(arguments: Namespace) -> None:
     )
     if not first:
         return
-    inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
     with Stage(
         "align",
         arguments.out,
-        inputs=records_of(inputs),
+        inputs=read,
         section={**plain, "arm": arguments.arm},
         seed=arguments.seed,
         code=stage_code("align", family),
