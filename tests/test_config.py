@@ -208,7 +208,7 @@ MISTAKES = {
     f"{TINY}.family=shown": f"{TINY}.family = 'shown': must be one of showo, harmon, openuni, bagel, janus",
     "benchmarks.laptop.kind=coco": "benchmarks.laptop.kind = 'coco': must be one of laptop, geneval, "
     "dpg, wise, t2i_compbench, imgedit, gedit, mme, pope, gqa, mmmu, seed, mmbench, mmvp, mmvet, reconstruction",
-    f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule is 'linear'; allowed: one of cosine, constant",
+    f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule is 'linear'; allowed: one of cosine, constant, published",
     # missing
     "~cost": "cost is missing: must be a section with hardware, hours, basis",
     f"~{TINY}.weights.kind": f"{TINY}.weights.kind is missing: must be one of shipped, source, pretrain",

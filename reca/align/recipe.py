@@ -39,9 +39,16 @@ class Recipe:
     steps: int = 1000  # optimiser steps
     accumulation: int = 1  # micro-batches of every task per optimiser step
     lr: float = 1e-4  # peak
-    schedule: str = "cosine"  # cosine | constant, after the warm-up
-    warmup: int = 0  # optimiser steps, linear from 0
-    horizon: int | None = None  # step where the cosine ends; null: at `steps`
+    order: str = (
+        "own"  # of samples: own, by (seed, step, rank) | published, torch's endless permutations
+    )
+    schedule: str = (
+        "cosine"  # cosine | constant, after the warm-up | published (Harmon's, by micro-batch)
+    )
+    warmup: int = (
+        0  # optimiser steps, linear from 0; micro-batches where the schedule is `published`
+    )
+    horizon: int | None = None  # where the cosine ends, counted like the warm-up; null: at `steps`
     floor: float = 0.0  # share of the peak where the cosine ends
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
@@ -87,7 +94,8 @@ class Recipe:
         allowed = {
             "prompts": BANKS,
             "prompt_per": ("sample", "batch"),
-            "schedule": ("cosine", "constant"),
+            "order": ("own", "published"),
+            "schedule": ("cosine", "constant", "published"),
             "precision": ("auto", "fp32", "bf16"),
             "nonfinite": ("raise", "skip"),
         }

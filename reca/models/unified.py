@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Features = dict[str, Tensor]
 """Named tensors with one row per image. The cache stores exactly these; names are the family's own, but two are fixed:
-`target` (what is drawn: image codes, latents or their moments) and `understanding` (what the reader saw)."""
+`target` (what is drawn: image codes, latents or their moments) and `understanding` (what the reader saw). A family
+whose reader is trained (Harmon) has no `understanding` to store: it stores what the reader starts from."""
 
 Use = Literal["draw", "read"]
 """Why an image is encoded: `draw` (RecA / text-to-image: target, and the condition that RecA gives)
@@ -143,6 +144,13 @@ class UnifiedModel(nn.Module, ABC):
         self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
     ) -> Counted:
         """Tokenise B conversations, each a list of (question, answer) turns, with labels on the answers only."""
+
+    def with_draws(self, conversation: Any, generator: torch.Generator) -> Any:
+        """The conversation with every random number that its loss needs, drawn at the edge, on the CPU.
+
+        A family that trains its reader with dropout (Harmon) overrides this; for the others reading is not random.
+        """
+        return conversation
 
     @abstractmethod
     def answer_loss(self, conversation: Any, features: Features | None) -> Loss:
