@@ -67,6 +67,9 @@ _MODEL = _arg("--model", metavar="DIR", help="model folder (default: newest alig
 _STEPS = _arg("--steps", type=int, default=12, help="sampling steps (default 12)")
 _GUIDANCE = _arg("--guidance", type=float, default=2.0, help="guidance, 0 for none (default 2)")
 _DRAW_SEED = _arg("--seed", type=int, default=0, help="seed of the noise (default 0)")
+_SOURCE = _arg(
+    "--source", action="append", default=[], metavar="ROLE=DIR", help="fetched folder of a role"
+)
 _LOG = _arg("--log", metavar="FILE", help="also write the log to this file")
 
 
@@ -85,6 +88,19 @@ VERBS = (
         "reca check paper models.showo_clip_512.align.steps=100",
         "reca.verbs.configure:check",
         (_EXPERIMENT, _OVERRIDES),
+    ),
+    Verb(
+        "plan",
+        "count what a run asks of memory: weights, gradients, optimiser, activations per device",
+        "reca plan paper_bagel --memory 80",
+        "reca.verbs.plan:plan",
+        (
+            _EXPERIMENT,
+            _OVERRIDES,
+            _arg(
+                "--memory", type=float, metavar="GIB", help="of one device (default: the one here)"
+            ),
+        ),
     ),
     Verb(
         "schema",
@@ -215,6 +231,23 @@ VERBS = (
             _SEED,
             _arg("--split", choices=("development", "test"), default="test", help="prompts"),
             _arg("--guidance", metavar="FILE", help="chosen guidance (from `reca choose`)"),
+            _arg("--shard", metavar="I/N", default="0/1", help="part of a paper benchmark"),
+            _SOURCE,
+            _WORK,
+            _OUT,
+            _LOG,
+        ),
+    ),
+    Verb(
+        "examine",
+        "let a detector, a VQA model or a judge look at generated samples",
+        "reca examine --section @s.json --samples M/samples/0-of-8 --source prompts=data/geneval --out M/seen",
+        "reca.verbs.benchmark:examine",
+        (
+            _SECTION,
+            _folder("--samples", "folder that `reca generate` wrote"),
+            _SOURCE,
+            _arg("--ledger", metavar="FILE", default="ledgers/judge.jsonl", help="judge's replies"),
             _WORK,
             _OUT,
             _LOG,
@@ -222,11 +255,33 @@ VERBS = (
     ),
     Verb(
         "score",
-        "score a folder of generated samples",
-        f"reca score --section @{_TINY}/reca-0/laptop/test/scores/manifest.json"
-        f" --samples {_TINY}/reca-0/laptop/test/samples --out work/again/scores",
+        "score anybody's folder of pictures, or samples of the workflow",
+        "reca score geneval my_pictures --source prompts=data/geneval",
         "reca.verbs.evaluate:score",
-        (_SECTION, _folder("--samples", "folder that `reca generate` wrote"), _OUT, _LOG),
+        (
+            _arg("benchmark", nargs="?", metavar="BENCHMARK", help="geneval, dpg, wise, ..."),
+            _arg("folder", nargs="?", metavar="FOLDER", help="pictures in the official layout"),
+            _arg("--list", action="store_true", help="only list what is missing or unknown"),
+            _arg("--images", type=int, metavar="N", help="pictures per prompt (default: as found)"),
+            _arg("--partial", action="store_true", help="score what is there, and say so"),
+            _arg(
+                "--evidence", nargs="*", metavar="DIR", help="what was seen before; no network then"
+            ),
+            _arg("--scorer", metavar="NAME", help="which network sees (docs/benchmarks.md)"),
+            _arg("--judge", metavar="JSON", help="the judge's configuration, or @FILE with it"),
+            _arg("--options", metavar="JSON", help="named options of the grading"),
+            _SOURCE,
+            _arg(
+                "--section",
+                metavar="JSON",
+                help="workflow: the benchmark's configuration, or @FILE",
+            ),
+            _arg(
+                "--samples", nargs="+", metavar="DIR", help="workflow: what `reca generate` wrote"
+            ),
+            _arg("--out", metavar="DIR", help="folder to write"),
+            _LOG,
+        ),
     ),
     Verb(
         "choose",
@@ -252,6 +307,13 @@ VERBS = (
             _LOG,
         ),
     ),
+    Verb(
+        "paper",
+        "write the paper's tables: reported values beside reproduced ones, or `not run`",
+        "reca paper --results results --out paper_tables",
+        "reca.verbs.benchmark:paper",
+        (_folder("--results", "an experiment's results, or the folder of all"), _OUT, _LOG),
+    ),
     # ---- one picture at a time
     Verb(
         "draw",
@@ -263,6 +325,28 @@ VERBS = (
             _MODEL,
             _arg("--out", default="drawn.png", metavar="FILE", help="default drawn.png"),
             _GUIDANCE,
+            _STEPS,
+            _DRAW_SEED,
+        ),
+    ),
+    Verb(
+        "edit",
+        "change a picture as told (BAGEL)",
+        'reca edit photo.png "make the circle blue" --out edited.png',
+        "reca.verbs.interact:edit",
+        (
+            _arg("image", help="the picture to change"),
+            _arg("instruction", help="what to change"),
+            _MODEL,
+            _arg("--out", default="edited.png", metavar="FILE", help="default edited.png"),
+            _GUIDANCE,
+            _arg(
+                "--image-guidance",
+                type=float,
+                default=1.5,
+                metavar="SCALE",
+                help="how closely to keep the picture, 1 for no push (default 1.5)",
+            ),
             _STEPS,
             _DRAW_SEED,
         ),
@@ -300,6 +384,12 @@ VERBS = (
         "reca audit results/laptop",
         "reca.verbs.trail:audit",
         (_arg("folders", nargs="*", metavar="DIR", help="default: results and data"),),
+    ),
+    Verb(
+        "doctor",
+        "say what this machine is and which kernels it will run, after comparing them",
+        "reca doctor",
+        "reca.verbs.doctor:doctor",
     ),
     Verb(
         "record",

@@ -80,7 +80,7 @@ def test_paper_experiments_state_what_they_should_reach():
             key = (e.model, e.arm, e.metric, experiment.models[e.model].weights.file)
             assert stated.setdefault(key, e.value) == e.value  # no table disagrees with another
     assert stated["showo_clip_512", "reca", "geneval.overall", None] == 0.723
-    assert stated["bagel_7b", "reca", "dpg.overall", None] == 85.29
+    assert stated["bagel_7b", "reca", "dpg.overall", "ema.safetensors"] == 85.29
 
 
 def test_published_recipes():
@@ -200,14 +200,14 @@ MISTAKES = {
     "seeds=3": "seeds = 3: must be a list, each a whole number",
     "seeds=[a]": "seeds[0] = 'a': must be a whole number",
     "models=showo": "models = 'showo': must be a mapping from names, each a section with family, "
-    "network, weights, align, sampler, resources",
+    "network, weights, align, data, benchmarks, sampler, resources",
     "title=7": "title = 7: must be a text",
     "cost=free": "cost = 'free': must be a section with hardware, hours, basis",
     # wrong choice
     "arms=[base,recca]": "arms[1] = 'recca': must be one of base, reca, sft, shuffled",
     f"{TINY}.family=shown": f"{TINY}.family = 'shown': must be one of showo, harmon, openuni, bagel, janus",
     "benchmarks.laptop.kind=coco": "benchmarks.laptop.kind = 'coco': must be one of laptop, geneval, "
-    "dpg, wise, t2i_compbench, imgedit, gedit, mme, pope, gqa, mmmu, seed",
+    "dpg, wise, t2i_compbench, imgedit, gedit, mme, pope, gqa, mmmu, seed, mmbench, mmvp, mmvet, reconstruction",
     f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule is 'linear'; allowed: one of cosine, constant",
     # missing
     "~cost": "cost is missing: must be a section with hardware, hours, basis",
@@ -234,7 +234,7 @@ MISTAKES = {
     f"{TINY}.network.understanding=vq": f"{TINY}.network.clip_vision = '...': must be null where understanding is vq",
     f"{TINY}.weights.path=null": f"{TINY}.weights.path = None: must be given where kind is shipped",
     f"{TINY}.weights.source=show-o": f"{TINY}.weights.source = 'show-o': must be null where kind is shipped",
-    "benchmarks.laptop.development_prompts=0": f"{TINY}.sampler.guidance = [0.0, 1.0, 2.0, 4.0]: "
+    "benchmarks.laptop.development_prompts=0": f"{TINY}.sampler.guidance = [0.0, 1.0, 2.0, 4.0, 7.0]: "
     "must hold one value unless a benchmark has development_prompts to choose on",
     "benchmarks.laptop.prompts=0": "benchmarks.laptop.prompts = 0: must be at least 1",
     "benchmarks.laptop.kind=geneval": "benchmarks.laptop.source = None: must be given where kind is geneval",

@@ -272,10 +272,19 @@ def test_choice_refuses_test_scores(inside, evaluated, capsys):
     assert "guidance is chosen on development prompts" in capsys.readouterr().err
 
 
-def test_benchmarks_that_cannot_run_yet_say_so(inside, capsys):
+def test_the_two_forms_of_score_are_not_mixed(inside, capsys):
     section = json.dumps({"kind": "geneval", "source": "geneval"})
-    assert main(["score", "--section", section, "--samples", "x", "--out", "y"]) == 2
-    assert "'geneval' is configuration only" in capsys.readouterr().err
+    for words, said in {
+        ("score",): "write `reca score BENCHMARK FOLDER`",
+        ("score", "geneval"): "write `reca score BENCHMARK FOLDER`",
+        ("score", "geneval", "x", "--samples", "y"): "without --section and --samples",
+        ("score", "--section", section): "--samples and --out",
+        ("score", "mme", "x"): "has no layout of pictures",
+        ("score", "coco", "x"): "is not known here",
+        ("score", "geneval", "x"): "run `reca fetch geneval --out data/geneval`",
+    }.items():
+        assert main(list(words)) == 2
+        assert said in capsys.readouterr().err
 
 
 # ---- the work folder ----

@@ -86,6 +86,23 @@ class DecayGroups:
     no_decay: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What one training sample asks of memory, in counts; `reca plan` turns it into bytes.
+
+    `tokens` run with gradients through `layers` of `width` with gated or plain MLPs of `inner`. `prefix_tokens` run
+    without, and keep `kept_width` values per token and layer (two-phase steps). `features`: values cached per picture.
+    """
+
+    tokens: int
+    layers: int
+    width: int
+    inner: int
+    prefix_tokens: int = 0
+    kept_width: int = 0
+    features: int = 0
+
+
 class UnifiedModel(nn.Module, ABC):
     """A network that reads images and draws them, behind one face for cache, trainer, generation and benchmarks."""
 
@@ -154,6 +171,17 @@ class UnifiedModel(nn.Module, ABC):
                 f"sampling.extra: {self.family} has no options, but {sorted(sampling.extra)} are given"
             )
 
+    # Not abstract: of the five families only BAGEL edits, and the others say so in one place.
+    def edit(
+        self,
+        images: Sequence[Image],
+        instructions: Sequence[str],
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> list[Image]:
+        """Change pictures as told, one per row; ValueError where the family cannot edit."""
+        raise ValueError(f"family {self.family} draws and reads but cannot edit; use a BAGEL")
+
     @abstractmethod
     def unconditional(self, batch: int) -> Any:
         """The condition that guidance pushes away from."""
@@ -172,6 +200,11 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def decay_groups(self) -> DecayGroups:
         """The family's published weight-decay groups over the trainable names."""
+
+    # Not abstract: only `reca plan` asks, and it says where a family gives no estimate.
+    def workload(self) -> Workload | None:
+        """Counts for an estimate of activation memory per RecA sample; None: the family gives none."""
+        return None
 
     @abstractmethod
     def official_state(self) -> dict[str, Tensor]:

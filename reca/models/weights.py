@@ -35,13 +35,18 @@ _log = logging.getLogger(__name__)
 
 # ---- reading -----------------------------------------------------------------------------------
 def load_foreign(
-    path: str | Path, sha256: str | None = None, *, allow_unpinned: bool = False
+    path: str | Path,
+    sha256: str | None = None,
+    *,
+    allow_unpinned: bool = False,
+    inside: str | None = None,
 ) -> dict[str, Tensor]:
     """Read a pickled checkpoint (`pytorch_model.bin`) as a flat dict of CPU tensors.
 
     The only place that opens a pickle: the bytes must have the given hash before they are parsed,
     and only tensors are constructed from them. ValueError when no hash is given (unless
-    `allow_unpinned`), on a wrong hash, and on any content but a flat dict of tensors.
+    `allow_unpinned`), on a wrong hash, and on any content but a flat dict of tensors. `inside`: the
+    key under which the file holds that dict, beside what else it says of itself.
     """
     path = Path(path)
     if Version(torch.__version__) < _SAFE_PICKLES:
@@ -63,6 +68,8 @@ def load_foreign(
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: is no plain checkpoint of tensors: {_line(error)}") from error
+    if inside is not None and isinstance(content, dict):
+        content = content.get(inside)
     return _flat_tensors(path, content)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from argparse import Namespace
@@ -12,7 +13,7 @@ from typing import Any
 
 from reca.align.recipe import Recipe, for_arm
 from reca.config import section
-from reca.records import Stage
+from reca.records import Stage, read_json
 from reca.schema import DataSource, Fit, Weights
 from reca.verbs.code import stage_code
 from reca.verbs.inputs import of_section, pairs, read_section, records_of, work_folder
@@ -67,6 +68,8 @@ def cache(arguments: Namespace) -> None:
 def align(arguments: Namespace) -> None:
     """Train one arm. Under torchrun every rank trains and the first one writes."""
     from reca.align.run import feature_data, is_first, run, write
+    from reca.models.base import DESCRIPTION
+    from reca.verbs.plan import before_a_run
 
     plain = read_section(arguments.section)
     family, described, data = of_section(plain, "family", "align", "data")
@@ -77,6 +80,9 @@ def align(arguments: Namespace) -> None:
     started = time.time()
     inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
     read = records_of(inputs) if first else {}  # before training, so that damage costs no hours
+    if first:
+        network = read_json(model / DESCRIPTION)["network"]
+        before_a_run(family, network, recipe, int(os.environ.get("WORLD_SIZE", "1")))
     summary = run(
         model,
         feature_data(recipe, sources_of(data), folders, caches),

@@ -33,6 +33,11 @@ CLAIMS: dict[str, dict[str, tuple[str, ...]]] = {
         "test_showo_sampler.py": ("sample_t2i*", "generate_*"),
         "test_showo_preprocess.py": ("preprocess*",),
     },
+    "bagel": {
+        "test_bagel_losses.py": ("reca_loss*", "t2i_loss*", "i2t_loss*", "edit_loss*"),
+        "test_bagel_sampler.py": ("sampler_*", "understanding_decode*"),
+        "test_bagel_images.py": ("vae*", "preprocess*", "data_order*"),
+    },
 }
 
 

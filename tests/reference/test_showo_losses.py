@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 
 import pytest
@@ -18,6 +19,8 @@ from tests.reference import golden_cases as golden
 
 CASES = golden.cases("showo", __file__)
 TASKS = ("recon", "t2i", "mmu")
+# Of losses and attention; tests/kernels runs this file once more with triton, in the interpreter.
+IMPLEMENTATION = os.environ.get("RECA_TEST_IMPLEMENTATION", "torch")
 
 
 class Case:
@@ -28,7 +31,11 @@ class Case:
         self.config = ShowoConfig.from_golden(self.described["config"])
         self.is_clip = self.config.understanding == "clip"
         # untrimmed: the stored ids and masks hold every pad
-        options = ShowoOptions(max_text_training=self.described["max_seq_length"], trim=False)
+        options = ShowoOptions(
+            max_text_training=self.described["max_seq_length"],
+            trim=False,
+            implementation=IMPLEMENTATION,
+        )
         self.model = ShowoModel(self.config, options)
         seed = self.described["seed"]
         golden.fill_(self.model.network, seed)
@@ -243,6 +250,15 @@ def test_every_stored_tensor_is_reproduced(case: Case, ours: dict[str, Tensor]) 
             golden.assert_same(name, ours[name], stored)
         compared.add(name)
     assert compared, "the case stores nothing to compare"
+
+
+def test_blocks_say_what_the_dense_mask_says(case: Case) -> None:
+    for task in case.tasks:
+        layout = case.layout(task)
+        batch, length = layout.roles.shape
+        dense = layout.blocks().dense().view(batch, length, batch, length)
+        assert torch.equal(torch.stack([dense[i, :, i] for i in range(batch)]), layout.allowed())
+        assert int(dense.sum()) == int(layout.allowed().sum()), "rows of the batch see each other"
 
 
 def test_losses_and_gradients(case: Case) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from reca_kernels import Kind
+from reca_kernels import Layout as BlockLayout
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -61,6 +63,19 @@ class Layout:
             seen = seen | (key == CONDITION)
         visible = key != PAD if self.pads_are_hidden else (key != PAD) | (query == PAD)
         return seen & visible
+
+    def blocks(self) -> BlockLayout:
+        """The same mask per token, as `reca_kernels.block_attention` takes it: row b is sample b."""
+        kinds = torch.tensor(
+            [
+                Kind.HIDDEN if self.pads_are_hidden else Kind.PAD,
+                Kind.CAUSAL,
+                Kind.OPEN if self.condition_is_open else Kind.FULL,
+                Kind.FULL,
+            ],
+            device=self.roles.device,
+        )
+        return BlockLayout.batch(kinds[self.roles], self.roles)
 
     def trimmed(self) -> Layout:
         """Drop the columns that are pads in every row; position ids stay, so results do not change

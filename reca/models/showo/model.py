@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from reca_kernels import linear_cross_entropy
 from torch import Tensor
-from torch.nn import functional as F
 
 from reca import records
 from reca.models.showo import layout as layouts
@@ -23,7 +23,15 @@ from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.network import Showo, ShowoConfig
 from reca.models.showo.options import ShowoOptions, parse
 from reca.models.showo.text import TextFrontEnd, check_vocabulary, load_tokenizer
-from reca.models.unified import DecayGroups, Features, Loss, Sampling, UnifiedModel, Use
+from reca.models.unified import (
+    DecayGroups,
+    Features,
+    Loss,
+    Sampling,
+    UnifiedModel,
+    Use,
+    Workload,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -274,7 +282,10 @@ class ShowoModel(UnifiedModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and embeddings_learn):
             embeddings = self.embeddings(layout, understanding)
         return self.network.hidden(
-            inputs_embeds=embeddings, allowed=layout.allowed(), position_ids=layout.positions
+            inputs_embeds=embeddings,
+            blocks=layout.blocks(),
+            implementation=self.options.implementation,
+            position_ids=layout.positions,
         )
 
     def embeddings(self, layout: Layout, understanding: Tensor | None) -> Tensor:
@@ -290,13 +301,19 @@ class ShowoModel(UnifiedModel):
         return torch.cat([tokens[:, :start], clip, tokens[:, stop:]], dim=1)
 
     def _token_loss(self, hidden: Tensor, layout: Layout, vocab: slice | None = None) -> Loss:
-        """Sum of cross-entropies (fp32) at the positions with targets; only their rows pass the
-        head.
-        """
-        wanted = layout.targets != IGNORE
-        logits = self.network.head(hidden[wanted], vocab).float()
-        targets = layout.targets[wanted] - (vocab.start if vocab else 0)
-        return Loss(F.cross_entropy(logits, targets, reduction="sum"), int(targets.numel()))
+        """Sum of cross-entropies (fp32) at the positions with targets; logits are never stored."""
+        head = self.network.showo.lm_head
+        total = linear_cross_entropy(
+            hidden,
+            head.weight,
+            layout.targets,
+            head.bias,
+            vocab=None if vocab is None else (vocab.start, vocab.stop),
+            ignore_index=IGNORE,
+            reduction="sum",
+            implementation=self.options.implementation,
+        )
+        return Loss(total, layout.count)
 
     def _prepared(self, layout: Layout) -> Layout:
         layout = layout.trimmed() if self.options.trim else layout
@@ -421,6 +438,17 @@ class ShowoModel(UnifiedModel):
         return DecayGroups(
             decay=tuple(name for name in names if "bias" not in name),
             no_decay=tuple(name for name in names if "bias" in name),
+        )
+
+    def workload(self) -> Workload:
+        """One RecA sequence: head, understanding tokens, text and image codes (SPEC 3.2)."""
+        llm, is_clip = self.config.llm, self.config.understanding == "clip"
+        seen = self.config.clip_tokens if is_clip else self.config.num_vq_tokens // 4
+        return Workload(
+            tokens=seen + self.config.head_text + 3 + self.config.num_vq_tokens,
+            layers=llm["num_hidden_layers"],
+            width=llm["hidden_size"],
+            inner=llm["intermediate_size"],
         )
 
     def official_state(self) -> dict[str, Tensor]:

@@ -13,10 +13,13 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+from reca_kernels import Implementation
+from reca_kernels import Layout as BlockLayout
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, CLIPVisionConfig, CLIPVisionModel, PhiConfig, PhiForCausalLM
 
+from reca.models.showo import attention
 from reca.models.showo.magvit import MagvitConfig
 
 VICUNA_SYSTEM_PROMPT = (
@@ -272,7 +275,7 @@ class Showo(nn.Module):
                 **config.llm,
             )
         )
-        self.showo.set_attn_implementation("sdpa")
+        self.showo.set_attn_implementation(attention.NAME)
         if config.understanding == "clip":
             self.mm_projector = _projector(config.projector)
 
@@ -289,7 +292,9 @@ class Showo(nn.Module):
         input_ids: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
-        allowed: Tensor,
+        allowed: Tensor | None = None,
+        blocks: BlockLayout | None = None,
+        implementation: Implementation = "auto",
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
     ) -> Tensor:
@@ -297,14 +302,20 @@ class Showo(nn.Module):
 
         `allowed[b, q, k]` (bool, [B, L, K] or [B, 1, L, K]) says that query q may attend to key k;
         K = L, plus the length of `past_key_values` where a cache is given (extended in place).
+        Without a cache the mask may be given as `blocks` instead, per token, and then
+        `reca_kernels.block_attention` runs, by the named implementation.
         `position_ids` [B, L] default to 0..L-1 behind the cache: pads take positions too
         (SPEC 1.1). A row that may attend to nothing gives finite junk.
         """
+        if (allowed is None) == (blocks is None):
+            raise ValueError("Showo.hidden needs the mask once: as allowed or as blocks")
         dtype = (inputs_embeds if inputs_embeds is not None else self.showo.lm_head.weight).dtype
         output = self.showo.model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
-            attention_mask=additive_mask(allowed, dtype),
+            attention_mask=None if allowed is None else additive_mask(allowed, dtype),
+            block_layout=blocks,
+            block_implementation=implementation,
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,

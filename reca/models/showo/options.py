@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from reca_kernels import Implementation
 
 from reca.models.showo.network import ShowoConfig
 
@@ -19,7 +21,7 @@ class ShowoOptions:
     drawing losses to the codebook. `reca_embedding_grad`: RecA trains the embeddings that it reads
     from (None: as published, only in the VQ variant). `trim`: drop columns that are pads in every
     row, which changes nothing but the cost. `encode_batch`: pictures per pass of the frozen
-    encoders.
+    encoders. `implementation`: of the losses and the attention, as `reca_kernels` names them.
     """
 
     max_text_training: int | None = None
@@ -29,6 +31,7 @@ class ShowoOptions:
     reca_embedding_grad: bool | None = None
     trim: bool = True
     encode_batch: int = 32
+    implementation: Implementation = "auto"
 
     def __post_init__(self) -> None:
         if self.loss_vocab not in ("full", "image"):
@@ -36,6 +39,10 @@ class ShowoOptions:
         if self.loss_vocab == "image" and self.t2i_boundary_tokens:
             raise ValueError(
                 "options.loss_vocab 'image' lacks soi and eoi; set t2i_boundary_tokens false"
+            )
+        if self.implementation not in get_args(Implementation):
+            raise ValueError(
+                f"options.implementation is {self.implementation!r}; choose auto, triton or torch"
             )
         for name in ("max_text_training", "encode_batch"):
             value = getattr(self, name)

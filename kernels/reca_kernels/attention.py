@@ -1,0 +1,334 @@
+"""Attention over packed samples whose mask is told per token (`Layout`), never stored densely on a GPU.
+
+Reads top to bottom: the torch implementation (SDPA per run of rows), the Triton kernels, their
+autograd wrapper. Letters: T tokens, Q queries, H heads, K key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from reca_kernels import tuned
+from reca_kernels.language import ceil_div, jit, tl
+from reca_kernels.layout import Layout
+from reca_kernels.runs import Group, runs
+
+_LOG2_E = 1.4426950408889634
+
+
+# ---- torch: one SDPA per run of rows that see the same stretch of keys (runs.py) -----------------
+def by_runs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+    """Attention [Q, H, E] by torch's own kernels."""
+    share = q.shape[1] // k.shape[1]
+    if share > 1:
+        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
+    found = [_group(q, k, v, group, scale) for group in runs(layout, q.dtype)]
+    return torch.cat(found) if found else q * 0
+
+
+def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tensor:
+    """Outputs [batch * rows, H, E] of samples that are alike in size."""
+    batch, rows, columns = group.batch, group.rows, group.columns
+    asked = q[group.first_query : group.first_query + batch * rows].unflatten(0, (batch, rows))
+    keys, values = (
+        t[group.first_key : group.first_key + batch * columns].unflatten(0, (batch, columns))
+        for t in (k, v)
+    )
+    asked, keys, values = (t.transpose(1, 2) for t in (asked, keys, values))
+    parts = [
+        F.scaled_dot_product_attention(
+            asked[:, :, run.rows],
+            keys[:, :, run.columns],
+            values[:, :, run.columns],
+            attn_mask=run.mask,
+            is_causal=run.causal,
+            scale=scale,
+        )
+        for run in group.runs
+    ]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return whole.transpose(1, 2).flatten(0, 1)
+
+
+# ---- Triton: flash attention over the tiles that the layout lists --------------------------------
+@jit
+def scores_tile(
+    q, k, SAMPLE, TAG, asked, column, inside, tokens, scale,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scores [BQ, BK] in units of log 2, from q [BQ, E] and k [E, BK]; -inf where not to be seen."""
+    s = tl.dot(q, k, input_precision=PRECISION) * scale
+    if MASKED:
+        known = column < tokens
+        sample_q = tl.load(SAMPLE + asked, mask=inside, other=-1)
+        sample_k = tl.load(SAMPLE + column, mask=known, other=-2)
+        tag_q = tl.load(TAG + asked, mask=inside, other=0)
+        tag_k = tl.load(TAG + column, mask=known, other=0)
+        kind_q, kind_k = tag_q % 8, tag_k % 8  # the kinds of layout.Kind
+        passed = ((kind_k >= 2) & (kind_k <= 4))[None, :]
+        passed = passed | ((kind_k == 1)[None, :] & (kind_q == 1)[:, None])
+        seen = passed & (column[None, :] <= asked[:, None])
+        seen = seen | ((kind_k >= 3)[None, :] & (tag_q[:, None] == tag_k[None, :]))
+        seen = seen | (kind_k == 4)[None, :]
+        seen = seen & (sample_q[:, None] == sample_k[None, :])
+        s = tl.where(seen, s, float("-inf"))
+    return s
+
+
+@jit
+def forward_tiles(
+    q, K, V, SAMPLE, TAG, COLUMNS, first, stop, asked, inside, tokens, scale, k_token, v_token,
+    top, mass, total, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Run the online softmax on over the listed key tiles first..stop-1."""
+    lane = tl.arange(0, BE)
+    for j in range(first, stop):
+        column = tl.load(COLUMNS + j) * BK + tl.arange(0, BK)
+        known = column < tokens
+        far = column.to(tl.int64)
+        k = tl.load(
+            K + far[None, :] * k_token + lane[:, None],
+            mask=known[None, :] & (lane < E)[:, None], other=0.0,
+        )  # fmt: skip
+        v = tl.load(
+            V + far[:, None] * v_token + lane[None, :],
+            mask=known[:, None] & (lane < E)[None, :], other=0.0,
+        )  # fmt: skip
+        s = scores_tile(q, k, SAMPLE, TAG, asked, column, inside, tokens, scale, MASKED, PRECISION)
+        higher = tl.maximum(top, tl.max(s, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen so far
+        p = tl.exp2(s - base[:, None])
+        shrink = tl.exp2(top - base)
+        mass = mass * shrink + tl.sum(p, 1)
+        total = tl.dot(p.to(v.dtype), v, total * shrink[:, None], input_precision=PRECISION)
+        top = higher
+    return top, mass, total
+
+
+@jit
+def forward_kernel(
+    Q, K, V, OUT, LSE, ASKED, SAMPLE, TAG, STARTS, MIDDLES, COLUMNS, queries, tokens, scale,
+    q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, SHARE,
+    PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
+    BQ: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Outputs of one query tile and head, and their log-sum-exp (+inf for rows that see nothing)."""
+    tile, head = tl.program_id(0), tl.program_id(1)
+    row, lane = tile * BQ + tl.arange(0, BQ), tl.arange(0, BE)
+    inside = row < queries
+    asked = tl.load(ASKED + row, mask=inside, other=0)
+    valid = inside[:, None] & (lane < E)[None, :]
+    far = row.to(tl.int64)[:, None]
+    q = tl.load(Q + far * q_token + head * q_head + lane[None, :], mask=valid, other=0.0)
+    k_base, v_base = K + head // SHARE * k_head, V + head // SHARE * v_head
+    top = tl.full((BQ,), float("-inf"), tl.float32)
+    mass = tl.zeros((BQ,), tl.float32)
+    total = tl.zeros((BQ, BE), tl.float32)
+    start, middle, stop = (
+        tl.load(STARTS + tile),
+        tl.load(MIDDLES + tile),
+        tl.load(STARTS + tile + 1),
+    )
+    top, mass, total = forward_tiles(
+        q, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, asked, inside, tokens, scale,
+        k_token, v_token, top, mass, total, False, PRECISION, E, BE, BK,
+    )  # fmt: skip
+    top, mass, total = forward_tiles(
+        q, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, asked, inside, tokens, scale,
+        k_token, v_token, top, mass, total, True, PRECISION, E, BE, BK,
+    )  # fmt: skip
+    blind = mass == 0.0
+    out = total / tl.where(blind, 1.0, mass)[:, None]
+    lse = tl.where(blind, float("inf"), top + tl.log2(mass))
+    place = OUT + far * o_token + head * o_head + lane[None, :]
+    tl.store(place, out.to(OUT.dtype.element_ty), mask=valid)
+    tl.store(LSE + head * queries + row, lse, mask=inside)
+
+
+@jit
+def query_gradient_tiles(
+    q, d_out, K, V, SAMPLE, TAG, COLUMNS, first, stop, asked, inside, tokens, scale,
+    k_token, v_token, lse, delta, total, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Add the gradient of the queries that comes through the listed key tiles."""
+    lane = tl.arange(0, BE)
+    for j in range(first, stop):
+        column = tl.load(COLUMNS + j) * BK + tl.arange(0, BK)
+        valid = (column < tokens)[:, None] & (lane < E)[None, :]
+        far = column.to(tl.int64)[:, None]
+        k = tl.load(K + far * k_token + lane[None, :], mask=valid, other=0.0)
+        v = tl.load(V + far * v_token + lane[None, :], mask=valid, other=0.0)
+        s = scores_tile(
+            q, tl.trans(k), SAMPLE, TAG, asked, column, inside, tokens, scale, MASKED, PRECISION
+        )
+        p = tl.exp2(s - lse[:, None])
+        d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
+        d_s = p * (d_p - delta[:, None])
+        total = tl.dot(d_s.to(k.dtype), k, total, input_precision=PRECISION)
+    return total
+
+
+@jit
+def query_gradient_kernel(
+    Q, K, V, DOUT, LSE, DELTA, DQ, ASKED, SAMPLE, TAG, STARTS, MIDDLES, COLUMNS, queries, tokens,
+    scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, SHARE,
+    PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
+    BQ: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """DQ of one query tile and head."""
+    tile, head = tl.program_id(0), tl.program_id(1)
+    row, lane = tile * BQ + tl.arange(0, BQ), tl.arange(0, BE)
+    inside = row < queries
+    asked = tl.load(ASKED + row, mask=inside, other=0)
+    valid = inside[:, None] & (lane < E)[None, :]
+    far = row.to(tl.int64)[:, None]
+    q = tl.load(Q + far * q_token + head * q_head + lane[None, :], mask=valid, other=0.0)
+    d_out = tl.load(DOUT + far * o_token + head * o_head + lane[None, :], mask=valid, other=0.0)
+    lse = tl.load(LSE + head * queries + row, mask=inside, other=float("inf"))
+    delta = tl.load(DELTA + head * queries + row, mask=inside, other=0.0)
+    k_base, v_base = K + head // SHARE * k_head, V + head // SHARE * v_head
+    total = tl.zeros((BQ, BE), tl.float32)
+    start, middle, stop = (
+        tl.load(STARTS + tile),
+        tl.load(MIDDLES + tile),
+        tl.load(STARTS + tile + 1),
+    )
+    total = query_gradient_tiles(
+        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, asked, inside, tokens, scale,
+        k_token, v_token, lse, delta, total, False, PRECISION, E, BE, BK,
+    )  # fmt: skip
+    total = query_gradient_tiles(
+        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, asked, inside, tokens, scale,
+        k_token, v_token, lse, delta, total, True, PRECISION, E, BE, BK,
+    )  # fmt: skip
+    place = DQ + far * o_token + head * o_head + lane[None, :]
+    tl.store(place, (total * natural).to(DQ.dtype.element_ty), mask=valid)
+
+
+@jit
+def key_gradient_tiles(
+    k, v, Q, DOUT, LSE, DELTA, ASKED, SAMPLE, TAG, ROWS, first, stop, column, queries, tokens,
+    scale, q_token, o_token, d_k, d_v, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, BE: tl.constexpr, BQ: tl.constexpr,
+):  # fmt: skip
+    """Add the gradients of keys and values that come through the listed query tiles."""
+    lane = tl.arange(0, BE)
+    for j in range(first, stop):
+        row = tl.load(ROWS + j) * BQ + tl.arange(0, BQ)
+        inside = row < queries
+        asked = tl.load(ASKED + row, mask=inside, other=0)
+        valid = inside[:, None] & (lane < E)[None, :]
+        far = row.to(tl.int64)[:, None]
+        q = tl.load(Q + far * q_token + lane[None, :], mask=valid, other=0.0)
+        d_out = tl.load(DOUT + far * o_token + lane[None, :], mask=valid, other=0.0)
+        lse = tl.load(LSE + row, mask=inside, other=float("inf"))
+        delta = tl.load(DELTA + row, mask=inside, other=0.0)
+        s = scores_tile(
+            q, tl.trans(k), SAMPLE, TAG, asked, column, inside, tokens, scale, MASKED, PRECISION
+        )
+        p = tl.exp2(s - lse[:, None])
+        d_v = tl.dot(tl.trans(p.to(d_out.dtype)), d_out, d_v, input_precision=PRECISION)
+        d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
+        d_s = (p * (d_p - delta[:, None])).to(q.dtype)
+        d_k = tl.dot(tl.trans(d_s), q, d_k, input_precision=PRECISION)
+    return d_k, d_v
+
+
+@jit
+def key_gradient_kernel(
+    Q, K, V, DOUT, LSE, DELTA, DK, DV, ASKED, SAMPLE, TAG, STARTS, MIDDLES, ROWS, queries, tokens,
+    scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head,
+    d_token, d_head, SHARE, PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
+    BQ: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """DK and DV of one key tile and key head, over all heads that share it, in a fixed order."""
+    tile, group = tl.program_id(0), tl.program_id(1)
+    column, lane = tile * BK + tl.arange(0, BK), tl.arange(0, BE)
+    valid = (column < tokens)[:, None] & (lane < E)[None, :]
+    far = column.to(tl.int64)[:, None]
+    k = tl.load(K + far * k_token + group * k_head + lane[None, :], mask=valid, other=0.0)
+    v = tl.load(V + far * v_token + group * v_head + lane[None, :], mask=valid, other=0.0)
+    d_k = tl.zeros((BK, BE), tl.float32)
+    d_v = tl.zeros((BK, BE), tl.float32)
+    start, middle, stop = (
+        tl.load(STARTS + tile),
+        tl.load(MIDDLES + tile),
+        tl.load(STARTS + tile + 1),
+    )
+    for head in range(group * SHARE, (group + 1) * SHARE):
+        q_base, o_base = Q + head * q_head, DOUT + head * o_head
+        lse_base, delta_base = LSE + head * queries, DELTA + head * queries
+        d_k, d_v = key_gradient_tiles(
+            k, v, q_base, o_base, lse_base, delta_base, ASKED, SAMPLE, TAG, ROWS, start, middle,
+            column, queries, tokens, scale, q_token, o_token, d_k, d_v, False, PRECISION, E, BE, BQ,
+        )  # fmt: skip
+        d_k, d_v = key_gradient_tiles(
+            k, v, q_base, o_base, lse_base, delta_base, ASKED, SAMPLE, TAG, ROWS, middle, stop,
+            column, queries, tokens, scale, q_token, o_token, d_k, d_v, True, PRECISION, E, BE, BQ,
+        )  # fmt: skip
+    place = far * d_token + group * d_head + lane[None, :]
+    tl.store(DK + place, (d_k * natural).to(DK.dtype.element_ty), mask=valid)
+    tl.store(DV + place, d_v.to(DV.dtype.element_ty), mask=valid)
+
+
+class Triton(torch.autograd.Function):
+    """Keeps outputs and one log-sum-exp per row and head; backward makes the scores again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+        """Outputs [Q, H, E]."""
+        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+        (queries, heads, width), block = q.shape, tuned.attention("forward", q.dtype, q.shape[2])
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        lse = torch.empty(heads, queries, device=q.device)
+        if queries:
+            lists = layout.tiles(block["BQ"], block["BK"])
+            forward_kernel[(ceil_div(queries, block["BQ"]), heads)](
+                q, k, v, out, lse, layout.asking, layout.sample, layout.tag, lists.starts,
+                lists.middles, lists.columns, queries, layout.tokens, scale * _LOG2_E,
+                *_strides(q, k, v, out), heads // k.shape[1], PRECISION=tuned.precision(), E=width,
+                **block,
+            )  # fmt: skip
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.layout, ctx.scale = layout, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        """One kernel per query tile and one per key tile: nobody shares a result."""
+        q, k, v, out, lse = ctx.saved_tensors
+        layout, (queries, heads, width) = ctx.layout, q.shape
+        d_out = d_out.contiguous()
+        delta = (d_out.float() * out.float()).sum(-1).T.contiguous()
+        d_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        d_k, d_v = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
+        share = heads // k.shape[1]
+        scales = (ctx.scale * _LOG2_E, ctx.scale)
+        if queries:
+            block = tuned.attention("query", q.dtype, width)
+            lists = layout.tiles(block["BQ"], block["BK"])
+            query_gradient_kernel[(ceil_div(queries, block["BQ"]), heads)](
+                q, k, v, d_out, lse, delta, d_q, layout.asking, layout.sample, layout.tag,
+                lists.starts, lists.middles, lists.columns, queries, layout.tokens, *scales,
+                *_strides(q, k, v, d_out), share, PRECISION=tuned.precision(), E=width, **block,
+            )  # fmt: skip
+            block = tuned.attention("key", q.dtype, width)
+            lists = layout.tiles(block["BQ"], block["BK"], by_key=True)
+            key_gradient_kernel[(ceil_div(layout.tokens, block["BK"]), k.shape[1])](
+                q, k, v, d_out, lse, delta, d_k, d_v, layout.asking, layout.sample, layout.tag,
+                lists.starts, lists.middles, lists.columns, queries, layout.tokens, *scales,
+                *_strides(q, k, v, d_out, d_k), share, PRECISION=tuned.precision(), E=width, **block,
+            )  # fmt: skip
+        return d_q, d_k, d_v, None, None
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [t.stride(i) for t in tensors for i in (0, 1)]

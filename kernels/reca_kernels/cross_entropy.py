@@ -1,0 +1,337 @@
+"""Linear layer and cross-entropy in one, without the logits in memory.
+
+Reads top to bottom: the torch implementation (chunks of rows), the Triton kernels, their autograd
+wrapper. Letters: N rows, M rows that carry a loss, D width, V width of the vocabulary slice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from reca_kernels import tuned
+from reca_kernels.inputs import dense_rows
+from reca_kernels.language import ceil_div, jit, tl
+from reca_kernels.product import product
+
+_CHUNK_BYTES = 16 * 2**20  # of fp32 logits: 16 MiB run as fast as 64 (benchmarks: chunk.csv)
+
+
+# ---- torch: chunks of rows; the gradient of a scalar loss is made on the way forward -------------
+class Torch(torch.autograd.Function):
+    """The lean implementation: 6 N D V operations as plain torch, one chunk of logits alive."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None,
+        wanted: Tensor,
+        vocab: tuple[int, int],
+        smoothing: float,
+        reduction: str,
+    ) -> Tensor:
+        """The scalar loss, or the losses [M]."""
+        ctx.save_for_backward(hidden, weight, bias, rows, wanted)
+        ctx.rest = (vocab, smoothing)
+        ctx.scale = 1 / max(len(wanted), 1) if reduction == "mean" else 1.0
+        ctx.scalar = reduction != "none"
+        needs = ctx.needs_input_grad[:3] if ctx.scalar else (False,) * 3
+        losses, ctx.gradients = _chunked(
+            hidden, weight, bias, rows, wanted, vocab, smoothing, None, needs, ctx.scale
+        )
+        return losses.sum() * ctx.scale if ctx.scalar else losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        """Hand out the gradients that forward made; make them (again) where it could not."""
+        gradients, ctx.gradients = ctx.gradients, None
+        needs = ctx.needs_input_grad[:3]
+        if not ctx.scalar or gradients is None:
+            by_row = None if ctx.scalar else incoming
+            rest = (*ctx.rest, by_row, needs, ctx.scale)
+            _, gradients = _chunked(*ctx.saved_tensors, *rest)
+        if ctx.scalar and float(incoming) != 1:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(incoming)
+        return (*gradients, None, None, None, None, None)
+
+
+def _chunked(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    wanted: Tensor,
+    vocab: tuple[int, int],
+    smoothing: float,
+    by_row: Tensor | None,
+    needs: tuple[bool, ...],
+    scale: float,
+) -> tuple[Tensor, tuple[Tensor | None, ...] | None]:
+    """Losses [M] and, where `needs` says so, gradients of hidden, weight and bias times `scale`.
+
+    `by_row` [M] weighs the rows' gradients.
+    """
+    start, stop = vocab
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    slice_w = weight[start:stop]
+    slice_b = None if bias is None else bias[start:stop]
+    losses = torch.empty(len(wanted), dtype=wide, device=hidden.device)
+    d_hidden = torch.zeros_like(hidden) if needs[0] else None
+    d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs[1] else None
+    d_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs[2] else None
+    step = min(max(_CHUNK_BYTES // (4 * (stop - start)), 16), max(len(wanted), 1))
+    room = hidden.new_empty(step, stop - start)  # one chunk, written again and again
+    for first in range(0, len(wanted), step):
+        part = slice(first, min(first + step, len(wanted)))
+        chosen_rows = part if rows is None else rows[part]
+        x = hidden[chosen_rows]
+        logits = room[: len(x)]
+        if slice_b is None:
+            torch.mm(x, slice_w.T, out=logits)
+        else:
+            torch.addmm(slice_b, x, slice_w.T, out=logits)
+        logits = logits.to(wide)
+        losses[part], residual = _softmax_(logits, wanted[part], smoothing, any(needs))
+        if not any(needs):
+            continue
+        if by_row is not None:
+            residual.mul_(by_row[part].unsqueeze(1))
+        if d_bias is not None:
+            d_bias[start:stop] += residual.sum(0)
+        residual = residual.to(hidden.dtype)
+        if d_hidden is not None:
+            d_hidden[chosen_rows] = (residual @ slice_w).mul_(scale)
+        if d_weight is not None:
+            _add_product(d_weight[start:stop], residual.T, x)
+    return losses, (
+        d_hidden,
+        None if d_weight is None else d_weight.mul_(scale).to(weight.dtype),
+        None if d_bias is None or bias is None else d_bias.mul_(scale).to(bias.dtype),
+    )
+
+
+def _softmax_(
+    logits: Tensor, wanted: Tensor, smoothing: float, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    """Losses [m] and the derivative of each by its logits [m, V], which it overwrites."""
+    aim = wanted.unsqueeze(1)
+    greatest = logits.amax(1, keepdim=True)
+    hit = logits.gather(1, aim)
+    mean = logits.mean(1, keepdim=True) if smoothing else hit
+    mass = logits.sub_(greatest).exp_().sum(1, keepdim=True)
+    loss = greatest + mass.log() - (1 - smoothing) * hit - smoothing * mean
+    if differentiate:
+        logits.div_(mass)
+        logits.scatter_add_(1, aim, torch.full_like(hit, smoothing - 1))
+        if smoothing:
+            logits.sub_(smoothing / logits.shape[1])
+    return loss.squeeze(1), logits
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a @ b; sums of low-precision chunks are kept in fp32."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)
+
+
+# ---- Triton: log-sum-exp by tiles; backward makes the tiles again, one slab of columns at a time --
+_SLAB_BYTES = 64 * 2**20  # of the derivative by the logits; the slab is the only part ever stored
+
+
+@jit
+def logits_tile(
+    X, W, B, source, inside, column, known, D, x_row, w_row,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Logits [BM, BV] of the rows `source` and the columns `column`; -inf outside the slice."""
+    total = tl.zeros((BM, BV), tl.float32)
+    x_base = X + source.to(tl.int64)[:, None] * x_row
+    w_base = W + column.to(tl.int64)[None, :] * w_row
+    for first in range(0, D, BD):
+        inner = first + tl.arange(0, BD)
+        x = tl.load(x_base + inner[None, :], mask=inside[:, None] & (inner < D)[None, :], other=0.0)
+        w = tl.load(w_base + inner[:, None], mask=known[None, :] & (inner < D)[:, None], other=0.0)
+        total = tl.dot(x, w, total, input_precision=PRECISION)
+    if HAS_BIAS:
+        total += tl.load(B + column, mask=known, other=0.0).to(tl.float32)[None, :]
+    return tl.where(known[None, :], total, float("-inf"))
+
+
+@jit
+def log_sum_kernel(
+    X, W, B, ROWS, AIM, TOP, MASS, HIT, SUM, M, D, V, x_row, w_row, span,
+    HAS_ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, SMOOTH: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Per row and split of the columns: greatest logit, sum of exp(logit - greatest), aim's logit."""
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    split = tl.program_id(1)
+    inside = row < M
+    source = tl.load(ROWS + row, mask=inside, other=0) if HAS_ROWS else row
+    aim = tl.load(AIM + row, mask=inside, other=-1)
+    top = tl.full((BM,), float("-inf"), tl.float32)
+    mass = tl.zeros((BM,), tl.float32)
+    hit = tl.zeros((BM,), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    for first in range(split * span, min(V, (split + 1) * span), BV):
+        column = first + tl.arange(0, BV)
+        known = column < V
+        logits = logits_tile(
+            X, W, B, source, inside, column, known, D, x_row, w_row,
+            HAS_BIAS, PRECISION, BM, BV, BD,
+        )  # fmt: skip
+        higher = tl.maximum(top, tl.max(logits, 1))
+        mass = mass * tl.exp(top - higher) + tl.sum(tl.exp(logits - higher[:, None]), 1)
+        top = higher
+        hit += tl.sum(tl.where(column[None, :] == aim[:, None], logits, 0.0), 1)
+        if SMOOTH:
+            total += tl.sum(tl.where(known[None, :], logits, 0.0), 1)
+    place = split * M + row
+    tl.store(TOP + place, top, mask=inside)
+    tl.store(MASS + place, mass, mask=inside)
+    tl.store(HIT + place, hit, mask=inside)
+    if SMOOTH:
+        tl.store(SUM + place, total, mask=inside)
+
+
+@jit
+def residual_kernel(
+    X, W, B, ROWS, AIM, LSE, WEIGH, G, M, D, V, x_row, w_row, width, smoothing,
+    HAS_ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_WEIGH: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """G[M, width] = softmax - aim, for the slab of columns that W, B and AIM begin with."""
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    column = tl.program_id(1) * BV + tl.arange(0, BV)
+    inside, known = row < M, column < width
+    source = tl.load(ROWS + row, mask=inside, other=0) if HAS_ROWS else row
+    aim = tl.load(AIM + row, mask=inside, other=-1)
+    lse = tl.load(LSE + row, mask=inside, other=0.0)
+    logits = logits_tile(
+        X, W, B, source, inside, column, known, D, x_row, w_row, HAS_BIAS, PRECISION, BM, BV, BD
+    )
+    g = tl.exp(logits - lse[:, None]) - smoothing / V
+    g -= tl.where(column[None, :] == aim[:, None], 1.0 - smoothing, 0.0)
+    if HAS_WEIGH:
+        g *= tl.load(WEIGH + row, mask=inside, other=0.0)[:, None]
+    place = G + row.to(tl.int64)[:, None] * width + column[None, :]
+    tl.store(place, g.to(G.dtype.element_ty), mask=inside[:, None] & known[None, :])
+
+
+class Triton(torch.autograd.Function):
+    """Forward keeps one log-sum-exp per row; backward costs 6 N D V operations, forward 2."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None,
+        wanted: Tensor,
+        vocab: tuple[int, int],
+        smoothing: float,
+        reduction: str,
+    ) -> Tensor:
+        """The scalar loss, or the losses [M]."""
+        hidden, weight = dense_rows(hidden), dense_rows(weight)
+        bias = None if bias is None else bias.contiguous()
+        lse, losses = _log_sums(hidden, weight, bias, rows, wanted, vocab, smoothing)
+        ctx.save_for_backward(hidden, weight, bias, rows, wanted, lse)
+        ctx.rest = (vocab, smoothing)
+        ctx.scale = 1 / max(len(wanted), 1) if reduction == "mean" else 1.0
+        ctx.scalar = reduction != "none"
+        return losses.sum() * ctx.scale if ctx.scalar else losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        """Slab by slab: the derivative by the logits, then its products with weight and hidden."""
+        scale = torch.full((1,), ctx.scale, device=incoming.device)
+        if ctx.scalar:
+            scale = scale * incoming.float()
+        weigh = None if ctx.scalar else incoming.float().contiguous()
+        rest = (*ctx.rest, weigh, scale, ctx.needs_input_grad)
+        gradients = _slabs(*ctx.saved_tensors, *rest)
+        return (*gradients, None, None, None, None, None)
+
+
+def _log_sums(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    wanted: Tensor,
+    vocab: tuple[int, int],
+    smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp and loss of each row, both fp32 [M]."""
+    (start, stop), m, block = vocab, len(wanted), tuned.cross_entropy(hidden.dtype)
+    row_tiles, column_tiles = ceil_div(m, block["BM"]), ceil_div(stop - start, block["BV"])
+    # enough programs for a large GPU; the split depends on sizes only, so sums have one order
+    splits = min(max(512 // max(row_tiles, 1), 1), column_tiles)
+    span = ceil_div(column_tiles, splits) * block["BV"]
+    splits = ceil_div(stop - start, span)
+    top, mass, hit, total = torch.zeros(4, splits, m, device=hidden.device).unbind(0)
+    if m:
+        log_sum_kernel[(row_tiles, splits)](
+            hidden, weight[start:stop], None if bias is None else bias[start:stop], rows, wanted,
+            top, mass, hit, total, m, hidden.shape[1], stop - start, hidden.stride(0),
+            weight.stride(0), span, HAS_ROWS=rows is not None, HAS_BIAS=bias is not None,
+            SMOOTH=smoothing > 0, PRECISION=tuned.precision(), **block,
+        )  # fmt: skip
+    lse = torch.logsumexp(top + mass.log(), dim=0)
+    mean = total.sum(0) / (stop - start)
+    return lse, lse - (1 - smoothing) * hit.sum(0) - smoothing * mean
+
+
+def _slabs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    wanted: Tensor,
+    lse: Tensor,
+    vocab: tuple[int, int],
+    smoothing: float,
+    weigh: Tensor | None,
+    scale: Tensor,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    (start, stop), m, block = vocab, len(wanted), tuned.cross_entropy(hidden.dtype)
+    d_weight = torch.zeros_like(weight) if needs[1] else None
+    d_bias = torch.zeros_like(bias) if needs[2] and bias is not None else None
+    made = torch.zeros(m, hidden.shape[1], device=hidden.device) if needs[0] else None
+    slab = max(_SLAB_BYTES // (hidden.element_size() * max(m, 1)) // 128 * 128, 128)
+    for first in range(0, stop - start if m else 0, slab):
+        width = min(slab, stop - start - first)
+        part = slice(start + first, start + first + width)
+        g = hidden.new_empty(m, width)
+        residual_kernel[(ceil_div(m, block["BM"]), ceil_div(width, block["BV"]))](
+            hidden, weight[part], None if bias is None else bias[part], rows, wanted - first, lse,
+            weigh, g, m, hidden.shape[1], stop - start, hidden.stride(0), weight.stride(0),
+            width, float(smoothing), HAS_ROWS=rows is not None, HAS_BIAS=bias is not None,
+            HAS_WEIGH=weigh is not None, PRECISION=tuned.precision(), **block,
+        )  # fmt: skip
+        if made is not None:
+            product(g, weight[part], None, scale, made, add=True)
+        if d_weight is not None:
+            product(g.T, hidden, rows, scale, d_weight[part])
+        if d_bias is not None:
+            d_bias[part] = (g.sum(0, dtype=torch.float32) * scale).to(d_bias.dtype)
+    d_hidden = None if made is None else made.to(hidden.dtype)
+    if d_hidden is not None and rows is not None:
+        d_hidden = torch.zeros_like(hidden).index_copy_(0, rows, d_hidden)
+    return d_hidden, d_weight, d_bias

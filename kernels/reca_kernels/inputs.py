@@ -1,0 +1,57 @@
+"""What the losses ask of their inputs, and how they hand out their rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """ValueError unless hidden [..., D], weight [C, D] and bias [C] go together."""
+    if weight.dim() != 2 or hidden.dim() < 1 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"{name}: hidden {list(hidden.shape)} does not fit weight {list(weight.shape)}; "
+            "give hidden [..., D] and weight [C, D]"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{name}: bias {list(bias.shape)} must be [{weight.shape[0]}]")
+    together = [hidden, weight] if bias is None else [hidden, weight, bias]
+    if len({t.device for t in together}) > 1:
+        raise ValueError(f"{name}: hidden, weight and bias lie on different devices; move them")
+    if hidden.dtype not in FLOATS or (
+        len({t.dtype for t in together}) > 1 and not torch.is_autocast_enabled(hidden.device.type)
+    ):
+        raise ValueError(
+            f"{name}: hidden, weight and bias must have one floating type, not "
+            f"{', '.join(str(t.dtype) for t in together)}; cast them or use autocast"
+        )
+
+
+def check_reduction(reduction: str) -> None:
+    """ValueError on an unknown reduction."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}; choose one of: mean, sum, none")
+
+
+def autocast(tensor: Tensor) -> Tensor:
+    """The tensor in autocast's type where autocast is on, as `F.linear` would take it."""
+    kind = tensor.device.type
+    if not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind))
+
+
+def reduced(losses: Tensor, rows: Tensor | None, shape: torch.Size, reduction: str) -> Tensor:
+    """A scalar as it is; losses [M] of the chosen rows spread over all rows, 0 elsewhere."""
+    if reduction != "none":
+        return losses
+    if rows is None:
+        return losses.view(shape)
+    return losses.new_zeros(shape.numel()).index_put((rows,), losses).view(shape)
+
+
+def dense_rows(matrix: Tensor) -> Tensor:
+    """The matrix with its last dimension dense, as the kernels read it; a copy only if it is not."""
+    return matrix if matrix.stride(-1) == 1 and matrix.stride(0) >= 0 else matrix.contiguous()

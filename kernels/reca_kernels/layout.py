@@ -1,0 +1,243 @@
+"""Who may look at whom, told per token: from it follow the dense mask and the tiles worth visiting.
+
+A batch is one packed row of T tokens. Each token has a `sample` (tokens see their own sample only), a
+`block` (an image, a split) and a `kind`. Masks of all five model families are layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Kind(IntEnum):
+    """What a token is for the mask; query q sees key k of its sample in these cases.
+
+    HIDDEN: no query sees it (padding); as a query it sees what a CAUSAL token in its place sees.
+    PAD: only PAD queries from its place on see it; as a query it sees what a CAUSAL one sees, too.
+    CAUSAL: every query from its place on sees it (text).
+    FULL: as CAUSAL, and all FULL tokens of its block see it (an image that is read or drawn).
+    OPEN: every query of the sample sees it, also those in front of it (Show-o's condition).
+    NOISE: only the NOISE tokens of its block see it, all of them (BAGEL's image under noise).
+    """
+
+    HIDDEN = 0
+    PAD = 1
+    CAUSAL = 2
+    FULL = 3
+    OPEN = 4
+    NOISE = 5
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles worth visiting, in CSR form: row i has `columns[starts[i]:starts[i + 1]]` (int32).
+
+    In those before `middles[i]` every pair may look at each other: they need no mask.
+    """
+
+    starts: Tensor
+    middles: Tensor
+    columns: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Per token `sample`, `block` and `kind`, each int32 [T]; `sample` never decreases.
+
+    `queries` (int32 [Q], ascending) names the tokens that ask, where not all do: the keys of the
+    others come from a cache. Build one with `packed` or `batch`; ValueError on what cannot be.
+    """
+
+    sample: Tensor
+    block: Tensor
+    kind: Tensor
+    queries: Tensor | None = None
+    _made: dict[object, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("sample", "block", "kind"):
+            given = getattr(self, name)
+            if given.dim() != 1 or given.dtype != torch.int32 or len(given) != len(self.sample):
+                raise ValueError(
+                    f"layout.{name} must be int32 [{len(self.sample)}], one per token, "
+                    f"not {given.dtype} {list(given.shape)}"
+                )
+        if self.queries is not None and (self.queries.dim(), self.queries.dtype) != (
+            1,
+            torch.int32,
+        ):
+            raise ValueError(
+                f"layout.queries must be int32 [Q], not {self.queries.dtype} {list(self.queries.shape)}"
+            )
+
+    # ---- construction ----------------------------------------------------------------------------
+    @classmethod
+    def packed(
+        cls, samples: Sequence[Sequence[tuple[Kind | str, int]]], device: torch.device | str = "cpu"
+    ) -> Layout:
+        """Samples one behind another, each a list of (kind, length); every entry is its own block.
+
+        Example: `Layout.packed([[("full", 256), ("causal", 12), ("noise", 4098)]])`.
+        """
+        rows = [
+            (number, block, _kind(kind), length)
+            for number, splits in enumerate(samples)
+            for block, (kind, length) in enumerate(splits)
+        ]
+        if any(length < 0 for *_, length in rows):
+            raise ValueError("layout: a split has a negative length")
+        table = torch.tensor([row[:3] for row in rows], dtype=torch.int32).reshape(-1, 3)
+        lengths = torch.tensor([row[3] for row in rows], dtype=torch.long)
+        sample, block, kind = table.repeat_interleave(lengths, dim=0).to(device).unbind(1)
+        return cls(sample.contiguous(), block.contiguous(), kind.contiguous())
+
+    @classmethod
+    def batch(cls, kind: Tensor, block: Tensor | None = None) -> Layout:
+        """Rows of a rectangular batch as samples: `kind` [B, L], `block` [B, L] (default: the kind).
+
+        The tokens are then `x.flatten(0, 1)` of a batch x [B, L, ...].
+        """
+        batch, length = kind.shape
+        sample = torch.arange(batch, device=kind.device).repeat_interleave(length)
+        block = kind if block is None else block
+        return cls(sample.int(), block.flatten().int(), kind.flatten().int())
+
+    def ask(self, queries: Tensor) -> Layout:
+        """The same keys, asked by the tokens `queries` only (indices [Q] in ascending order)."""
+        return replace(self, queries=queries.to(self.sample.device).int(), _made={})
+
+    def to(self, device: torch.device | str) -> Layout:
+        """The same layout on another device (itself where it is there already)."""
+        if self.sample.device == torch.device(device):
+            return self
+        queries = None if self.queries is None else self.queries.to(device)
+        return Layout(self.sample.to(device), self.block.to(device), self.kind.to(device), queries)
+
+    # ---- sizes -----------------------------------------------------------------------------------
+    @property
+    def tokens(self) -> int:
+        """T: number of keys."""
+        return len(self.sample)
+
+    @property
+    def asking(self) -> Tensor:
+        """Indices of the tokens that are queries, int32 [Q]."""
+        if self.queries is not None:
+            return self.queries
+        every = partial(torch.arange, device=self.sample.device, dtype=torch.int32)
+        return self.made("asking", lambda: every(self.tokens))
+
+    @property
+    def tag(self) -> Tensor:
+        """Block and kind in one number, int32 [T]: block * 8 + kind, as the kernels read it."""
+        return self.made("tag", lambda: self.block * 8 + self.kind)
+
+    def made(self, key: object, make: Callable[[], Any]) -> Any:
+        """`make()`, remembered under `key` for as long as the layout lives (layers share it)."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def check_order(self) -> None:
+        """ValueError unless samples lie one behind another and queries ascend."""
+        for name, values in (("sample", self.sample), ("queries", self.asking)):
+            if bool((values.diff() < (name == "queries")).any()):
+                raise ValueError(
+                    f"layout.{name} must {'ascend' if name == 'queries' else 'never decrease'}; "
+                    "put the tokens of a sample one behind another"
+                )
+
+    # ---- what follows from it --------------------------------------------------------------------
+    def dense(self, queries: slice | None = None, keys: slice | None = None) -> Tensor:
+        """The mask, bool [Q, T] (or a part of it): true where the query may look at the key."""
+        asked = self.asking[queries or slice(None)].long().unsqueeze(1)
+        keys = keys or slice(None)
+        key = torch.arange(self.tokens, device=self.sample.device)[keys].unsqueeze(0)
+        sample, tag = self.sample, self.tag
+        kind_k, pads = self.kind[keys].unsqueeze(0), self.kind[asked] == Kind.PAD
+        passed = ((kind_k >= Kind.CAUSAL) & (kind_k <= Kind.OPEN)) | ((kind_k == Kind.PAD) & pads)
+        seen = passed & (key <= asked)
+        seen |= (kind_k >= Kind.FULL) & (tag[keys].unsqueeze(0) == tag[asked])
+        seen |= kind_k == Kind.OPEN
+        return seen & (sample[keys].unsqueeze(0) == sample[asked])
+
+    def tiles(self, rows: int, columns: int, by_key: bool = False) -> Tiles:
+        """Tiles of `rows` queries by `columns` keys that hold a visible pair, per query tile.
+
+        `by_key`: per key tile instead. Found from the least and the greatest of each tile, so a
+        listed tile may be empty, but none is missing.
+        """
+        key = ("tiles", rows, columns, by_key)
+        return self.made(key, lambda: self._tiles(rows, columns, by_key))
+
+    def _tiles(self, rows: int, columns: int, by_key: bool) -> Tiles:
+        self.check_order()
+        asked = self.asking.long()
+        place = torch.arange(self.tokens, device=asked.device)
+        q = _Spans(asked, self.sample[asked], self.tag[asked], rows)
+        k = _Spans(place, self.sample, self.tag, columns).across()
+        some = (q.first_sample <= k.last_sample) & (k.first_sample <= q.last_sample)
+        passed = (k.has_causal | (k.has_pad & q.has_pad)) & (k.first <= q.last)
+        both_ways = (q.least_tag <= k.most_tag) & (k.least_tag <= q.most_tag)
+        some = some & (passed | both_ways | k.has_open)
+        alike = (q.first_sample == q.last_sample) & (k.first_sample == k.last_sample)
+        alike = alike & (q.first_sample == k.first_sample) & k.whole
+        one_block = q.all_two_way & k.all_two_way & (q.least_tag == q.most_tag)
+        one_block = one_block & (k.least_tag == k.most_tag) & (q.least_tag == k.least_tag)
+        full = alike & (one_block | (k.all_causal & (k.last <= q.first)))
+        if by_key:
+            some, full = some.T, full.T
+        full, part = full & some, some & ~full
+        column = torch.stack([full, part], dim=1).nonzero()[:, 2]
+        starts = torch.zeros(some.shape[0] + 1, dtype=torch.int32, device=some.device)
+        starts[1:] = some.sum(1).cumsum(0)
+        return Tiles(starts, starts[:-1] + full.sum(1).int(), column.int())
+
+
+class _Spans:
+    """Least and greatest of each tile of tokens, as columns [tiles, 1]."""
+
+    def __init__(self, place: Tensor, sample: Tensor, tag: Tensor, size: int) -> None:
+        count = -(-len(place) // size)
+        missing = count * size - len(place)
+
+        def tiled(values: Tensor) -> Tensor:
+            return torch.cat([values, values[-1:].expand(missing)]).view(count, size)
+
+        place, sample, tag = tiled(place), tiled(sample), tiled(tag)
+        kind = tag % 8
+        causal, two_way = (kind >= Kind.CAUSAL) & (kind <= Kind.OPEN), kind >= Kind.FULL
+        limits = torch.iinfo(tag.dtype)
+        self.first, self.last = place[:, :1], place[:, -1:]
+        self.first_sample, self.last_sample = sample[:, :1], sample[:, -1:]
+        self.least_tag = tag.masked_fill(~two_way, limits.max).amin(1, keepdim=True)
+        self.most_tag = tag.masked_fill(~two_way, limits.min).amax(1, keepdim=True)
+        self.all_two_way = two_way.all(1, keepdim=True)
+        self.has_causal, self.all_causal = causal.any(1, keepdim=True), causal.all(1, keepdim=True)
+        self.has_pad = (kind == Kind.PAD).any(1, keepdim=True)
+        self.has_open = (kind == Kind.OPEN).any(1, keepdim=True)
+        self.whole = torch.ones_like(self.has_pad)
+        if missing:
+            self.whole[-1] = False
+
+    def across(self) -> _Spans:
+        """The same as rows [1, tiles]."""
+        for name, value in vars(self).items():
+            setattr(self, name, value.T)
+        return self
+
+
+def _kind(kind: Kind | str) -> int:
+    if isinstance(kind, Kind):
+        return int(kind)
+    names = [k.name.lower() for k in Kind]
+    if kind not in names:
+        raise ValueError(f"layout: kind {kind!r} is unknown; choose one of: {', '.join(names)}")
+    return names.index(kind)

@@ -1,0 +1,133 @@
+"""How the torch implementation cuts a layout: runs of queries that see one stretch of keys.
+
+A run with a fully visible or plainly causal stretch needs no mask, and keys outside the stretch are
+never multiplied. Measured on one core, fp32, forward and backward, against one SDPA with the dense
+mask (benchmarks: attention_cpu in docs/results/kernels): 1.1 to 1.6 times as fast from about 400
+tokens on, and slower below, where runs are therefore merged. flex_attention has no backward on CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from reca_kernels.layout import Layout
+
+_CALL = 8192  # query-key pairs that cost as much as another call; small sequences become one run
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows of a sample, the columns that they see, and the additive mask if one is needed."""
+
+    rows: slice
+    columns: slice
+    mask: Tensor | None
+    causal: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring samples with equally many queries and keys, which run as one batch."""
+
+    first_query: int
+    first_key: int
+    batch: int
+    rows: int
+    columns: int
+    runs: tuple[Run, ...]
+
+
+def runs(layout: Layout, dtype: torch.dtype) -> list[Group]:
+    """The runs of a layout with masks of type `dtype`, made once per layout."""
+    return layout.made(("runs", dtype), lambda: _runs(layout, dtype))
+
+
+def _runs(layout: Layout, dtype: torch.dtype) -> list[Group]:
+    layout.check_order()
+    samples, columns = layout.sample.unique_consecutive(return_counts=True)
+    asking = layout.sample[layout.asking.long()].unsqueeze(0)
+    rows = (asking == samples.unsqueeze(1)).sum(1)
+    groups: list[Group] = []
+    first_query = first_key = 0
+    sizes = list(zip(rows.tolist(), columns.tolist(), strict=True))
+    while sizes:
+        size, batch = sizes[0], 1
+        while batch < len(sizes) and sizes[batch] == size:
+            batch += 1
+        if size[0]:
+            made = _group_runs(layout, first_query, first_key, batch, *size, dtype)
+            groups.append(Group(first_query, first_key, batch, *size, made))
+        first_query, first_key = first_query + batch * size[0], first_key + batch * size[1]
+        sizes = sizes[batch:]
+    return groups
+
+
+def _group_runs(
+    layout: Layout,
+    first_query: int,
+    first_key: int,
+    batch: int,
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> tuple[Run, ...]:
+    seen = torch.stack(
+        [
+            layout.dense(
+                slice(first_query + i * rows, first_query + (i + 1) * rows),
+                slice(first_key + i * columns, first_key + (i + 1) * columns),
+            )
+            for i in range(batch)
+        ]
+    )
+    if batch > 1 and bool((seen == seen[:1]).all()):
+        seen = seen[:1]
+    anyone = seen.any(0)
+    place = torch.arange(columns, device=seen.device)
+    least = torch.where(anyone, place, columns).amin(1)
+    most = torch.where(anyone, place + 1, 0).amax(1)
+    tags = layout.tag[layout.asking[first_query : first_query + batch * rows].long()]
+    changes = (tags.view(batch, rows).diff() != 0).any(0).nonzero().squeeze(1) + 1
+    cuts = [0, *changes.tolist(), rows]
+    spans = [(a, b, int(least[a:b].min()), int(most[a:b].max())) for a, b in pairwise(cuts)]
+    return tuple(_run(seen, span, dtype) for span in _merged(spans))
+
+
+def _merged(spans: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Join neighbours for as long as that is cheaper than another call."""
+
+    def cost(span: tuple[int, int, int, int]) -> int:
+        return (span[1] - span[0]) * max(span[3] - span[2], 0) + _CALL
+
+    changed = True
+    while changed:
+        changed = False
+        kept = spans[:1]
+        for span in spans[1:]:
+            last = kept[-1]
+            both = (last[0], span[1], min(last[2], span[2]), max(last[3], span[3]))
+            if cost(both) <= cost(last) + cost(span):
+                kept[-1], changed = both, True
+            else:
+                kept.append(span)
+        spans = kept
+    return spans
+
+
+def _run(seen: Tensor, span: tuple[int, int, int, int], dtype: torch.dtype) -> Run:
+    start, stop, least, most = span
+    least = min(least, most - 1) if most else 0
+    most = max(most, 1)  # rows that see nothing keep one masked key, and give 0
+    rows, columns = slice(start, stop), slice(least, most)
+    part = seen[:, rows, columns]
+    if bool(part.all()):
+        return Run(rows, columns, None, False)
+    square = part.shape[1] == part.shape[2]
+    if square and bool((part == torch.ones_like(part[0]).tril()).all()):
+        return Run(rows, columns, None, True)
+    mask = torch.zeros(part.shape, dtype=dtype, device=part.device)
+    return Run(rows, columns, mask.masked_fill_(~part, float("-inf")).unsqueeze(1), False)

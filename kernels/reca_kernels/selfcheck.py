@@ -1,0 +1,166 @@
+"""The comparison that a device must pass before `auto` takes Triton there; `reca doctor` prints it.
+
+A kernel may err by no more than plain torch in the same type errs, plus a tolerance: fp64 is the
+truth for both, for the outputs and for every gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reca_kernels import face
+from reca_kernels.layout import Layout
+
+TOLERANCE = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+KERNELS = ("linear_cross_entropy", "flow_matching_loss", "block_attention")
+
+Function = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The worst excess over plain torch's error of one quantity, and what is allowed."""
+
+    kernel: str
+    dtype: str
+    quantity: str
+    excess: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        """False for a nan, too."""
+        return self.excess <= self.allowed
+
+
+def excess(kernel: Function, plain: Function, inputs: dict[str, Tensor]) -> dict[str, float]:
+    """Per quantity the greatest of |kernel - truth| - |plain - truth|; truth is plain torch in fp64.
+
+    `inputs` are leaves by name; both functions take them by name. Quantities are the output and the
+    gradient of each input, under a fixed incoming gradient.
+    """
+    truth = _evaluated(plain, {name: t.double() for name, t in inputs.items()})
+    ours, theirs = _evaluated(kernel, inputs), _evaluated(plain, inputs)
+    return {
+        name: _worst((ours[name].double() - t).abs() - (theirs[name].double() - t).abs())
+        for name, t in truth.items()
+    }
+
+
+def _worst(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0
+
+
+def _evaluated(function: Function, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
+    out = function(**leaves)
+    generator = torch.Generator().manual_seed(1)
+    # small enough that the last digit of a 16-bit gradient lies below the tolerance
+    incoming = torch.randn(out.shape, generator=generator, dtype=torch.float64) / 4
+    gradients = torch.autograd.grad(out, tuple(leaves.values()), incoming.to(out))
+    return {"output": out.detach()} | dict(zip(leaves, gradients, strict=True))
+
+
+def differences(kernel: str, device: torch.device) -> Iterator[Difference]:
+    """Compare Triton with plain torch on `device`, per type and quantity."""
+    for dtype, allowed in TOLERANCE.items():
+        ours, plain, inputs = _CASES[kernel](dtype, device)
+        for quantity, value in excess(ours, plain, inputs).items():
+            yield Difference(kernel, str(dtype).removeprefix("torch."), quantity, value, allowed)
+
+
+def first_difference(kernel: str, device: torch.device) -> str | None:
+    """What the kernel gets wrong on this device; None if it matches its reference."""
+    for one in differences(kernel, device):
+        if not one.passed:
+            return (
+                f"{one.quantity} in {one.dtype} errs by {one.excess:.2e} more than plain torch, "
+                f"allowed is {one.allowed:.0e}"
+            )
+    return None
+
+
+def _drawn(
+    dtype: torch.dtype, device: torch.device, **shapes: tuple[int, ...]
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(device, dtype)
+        for name, shape in shapes.items()
+    }
+
+
+_Case = tuple[Function, Function, dict[str, Tensor]]
+
+
+def _cross_entropy(dtype: torch.dtype, device: torch.device) -> _Case:
+    inputs = _drawn(dtype, device, hidden=(150, 72), weight=(300, 72), bias=(300,))
+    targets = torch.arange(150, device=device) + 90
+    targets[::7] = -100
+    vocab = (85, 290)
+
+    def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return face.linear_cross_entropy(
+            hidden, weight, targets, bias, vocab=vocab, reduction="none", implementation="triton"
+        )
+
+    def plain(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        logits = F.linear(hidden, weight[slice(*vocab)], bias[slice(*vocab)])
+        local = torch.where(targets < 0, targets, targets - 90)
+        return F.cross_entropy(logits, local, reduction="none")
+
+    return ours, plain, inputs
+
+
+def _flow(dtype: torch.dtype, device: torch.device) -> _Case:
+    inputs = _drawn(dtype, device, hidden=(150, 72), weight=(20, 72), bias=(20,))
+    clean, noise = _drawn(torch.float32, device, clean=(150, 20), noise=(150, 20)).values()
+    mask = torch.arange(150, device=device) % 3 > 0
+
+    def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return face.flow_matching_loss(
+            hidden, weight, bias, clean, noise, mask, reduction="none", implementation="triton"
+        )
+
+    def plain(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        velocity = F.linear(hidden, weight, bias)
+        return (velocity - (noise - clean).to(velocity.dtype)).square().mean(-1) * mask
+
+    return ours, plain, inputs
+
+
+def _attention(dtype: torch.dtype, device: torch.device) -> _Case:
+    first = [("pad", 5), ("causal", 30), ("full", 60)]
+    second = [("open", 30), ("hidden", 5), ("causal", 10), ("noise", 50), ("causal", 3)]
+    layout = Layout.packed([first, second, [("hidden", 6)]], device)
+    tokens = layout.tokens
+    inputs = _drawn(dtype, device, q=(tokens, 2, 64), k=(tokens, 1, 64), v=(tokens, 1, 64))
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return face.block_attention(q, k, v, layout, scale=1.0, implementation="triton")
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return plain_attention(q, k, v, layout.dense(), 1.0)
+
+    return ours, plain, inputs
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """Attention as it is written down, over a dense mask [Q, T]; rows that see nothing give 0."""
+    share = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
+    scores = torch.einsum("qhe,khe->hqk", q, k) * scale
+    weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
+    return torch.einsum("hqk,khe->qhe", weights * seen.any(1)[:, None], v)
+
+
+_CASES = {
+    "linear_cross_entropy": _cross_entropy,
+    "flow_matching_loss": _flow,
+    "block_attention": _attention,
+}

@@ -1,0 +1,178 @@
+"""Block attention: errors against the dense definition, edges, equal bits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from reca_kernels import Kind, Layout, block_attention
+from reca_kernels.runs import runs
+from reca_kernels.selfcheck import plain_attention
+from torch import Tensor
+
+from tests.kernels.cases import DEVICE, TYPES, assert_no_worse, normal, seed_of
+
+BOTH = ("torch", "triton")
+PACKS = {
+    "causal": [[("causal", 37)]],
+    "one token": [[("causal", 1)]],
+    "full": [[("full", 33)]],
+    "Show-o draws": [[("pad", 7), ("causal", 9), ("full", 20)], [("pad", 3), ("causal", 13), ("full", 20)]],
+    "Show-o reads": [[("causal", 3), ("open", 30), ("causal", 8), ("pad", 4)]] * 2,
+    "Show-o RecA": [[("causal", 2), ("open", 19), ("causal", 5), ("hidden", 9), ("full", 18)]],
+    "BAGEL": [[("full", 18), ("causal", 5), ("noise", 23)], [("full", 11), ("noise", 30)]],
+    "BAGEL edits": [[("full", 9), ("full", 17), ("causal", 4), ("noise", 13), ("causal", 6)]],
+    "nobody": [[("hidden", 12)], [("causal", 8)]],
+    "samples of one": [[("causal", 1)]] * 5,
+    "long run": [[("causal", 50), ("noise", 40), ("full", 35)]],
+}  # fmt: skip
+HEADS = {"torch": ((1, 1, 1), (4, 2, 8), (3, 3, 24), (6, 2, 40)), "triton": ((2, 1, 24),)}
+CASES = [
+    (implementation, name, heads)
+    for implementation in BOTH
+    for name in PACKS
+    for heads in HEADS[implementation]
+]
+
+
+def check(implementation: str, layout: Layout, heads: tuple[int, int, int], scale: float) -> None:
+    (of_queries, of_keys, width), asked = heads, len(layout.asking)
+    seed = seed_of(heads, layout.tokens)
+    dtype = TYPES[seed % 3]
+    assert_no_worse(
+        lambda q, k, v: block_attention(
+            q, k, v, layout, scale=scale, implementation=implementation
+        ),
+        lambda q, k, v: plain_attention(q, k, v, layout.dense(), scale),
+        q=normal(dtype, asked, of_queries, width, seed=seed),
+        k=normal(dtype, layout.tokens, of_keys, width, seed=seed + 1),
+        v=normal(dtype, layout.tokens, of_keys, width, seed=seed + 2),
+    )
+
+
+@pytest.mark.parametrize(("implementation", "name", "heads"), CASES, ids=str)
+def test_errors(implementation: str, name: str, heads: tuple[int, int, int]) -> None:
+    layout = Layout.packed(PACKS[name], DEVICE)
+    check(implementation, layout, heads, 0.5 / math.sqrt(heads[2]))
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+@pytest.mark.parametrize("seed", range(3))
+def test_queries_with_keys_from_a_cache(implementation: str, seed: int) -> None:
+    layout = Layout.packed(PACKS["Show-o draws"] + PACKS["BAGEL"], DEVICE)
+    draw = torch.Generator().manual_seed(seed)
+    asked = torch.randperm(layout.tokens, generator=draw)[: 1 + 25 * seed].sort().values
+    check(implementation, layout.ask(asked), (2, 1, 16), 0.25)
+
+
+@pytest.mark.parametrize("call", [0, 2**30])
+def test_runs_may_be_cut_anywhere(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a call that costs nothing leaves every run alone; one that costs much joins all
+    monkeypatch.setattr("reca_kernels.runs._CALL", call)
+    for pack in PACKS.values():
+        layout = Layout.packed(pack, DEVICE)
+        most = max(len(group.runs) for group in runs(layout, torch.float32))
+        assert most == 1 if call else most >= 1
+        check("torch", layout, (4, 2, 8), 0.2)
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_rows_that_see_nothing_give_zero(implementation: str) -> None:
+    layout = Layout.packed([[("hidden", 5), ("causal", 3)], [("hidden", 20)]], DEVICE)
+    leaves = [normal(torch.float32, 28, 2, 16, seed=i).requires_grad_() for i in range(3)]
+    out = block_attention(*leaves, layout, implementation=implementation)
+    blind = [0, 1, 2, 3, 4, *range(8, 28)]
+    assert (out[blind] == 0).all() and (out[5:8] != 0).all()
+    for gradient in torch.autograd.grad(out.sum(), leaves):
+        assert (gradient[blind] == 0).all() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_no_tokens_and_no_queries(implementation: str) -> None:
+    empty = torch.zeros(0, 2, 16, device=DEVICE, requires_grad=True)
+    layout = Layout.packed([[]], DEVICE)
+    block_attention(empty, empty, empty, layout, implementation=implementation).sum().backward()
+    assert empty.grad is not None and empty.grad.shape == (0, 2, 16)
+    layout = Layout.packed([[("causal", 4)]], DEVICE).ask(torch.zeros(0, dtype=torch.int32))
+    keys = normal(torch.float32, 4, 2, 16)
+    assert block_attention(empty, keys, keys, layout, implementation=implementation).shape[0] == 0
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_views(implementation: str) -> None:
+    """q, k, v as slices of one projection, as transposed heads, as an expanded head."""
+    layout = Layout.packed(PACKS["BAGEL"], DEVICE)
+    tokens = layout.tokens
+    q, k, v = normal(torch.float32, tokens, 2, 3, 16).unbind(2)
+    views = [
+        (q, k, v),
+        tuple(normal(torch.float32, 2, tokens, 16, seed=i).transpose(0, 1) for i in range(3)),
+        (q, k[:, :1].expand(tokens, 2, 16), v),
+        (q, k, normal(torch.float32, 2, 16, tokens).permute(2, 0, 1)),
+    ]
+    for given in views:
+        assert_no_worse(
+            lambda q, k, v: block_attention(q, k, v, layout, implementation=implementation),
+            lambda q, k, v: plain_attention(q, k, v, layout.dense(), 0.25),
+            **dict(zip("qkv", given, strict=True)),
+        )
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_nan_comes_out(implementation: str) -> None:
+    layout = Layout.packed([[("causal", 6)]], DEVICE)
+    q, k, v = (normal(torch.float32, 6, 1, 16, seed=i) for i in range(3))
+    v[3, 0, 2] = float("nan")
+    out = block_attention(q, k, v, layout, implementation=implementation)
+    assert out[3:, 0, 2].isnan().all()  # whoever sees it; in front 0 * nan may be nan, as in torch
+    assert out[:, 0, [0, 1, *range(3, 16)]].isfinite().all()
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_twenty_runs_are_bitwise_equal(implementation: str) -> None:
+    pack = [[("causal", 3), ("open", 13), ("causal", 4), ("noise", 13)]]
+    first: list[Tensor] = []
+    for _ in range(20):
+        leaves = [normal(torch.bfloat16, 33, h, 16, seed=h).requires_grad_() for h in (2, 1, 1)]
+        layout = Layout.packed(pack, DEVICE)
+        out = block_attention(*leaves, layout, implementation=implementation)
+        found = [out, *torch.autograd.grad(out.sum(), leaves)]
+        first = first or found
+        assert all(torch.equal(a, b) for a, b in zip(first, found, strict=True))
+
+
+def test_bad_inputs_are_refused() -> None:
+    layout = Layout.packed([[("causal", 4)]])
+    good, wide = torch.zeros(4, 2, 16), torch.zeros(4, 2, 200)
+    refused = [
+        (lambda: block_attention(good[:3], good, good, layout), "4 queries"),
+        (lambda: block_attention(good, good[:, :, :8], good, layout), "must be"),
+        (lambda: block_attention(torch.zeros(4, 3, 16), good, good, layout), "multiple"),
+        (lambda: block_attention(good.double(), good, good, layout), "floating type"),
+        (lambda: block_attention(wide, wide, wide, layout, implementation="triton"), "wider"),
+        (lambda: Layout.packed([[("text", 4)]]), "choose one of: hidden, pad"),
+        (lambda: Layout.packed([[("causal", -1)]]), "negative"),
+        (lambda: Layout(layout.sample, layout.block[:2], layout.kind), "one per token"),
+        (lambda: layout.ask(torch.tensor([2, 1])).tiles(16, 16), "ascend"),
+    ]
+    for call, message in refused:
+        with pytest.raises(ValueError, match=message):
+            call()
+    shuffled = Layout(layout.sample.new_tensor([1, 0, 1, 0]), layout.block, layout.kind)
+    with pytest.raises(ValueError, match="never decrease"):
+        block_attention(good, good, good, shuffled)
+
+
+def test_batches_of_rows_are_samples() -> None:
+    kind = torch.tensor([[Kind.PAD, Kind.CAUSAL, Kind.FULL], [Kind.CAUSAL, Kind.FULL, Kind.FULL]])
+    batch = Layout.batch(kind)
+    packed = Layout.packed([[("pad", 1), ("causal", 1), ("full", 1)], [("causal", 1), ("full", 2)]])
+    assert torch.equal(batch.dense(), packed.dense())
+    assert batch.to("cpu") is batch
+
+
+def test_there_are_200_shapes() -> None:
+    from tests.kernels.test_losses import shapes_of_losses
+
+    assert shapes_of_losses() + len(CASES) >= 200

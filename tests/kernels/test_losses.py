@@ -1,0 +1,425 @@
+"""Linear cross-entropy and the flow-matching loss: errors, edges, equal bits, no logits in memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import product
+
+import pytest
+import reca_kernels
+import torch
+from reca_kernels import flow_matching_loss, linear_cross_entropy
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.kernels.cases import (
+    DEVICE,
+    TYPES,
+    assert_no_worse,
+    normal,
+    plain_cross_entropy,
+    plain_flow,
+    seed_of,
+)
+
+BOTH = ("torch", "triton")
+# one row, primes around a tile of 32, more than two tiles; widths below and above a tile's depth
+WIDE = list(product((1, 2, 31, 97), (1, 19, 67, 128), (1, 2, 37, 211)))
+INTERPRETED = [(1, 16, 1), (3, 1, 5), (31, 33, 67), (33, 31, 32), (32, 32, 64), (7, 67, 101),
+               (40, 48, 90), (97, 5, 33), (2, 130, 3), (65, 64, 31), (5, 37, 257), (1, 1, 1)]  # fmt: skip
+FLOW = list(product((1, 13, 37, 97), (1, 19, 67, 128), (1, 4, 17, 64)))
+FLOW_INTERPRETED = [(1, 16, 16), (17, 33, 4), (33, 31, 17), (5, 70, 64), (40, 1, 1), (16, 32, 128)]
+
+
+def shapes_of_losses() -> int:
+    return len(WIDE) + len(INTERPRETED) + len(FLOW) + len(FLOW_INTERPRETED)
+
+
+def drawn_targets(rows: int, start: int, stop: int, seed: int, ignored: float = 0.3) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    targets = torch.randint(start, stop, (rows,), generator=draw)
+    targets[torch.rand(rows, generator=draw) < ignored] = -100
+    if rows > 1:
+        targets[0], targets[-1] = start, stop - 1  # the ends of the slice
+    return targets.to(DEVICE)
+
+
+# ---- linear cross-entropy ------------------------------------------------------------------------
+def check_cross_entropy(shape: tuple[int, int, int], implementation: str) -> None:
+    """The type, the slice, the bias, smoothing and reduction vary with the shape."""
+    rows, width, vocabulary = shape
+    seed = seed_of(shape)
+    dtype = TYPES[seed % 3]
+    start = seed % 5 if vocabulary > 8 else 0
+    options = {
+        "vocab": (start, vocabulary - start // 2) if start else None,
+        "label_smoothing": 0.1 * (seed % 2),
+        "reduction": ("none", "mean", "sum")[seed // 3 % 3] if rows < 32 else "none",
+    }
+    targets = drawn_targets(rows, *(options["vocab"] or (0, vocabulary)), seed)
+    inputs = {
+        "hidden": normal(dtype, rows, width, seed=seed),
+        "weight": normal(dtype, vocabulary, width, seed=seed + 1) / width**0.5,
+    }
+    if seed % 7 > 2:
+        inputs["bias"] = normal(dtype, vocabulary, seed=seed + 2)
+    ours = partial(linear_cross_entropy, implementation=implementation, **options)
+    plain = partial(plain_cross_entropy, **options)
+    assert_no_worse(
+        lambda hidden, weight, bias=None: ours(hidden, weight, targets, bias),
+        lambda hidden, weight, bias=None: plain(hidden, weight, targets, bias),
+        **inputs,
+    )
+
+
+@pytest.mark.parametrize("shape", WIDE, ids=str)
+def test_cross_entropy_in_torch(shape: tuple[int, int, int]) -> None:
+    check_cross_entropy(shape, "torch")
+
+
+@pytest.mark.parametrize("shape", INTERPRETED, ids=str)
+def test_cross_entropy_in_triton(shape: tuple[int, int, int]) -> None:
+    check_cross_entropy(shape, "triton")
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("vocabulary", [58498, 151936])  # Show-o's and Qwen's
+def test_large_vocabularies(vocabulary: int, dtype: torch.dtype) -> None:
+    hidden, weight = normal(dtype, 5, 8), normal(dtype, vocabulary, 8, seed=1)
+    targets = drawn_targets(5, vocabulary - 9000, vocabulary, 3)
+    options = {"vocab": (vocabulary - 8999, vocabulary)} if vocabulary == 58498 else {}
+    targets[targets == vocabulary - 9000] += 1
+    assert_no_worse(
+        lambda hidden, weight: linear_cross_entropy(
+            hidden, weight, targets, implementation="torch", reduction="none", **options
+        ),
+        lambda hidden, weight: plain_cross_entropy(
+            hidden, weight, targets, reduction="none", **options
+        ),
+        hidden=hidden,
+        weight=weight,
+    )
+
+
+def test_the_slabs_of_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reca_kernels import cross_entropy
+
+    monkeypatch.setattr(cross_entropy, "_SLAB_BYTES", 1)  # slabs of 128 columns, the least
+    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", 1)  # chunks of 16 rows, the least
+    for implementation in BOTH:
+        check_cross_entropy((37, 20, 400), implementation)
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_layouts_in_memory(implementation: str) -> None:
+    """Transposed, strided, expanded and misaligned views give what their copies give."""
+    targets = drawn_targets(12, 0, 33, 0)
+    views = {
+        "hidden": [
+            normal(torch.float32, 20, 12).T,
+            normal(torch.float32, 12, 60)[:, ::3],
+            normal(torch.float32, 1, 20).expand(12, 20),
+            normal(torch.float32, 12 * 20 + 1)[1:].view(12, 20),
+        ],
+        "weight": [normal(torch.float32, 20, 33).T, normal(torch.float32, 66, 20)[::2]],
+        "bias": [normal(torch.float32, 1).expand(33), normal(torch.float32, 66)[::2]],
+    }
+    usual = {
+        "hidden": normal(torch.float32, 12, 20),
+        "weight": normal(torch.float32, 33, 20, seed=1),
+        "bias": normal(torch.float32, 33, seed=2),
+    }
+    for name, given in views.items():
+        for view in given:
+            inputs = usual | {name: view}
+            assert_no_worse(
+                lambda hidden, weight, bias: linear_cross_entropy(
+                    hidden, weight, targets, bias, implementation=implementation
+                ),
+                lambda hidden, weight, bias: plain_cross_entropy(hidden, weight, targets, bias),
+                **inputs,
+            )
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_nothing_to_learn_costs_exactly_nothing(implementation: str, reduction: str) -> None:
+    for rows in (0, 3):
+        leaves = [normal(torch.float32, *s).requires_grad_() for s in ((rows, 8), (9, 8), (9,))]
+        ignored = torch.full((rows,), -100, device=DEVICE)
+        hidden, weight, bias = leaves
+        loss = linear_cross_entropy(
+            hidden, weight, ignored, bias, reduction=reduction, implementation=implementation
+        )
+        data = torch.zeros(rows, 9, device=DEVICE)
+        flow = flow_matching_loss(
+            hidden, weight, bias, data, data, torch.zeros(rows, device=DEVICE).bool(),
+            reduction=reduction, implementation=implementation,
+        )  # fmt: skip
+        for one in (loss, flow):
+            assert one.shape == ((rows,) if reduction == "none" else ())
+            assert (one == 0).all()
+            for gradient in torch.autograd.grad(one.sum(), leaves):
+                assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_nan_and_infinity_come_out(implementation: str) -> None:
+    weight, targets = normal(torch.float32, 9, 8), torch.tensor([1, 2], device=DEVICE)
+    for bad in (float("nan"), float("inf")):
+        hidden = normal(torch.float32, 2, 8)
+        hidden[1, 3] = bad
+        losses = linear_cross_entropy(
+            hidden, weight, targets, reduction="none", implementation=implementation
+        )
+        assert losses[0].isfinite() and not losses[1].isfinite()
+        flow = flow_matching_loss(
+            hidden, weight, None, torch.zeros(2, 9, device=DEVICE), torch.zeros(2, 9, device=DEVICE),
+            reduction="none", implementation=implementation,
+        )  # fmt: skip
+        assert flow[0].isfinite() and not flow[1].isfinite()
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_columns_outside_the_slice_get_no_gradient(implementation: str) -> None:
+    hidden, weight = normal(torch.float32, 6, 8), normal(torch.float32, 50, 8).requires_grad_()
+    targets = drawn_targets(6, 10, 20, 0)
+    linear_cross_entropy(
+        hidden, weight, targets, vocab=(10, 20), implementation=implementation
+    ).backward()
+    assert (weight.grad[:10] == 0).all() and (weight.grad[20:] == 0).all()
+    assert (weight.grad[10:20] != 0).any()
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_the_scale_of_the_incoming_gradient_and_a_second_pass(implementation: str) -> None:
+    hidden = normal(torch.float32, 5, 8).requires_grad_()
+    weight, targets = normal(torch.float32, 9, 8), drawn_targets(5, 0, 9, 0)
+    loss = linear_cross_entropy(hidden, weight, targets, implementation=implementation)
+    (once,) = torch.autograd.grad(loss, hidden, retain_graph=True)
+    kept = once.clone()
+    (thrice,) = torch.autograd.grad(loss * 3, hidden)
+    torch.testing.assert_close(thrice, 3 * kept)
+    assert torch.equal(once, kept), "the second pass changed what the first gave"
+
+
+def test_frozen_inputs_get_no_gradient() -> None:
+    weight, targets = normal(torch.float32, 9, 8).requires_grad_(), drawn_targets(5, 0, 9, 0)
+    for implementation in BOTH:
+        hidden = normal(torch.float32, 5, 8)
+        linear_cross_entropy(hidden, weight, targets, implementation=implementation).backward()
+        assert hidden.grad is None and weight.grad is not None
+        weight.grad = None
+
+
+def test_autocast_is_that_of_linear() -> None:
+    hidden, weight = normal(torch.float32, 4, 16), normal(torch.float32, 9, 16)
+    targets = drawn_targets(4, 0, 9, 0)
+    low = linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), targets)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert torch.equal(linear_cross_entropy(hidden, weight, targets), low)
+
+
+def test_double_precision_is_kept() -> None:
+    hidden = normal(torch.float64, 3, 4).requires_grad_()
+    weight = normal(torch.float64, 7, 4).requires_grad_()
+    targets = torch.tensor([0, 6, -100], device=DEVICE)
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, targets, label_smoothing=0.1), (hidden, weight)
+    )
+    clean, noise = normal(torch.float64, 2, 3, 7).unbind(0)
+    assert torch.autograd.gradcheck(
+        lambda h, w: flow_matching_loss(h, w, None, clean, noise, reduction="none"),
+        (hidden, weight),
+    )
+
+
+# ---- flow matching -------------------------------------------------------------------------------
+def check_flow(shape: tuple[int, int, int], implementation: str) -> None:
+    rows, width, channels = shape
+    seed = seed_of(shape)
+    dtype = TYPES[seed % 3]
+    draw = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(rows, generator=draw) < 0.6).to(DEVICE) if seed % 4 else None
+    # squares of order one or less, as a flow's are: the tolerance is absolute
+    clean = normal(torch.float32, rows, channels, seed=seed + 4) / 4
+    noise = normal(torch.float32, 1, channels, seed=seed + 5).expand(rows, channels) / 4
+    options = {"reduction": ("none", "mean", "sum")[seed // 3 % 3] if rows < 16 else "none"}
+    inputs = {
+        "hidden": normal(dtype, rows, width, seed=seed),
+        "weight": normal(dtype, channels, width, seed=seed + 1) / width**0.5 / 4,
+    }
+    if seed % 7 > 2:
+        inputs["bias"] = normal(dtype, channels, seed=seed + 2) / 4
+    assert_no_worse(
+        lambda hidden, weight, bias=None: flow_matching_loss(
+            hidden, weight, bias, clean, noise, mask, implementation=implementation, **options
+        ),
+        lambda hidden, weight, bias=None: plain_flow(
+            hidden, weight, bias, clean, noise, mask, **options
+        ),
+        **inputs,
+    )
+
+
+@pytest.mark.parametrize("shape", FLOW, ids=str)
+def test_flow_in_torch(shape: tuple[int, int, int]) -> None:
+    check_flow(shape, "torch")
+
+
+@pytest.mark.parametrize("shape", FLOW_INTERPRETED, ids=str)
+def test_flow_in_triton(shape: tuple[int, int, int]) -> None:
+    check_flow(shape, "triton")
+
+
+def test_the_chunks_of_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reca_kernels import flow
+
+    monkeypatch.setattr(flow, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(flow, "_CHUNK_TRITON", 16)
+    for implementation in BOTH:
+        check_flow((41, 20, 5), implementation)
+
+
+# ---- equal bits, memory, learning ----------------------------------------------------------------
+@pytest.mark.parametrize("implementation", BOTH)
+def test_twenty_runs_are_bitwise_equal(implementation: str) -> None:
+    hidden, weight = normal(torch.bfloat16, 35, 40), normal(torch.bfloat16, 70, 40, seed=1)
+    targets = drawn_targets(35, 0, 70, 0)
+    data = normal(torch.float32, 2, 35, 70).unbind(0)
+    first: list[Tensor] = []
+    for _ in range(20):
+        leaves = [t.clone().requires_grad_() for t in (hidden, weight)]
+        losses = [
+            linear_cross_entropy(*leaves, targets, implementation=implementation),
+            flow_matching_loss(*leaves, None, *data, implementation=implementation),
+        ]
+        found = [*losses, *torch.autograd.grad(sum(losses), leaves)]
+        first = first or found
+        assert all(torch.equal(a, b) for a, b in zip(first, found, strict=True))
+
+
+class Made(TorchDispatchMode):
+    """The shapes of all tensors that operations allocate (views of their inputs not counted)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        known = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
+        for one in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() not in known:
+                self.shapes.add(tuple(one.shape))
+        return out
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_no_logits_and_no_velocities_in_memory(
+    implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reca_kernels import cross_entropy, flow
+
+    for module, name, value in (
+        (cross_entropy, "_CHUNK_BYTES", 16 * 200 * 4), (cross_entropy, "_SLAB_BYTES", 1),
+        (flow, "_CHUNK_ROWS", 16), (flow, "_CHUNK_TRITON", 16),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    rows, width, vocabulary, channels = 96, 8, 200, 24
+    leaves = [
+        normal(torch.float32, *s).requires_grad_() for s in ((rows, width), (vocabulary, width))
+    ]
+    head = normal(torch.float32, channels, width).requires_grad_()
+    data = normal(torch.float32, 2, rows, channels).unbind(0)
+    targets = drawn_targets(rows, 0, vocabulary, 0, ignored=0)
+    with Made() as seen:
+        linear_cross_entropy(*leaves, targets, implementation=implementation).backward()
+    assert (rows, vocabulary) not in seen.shapes and (vocabulary, rows) not in seen.shapes
+    largest = max(torch.Size(shape).numel() for shape in seen.shapes)
+    assert largest <= max(vocabulary * width, 128 * rows) < rows * vocabulary
+    with Made() as seen:
+        flow_matching_loss(leaves[0], head, None, *data, implementation=implementation).backward()
+    made = {shape for shape in seen.shapes if shape == (rows, channels)}
+    assert not made, "velocities or targets of all rows stood in memory"
+
+
+def test_a_small_model_learns_the_same() -> None:
+    """100 steps of a classifier: with the kernel, with its torch twin and with plain torch."""
+    final = {}
+    for name in ("plain", *BOTH):
+        torch.manual_seed(0)
+        embed, head = torch.nn.Embedding(12, 16), torch.nn.Linear(16, 12)
+        optimizer = torch.optim.SGD([*embed.parameters(), *head.parameters()], lr=1.0)
+        embed, head = embed.to(DEVICE), head.to(DEVICE)
+        ids = torch.arange(12, device=DEVICE)
+        for _ in range(100):
+            hidden, targets = embed(ids).tanh(), (ids * 5 + 1) % 12
+            if name == "plain":
+                loss = F.cross_entropy(head(hidden), targets)
+            else:
+                loss = linear_cross_entropy(
+                    hidden, head.weight, targets, head.bias, implementation=name
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        final[name] = loss.item()
+    assert final["plain"] < 0.3  # it learned (chance is 2.5)
+    for name in BOTH:
+        assert abs(final[name] - final["plain"]) <= 1e-5 * final["plain"]
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+def test_bad_inputs_are_refused() -> None:
+    hidden, weight = torch.zeros(3, 4), torch.zeros(9, 4)
+    targets = torch.tensor([0, 5, -100])
+    refused = [
+        (
+            lambda: linear_cross_entropy(hidden, weight, targets, vocab=(0, 5)),
+            "target 5 is outside",
+        ),
+        (lambda: linear_cross_entropy(hidden, weight, torch.tensor([0, -1, 2])), "target -1"),
+        (lambda: linear_cross_entropy(hidden, weight, targets, vocab=(3, 10)), "vocab"),
+        (lambda: linear_cross_entropy(hidden, weight[:, :3], targets), "does not fit"),
+        (lambda: linear_cross_entropy(hidden, weight.double(), targets), "one floating type"),
+        (lambda: linear_cross_entropy(hidden, weight, targets[:2]), "targets"),
+        (lambda: linear_cross_entropy(hidden, weight, targets.float()), "targets"),
+        (lambda: linear_cross_entropy(hidden, weight, targets, torch.zeros(8)), "bias"),
+        (lambda: linear_cross_entropy(hidden, weight, targets, label_smoothing=2), "smoothing"),
+        (lambda: linear_cross_entropy(hidden, weight, targets, reduction="avg"), "reduction"),
+        (lambda: linear_cross_entropy(hidden, weight, targets, implementation="x"), "choose one"),
+        (
+            lambda: linear_cross_entropy(
+                hidden.double(), weight.double(), targets, implementation="triton"
+            ),
+            "no kernel for torch.float64",
+        ),
+        (lambda: flow_matching_loss(hidden, weight, None, hidden, hidden), "clean"),
+        (
+            lambda: flow_matching_loss(
+                hidden, weight, None, torch.zeros(3, 9).requires_grad_(), torch.zeros(3, 9)
+            ),
+            "detach",
+        ),
+        (
+            lambda: flow_matching_loss(
+                hidden, weight, None, torch.zeros(3, 9), torch.zeros(3, 9), torch.ones(3)
+            ),
+            "mask",
+        ),
+    ]
+    for call, message in refused:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_the_package_stands_alone() -> None:
+    import subprocess
+    import sys
+
+    code = "import reca_kernels, sys; print(any(m.split('.')[0] == 'reca' for m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert reca_kernels.__version__
