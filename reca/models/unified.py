@@ -161,7 +161,7 @@ class UnifiedModel(nn.Module, ABC):
         not change pictures.
         """
 
-    def check_sampling(self, sampling: Sampling) -> None:  # noqa: B027
+    def check_sampling(self, sampling: Sampling) -> None:
         """ValueError where this family cannot draw so, known before any training (`reca check`).
 
         A family with options of its own in `sampling.extra` overrides this; by default nothing is refused.
