@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,6 +69,24 @@ class Cursor:
         start = self.of_rank(rank, world)
         indices = [start.moved(step * world).index(n) for step in range(count)]
         return indices, self.moved(count * world)
+
+
+@lru_cache(maxsize=4)
+def _published_epochs(n: int, seed: int, epochs: int) -> np.ndarray:
+    """The first `epochs` permutations of torch's generator, one after another: int64 [epochs * n]."""
+    import torch
+
+    drawn = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.randperm(n, generator=drawn) for _ in range(epochs)]).numpy()
+
+
+def published_order(n: int, seed: int, positions: Sequence[int]) -> list[int]:
+    """Samples at positions of the stream that the official Harmon code reads: permutations of one torch generator
+    without end, the same seed for every source (reference/harmon/SPEC.md section e).
+    """
+    epochs = max(positions, default=0) // n + 1
+    stream = _published_epochs(n, seed, epochs)
+    return [int(stream[position]) for position in positions]
 
 
 def in_order(

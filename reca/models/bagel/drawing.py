@@ -83,6 +83,13 @@ def _latents(
     return unpatchify(x, grid, model.config.latent_patch_size)
 
 
+def options_of(sampling: Sampling) -> tuple[FlowOptions, bool, int]:
+    """How latents are integrated, whether the model thinks first, and in how many tokens at most."""
+    extra = dict(sampling.extra or {})
+    think, most = bool(extra.pop("think", False)), int(extra.pop("think_tokens", 500))
+    return FlowOptions.of(replace(sampling, extra=extra)), think, most
+
+
 # ---- text to image -----------------------------------------------------------------------------
 def draw(
     model: BagelModel,
@@ -91,9 +98,7 @@ def draw(
     generators: Sequence[torch.Generator],
 ) -> list[Image]:
     """One picture per row; see `BagelModel.generate`. `extra.think` lets the model plan in words first."""
-    extra = dict(sampling.extra or {})
-    think, most = bool(extra.pop("think", False)), int(extra.pop("think_tokens", 500))
-    options = FlowOptions.of(replace(sampling, extra=extra))
+    options, think, most = options_of(sampling)
     if len(generators) != len(condition):
         raise ValueError(
             f"{len(condition)} pictures need as many generators, got {len(generators)}"

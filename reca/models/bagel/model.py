@@ -318,6 +318,12 @@ class BagelModel(UnifiedModel):
 
         return draw(self, condition, sampling, generators)
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ValueError on an option that drawing does not know or a value that it refuses."""
+        from reca.models.bagel.drawing import options_of
+
+        options_of(sampling)
+
     @torch.no_grad()
     def edit(
         self,

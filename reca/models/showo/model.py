@@ -335,6 +335,10 @@ class ShowoModel(UnifiedModel):
         """
         return self.frozen.decode(self.draw_codes(condition, unconditional, sampling, generators))
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ValueError on an option that `SamplerOptions` does not know or a value that it refuses."""
+        sampling_rules.SamplerOptions.of(sampling)
+
     @torch.no_grad()
     def draw_codes(
         self,
