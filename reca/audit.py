@@ -2,6 +2,8 @@
 
 A stage names its inputs by sha256. Where such a hash is that of another stage's manifest, the trail goes
 on there, wherever the folder lies now; so a moved or pulled results folder audits as well as a fresh one.
+Stages outside the audited folders that something in them was made from (shipped weights, data) are
+hashed again, too.
 """
 
 from __future__ import annotations
@@ -12,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.records import MANIFEST, read_json, sha256_file, verify
-
-PARTIAL = ".partial-"  # a scratch folder that an interrupted stage left behind
+from reca.scratch import PARTIAL
 
 
 @dataclass
@@ -38,12 +39,20 @@ def audit(folders: Iterable[str | Path], root: str | Path = ".") -> Audit:
     """
     places, root, found = [Path(folder) for folder in folders], Path(root), Audit()
     manifests = _manifests(places)
-    for manifest in manifests:
-        _check_outputs(manifest.parent, found)
     known = {sha256_file(path) for path in manifests}
     used: set[str] = set()
-    for manifest in manifests:
-        used |= _check_inputs(manifest, root, known, found)
+    waiting, seen = list(manifests), {path.resolve() for path in manifests}
+    while waiting:
+        manifest = waiting.pop(0)
+        _check_outputs(manifest.parent, found)
+        inputs = _inputs(manifest)
+        for path in _upstream(inputs, root, known):
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                known.add(sha256_file(path))
+                waiting.append(path)
+        _check_inputs(manifest, inputs, root, known, found)
+        used |= {record["sha256"] for record in inputs.values()}
     stages = {manifest.parent for manifest in manifests}
     found.orphans = [str(path) for path in _uncovered(places, stages) if _is_orphan(path, used)]
     return found
@@ -70,12 +79,23 @@ def _check_outputs(directory: Path, found: Audit) -> None:
         found.problems.append(str(error))
 
 
-def _check_inputs(manifest: Path, root: Path, known: set[str], found: Audit) -> set[str]:
-    """Report inputs that are neither where they were read nor among the audited stages."""
+def _inputs(manifest: Path) -> dict[str, Any]:
     try:
-        inputs: dict[str, Any] = read_json(manifest)["inputs"]
-    except (KeyError, ValueError):
-        return set()  # reported with the outputs
+        return read_json(manifest)["inputs"]
+    except (KeyError, TypeError, ValueError):
+        return {}  # reported with the outputs
+
+
+def _upstream(inputs: dict[str, Any], root: Path, known: set[str]) -> list[Path]:
+    """Manifests that were read, are not among the audited stages, and lie where they were read."""
+    places = (root / r["path"] for r in inputs.values() if r["sha256"] not in known)
+    return [path for path in dict.fromkeys(places) if path.name == MANIFEST and path.is_file()]
+
+
+def _check_inputs(
+    manifest: Path, inputs: dict[str, Any], root: Path, known: set[str], found: Audit
+) -> None:
+    """Report inputs that are neither where they were read nor among the audited stages."""
     for name, record in inputs.items():
         if record["sha256"] in known:
             continue
@@ -87,7 +107,6 @@ def _check_inputs(manifest: Path, root: Path, known: set[str], found: Audit) -> 
         else:
             continue
         found.problems.append(f"{manifest.parent}: input {name} ({record['path']}) {problem}")
-    return {record["sha256"] for record in inputs.values()}
 
 
 def _uncovered(folders: list[Path], stages: set[Path]) -> list[Path]:

@@ -45,12 +45,20 @@ def _folder(name: str, text: str) -> Argument:
     return _arg(name, required=True, metavar="DIR", help=text)
 
 
+_TINY = "results/laptop/showo_tiny"  # where `make reproduce` leaves what the examples use
 _OUT = _folder("--out", "folder that this stage writes, whole or not at all")
 _SECTION = _arg(
-    "--section", required=True, metavar="JSON", help="the stage's configuration, or @FILE with it"
+    "--section",
+    required=True,
+    metavar="JSON",
+    help="the stage's configuration, or @FILE with it (also the manifest.json of such a stage)",
 )
 _SEED = _arg("--seed", type=int, required=True, help="seed of the run")
-_WORK = _arg("--work", metavar="DIR", default="work", help="untracked folder for unfinished state")
+_WORK = _arg(
+    "--work",
+    metavar="DIR",
+    help="folder of its own for unfinished state, removed at the end (default: below work/, by --out)",
+)
 _EXPERIMENT = _arg("experiment", help="a name in config/experiment/")
 _OVERRIDES = _arg("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
 _MIRROR = _arg("--mirror", metavar="DIR", help="folder used in place of the network")
@@ -59,6 +67,9 @@ _MODEL = _arg("--model", metavar="DIR", help="model folder (default: newest alig
 _STEPS = _arg("--steps", type=int, default=12, help="sampling steps (default 12)")
 _GUIDANCE = _arg("--guidance", type=float, default=2.0, help="guidance, 0 for none (default 2)")
 _DRAW_SEED = _arg("--seed", type=int, default=0, help="seed of the noise (default 0)")
+_SOURCE = _arg(
+    "--source", action="append", default=[], metavar="ROLE=DIR", help="fetched folder of a role"
+)
 _LOG = _arg("--log", metavar="FILE", help="also write the log to this file")
 
 
@@ -77,6 +88,19 @@ VERBS = (
         "reca check paper models.showo_clip_512.align.steps=100",
         "reca.verbs.configure:check",
         (_EXPERIMENT, _OVERRIDES),
+    ),
+    Verb(
+        "plan",
+        "count what a run asks of memory: weights, gradients, optimiser, activations per device",
+        "reca plan paper_bagel --memory 80",
+        "reca.verbs.plan:plan",
+        (
+            _EXPERIMENT,
+            _OVERRIDES,
+            _arg(
+                "--memory", type=float, metavar="GIB", help="of one device (default: the one here)"
+            ),
+        ),
     ),
     Verb(
         "schema",
@@ -117,7 +141,7 @@ VERBS = (
     Verb(
         "render",
         "draw a data set of the procedural laptop world",
-        "reca render --section '{\"images\": 8, ...}' --out data/world",
+        "reca render --section @data/laptop-reconstruct/manifest.json --out work/again/world",
         "reca.verbs.data:render",
         (_SECTION, _OUT, _LOG),
     ),
@@ -125,7 +149,7 @@ VERBS = (
     Verb(
         "base",
         "make the model folder that all arms start from",
-        "reca base --section @build/base.json --out results/laptop/showo_tiny/base",
+        f"reca base --section @{_TINY}/base/manifest.json --out work/again/base",
         "reca.verbs.train:base",
         (
             _SECTION,
@@ -137,7 +161,8 @@ VERBS = (
     Verb(
         "cache",
         "run the frozen encoders once over a data set",
-        "reca cache --section @s.json --model M/base --data data/world --use draw --out M/cache/draw",
+        f"reca cache --section @{_TINY}/cache/draw/manifest.json --model {_TINY}/base"
+        " --data data/laptop-reconstruct --use draw --out work/again/draw",
         "reca.verbs.train:cache",
         (
             _SECTION,
@@ -159,8 +184,10 @@ VERBS = (
     Verb(
         "align",
         "train one arm from the base model, resuming where it was cut off",
-        "reca align --section @s.json --model M/base --data reconstruct=data/world "
-        "--cache draw=M/cache/draw --arm reca --seed 0 --out M/reca/seed-0",
+        f"reca align --section @{_TINY}/reca/seed-0/manifest.json --model {_TINY}/base"
+        " --data reconstruct=data/laptop-reconstruct --data answer=data/laptop-reconstruct"
+        f" --cache draw={_TINY}/cache/draw --cache read={_TINY}/cache/read"
+        " --arm reca --seed 0 --work work/again/training --out work/again/reca",
         "reca.verbs.train:align",
         (
             _SECTION,
@@ -194,7 +221,9 @@ VERBS = (
     Verb(
         "generate",
         "draw a benchmark's pictures and answer its questions with one model",
-        "reca generate --section @s.json --model M/reca/seed-0 --seed 0 --split test --out M/out",
+        f"reca generate --section @{_TINY}/reca-0/laptop/test/samples/manifest.json"
+        f" --model {_TINY}/reca/seed-0 --seed 0 --split test --guidance={_TINY}/guidance/guidance.json"
+        " --work work/again/pictures --out work/again/samples",
         "reca.verbs.evaluate:generate",
         (
             _SECTION,
@@ -202,6 +231,23 @@ VERBS = (
             _SEED,
             _arg("--split", choices=("development", "test"), default="test", help="prompts"),
             _arg("--guidance", metavar="FILE", help="chosen guidance (from `reca choose`)"),
+            _arg("--shard", metavar="I/N", default="0/1", help="part of a paper benchmark"),
+            _SOURCE,
+            _WORK,
+            _OUT,
+            _LOG,
+        ),
+    ),
+    Verb(
+        "examine",
+        "let a detector, a VQA model or a judge look at generated samples",
+        "reca examine --section @s.json --samples M/samples/0-of-8 --source prompts=data/geneval --out M/seen",
+        "reca.verbs.benchmark:examine",
+        (
+            _SECTION,
+            _folder("--samples", "folder that `reca generate` wrote"),
+            _SOURCE,
+            _arg("--ledger", metavar="FILE", default="ledgers/judge.jsonl", help="judge's replies"),
             _WORK,
             _OUT,
             _LOG,
@@ -209,15 +255,39 @@ VERBS = (
     ),
     Verb(
         "score",
-        "score a folder of generated samples",
-        "reca score --section @s.json --samples M/out --out M/scores",
+        "score anybody's folder of pictures, or samples of the workflow",
+        "reca score geneval my_pictures --source prompts=data/geneval",
         "reca.verbs.evaluate:score",
-        (_SECTION, _folder("--samples", "folder that `reca generate` wrote"), _OUT, _LOG),
+        (
+            _arg("benchmark", nargs="?", metavar="BENCHMARK", help="geneval, dpg, wise, ..."),
+            _arg("folder", nargs="?", metavar="FOLDER", help="pictures in the official layout"),
+            _arg("--list", action="store_true", help="only list what is missing or unknown"),
+            _arg("--images", type=int, metavar="N", help="pictures per prompt (default: as found)"),
+            _arg("--partial", action="store_true", help="score what is there, and say so"),
+            _arg(
+                "--evidence", nargs="*", metavar="DIR", help="what was seen before; no network then"
+            ),
+            _arg("--scorer", metavar="NAME", help="which network sees (docs/benchmarks.md)"),
+            _arg("--judge", metavar="JSON", help="the judge's configuration, or @FILE with it"),
+            _arg("--options", metavar="JSON", help="named options of the grading"),
+            _SOURCE,
+            _arg(
+                "--section",
+                metavar="JSON",
+                help="workflow: the benchmark's configuration, or @FILE",
+            ),
+            _arg(
+                "--samples", nargs="+", metavar="DIR", help="workflow: what `reca generate` wrote"
+            ),
+            _arg("--out", metavar="DIR", help="folder to write"),
+            _LOG,
+        ),
     ),
     Verb(
         "choose",
         "choose each arm's guidance from development scores",
-        "reca choose --scores M/dev/base-0 M/dev/reca-0 --out M/guidance.json",
+        f"reca choose --scores {_TINY}/base-0/laptop/development/scores"
+        f" {_TINY}/reca-0/laptop/development/scores --out work/again/guidance/guidance.json",
         "reca.verbs.evaluate:choose",
         (
             _arg("--scores", nargs="+", required=True, metavar="DIR", help="score folders"),
@@ -228,7 +298,7 @@ VERBS = (
     Verb(
         "report",
         "write the report page and outcomes.json of an experiment",
-        "reca report --experiment laptop --results results/laptop --out results/laptop/report",
+        "reca report --experiment laptop --results results/laptop --out work/again/report",
         "reca.verbs.evaluate:report",
         (
             _arg("--experiment", required=True, metavar="NAME|FILE", help="name or resolved YAML"),
@@ -236,6 +306,13 @@ VERBS = (
             _OUT,
             _LOG,
         ),
+    ),
+    Verb(
+        "paper",
+        "write the paper's tables: reported values beside reproduced ones, or `not run`",
+        "reca paper --results results --out paper_tables",
+        "reca.verbs.benchmark:paper",
+        (_folder("--results", "an experiment's results, or the folder of all"), _OUT, _LOG),
     ),
     # ---- one picture at a time
     Verb(
@@ -253,9 +330,31 @@ VERBS = (
         ),
     ),
     Verb(
+        "edit",
+        "change a picture as told (BAGEL)",
+        'reca edit photo.png "make the circle blue" --out edited.png',
+        "reca.verbs.interact:edit",
+        (
+            _arg("image", help="the picture to change"),
+            _arg("instruction", help="what to change"),
+            _MODEL,
+            _arg("--out", default="edited.png", metavar="FILE", help="default edited.png"),
+            _GUIDANCE,
+            _arg(
+                "--image-guidance",
+                type=float,
+                default=1.5,
+                metavar="SCALE",
+                help="how closely to keep the picture, 1 for no push (default 1.5)",
+            ),
+            _STEPS,
+            _DRAW_SEED,
+        ),
+    ),
+    Verb(
         "reconstruct",
         "draw a picture again from the model's own understanding of it",
-        "reca reconstruct photo.png --out again.png",
+        "reca reconstruct circle.png --out again.png",
         "reca.verbs.interact:reconstruct",
         (
             _arg("image", metavar="IMAGE", help="JPEG, PNG or WEBP file"),
@@ -270,7 +369,7 @@ VERBS = (
     Verb(
         "ask",
         "ask a question about a picture",
-        'reca ask photo.png "what color is the circle ?"',
+        'reca ask circle.png "what color is the circle ?"',
         "reca.verbs.interact:ask",
         (
             _arg("image", metavar="IMAGE", help="JPEG, PNG or WEBP file"),

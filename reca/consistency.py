@@ -7,7 +7,7 @@ knows about its network is checked by the family itself (`reca check EXPERIMENT`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ from reca.structure import problem, suggestion
 
 ROLES = ("reconstruct", "answer", "text")
 CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
+JUDGED = ("wise", "imgedit", "gedit", "t2i_compbench", "mmvet")
+# What a family's sampler can be told besides guidance, steps and temperature, where it is known here;
+# the values are checked by the family (`reca check EXPERIMENT`).
+SAMPLER_OPTIONS = {"showo": ("confidence_temperature", "confidence_schedule", "order")}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
@@ -35,8 +39,9 @@ def check(experiment: Experiment, config_dir: Path) -> None:
     for name, model in experiment.models.items():
         _check_model(f"models.{name}", model)
         _check_arms(experiment, name, model)
+    entries = {name for model in experiment.models.values() for name in model.data.values()}
     for role, source in experiment.data.items():
-        _check_data(f"data.{role}", role, source)
+        _check_data(f"data.{role}", role, source, entries)
     for name, benchmark in experiment.benchmarks.items():
         _check_benchmark(f"benchmarks.{name}", benchmark)
     if experiment.pretrain is not None:
@@ -44,6 +49,7 @@ def check(experiment: Experiment, config_dir: Path) -> None:
     _check_roles(experiment)
     _check_guidance(experiment)
     _check_expectations(experiment)
+    _at_least("cost.hours", experiment.cost.hours, 0)
     _check_sources(experiment, config_dir)
 
 
@@ -73,12 +79,19 @@ def _check_model(path: str, model: ModelConfig) -> None:
     _at_least(f"{path}.sampler.steps", sampler.steps, 1)
     if sampler.temperature <= 0:
         raise problem(f"{path}.sampler.temperature", sampler.temperature, "must be above 0")
+    known = SAMPLER_OPTIONS.get(model.family, sampler.options)
+    for name, value in sampler.options.items():
+        if name not in known:
+            allowed = f"unknown option; {suggestion(name, known)}"
+            raise problem(f"{path}.sampler.options.{name}", value, allowed)
     _distinct(f"{path}.sampler.guidance", sampler.guidance)
     for i, guidance in enumerate(sampler.guidance):
         _at_least(f"{path}.sampler.guidance[{i}]", guidance, 0)
     for name, least in {"gpus": 0, "nodes": 1, "memory_mb": 1, "runtime_minutes": 1}.items():
         _at_least(f"{path}.resources.{name}", getattr(resources, name), least)
     _at_least(f"{path}.resources.threads", resources.threads, 1)
+    if resources.nodes > 1 and resources.gpus == 0:
+        raise problem(f"{path}.resources.gpus", 0, "must be at least 1 on several nodes")
     if model.family == "showo":
         _check_showo_network(f"{path}.network", model.network)
 
@@ -115,6 +128,11 @@ def _down_sampling(network: dict[str, Any]) -> int:
 
 def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
     """Every arm's recipe must be whole before anything runs."""
+    if "reca" in experiment.arms and "reca" not in model.align.active():
+        tasks = list(model.align.active())
+        raise problem(
+            f"models.{name}.align.tasks", tasks, "arm reca needs task reca, weight above 0"
+        )
     for arm in ("reca", *(arm for arm in experiment.arms if arm not in ("base", "reca"))):
         try:
             for_arm(model.align, arm).validate()
@@ -136,8 +154,8 @@ def _check_pretrain(pretrain: Pretrain) -> None:
 
 
 # ---- data and benchmarks -------------------------------------------------------------------------
-def _check_data(path: str, role: str, source: DataSource) -> None:
-    if role not in ROLES:
+def _check_data(path: str, role: str, source: DataSource, entries: Collection[str] = ()) -> None:
+    if role not in ROLES and role not in entries:
         raise problem(path, source.kind, f"unknown role {role!r}; {suggestion(role, ROLES)}")
     if source.kind == "world":
         for name in ("source", "path"):
@@ -177,18 +195,30 @@ def _check_world(path: str, world: World) -> None:
 def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
     for name in ("prompts", "development_prompts", "questions", "reconstructions", "seed"):
         _at_least(f"{path}.{name}", getattr(benchmark, name), 0)
-    _at_least(f"{path}.images_per_prompt", benchmark.images_per_prompt, 1)
+    for name in ("images_per_prompt", "shards", "batch_size"):
+        _at_least(f"{path}.{name}", getattr(benchmark, name), 1)
     if benchmark.kind == "laptop":
         _at_least(f"{path}.prompts", benchmark.prompts, 1)
     elif benchmark.source is None:
         raise problem(f"{path}.source", None, f"must be given where kind is {benchmark.kind}")
+    if benchmark.kind in JUDGED and benchmark.judge is None:
+        raise problem(f"{path}.judge", None, f"must be given where kind is {benchmark.kind}")
 
 
 def _check_roles(experiment: Experiment) -> None:
     """Each task finds its data: i2t reads conversations, every other task draws pictures."""
     for name, model in experiment.models.items():
+        for role in model.data:
+            if role not in ROLES:
+                allowed = f"unknown role; {suggestion(role, ROLES)}"
+                raise problem(f"models.{name}.data.{role}", model.data[role], allowed)
+        for benchmark in model.benchmarks:
+            if benchmark not in experiment.benchmarks:
+                allowed = f"is no benchmark here; {suggestion(benchmark, experiment.benchmarks)}"
+                raise problem(f"models.{name}.benchmarks", benchmark, allowed)
         for task in model.align.active():
             role = {"i2t": "answer", "text": "text"}.get(task, "reconstruct")
+            role = model.data.get(role, role)
             if role not in experiment.data:
                 raise problem(f"data.{role}", None, f"task {task} of models.{name} needs it")
 
@@ -247,6 +277,10 @@ def sources_of(experiment: Experiment) -> Iterable[tuple[str, str]]:
     for name, benchmark in experiment.benchmarks.items():
         if benchmark.source is not None:
             yield f"benchmarks.{name}.source", benchmark.source
+        for role, source in benchmark.companions.items():
+            yield f"benchmarks.{name}.companions.{role}", source
+        if benchmark.judge is not None and benchmark.judge.source is not None:
+            yield f"benchmarks.{name}.judge.source", benchmark.judge.source
 
 
 @cache

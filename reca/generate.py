@@ -1,7 +1,8 @@
 """Pictures for prompts, pictures drawn again, answers to questions: what a model makes for benchmarks.
 
 A picture is a function of (benchmark, prompt id, sample index, seed) and the model: neither the
-batch nor the number of devices is in it. Finished batches are kept, so a killed run goes on.
+batch nor the number of devices is in it. Finished batches are kept, so a killed run goes on. The seed
+schedules of the authors' scripts, some of which do depend on the number of devices, are options.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from reca import records
+from reca.images import decode
 from reca.imageset import ImageSet, ImageSetWriter
 from reca.randomness import generator
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from reca.benchmarks.items import Prompt, Question
     from reca.models.unified import Features, Sampling, UnifiedModel
+    from reca.schema import SeedSchedule
 
 Progress = Callable[[int, int], None]
 Item = TypeVar("Item")
@@ -40,12 +43,15 @@ class Origin:
     """What all pictures of one run share: the model that draws (any hash of it), benchmark, seed.
 
     `code` is a fingerprint of the modules that draw; unfinished work of other code is not used.
+    `schedule` says where noise comes from (`_noise`), `shard` which part (i of n) of the prompts this is.
     """
 
     model: str
     benchmark: str
     seed: int
     code: str = ""
+    schedule: SeedSchedule = "per_image"
+    shard: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,10 @@ class _Job:
     key: str
     index: int
     text: str
-    noise: tuple[str, str, int, int]
+    noise: tuple[str | int, ...]
     recipe: dict[str, Any]
     image: Image | None = None
+    source: bytes | None = None  # file of a picture to edit
 
 
 # ---- the three things that a model makes ---------------------------------------------------------
@@ -103,6 +110,27 @@ def reconstruct(
     """Draw pictures (by id) again from their own understanding embeddings; see `generate`."""
     jobs = [
         _job(name, 0, prompt, prefix, origin, sampling, image) for name, image in images.items()
+    ]
+    return _draw_all(model, jobs, writer, origin, sampling, batch_size, work, progress)
+
+
+def edit(
+    model: UnifiedModel,
+    edits: Sequence[tuple[Prompt, bytes]],
+    writer: ImageSetWriter,
+    origin: Origin,
+    sampling: Sampling,
+    *,
+    batch_size: int = 1,
+    work: Path | None = None,
+    progress: Progress = _silent,
+) -> int:
+    """Change pictures (files) as their prompts say; see `generate`. ValueError for a family that cannot edit."""
+    if not hasattr(model, "edit"):
+        raise ValueError(f"family {model.family} cannot edit pictures; leave this benchmark out")
+    jobs = [
+        _job(prompt.id, 0, prompt.text, "", origin, sampling, source=source)
+        for prompt, source in edits
     ]
     return _draw_all(model, jobs, writer, origin, sampling, batch_size, work, progress)
 
@@ -166,8 +194,9 @@ def _job(
     origin: Origin,
     sampling: Sampling,
     image: Image | None = None,
+    source: bytes | None = None,
 ) -> _Job:
-    noise = (origin.benchmark, name, index, origin.seed)
+    noise = _noise(name, index, origin)
     recipe: dict[str, Any] = {
         "prompt": text,
         "prompt_id": name,
@@ -183,7 +212,31 @@ def _job(
     }
     if image is not None:
         recipe["image_sha256"] = records.sha256_bytes(image.tobytes())
-    return _Job(f"{prefix}/{name}" if prefix else name, index, text, noise, recipe, image)
+    if source is not None:
+        recipe["source_sha256"] = records.sha256_bytes(source)
+    return _Job(f"{prefix}/{name}" if prefix else name, index, text, noise, recipe, image, source)
+
+
+def _noise(name: str, index: int, origin: Origin) -> tuple[str | int, ...]:
+    """Where a picture's noise comes from.
+
+    `per_image` is ours. The authors' scripts (benchmarks SPEC section 1): `sample_index` seeds picture i
+    of every prompt with seed + i; `prompt_reset` draws a prompt's pictures one after the other from one
+    generator; `process` does so with all pictures of a process, so it depends on the number of shards.
+    """
+    if origin.schedule == "per_image":
+        return (origin.benchmark, name, index, origin.seed)
+    if origin.schedule == "sample_index":
+        return ("torch", origin.seed + index)
+    if origin.schedule == "prompt_reset":
+        return ("torch", origin.seed, "in turn", name)
+    return ("torch", origin.seed, "in turn", *origin.shard)
+
+
+def _generator(job: _Job) -> torch.Generator:
+    if job.noise[0] == "torch":
+        return torch.Generator().manual_seed(int(job.noise[1]))
+    return generator(*job.noise)
 
 
 def _draw_all(
@@ -199,9 +252,8 @@ def _draw_all(
     with _kept(work, origin.code) as kept:
         finished = _finished(jobs, kept)
         missing = [job for job in jobs if (job.key, job.index) not in finished]
-        missing.sort(key=lambda job: len(job.text))  # stable: equal lengths stay in prompt order
         with inference(model):
-            for batch in _chunks(missing, batch_size):
+            for batch in _batches(jobs, missing, batch_size):
                 path = _draw_batch(model, batch, sampling, kept)
                 pictures = ImageSet(path)
                 finished |= {(job.key, job.index): pictures for job in batch}
@@ -210,6 +262,20 @@ def _draw_all(
             picture = finished[job.key, job.index].png(job.key, job.index)
             writer.add(job.key, job.index, picture, job.recipe)
     return len(missing)
+
+
+def _batches(
+    jobs: Sequence[_Job], missing: Sequence[_Job], batch_size: int
+) -> Iterator[Sequence[_Job]]:
+    """What is drawn in one go: pictures of like prompts, or all that share one generator."""
+    if not any(job.noise[2:3] == ("in turn",) for job in missing):
+        # stable: equal lengths stay in prompt order
+        yield from _chunks(sorted(missing, key=lambda job: len(job.text)), batch_size)
+        return
+    lacking = {job.noise for job in missing}
+    for noise in dict.fromkeys(job.noise for job in jobs):
+        if noise in lacking:  # a sequence with a gap is drawn anew from its start
+            yield [job for job in jobs if job.noise == noise]
 
 
 @contextmanager
@@ -224,15 +290,30 @@ def _kept(work: Path | None, code: str) -> Iterator[Path]:
 
 def _draw_batch(model: UnifiedModel, batch: Sequence[_Job], sampling: Sampling, kept: Path) -> Path:
     """Draw one batch into a set of its own, named by its recipes."""
-    pictures = [job.image for job in batch if job.image is not None]
-    features = model.encode(pictures, "draw") if pictures else None
-    noise = [generator(*job.noise) for job in batch]
-    images = draw(model, [job.text for job in batch], features, sampling, noise)
+    noise = [_generator(job) for job in batch]
+    if batch[0].noise[2:3] == ("in turn",):
+        images = [_rows(model, [job], sampling, noise[:1])[0] for job in batch]
+    else:
+        images = _rows(model, batch, sampling, noise)
     name = records.sha256_json([[job.key, job.recipe] for job in batch])
     with ImageSetWriter(kept / f"{name}.tar") as writer:
         for job, image in zip(batch, images, strict=True):
             writer.add(job.key, job.index, image, job.recipe)
     return kept / f"{name}.tar"
+
+
+def _rows(
+    model: UnifiedModel, batch: Sequence[_Job], sampling: Sampling, noise: Sequence[torch.Generator]
+) -> list[Image]:
+    """One pass of the model: from texts, from embeddings of pictures, or edits of pictures."""
+    texts = [job.text for job in batch]
+    sources = [decode(job.source, name=job.key) for job in batch if job.source is not None]
+    if sources:
+        edited: list[Image] = model.edit(sources, texts, sampling, noise)  # type: ignore[operator]
+        return edited
+    pictures = [job.image for job in batch if job.image is not None]
+    features = model.encode(pictures, "draw") if pictures else None
+    return draw(model, texts, features, sampling, noise)
 
 
 def _finished(jobs: Sequence[_Job], kept: Path) -> dict[tuple[str, int], ImageSet]:

@@ -12,18 +12,20 @@ from reca.models import load_model
 from reca.models.unified import Sampling
 from reca.prompts import bank
 from reca.randomness import generator
+from reca.records import MANIFEST, verify
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from reca.models.unified import UnifiedModel
 
 
 def draw(
     model_dir: str | Path, prompt: str, *, seed: int = 0, sampling: Sampling | None = None
 ) -> Image:
     """Draw a prompt; ValueError names a model folder or prompt that is not usable."""
-    if not prompt.strip():
-        raise ValueError("the prompt is empty; say what to draw")
-    model = load_model(model_dir)
+    _check_words("prompt", prompt, "say what to draw")
+    model = open_model(model_dir)
     with inference(model):
         noise = [generator("draw", seed)]
         return draw_rows(model, [prompt], None, sampling or Sampling(), noise)[0]
@@ -38,21 +40,55 @@ def reconstruct(
     sampling: Sampling | None = None,
 ) -> Image:
     """Draw a picture again from the model's own understanding of it; by default under the bank's first prompt."""
-    picture, model = read_picture(image), load_model(model_dir)
+    text = bank()[0] if prompt is None else prompt
+    _check_words("prompt", text, "leave it out for the bank's first")
+    picture, model = read_picture(image), open_model(model_dir)
     with inference(model):
         features = model.encode([picture], "draw")
         noise = [generator("reconstruct", seed)]
-        texts = [prompt or bank()[0]]
-        return draw_rows(model, texts, features, sampling or Sampling(), noise)[0]
+        return draw_rows(model, [text], features, sampling or Sampling(), noise)[0]
+
+
+def edit(
+    model_dir: str | Path,
+    image: str | Path,
+    instruction: str,
+    *,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+) -> Image:
+    """Change a picture as told; ValueError where the model's family cannot edit."""
+    if not instruction.strip():
+        raise ValueError("the instruction is empty; say what to change")
+    picture, model = read_picture(image), load_model(model_dir)
+    with inference(model):
+        noise = [generator("edit", seed)]
+        return model.edit([picture], [instruction], sampling or Sampling(), noise)[0]
 
 
 def ask(
     model_dir: str | Path, image: str | Path, question: str, *, max_new_tokens: int = 32
 ) -> str:
     """Answer a question about a picture."""
-    picture, model = read_picture(image), load_model(model_dir)
+    _check_words("question", question, "say what to ask")
+    picture, model = read_picture(image), open_model(model_dir)
     with inference(model):
         return model.answer([question], model.encode([picture], "read"), max_new_tokens)[0]
+
+
+def open_model(folder: str | Path) -> UnifiedModel:
+    """The model of a folder, every file hashed again where a stage wrote it; ValueError names damage."""
+    if (Path(folder) / MANIFEST).is_file():
+        verify(folder)
+    return load_model(folder)
+
+
+def _check_words(what: str, text: str, remedy: str) -> None:
+    """Refuse an empty text, and bytes of the command line that are not UTF-8 (lone surrogates)."""
+    if not text.strip():
+        raise ValueError(f"the {what} is empty; {remedy}")
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"the {what} {text!a} is not UTF-8 text; type it in UTF-8")
 
 
 def read_picture(path: str | Path) -> Image:

@@ -10,6 +10,7 @@ stage that ran again and gave the same bytes reruns nothing downstream.
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import importlib.util
 import json
@@ -29,10 +30,12 @@ from types import TracebackType
 from typing import Any
 
 import reca
+from reca.scratch import Scratch
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
 SEAL = "seal"  # the manifest's key for the hash of all its other keys
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 OWN_PACKAGES = ("reca", "reca_kernels")
 
 
@@ -279,9 +282,9 @@ class Stage:
     """One stage's output directory: it appears whole, its manifest last, or not at all.
 
     `inputs` maps a name to the file that was read (usually an upstream manifest). Leaving the
-    `with` block by an exception removes the scratch folder; the former output stays until a new one
-    is complete. `started` (seconds since the epoch) says when work before the block began, so that
-    the whole process counts as the stage's cost.
+    `with` block by an exception removes the scratch folder (a kill leaves it to the next run); the
+    former output stays until a new one is complete. `started` (seconds since the epoch) says when
+    work before the block began, so that the whole process counts as the stage's cost.
     """
 
     def __init__(
@@ -317,15 +320,12 @@ class Stage:
         self.cpu = 0.0 if self.began else _cpu_seconds()
         self.started = self.began or time.time()
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.scratch = Path(
-                tempfile.mkdtemp(dir=self.out.parent, prefix=f".{self.out.name}.partial-")
-            )
+            self._room = Scratch(self.out)
         except OSError as error:
             raise ValueError(
                 f"{self.out}: cannot write here ({error.strerror}); choose a writable folder"
             ) from error
-        os.chmod(self.scratch, 0o755)
+        self.scratch = self._room.path
         return self
 
     def __exit__(
@@ -338,11 +338,15 @@ class Stage:
             if kind is None:
                 self._commit()
         except OSError as problem:
-            raise ValueError(
-                f"{self.out}: cannot complete the stage ({problem.strerror})"
-            ) from problem
+            raise self._cannot_write(problem) from problem
         finally:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            self._room.close()
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, problem: OSError) -> ValueError:
+        reason, remedy = os.strerror(problem.errno or 0), "free space or choose a writable folder"
+        return ValueError(f"{self.out}: cannot complete the stage ({reason}); {remedy}")
 
     def _commit(self) -> None:
         (self.out / MANIFEST).unlink(missing_ok=True)
@@ -398,7 +402,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         else {}
     )
     if not body or manifest.get(SEAL) != sha256_json(body) or text != json_text(manifest):
-        raise ValueError(f"{path}: changed since it was written; run the stage again")
+        raise ValueError(f"{path}: changed since it was written; {_remedy(path.parent)}")
     return body
 
 
@@ -406,18 +410,34 @@ def verify(directory: str | Path) -> dict[str, Any]:
     """Hash every output again; ValueError names the first file that is missing, changed or not in the manifest."""
     directory, manifest = Path(directory), read_manifest(directory)
     found = describe_files(directory)
+    remedy = _remedy(directory)
     for name, record in manifest["outputs"].items():
         if name not in found:
-            raise ValueError(
-                f"{directory / name}: missing, though the manifest lists it; run the stage again"
-            )
+            raise ValueError(f"{directory / name}: missing, though the manifest lists it; {remedy}")
         if found[name] != record:
-            raise ValueError(
-                f"{directory / name}: content differs from the manifest's sha256; run the stage again"
-            )
+            raise ValueError(f"{directory / name}: {_DIFFERS}; {remedy}")
     extra = sorted(set(found) - set(manifest["outputs"]))
     if extra:
         raise ValueError(
             f"{directory / extra[0]}: not in the manifest; remove it or run the stage again"
         )
     return manifest
+
+
+def verified(path: str | Path) -> Path:
+    """One output of a stage, hashed again; ValueError names it when it is missing or was changed."""
+    path = Path(path)
+    record = read_manifest(path.parent)["outputs"].get(path.name)
+    if record is None or not path.is_file():
+        raise ValueError(f"{path}: missing; {_remedy(path.parent)}")
+    if sha256_file(path) != record["sha256"]:
+        raise ValueError(f"{path}: {_DIFFERS}; {_remedy(path.parent)}")
+    return path
+
+
+_DIFFERS = "content differs from the manifest's sha256"
+
+
+def _remedy(directory: Path) -> str:
+    """Snakemake makes a stage again where its manifest is gone; what is shipped comes back from git."""
+    return f"remove {directory / MANIFEST} and run the stage again (shipped files: git restore)"

@@ -28,7 +28,12 @@ BenchmarkKind = Literal[
     "gqa",
     "mmmu",
     "seed",
+    "mmbench",
+    "mmvp",
+    "mmvet",
+    "reconstruction",
 ]
+SeedSchedule = Literal["per_image", "sample_index", "prompt_reset", "process"]
 
 
 @dataclass(kw_only=True)
@@ -94,8 +99,34 @@ class ModelConfig:
     network: dict[str, Any] = field(default_factory=dict)  # checked by the family (`reca check`)
     weights: Weights
     align: Recipe = field(default_factory=Recipe)
+    data: dict[str, str] = field(default_factory=dict)  # role -> entry of `data`, where it differs
+    benchmarks: list[str] = field(default_factory=list)  # of the experiment's; empty: all of them
     sampler: Sampler = field(default_factory=Sampler)
     resources: Resources = field(default_factory=Resources)
+
+
+@dataclass(kw_only=True)
+class JudgeConfig:
+    """A judge: an OpenAI-compatible endpoint, or a model on this machine behind the same ledger."""
+
+    kind: Literal["endpoint", "transformers"] = "endpoint"
+    model: str  # a dated snapshot or a versioned model, never an alias; transformers: its name in tables
+    base_url: str = "https://api.openai.com/v1"
+    source: str | None = None  # transformers: name in config/sources.yaml
+    key_variable: str = "OPENAI_API_KEY"  # environment variable with the key; '' for none
+    temperature: float | None = None  # null: not sent, the endpoint's default
+    max_tokens: int | None = None
+    seed: int | None = None
+    concurrency: int = 8
+    attempts: int = 3  # of a reply that cannot be read
+    tries: int = 6  # of a request that fails on the way
+    timeout_seconds: float = 120.0
+    backoff_seconds: float = 1.0
+    longest_pause_seconds: float = 60.0
+    price_input: float = 0.0  # per million tokens
+    price_output: float = 0.0
+    request_cost_estimate: float = 0.0  # held back per request until a real cost is known
+    cost_cap: float | None = None  # of the whole ledger, in the currency of the prices
 
 
 @dataclass(kw_only=True)
@@ -104,12 +135,22 @@ class BenchmarkConfig:
 
     kind: BenchmarkKind
     source: str | None = None  # name in config/sources.yaml, for its prompts
+    companions: dict[str, str] = field(default_factory=dict)  # role -> name in sources.yaml
     prompts: int = 0  # laptop: per task; 0 = all the benchmark has
     development_prompts: int = 0  # per task, to choose guidance; never reported as a result
     images_per_prompt: int = 1
     questions: int = 0  # understanding questions asked before and after
     reconstructions: int = 0  # held-out images drawn again from their own embeddings
-    seed: int = 0
+    seed: int = 0  # laptop: of the prompts; else of the authors' seed schedules
+    seeds: SeedSchedule = "per_image"  # the others are the authors' scripts'
+    sampler: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # model -> other sampler fields
+    shards: int = 1  # jobs that draw and examine side by side, one GPU each
+    batch_size: int = 8  # pictures or answers in one pass
+    scorer: str | None = None  # which network sees or answers, where there is a choice
+    judge: JudgeConfig | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # of the grading: named defects, partial
 
 
 @dataclass(kw_only=True)

@@ -51,7 +51,8 @@ def test_any_edit_of_any_file_is_found(trail):
 def test_flipped_bit_names_the_file(trail):
     (trail / "results/base/weights.bin").write_bytes(b"other")
     assert run().problems == [
-        "results/base/weights.bin: content differs from the manifest's sha256; run the stage again"
+        "results/base/weights.bin: content differs from the manifest's sha256; "
+        "remove results/base/manifest.json and run the stage again (shipped files: git restore)"
     ]
 
 
@@ -69,6 +70,20 @@ def test_upstream_made_anew_breaks_what_was_made_from_it(trail):
         "results/reca/seed-0: input model (results/base/manifest.json) is not what was read "
         f"(hash {recorded('results/reca/seed-0', 'model')[:12]})"
     ]
+
+
+def test_damage_outside_the_audited_folders_is_found(trail):
+    """What results were made from is audited wherever it lies: shipped weights, data."""
+    assert audit(["results/reca"]).stages == 3
+    (trail / "data/world/weights.bin").write_bytes(b"other")
+    for folders in (["results/reca"], ["results/base", "results/reca"], ["results"]):
+        (problem,) = audit(folders).problems
+        assert problem.startswith("data/world/weights.bin: content differs")
+
+
+def test_upstream_made_anew_is_audited_once(trail):
+    link("results/base", {}, weights="results/guidance.json")
+    assert audit(["results"]).stages == audit(["data", "results"]).stages == 4
 
 
 def test_upstream_removed_breaks_what_was_made_from_it(trail):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,43 @@ def test_code_hash_covers_a_package_and_its_data(
         cached.cache_clear()
     (package / "page.html").write_text("new")
     assert records.code_fingerprint("reca_kernels_probe") != before
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(
+    tmp_path: Path,
+) -> None:
+    """SIGKILL leaves a scratch folder; it goes with the next run of that stage, others' folders stay."""
+    code = (
+        "import os, signal, sys; from reca.records import Stage\n"
+        "with Stage('a', sys.argv[1], inputs={}, section={}) as s:\n"
+        "    (s.scratch / 'big').write_bytes(b'0'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for name in ("out", "out.other"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+    assert len(list(tmp_path.glob(".out*.partial-*/big"))) == 2
+    with records.Stage("a", tmp_path / "out", inputs={}, section={}) as living:
+        assert list(tmp_path.glob(".out.partial-*")) == [living.scratch]
+        with records.Stage("a", tmp_path / "out", inputs={}, section={}):
+            assert living.scratch.is_dir()
+    assert not list(tmp_path.glob(".out.partial-*")) and records.verify(tmp_path / "out")
+    assert len(list(tmp_path.glob(".out.other.partial-*/big"))) == 1
+
+
+@pytest.mark.parametrize("moment", ["in the block", "at the end"])
+def test_a_full_disk_names_the_stage_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Also where a library raised it (pyarrow's has no file name); the former output stays until then."""
+    full = OSError(28, "[Errno 28] Error writing bytes to file.")
+    if moment == "at the end":
+        monkeypatch.setattr(records.os, "fsync", lambda _: (_ for _ in ()).throw(full))
+    with (
+        pytest.raises(
+            ValueError, match=r"out: cannot complete the stage \(No space left on device\); free"
+        ),
+        records.Stage("a", tmp_path / "out", inputs={}, section={}) as running,
+    ):
+        (running.scratch / "file").write_bytes(b"1")
+        if moment == "in the block":
+            raise full
+    assert not list(tmp_path.iterdir())

@@ -1,10 +1,12 @@
 """The verbs, one after another, as the workflow calls them: a tiny world through to drawn pictures."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
 import torch
+from PIL import Image
 
 from reca.cli import main
 from reca.models import build_model
@@ -142,6 +144,62 @@ def test_pictures_and_answers_from_the_command_line(inside, capsys):
     assert capsys.readouterr().out.count("\n") == 1
 
 
+WRONG_WORDS = {
+    "guidance nan": (["draw", "a red circle", "--guidance", "nan"], "sampling.guidance is nan; it must be 0"),
+    "guidance inf": (["draw", "a red circle", "--guidance", "inf"], "sampling.guidance is inf"),
+    "guidance below 0": (["draw", "a red circle", "--guidance", "-1"], "sampling.guidance is -1.0"),
+    "no steps": (["draw", "a red circle", "--steps", "0"], "sampling.steps is 0; it must be at least 1"),
+    "no ending": (["draw", "a red circle", "--out", "circle"], "--out circle: name a file that ends in .png"),
+    "other ending": (["draw", "a red circle", "--out", "c.bmp"], "--out c.bmp: name a file that ends in"),
+    "a folder": (["draw", "a red circle", "--out", "folder.png"], "--out folder.png: is a folder"),
+    "below a file": (["draw", "a red circle", "--out", "p.png/x.png"], "p.png/x.png: cannot write"),
+    "read-only": (["draw", "a red circle", "--out", "/proc/x.png"], "/proc/x.png: cannot write"),
+    "unknown word": (["draw", "a flurble"], "vocabulary lacks 'flurble'"),
+    "not UTF-8": (["draw", "a red\udcff circle"], "is not UTF-8 text"),
+    "no prompt": (["draw", "  "], "the prompt is empty; say what to draw"),
+    "no template": (["reconstruct", "p.png", "--prompt", ""], "the prompt is empty"),
+    "no question": (["ask", "p.png", ""], "the question is empty; say what to ask"),
+    "no picture": (["ask", "none.png", "what ?"], "none.png: cannot read (No such file"),
+    "text": (["reconstruct", "words.png"], "words.png: unreadable image: not a JPEG, PNG or WebP"),
+    "no model": (["draw", "a circle", "--model", "folder.png"], "folder.png: no reca_model.json here"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_WORDS)
+def test_bad_input_is_one_line_that_names_it(inside, capfd, case):
+    """File or value and remedy on one line of stderr, exit 2; no picture is left behind."""
+    words, message = WRONG_WORDS[case]
+    (inside / "folder.png").mkdir(exist_ok=True)
+    (inside / "words.png").write_text("hello")
+    Image.new("RGB", (16, 16)).save(inside / "p.png")
+    model = [] if "--model" in words else ["--model", "base"]
+    assert main([*words, *model]) == 2
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (inside / "drawn.png").exists() and not (inside / "reconstructed.png").exists()
+
+
+DAMAGE = {
+    "cache": ("data/world/train.parquet", ["cache", "--model", "base", "--data", "data/world",
+              "--use", "draw", "--out", "x"]),
+    "cache: encoder": ("base/clip.safetensors", ["cache", "--model", "base", "--data", "data/world",
+                       "--use", "draw", "--out", "x"]),
+    "align: cache": ("cache/draw/features-00000.safetensors", ["align"]),
+    "align: data": ("data/world/train.parquet", ["align"]),
+    "align: base": ("base/model.safetensors", ["align"]),
+    "generate": ("reca/seed-0/model.safetensors", ["generate", "--model", "reca/seed-0", "--seed", "0",
+                 "--out", "x"]),
+    "generate: record": ("reca/seed-0/manifest.json", ["generate", "--model", "reca/seed-0",
+                         "--seed", "0", "--out", "x"]),
+    "score": ("reca-0/test/samples/images.tar", ["score", "--samples", "reca-0/test/samples",
+              "--out", "x"]),
+    "choose": ("base-0/development/scores/scores.json", ["choose", "--scores",
+               "base-0/development/scores", "--out", "x/guidance.json"]),
+    "draw": ("reca/seed-0/magvit.safetensors", ["draw", "a red circle", "--model", "reca/seed-0"]),
+    "ask": ("base/tokenizer.json", ["ask", "p.png", "what ?", "--model", "base"]),
+}  # fmt: skip
+
+
 def test_missing_pieces_are_named(inside, capsys):
     section = json.dumps({"family": "showo", "align": RECIPE, "data": {"reconstruct": DATA}})
     words = ["align", "--section", section, "--model", "base", "--arm", "reca", "--seed", "0",
@@ -160,22 +218,27 @@ def test_without_any_model_the_remedy_is_named(tmp_path, monkeypatch, capsys):
     assert "run `make reproduce`" in capsys.readouterr().err
 
 
-def test_evaluation_from_samples_to_scores_to_the_chosen_guidance(inside, capsys):
-    benchmark = {"kind": "laptop", "images_per_prompt": 1, "seed": 0}
-    sampler = {"steps": 2, "temperature": 1.0, "options": {}}
-    for arm in ("base", "reca"):
-        model = "base" if arm == "base" else "reca/seed-0"
-        section = {"family": "showo", "run": f"{arm}-0", "sampler": {**sampler, "guidance": [0.0, 2.0]},
-                   "benchmark": {**benchmark, "development_prompts": 1}}  # fmt: skip
-        evaluate(section, model, "development", f"{arm}-0/development")
-    scores = [f"{arm}-0/development/scores" for arm in ("base", "reca")]
-    assert main(["choose", "--scores", *scores, "--out", "guidance/guidance.json"]) == 0
+@pytest.fixture(scope="module")
+def evaluated(chain):
+    """Development scores of two arms, the guidance chosen on them, and test scores of one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(chain)
+        benchmark = {"kind": "laptop", "images_per_prompt": 1, "seed": 0}
+        sampler = {"steps": 2, "temperature": 1.0, "options": {}}
+        for arm, model in (("base", "base"), ("reca", "reca/seed-0")):
+            section = {"family": "showo", "run": f"{arm}-0", "sampler": {**sampler, "guidance": [0.0, 2.0]},
+                       "benchmark": {**benchmark, "development_prompts": 1}}  # fmt: skip
+            evaluate(section, model, "development", f"{arm}-0/development")
+        scores = [f"{arm}-0/development/scores" for arm in ("base", "reca")]
+        assert main(["choose", "--scores", *scores, "--out", "guidance/guidance.json"]) == 0
+        test = {**benchmark, "prompts": 1, "questions": 4, "reconstructions": 2}
+        section = {"family": "showo", "run": "reca-0", "sampler": sampler, "benchmark": test}
+        evaluate(section, "reca/seed-0", "test", "reca-0/test", "--guidance=guidance/guidance.json")
+
+
+def test_evaluation_from_samples_to_scores_to_the_chosen_guidance(inside, evaluated):
     chosen = read_json("guidance/guidance.json")["chosen"]
     assert set(chosen) == {"base", "reca"} and set(chosen["reca"]) == {"dense", "geneval"}
-
-    test = {**benchmark, "prompts": 1, "questions": 4, "reconstructions": 2}
-    section = {"family": "showo", "run": "reca-0", "sampler": sampler, "benchmark": test}
-    evaluate(section, "reca/seed-0", "test", "reca-0/test", "--guidance=guidance/guidance.json")
     found = read_json("reca-0/test/scores/scores.json")
     assert found["counts"] == {"prompt": 8, "question": 4, "reconstruction": 2}
     assert set(found["guidance"]) <= {"0.0", "2.0"}
@@ -189,13 +252,95 @@ def evaluate(section, model, split, out, *more):
     run("score", section=section["benchmark"], samples=f"{out}/samples", out=f"{out}/scores")
 
 
-def test_choice_refuses_test_scores(inside, capsys):
+def test_choice_refuses_test_scores(inside, evaluated, capsys):
     words = ["choose", "--scores", "reca-0/test/scores", "--out", "other/guidance.json"]
     assert main(words) == 2
     assert "guidance is chosen on development prompts" in capsys.readouterr().err
 
 
-def test_benchmarks_that_cannot_run_yet_say_so(inside, capsys):
+def test_the_two_forms_of_score_are_not_mixed(inside, capsys):
     section = json.dumps({"kind": "geneval", "source": "geneval"})
-    assert main(["score", "--section", section, "--samples", "x", "--out", "y"]) == 2
-    assert "'geneval' is configuration only" in capsys.readouterr().err
+    for words, said in {
+        ("score",): "write `reca score BENCHMARK FOLDER`",
+        ("score", "geneval"): "write `reca score BENCHMARK FOLDER`",
+        ("score", "geneval", "x", "--samples", "y"): "without --section and --samples",
+        ("score", "--section", section): "--samples and --out",
+        ("score", "mme", "x"): "has no layout of pictures",
+        ("score", "coco", "x"): "is not known here",
+        ("score", "geneval", "x"): "run `reca fetch geneval --out data/geneval`",
+    }.items():
+        assert main(list(words)) == 2
+        assert said in capsys.readouterr().err
+
+
+# ---- the work folder ----
+def test_a_stage_removes_no_work_but_its_own(inside):
+    """By default two stages never share a work folder, so the end of one leaves the other's state alone."""
+    other = inside / "work/laptop/showo_tiny/reca-0/checkpoints"
+    other.mkdir(parents=True)
+    section = {"family": "showo", "data": {"reconstruct": DATA}}
+    run("cache", section=section, model="base", data="data/world", use="draw", out="typed/cache")
+    assert other.is_dir() and (inside / "typed/cache/manifest.json").is_file()
+    shutil.rmtree(inside / "work/laptop")
+
+
+@pytest.mark.parametrize("work", [".", "..", "typed", "/"])
+def test_a_work_folder_that_holds_more_is_refused(inside, capfd, work):
+    """It would be removed with all that is in it."""
+    words = [
+        "cache",
+        "--model",
+        "base",
+        "--data",
+        "data/world",
+        "--use",
+        "draw",
+        "--out",
+        "typed/more",
+    ]
+    section = json.dumps({"family": "showo", "data": {"reconstruct": DATA}})
+    assert main([*words, "--section", section, "--work", work]) == 2
+    assert f"--work {work}: is removed at the end" in capfd.readouterr().err
+    assert (inside / "base/manifest.json").is_file()
+
+
+# ---- damage --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_flipped_bit_stops_whatever_reads_it(inside, evaluated, capfd, case):
+    """Every stage hashes what it reads before it uses it: exit 2, the file named, nothing written."""
+    file, words = DAMAGE[case]
+    sound = (inside / file).read_bytes()
+    Image.new("RGB", (16, 16)).save(inside / "p.png")
+    (inside / file).write_bytes(flipped(sound))
+    try:
+        assert main([*words, *_section_for(words[0])]) == 2
+    finally:
+        (inside / file).write_bytes(sound)
+    error = capfd.readouterr().err.splitlines()
+    assert f"{file}: " in error[-1] and "git restore" in error[-1]
+    assert not (inside / "x").exists() and not list(inside.glob("work/x*"))
+
+
+def flipped(data):
+    """One bit in the middle: in the tensors of a safetensors file, in the rows of a parquet file."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def _section_for(verb):
+    if verb in ("draw", "ask", "choose"):
+        return []
+    benchmark = {"kind": "laptop", "seed": 0, "prompts": 1, "questions": 4, "reconstructions": 2}
+    section = {
+        "cache": {"family": "showo", "data": {"reconstruct": DATA}},
+        "align": {"family": "showo", "align": RECIPE, "data": {"reconstruct": DATA, "answer": DATA}},
+        "generate": {"family": "showo", "run": "reca-0", "benchmark": benchmark,
+                     "sampler": {"steps": 2, "guidance": [0.0]}},
+        "score": benchmark,
+    }[verb]  # fmt: skip
+    words = ["--section", json.dumps(section)]
+    if verb == "align":
+        words += ["--data", "reconstruct=data/world", "--data", "answer=data/world"]
+        words += ["--cache", "draw=cache/draw", "--cache", "read=cache/read"]
+        words += ["--model", "base", "--arm", "reca", "--seed", "0", "--out", "x"]
+    return words if verb == "score" else [*words, "--work", "work/x"]

@@ -25,3 +25,4 @@ class Question:
     text: str
     answer: str
     kind: str
+    facts: dict[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Everything the report says, gathered from the results tree into plain data; `outcomes.json` is a part of it.
 
-Reads only complete stages (those with a manifest) and adds nothing that is not in a file: a number in
-the page can be walked back through the trail.
+Reads only complete stages (those with a manifest), each file hashed again, and adds nothing that is not
+in a file: a number in the page can be walked back through the trail.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows of `log.jsonl` by run, `reca-0` and so on, of the arms whose stage is complete."""
     folders = sorted(path.parent for path in model.glob(f"*/seed-*/{records.MANIFEST}"))
     return {
-        f"{folder.parent.name}-{folder.name.removeprefix('seed-')}": read_lines(folder / LOG)
+        f"{folder.parent.name}-{folder.name.removeprefix('seed-')}": read_lines(
+            records.verified(folder / LOG)
+        )
         for folder in folders
     }
 
@@ -88,16 +90,17 @@ def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
 def guidance_choice(model: Path, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`{"chosen", "sweep"}` as `reca choose` wrote them; an empty sweep where the model has one guidance."""
     if (model / "guidance" / records.MANIFEST).is_file():
-        return records.read_json(model / "guidance" / "guidance.json")
+        return records.read_json(records.verified(model / "guidance" / "guidance.json"))
     return {"chosen": only_guidance(scores), "sweep": {}}
 
 
 def model_report(model: Path, benchmark: str) -> dict[str, Any]:
     """Everything about one model: outcomes, sweep, understanding, training logs, items, stages and what they cost."""
     folders = test_folders(model, benchmark)
-    scores = [records.read_json(folder / SCORES) for folder in folders]
+    scores = [records.read_json(records.verified(folder / SCORES)) for folder in folders]
     runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
-    items = {run: read_lines(folder / ITEMS) for run, folder in runs.items()}
+    items = {run: read_lines(records.verified(folder / ITEMS)) for run, folder in runs.items()}
+    pictures = {run: folder.parent / "samples" / "images.tar" for run, folder in runs.items()}
     choice = guidance_choice(model, scores)
     by_item = {r: item_scores(rows, choice["chosen"][arm_of(r)]) for r, rows in items.items()}
     complete = [*folders, *(path.parent for path in model.glob(f"*/seed-*/{records.MANIFEST}"))]
@@ -112,7 +115,7 @@ def model_report(model: Path, benchmark: str) -> dict[str, Any]:
         "understanding": understanding_by_kind(scores),
         "seeds": sorted({score["seed"] for score in scores}),
         "items": items,
-        "samples": {run: folder.parent / "samples" / "images.tar" for run, folder in runs.items()},
+        "samples": {run: records.verified(path) for run, path in pictures.items()},
         "logs": logs,
         "costs": stages.costs(graph),
         "caches": stages.caches(graph),

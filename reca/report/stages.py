@@ -66,7 +66,8 @@ def caches(graph: Graph) -> list[dict[str, Any]]:
     found = []
     for folder, manifest in graph.items():
         if manifest["stage"] == "cache":
-            about, run = (records.read_json(folder / name) for name in ("cache.json", records.RUN))
+            about = records.read_json(records.verified(folder / "cache.json"))
+            run = records.read_json(folder / records.RUN)
             size = sum(entry["bytes"] for entry in manifest["outputs"].values())
             row = {"use": folder.name, "rows": about["rows"], "bytes": size}
             found.append({**row, "seconds": run.get("encode_seconds")})

@@ -15,6 +15,11 @@ STAGES = {
     "pretrain": ("reca.pretrain.base",),
     "generate": ("reca.generate", "reca.benchmarks.samples"),
     "score": ("reca.benchmarks.score",),
+    "draw": ("reca.generate", "reca.benchmarks.draw"),
+    "examine": ("reca.benchmarks.examine", "reca.benchmarks.detectors"),
+    "judge": ("reca.benchmarks.examine", "reca.benchmarks.judges.collect"),
+    "grade": ("reca.benchmarks.grade",),
+    "paper": ("reca.report.paper",),
     "choose": ("reca.benchmarks.choose",),
     "report": ("reca.report.page", "reca.report.templates"),
 }

@@ -13,13 +13,22 @@ from reca.config import section
 from reca.records import Stage, read_json, read_manifest, sha256_json, write_json
 from reca.schema import BenchmarkConfig, Experiment, Sampler
 from reca.verbs.code import stage_code
-from reca.verbs.inputs import of_section, read_section, records_of
+from reca.verbs.inputs import of_section, read_section, records_of, work_folder
 
 SCORES = "scores.json"
 
 
 def generate(arguments: Namespace) -> None:
     """Draw one benchmark's pictures, and answer its questions, with one model."""
+    (described,) = of_section(read_section(arguments.section), "benchmark")
+    if described.get("kind") != "laptop":
+        from reca.verbs import benchmark as paper
+
+        return paper.draw(arguments)
+    return _generate_laptop(arguments)
+
+
+def _generate_laptop(arguments: Namespace) -> None:
     from reca.benchmarks.samples import make_samples
     from reca.generate import Origin
     from reca.models import load_model
@@ -28,6 +37,7 @@ def generate(arguments: Namespace) -> None:
     family, drawn, run, described = of_section(plain, "family", "sampler", "run", "benchmark")
     benchmark, sampler = section(BenchmarkConfig, described), section(Sampler, drawn)
     model, code = Path(arguments.model), stage_code("generate", family, benchmark.kind)
+    work = work_folder(arguments)
     inputs: dict[str, str | Path] = dict(records_of({"model": model}))
     if arguments.guidance:
         inputs |= records_of({"guidance": Path(arguments.guidance).parent})
@@ -50,11 +60,11 @@ def generate(arguments: Namespace) -> None:
             run=run,
             split=arguments.split,
             guidance=_guidance(arguments.guidance, run, sampler),
-            work=Path(arguments.work),
+            work=work,
             out=stage.scratch,
         )
         stage.note(**counts)
-    shutil.rmtree(arguments.work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _guidance(file: str | None, run: str, sampler: Sampler) -> list[float] | dict[str, float]:
@@ -68,13 +78,24 @@ def _guidance(file: str | None, run: str, sampler: Sampler) -> list[float] | dic
 
 
 def score(arguments: Namespace) -> None:
-    """Score samples by the rules of their benchmark; writes `scores.json` and every item."""
+    """Score anybody's folder (`reca score geneval FOLDER`), or a run of the workflow (`--section --samples`)."""
     from reca.benchmarks.score import score as score_samples
+    from reca.verbs import benchmark as paper
 
-    plain, samples = read_section(arguments.section), Path(arguments.samples)
+    if arguments.benchmark is not None:
+        if arguments.folder is None or arguments.section or arguments.samples:
+            raise ValueError("write `reca score BENCHMARK FOLDER`, without --section and --samples")
+        return paper.score_folder(arguments)
+    if not (arguments.section and arguments.samples and arguments.out):
+        raise ValueError(
+            "write `reca score BENCHMARK FOLDER` to score a folder of pictures, or --section, --samples "
+            "and --out as the workflow does"
+        )
+    plain = read_section(arguments.section)
     benchmark = section(BenchmarkConfig, plain)
     if benchmark.kind != "laptop":
-        raise ValueError(f"benchmark kind {benchmark.kind!r} is configuration only; laptop can run")
+        return paper.grade(arguments)
+    samples = Path(arguments.samples[0])
     code = stage_code("score", benchmark=benchmark.kind)
     inputs = records_of({"samples": samples})
     with Stage("score", arguments.out, inputs=inputs, section=plain, code=code) as stage:
@@ -103,7 +124,13 @@ def report(arguments: Namespace) -> None:
     inputs = records_of(_scored(results))
     code = stage_code("report")
     with Stage("report", arguments.out, inputs=inputs, section=plain, code=code) as stage:
-        page.build(resolved(experiment), results, stage.scratch)
+        if any(benchmark.kind == "laptop" for benchmark in experiment.benchmarks.values()):
+            page.build(resolved(experiment), results, stage.scratch)
+        else:  # the paper's benchmarks: its tables are the page
+            from reca.report import paper
+
+            paper.build(results, stage.scratch, experiment.title)
+            (stage.scratch / paper.TABLES).rename(stage.scratch / page.OUTCOMES)
 
 
 def _experiment(name: str) -> Experiment:

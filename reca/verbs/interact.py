@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 ALIGNED = "results/laptop/*/reca/seed-*/reca_model.json"
 SHIPPED = "weights/*/reca_model.json"
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def model_folder(named: str | None) -> Path:
@@ -30,9 +32,9 @@ def draw(arguments: Namespace) -> None:
     """Draw a prompt."""
     from reca import inference
 
-    folder = model_folder(arguments.model)
+    out, folder = _picture_file(arguments.out), model_folder(arguments.model)
     sampling, seed = _sampling(arguments), arguments.seed
-    _save(inference.draw(folder, arguments.prompt, seed=seed, sampling=sampling), arguments.out)
+    _save(inference.draw(folder, arguments.prompt, seed=seed, sampling=sampling), out)
 
 
 def reconstruct(arguments: Namespace) -> None:
@@ -40,12 +42,28 @@ def reconstruct(arguments: Namespace) -> None:
     from reca import inference
     from reca.prompts import bank
 
+    out = _picture_file(arguments.out)
     image = inference.reconstruct(
         model_folder(arguments.model),
         arguments.image,
-        prompt=arguments.prompt or bank("laptop")[0],  # short: also a laptop model's words hold it
+        # The laptop bank is short: also a laptop model's words hold its first prompt.
+        prompt=bank("laptop")[0] if arguments.prompt is None else arguments.prompt,
         seed=arguments.seed,
         sampling=_sampling(arguments),
+    )
+    _save(image, out)
+
+
+def edit(arguments: Namespace) -> None:
+    """Change a picture as told."""
+    from reca import inference
+    from reca.models.unified import Sampling
+
+    extra = {"image_guidance": arguments.image_guidance, "renormalise": "text_channel"}
+    sampling = Sampling(guidance=arguments.guidance, steps=arguments.steps, extra=extra)
+    folder = model_folder(arguments.model)
+    image = inference.edit(
+        folder, arguments.image, arguments.instruction, seed=arguments.seed, sampling=sampling
     )
     _save(image, arguments.out)
 
@@ -63,7 +81,21 @@ def _sampling(arguments: Namespace) -> Sampling:
     return Sampling(guidance=arguments.guidance, steps=arguments.steps)
 
 
-def _save(image: Image, out: str) -> None:
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    image.save(out)
+def _picture_file(out: str) -> Path:
+    """The file to write, checked before anything is drawn; ValueError for an ending that is no picture's."""
+    path = Path(out)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"--out {out}: name a file that ends in {', '.join(FORMATS)}")
+    if path.is_dir():
+        raise ValueError(f"--out {out}: is a folder; name a file")
+    return path
+
+
+def _save(image: Image, out: Path) -> None:
+    """Write the whole picture or nothing; a full disk or a read-only folder is named with the file."""
+    from reca.records import write_atomic
+
+    encoded = io.BytesIO()
+    image.save(encoded, format=FORMATS[out.suffix.lower()])
+    write_atomic(out, encoded.getvalue())
     print(out)

@@ -94,9 +94,15 @@ def test_options_are_checked() -> None:
     for sampling, complaint in [
         (Sampling(extra={"ordr": "random"}), "unknown ordr; known"),
         (Sampling(extra={"order": "up"}), "confidence, random"),
-        (Sampling(steps=0), "steps is 0"),
-        (Sampling(temperature=0.0), "temperature"),
-        (Sampling(guidance=-1.0), "guidance"),
     ]:
         with pytest.raises(ValueError, match=complaint):
             SamplerOptions.of(sampling)
+    for wrong, complaint in [
+        ({"steps": 0}, "steps is 0"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            Sampling(**wrong)

@@ -7,7 +7,7 @@ import os
 import pytest
 import yaml
 
-from reca.config import load
+from reca.config import load, names
 from reca.consistency import sources_of
 
 pytestmark = pytest.mark.workflow
@@ -36,9 +36,9 @@ def test_the_paper_is_planned_without_network_and_without_torch(plans, tmp_path)
     nowhere = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")}
     blocked = f"{tmp_path}:{plans.root}:{plans.root}/kernels"
     jobs = plans.plan("paper_showo_512", PYTHONPATH=blocked, **nowhere)
-    # midjourney, llava and its images, four parts of the model, three benchmarks; base and RecA on each
+    # base and RecA on GenEval and DPG-Bench in 8 shards, WISE in 4
     assert {name: jobs[name] for name in jobs if name != "fetch"} == {
-        "base": 1, "cache": 2, "align": 1, "generate": 6, "score": 6, "report": 1,
+        "base": 1, "cache": 2, "align": 1, "draw": 40, "examine": 40, "grade": 6, "report": 1,
     }  # fmt: skip
     assert jobs["fetch"] == len({name for _, name in sources_of(load("paper_showo_512"))})
 
@@ -53,16 +53,42 @@ def test_conversations_come_with_the_images_they_point_into(plans):
     assert "--companion" not in next(line for line in said.splitlines() if "--use draw" in line)
 
 
-def test_the_base_model_from_nothing_has_a_plan(plans):
-    assert plans.plan("laptop_pretrain") == {
+@pytest.mark.parametrize("experiment", ["laptop_pretrain", "laptop_pretrain_bagel"])
+def test_the_base_model_from_nothing_has_a_plan(plans, experiment):
+    assert plans.plan(experiment) == {
         "render": 2, "pretrain_part": 2, "pretrain_base": 1,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("experiment", ["paper", "paper_bagel"])
-def test_configuration_that_cannot_run_yet_has_a_plan(plans, experiment):
-    models = len(load(experiment).models)
-    assert plans.plan(experiment)["base"] == models
+def test_the_whole_paper_has_a_plan(plans):
+    """All families x benchmarks x (base, RecA), offline: every job counted."""
+    paper = load("paper")
+    assert {model.family for model in paper.models.values()} == {
+        "showo", "openuni", "harmon", "bagel",
+    }  # fmt: skip
+    jobs = plans.plan(
+        "paper", **{name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY")}
+    )
+    assert jobs.pop("fetch") == len({name for _, name in sources_of(paper)})
+    # 50 pairs of model and benchmark, two runs each; 173 of their shards are examined, 88 only answered
+    assert jobs == {
+        "base": 8, "cache": 13, "align": 8, "draw": 522, "examine": 346, "grade": 100, "report": 1,
+    }  # fmt: skip
+    shards = {name: b.shards for name, b in paper.benchmarks.items()}
+    pairs = [n for m in paper.models.values() for n in m.benchmarks or paper.benchmarks]
+    assert 2 * len(pairs) == jobs["grade"]
+    assert 2 * sum(shards[name] for name in pairs) == jobs["draw"]
+
+
+@pytest.mark.parametrize("experiment", [n for n in names() if n.startswith(("paper_", "janus"))])
+def test_every_published_recipe_has_a_plan(plans, experiment):
+    models = load(experiment).models
+    assert plans.plan(experiment)["base"] == len(models)
+
+
+def test_the_tables_of_the_paper_are_a_target(plans):
+    said = plans.run("snakemake", "paper_tables", "-n", "--config", "experiment=paper_showo_512")
+    assert "paper_tables" in said and "results/paper_showo_512/paper/manifest.json" in said
 
 
 def test_the_plan_is_said_at_once(plans):

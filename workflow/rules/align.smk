@@ -37,7 +37,7 @@ rule cache:
 rule align:
     input:
         f"{RESULTS}/{{model}}/base/manifest.json",
-        data_manifests(),
+        lambda wc: data_manifests(roles_of(wc.model).values()),
         lambda wc: expand(
             f"{RESULTS}/{{model}}/cache/{{use}}/manifest.json",
             model=wc.model,
@@ -63,12 +63,15 @@ rule align:
         runtime=asks("runtime_minutes"),
     params:
         section=lambda wc: section(
-            {**of_model(wc.model, "align"), **of_data(*EXPERIMENT.data)}
+            {**of_model(wc.model, "align"), **of_roles(roles_of(wc.model))}
         ),
         code=lambda wc: code("align", wc.model),
         start=lambda wc: launcher(wc.model),
         model=subpath(input[0], parent=True),
-        data=pairs("data", data_folders()),
+        data=lambda wc: pairs(
+            "data",
+            {role: data_folder(name) for role, name in roles_of(wc.model).items()},
+        ),
         cache=lambda wc: pairs(
             "cache",
             {use: f"{RESULTS}/{wc.model}/cache/{use}" for use in caches_of(wc.model)},

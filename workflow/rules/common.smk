@@ -19,19 +19,38 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join(sys.path[:2]),
 )
 
+from reca.benchmarks.kinds import KINDS
 from reca.config import SCHEMA_PATH, load, resolved
 from reca.consistency import sources_of
 from reca.models import FAMILIES
 from reca.sources import list_sources
+from reca.structure import suggestion
 from reca.verbs.code import stage_code
 
+
+def chosen(option, given, known):
+    """What `--config` says, as a list of known names: a typing error must not run something else."""
+    for name in given:
+        if name not in known:
+            sys.exit(f"--config {option}{name}: {suggestion(name, known)}")
+    return list(given)
+
+
+chosen("", config, ["experiment", "models"])
 NAME = config.setdefault("experiment", "laptop")
-EXPERIMENT = load(NAME)
+try:
+    EXPERIMENT = load(NAME)
+except ValueError as error:
+    sys.exit(str(error))
 validate(resolved(EXPERIMENT), str(ROOT / SCHEMA_PATH))
 
 RESULTS = f"results/{NAME}"
 # `--config models=showo_tiny,janus_tiny` keeps to some of the experiment's models.
-CHOSEN = str(config.get("models", ",".join(EXPERIMENT.models))).split(",")
+CHOSEN = chosen(
+    "models=",
+    str(config.get("models", ",".join(EXPERIMENT.models))).split(","),
+    EXPERIMENT.models,
+)
 MODELS = [model for model in EXPERIMENT.models if model in CHOSEN]
 ALIGNED = [arm for arm in EXPERIMENT.arms if arm != "base"]
 RUNS = [f"{arm}-{seed}" for arm in EXPERIMENT.arms for seed in EXPERIMENT.seeds]
@@ -40,6 +59,9 @@ SWEPT = [
     model for model in MODELS if len(EXPERIMENT.models[model].sampler.guidance) > 1
 ]
 SWEPT_ON = [name for name, b in EXPERIMENT.benchmarks.items() if b.development_prompts]
+LAPTOP = [name for name, b in EXPERIMENT.benchmarks.items() if b.kind not in KINDS]
+PAPER = [name for name, b in EXPERIMENT.benchmarks.items() if b.kind in KINDS]
+EXAMINED_BY = {name: KINDS[EXPERIMENT.benchmarks[name].kind].evidence for name in PAPER}
 MULTI_NODE = [model for model in MODELS if EXPERIMENT.models[model].resources.nodes > 1]
 SOURCES = sorted({name for _, name in sources_of(EXPERIMENT)})
 
@@ -56,6 +78,7 @@ wildcard_constraints:
     run=one_of(RUNS),
     benchmark=one_of(EXPERIMENT.benchmarks),
     split="development|test",
+    shard=r"\d+-of-\d+",
     use="draw|read",
 
 
@@ -94,10 +117,16 @@ def manifests(folders):
     return [ancient(f) if f in own else f"{f}/manifest.json" for f in folders]
 
 
+def roles_of(model):
+    """Roles -> entries of the experiment's data: a model may name its own."""
+    return EXPERIMENT.models[model].data or {role: role for role in EXPERIMENT.data}
+
+
 def caches_of(model):
-    """Uses of the frozen encoders -> role of the images: drawing always, reading where the recipe reads."""
-    tasks = EXPERIMENT.models[model].align.active()
-    return {"draw": "reconstruct"} | ({"read": "answer"} if "i2t" in tasks else {})
+    """Uses of the frozen encoders -> images: drawing always, reading where the recipe reads."""
+    tasks, roles = EXPERIMENT.models[model].align.active(), roles_of(model)
+    uses = {"draw": "reconstruct"} | ({"read": "answer"} if "i2t" in tasks else {})
+    return {use: roles[role] for use, role in uses.items()}
 
 
 def checkpoint_folder(model, run):
@@ -121,6 +150,55 @@ def shipped_weights(model):
 def benchmark_folders(name):
     source = EXPERIMENT.benchmarks[name].source
     return [f"data/{source}"] if source else []
+
+
+def benchmark_roles(name, stage):
+    """role -> folder of what a stage of a paper benchmark reads: its prompts, and companions that it looks at."""
+    b = EXPERIMENT.benchmarks[name]
+    kind = KINDS[b.kind]
+    main = {"answer": "questions", "reconstruct": "images"}.get(kind.needs, "prompts")
+    seen = {} if stage != "examine" or not b.judge else {"judge_model": b.judge.source}
+    wanted = {
+        "draw": ("images",),
+        "examine": tuple(b.companions),
+        "grade": ("questions",),
+    }[stage]
+    named = {role: b.companions[role] for role in wanted if role in b.companions}
+    named = {main: b.source} | named | {r: s for r, s in seen.items() if s}
+    return {role: f"data/{source}" for role, source in named.items()}
+
+
+def sees_here(name):
+    """1 where a network on this machine sees the pictures, 0 where a judge is asked over the network."""
+    judge = EXPERIMENT.benchmarks[name].judge
+    return int(judge is None or judge.kind == "transformers")
+
+
+def stage_of_evidence(name):
+    return "judge" if EXAMINED_BY[name] == "judge" else "examine"
+
+
+def shard_manifests(what, wc):
+    """The records of all shards of a run's samples or evidence; none where nothing is examined."""
+    if what == "evidence" and EXAMINED_BY[wc.benchmark] == "none":
+        return []
+    path = f"{RESULTS}/{wc.model}/{wc.run}/{wc.benchmark}/{wc.split}/{what}"
+    return [f"{path}/{shard}/manifest.json" for shard in shards_of(wc.benchmark)]
+
+
+def folders_of(paths):
+    return [os.path.dirname(path) for path in paths]
+
+
+def shards_of(name):
+    count = EXPERIMENT.benchmarks[name].shards
+    return [f"{index}-of-{count}" for index in range(count)]
+
+
+def benchmarks_of(model):
+    """A model's benchmarks: all of the experiment's unless it names some."""
+    chosen = EXPERIMENT.models[model].benchmarks or EXPERIMENT.benchmarks
+    return [name for name in EXPERIMENT.benchmarks if name in chosen]
 
 
 def guidance_folders(model, split):
@@ -154,11 +232,16 @@ def pins():
 
 
 def of_data(*roles):
+    return of_roles({role: role for role in roles})
+
+
+def of_roles(entries):
+    """Configuration of data sets by role."""
     return {
         "data": {
-            role: asdict(EXPERIMENT.data[role])
-            for role in roles
-            if role in EXPERIMENT.data
+            role: asdict(EXPERIMENT.data[name])
+            for role, name in entries.items()
+            if name in EXPERIMENT.data
         }
     }
 
@@ -178,6 +261,36 @@ def of_samples(wc):
     if wc.split == "test" and wc.model in SWEPT:
         del found["sampler"]["guidance"]
     return {**found, "run": wc.run, "benchmark": of_benchmark(wc.benchmark, wc.split)}
+
+
+# What each stage of a paper benchmark depends on: another judge draws no picture anew.
+DRAWN = (
+    "prompts",
+    "questions",
+    "reconstructions",
+    "images_per_prompt",
+    "seed",
+    "seeds",
+)
+EXAMINED = ("prompts", "questions", "reconstructions", "images_per_prompt", "scorer")
+GRADED = (*EXAMINED, "options")
+
+
+def of_kind(name, fields):
+    found = asdict(EXPERIMENT.benchmarks[name])
+    return {field: found[field] for field in ("kind", *fields)}
+
+
+def of_drawing(wc):
+    found = of_model(wc.model, "sampler")
+    own = EXPERIMENT.benchmarks[wc.benchmark].sampler.get(wc.model, {})
+    described = of_kind(wc.benchmark, (*DRAWN, "batch_size"))
+    return {
+        **found,
+        "sampler": found["sampler"] | own,
+        "run": wc.run,
+        "benchmark": described,
+    }
 
 
 def of_report():
@@ -249,8 +362,8 @@ def launcher(model):
 
 
 # ---- targets -------------------------------------------------------------------------------------
-def data_manifests():
-    return manifests(sorted({f for role in EXPERIMENT.data for f in read_with(role)}))
+def data_manifests(entries=EXPERIMENT.data):
+    return manifests(sorted({f for name in entries for f in read_with(name)}))
 
 
 def base_manifests():
@@ -275,8 +388,13 @@ def guidance_manifests():
 
 
 def score_manifests(split, models=MODELS, benchmarks=EXPERIMENT.benchmarks):
-    path = f"{RESULTS}/{{model}}/{{run}}/{{benchmark}}/{split}/scores/manifest.json"
-    return expand(path, model=models, run=RUNS, benchmark=benchmarks)
+    return [
+        f"{RESULTS}/{model}/{run}/{benchmark}/{split}/scores/manifest.json"
+        for model in models
+        for run in RUNS
+        for benchmark in benchmarks_of(model)
+        if benchmark in benchmarks
+    ]
 
 
 def get_final_output():

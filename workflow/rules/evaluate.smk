@@ -1,4 +1,5 @@
 SAMPLES = f"{RESULTS}/{{model}}/{{run}}/{{benchmark}}/{{split}}/samples"
+EVIDENCE = f"{RESULTS}/{{model}}/{{run}}/{{benchmark}}/{{split}}/evidence"
 SCORES = f"{RESULTS}/{{model}}/{{run}}/{{benchmark}}/{{split}}/scores"
 
 
@@ -13,6 +14,8 @@ rule generate:
         f"logs/{NAME}/{{model}}/{{run}}/{{benchmark}}-{{split}}-samples.log",
     benchmark:
         f"benchmarks/{NAME}/{{model}}/{{run}}/{{benchmark}}-{{split}}-samples.tsv"
+    wildcard_constraints:
+        benchmark=one_of(LAPTOP),
     retries: 2
     group:
         "evaluation"
@@ -49,6 +52,8 @@ rule score:
         f"logs/{NAME}/{{model}}/{{run}}/{{benchmark}}-{{split}}-scores.log",
     benchmark:
         f"benchmarks/{NAME}/{{model}}/{{run}}/{{benchmark}}-{{split}}-scores.tsv"
+    wildcard_constraints:
+        benchmark=one_of(LAPTOP),
     retries: 1
     group:
         "evaluation"

@@ -1,0 +1,142 @@
+"""Pictures that benchmarks come with: sources of edits, and what questions ask about."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from reca.benchmarks import kinds
+from reca.benchmarks.items import Prompt, Question
+
+
+def items_of(kind: str, data: Mapping[str, Path], limit: int = 0) -> list[Prompt]:
+    """A picture benchmark's prompts; of the reconstructions, one per original."""
+    if kind == "reconstruction":
+        from reca.benchmarks.reconstruction import pictures
+
+        return [prompt for prompt, _ in pictures(data, limit)]
+    found: list[Prompt] = kinds.module(kind).prompts(data)
+    return found[:limit] if limit else found
+
+
+# ---- edits -----------------------------------------------------------------------------------------
+def edit_sources(kind: str, items: Sequence[Prompt], data: Mapping[str, Path]) -> dict[str, bytes]:
+    """The picture before each edit, as a file, by prompt id; ValueError names the first that lacks."""
+    if kind == "gedit":
+        from reca.benchmarks.gedit import source_pictures
+
+        found = source_pictures(data)
+        names = {item.id: item.id for item in items}
+    elif kind == "reconstruction":
+        from reca.benchmarks.reconstruction import pictures
+
+        found = {prompt.id: file for prompt, file in pictures(data, 0)}
+        names = {item.id: item.id for item in items}
+    else:
+        names = {item.id: item.facts["source"] for item in items}
+        found = _in_folder(Path(data["images"]), set(names.values()))
+    lacking = [name for name in names.values() if name not in found]
+    if lacking:
+        raise ValueError(
+            f"{kind}: {len(lacking)} source pictures are not in {data.get('images', data)}, for "
+            f"instance {lacking[0]}"
+        )
+    return {name: found[source] for name, source in names.items()}
+
+
+def _in_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
+    """Files by the end of their path, in a folder or in tar files in it (read, never extracted)."""
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".tar" and path.is_file():
+            found |= _in_tar(path, wanted)
+        elif path.is_file() and (name := _ending(path.relative_to(folder).parts, wanted)):
+            found[name] = path.read_bytes()
+    return found
+
+
+def _in_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            name = _ending(tuple(member.name.split("/")), wanted)
+            if name and member.isreg() and (file := tar.extractfile(member)) is not None:
+                found[name] = file.read()
+    return found
+
+
+def _ending(parts: Sequence[str], wanted: set[str]) -> str | None:
+    """The wanted name that a path ends in, whole parts only."""
+    for start in range(len(parts)):
+        name = "/".join(parts[start:])
+        if name in wanted:
+            return name
+    return None
+
+
+# ---- questions ---------------------------------------------------------------------------------------
+_ID_COLUMNS = {
+    "mme": "question_id",
+    "pope": "image_source",
+    "gqa": "id",
+    "mmmu": "id",
+    "seed": "question_id",
+    "mmbench": "index",
+    "mmvet": "question_id",
+}
+
+
+def question_pictures(
+    kind: str, asked: Iterable[Question], data: Mapping[str, Path]
+) -> dict[str, bytes]:
+    """The pictures (files) that questions ask about, by image id; ValueError names the first that lacks."""
+    wanted = {question.image_id for question in asked}
+    folder = Path(data["questions"])
+    if kind == "mmvp":
+        files = {path.stem: path for path in folder.rglob("*.jpg")}
+        found = {name: files[name].read_bytes() for name in wanted if name in files}
+    else:
+        found = _from_tables(folder, _ID_COLUMNS[kind], wanted)
+    lacking = sorted(wanted - set(found))
+    if lacking:
+        raise ValueError(f"{folder}: no picture of {kind} question {lacking[0]}; fetch its source")
+    return found
+
+
+def _from_tables(folder: Path, column: str, wanted: set[str]) -> dict[str, bytes]:
+    import pyarrow.parquet as pq
+
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        index = _index(str(path), column)
+        rows = sorted({index[name] for name in wanted if name in index and name not in found})
+        if not rows:
+            continue
+        names = pq.read_schema(path).names
+        pixels = next(name for name in ("image", "image_1") if name in names)
+        table = pq.read_table(path, columns=[column, pixels]).take(rows)
+        for row in table.to_pylist():
+            found.setdefault(str(row[column]), _file(row[pixels]))
+    return found
+
+
+@lru_cache(maxsize=256)
+def _index(path: str, column: str) -> dict[str, int]:
+    """Row by id of a table that has pictures; empty for tables without."""
+    import pyarrow.parquet as pq
+
+    names = pq.read_schema(path).names
+    if column not in names or not {"image", "image_1"} & set(names):
+        return {}
+    ids = pq.read_table(path, columns=[column])[column].to_pylist()
+    return {str(name): place for place, name in reversed(list(enumerate(ids)))}
+
+
+def _file(cell: Any) -> bytes:
+    """A picture's bytes: the hub's struct, its list of one, or plain bytes."""
+    if isinstance(cell, list):
+        cell = cell[0]
+    return bytes(cell["bytes"] if isinstance(cell, dict) else cell)

@@ -1,0 +1,165 @@
+"""GenEval's detector from transformers: Mask2Former with the official preprocessing and post-processing.
+
+With the hub's weights scores are `geneval(hf-detector)`; with the official weights, converted by
+`reca.benchmarks.detectors.mmdet`, `geneval(mmdet-weights)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from reca.benchmarks.detectors import colours
+from reca.benchmarks.detectors.instances import Instance, Size, instances
+from reca.benchmarks.geneval_rules import THRESHOLD
+from reca.records import read_manifest
+
+SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # SPEC section 2, mmdet test transform
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB
+
+
+def resized(size: Size) -> Size:
+    """Rows and columns after keeping the ratio within 800 x 1333, rounded as mmcv does."""
+    scale = min(LONGEST / max(size), SHORTEST / min(size))
+    return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+
+def padded(size: Size) -> Size:
+    """Rows and columns padded below and to the right to a multiple of 32."""
+    rows, columns = (-(-side // MULTIPLE) * MULTIPLE for side in size)
+    return rows, columns
+
+
+def pixels(image: Image.Image) -> tuple[torch.Tensor, Size, Size]:
+    """The network's input [1, 3, H, W] with the resized and the padded size.
+
+    Bilinear resize of PIL, which antialiases where OpenCV's does not (docs/differences.md).
+    """
+    small = resized((image.height, image.width))
+    whole = padded(small)
+    shown = image.convert("RGB").resize((small[1], small[0]), Image.Resampling.BILINEAR)
+    normal = (np.asarray(shown, np.float32) - np.array(MEAN, np.float32)) / np.array(
+        STD, np.float32
+    )
+    tensor = torch.zeros(1, 3, *whole)
+    tensor[0, :, : small[0], : small[1]] = torch.from_numpy(normal).permute(2, 0, 1)
+    return tensor, small, whole
+
+
+class Mask2Former:
+    """Instances of the 80 COCO classes in a picture, by a network of transformers."""
+
+    def __init__(self, model: Any, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+
+    @classmethod
+    def open(cls, folder: Path, device: str = "cpu", official: bool = False) -> Mask2Former:
+        """From a hub checkpoint, or from the official `.pth` in a folder that `reca fetch` wrote."""
+        if official:
+            from reca.benchmarks.detectors.mmdet import load
+
+            return cls(load(*pinned_file(folder, "*.pth")), device)
+        from transformers import Mask2FormerForUniversalSegmentation
+
+        model = Mask2FormerForUniversalSegmentation.from_pretrained(folder, local_files_only=True)
+        return cls(model, device)
+
+    @torch.no_grad()
+    def __call__(self, image: Image.Image) -> list[Instance]:
+        """All candidates, best first."""
+        tensor, small, whole = pixels(image)
+        found = self.model(pixel_values=tensor.to(self.device))
+        original = (image.height, image.width)
+        return instances(
+            found.class_queries_logits[0].float().cpu(),
+            found.masks_queries_logits[0].float().cpu(),
+            whole,
+            small,
+            original,
+        )
+
+
+def pinned_file(folder: Path, pattern: str) -> tuple[Path, str]:
+    """The one file of a fetched source that fits a pattern, with the sha256 of the source's record."""
+    found = sorted(folder.rglob(pattern))
+    if len(found) != 1:
+        raise ValueError(
+            f"{folder}: {len(found)} files {pattern} here, one is needed; fetch it again"
+        )
+    name = found[0].relative_to(folder).as_posix()
+    return found[0], read_manifest(folder)["outputs"][name]["sha256"]
+
+
+class ClipColours:
+    """The colour of each instance by CLIP, against thirty texts of its class."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+        self.device = torch.device(device)
+        loaded: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
+        self.model = loaded.to(self.device).eval()
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        self._vectors: dict[str, np.ndarray] = {}
+
+    def __call__(self, image: Image.Image, found: Sequence[Instance], name: str) -> list[str]:
+        """One colour per instance of the class `name`."""
+        if not found:
+            return []
+        array = np.asarray(image.convert("RGB"))
+        crops = [colours.crop(array, instance.box, instance.mask.numpy()) for instance in found]
+        return colours.choose(self._pictures(crops), self._class(name))
+
+    @torch.no_grad()
+    def _pictures(self, crops: Sequence[Image.Image]) -> np.ndarray:
+        shown = self.processor(images=list(crops), return_tensors="pt")["pixel_values"]
+        return _array(self.model.get_image_features(pixel_values=shown.to(self.device)))
+
+    @torch.no_grad()
+    def _class(self, name: str) -> np.ndarray:
+        if name not in self._vectors:
+            texts = colours.texts(name)
+            tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+            rows = _array(self.model.get_text_features(**tokens.to(self.device)))
+            shape = (len(colours.COLOURS), len(colours.TEMPLATES), rows.shape[-1])
+            self._vectors[name] = colours.class_vectors(rows.reshape(shape))
+        return self._vectors[name]
+
+
+def _array(found: Any) -> np.ndarray:
+    """Projected features; transformers 5 wraps them in an output whose `pooler_output` they are."""
+    tensor = getattr(found, "pooler_output", found)
+    return tensor.float().cpu().numpy()
+
+
+class GenevalEye:
+    """Detections of a picture as GenEval's rules read them: classes by GenEval's names, colours where asked."""
+
+    def __init__(self, detector: Any, classifier: Any, names: Sequence[str]) -> None:
+        self.detector, self.classifier, self.names = detector, classifier, names
+
+    def __call__(self, image: Image.Image, metadata: dict[str, Any]) -> list[dict[str, Any]]:
+        """All instances above the lower threshold; classes that the prompt asks a colour of get one."""
+        found = [i for i in self.detector(image) if i.score > THRESHOLD and i.mask.any()]
+        asked = {clause["class"] for clause in metadata.get("include", ()) if "color" in clause}
+        given: dict[int, str] = {}
+        for name in sorted(asked):
+            own = [i for i, one in enumerate(found) if self.names[one.label] == name]
+            seen = self.classifier(image, [found[i] for i in own], name)
+            given |= dict(zip(own, seen, strict=True))
+        return [
+            {
+                "class": self.names[one.label],
+                "box": list(one.box),
+                "score": one.score,
+                "color": given.get(i),
+            }
+            for i, one in enumerate(found)
+        ]

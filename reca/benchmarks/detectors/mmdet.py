@@ -1,0 +1,220 @@
+"""The official detector's weights (OpenMMLab) as a transformers checkpoint: names as data, one permutation.
+
+The map is that of SPEC section 2. It is exact by construction (a test runs both patch mergings); it has
+not met the real file here, which needs a network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from reca.models.weights import load_foreign, load_strictly
+
+if TYPE_CHECKING:
+    from transformers import Mask2FormerForUniversalSegmentation
+
+_ENCODER = "model.pixel_level_module.encoder"
+_SWIN = f"{_ENCODER}.swin"
+_PIXEL = "model.pixel_level_module.decoder"
+_TRANSFORMER = "model.transformer_module"
+
+# mmdet name -> transformers name, tried in order; \1, \2 are numbers
+_NAMES: tuple[tuple[str, str], ...] = (
+    (r"backbone\.patch_embed\.projection\.", rf"{_SWIN}.embeddings.patch_embeddings.projection."),
+    (r"backbone\.patch_embed\.norm\.", rf"{_SWIN}.embeddings.norm."),
+    (r"backbone\.stages\.(\d+)\.downsample\.", rf"{_SWIN}.encoder.layers.\1.downsample."),
+    (
+        r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.attn\.w_msa\.proj\.",
+        rf"{_SWIN}.encoder.layers.\1.blocks.\2.attention.o_proj.",
+    ),
+    (
+        r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.attn\.w_msa\.relative_position_bias_table",
+        rf"{_SWIN}.encoder.layers.\1.blocks.\2.attention.relative_position_bias.relative_position_bias_table",
+    ),
+    (
+        r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.attn\.w_msa\.",
+        rf"{_SWIN}.encoder.layers.\1.blocks.\2.attention.",
+    ),
+    (
+        r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.norm1\.",
+        rf"{_SWIN}.encoder.layers.\1.blocks.\2.layernorm_before.",
+    ),
+    (
+        r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.norm2\.",
+        rf"{_SWIN}.encoder.layers.\1.blocks.\2.layernorm_after.",
+    ),
+    (
+        r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.ffn\.layers\.0\.0\.",
+        rf"{_SWIN}.encoder.layers.\1.blocks.\2.mlp.fc1.",
+    ),
+    (
+        r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.ffn\.layers\.1\.",
+        rf"{_SWIN}.encoder.layers.\1.blocks.\2.mlp.fc2.",
+    ),
+    (r"backbone\.norm(\d+)\.", rf"{_ENCODER}.hidden_states_norms.stage<\1+1>."),
+    (
+        r"panoptic_head\.pixel_decoder\.input_convs\.(\d+)\.conv\.",
+        rf"{_PIXEL}.input_projections.\1.0.",
+    ),
+    (
+        r"panoptic_head\.pixel_decoder\.input_convs\.(\d+)\.gn\.",
+        rf"{_PIXEL}.input_projections.\1.1.",
+    ),
+    (r"panoptic_head\.pixel_decoder\.lateral_convs\.0\.conv\.", rf"{_PIXEL}.adapter_1.0."),
+    (r"panoptic_head\.pixel_decoder\.lateral_convs\.0\.gn\.", rf"{_PIXEL}.adapter_1.1."),
+    (r"panoptic_head\.pixel_decoder\.output_convs\.0\.conv\.", rf"{_PIXEL}.layer_1.0."),
+    (r"panoptic_head\.pixel_decoder\.output_convs\.0\.gn\.", rf"{_PIXEL}.layer_1.1."),
+    (r"panoptic_head\.pixel_decoder\.mask_feature\.", rf"{_PIXEL}.mask_projection."),
+    (r"panoptic_head\.pixel_decoder\.level_encoding\.weight", rf"{_PIXEL}.level_embed"),
+    (
+        r"panoptic_head\.pixel_decoder\.encoder\.layers\.(\d+)\.attentions\.0\.",
+        rf"{_PIXEL}.encoder.layers.\1.self_attn.",
+    ),
+    (
+        r"panoptic_head\.pixel_decoder\.encoder\.layers\.(\d+)\.norms\.0\.",
+        rf"{_PIXEL}.encoder.layers.\1.self_attn_layer_norm.",
+    ),
+    (
+        r"panoptic_head\.pixel_decoder\.encoder\.layers\.(\d+)\.norms\.1\.",
+        rf"{_PIXEL}.encoder.layers.\1.final_layer_norm.",
+    ),
+    (
+        r"panoptic_head\.pixel_decoder\.encoder\.layers\.(\d+)\.ffns\.0\.layers\.0\.0\.",
+        rf"{_PIXEL}.encoder.layers.\1.fc1.",
+    ),
+    (
+        r"panoptic_head\.pixel_decoder\.encoder\.layers\.(\d+)\.ffns\.0\.layers\.1\.",
+        rf"{_PIXEL}.encoder.layers.\1.fc2.",
+    ),
+    (
+        r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.attentions\.0\.attn\.",
+        rf"{_TRANSFORMER}.decoder.layers.\1.cross_attn.",
+    ),
+    (
+        r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.attentions\.1\.attn\.",
+        rf"{_TRANSFORMER}.decoder.layers.\1.self_attn.",
+    ),
+    (
+        r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.norms\.0\.",
+        rf"{_TRANSFORMER}.decoder.layers.\1.cross_attn_layer_norm.",
+    ),
+    (
+        r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.norms\.1\.",
+        rf"{_TRANSFORMER}.decoder.layers.\1.self_attn_layer_norm.",
+    ),
+    (
+        r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.norms\.2\.",
+        rf"{_TRANSFORMER}.decoder.layers.\1.final_layer_norm.",
+    ),
+    (
+        r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.ffns\.0\.layers\.0\.0\.",
+        rf"{_TRANSFORMER}.decoder.layers.\1.fc1.",
+    ),
+    (
+        r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.ffns\.0\.layers\.1\.",
+        rf"{_TRANSFORMER}.decoder.layers.\1.fc2.",
+    ),
+    (
+        r"panoptic_head\.transformer_decoder\.post_norm\.",
+        rf"{_TRANSFORMER}.decoder.layernorm.",
+    ),
+    (r"panoptic_head\.query_embed\.", rf"{_TRANSFORMER}.queries_embedder."),
+    (r"panoptic_head\.query_feat\.", rf"{_TRANSFORMER}.queries_features."),
+    (r"panoptic_head\.level_embed\.", rf"{_TRANSFORMER}.level_embed."),
+    (r"panoptic_head\.cls_embed\.", "class_predictor."),
+    (
+        r"panoptic_head\.mask_embed\.0\.",
+        rf"{_TRANSFORMER}.decoder.mask_predictor.mask_embedder.0.0.",
+    ),
+    (
+        r"panoptic_head\.mask_embed\.2\.",
+        rf"{_TRANSFORMER}.decoder.mask_predictor.mask_embedder.1.0.",
+    ),
+    (
+        r"panoptic_head\.mask_embed\.4\.",
+        rf"{_TRANSFORMER}.decoder.mask_predictor.mask_embedder.2.0.",
+    ),
+)
+_COMPILED = tuple((re.compile(pattern), name) for pattern, name in _NAMES)
+_NEXT = re.compile(r"<(\d+)\+1>")
+_OWN = ("criterion.empty_weight", f"{_SWIN}.layernorm.weight", f"{_SWIN}.layernorm.bias")  # unused
+_LEFT_OUT = (
+    "relative_position_index",
+    "loss_cls",
+    "num_batches_tracked",
+)  # recomputed or training only
+
+
+def convert(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The official state dict under transformers' names; ValueError names a tensor that has no place."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in official.items():
+        if not any(part in name for part in _LEFT_OUT):
+            found |= dict(_placed(name, tensor))
+    return found
+
+
+def _placed(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    target = translate(name)
+    if ".w_msa.qkv." in name or (".attentions.1." in name and ".in_proj_" in name):
+        yield from _split(target, tensor)
+    elif ".downsample.reduction." in name:
+        yield target, merged_order(tensor)
+    elif ".downsample.norm." in name:
+        yield target, merged_order(tensor[None])[0]
+    else:
+        yield target, tensor
+
+
+def translate(name: str) -> str:
+    """The transformers name of an official tensor; ValueError for an unknown one."""
+    for pattern, replacement in _COMPILED:
+        found = pattern.match(name)
+        if found:
+            target = pattern.sub(replacement, name, count=1)
+            return _NEXT.sub(lambda m: str(int(m[1]) + 1), target)
+    raise ValueError(f"{name}: not a tensor of mmdet's Mask2Former; is this the right file?")
+
+
+def _split(target: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Packed query, key, value (rows) as three projections."""
+    prefix, kind = re.sub(r"(qkv\.|in_proj_)(weight|bias)$", "", target), target.rsplit("_", 1)[-1]
+    suffix = kind.rsplit(".", 1)[-1]
+    for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+        yield f"{prefix}{letter}_proj.{suffix}", part.clone()
+
+
+def merged_order(weight: Tensor) -> Tensor:
+    """Columns of a patch merging from unfold's order (c, 4) to Swin's (4, c), its patches column by column."""
+    rows, columns = weight.shape
+    by_patch = weight.reshape(rows, columns // 4, 4).transpose(1, 2)
+    return by_patch[:, torch.tensor([0, 2, 1, 3])].reshape(rows, columns).contiguous()
+
+
+def build() -> Mask2FormerForUniversalSegmentation:
+    """The network of the official configuration: Swin-S, 100 queries, 80 classes."""
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+    swin: dict[str, Any] = {
+        "embed_dim": 96,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [3, 6, 12, 24],
+        "window_size": 7,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }
+    rest: dict[str, Any] = {"backbone_config": SwinConfig(**swin), "num_labels": 80}
+    return Mask2FormerForUniversalSegmentation(Mask2FormerConfig(**rest))
+
+
+def load(file: Path, sha256: str | None) -> Mask2FormerForUniversalSegmentation:
+    """The official weights in transformers' network, every tensor in its place; the file's hash is checked first."""
+    model = build()
+    converted = convert(load_foreign(file, sha256, inside="state_dict"))
+    load_strictly(model, converted, file, optional=_OWN)
+    return model

@@ -1,0 +1,200 @@
+"""What a model makes of one shard of a benchmark: pictures, edits, pictures drawn again, or answers.
+
+`images.tar` holds pictures with their recipes, `answers.json` answers by question id, `samples.json` what
+was asked. Shards take every n-th prompt; neither their number nor the batch changes a picture (unless
+one of the authors' seed schedules is asked for that does).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from reca.benchmarks import kinds
+from reca.benchmarks.data import edit_sources, question_pictures
+from reca.benchmarks.items import Prompt, Question
+from reca.generate import Origin, answers, edit, generate, reconstruct
+from reca.images import decode
+from reca.imageset import ImageSetWriter
+from reca.models.unified import Sampling
+from reca.prompts import bank
+from reca.records import write_json
+
+if TYPE_CHECKING:
+    from reca.models.unified import UnifiedModel
+    from reca.schema import BenchmarkConfig, Sampler
+
+Item = TypeVar("Item")
+_log = logging.getLogger(__name__)
+LONGEST = 128  # tokens of an answer
+
+
+def shard_of(items: Sequence[Item], shard: tuple[int, int], together: int = 1) -> list[Item]:
+    """Every n-th item from the i-th on; `together` neighbours (pairs of questions) stay in one shard."""
+    index, count = shard
+    return [item for place, item in enumerate(items) if place // together % count == index]
+
+
+def limited(benchmark: BenchmarkConfig, items: Sequence[Item]) -> list[Item]:
+    """All items, or the first `prompts` (questions: `questions`) of them; a limited benchmark is no result."""
+    most = benchmark.questions if items and isinstance(items[0], Question) else benchmark.prompts
+    return list(items[:most] if most else items)
+
+
+def draw(
+    model: UnifiedModel,
+    benchmark: BenchmarkConfig,
+    sampler: Sampler,
+    origin: Origin,
+    data: Mapping[str, Path],
+    *,
+    run: str,
+    work: Path,
+    out: Path,
+) -> dict[str, int]:
+    """Make everything that this shard asks; gives counts for the record. Unfinished batches stay in `work`."""
+    needs = kinds.kind(benchmark.kind).needs
+    if len(sampler.guidance) != 1:
+        raise ValueError(f"{benchmark.kind}: is drawn at one guidance, not at {sampler.guidance}")
+    sampling = Sampling(sampler.guidance[0], sampler.steps, sampler.temperature, sampler.options)
+    described: dict[str, Any] = {
+        "run": run,
+        "split": "test",
+        "seed": origin.seed,
+        "guidance": sampler.guidance[0],
+        "shard": list(origin.shard),
+        "seeds": origin.schedule,
+    }
+    makers = {"draw": _pictures, "edit": _edits, "reconstruct": _again, "answer": _answers}
+    found = makers[needs](model, benchmark, origin, sampling, data, work, out)
+    write_json(out / "samples.json", described)
+    return found
+
+
+def _pictures(
+    model: UnifiedModel,
+    benchmark: BenchmarkConfig,
+    origin: Origin,
+    sampling: Sampling,
+    data: Mapping[str, Path],
+    work: Path,
+    out: Path,
+) -> dict[str, int]:
+    prompts = kinds.module(benchmark.kind).prompts(data)
+    mine: list[Prompt] = shard_of(limited(benchmark, prompts), origin.shard)
+    with ImageSetWriter(out / "images.tar") as writer:
+        generate(
+            model,
+            mine,
+            writer,
+            origin,
+            sampling,
+            images_per_prompt=benchmark.images_per_prompt,
+            batch_size=benchmark.batch_size,
+            work=work,
+            progress=_progress(benchmark.kind, origin),
+        )
+        return {"pictures": len(writer.entries)}
+
+
+def _edits(
+    model: UnifiedModel,
+    benchmark: BenchmarkConfig,
+    origin: Origin,
+    sampling: Sampling,
+    data: Mapping[str, Path],
+    work: Path,
+    out: Path,
+) -> dict[str, int]:
+    prompts = kinds.module(benchmark.kind).prompts(data)
+    mine: list[Prompt] = shard_of(limited(benchmark, prompts), origin.shard)
+    sources = edit_sources(benchmark.kind, mine, data)
+    with ImageSetWriter(out / "images.tar") as writer:
+        edit(
+            model,
+            [(prompt, sources[prompt.id]) for prompt in mine],
+            writer,
+            origin,
+            sampling,
+            batch_size=benchmark.batch_size,
+            work=work,
+            progress=_progress(benchmark.kind, origin),
+        )
+        return {"pictures": len(writer.entries)}
+
+
+def _again(
+    model: UnifiedModel,
+    benchmark: BenchmarkConfig,
+    origin: Origin,
+    sampling: Sampling,
+    data: Mapping[str, Path],
+    work: Path,
+    out: Path,
+) -> dict[str, int]:
+    from reca.benchmarks.reconstruction import pictures
+
+    mine = shard_of(pictures(data, benchmark.reconstructions), origin.shard)
+    with ImageSetWriter(out / "images.tar") as writer:
+        for start in range(
+            0, len(mine), benchmark.batch_size
+        ):  # the originals are not all in memory
+            part = mine[start : start + benchmark.batch_size]
+            reconstruct(
+                model,
+                {prompt.id: decode(file, name=prompt.id) for prompt, file in part},
+                writer,
+                origin,
+                sampling,
+                prompt=bank()[0],
+                batch_size=benchmark.batch_size,
+                work=work,
+            )
+        return {"pictures": len(writer.entries)}
+
+
+def _answers(
+    model: UnifiedModel,
+    benchmark: BenchmarkConfig,
+    origin: Origin,
+    sampling: Sampling,
+    data: Mapping[str, Path],
+    work: Path,
+    out: Path,
+) -> dict[str, int]:
+    """Greedy answers; finished groups are kept in `work` as JSON."""
+    from reca.benchmarks.examine import Kept
+
+    asked: list[Question] = limited(benchmark, kinds.module(benchmark.kind).questions(data))
+    mine = shard_of(asked, origin.shard, together=2)  # MMVP's pairs, MME's two questions
+    kept = Kept(work / (origin.code[:16] or "any") / "answers.jsonl")
+    found: dict[str, str] = {}
+    for start in range(0, len(mine), benchmark.batch_size):
+        part = mine[start : start + benchmark.batch_size]
+        rows = kept.of(
+            f"{origin.model}/{'/'.join(question.id for question in part)}",
+            lambda part=part: _answered(model, benchmark, part, data),  # type: ignore[misc]
+        )
+        found |= {row["id"]: row["answer"] for row in rows}
+        _log.info("%s: %d of %d questions", benchmark.kind, len(found), len(mine))
+    write_json(out / "answers.json", found)
+    return {"questions": len(found)}
+
+
+def _answered(
+    model: UnifiedModel,
+    benchmark: BenchmarkConfig,
+    part: Sequence[Question],
+    data: Mapping[str, Path],
+) -> list[dict[str, str]]:
+    images = question_pictures(benchmark.kind, part, data)
+    shown = {name: decode(file, name=name) for name, file in images.items()}
+    said = answers(model, part, shown, batch_size=benchmark.batch_size, max_new_tokens=LONGEST)
+    return [{"id": name, "answer": text} for name, text in said.items()]
+
+
+def _progress(kind: str, origin: Origin) -> Callable[[int, int], None]:
+    name = f"{kind} shard {origin.shard[0] + 1} of {origin.shard[1]}"
+    return lambda done, total: _log.info("%s: %d of %d pictures", name, done, total)

@@ -1,0 +1,81 @@
+"""GenEval: 553 prompts of six tasks, decided from detections (SPEC section 2; the rules are in `geneval_rules`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reca.benchmarks import geneval_rules
+from reca.benchmarks.graded import Graded, coverage_of, interval
+from reca.benchmarks.items import Prompt
+
+VERSION = "djghosh13 af4902f"
+IMAGES_PER_PROMPT = 12
+ROLES = ("prompts",)
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+METADATA, NAMES = "evaluation_metadata.jsonl", "object_names.txt"
+
+
+# ---- data ------------------------------------------------------------------------------------------
+def prompts(data: Mapping[str, Path]) -> list[Prompt]:
+    """The prompts in file order; id = the five digits of the official folder, facts = the metadata line."""
+    found = []
+    for number, line in enumerate(_file(data["prompts"], METADATA).read_text().splitlines()):
+        facts = json.loads(line)
+        found.append(Prompt(f"{number:05d}", facts["prompt"], facts["tag"], facts))
+    return found
+
+
+def object_names(data: Mapping[str, Path]) -> list[str]:
+    """GenEval's names of the 80 COCO classes, by class index."""
+    names = _file(data["prompts"], NAMES).read_text().split("\n")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _file(folder: Path, name: str) -> Path:
+    found = sorted(Path(folder).rglob(name)) if Path(folder).is_dir() else []
+    if not found:
+        raise ValueError(f"{folder}: no {name} here; run `reca fetch geneval --out {folder}`")
+    return found[0]
+
+
+def official_name(prompt: Prompt, sample: int) -> str:
+    """The file of a picture in the layout that the official scorer reads."""
+    return f"{prompt.id}/samples/{sample:05d}.png"
+
+
+# ---- scores: pure ----------------------------------------------------------------------------------
+def grade(
+    items: Sequence[Prompt],
+    evidence: Iterable[Mapping[str, Any]],
+    *,
+    samples: int,
+    max_overlap: float = 1.0,
+    partial: bool = False,
+) -> Graded:
+    """Grade detections `{"id", "sample", "detections"}` of `samples` pictures per prompt.
+
+    `overall` is the unweighted mean of the six tasks; `images` and `prompts` are the other two official
+    numbers. `max_overlap` 1 means no suppression, as officially.
+    """
+    seen = {(row["id"], int(row["sample"])): row["detections"] for row in evidence}
+    wanted = [(item, k) for item in items for k in range(samples)]
+    coverage = coverage_of(
+        (official_name(item, k), "scored" if (item.id, k) in seen else "missing")
+        for item, k in wanted
+    )
+    coverage.demand("geneval", partial)
+    graded: list[dict[str, Any]] = []
+    for item, k in wanted:
+        if (item.id, k) in seen:
+            right, reason, _ = geneval_rules.judge(item.facts, seen[item.id, k], max_overlap)
+            graded.append({"id": item.id, "sample": k, "task": item.task,
+                           "score": float(right), "reason": reason})  # fmt: skip
+    found = geneval_rules.summarise((r["task"], r["id"], bool(r["score"])) for r in graded)
+    shown: dict[str, float | None] = {n: found[n] for n in ("overall", "images", "prompts")}
+    shown |= {f"tasks.{name}": value for name, value in found["tasks"].items()}
+    limits = interval((row["task"], row["id"], row["score"]) for row in graded)
+    return Graded(shown, graded, coverage, {"overall": limits} if limits else {},
+                  {"max_overlap": max_overlap})  # fmt: skip

@@ -1,0 +1,1 @@
+"""Judges: what is asked, the ledger of every reply, and the endpoint that answers."""

@@ -1,0 +1,157 @@
+"""The ledger of judge replies: append-only JSON lines, each synced to the disk before it counts.
+
+A reply that was paid for is never asked for again: its key is the hash of all that determines it. A
+line that a killed process left unfinished is ignored and closed off; everything before it stands.
+Scoring reads the ledger and nothing else, so a changed parser costs nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+Status = Literal["reply", "refused"]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One answered request. A transport failure is no entry: it is tried again by the next run."""
+
+    key: str
+    id: str
+    status: Status
+    reply: str  # raw text; of a refusal, what was said
+    attempt: int = 0
+    model: str = ""  # what the endpoint says it was
+    usage: dict[str, int] = field(default_factory=dict)
+    cost: float = 0.0  # in the currency of the judge's prices
+    determinants: dict[str, Any] = field(default_factory=dict)
+
+
+class Ledger:
+    """Replies by key, in one file. One process writes at a time; readers need no lock.
+
+    Raises:
+        ValueError: another process writes this ledger, the file cannot be written, or a line in its
+            middle is damaged (named with its number).
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._entries: dict[str, Entry] = {}
+        self._whole = 0  # bytes up to which the file is whole
+        if self.path.exists():
+            self._read()
+        self._file: Any = None
+
+    def __enter__(self) -> Ledger:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab", buffering=0)
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot write the ledger ({error.strerror})") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise ValueError(
+                f"{self.path}: another process is asking this judge; wait for it, or stop it"
+            ) from error
+        self._entries, self._whole = {}, 0
+        self._read()
+        self._close_off()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def _close_off(self) -> None:
+        """Cut what a killed process left unfinished, so that the next line begins on its own."""
+        if self.path.stat().st_size > self._whole:
+            os.ftruncate(self._file.fileno(), self._whole)
+            os.fsync(self._file.fileno())
+
+    def _read(self) -> None:
+        data = self.path.read_bytes()
+        lines = data.split(b"\n")
+        for number, line in enumerate(lines[:-1], 1):  # the last piece has no line end: unfinished
+            try:
+                entry = Entry(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{self.path}, line {number}: damaged ({error}); restore the ledger, or remove this line"
+                ) from error
+            self._entries.setdefault(entry.key, entry)
+            self._whole += len(line) + 1
+        if lines[-1]:
+            _log.warning("%s: an unfinished last line is ignored", self.path)
+
+    def add(self, entry: Entry) -> None:
+        """Append an entry; it is on the disk when this returns. ValueError where the disk refuses it."""
+        line = json.dumps(asdict(entry), sort_keys=True, ensure_ascii=True).encode() + b"\n"
+        with self._lock:
+            self._append(line)
+            self._whole += len(line)
+            self._entries.setdefault(entry.key, entry)
+
+    def _append(self, line: bytes) -> None:
+        """Write and sync a line; where the disk takes only a part of it, that part is cut off again."""
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), self._whole)
+            raise ValueError(
+                f"{self.path}: cannot append {len(line)} bytes ({error.strerror}); free space"
+            ) from error
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of a key, if there is one."""
+        return self._entries.get(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    @property
+    def cost(self) -> float:
+        """What all replies cost so far."""
+        return sum(entry.cost for entry in self._entries.values())
+
+
+def totals(entries: Mapping[str, Entry] | Ledger) -> dict[str, Any]:
+    """Counts, tokens, cost and the models that answered, for records and reports."""
+    found = list(entries.values() if isinstance(entries, Mapping) else entries)
+    return {
+        "replies": sum(entry.status == "reply" for entry in found),
+        "refused": sum(entry.status == "refused" for entry in found),
+        "cost": sum(entry.cost for entry in found),
+        "tokens": {
+            name: sum(entry.usage.get(name, 0) for entry in found)
+            for name in ("prompt_tokens", "completion_tokens")
+        },
+        "models": sorted({entry.model for entry in found if entry.model}),
+    }

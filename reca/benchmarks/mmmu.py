@@ -1,0 +1,169 @@
+"""MMMU validation: multiple choice and short answers of 30 subjects (SPEC section 8).
+
+A multiple-choice reply that names no option is wrong here; the official random choice is a named
+option with a seed of its own per question, shown beside.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reca.benchmarks.graded import Graded, by_category, interval, mean
+from reca.benchmarks.items import Question
+from reca.benchmarks.mmbench import letter
+from reca.benchmarks.reading import answered, hub_rows
+from reca.randomness import numpy_generator
+
+VERSION = "val, official rules"
+ROLES = ("questions",)
+CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+OPEN_SUFFIX = "\nAnswer the question using a single word or phrase."
+Value = str | float
+_STRIPPED = ",.!?;:'"
+_FEW_WORDS = 5
+_SENTENCES = re.compile(r"\n")  # the reply is lower case by then, so no capital marks a sentence
+_PHRASES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+_NO_ANSWER = {":", ",", ".", "!", "?", ";", "'"}
+_NUMBERS = (
+    re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # 1,234
+    re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),  # 5e-3
+    re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),  # 12.5
+)
+
+
+# ---- data ------------------------------------------------------------------------------------------
+def questions(data: Mapping[str, Path]) -> list[Question]:
+    """The 900 questions; `facts` has the options by letter (none for short answers) and all gold answers."""
+    found = []
+    for row in hub_rows(data["questions"], "MMMU", only="validation"):
+        options = dict(zip("ABCDEFGHI", ast.literal_eval(row["options"]), strict=False))
+        gold = _listed(row["answer"])
+        listed = "".join(f"\n{name}. {text}" for name, text in options.items())
+        text = f"{row['question']}{listed}{CHOICE_SUFFIX if options else OPEN_SUFFIX}"
+        name, facts = str(row["id"]), {"options": options, "gold": gold}
+        found.append(
+            Question(name, name, text, str(gold[0]), name.split("_", 1)[1].rsplit("_", 1)[0], facts)
+        )
+    return found
+
+
+def _listed(answer: str) -> list[str]:
+    """A gold answer as a list: the table writes several as a Python list in one text."""
+    if answer.startswith("["):
+        return [str(item) for item in ast.literal_eval(answer)]
+    return [answer]
+
+
+# ---- multiple choice: pure ---------------------------------------------------------------------------
+def parse_choice(reply: str, options: Mapping[str, str]) -> str | None:
+    """The letter that a reply names, the last one where there are several; None where there is none."""
+    text = reply
+    for mark in _STRIPPED:
+        text = text.strip(mark)
+    text = f" {text} "
+    for form in ("({})", " {} "):
+        places = {name: text.rfind(form.format(name)) for name in options}
+        if any(place >= 0 for place in places.values()):
+            return max(places, key=lambda name: places[name])
+    if len(text.split()) > _FEW_WORDS:
+        lower = text.lower()
+        places = {name: lower.rfind(option.lower()) for name, option in options.items()}
+        if any(place >= 0 for place in places.values()):
+            return max(places, key=lambda name: places[name])
+    return None
+
+
+# ---- short answers: pure -----------------------------------------------------------------------------
+def parse_open(reply: str) -> set[Value]:
+    """All values that a reply offers: what follows its key phrases (else all of it) and the numbers in there."""
+    offers = _key_phrases(reply)
+    numbers = [number for offer in offers for number in _numbers_in(offer)]
+    return {value for offer in [*offers, *numbers] for value in normalise(offer)}
+
+
+def _key_phrases(reply: str) -> list[str]:
+    text = reply.strip().strip(".").lower()
+    lines = _SENTENCES.split(text)
+    found = []
+    for number, line in enumerate(lines):
+        phrases = (*_PHRASES, "=") if number == len(lines) - 1 else _PHRASES
+        after = [line.split(phrase)[-1].strip() for phrase in phrases if phrase in line]
+        if after and (shortest := min(after, key=len)) not in _NO_ANSWER:
+            found.append(shortest)
+    return found or [text]
+
+
+def _numbers_in(text: str) -> list[str]:
+    return [number for pattern in _NUMBERS for number in pattern.findall(text)]
+
+
+def normalise(value: str) -> list[Value]:
+    """A number rounded to 2 decimals, or the lower-case text; one letter is padded, so that it is found in no word."""
+    text = value.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except (ValueError, OverflowError):
+        text = text.lower()
+    return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+
+
+def correct_open(gold: str | Sequence[str], offered: set[Value]) -> bool:
+    """Whether a gold text occurs in an offered text, or an offered number is a gold number."""
+    wanted = [value for g in ([gold] if isinstance(gold, str) else gold) for value in normalise(g)]
+    texts = [value for value in wanted if isinstance(value, str)]
+    return any(
+        any(text in offer for text in texts) if isinstance(offer, str) else offer in wanted
+        for offer in offered
+    )
+
+
+# ---- grading -----------------------------------------------------------------------------------------
+def _right(
+    question: Question, reply: str, random_choice: bool, letter_rule: bool, seed: int
+) -> bool:
+    options = question.facts["options"]
+    if not options:
+        return correct_open(question.facts["gold"], parse_open(reply))
+    text = (letter(reply, options, None) or "") if letter_rule else reply
+    found = parse_choice(text, options)
+    if found is None and random_choice:
+        names = list(options)
+        found = names[int(numpy_generator("mmmu", seed, question.id).integers(len(names)))]
+    return found == question.answer
+
+
+def grade(
+    asked: Sequence[Question],
+    answers: Mapping[str, str],
+    *,
+    random_choice: bool = False,
+    letter_rule: bool = True,
+    seed: int = 42,
+    partial: bool = False,
+) -> Graded:
+    """Grade answers by question id; `overall` is the accuracy over all questions in percent.
+
+    `letter_rule`: reduce a multiple-choice reply to a letter first, as the BAGEL script does.
+    `random_choice`: a reply that names no option gets a random one, as officially; both values are shown.
+    """
+    coverage, rows = answered("mmmu", asked, answers, partial)
+    shown: dict[str, float | None] = {}
+    for name, guess in (("without_random_choice", False), ("with_random_choice", True)):
+        right = [_right(q, reply, guess, letter_rule, seed) for q, reply in rows]
+        share = mean([float(value) for value in right])
+        shown[name] = None if share is None else 100 * share
+    shown["overall"] = shown["with_random_choice" if random_choice else "without_random_choice"]
+    items: list[dict[str, Any]] = [
+        {"id": q.id, "task": q.kind,
+         "score": float(_right(q, reply, random_choice, letter_rule, seed))}
+        for q, reply in rows
+    ]  # fmt: skip
+    groups = by_category((row["task"], row["score"]) for row in items)
+    shown |= {f"subjects.{n}": 100 * sum(v) / len(v) for n, v in groups.items()}
+    limits = interval(("mmmu", row["id"], 100 * row["score"]) for row in items)
+    return Graded(shown, items, coverage, {"overall": limits} if limits else {},
+                  {"random_choice": random_choice, "letter_rule": letter_rule})  # fmt: skip

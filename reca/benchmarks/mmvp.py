@@ -1,0 +1,68 @@
+"""MMVP: 150 pairs of pictures that encoders confuse; both must be right (SPEC section 8)."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reca.benchmarks.graded import Graded, interval, mean
+from reca.benchmarks.items import Question
+from reca.benchmarks.mmbench import letter
+from reca.benchmarks.reading import answered
+
+VERSION = "letter rule, pairs"
+ROLES = ("questions",)
+SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+_OPTION = re.compile(r"\(([a-z])\)\s*([^()]*)")
+
+
+# ---- data ------------------------------------------------------------------------------------------
+def questions(data: Mapping[str, Path]) -> list[Question]:
+    """The 300 questions of `Questions.csv`, in file order: rows 2i and 2i + 1 are a pair."""
+    tables = sorted(Path(data["questions"]).rglob("Questions.csv"))
+    if not tables:
+        raise ValueError(f"{data['questions']}: no Questions.csv here; fetch source mmvp")
+    found = []
+    with open(tables[0], newline="", encoding="utf-8-sig") as file:
+        for row in csv.DictReader(file):
+            index = (
+                row.get("Index") or row["lndex"]
+            )  # the published table misspells its first column
+            options = {k.upper(): v.strip() for k, v in _OPTION.findall(row["Options"])}
+            listed = "\n".join(f"{name}. {text}" for name, text in options.items())
+            answer = row["Correct Answer"].strip("() ").upper()
+            text = f"{row['Question']}\n{listed}{SUFFIX}"
+            found.append(Question(index, index, text, answer, "mmvp", {"options": options}))
+    return found
+
+
+# ---- scores: pure ----------------------------------------------------------------------------------
+def pairs(right: Sequence[bool]) -> float | None:
+    """The share of consecutive pairs with both right; ValueError for an odd number of rows."""
+    if len(right) % 2:
+        raise ValueError(f"mmvp: {len(right)} rows make no pairs")
+    both = [right[i] and right[i + 1] for i in range(0, len(right), 2)]
+    return mean([float(value) for value in both])
+
+
+def grade(
+    asked: Sequence[Question], answers: Mapping[str, str], *, partial: bool = False
+) -> Graded:
+    """Grade answers by question id; `overall` is the share of pairs in percent. An empty reply is wrong.
+
+    A pair counts only where both of its questions are answered.
+    """
+    coverage, rows = answered("mmvp", asked, answers, partial)
+    right = {q.id: letter(r, q.facts["options"], None) == q.answer for q, r in rows}
+    couples = [(a, b) for a, b in zip(asked[::2], asked[1::2], strict=True)]
+    whole = [(a, b) for a, b in couples if a.id in right and b.id in right]
+    share = pairs([right[q.id] for couple in whole for q in couple])
+    items: list[dict[str, Any]] = [
+        {"id": name, "score": float(value)} for name, value in right.items()
+    ]
+    limits = interval(("mmvp", a.id, 100.0 * (right[a.id] and right[b.id])) for a, b in whole)
+    shown = {"overall": None if share is None else 100 * share}
+    return Graded(shown, items, coverage, {"overall": limits} if limits else {})

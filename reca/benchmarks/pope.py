@@ -1,0 +1,100 @@
+"""POPE: does the picture show an object, over random, popular and adversarial absences (SPEC section 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reca.benchmarks.graded import Graded, by_category, interval, mean
+from reca.benchmarks.items import Question
+from reca.benchmarks.reading import answered, hub_rows
+
+VERSION = "InternVL rules"
+ROLES = ("questions",)
+SUFFIX = "\nAnswer the question using a single word or phrase."
+FILES = ("random", "popular", "adversarial")
+_NO = {"No", "not", "no"}
+
+
+# ---- data ------------------------------------------------------------------------------------------
+def questions(data: Mapping[str, Path]) -> list[Question]:
+    """All questions of the three files; `kind` is the file."""
+    return [
+        Question(
+            f"{row['category']}-{row['question_id']}",
+            str(row["image_source"]),
+            str(row["question"]) + SUFFIX,
+            str(row["answer"]).strip().lower(),
+            str(row["category"]),
+        )
+        for row in hub_rows(data["questions"], "POPE")
+    ]
+
+
+# ---- scores: pure ----------------------------------------------------------------------------------
+def says_yes(reply: str) -> bool:
+    """The official reading: unless the first sentence holds the word No, not or no, it says yes."""
+    words = reply.split(".")[0].replace(",", "").split(" ")
+    return _NO.isdisjoint(words)
+
+
+def summary(labels: Sequence[str], replies: Sequence[str]) -> dict[str, float]:
+    """Accuracy, precision, recall, F1 of yes, share of yes and the four counts of one file."""
+    said = [says_yes(reply) for reply in replies]
+    truth = [label == "yes" for label in labels]
+    pairs = list(zip(truth, said, strict=True))
+    tp, fp = pairs.count((True, True)), pairs.count((False, True))
+    tn, fn = pairs.count((False, False)), pairs.count((True, False))
+    precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
+    return {
+        "accuracy": _ratio(tp + tn, len(pairs)),
+        "precision": precision,
+        "recall": recall,
+        "f1": _ratio(2 * precision * recall, precision + recall),
+        "yes_ratio": _ratio(sum(said), len(said)),
+        "tp": tp,
+        "fp": fp,
+        "tn": tn,
+        "fn": fn,
+    }
+
+
+def lmms_eval_summary(labels: Sequence[str], replies: Sequence[str]) -> dict[str, float]:
+    """The lmms-eval flavour: only an exact `yes` or `no` (any case, outer blanks apart) is an answer."""
+    given = [reply.lower().strip() for reply in replies]
+    pairs = list(zip(labels, given, strict=True))
+    tp, fp, fn = (pairs.count(p) for p in (("yes", "yes"), ("no", "yes"), ("yes", "no")))
+    precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
+    return {
+        "accuracy": _ratio(sum(label == reply for label, reply in pairs), len(pairs)),
+        "f1": _ratio(2 * precision * recall, precision + recall),
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def grade(
+    asked: Sequence[Question], answers: Mapping[str, str], *, partial: bool = False
+) -> Graded:
+    """Grade answers by question id; `overall` is the mean F1 of the files, as a percentage."""
+    coverage, rows = answered("pope", asked, answers, partial)
+    shown: dict[str, float | None] = {}
+    groups = by_category((q.kind, (q.answer, reply)) for q, reply in rows)
+    for name, pairs in groups.items():
+        file = summary([label for label, _ in pairs], [reply for _, reply in pairs])
+        shown |= {f"{name}.{k}": v for k, v in file.items()}
+    labels, replies = [q.answer for q, _ in rows], [reply for _, reply in rows]
+    shown |= {f"lmms_eval.{k}": v for k, v in lmms_eval_summary(labels, replies).items()}
+    files = [float(shown[f"{name}.f1"] or 0.0) for name in groups]
+    f1 = mean(files)
+    items: list[dict[str, Any]] = [
+        {"id": q.id, "task": q.kind, "score": float(says_yes(reply) == (q.answer == "yes"))}
+        for q, reply in rows
+    ]
+    accuracy = interval((row["task"], row["id"], 100 * row["score"]) for row in items)
+    shown["accuracy"] = mean([100 * float(shown[f"{n}.accuracy"] or 0.0) for n in groups])
+    shown["overall"] = None if f1 is None else 100 * f1
+    return Graded(shown, items, coverage, {"accuracy": accuracy} if accuracy else {})

@@ -1,0 +1,226 @@
+"""Every table of the paper as a target: reported value with its source beside ours with its interval, or `not run`.
+
+The two never mix: a reported number stands in its own column with where it was read, a reproduced one in
+its own with who scored it, on how many seeds and on how much of the benchmark.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from reca import records
+from reca.report.paper_map import COLUMNS, TITLES, Metric, Run, reported_rows, run_of
+from reca.report.statistics import t_interval
+
+TABLES, PAGE, TEXT = "tables.json", "index.html", "tables.md"
+NOT_RUN, FOREIGN = "not run", "other people's model"
+Scores = Mapping[str, Any]
+
+
+def reported() -> dict[str, Any]:
+    """The paper's numbers as transcribed, with `_sources` that say from where."""
+    return json.loads(files("reca.report").joinpath("paper_results.json").read_text())
+
+
+# ---- our results -------------------------------------------------------------------------------------
+def collect(results: Path) -> list[dict[str, Any]]:
+    """All complete scores below an experiment's folder, or below a folder of experiments."""
+    found = []
+    for path in sorted(results.glob("**/scores/scores.json")):
+        parts = path.parent.relative_to(results).parts
+        if parts[-2] != "test" or not (path.parent / records.MANIFEST).is_file():
+            continue
+        experiment = parts[-6] if len(parts) == 6 else results.name
+        model, run, benchmark = parts[-5:-2]
+        arm, _, seed = run.rpartition("-")
+        scores = records.read_json(path)
+        if scores.get("benchmark") != benchmark or "summary" not in scores:
+            continue  # the laptop's, which has a page of its own
+        found.append(
+            {"experiment": experiment, "model": model, "arm": arm, "seed": seed,
+             "benchmark": benchmark, "scores": scores}
+        )  # fmt: skip
+    return found
+
+
+def reproduced(
+    found: Iterable[Mapping[str, Any]], run: Run, metric: Metric
+) -> dict[str, Any] | None:
+    """Our number for a cell: mean over seeds with its interval, who scored it, and how whole it is.
+
+    One seed: the bootstrap interval over prompts. Several: Student's over seeds. ValueError where two
+    experiments hold the same run: name one of them.
+    """
+    mine = [
+        row
+        for row in found
+        if (row["model"], row["arm"], row["benchmark"]) == (run.model, run.arm, metric.benchmark)
+        and (row["experiment"] == run.experiment if run.experiment else not _special(row))
+    ]
+    experiments = sorted({row["experiment"] for row in mine})
+    if len(experiments) > 1:
+        raise ValueError(
+            f"{run.model} {run.arm} {metric.benchmark}: experiments {', '.join(experiments)} hold it; "
+            "name one with --results"
+        )
+    values = [row["scores"]["summary"].get(metric.name) for row in mine]
+    known = [metric.factor * value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    own: list[float] | None = mine[0]["scores"]["intervals"].get(metric.name)
+    limits = t_interval(known) or (own and [metric.factor * value for value in own])
+    return {
+        "value": sum(known) / len(known),
+        "interval": limits,
+        "over": "seeds" if len(known) > 1 else "prompts",
+        "seeds": len(known),
+        "label": " ".join(sorted({row["scores"]["label"] for row in mine})),
+        "coverage": min(row["scores"]["coverage"]["share"] for row in mine),
+        "partial": any(row["scores"]["partial"] for row in mine),
+        "experiment": experiments[0],
+    }
+
+
+def _special(row: Mapping[str, Any]) -> bool:
+    """Whether a row's experiment gives its models another meaning."""
+    return bool(str(row["experiment"]).endswith("_plus"))
+
+
+# ---- the tables --------------------------------------------------------------------------------------
+def tables(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every table with a cell per number: what was reported and from where, what was reproduced or why not."""
+    transcribed = reported()
+    result = []
+    for name, columns in COLUMNS.items():
+        table = transcribed[name]
+        rows: list[dict[str, Any]] = [
+            {
+                "row": row,
+                "arm": arm,
+                "cells": [
+                    {"column": column, **_cell(name, row, arm, column, value, found)}
+                    for column, value in values.items()
+                    if column in columns
+                ],
+            }
+            for row, arm, values in reported_rows(name, table)
+        ]
+        result.append(
+            {
+                "name": name,
+                "title": TITLES[name],
+                "source": table["_source"],
+                "note": table.get("note"),
+                "columns": [c for c in columns if any(c == x["column"] for r in rows for x in r["cells"])],
+                "rows": rows,
+            }
+        )  # fmt: skip
+    return result
+
+
+def _cell(
+    table: str,
+    row: str,
+    arm: str | None,
+    column: str,
+    value: Any,
+    found: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    run = run_of(table, row, arm)
+    ours = reproduced(found, run, COLUMNS[table][column]) if run else None
+    status = "run" if ours else NOT_RUN if run or table.startswith("ablation") else FOREIGN
+    return {"reported": value, "reproduced": ours, "status": status}
+
+
+def counts(made: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Cells by status."""
+    found: dict[str, int] = {}
+    for table in made:
+        for row in table["rows"]:
+            for cell in row["cells"]:
+                found[cell["status"]] = found.get(cell["status"], 0) + 1
+    return found
+
+
+# ---- writing -----------------------------------------------------------------------------------------
+def build(results: Path, out: Path, title: str = "The paper's tables") -> dict[str, int]:
+    """Write `tables.json`, `tables.md` and `index.html` to `out`; gives the cells by status."""
+    made = tables(collect(results))
+    sources = reported()["_sources"]
+    records.write_json(out / TABLES, {"tables": made, "sources": sources, "cells": counts(made)})
+    records.write_atomic(out / TEXT, markdown(made, sources))
+    records.write_atomic(out / PAGE, page(made, sources, title))
+    return counts(made)
+
+
+def shown(cell: Mapping[str, Any]) -> str:
+    """The reproduced side of a cell as text."""
+    ours = cell["reproduced"]
+    if ours is None:
+        return "" if cell["status"] == FOREIGN else NOT_RUN
+    text = number(ours["value"])
+    if ours["interval"]:
+        text += f" [{number(ours['interval'][0])}, {number(ours['interval'][1])}]"
+    if ours["partial"]:
+        text += f" (partial: {ours['coverage']:.0%} scored)"
+    return text
+
+
+def number(value: Any) -> str:
+    """A number as the paper writes it: three figures behind the point below 1, else two."""
+    if value is None:
+        return "-"
+    if isinstance(value, int | float):
+        return f"{value:.3f}" if abs(value) < 1.5 else f"{value:.2f}"
+    return str(value)
+
+
+def markdown(made: Sequence[Mapping[str, Any]], sources: Mapping[str, str]) -> str:
+    """All tables as Markdown: per column a pair `reported | reproduced`."""
+    lines = ["# The paper's tables", "", "Each cell: reported / reproduced [95 % interval].", ""]
+    for table in made:
+        lines += [f"## {table['title']}", "", f"Reported: {table['source']}.", ""]
+        lines.append("| row | " + " | ".join(table["columns"]) + " |")
+        lines.append("|---" * (len(table["columns"]) + 1) + "|")
+        for row in table["rows"]:
+            cells = {cell["column"]: cell for cell in row["cells"]}
+            texts = [
+                f"{number(cells[c]['reported'])} / {shown(cells[c]) or '-'}" if c in cells else ""
+                for c in table["columns"]
+            ]
+            name = f"{row['row']} ({row['arm']})" if row["arm"] else row["row"]
+            lines.append(f"| {name} | " + " | ".join(texts) + " |")
+        lines.append("")
+    lines += ["## Where the reported numbers were read", ""]
+    return "\n".join([*lines, *(f"- {key}: {text}" for key, text in sources.items()), ""])
+
+
+def page(made: Sequence[Mapping[str, Any]], sources: Mapping[str, str], title: str) -> str:
+    """One self-contained page that opens offline; whatever comes from a file is escaped."""
+    environment = Environment(
+        loader=PackageLoader("reca.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "shown": shown}
+    labels = sorted(
+        {
+            cell["reproduced"]["label"]
+            for table in made
+            for row in table["rows"]
+            for cell in row["cells"]
+            if cell["reproduced"]
+        }
+    )
+    template = environment.get_template("paper.html")
+    return template.render(
+        tables=made, sources=sources, title=title, cells=counts(made), labels=labels
+    )

@@ -1,0 +1,178 @@
+"""Which of our runs stands for which cell of the paper: rows and columns of every table, as data.
+
+A row names (experiment or None, model, arm); a column (benchmark, metric, factor to the paper's unit). A row
+of somebody else's model has no run of ours and says so; it is never filled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm of one model. `experiment` is named where the same model means different things."""
+
+    model: str
+    arm: str
+    experiment: str | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of `scores.json` in the paper's unit."""
+
+    benchmark: str
+    name: str = "overall"
+    factor: float = 1.0
+
+
+PLUS = "paper_harmon_plus"
+SHARE, PERCENT = 1.0, 100.0
+
+
+def _geneval(*columns: str, factor: float = PERCENT) -> dict[str, Metric]:
+    tasks = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+    found = {
+        c: Metric("geneval", f"tasks.{t}", factor) for c, t in zip(columns, tasks, strict=True)
+    }
+    return found
+
+
+_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+_DPG = {"dpg": Metric("dpg")}
+_ABLATION = {
+    "geneval": Metric("geneval", factor=PERCENT),
+    **_DPG,
+    "wise": Metric("wise", "overall_unweighted"),
+    "imgedit": Metric("imgedit", "overall_types"),
+    "gedit": Metric("gedit", "o"),
+}
+_COMPBENCH = {
+    column: Metric("t2i_compbench", f"categories.{category}")
+    for column, category in {
+        "color": "color",
+        "shape": "shape",
+        "texture": "texture",
+        "spatial": "spatial",
+        "non_spatial": "non-spatial",
+        "numeracy": "numeracy",
+        "3d_spatial": "3d spatial",
+    }.items()
+} | {
+    "complex": Metric("t2i_compbench", "complex_composite"),
+    "overall": Metric("t2i_compbench", "overall_ten"),
+}
+_EDITING = {
+    name: Metric("imgedit", f"types.{name}")
+    for name in ("background", "style", "adjust", "extract", "remove", "replace", "add", "compose", "action")
+} | {
+    "overall": Metric("imgedit", "overall_types"),
+    "gedit_sc": Metric("gedit", "sc"),
+    "gedit_pq": Metric("gedit", "pq"),
+    "gedit_o": Metric("gedit", "o"),
+}  # fmt: skip
+
+COLUMNS: dict[str, dict[str, Metric]] = {
+    "per_model": {
+        **_geneval(*_TASKS),
+        "geneval_overall": Metric("geneval", factor=PERCENT),
+        **_DPG,
+        "wise": Metric("wise", "overall_unweighted"),
+    },
+    "model_zoo": {"geneval": Metric("geneval", factor=PERCENT), **_DPG},
+    "table1": {
+        **_geneval("single", "two", "count", "color", "position", "attr", factor=SHARE),
+        "overall": Metric("geneval"),
+        **_DPG,
+    },
+    "editing": _EDITING,
+    "t2i_compbench": _COMPBENCH,
+    "ablation_encoder_resolution_bagel": _ABLATION,
+    "ablation_showo_vqgan": _ABLATION,
+    "ablation_sft_vs_reca_harmon": _ABLATION,
+    "ablation_order_harmon": _ABLATION,
+    "two_stage": {"geneval": Metric("geneval"), **_DPG},
+    "understanding_partial": {"MME": Metric("mme", "total")},
+}
+
+TITLES = {
+    "per_model": "Generation, base and RecA",
+    "model_zoo": "Released checkpoints",
+    "table1": "Comparison with other models (Table 1)",
+    "editing": "Image editing: ImgEdit and GEdit-Bench-EN",
+    "t2i_compbench": "T2I-CompBench",
+    "ablation_encoder_resolution_bagel": "Ablation: what BAGEL is conditioned on (Table 7)",
+    "ablation_showo_vqgan": "Ablation: Show-o (VQ), input of the condition (Figure 12)",
+    "ablation_sft_vs_reca_harmon": "Ablation: plain training and RecA, Harmon-1.5B",
+    "ablation_order_harmon": "Ablation: order of plain training and RecA, Harmon-1.5B",
+    "two_stage": "Two stages: plain training on GPT-4o pictures, then RecA",
+    "understanding_partial": "Understanding (the part of the table that could be recovered)",
+}
+
+_BASES = {
+    "Show-o-512 (CLIP)": "showo_clip_512",
+    "Show-o-512": "showo_clip_512",
+    "OpenUni-3.6B": "openuni_l_512",
+    "Harmon-1.5B": "harmon_15b",
+    "BAGEL": "bagel_7b",
+}
+ROWS: dict[tuple[str, str], Run] = {
+    ("model_zoo", "BAGEL-RecA (14B)"): Run("bagel_7b", "reca"),
+    ("model_zoo", "Harmon-0.5B-RecA"): Run("harmon_05b", "reca"),
+    ("model_zoo", "Harmon-1.5B-RecA"): Run("harmon_15b", "reca"),
+    ("model_zoo", "Show-o-RecA (CLIP, 256)"): Run("showo_clip_256", "reca"),
+    ("model_zoo", "Show-o-512x512-RecA (CLIP)"): Run("showo_clip_512", "reca"),
+    ("model_zoo", "Harmon-1.5B-RecA-plus (SFT on GPT-4o data then RecA)"): Run(
+        "harmon_15b", "reca", PLUS
+    ),
+    ("model_zoo", "OpenUni-1-0.6B-RecA (1.6B)"): Run("openuni_b_512", "reca"),
+    ("model_zoo", "OpenUni-2-1.6B-RecA (3.6B)"): Run("openuni_l_512", "reca"),
+    ("table1", "Show-o*"): Run("showo_vq_512", "base"),
+    ("table1", "Harmon*"): Run("harmon_15b", "base"),
+    ("table1", "BAGEL*"): Run("bagel_7b", "base"),
+    ("table1", "RecA (Harmon-1.5B)"): Run("harmon_15b", "reca"),
+    ("table1", "RecA (GPT-4o data)"): Run("harmon_15b", "reca", PLUS),
+    ("editing", "BAGEL"): Run("bagel_7b", "base"),
+    ("editing", "BAGEL-RecA"): Run("bagel_7b", "reca"),
+    ("ablation_encoder_resolution_bagel", "baseline"): Run("bagel_7b", "base"),
+    ("ablation_encoder_resolution_bagel", "ViT (understanding encoder) 224"): Run(
+        "bagel_7b", "reca"
+    ),
+    ("ablation_showo_vqgan", "baseline (no RecA)"): Run("showo_vq_512", "base"),
+    ("ablation_showo_vqgan", "256x256 input"): Run("showo_vq_512", "reca"),
+    ("ablation_sft_vs_reca_harmon", "MidjourneyV6 + SFT"): Run("harmon_15b", "sft"),
+    ("ablation_sft_vs_reca_harmon", "MidjourneyV6 + RecA"): Run("harmon_15b", "reca"),
+    ("ablation_order_harmon", "SFT (GPT-4o data) then RecA on MidjourneyV6 (best recipe)"): Run(
+        "harmon_15b", "reca", PLUS
+    ),
+    ("two_stage", "Harmon-1.5B SFT on GPT-4o-Image data (BLIP3o-60k) then RecA"): Run(
+        "harmon_15b", "reca", PLUS
+    ),
+}
+
+
+def run_of(table: str, row: str, arm: str | None) -> Run | None:
+    """Our run that stands for a row; None where it is somebody else's, or a variant without an experiment."""
+    if arm is not None:
+        return Run(_BASES[row], arm) if row in _BASES else None
+    return ROWS.get((table, row))
+
+
+def reported_rows(name: str, table: dict[str, Any]) -> list[tuple[str, str | None, dict[str, Any]]]:
+    """(row, arm or None, values by column) of a transcribed table, whichever of its forms it has."""
+    if name == "understanding_partial":
+        values = table["Harmon-1.5B MME"]
+        return [("Harmon-1.5B", arm, {"MME": values[arm]}) for arm in ("base", "reca")]
+    if "columns" not in table:
+        return [(r, None, v) for r, v in table.items() if isinstance(v, dict)]
+    rows = table.get("rows", {k: v for k, v in table.items() if k not in ("columns", "hub_ids")})
+    found: list[tuple[str, str | None, dict[str, Any]]] = []
+    for row, values in rows.items():
+        if row.startswith("_") or row == "note":
+            continue
+        by_arm = values if isinstance(values, dict) else {None: values}
+        for arm, cells in by_arm.items():
+            found.append((row, arm, dict(zip(table["columns"], cells, strict=True))))
+    return found

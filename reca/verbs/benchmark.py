@@ -1,0 +1,276 @@
+"""draw, examine and grade the paper's benchmarks: the workflow's stages, and anybody's folder of pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from reca.benchmarks import kinds
+from reca.config import section
+from reca.records import Stage, read_manifest, sha256_json
+from reca.schema import BenchmarkConfig, JudgeConfig, Sampler
+from reca.verbs.code import stage_code
+from reca.verbs.inputs import of_section, pairs, read_section, records_of
+
+
+def examination(kind: str) -> str:
+    """The name in `STAGES` of what stands between pictures and scores."""
+    return "judge" if kinds.kind(kind).evidence == "judge" else "examine"
+
+
+def draw(arguments: Namespace) -> None:
+    """Draw or answer one shard of a benchmark with one model."""
+    from reca.benchmarks.draw import draw as draw_shard
+    from reca.generate import Origin
+    from reca.models import load_model
+
+    plain = read_section(arguments.section)
+    family, drawn, run, described = of_section(plain, "family", "sampler", "run", "benchmark")
+    benchmark, sampler = section(BenchmarkConfig, described), section(Sampler, drawn)
+    model, shard = Path(arguments.model), shard_of(arguments.shard)
+    sources = pairs("--source", arguments.source)
+    code = stage_code("draw", family, benchmark.kind)
+    with Stage(
+        "draw",
+        arguments.out,
+        inputs=records_of({"model": model, **_roles(sources)}),
+        section={**plain, "shard": list(shard)},
+        seed=arguments.seed,
+        code=code,
+    ) as stage:
+        origin = Origin(
+            sha256_json(read_manifest(model)["outputs"]),
+            benchmark.kind,
+            arguments.seed if benchmark.seeds == "per_image" else benchmark.seed,
+            code,
+            benchmark.seeds,
+            shard,
+        )
+        counts = draw_shard(
+            load_model(model),
+            benchmark,
+            sampler,
+            origin,
+            sources,
+            run=run,
+            work=Path(arguments.work),
+            out=stage.scratch,
+        )
+        stage.note(**counts)
+    shutil.rmtree(arguments.work, ignore_errors=True)
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """`2/8` as (2, 8); ValueError for anything that is no shard."""
+    try:
+        index, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        index, count = -1, 0
+    if not 0 <= index < count:
+        raise ValueError(f"--shard {text!r}: write I/N with 0 <= I < N, for example 0/8")
+    return index, count
+
+
+def _roles(sources: Mapping[str, Path]) -> dict[str, Path]:
+    return {f"source {role}": folder for role, folder in sources.items()}
+
+
+def examine(arguments: Namespace) -> None:
+    """Let networks or a judge look at one shard's samples; writes `evidence.jsonl`."""
+    from reca.benchmarks.data import edit_sources, items_of
+    from reca.benchmarks.examine import examine as look
+    from reca.benchmarks.pictures import of_sets
+    from reca.records import read_json
+
+    benchmark = section(BenchmarkConfig, read_section(arguments.section))
+    samples, sources = Path(arguments.samples), pairs("--source", arguments.source)
+    kind = kinds.kind(benchmark.kind)
+    code = stage_code(examination(benchmark.kind), benchmark=benchmark.kind)
+    with Stage(
+        "examine",
+        arguments.out,
+        inputs=records_of({"samples": samples, **_roles(sources)}),
+        section=read_section(arguments.section),
+        code=code,
+    ) as stage:
+        more: dict[str, Any] = {}
+        items: Sequence[Any] = []
+        pictures: Mapping[Any, bytes] = {}
+        if kind.needs == "answer":
+            more["asked"] = kinds.module(benchmark.kind).questions(sources)
+            more["answers"] = read_json(samples / "answers.json")
+        else:
+            pictures = of_sets([samples / "images.tar"])
+            drawn = {name for name, _ in pictures}
+            items = [item for item in items_of(benchmark.kind, sources) if item.id in drawn]
+            if kind.needs in ("edit", "reconstruct"):
+                more["sources"] = edit_sources(benchmark.kind, items, sources)
+        facts = look(
+            benchmark,
+            items,
+            pictures,
+            sources,
+            samples=benchmark.images_per_prompt,
+            work=Path(arguments.work),
+            out=stage.scratch,
+            ledger=Path(arguments.ledger),
+            **more,
+        )
+        stage.note(**facts)
+    shutil.rmtree(arguments.work, ignore_errors=True)
+
+
+def grade(arguments: Namespace) -> None:
+    """Grade all shards of one run (the workflow's form of `score`)."""
+    from reca.benchmarks.grade import grade as grade_run
+
+    plain = read_section(arguments.section)
+    benchmark = section(BenchmarkConfig, plain)
+    samples = [Path(folder) for folder in arguments.samples]
+    evidence = [Path(folder) for folder in arguments.evidence or ()]
+    sources = pairs("--source", arguments.source)
+    inputs = {str(folder): folder for folder in (*samples, *evidence)}
+    code = stage_code("grade", benchmark=benchmark.kind)
+    with Stage(
+        "grade",
+        arguments.out,
+        inputs=records_of({**inputs, **_roles(sources)}),
+        section=plain,
+        code=code,
+    ) as stage:
+        found = grade_run(benchmark, sources, samples, evidence, stage.scratch)
+        stage.note(coverage=found["coverage"]["share"])
+
+
+def paper(arguments: Namespace) -> None:
+    """Write every table of the paper, with what of it these results reproduce."""
+    from reca.report.paper import build, collect
+
+    results = Path(arguments.results)
+    folders = {
+        str(path.parent): path.parent for path in results.glob("**/test/scores/manifest.json")
+    }
+    code = stage_code("paper")
+    with Stage("paper", arguments.out, inputs=records_of(folders), section={}, code=code) as stage:
+        cells = build(results, stage.scratch)
+        stage.note(cells=cells)
+    said = ", ".join(f"{count} {status}" for status, count in sorted(cells.items()))
+    print(f"{arguments.out}/index.html: {said} ({len(collect(results))} scores)")
+
+
+# ---- anybody's pictures ------------------------------------------------------------------------------
+SOURCES = {
+    "geneval": {"prompts": "geneval", "detector": "mask2former-swin-small-coco", "clip": "clip-vit-large-patch14"},
+    "dpg": {"prompts": "dpg", "questions": "dpg-questions", "vqa": "blip-vqa"},
+    "wise": {"prompts": "wise", "judge": "wise-judge"},
+    "t2i_compbench": {"prompts": "t2i-compbench", "judge": "t2i-compbench-judge"},
+    "imgedit": {"prompts": "imgedit", "images": "imgedit-images"},
+    "gedit": {"prompts": "gedit-bench", "judge": "gedit-judge"},
+}  # fmt: skip
+
+
+def score_folder(arguments: Namespace) -> None:
+    """Score anybody's folder of pictures in the official layout; prints the summary and what is missing.
+
+    Names are matched strictly. `--list` only says what is there and what lacks. `--evidence DIR` scores what
+    an earlier run saw, without networks or judges.
+    """
+    from reca.benchmarks import pictures as found_in
+    from reca.benchmarks.data import edit_sources, items_of
+    from reca.benchmarks.examine import examine as look
+    from reca.benchmarks.grade import graded, write
+
+    kind, folder = arguments.benchmark, Path(arguments.folder)
+    if kinds.kind(kind).needs not in ("draw", "edit"):
+        raise ValueError(
+            f"{kind}: has no layout of pictures; it scores answers (see docs/benchmarks.md)"
+        )
+    sources = _sources(kind, arguments)
+    items, naming = items_of(kind, sources), kinds.module(kind).official_name
+    samples = arguments.images or found_in.samples_in(folder, items, naming)
+    pictures, missing, foreign = found_in.of_folder(folder, items, samples, naming)
+    expected = len(items) * samples
+    print(f"{kind}: {len(pictures)} of {expected} pictures ({samples} per prompt) in {folder}")
+    if arguments.list:
+        for name in missing:
+            print(f"missing  {name}")
+        for name in foreign:
+            print(f"unknown  {name}")
+        return
+    for line in found_in.demand(folder, missing, foreign, expected, arguments.partial):
+        print(line)
+    benchmark = _benchmark(kind, samples, arguments)
+    out = Path(arguments.out or f"{folder.name}-{kind}-scores")
+    evidence = Path(arguments.evidence[0]) if arguments.evidence else out / "evidence"
+    if not arguments.evidence:
+        there = [item for item in items if any((item.id, k) in pictures for k in range(samples))]
+        edits = kinds.kind(kind).needs == "edit"
+        look(
+            benchmark,
+            there,
+            pictures,
+            sources,
+            samples=samples,
+            work=out / "work",
+            out=evidence,
+            ledger=out / "ledger.jsonl",
+            sources=edit_sources(kind, there, sources) if edits else None,
+        )
+    found = graded(benchmark, sources, [evidence], [], samples)
+    described = {"run": folder.name, "split": "test", "seed": None, "guidance": None, "seeds": None}
+    result = write(benchmark, found, out, described, _cards(evidence))
+    print(summary_text(result))
+    print(f"written: {out / 'scores.json'}")
+
+
+def _cards(evidence: Path) -> list[dict[str, Any]]:
+    path = evidence / "judge.json"
+    return [json.loads(path.read_text())] if path.is_file() else []
+
+
+def _sources(kind: str, arguments: Namespace) -> dict[str, Path]:
+    """Folders by role: as named, else `data/<source>` where it is there."""
+    named = pairs("--source", arguments.source)
+    found = {role: Path("data") / name for role, name in SOURCES[kind].items()} | named
+    lacking = {r: f for r, f in found.items() if r in ("prompts", "questions") and not f.is_dir()}
+    for role, folder in lacking.items():
+        source = SOURCES[kind].get(role, role)
+        raise ValueError(
+            f"{folder}: no such folder; run `reca fetch {source} --out {folder}`, or give --source "
+            f"{role}=DIR"
+        )
+    return found
+
+
+def _benchmark(kind: str, samples: int, arguments: Namespace) -> BenchmarkConfig:
+    options = json.loads(arguments.options) if arguments.options else {}
+    if arguments.partial:
+        options["partial"] = True
+    judge = section(JudgeConfig, read_section(arguments.judge)) if arguments.judge else None
+    made = BenchmarkConfig(kind=kind, images_per_prompt=samples, options=options, judge=judge)  # type: ignore[arg-type]
+    return replace(made, scorer=arguments.scorer)
+
+
+def summary_text(result: Mapping[str, Any]) -> str:
+    """The summary as lines: coverage first, then every number with its interval."""
+    cover = result["coverage"]
+    lines = [f"{result['label']}, version {result['version']}"]
+    said = f"coverage {cover['scored']} of {cover['expected']}"
+    reasons = [
+        f"{cover[n]} {n}" for n in ("missing", "failed", "refused", "unparsable") if cover[n]
+    ]
+    lines.append(said + (f" ({', '.join(reasons)})" if reasons else ""))
+    if result["partial"]:
+        lines.append("PARTIAL: not comparable with a full run")
+    for name, value in result["summary"].items():
+        limits = result["intervals"].get(name)
+        shown = "-" if value is None else f"{value:.4f}"
+        lines.append(
+            f"  {name:<32} {shown}" + (f"  [{limits[0]:.4f}, {limits[1]:.4f}]" if limits else "")
+        )
+    return "\n".join(lines)
