@@ -3,7 +3,8 @@
 A stage names its inputs by sha256. Where such a hash is that of another stage's manifest, the trail goes
 on there, wherever the folder lies now; so a moved or pulled results folder audits as well as a fresh one.
 Stages outside the audited folders that something in them was made from (shipped weights, data) are
-hashed again, too.
+hashed again, too; where their own inputs are not in this checkout, as with weights that were made elsewhere and
+ship with it, the trail ends there and says so.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from reca.scratch import PARTIAL
 
 @dataclass
 class Audit:
-    """What an audit found: `problems` break the trail, `orphans` are files that no record covers."""
+    """What an audit found: `problems` break the trail, `orphans` are files that no record covers.
+
+    `ends` are stages outside the audited folders that were made from what is not here.
+    """
 
     stages: int = 0
     files: int = 0
     problems: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
@@ -51,7 +56,14 @@ def audit(folders: Iterable[str | Path], root: str | Path = ".") -> Audit:
                 seen.add(path.resolve())
                 known.add(sha256_file(path))
                 waiting.append(path)
-        _check_inputs(manifest, inputs, root, known, found)
+        gone = _missing(inputs, root, known)
+        if gone and manifest not in manifests and not any(_is_here(r, root) for r in gone.values()):
+            found.ends.append(f"{manifest.parent} (made from {len(gone)} inputs that are not here)")
+        else:
+            found.problems += [
+                f"{manifest.parent}: input {name} ({record['path']}) {_problem(record, root)}"
+                for name, record in gone.items()
+            ]
         used |= {record["sha256"] for record in inputs.values()}
     stages = {manifest.parent for manifest in manifests}
     found.orphans = [str(path) for path in _uncovered(places, stages) if _is_orphan(path, used)]
@@ -92,21 +104,24 @@ def _upstream(inputs: dict[str, Any], root: Path, known: set[str]) -> list[Path]
     return [path for path in dict.fromkeys(places) if path.name == MANIFEST and path.is_file()]
 
 
-def _check_inputs(
-    manifest: Path, inputs: dict[str, Any], root: Path, known: set[str], found: Audit
-) -> None:
-    """Report inputs that are neither where they were read nor among the audited stages."""
-    for name, record in inputs.items():
-        if record["sha256"] in known:
-            continue
-        path = root / record["path"]
-        if not path.is_file():
-            problem = f"is gone, and no audited stage has its hash {record['sha256'][:12]}"
-        elif sha256_file(path) != record["sha256"]:
-            problem = f"is not what was read (hash {record['sha256'][:12]}); run the stage again"
-        else:
-            continue
-        found.problems.append(f"{manifest.parent}: input {name} ({record['path']}) {problem}")
+def _missing(inputs: dict[str, Any], root: Path, known: set[str]) -> dict[str, Any]:
+    """Inputs that are neither as they were where they were read, nor among the audited stages."""
+    return {
+        name: record
+        for name, record in inputs.items()
+        if record["sha256"] not in known
+        and not (_is_here(record, root) and sha256_file(root / record["path"]) == record["sha256"])
+    }
+
+
+def _is_here(record: dict[str, Any], root: Path) -> bool:
+    return (root / record["path"]).is_file()
+
+
+def _problem(record: dict[str, Any], root: Path) -> str:
+    if _is_here(record, root):
+        return f"is not what was read (hash {record['sha256'][:12]}); run the stage again"
+    return f"is gone, and no audited stage has its hash {record['sha256'][:12]}"
 
 
 def _uncovered(folders: list[Path], stages: set[Path]) -> list[Path]:

@@ -81,6 +81,19 @@ def test_damage_outside_the_audited_folders_is_found(trail):
         assert problem.startswith("data/world/weights.bin: content differs")
 
 
+def test_the_trail_ends_at_what_was_made_elsewhere(trail):
+    """Shipped weights name inputs that are not in the checkout; their own files are hashed all the same."""
+    link("elsewhere", {})
+    link("weights/tiny", {"data.reconstruct": "elsewhere"})
+    link("results/base", {"weights": "weights/tiny"})
+    shutil.rmtree("elsewhere")
+    found = audit(["results/base"])
+    assert found.sound and found.ends == ["weights/tiny (made from 1 inputs that are not here)"]
+    assert audit(["weights"]).problems  # named by itself, it has to hold
+    (trail / "weights/tiny/weights.bin").write_bytes(b"other")
+    assert "content differs" in audit(["results/base"]).problems[0]
+
+
 def test_upstream_made_anew_is_audited_once(trail):
     link("results/base", {}, weights="results/guidance.json")
     assert audit(["results"]).stages == audit(["data", "results"]).stages == 4

@@ -17,6 +17,8 @@ def audit(arguments: Namespace) -> int:
         print(f"broken: {problem}")
     for orphan in found.orphans:
         print(f"orphan: {orphan} (no record covers it)")
+    for end in found.ends:
+        print(f"ends: {end}")
     print(
         f"{found.stages} stages, {found.files} files hashed: {len(found.problems)} broken, "
         f"{len(found.orphans)} orphans"

@@ -223,7 +223,7 @@ def test_one_seed_one_guidance_two_arms(tmp_path: Path, monkeypatch: pytest.Monk
     assert "no control to compare with" in words
     assert "One seed only" in words and "95 % interval over" not in words
     assert "draws at one guidance (2.0)" in words
-    assert "Not run here: another." in words
+    assert "Not run here: bagel_tiny, another." in words
 
 
 def test_a_loss_is_called_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

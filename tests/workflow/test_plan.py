@@ -13,7 +13,7 @@ from reca.consistency import sources_of
 pytestmark = pytest.mark.workflow
 
 PLANS = {
-    # two models: 1 + 3 x 3 checkpoints; 4 arms x 3 seeds on two splits. BAGEL's recipe does not read, so it has one cache
+    # two models: 1 + 3 x 3 checkpoints; 4 arms x 3 seeds on two splits; BAGEL's recipe reads nothing: one cache
     "laptop": {
         "render": 2, "base": 2, "cache": 3, "align": 18, "generate": 48, "score": 48,
         "choose": 2, "report": 1,
