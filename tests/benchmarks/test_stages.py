@@ -321,6 +321,31 @@ def test_two_files_for_one_picture_are_refused(folder, capsys):
     assert "which one is it?" in capsys.readouterr().err
 
 
+def test_a_folder_is_judged_over_a_ledger_of_its_own(inside, tmp_path, capsys):
+    """Edits: source and result go to the judge; a second run pays nothing, a wrong key says what to check."""
+    sources = {"prompts": small.imgedit(tmp_path / "e"), "images": tmp_path / "e/images"}
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("7", "12"):
+        (theirs / f"{name}.png").write_bytes(small.picture(int(name)))
+    words = ["imgedit", str(theirs), *paired(sources), "--out", str(tmp_path / "scores")]
+    run("score", *words, expect=2)
+    assert "no judge is configured" in capsys.readouterr().err
+    with js.serving(js.says("Prompt Compliance: 4\nVisual Naturalness: 5")) as server:
+        (tmp_path / "judge.json").write_text(json.dumps(asdict(js.config(server))))
+        words += ["--judge", f"@{tmp_path / 'judge.json'}"]
+        run("score", *words)
+        run("score", *words)
+        assert len(server.asked) == 2
+        content = server.asked[0]["messages"][0]["content"]
+        assert [part["type"] for part in content] == ["text", "image_url", "image_url"]
+        server.script[:] = [js.status(401, b"bad key")]
+        run("score", *words[:-4], "--out", str(tmp_path / "other"), *words[-2:], expect=2)
+        assert "status 401" in capsys.readouterr().err
+    found = read_json(tmp_path / "scores/scores.json")
+    assert found["summary"]["overall"] == 4.5 and found["judge"]["totals"][0]["replies"] == 2
+
+
 def test_dpg_through_files(inside, tmp_path, capsys):
     """Another environment answers: questions and pictures out, answers in."""
     small.dpg(tmp_path / "data")
