@@ -1,6 +1,7 @@
 """The verbs, one after another, as the workflow calls them: a tiny world through to drawn pictures."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -270,6 +271,37 @@ def test_the_two_forms_of_score_are_not_mixed(inside, capsys):
     }.items():
         assert main(list(words)) == 2
         assert said in capsys.readouterr().err
+
+
+# ---- the work folder ----
+def test_a_stage_removes_no_work_but_its_own(inside):
+    """By default two stages never share a work folder, so the end of one leaves the other's state alone."""
+    other = inside / "work/laptop/showo_tiny/reca-0/checkpoints"
+    other.mkdir(parents=True)
+    section = {"family": "showo", "data": {"reconstruct": DATA}}
+    run("cache", section=section, model="base", data="data/world", use="draw", out="typed/cache")
+    assert other.is_dir() and (inside / "typed/cache/manifest.json").is_file()
+    shutil.rmtree(inside / "work/laptop")
+
+
+@pytest.mark.parametrize("work", [".", "..", "typed", "/"])
+def test_a_work_folder_that_holds_more_is_refused(inside, capfd, work):
+    """It would be removed with all that is in it."""
+    words = [
+        "cache",
+        "--model",
+        "base",
+        "--data",
+        "data/world",
+        "--use",
+        "draw",
+        "--out",
+        "typed/more",
+    ]
+    section = json.dumps({"family": "showo", "data": {"reconstruct": DATA}})
+    assert main([*words, "--section", section, "--work", work]) == 2
+    assert f"--work {work}: is removed at the end" in capfd.readouterr().err
+    assert (inside / "base/manifest.json").is_file()
 
 
 # ---- damage --------------------------------------------------------------------------------------

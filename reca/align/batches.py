@@ -14,7 +14,7 @@ import torch
 from reca.align.distributed import World
 from reca.align.objective import MicroBatch, derangement
 from reca.align.recipe import Recipe
-from reca.data.order import Cursor
+from reca.data.order import Cursor, published_order
 from reca.models.unified import Features, UnifiedModel
 from reca.randomness import generator, seed_of
 from reca.records import sha256_json
@@ -147,6 +147,9 @@ def samples(
     """
     step, micro = at
     before = (step * recipe.accumulation + micro) * batch * world.size
+    if recipe.order == "published":
+        positions = range(before + world.rank, before + batch * world.size, world.size)
+        return published_order(size, seed, positions)
     cursor = Cursor(seed_of(seed, "order", role), before)
     return cursor.take(size, batch, world.rank, world.size)[0]
 
@@ -189,6 +192,7 @@ def _plan(
         found = data.conversations(role, indices)
         turns = pick_turns(found, recipe.turns_per_sample, drawn_for("turns"))
         conversation = model.conversation(turns, with_image=role == "read")
+        conversation = model.with_draws(conversation, drawn_for("draws"))
         return MicroBatch(task, indices, conversation.count, conversation=conversation)
     if task == "t2i":
         texts = data.captions(indices)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from reca.prompts import BANKS
+
 TASKS = ("reca", "i2t", "t2i", "text")
 ARMS = ("reca", "sft", "shuffled")
 
@@ -37,9 +39,16 @@ class Recipe:
     steps: int = 1000  # optimiser steps
     accumulation: int = 1  # micro-batches of every task per optimiser step
     lr: float = 1e-4  # peak
-    schedule: str = "cosine"  # cosine | constant, after the warm-up
-    warmup: int = 0  # optimiser steps, linear from 0
-    horizon: int | None = None  # step where the cosine ends; null: at `steps`
+    order: str = (
+        "own"  # of samples: own, by (seed, step, rank) | published, torch's endless permutations
+    )
+    schedule: str = (
+        "cosine"  # cosine | constant, after the warm-up | published (Harmon's, by micro-batch)
+    )
+    warmup: int = (
+        0  # optimiser steps, linear from 0; micro-batches where the schedule is `published`
+    )
+    horizon: int | None = None  # where the cosine ends, counted like the warm-up; null: at `steps`
     floor: float = 0.0  # share of the peak where the cosine ends
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
@@ -83,14 +92,19 @@ class Recipe:
 
     def _validate_choices(self) -> None:
         allowed = {
+            "prompts": BANKS,
             "prompt_per": ("sample", "batch"),
-            "schedule": ("cosine", "constant"),
+            "order": ("own", "published"),
+            "schedule": ("cosine", "constant", "published"),
             "precision": ("auto", "fp32", "bf16"),
             "nonfinite": ("raise", "skip"),
         }
         for name, choices in allowed.items():
             value = getattr(self, name)
             _require(value in choices, name, value, f"one of {', '.join(choices)}")
+        if (self.prompts == "file") != (self.prompts_file is not None):
+            wanted = "a file where prompts is file, and null elsewhere"
+            _require(False, "prompts_file", self.prompts_file, wanted)
 
     def _validate_numbers(self) -> None:
         for name, least in {"steps": 1, "accumulation": 1, "keep": 1, "warmup": 0}.items():

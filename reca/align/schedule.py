@@ -23,9 +23,24 @@ def lr_factor(
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def published_rate(iteration: int, *, warmup: int, horizon: int, start: float = 1e-5) -> float:
+    """Share of the peak rate at a 0-based micro-iteration of Harmon's code: the warm-up rises from `start` to the
+    peak at `warmup - 1`, then half a cosine to 0 (reference/harmon/SPEC.md section e).
+    """
+    if iteration < warmup:
+        return start + (1 - start) * iteration / max(1, warmup - 1)
+    progress = min(1.0, (iteration - warmup) / max(1, horizon - warmup))
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
 def learning_rate(recipe: Recipe, step: int) -> float:
     """The rate that optimiser step `step` (0-based) of `recipe` uses."""
     horizon = recipe.steps if recipe.horizon is None else recipe.horizon
+    if (
+        recipe.schedule == "published"
+    ):  # counts micro-batches of all tasks; a step uses the rate of its last one
+        iteration = (step + 1) * recipe.accumulation * len(recipe.active()) - 1
+        return recipe.lr * published_rate(iteration, warmup=recipe.warmup, horizon=horizon)
     return recipe.lr * lr_factor(
         step,
         warmup=recipe.warmup,

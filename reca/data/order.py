@@ -8,8 +8,9 @@ the whole state.
 from __future__ import annotations
 
 import itertools
+import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -70,6 +71,24 @@ class Cursor:
         return indices, self.moved(count * world)
 
 
+@lru_cache(maxsize=4)
+def _published_epochs(n: int, seed: int, epochs: int) -> np.ndarray:
+    """The first `epochs` permutations of torch's generator, one after another: int64 [epochs * n]."""
+    import torch
+
+    drawn = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.randperm(n, generator=drawn) for _ in range(epochs)]).numpy()
+
+
+def published_order(n: int, seed: int, positions: Sequence[int]) -> list[int]:
+    """Samples at positions of the stream that the official Harmon code reads: permutations of one torch generator
+    without end, the same seed for every source (reference/harmon/SPEC.md section e).
+    """
+    epochs = max(positions, default=0) // n + 1
+    stream = _published_epochs(n, seed, epochs)
+    return [int(stream[position]) for position in positions]
+
+
 def in_order(
     function: Callable[[Item], Result], items: Iterator[Item], workers: int
 ) -> Iterator[Result]:
@@ -108,3 +127,16 @@ def iterate(
     indices = (start.moved(step * world).index(n) for step in itertools.count())
     for taken, sample in enumerate(in_order(dataset.__getitem__, indices, workers), start=1):
         yield sample, cursor.moved(taken * world)
+
+
+def official_rank_order(n: int, rank: int, world: int, seed: int = 42) -> list[int]:
+    """The order in which BAGEL's official loader reads n files on one rank with one worker, the same every epoch.
+
+    Files sorted by (tar, name) are shuffled once; each rank gets an equal contiguous slice (the remainder is dropped)
+    and reads it backwards. Kept to reproduce the published order; our own runs use `Cursor`. Source: SPEC bagel,
+    section 2.
+    """
+    order = list(range(n))
+    random.Random(seed).shuffle(order)
+    share = n // world
+    return order[rank * share : (rank + 1) * share][::-1]

@@ -10,7 +10,7 @@ from reca.models import build_model
 from reca.records import MANIFEST, read_json, read_manifest, verify
 
 DESCRIPTION = "reca_model.json"
-_PICKLES = (".bin", ".pt", ".pth")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class FromParts(Protocol):
@@ -52,10 +52,16 @@ def make_base(
         _check_folder(folder, family)
         model.load(folder)
     else:
-        given = dict(parts or {})
+        files = getattr(model, "companion_files", {})
+        given = {role: _inside(path, files.get(role)) for role, path in (parts or {}).items()}
         hashes = {role: found for role, path in given.items() if (found := _pickle_hash(path))}
         cast("FromParts", model).load_parts(given, sha256=hashes, allow_unpinned=allow_unpinned)
     model.save(out)
+
+
+def _inside(part: Path, file: str | None) -> Path:
+    """The file that a family takes from a download that holds several, where the download has it."""
+    return part / file if file is not None and (part / file).is_file() else part
 
 
 def _check_folder(folder: Path, family: str) -> None:

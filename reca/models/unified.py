@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Features = dict[str, Tensor]
 """Named tensors with one row per image. The cache stores exactly these; names are the family's own, but two are fixed:
-`target` (what is drawn: image codes, latents or their moments) and `understanding` (what the reader saw)."""
+`target` (what is drawn: image codes, latents or their moments) and `understanding` (what the reader saw). A family
+whose reader is trained (Harmon) has no `understanding` to store: it stores what the reader starts from."""
 
 Use = Literal["draw", "read"]
 """Why an image is encoded: `draw` (RecA / text-to-image: target, and the condition that RecA gives)
@@ -86,6 +87,23 @@ class DecayGroups:
     no_decay: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What one training sample asks of memory, in counts; `reca plan` turns it into bytes.
+
+    `tokens` run with gradients through `layers` of `width` with gated or plain MLPs of `inner`. `prefix_tokens` run
+    without, and keep `kept_width` values per token and layer (two-phase steps). `features`: values cached per picture.
+    """
+
+    tokens: int
+    layers: int
+    width: int
+    inner: int
+    prefix_tokens: int = 0
+    kept_width: int = 0
+    features: int = 0
+
+
 class UnifiedModel(nn.Module, ABC):
     """A network that reads images and draws them, behind one face for cache, trainer, generation and benchmarks."""
 
@@ -127,6 +145,13 @@ class UnifiedModel(nn.Module, ABC):
     ) -> Counted:
         """Tokenise B conversations, each a list of (question, answer) turns, with labels on the answers only."""
 
+    def with_draws(self, conversation: Any, generator: torch.Generator) -> Any:
+        """The conversation with every random number that its loss needs, drawn at the edge, on the CPU.
+
+        A family that trains its reader with dropout (Harmon) overrides this; for the others reading is not random.
+        """
+        return conversation
+
     @abstractmethod
     def answer_loss(self, conversation: Any, features: Features | None) -> Loss:
         """Image-to-text loss (text-to-text where `features` is None)."""
@@ -143,6 +168,27 @@ class UnifiedModel(nn.Module, ABC):
         """Draw one picture per row; row i takes its noise from `generators[i]` only, so batches do
         not change pictures.
         """
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ValueError where this family cannot draw so, known before any training (`reca check`).
+
+        A family with options of its own in `sampling.extra` overrides this.
+        """
+        if sampling.extra:
+            raise ValueError(
+                f"sampling.extra: {self.family} has no options, but {sorted(sampling.extra)} are given"
+            )
+
+    # Not abstract: of the five families only BAGEL edits, and the others say so in one place.
+    def edit(
+        self,
+        images: Sequence[Image],
+        instructions: Sequence[str],
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> list[Image]:
+        """Change pictures as told, one per row; ValueError where the family cannot edit."""
+        raise ValueError(f"family {self.family} draws and reads but cannot edit; use a BAGEL")
 
     @abstractmethod
     def unconditional(self, batch: int) -> Any:
@@ -162,6 +208,11 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def decay_groups(self) -> DecayGroups:
         """The family's published weight-decay groups over the trainable names."""
+
+    # Not abstract: only `reca plan` asks, and it says where a family gives no estimate.
+    def workload(self) -> Workload | None:
+        """Counts for an estimate of activation memory per RecA sample; None: the family gives none."""
+        return None
 
     @abstractmethod
     def official_state(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import logging
 import os
 import pickle
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from reca.records import sha256_file
 
 Manifest = Mapping[str, tuple[tuple[int, ...], str]]
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SAFE_PICKLES = Version("2.10")  # older versions let `weights_only` pickles corrupt memory
 _SHOWN = 4  # names per kind in an error message
 _INDEX = ".safetensors.index.json"
@@ -40,13 +41,15 @@ def load_foreign(
     *,
     allow_unpinned: bool = False,
     inside: str | None = None,
+    wrappers: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """Read a pickled checkpoint (`pytorch_model.bin`) as a flat dict of CPU tensors.
 
     The only place that opens a pickle: the bytes must have the given hash before they are parsed,
-    and only tensors are constructed from them. ValueError when no hash is given (unless
-    `allow_unpinned`), on a wrong hash, and on any content but a flat dict of tensors. `inside`: the
-    key under which the file holds that dict, beside what else it says of itself.
+    and only tensors are constructed from them. `inside`: the key under which the file holds its
+    dict, beside what else it says of itself; `wrappers`: keys under which it may hold it. ValueError
+    when no hash is given (unless `allow_unpinned`), on a wrong hash, and on any content but a flat
+    dict of tensors.
     """
     path = Path(path)
     if Version(torch.__version__) < _SAFE_PICKLES:
@@ -70,7 +73,13 @@ def load_foreign(
         raise ValueError(f"{path}: is no plain checkpoint of tensors: {_line(error)}") from error
     if inside is not None and isinstance(content, dict):
         content = content.get(inside)
-    return _flat_tensors(path, content)
+    return _flat_tensors(path, _unwrapped(content, wrappers))
+
+
+def _unwrapped(content: Any, wrappers: Sequence[str]) -> Any:
+    """What lies under the one wrapping key that a checkpoint has, else the content itself."""
+    found = [key for key in wrappers if isinstance(content, dict) and key in content]
+    return content[found[0]] if len(found) == 1 else content
 
 
 def _check_hash(path: Path, found: str, pinned: str | None) -> None:
@@ -132,12 +141,16 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
 
 
 def load_checkpoint(
-    path: str | Path, sha256: str | None = None, *, allow_unpinned: bool = False
+    path: str | Path,
+    sha256: str | None = None,
+    *,
+    allow_unpinned: bool = False,
+    wrappers: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """Read a checkpoint: a safetensors file, an index of shards, a pickle, or the folder of one.
 
     A given `sha256` is that of the file (of the index, where there is one) and always checked; only
-    pickles demand it (see `load_foreign`).
+    pickles demand it, and only they look into `wrappers` (see `load_foreign`).
     """
     path = _checkpoint_file(Path(path))
     if sha256 is not None and path.suffix in (".safetensors", ".json"):
@@ -146,8 +159,8 @@ def load_checkpoint(
         return _load_shards(path)
     if path.suffix == ".safetensors":
         return load_safetensors(path)
-    if path.suffix in (".bin", ".pt", ".pth"):
-        return load_foreign(path, sha256, allow_unpinned=allow_unpinned)
+    if path.suffix in PICKLES:
+        return load_foreign(path, sha256, allow_unpinned=allow_unpinned, wrappers=wrappers)
     raise ValueError(f"{path}: is no checkpoint; give a .safetensors or .bin file, or its folder")
 
 
@@ -155,14 +168,14 @@ def _checkpoint_file(path: Path) -> Path:
     """A folder's checkpoint: an index before a safetensors file before a pickle; never a guess."""
     if not path.is_dir():
         return path
-    for pattern in (f"*{_INDEX}", "*.safetensors", "*.bin"):
+    for pattern in (f"*{_INDEX}", "*.safetensors", *(f"*{suffix}" for suffix in PICKLES)):
         found = sorted(path.glob(pattern))
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
             raise ValueError(f"{path}: holds {len(found)} checkpoints ({names}); name one of them")
         if found:
             return found[0]
-    raise ValueError(f"{path}: holds no .safetensors and no .bin file")
+    raise ValueError(f"{path}: holds no .safetensors and no {', '.join(PICKLES)} file")
 
 
 # ---- names and shapes ---------------------------------------------------------------------------

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 UNKNOWN, END = "<unk>", "<|endoftext|>"
+TURN, TURN_END = "<|im_start|>", "<|im_end|>"  # of Qwen's chat wording
 CHAT = ("user", "assistant", ":")
 
 
@@ -38,3 +39,15 @@ def build_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token=UNKNOWN, eos_token=END, bos_token=END
     )
+
+
+def build_chat_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """The same words with Qwen's chat marks behind them, and newlines as tokens: one, and two together as in Qwen."""
+    from tokenizers import AddedToken
+
+    tokenizer = build_tokenizer(prompts)
+    marks = [AddedToken(mark, normalized=False, special=True) for mark in (TURN, TURN_END)]
+    lines = [AddedToken(newline, normalized=False) for newline in ("\n", "\n\n")]
+    tokenizer.add_tokens([*marks, *lines])
+    tokenizer.eos_token = TURN_END
+    return tokenizer

@@ -33,6 +33,19 @@ CLAIMS: dict[str, dict[str, tuple[str, ...]]] = {
         "test_showo_sampler.py": ("sample_t2i*", "generate_*"),
         "test_showo_preprocess.py": ("preprocess*",),
     },
+    "bagel": {
+        "test_bagel_losses.py": ("reca_loss*", "t2i_loss*", "i2t_loss*", "edit_loss*"),
+        "test_bagel_sampler.py": ("sampler_*", "understanding_decode*"),
+        "test_bagel_images.py": ("vae*", "preprocess*", "data_order*"),
+    },
+    "harmon": {
+        "test_harmon_losses.py": ("reca_loss*", "t2i_loss*", "i2t_loss*"),
+        "test_harmon_diffusion.py": ("diffloss_*", "diffusion_tables*"),
+        "test_harmon_sampler.py": ("sample_*",),
+        "test_harmon_vae.py": ("vae*", "preprocess*"),
+        "test_harmon_text.py": ("prompt_ids*",),
+        "test_harmon_training.py": ("train_step*", "data_sampler*", "lr_schedule*"),
+    },
 }
 
 
@@ -70,7 +83,8 @@ def load(family: str, case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     described = json.loads((folder / f"{case}.json").read_text())
     stored = folder / f"{case}.safetensors"
     tensors = load_file(stored) if stored.exists() else {}
-    assert set(tensors) == set(described.get("tensors", {})), f"{case}: json and tensors disagree"
+    named = described.get("shapes", described.get("tensors", {}))
+    assert set(tensors) == set(named), f"{case}: json and tensors disagree"
     return described, tensors
 
 
@@ -83,11 +97,15 @@ def _fill_module(path: Path) -> ModuleType:
     return module
 
 
+def filling(family: str) -> ModuleType:
+    """The family's `fill.py`."""
+    path = root() / family / "fill.py"
+    return _fill_module(path if path.exists() else COPY / family / "fill.py")
+
+
 def fill_(module: nn.Module, seed: int, prefix: str = "", family: str = "showo") -> nn.Module:
     """Give every learned tensor its value by (seed, prefix + name), as the reference run did."""
-    path = root() / family / "fill.py"
-    fill = _fill_module(path if path.exists() else COPY / family / "fill.py")
-    return fill.fill_(module, seed, prefix)
+    return filling(family).fill_(module, seed, prefix)
 
 
 def images(u8: Tensor) -> Tensor:

@@ -53,8 +53,9 @@ def test_conversations_come_with_the_images_they_point_into(plans):
     assert "--companion" not in next(line for line in said.splitlines() if "--use draw" in line)
 
 
-def test_the_base_model_from_nothing_has_a_plan(plans):
-    assert plans.plan("laptop_pretrain") == {
+@pytest.mark.parametrize("experiment", ["laptop_pretrain", "laptop_pretrain_bagel"])
+def test_the_base_model_from_nothing_has_a_plan(plans, experiment):
+    assert plans.plan(experiment) == {
         "render": 2, "pretrain_part": 2, "pretrain_base": 1,
     }  # fmt: skip
 

@@ -22,7 +22,15 @@ from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.network import Showo, ShowoConfig
 from reca.models.showo.options import ShowoOptions, parse
 from reca.models.showo.text import TextFrontEnd, check_vocabulary, load_tokenizer
-from reca.models.unified import DecayGroups, Features, Loss, Sampling, UnifiedModel, Use
+from reca.models.unified import (
+    DecayGroups,
+    Features,
+    Loss,
+    Sampling,
+    UnifiedModel,
+    Use,
+    Workload,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -327,6 +335,10 @@ class ShowoModel(UnifiedModel):
         """
         return self.frozen.decode(self.draw_codes(condition, unconditional, sampling, generators))
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ValueError on an option that `SamplerOptions` does not know or a value that it refuses."""
+        sampling_rules.SamplerOptions.of(sampling)
+
     @torch.no_grad()
     def draw_codes(
         self,
@@ -421,6 +433,17 @@ class ShowoModel(UnifiedModel):
         return DecayGroups(
             decay=tuple(name for name in names if "bias" not in name),
             no_decay=tuple(name for name in names if "bias" in name),
+        )
+
+    def workload(self) -> Workload:
+        """One RecA sequence: head, understanding tokens, text and image codes (SPEC 3.2)."""
+        llm, is_clip = self.config.llm, self.config.understanding == "clip"
+        seen = self.config.clip_tokens if is_clip else self.config.num_vq_tokens // 4
+        return Workload(
+            tokens=seen + self.config.head_text + 3 + self.config.num_vq_tokens,
+            layers=llm["num_hidden_layers"],
+            width=llm["hidden_size"],
+            inner=llm["intermediate_size"],
         )
 
     def official_state(self) -> dict[str, Tensor]:

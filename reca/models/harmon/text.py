@@ -1,0 +1,109 @@
+"""Harmon's text front end: Qwen's chat wording without a system message, and labels for conversations.
+
+Source: reference/harmon/SPEC.md sections a (templates) and e (RecA prompts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reca.models.harmon.layout import IGNORE, IMAGE, IMAGE_AT
+
+END = "<|im_end|>"
+_OPEN = "<|im_start|>user\n"
+_CLOSE = f"{END}\n<|im_start|>assistant\n"
+_UNCONDITIONAL = "Generate an image."
+
+
+def load_tokenizer(folder: Path, end: int) -> Any:
+    """Read a tokenizer folder; ValueError where its tokens are not those that the network counts on."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    check_vocabulary(tokenizer, end, str(folder))
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, end: int, where: str) -> None:
+    """ValueError unless `<|im_end|>` has the id `end` and a prompt opens with exactly three tokens."""
+    opening = tokenizer(_OPEN, add_special_tokens=False)["input_ids"]
+    closing = tokenizer(END, add_special_tokens=False)["input_ids"]
+    if closing != [end] or len(opening) != IMAGE_AT:
+        raise ValueError(
+            f"{where}: {END} is {closing}, this Harmon needs [{end}], and a prompt opens with {len(opening)} tokens, "
+            f"not {IMAGE_AT}; give the tokenizer that this model was trained with"
+        )
+
+
+class TextFrontEnd:
+    """Turns prompts, questions and conversations into ids; `IMAGE` stands where a picture goes."""
+
+    def __init__(self, tokenizer: Any, end: int) -> None:
+        check_vocabulary(tokenizer, end, "tokenizer")
+        self.tokenizer = tokenizer
+        self.end = end
+        self._unknown = tokenizer.unk_token_id
+
+    # ---- drawing ----------------------------------------------------------------------------------
+    def caption(self, text: str) -> list[int]:
+        """The text-to-image instruction."""
+        return self._instruction(f"Generate an image: {text.strip()}")
+
+    def unconditional(self, with_image: bool = False) -> list[int]:
+        """The instruction without a caption; `with_image`: RecA's, whose picture stays when its text is dropped."""
+        ids = self._instruction(_UNCONDITIONAL)
+        return _with_image(ids) if with_image else ids
+
+    def reconstruction(self, prompt: str, leading_newline: bool = True) -> list[int]:
+        """The RecA instruction. Published: a newline opens it, so the picture comes behind a double newline."""
+        return _with_image(self._instruction(f"\n{prompt}" if leading_newline else prompt))
+
+    # ---- reading ----------------------------------------------------------------------------------
+    def question(self, text: str, with_image: bool = True) -> list[int]:
+        """The instruction of a question, about a picture that stands before it or about none."""
+        if not with_image:
+            return self._instruction(text)
+        return [*self._ids(_OPEN), IMAGE, *self._ids(f"\n{text}{_CLOSE}")]
+
+    def conversation(
+        self, turns: Sequence[tuple[str, str]], with_image: bool
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of all turns; labels on answers and their end, not on the newline behind."""
+        ids: list[int] = []
+        labels: list[int] = []
+        newline = self._ids("\n")
+        for number, (question, answer) in enumerate(turns):
+            asked = self.question(_without_image(question), with_image and number == 0)
+            told = self._ids(f"{answer}{END}")
+            ids += [*asked, *told, *newline]
+            labels += [IGNORE] * len(asked) + told + [IGNORE] * len(newline)
+        return ids, labels
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        """Text of generated ids up to the first end."""
+        ids = list(ids)
+        ids = ids[: ids.index(self.end)] if self.end in ids else ids
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    # ---- ids --------------------------------------------------------------------------------------
+    def _instruction(self, text: str) -> list[int]:
+        return self._ids(f"{_OPEN}{text}{_CLOSE}")
+
+    def _ids(self, text: str) -> list[int]:
+        ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if self._unknown is not None and self._unknown in ids:
+            raise ValueError(f"{text!r}: this model's vocabulary lacks words of it")
+        return ids
+
+
+def _with_image(ids: list[int]) -> list[int]:
+    return [*ids[:IMAGE_AT], IMAGE, *ids[IMAGE_AT:]]
+
+
+def _without_image(question: str) -> str:
+    """Drop LLaVA's `<image>` tag with its newline: the picture has its own place in the layout."""
+    for tag in ("<image>\n", "\n<image>", "<image>"):
+        question = question.replace(tag, "")
+    return question

@@ -1,0 +1,162 @@
+"""The frozen side of Harmon: pictures to latents, latents to pictures (KL-16 VAE as diffusers' AutoencoderKL).
+
+Source: reference/harmon/SPEC.md sections b and f. Letters: B batch, (m, n) latent grid, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor, nn
+
+from reca import images as pictures
+from reca.models.harmon.config import HarmonConfig
+
+if TYPE_CHECKING:
+    from reca.models.unified import Use
+
+GREY = (127, 127, 127)
+Drawing = Literal["stretch", "crop", "pad"]
+
+
+# ---- pictures to tensors ---------------------------------------------------------------------------
+def stretch(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """RecA's picture, condition and target: stretched to the square of its long side, then to (height, width)."""
+    return _resize(pictures.squash(image, max(image.size)), size)
+
+
+def crop(image: Image.Image, size: tuple[int, int], offset: int | None = None) -> Image.Image:
+    """Text-to-image's picture: the largest square at `offset` along the long side (centred by default), resized."""
+    width, height = image.size
+    side = min(width, height)
+    at = (max(width, height) - side) // 2 if offset is None else offset
+    left, top = (at, 0) if width > height else (0, at)
+    return _resize(image.crop((left, top, left + side, top + side)), size)
+
+
+def pad(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture that is read: centred on a grey square of its long side, resized."""
+    width, height = image.size
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), GREY)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return _resize(square, size)
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """RGB picture as fp32 [3, H, W] in [-1, 1]: 2 u8/255 - 1."""
+    values = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return 2 * (values.float() / 255) - 1
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """Decoded [3, H, W] as a picture: clamp(127.5 x + 128, 0, 255) truncated. ValueError where not finite."""
+    values = pixels.detach().float().cpu()
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            "a decoded picture is not finite: the reverse process or the decoder diverged"
+        )
+    scaled = (127.5 * values + 128).clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(scaled.permute(1, 2, 0).contiguous().numpy())
+
+
+# ---- the autoencoder -------------------------------------------------------------------------------
+def build_vae(config: HarmonConfig) -> Any:
+    """The (untrained) AutoencoderKL: attention at the encoder's last level and in the middle only."""
+    vae, levels = config.vae, len(config.vae.multipliers)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * (levels - 1) + ("AttnDownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(vae.width * multiplier for multiplier in vae.multipliers),
+        layers_per_block=vae.resnets,
+        latent_channels=config.mar.latent_channels,
+        norm_num_groups=vae.groups,
+        act_fn="silu",
+        scaling_factor=vae.scale,
+    )
+
+
+class FrozenVae(nn.Module):
+    """The VAE with the pictures' preparations; never trained here."""
+
+    def __init__(self, config: HarmonConfig, drawing: Drawing = "stretch", chunk: int = 16) -> None:
+        super().__init__()
+        self.config, self.drawing, self.chunk = config, drawing, chunk
+        self.vae: Any = build_vae(config)
+        self.requires_grad_(False)
+        self._fingerprint: tuple[tuple[int, ...], str] = ((), "")
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image], use: Use) -> Tensor:
+        """Latents [B, m, n, C] of pictures, prepared as the use asks (SPEC b)."""
+        prepare = self.preparation(use)
+        parts = []
+        for start in range(0, len(images), self.chunk):
+            chosen = [
+                to_pixels(prepare(one, self.config.size))
+                for one in images[start : start + self.chunk]
+            ]
+            parts.append(self.latents(torch.stack(chosen).to(self._device)))
+        return torch.cat(parts)
+
+    def preparation(self, use: Use) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
+        """How a picture becomes (height, width) for this use."""
+        if use == "read":
+            return pad
+        return {"stretch": stretch, "crop": crop, "pad": pad}[self.drawing]
+
+    @torch.no_grad()
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Scaled posterior means [B, m, n, C] of pixels [B, 3, H, W]; nothing is drawn."""
+        pixels = pixels.to(self.vae.dtype)
+        return (self.vae.encode(pixels).latent_dist.mode() * self.config.vae.scale).permute(
+            0, 2, 3, 1
+        )
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] of scaled latents [B, m, n, C], not clamped."""
+        unscaled = latents.to(self.vae.dtype).permute(0, 3, 1, 2) / self.config.vae.scale
+        return self.vae.decode(unscaled).sample
+
+    def pictures(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of scaled latents, one at a time: a 512-pixel decode needs gigabytes."""
+        return [to_picture(self.decode(one.unsqueeze(0))[0]) for one in latents]
+
+    def fingerprint(self, use: Use) -> str:
+        """Hash of weights, sizes and preparation behind `encode(..., use)`; kept until a weight changes."""
+        state = self.vae.state_dict()
+        versions = tuple(n for t in state.values() for n in (t.data_ptr(), t._version))
+        if self._fingerprint[0] != versions:
+            digest = hashlib.sha256()
+            for name in sorted(state):
+                tensor = state[name].detach().cpu().contiguous()
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            self._fingerprint = (versions, digest.hexdigest())
+        options = {
+            "weights": self._fingerprint[1],
+            "vae": asdict(self.config.vae),
+            "size": list(self.config.size),
+            "preparation": self.preparation(use).__name__,
+        }
+        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.vae.parameters()).device

@@ -1,0 +1,343 @@
+"""Harmon behind the contract: features, losses with their draws, pictures, answers, model folders."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from reca.models import load_model
+from reca.models.harmon import model as harmon
+from reca.models.harmon.layout import IGNORE, IMAGE
+from reca.models.harmon.model import HarmonModel
+from reca.models.harmon.network import Dropout, scaled_gradient
+from reca.models.harmon.options import HarmonOptions
+from reca.models.unified import Sampling, reconstruction_loss, text_to_image_loss
+from reca.randomness import generator
+from tests.models import harmon_tiny as tiny
+
+PROMPTS = ["describe the image", "what are there on the left and on the right ?"]
+CAPTIONS = ["a red circle", "two red circles and a blue square"]
+TURNS = [[("what thing ?", "a red circle")], [("how many ?", "two"), ("describe", "a blue square")]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> HarmonModel:
+    return tiny.model(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def drawn(model: HarmonModel) -> dict[str, torch.Tensor]:
+    return model.encode(tiny.pictures(2), "draw")
+
+
+def spoken(model: HarmonModel, with_image: bool = True) -> harmon.Conversation:
+    return model.with_draws(model.conversation(TURNS, with_image), generator("spoken"))
+
+
+# ---- features -----------------------------------------------------------------------------------
+def test_the_cache_holds_latents_only(model: HarmonModel, drawn: dict) -> None:
+    assert set(drawn) == {"target"} and drawn["target"].shape == (2, 4, 4, 4)
+    read = model.encode(tiny.pictures(2, (20, 12)), "read")
+    assert set(read) == {"latents"} and read["latents"].shape == (2, 4, 4, 4)
+    assert not any(feature.requires_grad for feature in [*drawn.values(), *read.values()])
+    for row, picture in enumerate(tiny.pictures(2)):
+        alone = model.encode([picture], "draw")["target"][0]
+        assert torch.allclose(alone, drawn["target"][row], atol=1e-5)
+
+
+def test_pictures_are_stretched_cropped_or_padded(model: HarmonModel, monkeypatch) -> None:
+    picture = tiny.pictures(1, (24, 16))
+    stretched = model.encode(picture, "draw")["target"]
+    found = {"read": model.encode(picture, "read")["latents"]}
+    prints = {model.encoder_fingerprint("draw")}
+    for drawing in ("crop", "pad"):
+        monkeypatch.setattr(model.frozen, "drawing", drawing)
+        found[drawing] = model.encode(picture, "draw")["target"]
+        prints.add(model.encoder_fingerprint("draw"))
+    assert torch.equal(found["pad"], found["read"])
+    assert not torch.allclose(found["crop"], found["pad"])
+    assert not torch.allclose(stretched, found["pad"])
+    assert len(prints) == 3 and model.encoder_fingerprint("read") in prints
+
+
+def test_fingerprint_sees_the_vae_and_only_it(model: HarmonModel) -> None:
+    before = model.encoder_fingerprint("draw")
+    assert model.encoder_fingerprint("read") != before
+    with torch.no_grad():
+        model.network.proj_in[0].bias.add_(1)
+        assert model.encoder_fingerprint("draw") == before
+        model.network.proj_in[0].bias.sub_(1)
+        weight = model.frozen.vae.encoder.conv_in.bias
+        kept = weight.clone()
+        weight.add_(1)
+        assert model.encoder_fingerprint("draw") != before
+        weight.copy_(kept)
+    assert model.encoder_fingerprint("draw") == before
+
+
+# ---- drawing losses --------------------------------------------------------------------------------
+def test_gradients_reach_exactly_the_trainable_parameters(model: HarmonModel, drawn: dict) -> None:
+    model.zero_grad(set_to_none=True)
+    loss = reconstruction_loss(model, PROMPTS, drawn, model.draws(2, generator("draws"))).mean
+    read = model.encode(tiny.pictures(2), "read")
+    (loss + model.answer_loss(spoken(model), read).mean).backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert reached == set(model.trainable_parameters())
+    groups = model.decay_groups()
+    assert sorted([*groups.decay, *groups.no_decay]) == sorted(reached)
+    assert not any("diffloss" in name or name.endswith(".bias") for name in groups.decay)
+
+
+def test_counts_are_known_beforehand(model: HarmonModel, drawn: dict) -> None:
+    draws = model.draws(2, generator("count"))
+    assert 0.7 * 16 <= draws.masked <= 16 and draws.count == 2 * 2 * draws.masked
+    for with_image, loss in (
+        (True, reconstruction_loss(model, PROMPTS, drawn, draws)),
+        (False, text_to_image_loss(model, CAPTIONS, drawn, draws)),
+    ):
+        assert loss.count == model.loss_count(draws, with_image) == draws.count
+    read = model.encode(tiny.pictures(2), "read")
+    talk = spoken(model)
+    assert model.answer_loss(talk, read).count == talk.count == (3 + 1) + (1 + 1) + (3 + 1)
+    alone = spoken(model, with_image=False)
+    assert model.answer_loss(alone, None).count == alone.count == talk.count
+
+
+def test_draws_cover_the_rate_and_differ_by_rank(model: HarmonModel) -> None:
+    masked = {model.draws(1, generator(0, step, 0, "draws")).masked for step in range(60)}
+    assert min(masked) == 12 and max(masked) == 16  # ceil(16 * [0.7, 1])
+    one, other = (model.draws(2, generator(0, 0, rank, "draws")) for rank in (0, 1))
+    assert not torch.equal(one.noise, other.noise) and one.dropout != other.dropout
+    again = model.draws(2, generator(0, 0, 0, "draws"))
+    assert torch.equal(one.t, again.t) and one.dropout == again.dropout
+
+
+def test_the_condition_is_seen_and_its_gradient_scaled(model: HarmonModel, drawn: dict) -> None:
+    draws = replace(model.draws(2, generator("seen")), text_dropout=torch.ones(2), dropout=None)
+    other = {"target": drawn["target"].flip(0)}
+    own = model.generation_loss(drawn, model.condition(PROMPTS, drawn), draws).total
+    shuffled = model.generation_loss(drawn, model.condition(PROMPTS, other), draws).total
+    assert not torch.allclose(own, shuffled)
+    x = torch.ones(3, requires_grad=True)
+    assert torch.equal(scaled_gradient(x, 0.1), x)
+    scaled_gradient(x, 0.1).sum().backward()
+    assert torch.allclose(x.grad, torch.full((3,), 0.1))
+
+
+@pytest.mark.parametrize("hides", [False, True])
+def test_dropped_text_keeps_the_picture_unless_asked(
+    model: HarmonModel, drawn: dict, hides: bool, monkeypatch
+) -> None:
+    monkeypatch.setattr(model, "options", HarmonOptions(dropout_hides_image=hides))
+    never, always = (
+        replace(model.draws(2, generator("drop")), text_dropout=torch.full((2,), u), dropout=None)
+        for u in (1.0, 0.0)
+    )
+    with torch.no_grad():
+        other = {"target": drawn["target"].flip(0)}
+        dropped, elsewhere, kept = (
+            model.generation_loss(drawn, model.condition(PROMPTS, features), draws).total
+            for features, draws in ((drawn, always), (other, always), (drawn, never))
+        )
+        plain = text_to_image_loss(model, CAPTIONS, drawn, always).total
+    assert not torch.allclose(dropped, kept)
+    assert torch.equal(dropped, elsewhere) == hides  # hidden: no picture is left to differ by
+    assert torch.allclose(dropped, plain) == hides  # and the sequence is the unconditional one
+
+
+def test_dropout_is_a_function_of_its_seed(model: HarmonModel, drawn: dict) -> None:
+    draws = model.draws(2, generator("dropout"))
+    assert draws.dropout is not None
+    condition = model.condition(PROMPTS, drawn)
+    before = torch.get_rng_state()
+    one, again = (model.generation_loss(drawn, condition, draws).total for _ in range(2))
+    assert torch.equal(one, again) and torch.equal(torch.get_rng_state(), before)
+    for dropout in (None, Dropout(draws.dropout.seed + 1)):
+        changed = model.generation_loss(drawn, condition, replace(draws, dropout=dropout)).total
+        assert not torch.allclose(one, changed)
+    talk, read = spoken(model), model.encode(tiny.pictures(2), "read")
+    answered = model.answer_loss(talk, read).total
+    assert torch.equal(answered, model.answer_loss(talk, read).total)
+    assert not torch.allclose(answered, model.answer_loss(replace(talk, dropout=None), read).total)
+
+
+def test_dropout_takes_the_published_share() -> None:
+    with Dropout(3).block(0, torch.device("cpu")):
+        kept = torch.nn.functional.dropout(torch.ones(20000), 0.1)
+    assert abs((kept == 0).float().mean() - 0.1) < 0.01
+
+
+def test_frozen_condition_caches_embeddings(
+    drawn: dict, tmp_path: Path, model: HarmonModel
+) -> None:
+    frozen = tiny.model(tmp_path, frozen_condition=True)
+    features = frozen.encode(tiny.pictures(2), "draw")
+    assert features["understanding"].shape == (2, 19, 32)
+    draws = replace(model.draws(2, generator("frozen")), dropout=None)
+    live = reconstruction_loss(model, PROMPTS, drawn, draws)
+    fixed = reconstruction_loss(frozen, PROMPTS, features, draws)
+    assert torch.allclose(live.total, fixed.total)  # the same number; only the gradient is another
+    encoder = "mar.encoder_blocks.0.attn.qkv.weight"
+    gradients = []
+    for one, loss in ((model, live), (frozen, fixed)):
+        one.zero_grad(set_to_none=True)
+        loss.mean.backward()
+        gradients.append(one.network.get_parameter(encoder).grad)
+    assert not torch.allclose(*gradients)
+    with pytest.raises(ValueError, match="needs cached understanding embeddings"):
+        frozen.condition(PROMPTS, drawn)
+    before = frozen.encoder_fingerprint("draw")
+    with torch.no_grad():
+        frozen.network.proj_in[0].bias.add_(1)
+    assert frozen.encoder_fingerprint("draw") != before
+
+
+# ---- texts -------------------------------------------------------------------------------------------
+def test_wording(model: HarmonModel) -> None:
+    words = model.text.tokenizer.convert_ids_to_tokens
+    told = words([i for i in model.condition(CAPTIONS).texts[0]])
+    assert told[:3] == ["<|im_start|>", "user", "\n"] and told[3:6] == ["generate", "an", "image"]
+    asked = model.text.reconstruction(PROMPTS[0])
+    assert words(asked[2]) == "\n\n" and asked[3] == IMAGE and words(asked[4]) == "describe"
+    assert words(model.text.reconstruction(PROMPTS[0], leading_newline=False)[2]) == "\n"
+    ids, labels = model.text.conversation(TURNS[1], with_image=True)
+    said = words([label for label in labels if label != IGNORE])
+    assert said == ["two", "<|im_end|>", "a", "blue", "square", "<|im_end|>"]
+    assert ids.count(IMAGE) == 1 and ids.index(IMAGE) == 3
+    tagged = model.text.conversation([("<image>\nhow many ?", "two")], with_image=True)
+    assert tagged == model.text.conversation([("how many ?", "two")], with_image=True)
+
+
+def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> None:
+    monkeypatch.setattr(model, "options", HarmonOptions(max_text=20))
+    talk = model.conversation([[("what", "red " * 100)]])
+    assert len(talk.texts[0]) == 20 and 0 < talk.count < 20
+    assert model.answer_loss(talk, model.encode(tiny.pictures(1), "read")).count == talk.count
+
+
+def test_bad_input_is_named(model: HarmonModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"purple.*vocabulary lacks words"):
+        model.condition(["a purple circle"])
+    for wrong, complaint in [
+        ({"options": {"tex_dropout": 1}}, "unknown tex_dropout; known: .*text_dropout"),
+        ({"options": {"drawing": "squeeze"}}, "choose stretch, crop or pad"),
+        ({"options": {"text_dropout": 2}}, r"must be in 0\.\.1"),
+        ({"widht": 3}, "unknown key widht"),
+        ({"resolution": 17}, "not a multiple of the VAE's 4 pixels"),
+        ({"mar": {"encoder_width": 25, "encoder_heads": 2}}, "does not divide into 2 heads"),
+        ({"mar": {"min_mask_rate": 1.5}}, "must be between 0 and 1"),
+        ({"llm": {"layers": 2}}, "network.llm: unknown key layers"),
+        ({"end": 10**6}, "is no text id"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            harmon.build(tiny.network() | wrong)
+    other = harmon.build(tiny.network() | {"end": tiny.END - 1})
+    with pytest.raises(ValueError, match="this Harmon needs"):
+        other.set_tokenizer(model.text.tokenizer)
+    with pytest.raises(ValueError, match="no tokenizer yet"):
+        harmon.build(tiny.network()).condition(CAPTIONS)
+
+
+# ---- inference ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("reconstruct", [False, True])
+def test_a_picture_does_not_depend_on_its_batch(
+    model: HarmonModel, drawn: dict, guidance: float, reconstruct: bool
+) -> None:
+    """Prompts of different length in one batch give what each gives alone, up to rounding."""
+    sampling = Sampling(guidance, steps=4)
+
+    def draw(rows: list[int]) -> torch.Tensor:
+        texts = [(PROMPTS if reconstruct else CAPTIONS)[row] for row in rows]
+        features = {name: f[rows] for name, f in drawn.items()} if reconstruct else None
+        noise = [generator("row", row) for row in rows]
+        other = model.unconditional(len(rows))
+        return model.draw_latents(model.condition(texts, features), other, sampling, noise)
+
+    together = draw([0, 1])
+    for row in (0, 1):
+        alone = draw([row])[0]
+        assert torch.allclose(alone, together[row], rtol=1e-4, atol=1e-4 * alone.abs().max())
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_pictures(model: HarmonModel) -> None:
+    images = model.generate(
+        model.condition(CAPTIONS),
+        model.unconditional(2),
+        Sampling(3.0, steps=20, extra={"schedule": "linear"}),  # more steps than latents
+        [generator("row", row) for row in range(2)],
+    )
+    assert [image.size for image in images] == [(16, 16)] * 2
+
+
+def test_generation_checks_its_arguments(model: HarmonModel) -> None:
+    condition = model.condition(CAPTIONS)
+    with pytest.raises(ValueError, match="2 pictures need as many generators"):
+        model.generate(condition, None, Sampling(), [generator(1)])
+    with pytest.raises(ValueError, match="needs an unconditional"):
+        model.generate(condition, None, Sampling(guidance=2.0), [generator(1), generator(2)])
+    for wrong, complaint in [
+        (Sampling(steps=0), "steps is 0"),
+        (Sampling(temperature=-1.0), "must not be negative"),
+        (Sampling(extra={"order": "random"}), "unknown order; known: schedule"),
+        (Sampling(extra={"schedule": "cosine"}), "choose constant or linear"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            model.generate(condition, None, wrong, [generator(1), generator(2)])
+
+
+def test_answers_stop_and_do_not_depend_on_their_batch(model: HarmonModel) -> None:
+    read = model.encode(tiny.pictures(2), "read")
+    questions = ["how many ?", "what are the red circle on the left ?"]
+    together = model.answer(questions, read, max_new_tokens=6)
+    for row, question in enumerate(questions):
+        one = {name: feature[row : row + 1] for name, feature in read.items()}
+        assert model.answer([question], one, max_new_tokens=6) == [together[row]]
+    assert model.answer(questions, read, max_new_tokens=0) == ["", ""]
+    calls: list[int] = []
+    for token, answer, steps in (("<|im_end|>", "", 1), ("red", "red red red", 3)):
+        wanted = model.text.tokenizer.convert_tokens_to_ids(token)
+
+        def say(module, args, out, wanted=wanted):
+            calls.append(1)
+            return out.index_fill(-1, torch.tensor([wanted]), 1e4)
+
+        hook = model.network.llm.lm_head.register_forward_hook(say)
+        calls.clear()
+        assert model.answer(questions, read, max_new_tokens=3) == [answer] * 2
+        assert len(calls) == steps
+        assert model.answer(questions, None, max_new_tokens=3) == [answer] * 2
+        hook.remove()
+
+
+def test_greedy_answers_are_the_training_forwards_argmax(model: HarmonModel) -> None:
+    """Token by token with kept keys equals one pass over question and answer."""
+    read = model.encode(tiny.pictures(1), "read")
+    question = "how many ?"
+    answer = model.answer([question], read, max_new_tokens=4)[0]
+    ids = [*model.text.question(question), *model.text.tokenizer(answer)["input_ids"]]
+    with torch.no_grad():
+        embeddings, mask = model._embedded([ids], model._understand(read["latents"]))
+        logits = model.network.llm.lm_head(model.network.hidden(embeddings, mask=mask))
+    said = logits[0].argmax(-1)[len(model.text.question(question)) - 2 + 19 :].tolist()
+    assert model.text.decoded(said[: len(answer.split())]) == answer
+
+
+# ---- weights --------------------------------------------------------------------------------------------
+def test_round_trip(model: HarmonModel, drawn: dict, tmp_path: Path) -> None:
+    model.save(tmp_path)
+    again = load_model(tmp_path)
+    assert again.encoder_fingerprint("draw") == model.encoder_fingerprint("draw")
+    draws = model.draws(2, generator("round trip"))
+    losses = [reconstruction_loss(m, PROMPTS, drawn, draws).total for m in (model, again)]
+    assert torch.equal(*losses)
+    described = json.loads((tmp_path / "reca_model.json").read_text())
+    assert (described["family"], described["format"]) == ("harmon", 1)
+    model.save(tmp_path / "twice")
+    for name in ("model.safetensors", "vae.safetensors", "tokenizer.json", "reca_model.json"):
+        assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / name).read_bytes()

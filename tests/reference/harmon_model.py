@@ -1,0 +1,94 @@
+"""A Harmon as a golden case describes it, filled by name, and a notebook of what passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from reca.models.harmon import weights
+from reca.models.harmon.config import HarmonConfig
+from reca.models.harmon.layout import IMAGE, IMAGE_AT
+from reca.models.harmon.model import HarmonModel
+from reca.models.harmon.options import HarmonOptions
+from tests.reference import golden_cases as golden
+
+VB = 1e-3  # the SPEC's tolerance for the variational bound and for gradients
+
+
+def model_of(described: dict[str, Any], with_vae: bool = False) -> HarmonModel:
+    """The case's network with its weights; the (full-size) VAE only where asked, it takes seconds to fill."""
+    with torch.device("meta"):
+        model = HarmonModel(
+            HarmonConfig.from_golden(described["config"]),
+            HarmonOptions(condition_gradient=described["config"].get("grad_scale", 1.0)),
+        )
+    model.network.to_empty(device="cpu")
+    model.network.llm.model.rotary_emb = rotary(model)
+    model.network.llm.tie_weights()
+    golden.filling("harmon").fill_(weights.official_state(model.network).items(), described["seed"])
+    if with_vae:
+        model.frozen.vae = filled_vae(model.config, described["seed"])
+    return model.eval()
+
+
+def rotary(model: HarmonModel) -> torch.nn.Module:
+    """The frequencies of the rotary positions are computed, not stored: made anew after `to_empty`."""
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    return Qwen2RotaryEmbedding(model.network.llm.config)
+
+
+_VAES: dict[tuple[Any, ...], AutoencoderKL] = {}
+
+
+def filled_vae(config: HarmonConfig, seed: int) -> AutoencoderKL:
+    """The full-size VAE with the weights of a seed; kept, as several cases share it."""
+    from reca.models.harmon.vae import build_vae
+
+    key = (config.vae, config.mar.latent_channels, seed)
+    if key not in _VAES:
+        vae = build_vae(config)
+        state = {f"vae.{k}": v.clone() for k, v in weights.official_vae_state(vae).items()}
+        golden.filling("harmon").fill_(state.items(), seed)
+        weights.load_vae(vae, {k.removeprefix("vae."): v for k, v in state.items()}, "fill")
+        _VAES[key] = vae.requires_grad_(False).eval()
+    return _VAES[key]
+
+
+def rows_of(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """Prompts without their padding."""
+    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+def with_image(ids: Sequence[int]) -> list[int]:
+    """A prompt that has no placeholder yet, with one behind three tokens."""
+    return [*ids[:IMAGE_AT], IMAGE, *ids[IMAGE_AT:]]
+
+
+class Notebook:
+    """Writes down arguments and results of methods of an object, in order of the calls."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, list[tuple[tuple, dict, Any]]] = {}
+
+    def watch(self, owner: Any, name: str) -> Notebook:
+        method: Callable[..., Any] = getattr(owner, name)
+        calls = self.calls.setdefault(name, [])
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            calls.append((args, kwargs, result))
+            return result
+
+        object.__setattr__(owner, name, watched)
+        return self
+
+
+@lru_cache(maxsize=2)
+def stored(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return golden.load("harmon", case)
