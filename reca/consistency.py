@@ -164,7 +164,7 @@ def _check_data(path: str, role: str, source: DataSource, entries: Collection[st
                 raise problem(f"{path}.{name}", value, "must be null where kind is world")
         if source.world is None:
             raise problem(f"{path}.world", None, "must be given where kind is world")
-        _check_world(f"{path}.world", source.world)
+        check_world(f"{path}.world", source.world)
         return
     if source.world is not None:
         raise problem(f"{path}.world", "...", f"must be null where kind is {source.kind}")
@@ -174,7 +174,8 @@ def _check_data(path: str, role: str, source: DataSource, entries: Collection[st
         )
 
 
-def _check_world(path: str, world: World) -> None:
+def check_world(path: str, world: World) -> None:
+    """Sizes and rates of a drawn world; ValueError names the key below `path`."""
     _at_least(f"{path}.images", world.images, 1)
     _share(f"{path}.single_object_share", world.single_object_share)
     if world.kind == "text":

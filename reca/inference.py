@@ -58,9 +58,8 @@ def edit(
     sampling: Sampling | None = None,
 ) -> Image:
     """Change a picture as told; ValueError where the model's family cannot edit."""
-    if not instruction.strip():
-        raise ValueError("the instruction is empty; say what to change")
-    picture, model = read_picture(image), load_model(model_dir)
+    _check_words("instruction", instruction, "say what to change")
+    picture, model = read_picture(image), open_model(model_dir)
     with inference(model):
         noise = [generator("edit", seed)]
         return model.edit([picture], [instruction], sampling or Sampling(), noise)[0]

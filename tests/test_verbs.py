@@ -212,6 +212,20 @@ def test_missing_pieces_are_named(inside, capsys):
     assert "--section: family is missing" in capsys.readouterr().err
 
 
+def test_sections_and_experiments_that_are_wrong_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torn.yaml").write_text("models: [1")
+    for words, message in (
+        (["render", "--section", '{"images": 4}'], "--section.caption.noise is missing: must be a number"),
+        (["render", "--section", '{"images": 0, "kind": "text"}'], "--section.images = 0: must be"),
+        (["report", "--experiment", "torn.yaml", "--results", "r"], "torn.yaml: not valid YAML"),
+        (["report", "--experiment", "none.yaml", "--results", "r"], "none.yaml: cannot read"),
+    ):  # fmt: skip
+        assert main([*words, "--out", "x"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not (tmp_path / "x").exists()
+
+
 def test_without_any_model_the_remedy_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["draw", "a circle"]) == 2

@@ -193,7 +193,12 @@ def _flex(
 
     blocks = create_block_mask(visible, None, None, length, length, device=device.type)
     flex = torch.compile(flex_attention) if device.type == "cuda" else flex_attention
-    return lambda: flex(*batched(), block_mask=blocks)
+
+    def step() -> Tensor:
+        inputs = batched() if torch.is_grad_enabled() else [t.detach() for t in batched()]
+        return flex(*inputs, block_mask=blocks)
+
+    return step
 
 
 SHOWO_DRAWS = [("pad", 80), ("causal", 49), ("full", 258)]

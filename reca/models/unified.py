@@ -172,23 +172,8 @@ class UnifiedModel(nn.Module, ABC):
     def check_sampling(self, sampling: Sampling) -> None:
         """ValueError where this family cannot draw so, known before any training (`reca check`).
 
-        A family with options of its own in `sampling.extra` overrides this.
+        A family with options of its own in `sampling.extra` overrides this; by default nothing is refused.
         """
-        if sampling.extra:
-            raise ValueError(
-                f"sampling.extra: {self.family} has no options, but {sorted(sampling.extra)} are given"
-            )
-
-    # Not abstract: of the five families only BAGEL edits, and the others say so in one place.
-    def edit(
-        self,
-        images: Sequence[Image],
-        instructions: Sequence[str],
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> list[Image]:
-        """Change pictures as told, one per row; ValueError where the family cannot edit."""
-        raise ValueError(f"family {self.family} draws and reads but cannot edit; use a BAGEL")
 
     @abstractmethod
     def unconditional(self, batch: int) -> Any:

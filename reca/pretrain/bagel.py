@@ -101,7 +101,7 @@ class Matcher(nn.Module):
 
     def __init__(self, config: VisionConfig, table: int, words: int, end: int) -> None:
         super().__init__()
-        self.table, self.patch = table, config.patch_size
+        self.table, self.patch, self.padding = table, config.patch_size, words
         self.tower = VisionTower(config)
         self.words = CLIPTextModel(
             CLIPTextConfig(
@@ -131,8 +131,7 @@ class Matcher(nn.Module):
     def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
         """Mean over pairs of the sigmoid loss: own caption 1, others' 0."""
         seen = F.normalize(self.picture(self.states(pixels).mean(1)), dim=-1)
-        padding = self.words.config.pad_token_id
-        read = self.words(input_ids=ids, attention_mask=ids.ne(padding).long()).pooler_output
+        read = self.words(input_ids=ids, attention_mask=ids.ne(self.padding).long()).pooler_output
         told = F.normalize(self.caption(read), dim=-1)
         logits = seen @ told.T * self.scale.exp() + self.bias
         signs = 2 * torch.eye(len(ids)) - 1

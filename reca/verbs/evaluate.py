@@ -141,7 +141,12 @@ def _experiment(name: str) -> Experiment:
         return config.load(name)
     import yaml
 
-    plain: dict[str, Any] = yaml.safe_load(Path(name).read_text())
+    try:
+        plain: dict[str, Any] = yaml.safe_load(Path(name).read_text())
+    except OSError as error:
+        raise ValueError(f"{name}: cannot read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name}: not valid YAML ({error}); compose it again") from error
     return config.section(Experiment, plain)
 
 

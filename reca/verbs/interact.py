@@ -61,11 +61,11 @@ def edit(arguments: Namespace) -> None:
 
     extra = {"image_guidance": arguments.image_guidance, "renormalise": "text_channel"}
     sampling = Sampling(guidance=arguments.guidance, steps=arguments.steps, extra=extra)
-    folder = model_folder(arguments.model)
+    out, folder = _picture_file(arguments.out), model_folder(arguments.model)
     image = inference.edit(
         folder, arguments.image, arguments.instruction, seed=arguments.seed, sampling=sampling
     )
-    _save(image, arguments.out)
+    _save(image, out)
 
 
 def ask(arguments: Namespace) -> None:

@@ -129,6 +129,15 @@ def test_the_condition_matters_and_text_can_be_dropped(model):
     assert seen != silent[0]  # the picture is never dropped
 
 
+def test_templates_can_be_dropped_more_often_than_captions(tmp_path):
+    model = tiny.model(tmp_path, template_dropout=1.0)
+    features, drawn = model.encode(tiny.pictures(3), "draw"), draws(model)
+    kept = replace(drawn, text_dropout=torch.full((3,), 0.5))
+    seen = [reconstruction_loss(model, t, features, kept).total for t in (TEXTS, TEXTS[::-1])]
+    told = [text_to_image_loss(model, t, features, kept).total for t in (TEXTS, TEXTS[::-1])]
+    assert torch.equal(*seen) and told[0] != told[1]
+
+
 def test_freezing_can_be_lifted(tmp_path):
     model = tiny.model(tmp_path, freeze_und=False, step="packed")
     features = model.encode(tiny.pictures(3), "draw")

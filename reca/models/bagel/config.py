@@ -90,7 +90,8 @@ class ImageSize:
 class BagelOptions:
     """What the published training leaves to choose; the defaults are the published RecA recipe.
 
-    `text_dropout`: share of samples trained without their text. `timestep_shift`: sigma of the flow time. `freeze_und`:
+    `text_dropout`: share of samples trained without their text; `template_dropout`: the same for RecA's template (None:
+    `text_dropout`). `timestep_shift`: sigma of the flow time. `freeze_und`:
     no gradient through the und expert (SPEC 5); false trains both experts. `step`: `two_phase` runs the prefix once
     without gradient and keeps its keys and values, `packed` is the reference's one pass. `condition`: what RecA draws
     from, `vit` or the clean `vae` latents of the same image (paper's ablation). `frozen_dtype`: storage of what is not
@@ -98,6 +99,7 @@ class BagelOptions:
     """
 
     text_dropout: float = 0.1
+    template_dropout: float | None = None
     timestep_shift: float = 1.0
     freeze_und: bool = True
     step: Literal["two_phase", "packed"] = "two_phase"
@@ -115,10 +117,10 @@ class BagelOptions:
                 raise ValueError(
                     f"network.options.{name} is {getattr(self, name)!r}; choose {' or '.join(allowed)}"
                 )
-        if not 0 <= self.text_dropout <= 1:
-            raise ValueError(
-                f"network.options.text_dropout is {self.text_dropout}; it must be in 0..1"
-            )
+        for name in ("text_dropout", "template_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"network.options.{name} is {value}; it must be in 0..1")
         if self.timestep_shift <= 0:
             raise ValueError(
                 f"network.options.timestep_shift is {self.timestep_shift}; it must be positive"

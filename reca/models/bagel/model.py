@@ -189,7 +189,10 @@ class BagelModel(UnifiedModel):
         return Loss(total, draws.count)
 
     def _with_dropped_texts(self, condition: Condition, draws: FlowDraws) -> Condition:
-        dropped = (draws.text_dropout < self.options.text_dropout).tolist()
+        share = self.options.text_dropout
+        if condition.seen is not None and self.options.template_dropout is not None:
+            share = self.options.template_dropout
+        dropped = (draws.text_dropout < share).tolist()
         texts = [None if drop else t for t, drop in zip(condition.texts, dropped, strict=True)]
         return Condition(texts, condition.seen, condition.grid)
 

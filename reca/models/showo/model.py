@@ -4,6 +4,7 @@ encoders put together.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "reca_model.json"
 FORMAT = 1
+_log = logging.getLogger(__name__)
 _TRAINED = "network."  # the attribute that holds all that RecA trains
 
 
@@ -385,6 +387,9 @@ class ShowoModel(UnifiedModel):
         return lambda codes, masked: (first(codes, masked), second(codes, masked))
 
     def _one_pass(self, condition: Condition) -> sampling_rules.CodeLogits:
+        room, longest = self.config.max_text, max(len(text) for text in condition.texts)
+        if condition.understanding is None and longest > room:
+            _log.warning("a prompt of %d tokens is cut to the %d that fit", longest, room)
         slots = self.config.num_vq_tokens
         image = torch.full((len(condition), slots), self.config.ids.mask)
         targets = torch.full_like(image, IGNORE)
