@@ -126,8 +126,6 @@ def edit(
     progress: Progress = _silent,
 ) -> int:
     """Change pictures (files) as their prompts say; see `generate`. ValueError for a family that cannot edit."""
-    if not hasattr(model, "edit"):
-        raise ValueError(f"family {model.family} cannot edit pictures; leave this benchmark out")
     jobs = [
         _job(prompt.id, 0, prompt.text, "", origin, sampling, source=source)
         for prompt, source in edits
@@ -309,8 +307,7 @@ def _rows(
     texts = [job.text for job in batch]
     sources = [decode(job.source, name=job.key) for job in batch if job.source is not None]
     if sources:
-        edited: list[Image] = model.edit(sources, texts, sampling, noise)  # type: ignore[operator]
-        return edited
+        return model.edit(sources, texts, sampling, noise)
     pictures = [job.image for job in batch if job.image is not None]
     features = model.encode(pictures, "draw") if pictures else None
     return draw(model, texts, features, sampling, noise)

@@ -18,8 +18,6 @@ rule draw:
         benchmark=one_of(PAPER),
         split="test",
     retries: 2
-    group:
-        "drawing"
     conda:
         "../../environment.yml"
     threads: 1
