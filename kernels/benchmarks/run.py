@@ -8,8 +8,8 @@ torch, and what can be said of the Triton kernels without a GPU: `static.csv` (e
 each target: registers, spills, shared memory, occupancy, tensor-core instructions) and `traffic.csv`
 (bytes moved, counted in the interpreter, against the least). Each measurement runs in a process of
 its own, in rounds over all implementations; times are medians (CPU: of process time, one thread;
-small cases after one call, so that what a layout makes once per batch is not counted; cases above
-100 GFLOP once).
+small cases seven times after one call, so that what a layout makes once per batch is not counted;
+cases above 100 GFLOP once).
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def measure(index: int, implementation: str) -> dict[str, float | str]:
     _warm_up()
     if case.flops < 2e10 and "flex" not in implementation:  # a first call is not what a layer costs
         step().sum().backward()
+        calls = [_on_cpu(step) for _ in range(7)]
+        return {key: statistics.median(call[key] for call in calls) for key in calls[0]}
     return _on_cpu(step)
 
 
