@@ -200,10 +200,11 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 0.4 * len(rows) + 1.5), sharey=True)
+    rows = [row for row in rows if row["total_ms"]]  # what has no backward pass is in the CSV only
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 0.4 * len(rows) + 1.5), sharey=True)
     labels, firsts = [], {}
     for place, row in enumerate(rows):
-        labels.append(f"{row['operation']}, {row['case']}: {row['implementation']}")
+        labels.append(f"{row['case']}: {row['implementation']}")
         first = firsts.setdefault(row["case"], row)
         colour = "tab:blue" if row["implementation"].startswith("reca") else "tab:gray"
         for axis, key in zip(axes, ("total_ms", "peak_mib"), strict=True):
@@ -213,7 +214,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
                 axis.text(value, place, f" {row[key]}", va="center", fontsize=7)
     axes[0].set_yticks(range(len(rows)), labels, fontsize=7)
     axes[0].invert_yaxis()
-    axes[0].set_xlabel("forward and backward, relative to the case's first (label: ms)")
+    axes[0].set_xlabel("time relative to the case's first (label: ms)")
     axes[1].set_xlabel("peak memory, relative (label: MiB)")
     figure.suptitle(rows[0]["machine"], fontsize=8)
     figure.tight_layout()
