@@ -17,7 +17,9 @@ from reca_kernels.inputs import dense_rows
 from reca_kernels.language import ceil_div, jit, tl
 from reca_kernels.product import product
 
-_CHUNK_BYTES = 16 * 2**20  # of fp32 logits: 16 MiB run as fast as 64 (benchmarks: chunk.csv)
+_CHUNK_BYTES = (
+    24 * 2**20
+)  # of fp32 logits: larger is little faster, and must stay small beside weight
 
 
 # ---- torch: chunks of rows; the gradient of a scalar loss is made on the way forward -------------

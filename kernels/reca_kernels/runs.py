@@ -2,8 +2,9 @@
 
 A run with a fully visible or plainly causal stretch needs no mask, and keys outside the stretch are
 never multiplied. Measured on one core, fp32, forward and backward, against one SDPA with the dense
-mask (benchmarks: attention_cpu in docs/results/kernels): 1.1 to 1.6 times as fast from about 400
-tokens on, and slower below, where runs are therefore merged. flex_attention has no backward on CPU.
+mask (docs/results/kernels/cpu.csv, from kernels/benchmarks/run.py): 1.25 to 1.3 times as fast from
+about 400 tokens on; small sequences become one run and cost the same. flex_attention has no backward
+pass on a CPU, and its forward pass is 10 to 200 times as slow there.
 """
 
 from __future__ import annotations
