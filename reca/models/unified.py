@@ -175,6 +175,17 @@ class UnifiedModel(nn.Module, ABC):
         A family with options of its own in `sampling.extra` overrides this; by default nothing is refused.
         """
 
+    # Not abstract: of the five families only BAGEL edits, and the others say so in one place.
+    def edit(
+        self,
+        images: Sequence[Image],
+        instructions: Sequence[str],
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> list[Image]:
+        """Change pictures as told, one per row; ValueError where the family cannot edit."""
+        raise ValueError(f"family {self.family} draws and reads but cannot edit; use a BAGEL")
+
     @abstractmethod
     def unconditional(self, batch: int) -> Any:
         """The condition that guidance pushes away from."""
