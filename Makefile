@@ -72,13 +72,16 @@ record: setup
 	@$(RUN) reca compose $(RECORDED) --out build/$(RECORDED).yaml
 	@$(SNAKEMAKE) --dry-run --quiet --config experiment=$(RECORDED) 2>&1 | grep -q "Nothing to be done" || \
 		{ echo "make record: experiment $(RECORDED) is not finished; run: make reproduce" >&2; exit 1; }
+	@$(RUN) reca audit results/$(RECORDED)
 	@$(RUN) dvc commit --force
 
-# A fresh clone has no memory of earlier runs, and pulled files have new time stamps: touching them in
+# DVC does not hash what a remote gives, so the audit does, before anything believes it. A fresh clone
+# has no memory of earlier runs, and pulled files have new time stamps: touching them in
 # order tells Snakemake that they are the results of this very configuration and code.
 pull: setup
 	@$(RUN) reca compose $(RECORDED) --out build/$(RECORDED).yaml
 	@$(RUN) dvc pull
+	@$(RUN) reca audit results/$(RECORDED)
 	@$(SNAKEMAKE) --touch --quiet --config experiment=$(RECORDED)
 
 readme: setup

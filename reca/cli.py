@@ -45,12 +45,20 @@ def _folder(name: str, text: str) -> Argument:
     return _arg(name, required=True, metavar="DIR", help=text)
 
 
+_TINY = "results/laptop/showo_tiny"  # where `make reproduce` leaves what the examples use
 _OUT = _folder("--out", "folder that this stage writes, whole or not at all")
 _SECTION = _arg(
-    "--section", required=True, metavar="JSON", help="the stage's configuration, or @FILE with it"
+    "--section",
+    required=True,
+    metavar="JSON",
+    help="the stage's configuration, or @FILE with it (also the manifest.json of such a stage)",
 )
 _SEED = _arg("--seed", type=int, required=True, help="seed of the run")
-_WORK = _arg("--work", metavar="DIR", default="work", help="untracked folder for unfinished state")
+_WORK = _arg(
+    "--work",
+    metavar="DIR",
+    help="folder of its own for unfinished state, removed at the end (default: below work/, by --out)",
+)
 _EXPERIMENT = _arg("experiment", help="a name in config/experiment/")
 _OVERRIDES = _arg("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
 _MIRROR = _arg("--mirror", metavar="DIR", help="folder used in place of the network")
@@ -80,6 +88,19 @@ VERBS = (
         "reca check paper models.showo_clip_512.align.steps=100",
         "reca.verbs.configure:check",
         (_EXPERIMENT, _OVERRIDES),
+    ),
+    Verb(
+        "plan",
+        "count what a run asks of memory: weights, gradients, optimiser, activations per device",
+        "reca plan paper_bagel --memory 80",
+        "reca.verbs.plan:plan",
+        (
+            _EXPERIMENT,
+            _OVERRIDES,
+            _arg(
+                "--memory", type=float, metavar="GIB", help="of one device (default: the one here)"
+            ),
+        ),
     ),
     Verb(
         "schema",
@@ -120,7 +141,7 @@ VERBS = (
     Verb(
         "render",
         "draw a data set of the procedural laptop world",
-        "reca render --section '{\"images\": 8, ...}' --out data/world",
+        "reca render --section @data/laptop-reconstruct/manifest.json --out work/again/world",
         "reca.verbs.data:render",
         (_SECTION, _OUT, _LOG),
     ),
@@ -128,7 +149,7 @@ VERBS = (
     Verb(
         "base",
         "make the model folder that all arms start from",
-        "reca base --section @build/base.json --out results/laptop/showo_tiny/base",
+        f"reca base --section @{_TINY}/base/manifest.json --out work/again/base",
         "reca.verbs.train:base",
         (
             _SECTION,
@@ -140,7 +161,8 @@ VERBS = (
     Verb(
         "cache",
         "run the frozen encoders once over a data set",
-        "reca cache --section @s.json --model M/base --data data/world --use draw --out M/cache/draw",
+        f"reca cache --section @{_TINY}/cache/draw/manifest.json --model {_TINY}/base"
+        " --data data/laptop-reconstruct --use draw --out work/again/draw",
         "reca.verbs.train:cache",
         (
             _SECTION,
@@ -162,8 +184,10 @@ VERBS = (
     Verb(
         "align",
         "train one arm from the base model, resuming where it was cut off",
-        "reca align --section @s.json --model M/base --data reconstruct=data/world "
-        "--cache draw=M/cache/draw --arm reca --seed 0 --out M/reca/seed-0",
+        f"reca align --section @{_TINY}/reca/seed-0/manifest.json --model {_TINY}/base"
+        " --data reconstruct=data/laptop-reconstruct --data answer=data/laptop-reconstruct"
+        f" --cache draw={_TINY}/cache/draw --cache read={_TINY}/cache/read"
+        " --arm reca --seed 0 --work work/again/training --out work/again/reca",
         "reca.verbs.train:align",
         (
             _SECTION,
@@ -197,7 +221,9 @@ VERBS = (
     Verb(
         "generate",
         "draw a benchmark's pictures and answer its questions with one model",
-        "reca generate --section @s.json --model M/reca/seed-0 --seed 0 --split test --out M/out",
+        f"reca generate --section @{_TINY}/reca-0/laptop/test/samples/manifest.json"
+        f" --model {_TINY}/reca/seed-0 --seed 0 --split test --guidance={_TINY}/guidance/guidance.json"
+        " --work work/again/pictures --out work/again/samples",
         "reca.verbs.evaluate:generate",
         (
             _SECTION,
@@ -260,7 +286,8 @@ VERBS = (
     Verb(
         "choose",
         "choose each arm's guidance from development scores",
-        "reca choose --scores M/dev/base-0 M/dev/reca-0 --out M/guidance.json",
+        f"reca choose --scores {_TINY}/base-0/laptop/development/scores"
+        f" {_TINY}/reca-0/laptop/development/scores --out work/again/guidance/guidance.json",
         "reca.verbs.evaluate:choose",
         (
             _arg("--scores", nargs="+", required=True, metavar="DIR", help="score folders"),
@@ -271,7 +298,7 @@ VERBS = (
     Verb(
         "report",
         "write the report page and outcomes.json of an experiment",
-        "reca report --experiment laptop --results results/laptop --out results/laptop/report",
+        "reca report --experiment laptop --results results/laptop --out work/again/report",
         "reca.verbs.evaluate:report",
         (
             _arg("--experiment", required=True, metavar="NAME|FILE", help="name or resolved YAML"),
@@ -303,9 +330,31 @@ VERBS = (
         ),
     ),
     Verb(
+        "edit",
+        "change a picture as told (BAGEL)",
+        'reca edit photo.png "make the circle blue" --out edited.png',
+        "reca.verbs.interact:edit",
+        (
+            _arg("image", help="the picture to change"),
+            _arg("instruction", help="what to change"),
+            _MODEL,
+            _arg("--out", default="edited.png", metavar="FILE", help="default edited.png"),
+            _GUIDANCE,
+            _arg(
+                "--image-guidance",
+                type=float,
+                default=1.5,
+                metavar="SCALE",
+                help="how closely to keep the picture, 1 for no push (default 1.5)",
+            ),
+            _STEPS,
+            _DRAW_SEED,
+        ),
+    ),
+    Verb(
         "reconstruct",
         "draw a picture again from the model's own understanding of it",
-        "reca reconstruct photo.png --out again.png",
+        "reca reconstruct circle.png --out again.png",
         "reca.verbs.interact:reconstruct",
         (
             _arg("image", metavar="IMAGE", help="JPEG, PNG or WEBP file"),
@@ -320,7 +369,7 @@ VERBS = (
     Verb(
         "ask",
         "ask a question about a picture",
-        'reca ask photo.png "what color is the circle ?"',
+        'reca ask circle.png "what color is the circle ?"',
         "reca.verbs.interact:ask",
         (
             _arg("image", metavar="IMAGE", help="JPEG, PNG or WEBP file"),
@@ -335,6 +384,12 @@ VERBS = (
         "reca audit results/laptop",
         "reca.verbs.trail:audit",
         (_arg("folders", nargs="*", metavar="DIR", help="default: results and data"),),
+    ),
+    Verb(
+        "doctor",
+        "say what this machine is and which kernels it will run, after comparing them",
+        "reca doctor",
+        "reca.verbs.doctor:doctor",
     ),
     Verb(
         "record",

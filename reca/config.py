@@ -67,6 +67,7 @@ def compose_plain(experiment: str, overrides: Sequence[str], folder: Path) -> di
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     choices = [f"experiment={experiment}", *(_override(text, folder) for text in overrides)]
     GlobalHydra.instance().clear()  # Snakemake may evaluate this more than once
@@ -74,7 +75,7 @@ def compose_plain(experiment: str, overrides: Sequence[str], folder: Path) -> di
         with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
             composed = compose("config", overrides=choices)
         plain = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(" ".join(str(error).split())) from error
     finally:
         GlobalHydra.instance().clear()

@@ -27,6 +27,9 @@ from reca.structure import problem, suggestion
 ROLES = ("reconstruct", "answer", "text")
 CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
 JUDGED = ("wise", "imgedit", "gedit", "t2i_compbench", "mmvet")
+# What a family's sampler can be told besides guidance, steps and temperature, where it is known here;
+# the values are checked by the family (`reca check EXPERIMENT`).
+SAMPLER_OPTIONS = {"showo": ("confidence_temperature", "confidence_schedule", "order")}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
@@ -46,6 +49,7 @@ def check(experiment: Experiment, config_dir: Path) -> None:
     _check_roles(experiment)
     _check_guidance(experiment)
     _check_expectations(experiment)
+    _at_least("cost.hours", experiment.cost.hours, 0)
     _check_sources(experiment, config_dir)
 
 
@@ -75,12 +79,19 @@ def _check_model(path: str, model: ModelConfig) -> None:
     _at_least(f"{path}.sampler.steps", sampler.steps, 1)
     if sampler.temperature <= 0:
         raise problem(f"{path}.sampler.temperature", sampler.temperature, "must be above 0")
+    known = SAMPLER_OPTIONS.get(model.family, sampler.options)
+    for name, value in sampler.options.items():
+        if name not in known:
+            allowed = f"unknown option; {suggestion(name, known)}"
+            raise problem(f"{path}.sampler.options.{name}", value, allowed)
     _distinct(f"{path}.sampler.guidance", sampler.guidance)
     for i, guidance in enumerate(sampler.guidance):
         _at_least(f"{path}.sampler.guidance[{i}]", guidance, 0)
     for name, least in {"gpus": 0, "nodes": 1, "memory_mb": 1, "runtime_minutes": 1}.items():
         _at_least(f"{path}.resources.{name}", getattr(resources, name), least)
     _at_least(f"{path}.resources.threads", resources.threads, 1)
+    if resources.nodes > 1 and resources.gpus == 0:
+        raise problem(f"{path}.resources.gpus", 0, "must be at least 1 on several nodes")
     if model.family == "showo":
         _check_showo_network(f"{path}.network", model.network)
 
@@ -117,6 +128,11 @@ def _down_sampling(network: dict[str, Any]) -> int:
 
 def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
     """Every arm's recipe must be whole before anything runs."""
+    if "reca" in experiment.arms and "reca" not in model.align.active():
+        tasks = list(model.align.active())
+        raise problem(
+            f"models.{name}.align.tasks", tasks, "arm reca needs task reca, weight above 0"
+        )
     for arm in ("reca", *(arm for arm in experiment.arms if arm not in ("base", "reca"))):
         try:
             for_arm(model.align, arm).validate()
@@ -148,7 +164,7 @@ def _check_data(path: str, role: str, source: DataSource, entries: Collection[st
                 raise problem(f"{path}.{name}", value, "must be null where kind is world")
         if source.world is None:
             raise problem(f"{path}.world", None, "must be given where kind is world")
-        _check_world(f"{path}.world", source.world)
+        check_world(f"{path}.world", source.world)
         return
     if source.world is not None:
         raise problem(f"{path}.world", "...", f"must be null where kind is {source.kind}")
@@ -158,7 +174,8 @@ def _check_data(path: str, role: str, source: DataSource, entries: Collection[st
         )
 
 
-def _check_world(path: str, world: World) -> None:
+def check_world(path: str, world: World) -> None:
+    """Sizes and rates of a drawn world; ValueError names the key below `path`."""
     _at_least(f"{path}.images", world.images, 1)
     _share(f"{path}.single_object_share", world.single_object_share)
     if world.kind == "text":

@@ -49,6 +49,22 @@ def reconstruct(
         return draw_rows(model, [text], features, sampling or Sampling(), noise)[0]
 
 
+def edit(
+    model_dir: str | Path,
+    image: str | Path,
+    instruction: str,
+    *,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+) -> Image:
+    """Change a picture as told; ValueError where the model's family cannot edit."""
+    _check_words("instruction", instruction, "say what to change")
+    picture, model = read_picture(image), open_model(model_dir)
+    with inference(model):
+        noise = [generator("edit", seed)]
+        return model.edit([picture], [instruction], sampling or Sampling(), noise)[0]
+
+
 def ask(
     model_dir: str | Path, image: str | Path, question: str, *, max_new_tokens: int = 32
 ) -> str:

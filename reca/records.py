@@ -10,6 +10,7 @@ stage that ran again and gave the same bytes reruns nothing downstream.
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import importlib.util
 import json
@@ -34,6 +35,7 @@ from reca.scratch import Scratch
 MANIFEST = "manifest.json"
 RUN = "run.json"
 SEAL = "seal"  # the manifest's key for the hash of all its other keys
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 OWN_PACKAGES = ("reca", "reca_kernels")
 
 
@@ -336,11 +338,15 @@ class Stage:
             if kind is None:
                 self._commit()
         except OSError as problem:
-            raise ValueError(
-                f"{self.out}: cannot complete the stage ({problem.strerror})"
-            ) from problem
+            raise self._cannot_write(problem) from problem
         finally:
             self._room.close()
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, problem: OSError) -> ValueError:
+        reason, remedy = os.strerror(problem.errno or 0), "free space or choose a writable folder"
+        return ValueError(f"{self.out}: cannot complete the stage ({reason}); {remedy}")
 
     def _commit(self) -> None:
         (self.out / MANIFEST).unlink(missing_ok=True)

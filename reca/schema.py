@@ -141,7 +141,7 @@ class BenchmarkConfig:
     images_per_prompt: int = 1
     questions: int = 0  # understanding questions asked before and after
     reconstructions: int = 0  # held-out images drawn again from their own embeddings
-    seed: int = 0
+    seed: int = 0  # laptop: of the prompts; else of the authors' seed schedules
     seeds: SeedSchedule = "per_image"  # the others are the authors' scripts'
     sampler: dict[str, dict[str, Any]] = field(
         default_factory=dict

@@ -7,6 +7,7 @@ and the schema that Snakemake validates against come from them.
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -69,6 +70,8 @@ def _convert(hint: Any, value: Any, path: str, or_null: str = "") -> Any:
     if origin is Literal and value in arguments:
         return value
     if hint is float and type(value) in (int, float):
+        if not math.isfinite(value):
+            raise problem(path, value, "must be a finite number")
         return float(value)
     if type(value) is hint:
         return value

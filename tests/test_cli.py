@@ -154,6 +154,30 @@ def test_check_finds_what_only_the_family_knows(capsys):
     )
 
 
+BEFORE_A_RUN = {
+    "sampler.options.order=up": "models.showo_tiny: sampling.extra.order is 'up'; choose one of",
+    "network.llm=null": "models.showo_tiny: network.llm is None; it must be a section with hidden_act",
+    "network.llm.num_hidden_layers=0": "network.llm.num_hidden_layers is 0; it must be a whole number",
+    "network.max_text=many": "network.max_text is 'many'; it must be a whole number above 0",
+    "network.options.encode_batch=0": "options.encode_batch is 0; it must be a whole number above 0",
+    "weights.path=nowhere": "models.showo_tiny.weights.path = 'nowhere': no such folder",
+}
+
+
+@pytest.mark.parametrize("override", BEFORE_A_RUN)
+def test_check_finds_it_before_anything_runs(override, capsys):
+    assert main(["check", "laptop", f"models.showo_tiny.{override}"]) == 2
+    error = capsys.readouterr().err
+    assert BEFORE_A_RUN[override] in error and error.count("\n") == 1
+
+
+def test_check_knows_the_options_of_readers(capsys):
+    assert main(["check", "laptop", "data.reconstruct.options.colunm=x"]) == 2
+    assert "data.reconstruct.options: data kind world: unknown option 'colunm'" in (
+        capsys.readouterr().err
+    )
+
+
 # ---- section text --------------------------------------------------------------------------------
 def test_section_from_text_file_and_nonsense(tmp_path):
     from reca.verbs.inputs import pairs, read_section
@@ -165,6 +189,8 @@ def test_section_from_text_file_and_nonsense(tmp_path):
         read_section("{a: 1}")
     with pytest.raises(ValueError, match="--section: must be a JSON object, not list"):
         read_section("[1]")
+    with pytest.raises(ValueError, match=r"--section @none\.json: cannot read \(No such file"):
+        read_section("@none.json")
     assert pairs("--data", ["reconstruct=data/a", "answer=b=c"]) == {
         "reconstruct": Path("data/a"),
         "answer": Path("b=c"),

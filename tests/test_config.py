@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def test_paper_experiments_state_what_they_should_reach():
             assert stated.setdefault((*key, start, *trained), e.value) == e.value
             stated.setdefault(key, e.value)
     assert stated["showo_clip_512", "reca", "geneval.overall", None] == 0.723
-    assert stated["bagel_7b", "reca", "dpg.overall", None] == 85.29
+    assert stated["bagel_7b", "reca", "dpg.overall", "ema.safetensors"] == 85.29
 
 
 def test_published_recipes():
@@ -173,6 +173,20 @@ def test_unknown_experiment():
 
 
 MISTAKES = {
+    f"{TINY}.align.lr=.inf": f"{TINY}.align.lr = inf: must be a finite number",
+    f"{TINY}.sampler.guidance=[.nan]": f"{TINY}.sampler.guidance[0] = nan: must be a finite number",
+    f"{TINY}.sampler.options.ordr=up": f"{TINY}.sampler.options.ordr = 'up': unknown option; did you "
+    "mean 'order'? allowed: confidence_schedule, confidence_temperature, order",
+    f"{TINY}.align.prompts=paperlike": f"{TINY}.align.prompts is 'paperlike'; allowed: one of "
+    "paper_like, single, laptop, file",
+    f"{TINY}.align.prompts=file": f"{TINY}.align.prompts_file is None; allowed: a file where prompts is "
+    "file, and null elsewhere",
+    f"{TINY}.align.prompts_file=list.txt": f"{TINY}.align.prompts_file is 'list.txt'; allowed: a file "
+    "where prompts is file, and null elsewhere",
+    f"{TINY}.align.tasks.reca.weight=0": f"{TINY}.align.tasks = ['i2t']: arm reca needs task reca, "
+    "weight above 0",
+    f"{TINY}.resources.nodes=2": f"{TINY}.resources.gpus = 0: must be at least 1 on several nodes",
+    "cost.hours=-1": "cost.hours = -1.0: must be at least 0",
     # wrong key
     f"{TINY}.align.step=5": f"{TINY}.align.step = 5: unknown key; did you mean 'steps'? allowed: ",
     "sedes=[1]": "sedes = [1]: unknown key; did you mean 'seeds'? allowed: ",
@@ -299,6 +313,17 @@ def test_override_that_hydra_cannot_read(override):
     message(override)
 
 
+def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path):
+    import shutil
+
+    shutil.copytree(FOLDER, tmp_path / "config")
+    file = tmp_path / "config/data/laptop_world.yaml"
+    file.write_text(file.read_text() + "world: {images: 3\n")
+    with pytest.raises(ValueError, match=r"laptop_world\.yaml\W+line \d+") as caught:
+        config.load("laptop", config_dir=tmp_path / "config")
+    assert "\n" not in str(caught.value)
+
+
 # ---- sections ------------------------------------------------------------------------------------
 def test_section_is_strict_and_fills_defaults():
     assert config.section(Sampler, {"steps": 3}) == Sampler(steps=3)
@@ -309,3 +334,11 @@ def test_section_is_strict_and_fills_defaults():
         ValueError, match=r"^configuration = \[\]: must be a section with kind, images"
     ):
         config.section(World, [])
+
+
+def test_sampler_options_known_while_planning_are_those_of_the_family():
+    from reca.consistency import SAMPLER_OPTIONS
+    from reca.models.showo.sampler import SamplerOptions
+
+    own = {field.name for field in fields(SamplerOptions)} - {"guidance", "steps", "temperature"}
+    assert set(SAMPLER_OPTIONS["showo"]) == own

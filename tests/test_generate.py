@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from reca.benchmarks.items import Prompt, Question
-from reca.generate import Origin, answers, generate, inference, reconstruct
+from reca.generate import Origin, answers, edit, generate, inference, reconstruct
 from reca.images import decode
 from reca.imageset import ImageSet, ImageSetWriter
 from reca.models.unified import Sampling
@@ -196,3 +196,82 @@ def test_inference_restores_the_mode():
         assert not torch.is_grad_enabled()
     assert model.training
     assert torch.is_grad_enabled()
+
+
+# ---- seed schedules of the authors' scripts, and edits ---------------------------------------------
+def scheduled(path, schedule, shard=(0, 1), prompts=PROMPTS, **options):
+    origin = replace(ORIGIN, schedule=schedule, shard=shard)
+    pictures, _ = draw(path, prompts=prompts, origin=origin, images_per_prompt=3, **options)
+    return pixels(pictures)
+
+
+def test_sample_index_gives_all_prompts_the_same_noise(tmp_path):
+    same = [replace(prompt, text="word") for prompt in PROMPTS]
+    found = scheduled(tmp_path / "a.tar", "sample_index", prompts=same, batch_size=4)
+    assert len({found[entry] for entry in found if entry.sample == 1}) == 1
+    assert len(set(found.values())) == 3
+    alone = scheduled(tmp_path / "b.tar", "sample_index", prompts=same[2:3])
+    assert alone.items() < found.items()
+
+
+def test_prompt_reset_draws_one_after_the_other_from_one_generator(tmp_path):
+    found = scheduled(tmp_path / "a.tar", "prompt_reset")
+    noise, model = torch.Generator().manual_seed(ORIGIN.seed), DrawingToy()
+    with inference(model):
+        condition = model.condition([PROMPTS[4].text])
+        by_hand = [model.generate(condition, None, Sampling(), [noise])[0] for _ in range(3)]
+    assert [sha256_bytes(image.tobytes()) for image in by_hand] == [
+        found["p4", k] for k in range(3)
+    ]
+    assert (
+        scheduled(tmp_path / "b.tar", "prompt_reset", prompts=PROMPTS[4:5]).items() < found.items()
+    )
+
+
+def test_only_the_schedule_of_processes_depends_on_their_number(tmp_path):
+    for schedule in ("per_image", "sample_index", "prompt_reset", "process"):
+        whole = scheduled(tmp_path / f"{schedule}.tar", schedule)
+        second = scheduled(tmp_path / f"{schedule}-1.tar", schedule, (1, 2), PROMPTS[1::2])
+        assert (second.items() < whole.items()) == (schedule != "process")
+
+
+def test_a_sequence_with_a_gap_is_drawn_anew(tmp_path):
+    first = scheduled(tmp_path / "a.tar", "prompt_reset", work=tmp_path / "work")
+    for path in sorted((tmp_path / "work").rglob("*.tar"))[:2]:
+        path.unlink()
+    model = DrawingToy()
+    again = scheduled(tmp_path / "b.tar", "prompt_reset", work=tmp_path / "work", model=model)
+    assert again == first and model.drawn == 6  # two prompts of three pictures, one by one
+    assert set(model.batches) == {1}
+
+
+class Editor(DrawingToy):
+    """Mixes each picture with noise of its own."""
+
+    def edit(self, images, instructions, sampling, generators):
+        made = []
+        for image, text, noise in zip(images, instructions, generators, strict=True):
+            grey = int(torch.randint(256, (1,), generator=noise)) ^ len(text)
+            made.append(image.point(lambda value, grey=grey: (value + grey) % 256))
+        return made
+
+
+def test_edits_know_their_source_and_go_on_after_a_cut(tmp_path):
+    edits = [(prompt, png(i)) for i, prompt in enumerate(PROMPTS)]
+
+    def drawn(path, edits, size):
+        with ImageSetWriter(path) as writer:
+            count = edit(
+                Editor(), edits, writer, ORIGIN, Sampling(), batch_size=size, work=tmp_path / "w"
+            )
+        return ImageSet(path), count
+
+    _, first = drawn(tmp_path / "a.tar", edits[:4], 2)
+    pictures, second = drawn(tmp_path / "b.tar", edits, 3)
+    assert (first, second) == (4, 2)
+    assert pictures.recipe("p2")["source_sha256"] == sha256_bytes(png(2))
+    with (
+        pytest.raises(ValueError, match="cannot edit"),
+        ImageSetWriter(tmp_path / "c.tar") as writer,
+    ):
+        edit(DrawingToy(), edits, writer, ORIGIN, Sampling())

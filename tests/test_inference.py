@@ -32,6 +32,13 @@ def test_draw_is_a_function_of_the_seed(folder):
     assert first[0] == first[1] != first[2]
 
 
+def test_a_prompt_that_is_too_long_is_cut_with_a_word_of_it(folder, caplog):
+    draw(folder / "model", "a red circle", sampling=STEPS)
+    assert not caplog.records
+    draw(folder / "model", "a red circle " * 200, sampling=STEPS)
+    assert any("is cut to the" in record.getMessage() for record in caplog.records)
+
+
 def test_reconstruct_and_ask(folder):
     again = [
         reconstruct(folder / "model", folder / "photo.png", prompt="describe the image", seed=seed,

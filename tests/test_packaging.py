@@ -127,3 +127,15 @@ def test_no_machine_paths_in_what_ships():
     for name in [*shipped, ".pre-commit-config.yaml", "CITATION.cff", "CHANGELOG.md"]:
         text = (ROOT / name).read_text()
         assert "file://" not in text and "/work/" not in text and "/root/" not in text, name
+
+
+def test_commit_hooks_run_pinned_tools_and_select_something():
+    """`pytest -k` that selects nothing fails every commit; a tool without a pin differs from CI's."""
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    for hook in repository["hooks"]:
+        tool, *words = hook["entry"].split()
+        assert tool == "python" or canonicalize_name(tool) in DIRECT, hook["id"]
+        if "-k" in words:
+            text = (ROOT / next(w for w in words if w.endswith(".py"))).read_text()
+            word = words[words.index("-k") + 1]
+            assert any(word in line for line in text.splitlines() if line.startswith("def test_"))

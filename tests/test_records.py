@@ -147,3 +147,23 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(
             assert living.scratch.is_dir()
     assert not list(tmp_path.glob(".out.partial-*")) and records.verify(tmp_path / "out")
     assert len(list(tmp_path.glob(".out.other.partial-*/big"))) == 1
+
+
+@pytest.mark.parametrize("moment", ["in the block", "at the end"])
+def test_a_full_disk_names_the_stage_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Also where a library raised it (pyarrow's has no file name); the former output stays until then."""
+    full = OSError(28, "[Errno 28] Error writing bytes to file.")
+    if moment == "at the end":
+        monkeypatch.setattr(records.os, "fsync", lambda _: (_ for _ in ()).throw(full))
+    with (
+        pytest.raises(
+            ValueError, match=r"out: cannot complete the stage \(No space left on device\); free"
+        ),
+        records.Stage("a", tmp_path / "out", inputs={}, section={}) as running,
+    ):
+        (running.scratch / "file").write_bytes(b"1")
+        if moment == "in the block":
+            raise full
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """The verbs, one after another, as the workflow calls them: a tiny world through to drawn pictures."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -211,6 +212,20 @@ def test_missing_pieces_are_named(inside, capsys):
     assert "--section: family is missing" in capsys.readouterr().err
 
 
+def test_sections_and_experiments_that_are_wrong_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torn.yaml").write_text("models: [1")
+    for words, message in (
+        (["render", "--section", '{"images": 4}'], "--section.caption.noise is missing: must be a number"),
+        (["render", "--section", '{"images": 0, "kind": "text"}'], "--section.images = 0: must be"),
+        (["report", "--experiment", "torn.yaml", "--results", "r"], "torn.yaml: not valid YAML"),
+        (["report", "--experiment", "none.yaml", "--results", "r"], "none.yaml: cannot read"),
+    ):  # fmt: skip
+        assert main([*words, "--out", "x"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not (tmp_path / "x").exists()
+
+
 def test_without_any_model_the_remedy_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["draw", "a circle"]) == 2
@@ -270,6 +285,37 @@ def test_the_two_forms_of_score_are_not_mixed(inside, capsys):
     }.items():
         assert main(list(words)) == 2
         assert said in capsys.readouterr().err
+
+
+# ---- the work folder ----
+def test_a_stage_removes_no_work_but_its_own(inside):
+    """By default two stages never share a work folder, so the end of one leaves the other's state alone."""
+    other = inside / "work/laptop/showo_tiny/reca-0/checkpoints"
+    other.mkdir(parents=True)
+    section = {"family": "showo", "data": {"reconstruct": DATA}}
+    run("cache", section=section, model="base", data="data/world", use="draw", out="typed/cache")
+    assert other.is_dir() and (inside / "typed/cache/manifest.json").is_file()
+    shutil.rmtree(inside / "work/laptop")
+
+
+@pytest.mark.parametrize("work", [".", "..", "typed", "/"])
+def test_a_work_folder_that_holds_more_is_refused(inside, capfd, work):
+    """It would be removed with all that is in it."""
+    words = [
+        "cache",
+        "--model",
+        "base",
+        "--data",
+        "data/world",
+        "--use",
+        "draw",
+        "--out",
+        "typed/more",
+    ]
+    section = json.dumps({"family": "showo", "data": {"reconstruct": DATA}})
+    assert main([*words, "--section", section, "--work", work]) == 2
+    assert f"--work {work}: is removed at the end" in capfd.readouterr().err
+    assert (inside / "base/manifest.json").is_file()
 
 
 # ---- damage --------------------------------------------------------------------------------------

@@ -99,10 +99,10 @@ _Case = tuple[Function, Function, dict[str, Tensor]]
 
 
 def _cross_entropy(dtype: torch.dtype, device: torch.device) -> _Case:
-    inputs = _drawn(dtype, device, hidden=(150, 200), weight=(700, 200), bias=(700,))
-    targets = torch.arange(150, device=device) * 3 + 100
+    inputs = _drawn(dtype, device, hidden=(150, 72), weight=(300, 72), bias=(300,))
+    targets = torch.arange(150, device=device) + 90
     targets[::7] = -100
-    vocab = (90, 620)
+    vocab = (85, 290)
 
     def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return face.linear_cross_entropy(
@@ -111,14 +111,14 @@ def _cross_entropy(dtype: torch.dtype, device: torch.device) -> _Case:
 
     def plain(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         logits = F.linear(hidden, weight[slice(*vocab)], bias[slice(*vocab)])
-        local = torch.where(targets < 0, targets, targets - 90)
+        local = torch.where(targets < 0, targets, targets - vocab[0])
         return F.cross_entropy(logits, local, reduction="none")
 
     return ours, plain, inputs
 
 
 def _flow(dtype: torch.dtype, device: torch.device) -> _Case:
-    inputs = _drawn(dtype, device, hidden=(150, 200), weight=(20, 200), bias=(20,))
+    inputs = _drawn(dtype, device, hidden=(150, 72), weight=(20, 72), bias=(20,))
     clean, noise = _drawn(torch.float32, device, clean=(150, 20), noise=(150, 20)).values()
     mask = torch.arange(150, device=device) % 3 > 0
 
@@ -135,11 +135,11 @@ def _flow(dtype: torch.dtype, device: torch.device) -> _Case:
 
 
 def _attention(dtype: torch.dtype, device: torch.device) -> _Case:
-    first = [("pad", 9), ("causal", 40), ("full", 130)]
-    second = [("open", 70), ("hidden", 5), ("causal", 20), ("noise", 90), ("causal", 3)]
+    first = [("pad", 5), ("causal", 30), ("full", 60)]
+    second = [("open", 30), ("hidden", 5), ("causal", 10), ("noise", 50), ("causal", 3)]
     layout = Layout.packed([first, second, [("hidden", 6)]], device)
     tokens = layout.tokens
-    inputs = _drawn(dtype, device, q=(tokens, 4, 64), k=(tokens, 2, 64), v=(tokens, 2, 64))
+    inputs = _drawn(dtype, device, q=(tokens, 2, 64), k=(tokens, 1, 64), v=(tokens, 1, 64))
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return face.block_attention(q, k, v, layout, scale=1.0, implementation="triton")

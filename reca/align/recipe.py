@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from reca.prompts import BANKS
+
 TASKS = ("reca", "i2t", "t2i", "text")
 ARMS = ("reca", "sft", "shuffled")
 
@@ -90,6 +92,7 @@ class Recipe:
 
     def _validate_choices(self) -> None:
         allowed = {
+            "prompts": BANKS,
             "prompt_per": ("sample", "batch"),
             "order": ("own", "published"),
             "schedule": ("cosine", "constant", "published"),
@@ -99,6 +102,9 @@ class Recipe:
         for name, choices in allowed.items():
             value = getattr(self, name)
             _require(value in choices, name, value, f"one of {', '.join(choices)}")
+        if (self.prompts == "file") != (self.prompts_file is not None):
+            wanted = "a file where prompts is file, and null elsewhere"
+            _require(False, "prompts_file", self.prompts_file, wanted)
 
     def _validate_numbers(self) -> None:
         for name, least in {"steps": 1, "accumulation": 1, "keep": 1, "warmup": 0}.items():

@@ -41,10 +41,12 @@ _CJK = re.compile(r"[\u4e00-\u9fff]+")
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions with the suffix of the official script; the picture's id groups its two questions."""
     found = []
-    for number, row in enumerate(hub_rows(data["questions"], "MME")):
+    seen: dict[str, int] = {}
+    for row in hub_rows(data["questions"], "MME"):
         picture = str(row["question_id"])
+        seen[picture] = seen.get(picture, -1) + 1
         text = str(row["question"]).replace(" Please answer yes or no.", "") + SUFFIX
-        identity = f"{picture}#{number % 2}"
+        identity = f"{picture}#{seen[picture]}"
         found.append(Question(identity, picture, text, str(row["answer"]), str(row["category"])))
     return found
 

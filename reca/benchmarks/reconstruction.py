@@ -6,6 +6,7 @@ PSNR and SSIM are pure; LPIPS, CLIP and DINO cosines and Inception features come
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from scipy import ndimage
 
 from reca.benchmarks.graded import Graded, coverage_of, interval, mean
 from reca.benchmarks.items import Prompt
-from reca.data.folder import FolderDataset
+from reca.data.folder import IMAGE_SUFFIXES, natural_key
 
 VERSION = "reca 1 (beyond the paper)"
 ROLES = ("images",)
@@ -29,14 +30,32 @@ CAP = 100.0  # dB: what PSNR counts for equal pictures, so that means stay finit
 
 # ---- data ------------------------------------------------------------------------------------------
 def pictures(data: Mapping[str, Path], count: int) -> list[tuple[Prompt, bytes]]:
-    """The first `count` pictures of a folder (0 for all), in natural order of their names."""
-    images = FolderDataset(Path(data["images"]))
+    """The first `count` pictures (0 for all) of a folder and of the tar files in it, in natural order of names."""
+    files = _files(Path(data["images"]))
+    if not files:
+        raise ValueError(f"{data['images']}: no picture here, as a file or in a tar file")
     found = []
-    for index in range(min(count, len(images)) if count else len(images)):
-        sample = images[index]
-        assert sample.image is not None  # the reader raises where a file cannot be read
-        facts = {"name": sample.id}
-        found.append((Prompt(f"{index:06d}", "", "reconstruction", facts), sample.image))
+    for index, name in enumerate(sorted(files, key=natural_key)[: count or None]):
+        path, offset, size = files[name]
+        with open(path, "rb") as file:  # members of an archive are read in place
+            file.seek(offset)
+            facts = {"name": name}
+            found.append((Prompt(f"{index:06d}", "", "reconstruction", facts), file.read(size)))
+    return found
+
+
+def _files(folder: Path) -> dict[str, tuple[Path, int, int]]:
+    """File, offset and length of every picture by its name."""
+    found: dict[str, tuple[Path, int, int]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".tar":
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    if member.isreg() and member.name.lower().endswith(IMAGE_SUFFIXES):
+                        name = f"{path.name}/{member.name}"
+                        found[name] = (path, member.offset_data, member.size)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            found[path.relative_to(folder).as_posix()] = (path, 0, path.stat().st_size)
     return found
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from reca.data.samples import Dataset, Sample
 
-__all__ = ["KINDS", "Dataset", "Sample", "open_dataset"]
+__all__ = ["KINDS", "Dataset", "Sample", "check_options", "open_dataset"]
 
 KINDS = ("world", "folder", "tar", "parquet", "llava")
 
@@ -25,15 +25,19 @@ def open_dataset(kind: str, path: str | Path, **options: Any) -> Dataset:
     Raises:
         ValueError: unknown kind or option, no such path, or files that the reader refuses.
     """
-    reader = _reader(kind)
-    allowed = list(inspect.signature(reader).parameters)[1:]
+    check_options(kind, options)
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such file or folder; fetch or build the data set first")
+    return _reader(kind)(Path(path), **options)
+
+
+def check_options(kind: str, options: Iterable[str]) -> None:
+    """ValueError for an option that the reader of this kind does not have."""
+    allowed = list(inspect.signature(_reader(kind)).parameters)[1:]
     for name in options:
         if name not in allowed:
             known = ", ".join(allowed) or "none"
             raise ValueError(f"data kind {kind}: unknown option {name!r}; allowed: {known}")
-    if not Path(path).exists():
-        raise ValueError(f"{path}: no such file or folder; fetch or build the data set first")
-    return reader(Path(path), **options)
 
 
 def _reader(kind: str) -> Callable[..., Dataset]:

@@ -8,6 +8,7 @@ the whole state.
 from __future__ import annotations
 
 import itertools
+import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -126,3 +127,16 @@ def iterate(
     indices = (start.moved(step * world).index(n) for step in itertools.count())
     for taken, sample in enumerate(in_order(dataset.__getitem__, indices, workers), start=1):
         yield sample, cursor.moved(taken * world)
+
+
+def official_rank_order(n: int, rank: int, world: int, seed: int = 42) -> list[int]:
+    """The order in which BAGEL's official loader reads n files on one rank with one worker, the same every epoch.
+
+    Files sorted by (tar, name) are shuffled once; each rank gets an equal contiguous slice (the remainder is dropped)
+    and reads it backwards. Kept to reproduce the published order; our own runs use `Cursor`. Source: SPEC bagel,
+    section 2.
+    """
+    order = list(range(n))
+    random.Random(seed).shuffle(order)
+    share = n // world
+    return order[rank * share : (rank + 1) * share][::-1]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reca.models.unified import UnifiedModel
 
-FAMILIES = ("showo", "harmon")
+FAMILIES = ("showo", "harmon", "bagel")
 
 
 def family_module(family: str) -> str:

@@ -87,6 +87,23 @@ class DecayGroups:
     no_decay: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What one training sample asks of memory, in counts; `reca plan` turns it into bytes.
+
+    `tokens` run with gradients through `layers` of `width` with gated or plain MLPs of `inner`. `prefix_tokens` run
+    without, and keep `kept_width` values per token and layer (two-phase steps). `features`: values cached per picture.
+    """
+
+    tokens: int
+    layers: int
+    width: int
+    inner: int
+    prefix_tokens: int = 0
+    kept_width: int = 0
+    features: int = 0
+
+
 class UnifiedModel(nn.Module, ABC):
     """A network that reads images and draws them, behind one face for cache, trainer, generation and benchmarks."""
 
@@ -152,6 +169,12 @@ class UnifiedModel(nn.Module, ABC):
         not change pictures.
         """
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ValueError where this family cannot draw so, known before any training (`reca check`).
+
+        A family with options of its own in `sampling.extra` overrides this; by default nothing is refused.
+        """
+
     @abstractmethod
     def unconditional(self, batch: int) -> Any:
         """The condition that guidance pushes away from."""
@@ -170,6 +193,11 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def decay_groups(self) -> DecayGroups:
         """The family's published weight-decay groups over the trainable names."""
+
+    # Not abstract: only `reca plan` asks, and it says where a family gives no estimate.
+    def workload(self) -> Workload | None:
+        """Counts for an estimate of activation memory per RecA sample; None: the family gives none."""
+        return None
 
     @abstractmethod
     def official_state(self) -> dict[str, Tensor]:

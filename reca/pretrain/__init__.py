@@ -4,7 +4,7 @@ paper's families start from released checkpoints instead and never come here.
 One module per family (`reca.pretrain.<family>`) says what its parts are; none is imported before it is asked for.
 """
 
-FAMILIES = ("showo", "harmon")
+FAMILIES = ("showo", "harmon", "bagel")
 
 
 def pretraining_module(family: str) -> str:

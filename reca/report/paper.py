@@ -99,7 +99,7 @@ def tables(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     result = []
     for name, columns in COLUMNS.items():
         table = transcribed[name]
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "row": row,
                 "arm": arm,

@@ -42,16 +42,17 @@ def take(results: Path) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> str:
     """The Markdown block: arms by outcome with intervals over seeds, and RecA's paired lead."""
-    (model,) = results["models"]
-    head = "| | " + " | ".join(f"`{arm}`" for arm in ARMS) + " | RecA - plain training |"
-    lines = [head, "|---" * (len(ARMS) + 2) + "|"]
-    for outcome in (row for row in model["outcomes"] if row["name"] in SHOWN):
-        cells = [_cell(outcome[arm]) for arm in ARMS]
-        lines.append(f"| {outcome['title']} | {' | '.join(cells)} | {_gap(outcome)} |")
-    seeds = len(model["outcomes"][0]["reca"]["per_seed"])
+    head = " | ".join(f"`{arm}`" for arm in ARMS) + " | RecA - plain training |"
+    lines = []
+    for model in results["models"]:
+        lines += [f"| **{model['name']}** | {head}", "|---" * (len(ARMS) + 2) + "|"]
+        for outcome in (row for row in model["outcomes"] if row["name"] in SHOWN):
+            cells = [_cell(outcome[arm]) for arm in ARMS]
+            lines.append(f"| {outcome['title']} | {' | '.join(cells)} | {_gap(outcome)} |")
+        lines.append("")
+    seeds = len(results["models"][0]["outcomes"][0]["reca"]["per_seed"])
     made = results["made"]
     lines += [
-        "",
         f"Mean and 95 % t interval over {seeds} seeds; the last column is paired by seed, in bold where",
         f"the interval leaves 0 out. From [{RESULTS}]({RESULTS}): {made['stages']} stages on",
         f"{made['machine']['cores']} cores, {made['cpu_seconds']} CPU seconds, at most",

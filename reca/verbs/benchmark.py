@@ -15,7 +15,7 @@ from reca.config import section
 from reca.records import Stage, read_manifest, sha256_json
 from reca.schema import BenchmarkConfig, JudgeConfig, Sampler
 from reca.verbs.code import stage_code
-from reca.verbs.inputs import of_section, pairs, read_section, records_of
+from reca.verbs.inputs import of_section, pairs, read_section, records_of, work_folder
 
 
 def examination(kind: str) -> str:
@@ -46,7 +46,7 @@ def draw(arguments: Namespace) -> None:
         origin = Origin(
             sha256_json(read_manifest(model)["outputs"]),
             benchmark.kind,
-            benchmark.seed + arguments.seed if benchmark.seeds == "per_image" else benchmark.seed,
+            arguments.seed if benchmark.seeds == "per_image" else benchmark.seed,
             code,
             benchmark.seeds,
             shard,
@@ -58,11 +58,11 @@ def draw(arguments: Namespace) -> None:
             origin,
             sources,
             run=run,
-            work=Path(arguments.work),
+            work=work_folder(arguments),
             out=stage.scratch,
         )
         stage.note(**counts)
-    shutil.rmtree(arguments.work, ignore_errors=True)
+    shutil.rmtree(work_folder(arguments), ignore_errors=True)
 
 
 def shard_of(text: str) -> tuple[int, int]:
@@ -116,13 +116,13 @@ def examine(arguments: Namespace) -> None:
             pictures,
             sources,
             samples=benchmark.images_per_prompt,
-            work=Path(arguments.work),
+            work=work_folder(arguments),
             out=stage.scratch,
             ledger=Path(arguments.ledger),
             **more,
         )
         stage.note(**facts)
-    shutil.rmtree(arguments.work, ignore_errors=True)
+    shutil.rmtree(work_folder(arguments), ignore_errors=True)
 
 
 def grade(arguments: Namespace) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from typing import Any
+from pathlib import Path
 
 from reca import config
-from reca.schema import Experiment
+from reca.schema import Experiment, ModelConfig
 
 
 def compose(arguments: Namespace) -> None:
@@ -34,6 +34,7 @@ def schema(arguments: Namespace) -> None:
 def check(arguments: Namespace) -> None:
     """Check everything that can be known before a run, and print what the experiment is."""
     experiment = config.load(arguments.experiment, arguments.overrides)
+    _data(experiment)
     for line in (*_summary(experiment), *_models(experiment), *_sources(experiment)):
         print(line)
 
@@ -60,21 +61,41 @@ def _models(experiment: Experiment) -> list[str]:
             lines.append(f"  models.{name}: {why}")
             continue
         try:
-            size = _parameters(model.family, model.network)
+            size = _parameters(model)
         except (TypeError, ValueError) as error:
             raise ValueError(f"experiment {experiment.name!r}: models.{name}: {error}") from error
         lines.append(f"  models.{name}: network fits family {model.family}, {size:,} parameters")
     return lines
 
 
-def _parameters(family: str, network: dict[str, Any]) -> int:
+def _parameters(model: ModelConfig) -> int:
     """Build the network without its memory, which is the family's own strict check, and count."""
     import torch
 
     from reca.models import build_model
+    from reca.models.unified import Sampling
 
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(family, network).parameters())
+        built = build_model(model.family, model.network)
+    sampler = model.sampler
+    for level in sampler.guidance:
+        built.check_sampling(Sampling(level, sampler.steps, sampler.temperature, sampler.options))
+    return sum(parameter.numel() for parameter in built.parameters())
+
+
+def _data(experiment: Experiment) -> None:
+    """Readers know their options, and what the repository ships is there; ValueError names the key."""
+    from reca.data import check_options
+
+    for role, source in experiment.data.items():
+        try:
+            check_options(source.kind, source.options)
+        except ValueError as error:
+            raise ValueError(f"data.{role}.options: {error}") from error
+    for name, model in experiment.models.items():
+        path = model.weights.path
+        if model.weights.kind == "shipped" and path and not Path(path).is_dir():
+            raise ValueError(f"models.{name}.weights.path = {path!r}: no such folder")
 
 
 def _sources(experiment: Experiment) -> list[str]:

@@ -13,7 +13,7 @@ from reca.config import section
 from reca.records import Stage, read_json, read_manifest, sha256_json, write_json
 from reca.schema import BenchmarkConfig, Experiment, Sampler
 from reca.verbs.code import stage_code
-from reca.verbs.inputs import of_section, read_section, records_of
+from reca.verbs.inputs import of_section, read_section, records_of, work_folder
 
 SCORES = "scores.json"
 
@@ -37,6 +37,7 @@ def _generate_laptop(arguments: Namespace) -> None:
     family, drawn, run, described = of_section(plain, "family", "sampler", "run", "benchmark")
     benchmark, sampler = section(BenchmarkConfig, described), section(Sampler, drawn)
     model, code = Path(arguments.model), stage_code("generate", family, benchmark.kind)
+    work = work_folder(arguments)
     inputs: dict[str, str | Path] = dict(records_of({"model": model}))
     if arguments.guidance:
         inputs |= records_of({"guidance": Path(arguments.guidance).parent})
@@ -59,11 +60,11 @@ def _generate_laptop(arguments: Namespace) -> None:
             run=run,
             split=arguments.split,
             guidance=_guidance(arguments.guidance, run, sampler),
-            work=Path(arguments.work),
+            work=work,
             out=stage.scratch,
         )
         stage.note(**counts)
-    shutil.rmtree(arguments.work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _guidance(file: str | None, run: str, sampler: Sampler) -> list[float] | dict[str, float]:
@@ -140,7 +141,12 @@ def _experiment(name: str) -> Experiment:
         return config.load(name)
     import yaml
 
-    plain: dict[str, Any] = yaml.safe_load(Path(name).read_text())
+    try:
+        plain: dict[str, Any] = yaml.safe_load(Path(name).read_text())
+    except OSError as error:
+        raise ValueError(f"{name}: cannot read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name}: not valid YAML ({error}); compose it again") from error
     return config.section(Experiment, plain)
 
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from reca.records import MANIFEST, verify
+from reca.records import MANIFEST, SEAL, read_manifest, verify
 
 
 def read_section(text: str) -> dict[str, Any]:
-    """A stage's configuration from JSON text or from `@FILE`; ValueError where it is neither."""
-    source = Path(text[1:]).read_text() if text.startswith("@") else text
+    """A stage's configuration from JSON text or from `@FILE`; ValueError where it is neither.
+
+    FILE may be the `manifest.json` of a finished stage: its section makes the same stage again.
+    """
     try:
+        source = Path(text[1:]).read_text() if text.startswith("@") else text
         section = json.loads(source)
+    except OSError as error:
+        raise ValueError(f"--section {text}: cannot read ({error.strerror})") from error
     except ValueError as error:
         raise ValueError(f"--section: not valid JSON ({error}); give JSON or @FILE") from error
+    if isinstance(section, dict) and {SEAL, "section"} <= section.keys():
+        section = read_manifest(Path(text[1:]).parent)["section"]
     if not isinstance(section, dict):
         raise ValueError(f"--section: must be a JSON object, not {type(section).__name__}")
     return section
@@ -35,6 +44,23 @@ def pairs(option: str, texts: Iterable[str]) -> dict[str, Path]:
             raise ValueError(f"{option}: role {role!r} is given twice")
         found[role] = Path(folder)
     return found
+
+
+def work_folder(arguments: Namespace) -> Path:
+    """Where a stage keeps its unfinished state: `--work`, else a folder below `work/` named by `--out`.
+
+    The stage removes this folder at its end, so ValueError where it holds more: the output, or where we are.
+    """
+    out = Path(arguments.out)
+    if arguments.work is None:
+        return Path("work/by-hand") / os.path.abspath(out).strip("/").replace("/", "-")
+    work = Path(arguments.work).resolve()
+    if any(place.resolve().is_relative_to(work) for place in (out, Path())):
+        raise ValueError(
+            f"--work {arguments.work}: is removed at the end of the stage, but holds other things; "
+            "name a folder of its own, such as work/NAME"
+        )
+    return Path(arguments.work)
 
 
 def of_section(section: Mapping[str, Any], *names: str) -> list[Any]:

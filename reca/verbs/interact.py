@@ -57,6 +57,20 @@ def reconstruct(arguments: Namespace) -> None:
     _save(image, out)
 
 
+def edit(arguments: Namespace) -> None:
+    """Change a picture as told."""
+    from reca import inference
+    from reca.models.unified import Sampling
+
+    extra = {"image_guidance": arguments.image_guidance, "renormalise": "text_channel"}
+    sampling = Sampling(guidance=arguments.guidance, steps=arguments.steps, extra=extra)
+    out, folder = _picture_file(arguments.out), model_folder(arguments.model)
+    image = inference.edit(
+        folder, arguments.image, arguments.instruction, seed=arguments.seed, sampling=sampling
+    )
+    _save(image, out)
+
+
 def ask(arguments: Namespace) -> None:
     """Answer a question about a picture."""
     from reca import inference

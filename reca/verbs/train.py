@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from argparse import Namespace
@@ -12,10 +13,10 @@ from typing import Any
 
 from reca.align.recipe import Recipe, for_arm
 from reca.config import section
-from reca.records import Stage
+from reca.records import Stage, read_json
 from reca.schema import DataSource, Fit, Weights
 from reca.verbs.code import stage_code
-from reca.verbs.inputs import of_section, pairs, read_section, records_of
+from reca.verbs.inputs import of_section, pairs, read_section, records_of, work_folder
 
 
 def base(arguments: Namespace) -> None:
@@ -58,7 +59,7 @@ def cache(arguments: Namespace) -> None:
         arguments.out,
         use=arguments.use,
         code=stage_code("cache", family),
-        work=arguments.work,
+        work=work_folder(arguments),
         inputs=records_of({"model": model, "data": folder, **_named("companion", companions)}),
         section={**plain, "use": arguments.use},
     )
@@ -67,16 +68,21 @@ def cache(arguments: Namespace) -> None:
 def align(arguments: Namespace) -> None:
     """Train one arm. Under torchrun every rank trains and the first one writes."""
     from reca.align.run import feature_data, is_first, run, write
+    from reca.models.base import DESCRIPTION
+    from reca.verbs.plan import before_a_run
 
     plain = read_section(arguments.section)
     family, described, data = of_section(plain, "family", "align", "data")
     recipe = for_arm(section(Recipe, described), arguments.arm)
     recipe.validate()
     folders, caches = pairs("--data", arguments.data), pairs("--cache", arguments.cache)
-    model, work, first = Path(arguments.model), Path(arguments.work), is_first()
+    model, work, first = Path(arguments.model), work_folder(arguments), is_first()
     started = time.time()
     inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
     read = records_of(inputs) if first else {}  # before training, so that damage costs no hours
+    if first:
+        network = read_json(model / DESCRIPTION)["network"]
+        before_a_run(family, network, recipe, int(os.environ.get("WORLD_SIZE", "1")))
     summary = run(
         model,
         feature_data(recipe, sources_of(data), folders, caches),
@@ -125,7 +131,7 @@ def pretrain(arguments: Namespace) -> None:
         seed=arguments.seed,
         code=code,
     ) as stage:
-        places = {"seed": arguments.seed, "work": Path(arguments.work), "out": stage.scratch}
+        places = {"seed": arguments.seed, "work": work_folder(arguments), "out": stage.scratch}
         if arguments.part != "base":
             (fit,), (folder,) = of_section(plain, "fit"), of_section(data, "reconstruct")
             recipe = section(Fit, fit)

@@ -33,6 +33,11 @@ CLAIMS: dict[str, dict[str, tuple[str, ...]]] = {
         "test_showo_sampler.py": ("sample_t2i*", "generate_*"),
         "test_showo_preprocess.py": ("preprocess*",),
     },
+    "bagel": {
+        "test_bagel_losses.py": ("reca_loss*", "t2i_loss*", "i2t_loss*", "edit_loss*"),
+        "test_bagel_sampler.py": ("sampler_*", "understanding_decode*"),
+        "test_bagel_images.py": ("vae*", "preprocess*", "data_order*"),
+    },
     "harmon": {
         "test_harmon_losses.py": ("reca_loss*", "t2i_loss*", "i2t_loss*"),
         "test_harmon_diffusion.py": ("diffloss_*", "diffusion_tables*"),

@@ -47,9 +47,20 @@ def test_a_failing_job_says_why_and_leaves_nothing(checkout):
     assert not list((checkout.root / "data").rglob("manifest.json"))
 
 
-def test_unknown_experiment_is_one_line_with_what_is_allowed(plans):
-    said = plans.run("snakemake", "--dry-run", "--config", "experiment=labtop", check=False)
-    assert "did you mean 'laptop'" in said
+MISTAKES = {
+    "experiment=labtop": "experiment 'labtop' is not known; did you mean 'laptop'? allowed: ",
+    "experimnt=laptop_smoke": "--config experimnt: did you mean 'experiment'? allowed: ",
+    "seeds=[0]": "--config seeds: allowed: experiment, models",
+    "models=other": "--config models=other: allowed: showo_tiny",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_config_is_one_line_with_what_is_allowed(plans, mistake):
+    """Never a plan for something else: an unknown key would fall back to the default experiment."""
+    said = plans.run("snakemake", "--dry-run", "--config", mistake, check=False).splitlines()
+    (line,) = [line for line in said if not line.startswith("Using workflow specific profile")]
+    assert line.startswith(MISTAKES[mistake])
 
 
 @pytest.mark.parametrize("script", [".ci/run", ".ci/slurm.sh", ".ci/nothing_left.sh",

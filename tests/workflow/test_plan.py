@@ -13,10 +13,10 @@ from reca.consistency import sources_of
 pytestmark = pytest.mark.workflow
 
 PLANS = {
-    # 1 + 3 x 3 checkpoints; 4 arms x 3 seeds on two splits
+    # two models: 1 + 3 x 3 checkpoints; 4 arms x 3 seeds on two splits. BAGEL's recipe does not read, so it has one cache
     "laptop": {
-        "render": 1, "base": 1, "cache": 2, "align": 9, "generate": 24, "score": 24,
-        "choose": 1, "report": 1,
+        "render": 2, "base": 2, "cache": 3, "align": 18, "generate": 48, "score": 48,
+        "choose": 2, "report": 1,
     },
     "laptop_smoke": {
         "render": 1, "base": 1, "cache": 2, "align": 3, "generate": 8, "score": 8,
@@ -53,8 +53,9 @@ def test_conversations_come_with_the_images_they_point_into(plans):
     assert "--companion" not in next(line for line in said.splitlines() if "--use draw" in line)
 
 
-def test_the_base_model_from_nothing_has_a_plan(plans):
-    assert plans.plan("laptop_pretrain") == {
+@pytest.mark.parametrize("experiment", ["laptop_pretrain", "laptop_pretrain_bagel"])
+def test_the_base_model_from_nothing_has_a_plan(plans, experiment):
+    assert plans.plan(experiment) == {
         "render": 2, "pretrain_part": 2, "pretrain_base": 1,
     }  # fmt: skip
 
@@ -151,7 +152,7 @@ def test_dvc_stages_name_what_the_plan_makes(plans):
     ]
     assert len(outs) == len(set(outs))
     experiment = load("laptop")
-    wanted = {"build/laptop.yaml", "data/laptop-reconstruct"}
+    wanted = {"build/laptop.yaml", "data/laptop-reconstruct", "data/laptop-sparse"}
     wanted |= {
         f"results/laptop/report/{f}"
         for f in ("index.html", "manifest.json", "run.json", "outcomes.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from reca.cli import VERBS, main
+from reca.records import read_manifest
 from tests.workflow.conftest import Checkout, copy_to
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -127,6 +130,44 @@ def kill_at(checkout: Checkout, logs: str, *, after: float, driver_only: bool = 
             os.killpg(driver.pid, signal.SIGKILL)
 
 
+STAGES_AGAIN = {
+    "render": ("world", "data/laptop_smoke-reconstruct"),
+    "base": ("base", "base"),
+    "cache": ("draw", "cache/draw"),
+    "align": ("reca", "reca/seed-0"),
+    "generate": ("samples", "reca-0/laptop/test/samples"),
+    "score": ("scores", "reca-0/laptop/test/scores"),
+}
+
+
+def test_examples_of_the_help_work_as_printed(finished_copy, monkeypatch, capsys):
+    """On a finished experiment every stage's example makes that very stage again, to the same bytes."""
+    monkeypatch.chdir(finished_copy.root)
+    examples = {verb.name: verb.example.replace("laptop", "laptop_smoke") for verb in VERBS}
+    words = {name: shlex.split(text)[1:] for name, text in examples.items()}
+    words["generate"] = [w.replace("0/laptop_smoke/", "0/laptop/") for w in words["generate"]]
+    words["score"] = [w.replace("0/laptop_smoke/", "0/laptop/") for w in words["score"]]
+    words["choose"] = [w.replace("0/laptop_smoke/", "0/laptop/") for w in words["choose"]]
+    order = [
+        *STAGES_AGAIN,
+        "choose",
+        "report",
+        "draw",
+        "reconstruct",
+        "ask",
+        "audit",
+        "sources",
+        "schema",
+    ]
+    for name in order:
+        assert main(words[name]) == 0, (examples[name], capsys.readouterr().err)
+    model = Path("results/laptop_smoke/showo_tiny")
+    for again, first in STAGES_AGAIN.values():
+        folder = Path(first) if first.startswith("data/") else model / first
+        made, known = (read_manifest(f)["outputs"] for f in (Path("work/again") / again, folder))
+        assert made == known, again
+
+
 # ---- DVC -----------------------------------------------------------------------------------------
 def under_dvc(checkout: Checkout) -> Checkout:
     """The same stages for the smoke experiment, whose only seed is 0, in a git repository."""
@@ -200,6 +241,23 @@ def test_dvc_takes_over_what_snakemake_made(finished_copy, tmp_path, s3):
     from_cloud = clone(here, tmp_path / "from the cloud")
     from_cloud.run("dvc", "pull", "--remote", "cloud")
     assert from_cloud.hashes() == here.hashes()
+
+
+def test_a_damaged_remote_is_found_by_the_pull(finished_copy, tmp_path):
+    here = under_dvc(finished_copy)
+    make(here, "record")
+    here.run("dvc", "remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
+    here.run("dvc", "push")
+    commit(here)
+    largest = max((tmp_path / "shelf").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.chmod(0o644)
+    largest.write_bytes(data)
+    there = clone(here, tmp_path / "there")
+    with pytest.raises(AssertionError, match=r"broken: results/.*content differs"):
+        make(there, "pull")
+    assert there.plan() != {}  # nothing was declared to be up to date
 
 
 def clone(here: Checkout, path: Path) -> Checkout:

@@ -24,15 +24,33 @@ from reca.config import SCHEMA_PATH, load, resolved
 from reca.consistency import sources_of
 from reca.models import FAMILIES
 from reca.sources import list_sources
+from reca.structure import suggestion
 from reca.verbs.code import stage_code
 
+
+def chosen(option, given, known):
+    """What `--config` says, as a list of known names: a typing error must not run something else."""
+    for name in given:
+        if name not in known:
+            sys.exit(f"--config {option}{name}: {suggestion(name, known)}")
+    return list(given)
+
+
+chosen("", config, ["experiment", "models"])
 NAME = config.setdefault("experiment", "laptop")
-EXPERIMENT = load(NAME)
+try:
+    EXPERIMENT = load(NAME)
+except ValueError as error:
+    sys.exit(str(error))
 validate(resolved(EXPERIMENT), str(ROOT / SCHEMA_PATH))
 
 RESULTS = f"results/{NAME}"
 # `--config models=showo_tiny,janus_tiny` keeps to some of the experiment's models.
-CHOSEN = str(config.get("models", ",".join(EXPERIMENT.models))).split(",")
+CHOSEN = chosen(
+    "models=",
+    str(config.get("models", ",".join(EXPERIMENT.models))).split(","),
+    EXPERIMENT.models,
+)
 MODELS = [model for model in EXPERIMENT.models if model in CHOSEN]
 ALIGNED = [arm for arm in EXPERIMENT.arms if arm != "base"]
 RUNS = [f"{arm}-{seed}" for arm in EXPERIMENT.arms for seed in EXPERIMENT.seeds]

@@ -60,23 +60,41 @@ class BlipVqa:
 
 
 class ChatModel:
-    """A chat model that sees (Qwen2.5-VL, InternVL): greedy, through its own chat template."""
+    """Qwen2.5-VL, greedy, through its tokenizer's chat template.
+
+    Its own processor is not used: it wants torchvision for videos, which nobody shows it.
+    """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import (
+            AutoTokenizer,
+            Qwen2_5_VLForConditionalGeneration,
+            Qwen2VLImageProcessor,
+        )
 
         self.device = torch.device(device)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, dtype="auto"
         )
         self.model = loaded.to(self.device).eval()
-        self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.images = Qwen2VLImageProcessor.from_pretrained(folder, local_files_only=True)
 
     @torch.no_grad()
     def reply(
         self, parts: Sequence[str | Image.Image], longest: int, system: str | None = None
     ) -> str:
         """The greedy reply to texts and pictures in order."""
+        inputs = self._inputs(parts, system)
+        made = self.model.generate(
+            **inputs, max_new_tokens=longest, num_beams=1, do_sample=False, repetition_penalty=1.0
+        )
+        new = made[0, inputs["input_ids"].shape[1] :]
+        return str(self.tokenizer.decode(new, skip_special_tokens=True))
+
+    def _inputs(
+        self, parts: Sequence[str | Image.Image], system: str | None
+    ) -> dict[str, torch.Tensor]:
         content = [
             {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
             for part in parts
@@ -84,16 +102,32 @@ class ChatModel:
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        text = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
+        text = str(
+            self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         )
-        pictures = [part for part in parts if not isinstance(part, str)]
-        inputs = self.processor(text=[text], images=pictures or None, return_tensors="pt")
-        tokens = self.model.generate(
-            **inputs.to(self.device), max_new_tokens=longest, num_beams=1, do_sample=False
+        pictures = [part.convert("RGB") for part in parts if not isinstance(part, str)]
+        if not pictures:
+            return dict(self.tokenizer(text, return_tensors="pt").to(self.device))
+        shown = self.images(images=pictures, return_tensors="pt")
+        tokens = self.tokenizer(self._widened(text, shown["image_grid_thw"]), return_tensors="pt")
+        image = self.model.config.image_token_id
+        kinds = (tokens["input_ids"] == image).long()  # 1 where a picture stands
+        found = {**tokens, **shown, "mm_token_type_ids": kinds}
+        return {name: tensor.to(self.device) for name, tensor in found.items()}
+
+    def _widened(self, text: str, grids: torch.Tensor) -> str:
+        """Each picture's one token repeated for all of its merged patches."""
+        token = str(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
+        pieces = text.split(token)
+        if len(pieces) != len(grids) + 1:
+            raise ValueError(
+                f"the chat template shows {len(pieces) - 1} of {len(grids)} pictures; "
+                "is this a Qwen2.5-VL checkpoint?"
+            )
+        counts = [int(grid.prod()) // self.images.merge_size**2 for grid in grids]
+        return pieces[0] + "".join(
+            token * count + piece for count, piece in zip(counts, pieces[1:], strict=True)
         )
-        new = tokens[0, inputs["input_ids"].shape[1] :]
-        return str(self.processor.decode(new, skip_special_tokens=True))
 
     def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
         """Yes or no: the first word of the reply in lower case, without punctuation."""

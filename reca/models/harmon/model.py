@@ -313,6 +313,10 @@ class HarmonModel(UnifiedModel):
         latents = self.draw_latents(condition, unconditional, sampling, generators)
         return self.frozen.pictures(latents)
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ValueError on an option that `SamplerOptions` does not know or a value that it refuses."""
+        sampling_rules.SamplerOptions.of(sampling)
+
     @torch.no_grad()
     def draw_latents(
         self,

@@ -4,6 +4,7 @@ encoders put together.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,15 @@ from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.network import Showo, ShowoConfig
 from reca.models.showo.options import ShowoOptions, parse
 from reca.models.showo.text import TextFrontEnd, check_vocabulary, load_tokenizer
-from reca.models.unified import DecayGroups, Features, Loss, Sampling, UnifiedModel, Use
+from reca.models.unified import (
+    DecayGroups,
+    Features,
+    Loss,
+    Sampling,
+    UnifiedModel,
+    Use,
+    Workload,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "reca_model.json"
 FORMAT = 1
+_log = logging.getLogger(__name__)
 _TRAINED = "network."  # the attribute that holds all that RecA trains
 
 
@@ -327,6 +337,10 @@ class ShowoModel(UnifiedModel):
         """
         return self.frozen.decode(self.draw_codes(condition, unconditional, sampling, generators))
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ValueError on an option that `SamplerOptions` does not know or a value that it refuses."""
+        sampling_rules.SamplerOptions.of(sampling)
+
     @torch.no_grad()
     def draw_codes(
         self,
@@ -373,6 +387,9 @@ class ShowoModel(UnifiedModel):
         return lambda codes, masked: (first(codes, masked), second(codes, masked))
 
     def _one_pass(self, condition: Condition) -> sampling_rules.CodeLogits:
+        room, longest = self.config.max_text, max(len(text) for text in condition.texts)
+        if condition.understanding is None and longest > room:
+            _log.warning("a prompt of %d tokens is cut to the %d that fit", longest, room)
         slots = self.config.num_vq_tokens
         image = torch.full((len(condition), slots), self.config.ids.mask)
         targets = torch.full_like(image, IGNORE)
@@ -421,6 +438,17 @@ class ShowoModel(UnifiedModel):
         return DecayGroups(
             decay=tuple(name for name in names if "bias" not in name),
             no_decay=tuple(name for name in names if "bias" in name),
+        )
+
+    def workload(self) -> Workload:
+        """One RecA sequence: head, understanding tokens, text and image codes (SPEC 3.2)."""
+        llm, is_clip = self.config.llm, self.config.understanding == "clip"
+        seen = self.config.clip_tokens if is_clip else self.config.num_vq_tokens // 4
+        return Workload(
+            tokens=seen + self.config.head_text + 3 + self.config.num_vq_tokens,
+            layers=llm["num_hidden_layers"],
+            width=llm["hidden_size"],
+            inner=llm["intermediate_size"],
         )
 
     def official_state(self) -> dict[str, Tensor]:

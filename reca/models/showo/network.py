@@ -39,6 +39,7 @@ PHI_1_5: dict[str, Any] = {
     "rope_theta": 10000.0,
     "partial_rotary_factor": 0.5,
 }
+_WHOLE_LLM = tuple(name for name, value in PHI_1_5.items() if type(value) is int)
 CLIP_LARGE_336: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -120,6 +121,8 @@ class ShowoConfig:
 
     def __post_init__(self) -> None:
         _refuse_unknown("network.llm", self.llm, PHI_1_5)
+        _positive("network", vars(self), ("resolution", "llm_vocab_size", "max_text", "head_text"))
+        _positive("network.llm", self.llm, _WHOLE_LLM)
         _choose("understanding", self.understanding, ("clip", "vq"))
         _choose("vq_condition", self.vq_condition, ("half", "blur8", "full"))
         if self.resolution % self.vq.down_sampling:
@@ -145,6 +148,7 @@ class ShowoConfig:
         if self.clip_vision is None:
             raise ValueError("network.clip_vision is missing; understanding 'clip' needs a tower")
         _refuse_unknown("network.clip_vision", self.clip_vision, CLIP_LARGE_336)
+        _positive("network.clip_vision", self.clip_vision, ("image_size", "patch_size"))
         ends = (self.clip_vision.get("hidden_size"), self.llm.get("hidden_size"))
         if len(self.projector) < 2 or (self.projector[0], self.projector[-1]) != ends:
             raise ValueError(
@@ -366,11 +370,22 @@ def _projector(widths: tuple[int, ...]) -> nn.Sequential:
 def _refuse_unknown(
     where: str, given: Mapping[str, Any], known: Mapping[str, Any] | set[str]
 ) -> None:
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"{where} is {given!r}; it must be a section with {', '.join(sorted(known))}"
+        )
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(
             f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
         )
+
+
+def _positive(where: str, given: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        value = given.get(name, 1)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{where}.{name} is {value!r}; it must be a whole number above 0")
 
 
 def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -44,6 +44,10 @@ class ShowoOptions:
             raise ValueError(
                 f"options.implementation is {self.implementation!r}; choose auto, triton or torch"
             )
+        for name in ("max_text_training", "encode_batch"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"options.{name} is {value!r}; it must be a whole number above 0")
         if not 0 <= self.text_dropout <= 1:
             raise ValueError(f"options.text_dropout is {self.text_dropout}; it must be in 0..1")
 

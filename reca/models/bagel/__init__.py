@@ -1,0 +1,1 @@
+"""BAGEL: rectified flow inside a mixture of transformers, drawing and editing."""

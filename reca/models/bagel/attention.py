@@ -1,0 +1,78 @@
+"""How the tokens of both experts meet: in padded packs, and in blocks over kept keys and values.
+
+Letters: B rows, L longest row, P kept keys, U und and G gen tokens of a block, H heads, K key/value
+heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reca.models.bagel.layout import Packed
+from reca.models.bagel.network import Heads
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention of q [B, Q, H, E] over k, v [B, L, K, E]; `mask` [B, 1, Q, L] or [Q, L], True = may see."""
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    if k.dtype != q.dtype:  # a bfloat16 cache under float32 queries
+        k, v = k.to(q.dtype), v.to(q.dtype)
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+class PackedAttention:
+    """Attention of a pack: samples padded to one length, each token seeing what the rule of SPEC 2 allows."""
+
+    def __init__(self, packed: Packed, device: torch.device) -> None:
+        slots = packed.slots()
+        und_at = torch.cat([packed.text_at, packed.vit_at])
+        self.slots = slots[torch.cat([und_at, packed.latent_at])].to(device)
+        self.und = len(und_at)
+        self.shape = (len(packed.sample_lengths), max(packed.sample_lengths))
+        self.mask = packed.allowed().unsqueeze(1).to(device)
+
+    def __call__(self, read: Heads, drawn: Heads) -> tuple[Tensor, Tensor]:
+        """Outputs [U, H, E] and [G, H, E] of the pack's tokens."""
+        q, k, v = (
+            self._padded(torch.cat(parts))
+            for parts in ((read.q, drawn.q), (read.k, drawn.k), (read.v, drawn.v))
+        )
+        out = attend(q, k, v, self.mask).flatten(0, 1)[self.slots]
+        return out[: self.und], out[self.und :]
+
+    def _padded(self, tokens: Tensor) -> Tensor:
+        empty = tokens.new_zeros(self.shape[0] * self.shape[1], *tokens.shape[1:])
+        return empty.index_copy(0, self.slots, tokens).unflatten(0, self.shape)
+
+
+@dataclass
+class BlockAttention:
+    """Attention of one block over what earlier blocks kept and over itself.
+
+    `past`: keys and values [B, P, K, E] of this layer. `mask`: [B, 1, U + G, P + U + G] or None where all see all.
+    `kept` is this block's own keys and values afterwards, und before gen.
+    """
+
+    past: tuple[Tensor, Tensor] | None
+    mask: Tensor | None
+    kept: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, read: Heads, drawn: Heads) -> tuple[Tensor, Tensor]:
+        """Outputs [B, U, H, E] and [B, G, H, E]."""
+        und, gen = read.q.shape[1], drawn.q.shape[1]
+        if not gen:
+            q, k, v = read.q, read.k, read.v
+        else:
+            q = torch.cat([read.q, drawn.q], dim=1)
+            k, v = torch.cat([read.k, drawn.k], dim=1), torch.cat([read.v, drawn.v], dim=1)
+        self.kept = (k, v)
+        if self.past is not None:
+            k, v = torch.cat([self.past[0], k], dim=1), torch.cat([self.past[1], v], dim=1)
+        out = attend(q, k, v, self.mask)
+        return out[:, :und], out[:, und:]

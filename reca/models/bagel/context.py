@@ -1,0 +1,233 @@
+"""Contexts with kept keys and values, and the picture block that is drawn behind them.
+
+A context holds B rows of any lengths; rows are padded and the padding is never seen. What a block keeps does not depend
+on blocks behind it, so a prefix is run once and every noise level, guidance branch and answer token reuses it.
+Source: reference/bagel/SPEC.md sections 2 and 4, and point 8 of section 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reca.models.bagel.attention import BlockAttention
+from reca.models.bagel.layout import framed
+from reca.models.bagel.network import Bagel, Pair
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of B rows: und tokens [B, U, D] in sequence order, and gen tokens [B, G, D] (full blocks only).
+
+    `valid` [B, U + G] marks real tokens, und before gen; None: all. `advance` [B]: by how much the rope id moves on.
+    """
+
+    und: Tensor
+    causal: bool
+    advance: Tensor
+    gen: Tensor | None = None
+    valid: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """Keys and values [B, P, K, E] per layer, which of the P are real [B, P], and the next rope id of each row [B]."""
+
+    kept: tuple[tuple[Tensor, Tensor], ...]
+    valid: Tensor
+    position: Tensor
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def rows(self, index: Tensor | slice) -> Context:
+        """Some rows."""
+        kept = tuple((k[index], v[index]) for k, v in self.kept)
+        return Context(kept, self.valid[index], self.position[index])
+
+
+def empty(network: Bagel, rows: int) -> Context:
+    """A context without any token."""
+    weight = network.decoder.embed_tokens.weight
+    config = network.config.llm
+    none = weight.new_zeros(rows, 0, config.num_key_value_heads, config.head_dim)
+    kept = tuple((none, none) for _ in network.decoder.layers)
+    device = weight.device
+    position = torch.zeros(rows, dtype=torch.long, device=device)
+    return Context(kept, torch.zeros(rows, 0, dtype=torch.bool, device=device), position)
+
+
+def stacked(contexts: Sequence[Context]) -> Context:
+    """All rows of several contexts in one, padded to the longest."""
+    longest = max(context.valid.shape[1] for context in contexts)
+    padded = [_widened(context, longest) for context in contexts]
+    kept = tuple(
+        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
+        for layer in zip(*(context.kept for context in padded), strict=True)
+    )
+    valid = torch.cat([context.valid for context in padded])
+    return Context(kept, valid, torch.cat([context.position for context in padded]))
+
+
+def _widened(context: Context, length: int) -> Context:
+    missing = length - context.valid.shape[1]
+    if not missing:
+        return context
+    pad = torch.nn.functional.pad
+    kept = tuple(
+        (pad(k, (0, 0, 0, 0, 0, missing)), pad(v, (0, 0, 0, 0, 0, missing)))
+        for k, v in context.kept
+    )
+    return Context(kept, pad(context.valid, (0, missing)), context.position)
+
+
+# ---- blocks ------------------------------------------------------------------------------------
+def text_block(
+    network: Bagel, texts: Sequence[Sequence[int] | None], framing: bool = True
+) -> Block:
+    """Texts as BOS, ids, EOS (or as they are); a row of None has no text at all."""
+    special, device = network.config.special, network.decoder.embed_tokens.weight.device
+    rows = [
+        [] if text is None else framed(text, special) if framing else list(text) for text in texts
+    ]
+    lengths = [len(row) for row in rows]
+    longest = max(lengths)
+    ids = torch.tensor([row + [special.eos] * (longest - len(row)) for row in rows], device=device)
+    ids = ids.view(len(rows), longest).long()
+    sizes = torch.tensor(lengths, device=device)
+    valid = None
+    if min(lengths) != longest:
+        valid = torch.arange(longest, device=device) < sizes.unsqueeze(1)
+    return Block(network.embed(ids), True, sizes, valid=valid)
+
+
+def picture_block(
+    network: Bagel, embeddings: Tensor, valid: Tensor | None = None, is_latent: bool = False
+) -> Block:
+    """SOI, a picture's tokens [B, P, D], EOI: und tokens, or gen tokens where `is_latent`."""
+    rows = len(embeddings)
+    first, last = markers(network, rows).split(1, dim=1)
+    one = torch.ones(rows, dtype=torch.long, device=embeddings.device)
+    if is_latent:
+        return Block(torch.cat([first, last], dim=1), False, one, gen=embeddings)
+    if valid is not None:
+        ends = valid.new_ones(rows, 1)
+        valid = torch.cat([ends, valid, ends], dim=1)
+    und = torch.cat([first.to(embeddings.dtype), embeddings, last.to(embeddings.dtype)], dim=1)
+    return Block(und, False, one, valid=valid)
+
+
+def markers(network: Bagel, rows: int) -> Tensor:
+    """Embeddings of SOI and EOI, [B, 2, D]."""
+    special = network.config.special
+    device = network.decoder.embed_tokens.weight.device
+    ids = torch.tensor([special.start_of_image, special.end_of_image], device=device)
+    return network.embed(ids).expand(rows, 2, -1)
+
+
+# ---- passes ------------------------------------------------------------------------------------
+def extend(
+    network: Bagel, context: Context, blocks: Sequence[Block], *, frozen: bool = False
+) -> tuple[Context, Pair]:
+    """Run blocks behind a context in one pass: the longer context, and final states of the new tokens."""
+    und = torch.cat([block.und for block in blocks], dim=1)
+    gen = torch.cat([_gen(block) for block in blocks], dim=1)
+    plan = _Plan(context, blocks)
+    attends = [BlockAttention(past, plan.mask) for past in context.kept]
+    if not context.valid.shape[1]:
+        attends = [BlockAttention(None, plan.mask) for _ in context.kept]
+    hidden = network.decoder(Pair(und, gen), plan.positions, attends, frozen=frozen)
+    kept = tuple(_joined(past, one.kept) for past, one in zip(context.kept, attends, strict=True))
+    valid = torch.cat([context.valid, plan.valid], dim=1)
+    return Context(kept, valid, plan.next_position), hidden
+
+
+def _gen(block: Block) -> Tensor:
+    return block.gen if block.gen is not None else block.und[:, :0]
+
+
+def _joined(
+    past: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    assert new is not None, "attention ran"
+    if not past[0].shape[1]:
+        return new
+    return torch.cat([past[0], new[0]], dim=1), torch.cat([past[1], new[1]], dim=1)
+
+
+class _Plan:
+    """Rope ids and mask of blocks behind a context; columns are all und tokens, then all gen tokens."""
+
+    def __init__(self, context: Context, blocks: Sequence[Block]) -> None:
+        device, rows = context.position.device, len(context)
+        rope = context.position
+        positions: list[list[Tensor]] = [[], []]
+        valid: list[list[Tensor]] = [[], []]
+        number: list[list[int]] = [[], []]
+        for index, block in enumerate(blocks):
+            sizes = (block.und.shape[1], _gen(block).shape[1])
+            real = block.valid
+            if real is None:
+                real = torch.ones(rows, sum(sizes), dtype=torch.bool, device=device)
+            for kind, (size, part) in enumerate(zip(sizes, real.split(sizes, dim=1), strict=True)):
+                step = torch.arange(size, device=device) * int(block.causal)
+                positions[kind].append(rope.unsqueeze(1) + step)
+                valid[kind].append(part)
+                number[kind] += [index] * size
+            rope = rope + block.advance
+        self.next_position = rope
+        und, gen = (torch.cat(parts, dim=1) for parts in positions)
+        self.positions = (und, gen)
+        self.valid = torch.cat([*valid[0], *valid[1]], dim=1)
+        causal = torch.tensor([block.causal for block in blocks], device=device)
+        self.mask = self._mask(
+            context.valid, torch.tensor([*number[0], *number[1]], device=device), causal
+        )
+
+    def _mask(self, past: Tensor, number: Tensor, causal: Tensor) -> Tensor | None:
+        order = torch.arange(len(number), device=number.device)
+        same = number.unsqueeze(0) == number.unsqueeze(1)
+        inside = same & (~causal[number].unsqueeze(1) | (order.unsqueeze(0) <= order.unsqueeze(1)))
+        own = inside | (number.unsqueeze(0) < number.unsqueeze(1))  # [query, key]
+        padded = not bool(self.valid.all()) or not bool(past.all())
+        if not padded and not past.shape[1]:
+            return own
+        if not padded:
+            return torch.cat([own.new_ones(len(own), past.shape[1]), own], dim=1)
+        itself = torch.eye(len(number), dtype=torch.bool, device=number.device)
+        new = (own & self.valid.unsqueeze(1)) | itself  # [B, Q, Q]; pads see themselves
+        old = past.unsqueeze(1).expand(-1, len(number), -1)
+        return torch.cat([old, new], dim=2).unsqueeze(1)
+
+
+def velocity(
+    network: Bagel, context: Context, x: Tensor, t: Tensor, ids: Tensor, *, frozen: bool = True
+) -> Tensor:
+    """Velocity [B, N, C] of noisy latent tokens x [B, N, C] at times t [B]; see `drawn_states`."""
+    return network.llm2vae(drawn_states(network, context, x, t, ids, frozen=frozen))
+
+
+def drawn_states(
+    network: Bagel, context: Context, x: Tensor, t: Tensor, ids: Tensor, *, frozen: bool = True
+) -> Tensor:
+    """Final states [B, N, D] of noisy latent tokens x at times t [B], each row seeing its context and its own block.
+
+    `ids` [N]: places in the latent table. The two markers are und tokens; `frozen` keeps gradients out of them.
+    """
+    gen = network.latents_in(x, t.unsqueeze(1), ids)
+    und = markers(network, len(x))
+    position = context.position.unsqueeze(1)
+    mask = None
+    if not bool(context.valid.all()):
+        own = context.valid.new_ones(len(x), 2 + x.shape[1])
+        mask = torch.cat([context.valid, own], dim=1)[:, None, None, :]
+    kept: Sequence[tuple[Tensor, Tensor] | None] = context.kept
+    if not context.valid.shape[1]:
+        kept = [None for _ in context.kept]
+    attends = [BlockAttention(past, mask) for past in kept]
+    positions = (position.expand(-1, 2), position.expand(-1, x.shape[1]))
+    hidden = network.decoder(Pair(und, gen), positions, attends, frozen=frozen)
+    return hidden.gen

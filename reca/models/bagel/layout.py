@@ -1,0 +1,198 @@
+"""Samples as lists of splits, and packs of samples: token order, rope ids, attention rule, loss positions.
+
+Source: reference/bagel/SPEC.md section 2. Letters: S tokens of a pack, B samples, L longest sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reca.models.bagel.config import SpecialIds
+from reca.models.bagel.vision import position_ids
+
+Mode = Literal["causal", "full", "noise"]
+MODES: tuple[Mode, ...] = ("causal", "full", "noise")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One stretch of a sample. `vit` and `vae` have a `grid` (rows, columns) of patches, `text` has `ids`.
+
+    `target`: the model is trained on it (an answer, or the picture to draw). `dropped`: left out, as guidance training
+    does; an image still advances the rope id.
+    """
+
+    kind: Literal["text", "vit", "vae"]
+    ids: tuple[int, ...] = ()
+    grid: tuple[int, int] = (0, 0)
+    target: bool = False
+    dropped: bool = False
+
+    @property
+    def mode(self) -> Mode:
+        """How its tokens attend to each other, and who may see them."""
+        if self.kind == "text":
+            return "causal"
+        return "noise" if self.kind == "vae" and self.target else "full"
+
+    @property
+    def inner(self) -> int:
+        """Tokens between the two markers."""
+        return len(self.ids) if self.kind == "text" else self.grid[0] * self.grid[1]
+
+    @property
+    def advance(self) -> int:
+        """By how much the rope id moves on behind it."""
+        if self.kind == "text":
+            return 0 if self.dropped else self.inner + 2
+        return 0 if self.mode == "noise" else 1
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Several samples in a row. `*_at` are places in the pack, all others say what stands there.
+
+    `positions`, `sample`, `split`, `mode`: per token [S]. Text covers BOS, EOS and image markers.
+    """
+
+    text_ids: Tensor
+    text_at: Tensor
+    vit_ids: Tensor
+    vit_at: Tensor
+    latent_ids: Tensor
+    latent_at: Tensor
+    mse_at: Tensor
+    ce_at: Tensor
+    labels: Tensor
+    label_weights: Tensor
+    positions: Tensor
+    sample: Tensor
+    split: Tensor
+    mode: Tensor
+    sample_lengths: tuple[int, ...]
+    split_lengths: tuple[int, ...]
+    split_modes: tuple[int, ...]
+
+    def slots(self) -> Tensor:
+        """Where each token stands in a padded [B * L] layout, [S]."""
+        lengths = torch.tensor(self.sample_lengths)
+        starts = torch.cumsum(lengths, 0) - lengths
+        longest = int(lengths.max())
+        return self.sample * longest + torch.arange(len(self.sample)) - starts[self.sample]
+
+    def allowed(self) -> Tensor:
+        """Which token sees which, bool [B, L, L]; pads see themselves only."""
+        shape = (len(self.sample_lengths), max(self.sample_lengths))
+        slots = self.slots()
+
+        def spread(values: Tensor, empty: int) -> Tensor:
+            return torch.full(shape, empty).flatten().index_copy(0, slots, values).view(shape)
+
+        split, mode = spread(self.split, -1), spread(self.mode, -1)
+        same = split.unsqueeze(2) == split.unsqueeze(1)
+        order = torch.arange(shape[1])
+        earlier = order.unsqueeze(0) <= order.unsqueeze(1)
+        inside = same & (mode != MODES.index("causal")).unsqueeze(1)
+        public = (mode != MODES.index("noise")).unsqueeze(1) | same
+        real = split >= 0
+        both = real.unsqueeze(2) & real.unsqueeze(1)
+        return ((earlier | inside) & public & both) | torch.eye(shape[1], dtype=torch.bool)
+
+
+def framed(ids: Sequence[int], special: SpecialIds) -> list[int]:
+    """BOS, ids, EOS."""
+    return [special.bos, *ids, special.eos]
+
+
+class _Packer:
+    """Collects the tokens of a pack, split by split."""
+
+    def __init__(self, special: SpecialIds, vit_side: int, latent_side: int) -> None:
+        self.special, self.sides = special, {"vit": vit_side, "vae": latent_side}
+        self.at: dict[str, list[int]] = {k: [] for k in ("text", "vit", "vae", "mse", "ce")}
+        self.ids: dict[str, list[int]] = {k: [] for k in ("text", "vit", "vae")}
+        self.labels: list[int] = []
+        self.weights: list[float] = []
+        self.rows: list[tuple[int, int, int, int]] = []  # position, sample, split, mode
+        self.splits: list[tuple[int, int]] = []  # length, mode
+        self.lengths: list[int] = []
+
+    def sample(self, splits: Sequence[Split]) -> None:
+        """Append one sample."""
+        before, rope = len(self.rows), 0
+        for split in splits:
+            if not split.dropped:
+                self._split(split, rope)
+            rope += split.advance
+        self.lengths.append(len(self.rows) - before)
+
+    def _split(self, split: Split, rope: int) -> None:
+        start, length = len(self.rows), split.inner + 2
+        inner = range(start + 1, start + 1 + split.inner)
+        if split.kind == "text":
+            self._text(framed(split.ids, self.special), range(start, start + length))
+        else:
+            self._text(
+                [self.special.start_of_image, self.special.end_of_image], [start, inner.stop]
+            )
+            self.at[split.kind] += inner
+            self.ids[split.kind] += position_ids(split.grid, self.sides[split.kind]).tolist()
+        if split.target and split.kind == "text":
+            self.at["ce"] += range(start, start + length - 1)
+            self.labels += [*split.ids, self.special.eos]
+            self.weights += [(length - 1) ** -0.5] * (length - 1)
+        elif split.target:
+            self.at["mse"] += inner
+        mode = MODES.index(split.mode)
+        step = 1 if split.kind == "text" else 0
+        number = len(self.splits)
+        self.rows += [
+            (rope + step * offset, len(self.lengths), number, mode) for offset in range(length)
+        ]
+        self.splits.append((length, mode))
+
+    def _text(self, ids: Sequence[int], at: Sequence[int]) -> None:
+        self.ids["text"] += ids
+        self.at["text"] += at
+
+    def packed(self) -> Packed:
+        """All of it as tensors."""
+        rows = torch.tensor(self.rows, dtype=torch.long).view(-1, 4)
+        positions, sample, split, mode = rows.unbind(1)
+        at = {name: torch.tensor(places, dtype=torch.long) for name, places in self.at.items()}
+        ids = {name: torch.tensor(found, dtype=torch.long) for name, found in self.ids.items()}
+        lengths, modes = zip(*self.splits, strict=True)
+        return Packed(
+            ids["text"],
+            at["text"],
+            ids["vit"],
+            at["vit"],
+            ids["vae"],
+            at["vae"],
+            at["mse"],
+            at["ce"],
+            torch.tensor(self.labels, dtype=torch.long),
+            torch.tensor(self.weights),
+            positions,
+            sample,
+            split,
+            mode,
+            tuple(self.lengths),
+            lengths,
+            modes,
+        )
+
+
+def pack(
+    samples: Sequence[Sequence[Split]], special: SpecialIds, vit_side: int, latent_side: int
+) -> Packed:
+    """Put samples in a row; `*_side` are the sides of the two position tables."""
+    packer = _Packer(special, vit_side, latent_side)
+    for sample in samples:
+        packer.sample(sample)
+    return packer.packed()

@@ -1,0 +1,279 @@
+"""BAGEL's mixture of transformers: what no library has, under the official names.
+
+Every layer holds two experts: und (text, image markers, ViT tokens) and gen (latents). The two kinds of token are kept
+apart in tensors of their own, so nothing is scattered or gathered; they meet in attention only.
+Source: reference/bagel/SPEC.md section 3. Letters: T tokens of one expert (leading axes are free), D width, H heads, K
+key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.embeddings import get_2d_sincos_pos_embed, get_timestep_embedding
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import (
+    Qwen2MLP,
+    Qwen2RMSNorm,
+    apply_rotary_pos_emb,
+)
+
+from reca.models.bagel.config import TIME_FREQUENCIES, BagelConfig, LanguageConfig
+from reca.models.bagel.vision import VisionTower
+
+GEN = "_moe_gen"  # suffix of the gen expert's weights
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Tokens by expert: `und` [..., D] and `gen` [..., D]; either may hold no token."""
+
+    und: Tensor
+    gen: Tensor
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Queries [..., H, E], keys and values [..., K, E] of one expert's tokens."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin, [..., E], of one expert's tokens."""
+
+Attend = Callable[[Heads, Heads], tuple[Tensor, Tensor]]
+"""Attention over the tokens of both experts; gives their outputs [..., H, E]."""
+
+
+def no_grad_if(frozen: bool) -> contextlib.AbstractContextManager[None]:
+    """No gradient inside the block where `frozen`."""
+    return torch.no_grad() if frozen else contextlib.nullcontext()
+
+
+class MoTAttention(nn.Module):
+    """Two sets of projections and head norms; attention itself is handed in."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        width, head = config.hidden_size, config.head_dim
+        self.head_dim = head
+        for suffix in ("", GEN):
+            for name, heads in (
+                ("q_proj", config.num_attention_heads),
+                ("k_proj", config.num_key_value_heads),
+                ("v_proj", config.num_key_value_heads),
+            ):
+                self.add_module(name + suffix, nn.Linear(width, heads * head, bias=True))
+            out = nn.Linear(config.num_attention_heads * head, width, bias=False)
+            self.add_module("o_proj" + suffix, out)
+            self.add_module("q_norm" + suffix, Qwen2RMSNorm(head, config.rms_norm_eps))
+            self.add_module("k_norm" + suffix, Qwen2RMSNorm(head, config.rms_norm_eps))
+
+    def heads(self, x: Tensor, rotary: Rotary, suffix: str) -> Heads:
+        """Normalised, rotated queries and keys, and values, of one expert's tokens x [..., D]."""
+        parts = self._modules
+        q, k, v = (
+            parts[name + suffix](x).unflatten(-1, (-1, self.head_dim))  # type: ignore[misc]
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        q, k = parts["q_norm" + suffix](q), parts["k_norm" + suffix](k)  # type: ignore[misc]
+        q, k = apply_rotary_pos_emb(q, k, *rotary, unsqueeze_dim=-2)
+        return Heads(q, k, v)
+
+    def out(self, attended: Tensor, suffix: str) -> Tensor:
+        """Output projection of one expert's attention output [..., H, E]."""
+        return self._modules["o_proj" + suffix](attended.flatten(-2))  # type: ignore[misc]
+
+
+class MoTLayer(nn.Module):
+    """One decoder layer: pre-norm attention and a gated MLP, each by the token's expert."""
+
+    def __init__(self, config: LanguageConfig, mlp: Qwen2Config) -> None:
+        super().__init__()
+        self.self_attn = MoTAttention(config)
+        for suffix in ("", GEN):
+            self.add_module("mlp" + suffix, Qwen2MLP(mlp))
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                norm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
+                self.add_module(name + suffix, norm)
+
+    def forward(
+        self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attend: Attend, frozen: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream of both experts behind this layer.
+
+        `frozen` keeps every gradient out of the und tokens: their queries, keys, values, attention output and MLP are
+        constants (SPEC 5), also where they attend to gen tokens.
+        """
+        with no_grad_if(frozen):
+            read = self.self_attn.heads(self._part("input_layernorm", "", und), rotary[0], "")
+        drawn = self.self_attn.heads(self._part("input_layernorm", GEN, gen), rotary[1], GEN)
+        seen, made = attend(read, drawn)
+        with no_grad_if(frozen):
+            und = self._rest(und, seen, "")
+        return und, self._rest(gen, made, GEN)
+
+    def _rest(self, x: Tensor, attended: Tensor, suffix: str) -> Tensor:
+        x = x + self.self_attn.out(attended, suffix)
+        return x + self._part("mlp", suffix, self._part("post_attention_layernorm", suffix, x))
+
+    def _part(self, name: str, suffix: str, x: Tensor) -> Tensor:
+        return self._modules[name + suffix](x)  # type: ignore[misc]
+
+
+class MoTModel(nn.Module):
+    """Embedding, layers, and a final norm per expert."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.head_dim, self.theta = config.head_dim, config.rope_theta
+        mlp = Qwen2Config(
+            hidden_size=config.hidden_size, intermediate_size=config.intermediate_size
+        )
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(MoTLayer(config, mlp) for _ in range(config.num_hidden_layers))
+        for suffix in ("", GEN):
+            norm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.add_module("norm" + suffix, norm)
+
+    def rotary(self, positions: Tensor) -> Rotary:
+        """Cos and sin [..., E] of rope ids [...], in float32."""
+        # recomputed: a buffer would stay on the meta device when the weights are assigned
+        span = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
+        angles = positions.float().unsqueeze(-1) * self.theta ** (-span / self.head_dim)
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()
+
+    def forward(
+        self,
+        tokens: Pair,
+        positions: tuple[Tensor, Tensor],
+        attends: Sequence[Attend],
+        *,
+        frozen: bool = False,
+        collect: list[Pair] | None = None,
+    ) -> Pair:
+        """Final normalised states of both experts.
+
+        `positions` are the rope ids of und and gen tokens, `attends` the attention of each layer; `collect` receives
+        the residual stream behind every layer.
+        """
+        rotary = (self.rotary(positions[0]), self.rotary(positions[1]))
+        und, gen = (tokens.und.detach() if frozen else tokens.und), tokens.gen
+        for layer, attend in zip(self.layers, attends, strict=True):
+            und, gen = layer(und, gen, rotary, attend, frozen)
+            if collect is not None:
+                collect.append(Pair(und, gen))
+        with no_grad_if(frozen):
+            und = self._modules["norm"](und)  # type: ignore[misc]
+        return Pair(und, self._modules["norm" + GEN](gen))  # type: ignore[misc]
+
+
+class LanguageModel(nn.Module):
+    """The decoder with its untied head."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.model = MoTModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+class Connector(nn.Module):
+    """Two linear maps with a tanh-GELU between: ViT width to decoder width."""
+
+    def __init__(self, vision: int, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(vision, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., Dvit] -> [..., D]."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class TimeEmbedder(nn.Module):
+    """MLP over sines and cosines of the flow time, which is in [0, 1] and not scaled (SPEC 2)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers = [nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)]
+        self.mlp = nn.Sequential(*layers)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """T [n] -> [n, D]."""
+        waves = get_timestep_embedding(
+            t, TIME_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0
+        )
+        return self.mlp(waves)
+
+
+class FixedTable(nn.Module):
+    """A 2-D table of sines and cosines [side * side, D]; part of the checkpoint, never learned."""
+
+    def __init__(self, side: int, width: int) -> None:
+        super().__init__()
+        if torch.get_default_device().type == "meta":
+            table = torch.empty(side * side, width)
+        else:
+            table = sincos_table(side, width)
+        self.register_buffer("pos_embed", table)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows of ids (row * side + column), [..., D]."""
+        return self._buffers["pos_embed"][ids]  # type: ignore[index]
+
+
+def sincos_table(side: int, width: int) -> Tensor:
+    """The table of SPEC 2, float32 [side * side, width]: sines and cosines of the column, then of the row."""
+    with torch.device("cpu"):
+        table = get_2d_sincos_pos_embed(width, side, base_size=side, output_type="pt")
+    return table.float()
+
+
+class Bagel(nn.Module):
+    """Everything in the released `ema.safetensors`; the VAE is a file and a module of its own."""
+
+    def __init__(self, config: BagelConfig) -> None:
+        super().__init__()
+        self.config, width = config, config.llm.hidden_size
+        self.language_model = LanguageModel(config.llm)
+        self.vit_model = VisionTower(config.vit)
+        self.connector = Connector(config.vit.hidden_size, width)
+        self.vae2llm = nn.Linear(config.latent_width, width)
+        self.llm2vae = nn.Linear(width, config.latent_width)
+        self.time_embedder = TimeEmbedder(width)
+        self.latent_pos_embed = FixedTable(config.max_latent_size, width)
+        self.vit_pos_embed = FixedTable(config.vit_max_num_patch_per_side, width)
+
+    @property
+    def decoder(self) -> MoTModel:
+        """The mixture of transformers."""
+        return self.language_model.model
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings [..., D]."""
+        return self.decoder.embed_tokens(ids)
+
+    def read(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Understanding embeddings [..., D] of ViT states [..., Dvit] at position ids [...] (SPEC 3)."""
+        return self.connector(hidden) + self.vit_pos_embed(ids)
+
+    def latents_in(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """Decoder inputs [..., N, D] of noisy latent tokens x [..., N, C].
+
+        `t` is one time per token [..., N] or per image [..., 1]; `ids` are positions in the latent table, [N] or
+        [..., N].
+        """
+        time = self.time_embedder(t.reshape(-1)).unflatten(0, t.shape)
+        return self.vae2llm(x) + time + self.latent_pos_embed(ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary scores [..., V] of final und states."""
+        return self.language_model.lm_head(hidden)

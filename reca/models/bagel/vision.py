@@ -1,0 +1,188 @@
+"""What BAGEL reads and draws pictures with: the SigLIP2 NaViT, the FLUX autoencoder, patches and resize rule.
+
+Source: reference/bagel/SPEC.md sections 1, 2 and 6. Letters: B pictures, P patches, N latent tokens, C values of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image as Pillow
+from torch import Tensor, nn
+from transformers import SiglipVisionConfig
+from transformers.models.siglip.modeling_siglip import SiglipEncoder
+
+from reca.images import to_tensor
+from reca.models.bagel.config import VaeConfig, VisionConfig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 14 * 14 * 9 * 1024
+
+
+# ---- resize rule and patches -------------------------------------------------------------------
+def resized(
+    size: tuple[int, int], most: int, least: int, stride: int, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """The rule R of SPEC 2 on (width, height), for one picture; rounding is Python's (half to even)."""
+    width, height = size
+    scale = max(min(most / max(size), 1), least / min(size))
+    width, height = _strided(width, height, scale, stride)
+    if width * height > max_pixels:
+        # an area ratio used as a side ratio: so published
+        width, height = _strided(width, height, max_pixels / (width * height), stride)
+    if max(width, height) > most:
+        width, height = _strided(width, height, most / max(width, height), stride)
+    return width, height
+
+
+def _strided(width: int, height: int, scale: float, stride: int) -> tuple[int, int]:
+    sides = (max(stride, round(round(side * scale) / stride) * stride) for side in (width, height))
+    wide, high = sides
+    return wide, high
+
+
+def prepared(image: Image, most: int, least: int, stride: int) -> Tensor:
+    """A picture resized by R (bicubic, no crop) as pixels [3, H, W] in [-1, 1]."""
+    size = resized(image.size, most, least, stride)
+    return to_tensor(image.resize(size, Pillow.Resampling.BICUBIC))
+
+
+def central_square(image: Image) -> Image:
+    """The central square of a picture; the picture itself where it is square."""
+    short = min(image.size)
+    left, top = ((side - short) // 2 for side in image.size)
+    return (
+        image
+        if image.size == (short, short)
+        else image.crop((left, top, left + short, top + short))
+    )
+
+
+def patchify(pixels: Tensor, patch: int) -> Tensor:
+    """[..., C, H, W] -> [..., P, patch * patch * C] in raster order; a row holds (row, column, channel) of a patch."""
+    cut = pixels.unflatten(-2, (-1, patch)).unflatten(-1, (-1, patch))  # ... C h p w q
+    cut = cut.movedim(-5, -1)  # ... h p w q C
+    cut = cut.transpose(-4, -3)  # ... h w p q C
+    return cut.flatten(-3).flatten(-3, -2)
+
+
+def unpatchify(rows: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """The inverse of `patchify` for a grid (rows, columns): [..., P, patch * patch * C] -> [..., C, H, W]."""
+    cut = rows.unflatten(-2, grid).unflatten(-1, (patch, patch, -1))  # ... h w p q C
+    cut = cut.transpose(-4, -3).movedim(-1, -5)  # ... C h p w q
+    return cut.flatten(-4, -3).flatten(-2)
+
+
+def position_ids(grid: tuple[int, int], side: int) -> Tensor:
+    """Ids row * side + column of a grid's patches, [P]; ValueError where the table is too small."""
+    if max(grid) > side:
+        raise ValueError(
+            f"a picture of {grid[0]} x {grid[1]} patches does not fit the position table of {side} x {side}; "
+            "make it smaller"
+        )
+    rows, columns = torch.arange(grid[0]), torch.arange(grid[1])
+    return (rows.unsqueeze(1) * side + columns).flatten()
+
+
+# ---- the ViT -----------------------------------------------------------------------------------
+class _Embeddings(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Linear(3 * config.patch_size**2, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.side**2, config.hidden_size)
+
+
+class _VisionModel(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        siglip = SiglipVisionConfig(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            vision_use_head=False,
+        )
+        siglip._attn_implementation = "sdpa"
+        self.embeddings = _Embeddings(config)
+        self.encoder = SiglipEncoder(cast("Any", siglip))  # annotated with the two-tower config
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=siglip.layer_norm_eps)
+
+
+class VisionTower(nn.Module):
+    """SigLIP2 on pictures of any size: patches in, states behind the last layer norm out."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.vision_model = _VisionModel(config)
+
+    def forward(self, patches: Tensor, ids: Tensor, valid: Tensor | None = None) -> Tensor:
+        """States [B, P, Dvit] of patches [B, P, 3 p p] at position ids [B, P].
+
+        `valid` [B, P] marks what is no padding; each picture sees itself only.
+        """
+        model = self.vision_model
+        weight = model.embeddings.patch_embedding.weight
+        hidden = model.embeddings.patch_embedding(patches.to(weight.dtype))
+        hidden = hidden + model.embeddings.position_embedding(ids)
+        mask = None
+        if valid is not None and not bool(valid.all()):
+            seen = valid.unsqueeze(1) | torch.eye(
+                valid.shape[1], dtype=torch.bool, device=valid.device
+            )
+            mask = seen.unsqueeze(1)  # pads see themselves, so no row is empty
+        hidden = model.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+        return model.post_layernorm(hidden)
+
+
+# ---- the autoencoder ---------------------------------------------------------------------------
+def build_vae(config: VaeConfig) -> nn.Module:
+    """FLUX's autoencoder of these sizes; only its scale and shift are ours to apply."""
+    levels = len(config.ch_mult)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        block_out_channels=[config.ch * factor for factor in config.ch_mult],
+        layers_per_block=config.num_res_blocks,
+        latent_channels=config.z_channels,
+        norm_num_groups=config.norm_groups,
+        act_fn="silu",
+        scaling_factor=config.scale_factor,
+        shift_factor=config.shift_factor,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=True,
+    )
+    return cast("nn.Module", vae)  # the stubs of diffusers hide the base class
+
+
+def moments(vae: nn.Module, pixels: Tensor) -> Tensor:
+    """Mean and log-variance of the latents, [B, 2z, h, w], of pixels [B, 3, H, W]."""
+    return vae.get_submodule("encoder")(pixels)
+
+
+def latents(found: Tensor, noise: Tensor, config: VaeConfig) -> Tensor:
+    """A scaled posterior sample [B, z, h, w] from moments and standard normal noise (SPEC 2)."""
+    mean, log_variance = found.chunk(2, dim=1)
+    drawn = mean + torch.exp(0.5 * log_variance) * noise
+    return config.scale_factor * (drawn - config.shift_factor)
+
+
+def decoded(vae: nn.Module, scaled: Tensor, config: VaeConfig) -> Tensor:
+    """Pixels [B, 3, H, W] of scaled latents, in [-1, 1] but for overshoot."""
+    return vae.get_submodule("decoder")(scaled / config.scale_factor + config.shift_factor)
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows [P_i, ...] zero-padded to one tensor [B, P, ...], and which places are real, [B, P]."""
+    lengths = torch.tensor([len(row) for row in rows])
+    joined = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return joined, torch.arange(joined.shape[1]) < lengths.unsqueeze(1)

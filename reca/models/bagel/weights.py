@@ -1,0 +1,133 @@
+"""BAGEL's weight files: official names, released manifests, strict loading without a second copy, export.
+
+Two files make a model: the network (`ema.safetensors` of the base, `model_bf16.safetensors` of RecA) and the VAE
+(`ae.safetensors`). Source: reference/bagel/SPEC.md sections 1 and 6.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from reca.models.bagel.network import GEN, Bagel, FixedTable, sincos_table
+from reca.models.streaming import assign_strictly
+from reca.models.weights import manifest_of, save_safetensors
+
+RELEASED = ("BAGEL-7B-MoT_ema", "BAGEL-7B-MoT_ae")
+TRAINED = (GEN, "time_embedder.", "vae2llm.", "llm2vae.")  # parts of the names that RecA trains
+
+_VAE_NAMES = (  # diffusers pattern -> official; levels of the decoder are counted from the other end
+    (r"\.down_blocks\.(\d+)\.resnets\.(\d+)", r".down.\1.block.\2"),
+    (r"\.down_blocks\.(\d+)\.downsamplers\.0\.conv", r".down.\1.downsample.conv"),
+    (r"\.up_blocks\.(\d+)\.resnets\.(\d+)", r".up.\1.block.\2"),
+    (r"\.up_blocks\.(\d+)\.upsamplers\.0\.conv", r".up.\1.upsample.conv"),
+    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
+    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
+    (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
+    (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
+    (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+    (r"\.conv_norm_out\.", ".norm_out."),
+)
+_ATTENTION = re.compile(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$")
+
+
+def released_manifest(name: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Official names, shapes and dtypes of a released checkpoint, one of `RELEASED`."""
+    if name not in RELEASED:
+        raise ValueError(f"no manifest of {name!r}; there are: {', '.join(RELEASED)}")
+    text = (files("reca.models.bagel.manifests") / f"{name}.json").read_text()
+    return {key: (tuple(shape), dtype) for key, (shape, dtype) in json.loads(text).items()}
+
+
+def is_trained(name: str) -> bool:
+    """Whether RecA trains the network's weight of this name (SPEC 5)."""
+    return any(part in name for part in TRAINED)
+
+
+# ---- the VAE's two sets of names ----------------------------------------------------------------
+def official_vae_names(vae: nn.Module) -> dict[str, str]:
+    """Official name by diffusers name."""
+    levels = len(cast("Any", vae).config.block_out_channels)
+    return {name: _official_vae_name(name, levels) for name in vae.state_dict()}
+
+
+def _official_vae_name(name: str, levels: int) -> str:
+    for pattern, official in _VAE_NAMES:
+        name = re.sub(pattern, official, name)
+    if match := re.match(r"decoder\.up\.(\d+)\.", name):
+        name = f"decoder.up.{levels - 1 - int(match[1])}.{name[match.end() :]}"
+    return name
+
+
+def official_state(module: nn.Module) -> dict[str, Tensor]:
+    """The content of a network or VAE under its official names and shapes."""
+    if isinstance(module, Bagel):
+        return module.state_dict()
+    if not isinstance(module, AutoencoderKL):
+        raise TypeError(f"{type(module).__name__} is no part of a BAGEL")
+    names = official_vae_names(module)
+    state = {}
+    for ours, tensor in module.state_dict().items():
+        official = names[ours]
+        # a 1 x 1 convolution in the official file
+        state[official] = tensor[:, :, None, None] if _ATTENTION.search(official) else tensor
+    return state
+
+
+# ---- loading and saving -------------------------------------------------------------------------
+def load_network(network: Bagel, path: str | Path) -> None:
+    """Load an official (or our own) checkpoint into a network, which may be on `meta`.
+
+    Weights keep the dtype that the network was built with. ValueError names the file and what does not fit; a changed
+    position table is a fault, too.
+    """
+    own = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    assign_strictly(network, path, dtype=own.__getitem__)
+    for name, module in network.named_modules():
+        if isinstance(module, FixedTable):
+            _check_table(name, module, path)
+
+
+def _check_table(name: str, module: FixedTable, path: str | Path) -> None:
+    table = module.pos_embed
+    assert isinstance(table, Tensor)
+    exact = sincos_table(round(len(table) ** 0.5), table.shape[1])
+    if not torch.allclose(table.float(), exact, atol=8e-3):  # bfloat16 files round it
+        raise ValueError(
+            f"{path}: {name}.pos_embed is not the table of sines and cosines; fetch it again"
+        )
+    module._buffers["pos_embed"] = exact
+
+
+def load_vae(vae: nn.Module, path: str | Path) -> None:
+    """Load `ae.safetensors` (or our own file under the same names), strictly."""
+    ours = {official: name for name, official in official_vae_names(vae).items()}
+
+    def convert(official: str, tensor: Tensor) -> tuple[str, Tensor]:
+        value = tensor[:, :, 0, 0] if _ATTENTION.search(official) else tensor
+        return ours[official], value
+
+    expected = manifest_of(official_state(vae))
+    assign_strictly(vae, path, convert=convert, dtype=lambda _: torch.float32, expected=expected)
+
+
+def save_official(
+    module: nn.Module, path: str | Path, dtype: Callable[[str], torch.dtype] | None = None
+) -> None:
+    """Write a network or VAE as one safetensors file under its official names.
+
+    `dtype` chooses how each weight is stored; None: as it is.
+    """
+    state = official_state(module)
+    if dtype is not None:
+        state = {name: tensor.to(dtype(name)) for name, tensor in state.items()}
+    save_safetensors(state, path)

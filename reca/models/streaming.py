@@ -1,0 +1,104 @@
+"""Loading checkpoints that are too large for a second copy: shard by shard, tensor by tensor, into a module on `meta`.
+
+Names and shapes are checked from the files' headers before a single value is read. Then each tensor is mapped from its
+file and put in the place of the module's own, so host memory holds every weight once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from reca.models.weights import check_manifest, manifest_of, safetensors_manifest
+
+_INDEX = ".safetensors.index.json"
+
+
+def shards_of(path: str | Path) -> list[Path]:
+    """The safetensors files of a checkpoint: a file, an index, or the folder of either; ValueError otherwise."""
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(path.glob(f"*{_INDEX}")) or sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            names = ", ".join(file.name for file in found) or "none"
+            raise ValueError(
+                f"{path}: must hold one safetensors checkpoint, found {names}; name one"
+            )
+        path = found[0]
+    if path.name.endswith(_INDEX):
+        return _indexed(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ValueError(f"{path}: is no safetensors file; convert the checkpoint or name another")
+    return [path]
+
+
+def _indexed(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: is no safetensors index with a weight_map") from error
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{index}: shard {name!r} is not a plain file name in this folder")
+    return [index.parent / name for name in names]
+
+
+def assign_strictly(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    convert: Callable[[str, Tensor], tuple[str, Tensor]] = lambda name, tensor: (name, tensor),
+    dtype: Callable[[str], torch.dtype | None] = lambda name: None,
+    expected: Mapping[str, tuple[tuple[int, ...], str]] | None = None,
+) -> None:
+    """Put a checkpoint's tensors in the place of the module's, strictly; the module may be on `meta`.
+
+    Args:
+        module: its parameters and buffers are replaced, one by one; `requires_grad` stays as it is.
+        path: see `shards_of`.
+        convert: official (name, tensor) to ours.
+        dtype: the dtype that a weight of this name (ours) is kept in; None keeps the file's, without a copy.
+        expected: official names and shapes; None where they are the module's own.
+
+    Raises:
+        ValueError: names that are missing, unexpected or of another shape, before anything is changed.
+    """
+    shards = shards_of(path)
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    for shard in shards:
+        found |= {
+            name: (shape, _KINDS.get(kind, kind))
+            for name, (shape, kind) in safetensors_manifest(shard).items()
+        }
+    check_manifest(path, found, expected or manifest_of(module.state_dict()))
+    for shard in shards:
+        for official, tensor in _tensors(shard):
+            name, value = convert(official, tensor)
+            wanted = dtype(name)
+            _assign(module, name, value if wanted is None else value.to(wanted))
+
+
+_KINDS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64", "I32": "int32"}
+
+
+def _tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(shard, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            yield name, file.get_tensor(name)
+
+
+def _assign(module: nn.Module, name: str, value: Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(parent)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = value
+        return
+    own = owner._parameters[leaf]
+    assert own is not None, f"{name} was checked to be there"
+    learns = own.requires_grad and value.is_floating_point()
+    owner._parameters[leaf] = nn.Parameter(value, requires_grad=learns)

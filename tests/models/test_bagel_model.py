@@ -1,0 +1,307 @@
+"""BAGEL behind the contract: features, losses, what is trained, drawing, editing, answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reca.align.recipe import Recipe, TaskRecipe
+from reca.align.trainer import align
+from reca.models.unified import Sampling, reconstruction_loss, text_to_image_loss
+from reca.randomness import generator
+from tests.models import bagel_tiny as tiny
+
+TEXTS = ["a red circle", "describe the image", "a blue square"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.model(tmp_path_factory.mktemp("words"))
+
+
+def draws(model, rows=3, seed=1):
+    return model.draws(rows, generator("bagel test", seed))
+
+
+def noise(rows, name="noise"):
+    return [generator(name, row) for row in range(rows)]
+
+
+def pixels(image):
+    return image.tobytes()
+
+
+# ---- features ----------------------------------------------------------------------------------
+def test_features_have_one_row_per_picture_whatever_the_batch(model):
+    images = tiny.pictures(5)
+    together = model.encode(images, "draw")
+    assert {name: tuple(rows.shape) for name, rows in together.items()} == {
+        "target": (5, 8, 4, 4),
+        "understanding": (5, 4, 16),
+        "grid": (5, 2),
+    }
+    for row, image in enumerate(images):
+        for name, rows in model.encode([image], "draw").items():
+            torch.testing.assert_close(rows[0], together[name][row], rtol=1e-5, atol=1e-5)
+
+
+def test_pictures_that_are_not_square_are_drawn_from_their_middle(model):
+    wide = tiny.pictures(1)[0].resize((40, 20))
+    middle = wide.crop((10, 0, 30, 20))
+    ours, theirs = model.encode([wide], "draw"), model.encode([middle], "draw")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_pictures_of_several_shapes_are_read_in_one_batch(tmp_path):
+    model = tiny.model(tmp_path)
+    model.config.__dict__["read_size"] = replace(model.config.read_size, most=32, least=8)
+    square, wide = tiny.pictures(1)[0], tiny.pictures(2)[1].resize((32, 16))
+    both = model.encode([square, wide], "read")
+    assert both["grid"].tolist() == [[2, 2], [2, 4]]
+    for row, image in enumerate((square, wide)):
+        alone = model.encode([image], "read")
+        real = alone["understanding"].shape[1]
+        found = both["understanding"][row, :real]
+        torch.testing.assert_close(found, alone["understanding"][0], rtol=1e-5, atol=1e-5)
+    answers = model.answer(["what there ?"] * 2, both, 4)
+    assert answers[0] == model.answer(["what there ?"], model.encode([square], "read"), 4)[0]
+
+
+def test_the_fingerprint_follows_weights_and_options(tmp_path):
+    model = tiny.model(tmp_path)
+    before = {use: model.encoder_fingerprint(use) for use in ("draw", "read")}
+    assert before["draw"] != before["read"]
+    with torch.no_grad():
+        model.frozen.vae.get_parameter("encoder.conv_in.weight").add_(1)
+    assert model.encoder_fingerprint("draw") != before["draw"]
+    assert model.encoder_fingerprint("read") == before["read"]
+    with torch.no_grad():
+        model.network.llm2vae.weight.add_(1)  # trained: no part of any feature
+    assert model.encoder_fingerprint("read") == before["read"]
+
+
+# ---- losses ------------------------------------------------------------------------------------
+def test_two_phases_equal_the_packed_pass(tmp_path):
+    model = tiny.model(tmp_path)
+    features, drawn = model.encode(tiny.pictures(3), "draw"), draws(model)
+    drawn = replace(drawn, text_dropout=torch.tensor([0.05, 0.5, 0.5]))  # the first is dropped
+    found = {}
+    for step in ("two_phase", "packed"):
+        model.options = replace(model.options, step=step)
+        model.zero_grad(set_to_none=True)
+        loss = reconstruction_loss(model, TEXTS, features, drawn)
+        loss.total.backward()
+        gradients = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+        found[step] = (loss, gradients)
+    (ours, own), (theirs, packed) = found["two_phase"], found["packed"]
+    assert ours.count == theirs.count == drawn.count == 12 // 3 * 3 * 1
+    torch.testing.assert_close(ours.total, theirs.total, rtol=1e-5, atol=1e-5)
+    assert set(own) == set(packed)
+    for name, gradient in own.items():
+        torch.testing.assert_close(gradient, packed[name], rtol=1e-3, atol=1e-5)
+
+
+def test_only_what_reca_trains_gets_gradients(model):
+    features = model.encode(tiny.pictures(3), "draw")
+    for loss in (
+        reconstruction_loss(model, TEXTS, features, draws(model)),
+        text_to_image_loss(model, TEXTS, features, draws(model)),
+    ):
+        model.zero_grad(set_to_none=True)
+        loss.mean.backward()
+        touched = {n for n, w in model.named_parameters() if w.grad is not None}
+        assert touched <= set(model.trainable_parameters())
+        # every drawing weight learns, but for what the last layer's norms hide
+        assert len(touched) == len(model.trainable_parameters())
+
+
+def test_the_condition_matters_and_text_can_be_dropped(model):
+    features, drawn = model.encode(tiny.pictures(3), "draw"), draws(model)
+    kept = replace(drawn, text_dropout=torch.ones(3))
+    dropped = replace(drawn, text_dropout=torch.zeros(3))
+    told = text_to_image_loss(model, TEXTS, features, kept).total
+    other = text_to_image_loss(model, TEXTS[::-1], features, kept).total
+    silent = [text_to_image_loss(model, t, features, dropped).total for t in (TEXTS, TEXTS[::-1])]
+    assert told != other and torch.equal(*silent)
+    seen = reconstruction_loss(model, TEXTS, features, dropped).total
+    assert seen != silent[0]  # the picture is never dropped
+
+
+def test_templates_can_be_dropped_more_often_than_captions(tmp_path):
+    model = tiny.model(tmp_path, template_dropout=1.0)
+    features, drawn = model.encode(tiny.pictures(3), "draw"), draws(model)
+    kept = replace(drawn, text_dropout=torch.full((3,), 0.5))
+    seen = [reconstruction_loss(model, t, features, kept).total for t in (TEXTS, TEXTS[::-1])]
+    told = [text_to_image_loss(model, t, features, kept).total for t in (TEXTS, TEXTS[::-1])]
+    assert torch.equal(*seen) and told[0] != told[1]
+
+
+def test_freezing_can_be_lifted(tmp_path):
+    model = tiny.model(tmp_path, freeze_und=False, step="packed")
+    features = model.encode(tiny.pictures(3), "draw")
+    reconstruction_loss(model, TEXTS, features, draws(model)).mean.backward()
+    assert model.network.connector.fc1.weight.grad is not None
+    assert "network.connector.fc1.weight" in model.trainable_parameters()
+
+
+def test_the_vae_condition_of_the_ablation(tmp_path):
+    model = tiny.model(tmp_path, condition="vae", step="packed")
+    features, drawn = model.encode(tiny.pictures(3), "draw"), draws(model)
+    assert features["understanding"].shape == (3, 8, 4, 4) and "grid" not in features
+    loss = reconstruction_loss(model, TEXTS, features, drawn)
+    assert loss.count == drawn.count  # the clean tokens carry none
+    loss.mean.backward()
+    other = replace(drawn, condition=drawn.condition + 1)
+    assert reconstruction_loss(model, TEXTS, features, other).total != loss.total
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"freeze_und": False}, "step: packed"),
+        ({"condition": "vae"}, "step: packed"),
+        ({"step": "three_phase"}, "two_phase or packed"),
+        ({"text_dropout": 2}, "0..1"),
+        ({"speed": 1}, "unknown speed"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        tiny.model(tmp_path, **options)
+
+
+def test_answer_loss_covers_answers_and_ends(model):
+    turns = [[("what there ?", "a red circle")], [("how many ?", "one"), ("what there ?", "a")]]
+    conversation = model.conversation(turns)
+    assert conversation.count == (3 + 1) + (1 + 1) + (1 + 1)
+    features = model.encode(tiny.pictures(2), "read")
+    both = model.answer_loss(conversation, features)
+    assert both.count == conversation.count
+    alone = [
+        model.answer_loss(model.conversation([one]), {k: v[i : i + 1] for k, v in features.items()})
+        for i, one in enumerate(turns)
+    ]
+    torch.testing.assert_close(both.total, alone[0].total + alone[1].total, rtol=1e-5, atol=1e-5)
+    assert model.answer_loss(conversation, None).total != both.total
+
+
+def test_a_word_outside_the_vocabulary_is_named(model):
+    with pytest.raises(ValueError, match="'a zebra'"):
+        model.condition(["a zebra"])
+
+
+# ---- training ----------------------------------------------------------------------------------
+class Rows:
+    def __init__(self, features):
+        self.features = features
+
+    def __len__(self):
+        return len(self.features["target"])
+
+    def rows(self, indices):
+        return {name: rows[list(indices)] for name, rows in self.features.items()}
+
+
+def test_alignment_changes_the_gen_expert_alone(tmp_path):
+    from reca.align.batches import FeatureData
+
+    model = tiny.model(tmp_path / "words")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    data = FeatureData(draw=Rows(model.encode(tiny.pictures(6), "draw")), prompts=TEXTS)
+    recipe = Recipe(tasks={"reca": TaskRecipe(1.0, 3)}, steps=3, lr=1e-2, weight_decay=0.0)
+    summary = align(model, data, recipe, seed=0, work_dir=tmp_path / "work", device="cpu")
+    assert summary.steps == 3
+    changed = {n for n, w in model.state_dict().items() if not torch.equal(w, before[n])}
+    assert changed and changed <= set(model.trainable_parameters())
+
+
+# ---- inference ---------------------------------------------------------------------------------
+SAMPLING = Sampling(guidance=3.0, steps=4)
+
+
+def test_a_picture_does_not_depend_on_its_batch(model):
+    texts = ["a red circle", "a", "a blue square"]
+    together = model.generate(model.condition(texts), model.unconditional(3), SAMPLING, noise(3))
+    for row, text in enumerate(texts):
+        own = [generator("noise", row)]
+        alone = model.generate(model.condition([text]), None, SAMPLING, own)[0]
+        ours, theirs = (torch.frombuffer(bytearray(pixels(i)), dtype=torch.uint8).int()
+                        for i in (alone, together[row]))  # fmt: skip
+        assert (ours - theirs).abs().max() <= 1  # rounding of sums
+    assert together[0].size == (16, 16)
+
+
+def test_guidance_and_noise_change_pictures(model):
+    condition = model.condition(["a red circle"])
+
+    def drawn(sampling, name="noise"):
+        return pixels(model.generate(condition, None, sampling, noise(1, name))[0])
+
+    assert drawn(SAMPLING) == drawn(SAMPLING)
+    assert drawn(SAMPLING) != drawn(replace(SAMPLING, guidance=1.0))
+    assert drawn(SAMPLING) != drawn(SAMPLING, "other")
+    off = replace(SAMPLING, guidance=1.0)
+    assert drawn(off) == drawn(replace(off, guidance=0.0))  # 1 and less: none
+
+
+def test_reconstruction_with_both_guidances(model):
+    features = model.encode(tiny.pictures(2), "draw")
+    condition = model.condition(TEXTS[:2], features)
+    extra = {"image_guidance": 2.0, "renormalise": "text_channel", "renorm_min": 1.0}
+    plain = model.generate(condition, None, SAMPLING, noise(2))
+    pushed = model.generate(condition, None, replace(SAMPLING, extra=extra), noise(2))
+    assert [pixels(i) for i in plain] != [pixels(i) for i in pushed]
+
+
+def test_editing_rows_of_several_sizes(model):
+    images = [*tiny.pictures(2), tiny.pictures(3)[2].resize((32, 16))]
+    sampling = replace(SAMPLING, extra={"image_guidance": 1.5, "renormalise": "text_channel"})
+    found = model.edit(images, TEXTS, sampling, noise(3))
+    assert [image.size for image in found] == [(16, 16), (16, 16), (16, 8)]
+    again = model.edit(images[2:], TEXTS[2:], sampling, [generator("noise", 2)])
+    assert pixels(again[0]) == pixels(found[2])
+    other = model.edit(images[1:2], TEXTS[1:2], sampling, [generator("noise", 0)])
+    assert pixels(other[0]) != pixels(found[0])
+    with pytest.raises(ValueError, match="one of each per edit"):
+        model.edit(images, TEXTS[:1], sampling, noise(3))
+
+
+def test_thinking_puts_a_thought_before_the_picture(tmp_path, monkeypatch):
+    from reca.models.bagel import drawing
+
+    model = tiny.model(tmp_path)
+    monkeypatch.setattr(drawing, "THINK_TO_DRAW", "describe the image")
+    sampling = replace(SAMPLING, extra={"think": True, "think_tokens": 3})
+    condition = model.condition(["a red circle"])
+    (full, without), thoughts = drawing.thinking_contexts(model, condition, 3)
+    asked = 2 + 3 + 2 + 3  # the system prompt and the prompt, each framed
+    words = len(model.text.ids(thoughts)[0])
+    assert int(full.position) == asked + words + 2 and int(without.position) == 5
+    thinking = model.generate(condition, None, sampling, noise(1))
+    assert pixels(thinking[0]) != pixels(model.generate(condition, None, SAMPLING, noise(1))[0])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        (Sampling(2.0, 1), "at least 2"),
+        (Sampling(2.0, 4, 0.5), "has none"),
+        (Sampling(2.0, 4, extra={"order": "random"}), "unknown order"),
+        (Sampling(2.0, 4, extra={"renormalise": "local"}), "global, channel, text_channel"),
+    ],
+)
+def test_sampling_that_bagel_does_not_know(model, sampling, said):
+    with pytest.raises(ValueError, match=said):
+        model.generate(model.condition(["a"]), None, sampling, noise(1))
+
+
+def test_answers_stop_at_the_end_and_ignore_their_neighbours(model):
+    features = model.encode(tiny.pictures(2), "read")
+    asked = ["what there ?", "how many ?"]
+    both = model.answer(asked, features, 6)
+    for row, question in enumerate(asked):
+        own = {name: rows[row : row + 1] for name, rows in features.items()}
+        assert model.answer([question], own, 6) == both[row : row + 1]
+    assert len(model.answer(["what there ?"], None, 3)[0].split()) <= 3

@@ -1,0 +1,140 @@
+"""The paper's tables: every reported number with its source, ours beside it or `not run`, never mixed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reca.records import Stage, sha256_file, write_json
+from reca.report import paper
+from reca.report.paper_map import COLUMNS, ROWS, reported_rows
+
+DATA = Path(paper.__file__).parent / "paper_results.json"
+ROOT = Path(__file__).parents[2]
+
+
+def score(root, run, value, model="harmon_15b", benchmark="geneval", experiment="paper", **more):
+    """A complete grade stage with one number."""
+    folder = root / experiment / model / run / benchmark / "test/scores"
+    found = {
+        "benchmark": benchmark, "label": f"{benchmark}(hf-detector)", "summary": {"overall": value},
+        "intervals": {"overall": [value - 0.01, value + 0.01]}, "coverage": {"share": 1.0},
+        "partial": False, **more,
+    }  # fmt: skip
+    with Stage("grade", folder, inputs={}, section={}) as stage:
+        write_json(stage.scratch / "scores.json", found)
+
+
+def cell(root, table, row, column, arm=None):
+    made = {t["name"]: t for t in paper.tables(paper.collect(root))}
+    (found,) = (r for r in made[table]["rows"] if (r["row"], r["arm"]) == (row, arm))
+    return next(c for c in found["cells"] if c["column"] == column)
+
+
+def test_the_numbers_are_the_transcription_and_nothing_else():
+    pinned = yaml.safe_load((ROOT / "config/sources.yaml").read_text())["sources"]["paper-results"]
+    assert sha256_file(DATA) == pinned["files"][0]["sha256"]
+    transcribed = json.loads(DATA.read_text())
+    made = paper.tables([])
+    for table in made:
+        assert table["source"] and table["rows"], table["name"]
+        by_row = {(r, a): v for r, a, v in reported_rows(table["name"], transcribed[table["name"]])}
+        for row in table["rows"]:
+            for one in row["cells"]:
+                assert one["reported"] == by_row[row["row"], row["arm"]][one["column"]]
+                assert one["reproduced"] is None and one["status"] != "run"
+
+
+def test_every_table_with_numbers_is_a_target():
+    transcribed = json.loads(DATA.read_text())
+    without = {"_sources", "training_cost", "ablations_mentioned_without_numbers"}
+    assert set(COLUMNS) == set(transcribed) - without
+
+
+def test_rows_that_are_mapped_exist():
+    transcribed = json.loads(DATA.read_text())
+    for table, row in ROWS:
+        assert row in {r for r, *_ in reported_rows(table, transcribed[table])}, (table, row)
+
+
+def test_the_models_of_the_map_are_those_of_the_experiments():
+    known = set(yaml.safe_load((ROOT / "config/experiment/paper.yaml").read_text())["models"])
+    assert {run.model for run in ROWS.values()} <= known
+
+
+def test_one_seed_has_the_interval_over_prompts(tmp_path):
+    score(tmp_path, "reca-42", 0.85)
+    found = cell(tmp_path, "per_model", "Harmon-1.5B", "geneval_overall", "reca")
+    ours = found["reproduced"]
+    assert (found["reported"], ours["value"], ours["over"]) == (
+        85.7,
+        pytest.approx(85.0),
+        "prompts",
+    )
+    assert (
+        ours["interval"] == pytest.approx([84.0, 86.0]) and ours["label"] == "geneval(hf-detector)"
+    )
+    assert paper.shown(found) == "85.00 [84.00, 86.00]"
+    assert cell(tmp_path, "per_model", "Harmon-1.5B", "dpg", "reca")["status"] == "not run"
+    assert (
+        cell(tmp_path, "per_model", "Harmon-1.5B", "geneval_overall", "base")["status"] == "not run"
+    )
+
+
+def test_several_seeds_have_students_interval(tmp_path):
+    for seed, value in enumerate((0.84, 0.85, 0.86)):
+        score(tmp_path, f"reca-{seed}", value)
+    ours = cell(tmp_path, "table1", "RecA (Harmon-1.5B)", "overall")["reproduced"]
+    assert ours["seeds"] == 3 and ours["over"] == "seeds"
+    assert ours["interval"] == pytest.approx([0.85 - 0.02484, 0.85 + 0.02484], abs=1e-4)
+
+
+def test_other_peoples_models_are_never_ours(tmp_path):
+    score(tmp_path, "base-0", 0.7)
+    found = cell(tmp_path, "table1", "GPT-4o-Image", "overall")
+    assert (
+        found["status"] == paper.FOREIGN
+        and found["reproduced"] is None
+        and paper.shown(found) == ""
+    )
+
+
+def test_the_same_model_of_another_experiment_is_another_row(tmp_path):
+    score(tmp_path, "reca-42", 0.90, experiment="paper_harmon_plus")
+    assert cell(tmp_path, "table1", "RecA (GPT-4o data)", "overall")["reproduced"]["value"] == 0.90
+    assert cell(tmp_path, "table1", "RecA (Harmon-1.5B)", "overall")["status"] == "not run"
+
+
+def test_two_experiments_with_the_same_run_are_not_mixed(tmp_path):
+    score(tmp_path, "reca-42", 0.85)
+    score(tmp_path, "reca-42", 0.80, experiment="paper_harmon_15b")
+    with pytest.raises(ValueError, match="paper, paper_harmon_15b hold it"):
+        paper.tables(paper.collect(tmp_path))
+    assert len(paper.collect(tmp_path / "paper")) == 1
+
+
+def test_a_partial_score_says_so_and_an_unfinished_one_is_not_there(tmp_path):
+    score(tmp_path, "reca-42", 0.85, partial=True, coverage={"share": 0.98})
+    found = cell(tmp_path, "per_model", "Harmon-1.5B", "geneval_overall", "reca")
+    assert "partial: 98% scored" in paper.shown(found)
+    (tmp_path / "paper/harmon_15b/reca-42/geneval/test/scores/manifest.json").unlink()
+    assert paper.collect(tmp_path) == []
+
+
+def test_the_page_opens_offline_and_escapes(tmp_path):
+    score(tmp_path, "reca-42", 0.85, label="<script>alert(1)</script>")
+    cells = paper.build(tmp_path, tmp_path / "out")
+    page = (tmp_path / "out/index.html").read_text()
+    assert (
+        "<script>" not in page
+        and "&lt;script&gt;" in page
+        and "http" not in page.split("</style>")[0]
+    )
+    assert (
+        cells["run"] == 4
+        and "85.70 / 85.00 [84.00, 86.00]" in (tmp_path / "out/tables.md").read_text()
+    )
+    assert sum(cells.values()) > 400

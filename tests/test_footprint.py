@@ -1,0 +1,109 @@
+"""reca plan: exact bytes for weights, gradients and moments, an estimate for activations, and a clear refusal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reca import footprint as plan
+from reca.align.recipe import Recipe, TaskRecipe
+from reca.align.state import build_state, freeze
+from reca.cli import main
+from tests.models import bagel_tiny, showo_tiny
+
+FAMILIES = {"bagel": bagel_tiny, "showo": showo_tiny}
+
+
+def recipe(**more):
+    return Recipe(tasks={"reca": TaskRecipe(1.0, 4)}, **more)
+
+
+def empty(family, **options):
+    return plan.meta_model(family, FAMILIES[family].network(**options))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_exact_parts_are_what_training_allocates(family, tmp_path):
+    model = FAMILIES[family].model(tmp_path)
+    found = plan.footprint(empty(family), recipe(ema=0.9), 0, half=False)
+    state = build_state(model, freeze(model), recipe(ema=0.9))
+    for weight in state.weights.values():
+        weight.grad = torch.ones_like(weight)
+    state.optimizer.step()
+    size = {name: tensor.nbytes for name, tensor in state.weights.items()}
+    assert found.trained == sum(weight.numel() for weight in state.weights.values())
+    assert found.parts["trained weights"] == found.parts["gradients"] == sum(size.values())
+    moments = [t for s in state.optimizer.state.values() for k, t in s.items() if k != "step"]
+    assert found.parts["optimiser (two moments)"] == sum(tensor.nbytes for tensor in moments)
+    assert state.average is not None
+    assert found.parts["moving average"] == sum(tensor.nbytes for tensor in state.average.values())
+    others = [w for n, w in model.named_parameters() if n not in state.weights]
+    frozen = sum(tensor.nbytes for tensor in [*others, *model.buffers()])
+    assert found.parts["frozen weights"] == frozen
+
+
+def test_frozen_weights_in_sixteen_bits_take_half():
+    whole, half = (
+        plan.footprint(empty("bagel", frozen_dtype=kind), recipe(), 0, half=False)
+        for kind in ("float32", "bfloat16")
+    )
+    assert half.parts["frozen weights"] < whole.parts["frozen weights"]
+    assert half.parts["trained weights"] == whole.parts["trained weights"]
+
+
+def test_the_activation_estimate_is_of_the_right_size(tmp_path):
+    """Within a factor of two of what autograd really keeps, at tiny size; checkpointing lowers it."""
+    from reca.bench.bagel_two_phase import Sample, kept_bytes, scaled
+    from reca.models import build_model
+
+    network = scaled(112, 4, 8)
+    model = build_model("bagel", network)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name in set(model.trainable_parameters()))
+    kept = kept_bytes(model, Sample(model, 4), "two_phase")
+    found = plan.footprint(plan.meta_model("bagel", network), recipe(), 0, half=False)
+    assert 0.5 < found.parts["activations (estimate)"] / kept < 2
+    lean = recipe(activation_checkpointing=True)
+    less = plan.footprint(plan.meta_model("bagel", network), lean, 0, half=False)
+    assert less.parts["activations (estimate)"] < found.parts["activations (estimate)"]
+
+
+def test_more_devices_share_the_trained_state():
+    one, four = (plan.footprint(empty("bagel"), recipe(), n, half=False) for n in (1, 4))
+    for part in ("trained weights", "gradients", "optimiser (two moments)"):
+        assert four.parts[part] == one.parts[part] / 4
+    assert four.parts["frozen weights"] == one.parts["frozen weights"]
+    memory = one.total / (1 - plan.RESERVE) * 0.99
+    assert not plan.fits(one, memory)
+    assert plan.least_gpus(empty("bagel"), recipe(), memory * 100, half=False) == 1
+
+
+def test_the_verb_prints_and_refuses(capsys):
+    assert main(["plan", "paper_bagel", "--memory", "80"]) == 0
+    text = capsys.readouterr().out
+    assert "6,539,861,056 trained; on each of 6 devices" in text and "80.00 GiB" in text
+    assert "kept keys and values" in text and ": fits" in text
+    assert main(["plan", "paper_bagel", "--memory", "24"]) == 2
+    said = capsys.readouterr()
+    assert "DOES NOT FIT" in said.out
+    assert "paper_bagel does not fit; models.bagel_7b:" in said.err and "accumulation" in said.err
+
+
+def test_the_verb_knows_which_families_cannot_run(capsys, monkeypatch):
+    monkeypatch.setattr("reca.models.FAMILIES", ("showo",))
+    assert main(["plan", "paper_bagel"]) == 0
+    assert "family bagel cannot run yet" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_fit_a_gpu_is_refused_before_it_starts(monkeypatch):
+    from reca.verbs import plan as verb
+
+    given = ("bagel", bagel_tiny.network(), recipe())
+    monkeypatch.setattr(plan, "device_bytes", lambda gpus: (1e5, "a tiny device"))
+    said: list[str] = []
+    monkeypatch.setattr(verb._log, "warning", lambda form, *args: said.append(form % args))
+    verb.before_a_run(*given, 1)  # on the CPU a warning
+    assert len(said) == 1 and "does not fit" in said[0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="does not fit"):
+        verb.before_a_run(*given, 1)
