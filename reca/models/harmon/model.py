@@ -22,7 +22,15 @@ from reca.models.harmon.network import Dropout, Harmon, scaled_gradient
 from reca.models.harmon.options import HarmonOptions, parse
 from reca.models.harmon.text import TextFrontEnd, check_vocabulary, load_tokenizer
 from reca.models.harmon.vae import FrozenVae
-from reca.models.unified import DecayGroups, Features, Loss, Sampling, UnifiedModel, Use
+from reca.models.unified import (
+    DecayGroups,
+    Features,
+    Loss,
+    Sampling,
+    UnifiedModel,
+    Use,
+    Workload,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -301,6 +309,10 @@ class HarmonModel(UnifiedModel):
         return Loss(total, int(logits.shape[0]))
 
     # ---- inference -----------------------------------------------------------------------------------
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ValueError on an option that `SamplerOptions` does not know or a value that it refuses."""
+        sampling_rules.SamplerOptions.of(sampling)
+
     @torch.no_grad()
     def generate(
         self,
@@ -421,6 +433,25 @@ class HarmonModel(UnifiedModel):
         return DecayGroups(
             decay=tuple(name for name in names if decays(name)),
             no_decay=tuple(name for name in names if not decays(name)),
+        )
+
+    def workload(self) -> Workload:
+        """One RecA sequence in the language model: condition, 40 tokens of text, visible latents at the mean mask rate
+        (0.867), buffers. The MAR's blocks are counted as language model layers that keep as many values.
+        """
+        config, mar = self.config, self.config.mar
+        seen = config.image_length
+        tokens = seen + 40 + config.tokens * 133 // 1000 + mar.buffers
+        width = config.llm_value("hidden_size")
+        encoder = mar.encoder_depth * mar.encoder_width * (tokens - 40)
+        decoder = mar.decoder_depth * mar.decoder_width * seen
+        return Workload(
+            tokens=tokens,
+            layers=config.llm_value("num_hidden_layers")
+            + round((encoder + decoder) / (tokens * width)),
+            width=width,
+            inner=config.llm_value("intermediate_size"),
+            features=config.tokens * mar.latent_channels,
         )
 
     def official_state(self) -> dict[str, Tensor]:
