@@ -9,9 +9,9 @@ from reca import footprint as plan
 from reca.align.recipe import Recipe, TaskRecipe
 from reca.align.state import build_state, freeze
 from reca.cli import main
-from tests.models import bagel_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, showo_tiny
 
-FAMILIES = {"bagel": bagel_tiny, "showo": showo_tiny}
+FAMILIES = {"bagel": bagel_tiny, "harmon": harmon_tiny, "showo": showo_tiny}
 
 
 def recipe(**more):

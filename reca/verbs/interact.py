@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from reca.models.unified import Sampling
 
 ALIGNED = "results/laptop/*/reca/seed-*/reca_model.json"
+FIRST = (
+    "weights/showo_tiny/reca_model.json"  # the default experiment's own, whatever else is shipped
+)
 SHIPPED = "weights/*/reca_model.json"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -21,7 +24,7 @@ def model_folder(named: str | None) -> Path:
     """The folder named, else the newest aligned laptop model, else the shipped base weights."""
     if named is not None:
         return Path(named)
-    for pattern in (ALIGNED, SHIPPED):
+    for pattern in (ALIGNED, FIRST, SHIPPED):
         found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
         if found:
             return found[-1].parent

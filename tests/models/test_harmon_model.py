@@ -15,6 +15,7 @@ from reca.models.harmon.layout import IGNORE, IMAGE
 from reca.models.harmon.model import HarmonModel
 from reca.models.harmon.network import Dropout, scaled_gradient
 from reca.models.harmon.options import HarmonOptions
+from reca.models.harmon.sampler import SamplerOptions
 from reca.models.unified import Sampling, reconstruction_loss, text_to_image_loss
 from reca.randomness import generator
 from tests.models import harmon_tiny as tiny
@@ -282,13 +283,14 @@ def test_generation_checks_its_arguments(model: HarmonModel) -> None:
     with pytest.raises(ValueError, match="needs an unconditional"):
         model.generate(condition, None, Sampling(guidance=2.0), [generator(1), generator(2)])
     for wrong, complaint in [
-        (Sampling(steps=0), "steps is 0"),
-        (Sampling(temperature=-1.0), "must not be negative"),
         (Sampling(extra={"order": "random"}), "unknown order; known: schedule"),
         (Sampling(extra={"schedule": "cosine"}), "choose constant or linear"),
     ]:
         with pytest.raises(ValueError, match=complaint):
             model.generate(condition, None, wrong, [generator(1), generator(2)])
+    for changed, complaint in [({"steps": 0}, "steps is 0"), ({"temperature": -1.0}, "negative")]:
+        with pytest.raises(ValueError, match=complaint):
+            SamplerOptions(**changed)
 
 
 def test_answers_stop_and_do_not_depend_on_their_batch(model: HarmonModel) -> None:

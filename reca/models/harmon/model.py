@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,13 +16,22 @@ from reca import records
 from reca.models.harmon import layout as layouts
 from reca.models.harmon import sampler as sampling_rules
 from reca.models.harmon import weights
+from reca.models.harmon.batch import Condition, Conversation, DiffusionDraws
 from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.layout import IGNORE, Prompts
 from reca.models.harmon.network import Dropout, Harmon, scaled_gradient
 from reca.models.harmon.options import HarmonOptions, parse
 from reca.models.harmon.text import TextFrontEnd, check_vocabulary, load_tokenizer
 from reca.models.harmon.vae import FrozenVae
-from reca.models.unified import DecayGroups, Features, Loss, Sampling, UnifiedModel, Use
+from reca.models.unified import (
+    DecayGroups,
+    Features,
+    Loss,
+    Sampling,
+    UnifiedModel,
+    Use,
+    Workload,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,62 +41,6 @@ FORMAT = 1
 _TRAINED = "network."  # the attribute that holds all that RecA trains
 _UNUSED = "network.mar.class_emb.weight"  # never has a gradient
 _SEEDS = 2**62
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Prompts as ids, one per row; for RecA also the pictures to draw again.
-
-    `latents` [B, m, n, C] are read anew by the trained encoder; `understanding` [B, L + S, H] was read once and is
-    frozen. `dropped` is what a prompt becomes when its text is dropped.
-    """
-
-    texts: Sequence[Sequence[int]]
-    dropped: Sequence[int] = ()
-    latents: Tensor | None = None
-    understanding: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def has_image(self) -> bool:
-        """Whether a picture is part of the condition."""
-        return self.latents is not None or self.understanding is not None
-
-
-@dataclass(frozen=True)
-class DiffusionDraws:
-    """All that a drawing loss draws: token `orders` [B, L] of which the first `masked` are hidden, `t` and `noise` of
-    every row [repeats * B * L] in repeat-major order, `text_dropout` [B], and where MAR's dropout draws from.
-    """
-
-    orders: Tensor
-    masked: int
-    t: Tensor
-    noise: Tensor
-    text_dropout: Tensor
-    dropout: Dropout | None = None
-
-    @property
-    def count(self) -> int:
-        """Rows that carry a loss: masked tokens times repeats."""
-        batch, tokens = self.orders.shape
-        return batch * self.masked * (len(self.t) // (batch * tokens))
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Tokenised conversations with labels on answers, and where the reader's dropout draws from."""
-
-    texts: Sequence[Sequence[int]]
-    labels: Sequence[Sequence[int]]
-    dropout: Dropout | None = None
-
-    @property
-    def count(self) -> int:
-        """Tokens that carry a loss."""
-        return sum(label != IGNORE for row in self.labels for label in row)
 
 
 def build(network: Mapping[str, Any]) -> HarmonModel:
@@ -421,6 +374,25 @@ class HarmonModel(UnifiedModel):
         return DecayGroups(
             decay=tuple(name for name in names if decays(name)),
             no_decay=tuple(name for name in names if not decays(name)),
+        )
+
+    def workload(self) -> Workload:
+        """One RecA sequence in the language model: condition, 40 tokens of text, visible latents at the mean mask rate
+        (0.867), buffers. The MAR's blocks are counted as language model layers that keep as many values.
+        """
+        config, mar = self.config, self.config.mar
+        seen = config.image_length
+        tokens = seen + 40 + config.tokens * 133 // 1000 + mar.buffers
+        width = config.llm_value("hidden_size")
+        encoder = mar.encoder_depth * mar.encoder_width * (tokens - 40)
+        decoder = mar.decoder_depth * mar.decoder_width * seen
+        return Workload(
+            tokens=tokens,
+            layers=config.llm_value("num_hidden_layers")
+            + round((encoder + decoder) / (tokens * width)),
+            width=width,
+            inner=config.llm_value("intermediate_size"),
+            features=config.tokens * mar.latent_channels,
         )
 
     def official_state(self) -> dict[str, Tensor]:
