@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.batch import Condition, Conversation, MaskDraws
+from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.model import ShowoModel
 from reca.models.showo.network import ShowoConfig, clip_features
 from reca.models.showo.options import ShowoOptions
