@@ -255,8 +255,9 @@ VERBS = (
     ),
     Verb(
         "score",
-        "score anybody's folder of pictures, or samples of the workflow",
-        "reca score geneval my_pictures --source prompts=data/geneval",
+        "score anybody's pictures (`reca score geneval FOLDER`), or samples of the workflow",
+        f"reca score --section @{_TINY}/reca-0/laptop/test/scores/manifest.json"
+        f" --samples {_TINY}/reca-0/laptop/test/samples --out work/again/scores",
         "reca.verbs.evaluate:score",
         (
             _arg("benchmark", nargs="?", metavar="BENCHMARK", help="geneval, dpg, wise, ..."),
