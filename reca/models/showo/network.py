@@ -276,6 +276,10 @@ class Showo(nn.Module):
             )
         )
         self.showo.set_attn_implementation(attention.NAME)
+        # transformers writes gelu_new out in eight element-wise operations; torch has the same function in one
+        if self.showo.config.hidden_act == "gelu_new":
+            for layer in self.showo.model.layers:
+                layer.mlp.activation_fn = nn.GELU(approximate="tanh")
         if config.understanding == "clip":
             self.mm_projector = _projector(config.projector)
 
