@@ -1,6 +1,6 @@
 """Harmon's sampler against a direct transcription of the published loop, in one run on one machine.
 
-    python tools/benchmarks/harmon_sampler.py --out docs/results/harmon_sampler.json
+    python -m reca.bench.harmon_sampler --out docs/results/harmon_sampler.json
 
 Both sides share the weights (random, at the sizes of Harmon-0.5B but four layers in each tower), the state before
 a step, and every random draw, and must give the same latents. The direct side follows reference/harmon/SPEC.md
