@@ -19,7 +19,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -133,11 +133,12 @@ class Step:
         chosen = torch.zeros_like(masked).scatter_(1, self.orders[:, self.left : self.before], True)
         count, drawn = self.before - self.left, []
         for row, loop in enumerate(loops):
-            both = (
+            tokens, hidden, wanted = (
                 x[row].unsqueeze(0).expand(2, *x[row].shape) for x in (self.tokens, masked, chosen)
             )
             rows = slice(row * count, (row + 1) * count)
-            drawn.append(loop.step(*both, (self.noise[0][rows], self.noise[1][:, rows])))
+            noise = (self.noise[0][rows], self.noise[1][:, rows])
+            drawn.append(loop.step(tokens, hidden, wanted, noise))
         return torch.cat(drawn)
 
     def ours(self, drawing: Drawing) -> Tensor:
@@ -232,9 +233,9 @@ def measure_steps(
         step = Step(number, model, texts)
         times: dict[str, list[float]] = {"direct": [], "ours": []}
         for _ in range(repeats):
-            seconds, expected = clocked(lambda step=step: step.direct(loops))
+            seconds, expected = clocked(partial(step.direct, loops))
             times["direct"].append(seconds)
-            seconds, drawn = clocked(lambda step=step: step.ours(drawing))
+            seconds, drawn = clocked(partial(step.ours, drawing))
             times["ours"].append(seconds)
         error = ((drawn - expected).abs().max() / expected.abs().max()).item()
         assert error < 1e-3, f"step {number}: the two sides differ by {error:.1e}"
