@@ -76,13 +76,14 @@ record: setup
 	@$(RUN) dvc commit --force
 
 # DVC does not hash what a remote gives, so the audit does, before anything believes it. A fresh clone
-# has no memory of earlier runs, and pulled files have new time stamps: touching them in
-# order tells Snakemake that they are the results of this very configuration and code.
+# has no memory of earlier runs, and pulled files have new time stamps: touching all of them in
+# order tells Snakemake that they are the results of this very configuration and code. All: one
+# that happens to be newer than its inputs would else be left without a record of what made it.
 pull: setup
 	@$(RUN) reca compose $(RECORDED) --out build/$(RECORDED).yaml
 	@$(RUN) dvc pull
 	@$(RUN) reca audit results/$(RECORDED)
-	@$(SNAKEMAKE) --touch --quiet --config experiment=$(RECORDED)
+	@$(SNAKEMAKE) --touch --forceall --quiet --config experiment=$(RECORDED)
 
 readme: setup
 	@$(RUN) python -m reca.report.readme --take results/$(RECORDED)

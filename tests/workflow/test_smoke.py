@@ -235,6 +235,9 @@ def test_dvc_takes_over_what_snakemake_made(finished_copy, tmp_path, s3):
     commit(here)
 
     there = clone(here, tmp_path / "from the shelf")
+    there.run("dvc", "pull")
+    for path in there.root.rglob("manifest.json"):  # as if all had come in the right order
+        os.utime(path, (0, 0))
     make(there, "pull")
     assert there.hashes() == here.hashes()
     assert there.plan() == {}
