@@ -22,7 +22,7 @@ from reca.pretrain.words import TURN_END, build_chat_tokenizer
 from reca.randomness import generator
 
 FILE = "vae.safetensors"
-DIVERGENCE = 1e-4  # weight of the KL term, per latent number
+DIVERGENCE = 3e-4  # weight of the KL term, per latent number
 _FRONT_END = "generate an image :"  # words of the templates in reca/models/harmon/text.py
 _CHUNK = 512
 

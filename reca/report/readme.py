@@ -1,23 +1,30 @@
-"""The README's table of results: written from `docs/results/laptop.json`, so that no figure there is typed by hand.
+"""Tables of results in the README and in docs: written from `docs/results/`, so that no figure there is typed by hand.
 
-python -m reca.report.readme --take results/laptop      # adopt a finished run, then rewrite the README
-python -m reca.report.readme                            # rewrite the README from what was adopted
+python -m reca.report.readme --take results/laptop      # adopt a finished run, then rewrite the pages
+python -m reca.report.readme                            # rewrite the pages from what was adopted
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from reca import records
 
-RESULTS = Path("docs/results/laptop.json")
-README = Path("README.md")
+RESULTS = Path("docs/results")
+# Where the table of an experiment stands; both paths from the root of the repository.
+PAGES = {"laptop": Path("README.md"), "laptop_harmon": Path("docs/laptop_harmon.md")}
 BEGIN, END = "<!-- results:begin (make readme) -->", "<!-- results:end -->"
 ARMS = ("base", "sft", "reca", "shuffled")
 SHOWN = ("dense", "geneval", "reconstruction", "understanding")
+
+
+def adopted(experiment: str) -> Path:
+    """Where the adopted numbers of an experiment lie."""
+    return RESULTS / f"{experiment}.json"
 
 
 def take(results: Path) -> dict[str, Any]:
@@ -40,8 +47,8 @@ def take(results: Path) -> dict[str, Any]:
     }
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The Markdown block: arms by outcome with intervals over seeds, and RecA's paired lead."""
+def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
+    """The Markdown block for `page`: arms by outcome with intervals over seeds, and RecA's paired lead."""
     head = " | ".join(f"`{arm}`" for arm in ARMS) + " | RecA - plain training |"
     lines = []
     for model in results["models"]:
@@ -54,11 +61,16 @@ def table(results: Mapping[str, Any]) -> str:
     made = results["made"]
     lines += [
         f"Mean and 95 % t interval over {seeds} seeds; the last column is paired by seed, in bold where",
-        f"the interval leaves 0 out. From [{RESULTS}]({RESULTS}): {made['stages']} stages on",
+        f"the interval leaves 0 out. From [{source}]({_link(source, page)}): {made['stages']} stages on",
         f"{made['machine']['cores']} cores, {made['cpu_seconds']} CPU seconds, at most",
         f"{made['peak_memory_mb']} MB each, torch {made['versions']['torch']}.",
     ]
     return "\n".join(lines)
+
+
+def _link(target: Path, page: Path) -> str:
+    """`target` as a link on `page`."""
+    return os.path.relpath(target, page.parent)
 
 
 def _cell(arm: Mapping[str, Any]) -> str:
@@ -73,22 +85,37 @@ def _gap(outcome: Mapping[str, Any]) -> str:
     return f"**{text}**" if gap["significant"] else text
 
 
-def rewritten(readme: str, block: str) -> str:
-    """The README with `block` between its two marks; ValueError where a mark is missing."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"{README}: needs exactly one {BEGIN!r} and one {END!r}")
-    before, rest = readme.split(BEGIN)
+def rewritten(text: str, block: str, page: Path) -> str:
+    """The text of `page` with `block` between its two marks; ValueError where a mark is missing."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{page}: needs exactly one {BEGIN!r} and one {END!r}")
+    before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}"
 
 
+def page_of(experiment: str) -> Path:
+    """The page that shows an experiment; ValueError for one that no page shows."""
+    if experiment not in PAGES:
+        raise ValueError(
+            f"no page shows experiment {experiment!r}; choose one of: {', '.join(PAGES)}"
+        )
+    return PAGES[experiment]
+
+
 def main() -> None:
-    """Adopt a run if asked, then rewrite the README."""
+    """Adopt a run if asked, then rewrite the pages of what was adopted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--take", type=Path, metavar="DIR", help="results of a finished experiment")
     arguments = parser.parse_args()
     if arguments.take:
-        records.write_json(RESULTS, take(arguments.take))
-    records.write_atomic(README, rewritten(README.read_text(), table(records.read_json(RESULTS))))
+        page_of(arguments.take.name)
+        records.write_json(adopted(arguments.take.name), take(arguments.take))
+    for experiment, page in PAGES.items():
+        source = adopted(experiment)
+        if not source.is_file():  # its page says so between the marks
+            continue
+        block = table(records.read_json(source), source, page)
+        records.write_atomic(page, rewritten(page.read_text(), block, page))
 
 
 if __name__ == "__main__":

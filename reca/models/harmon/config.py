@@ -21,6 +21,7 @@ QWEN2_5: dict[str, Any] = {
     "max_position_embeddings": 32768,
     "rope_theta": 1000000.0,
     "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
 }
 _QWEN_FIXED = {"tie_word_embeddings": True, "use_sliding_window": False, "hidden_act": "silu"}
 _MAR_FIXED = {"patch_size": 1}
