@@ -18,6 +18,13 @@ from tests.models import harmon_tiny
 needs_packing = pytest.mark.skipif(
     not packing.can_pack(torch.empty(1)), reason="this PyTorch has no oneDNN for its CPU"
 )
+
+
+@pytest.fixture(autouse=True)
+def small_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "LEAST", 0)
+
+
 LAYERS = (packing.PackedLinear, packing.PackedGatedMlp)
 
 
@@ -106,6 +113,9 @@ def test_where_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packing.packed(half) is half and not packing.can_pack(half.weight)
     assert not packing.can_pack(torch.empty(4, 4, device="meta"))
     layer = nn.Linear(4, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "LEAST", 17)
+        assert packing.packed(layer) is layer
     monkeypatch.setattr(packing, "_has_operators", lambda: False)
     plain = packing.linear(layer.weight, layer.bias)
     assert packing.packed(layer) is layer and type(plain) is nn.Linear

@@ -20,6 +20,15 @@ LIMIT = 2**32
 """Parts with more bytes of parameters stay unpacked: the packed form is a second copy while a batch is drawn."""
 
 
+LEAST = 2**19
+"""Smaller weights stay unpacked: a call of oneDNN costs 20 microseconds more, which they do not save."""
+
+
+def pays(weight: Tensor) -> bool:
+    """Whether this weight can be packed and is large enough to gain by it."""
+    return weight.numel() >= LEAST and can_pack(weight)
+
+
 def can_pack(weight: Tensor) -> bool:
     """Whether oneDNN is there and has a packed form for this weight."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
@@ -71,7 +80,7 @@ class PackedGatedMlp(nn.Module):
 
 def linear(weight: Tensor, bias: Tensor | None) -> PackedLinear | nn.Linear:
     """A layer for inference with these tensors as its weights, packed where that is possible."""
-    if can_pack(weight):
+    if pays(weight):
         return PackedLinear(weight, bias)
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
@@ -100,10 +109,10 @@ def packed(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
 
     The twin sees weights as they are now. Modules that cannot be packed come back as they are.
     """
-    if isinstance(module, Qwen2MLP) and _is_silu(module) and can_pack(module.up_proj.weight):
+    if isinstance(module, Qwen2MLP) and _is_silu(module) and pays(module.up_proj.weight):
         return PackedGatedMlp(module)
     if isinstance(module, nn.Linear):
-        return PackedLinear(module.weight, module.bias) if can_pack(module.weight) else module
+        return PackedLinear(module.weight, module.bias) if pays(module.weight) else module
     if not module._modules:
         return module
     twin = copy.copy(module)
