@@ -21,7 +21,7 @@ LIMIT = 2**32
 
 
 LEAST = 2**19
-"""Smaller weights stay unpacked: a call of oneDNN costs 20 microseconds more, which they do not save."""
+"""Smaller weights stay unpacked: a call of oneDNN costs more than a plain one, which they do not win back."""
 
 
 def pays(weight: Tensor) -> bool:
