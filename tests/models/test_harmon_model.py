@@ -226,6 +226,7 @@ def test_bad_input_is_named(model: HarmonModel, tmp_path: Path) -> None:
     for wrong, complaint in [
         ({"options": {"tex_dropout": 1}}, "unknown tex_dropout; known: .*text_dropout"),
         ({"options": {"drawing": "squeeze"}}, "choose stretch, crop or pad"),
+        ({"options": {"implementation": "cuda"}}, "choose auto, triton or torch"),
         ({"options": {"text_dropout": 2}}, r"must be in 0\.\.1"),
         ({"widht": 3}, "unknown key widht"),
         ({"resolution": 17}, "not a multiple of the VAE's 4 pixels"),

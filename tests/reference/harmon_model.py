@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,8 @@ from reca.models.harmon.model import HarmonModel
 from reca.models.harmon.options import HarmonOptions
 from tests.reference import golden_cases as golden
 
+# Of the answers' loss; tests/kernels runs the losses once more with triton, in the interpreter.
+IMPLEMENTATION: Any = os.environ.get("RECA_TEST_IMPLEMENTATION", "torch")
 VB = 1e-3  # the SPEC's tolerance for the variational bound and for gradients
 
 
@@ -25,7 +28,10 @@ def model_of(described: dict[str, Any], with_vae: bool = False) -> HarmonModel:
     with torch.device("meta"):
         model = HarmonModel(
             HarmonConfig.from_golden(described["config"]),
-            HarmonOptions(condition_gradient=described["config"].get("grad_scale", 1.0)),
+            HarmonOptions(
+                condition_gradient=described["config"].get("grad_scale", 1.0),
+                implementation=IMPLEMENTATION,
+            ),
         )
     model.network.to_empty(device="cpu")
     model.network.llm.model.rotary_emb = rotary(model)
@@ -77,7 +83,12 @@ class Notebook:
         self.calls: dict[str, list[tuple[tuple, dict, Any]]] = {}
 
     def watch(self, owner: Any, name: str) -> Notebook:
-        method: Callable[..., Any] = getattr(owner, name)
+        """Watch a method of one object."""
+        object.__setattr__(owner, name, self.noted(name, getattr(owner, name)))
+        return self
+
+    def noted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, writing down under `name`."""
         calls = self.calls.setdefault(name, [])
 
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -85,8 +96,7 @@ class Notebook:
             calls.append((args, kwargs, result))
             return result
 
-        object.__setattr__(owner, name, watched)
-        return self
+        return watched
 
 
 @lru_cache(maxsize=2)

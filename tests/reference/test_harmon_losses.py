@@ -32,8 +32,6 @@ class Case:
         for owner, method in ((network, "hidden"), (network, "with_context"), (network, "to_llm")):
             self.notes.watch(owner, method)
         self.notes.watch(network.mar, "encode").watch(network.mar, "decode")
-        self.logits: list[Tensor] = []
-        network.llm.lm_head.register_forward_hook(lambda m, args, out: self.logits.append(out))
         self.loss = self._loss()
 
     def draws(self) -> DiffusionDraws:
@@ -83,10 +81,13 @@ class Case:
         return next(r for a, k, r in self.notes.calls["to_llm"] if a[0] is encoded)
 
     def _answered(self) -> dict[str, Tensor]:
+        """The targets, and the logits at them, which the loss does not keep."""
         length = self.model.config.image_length
+        targets = layouts.shifted_labels(self.stored["labels"], length)
+        hidden = self.notes.calls["hidden"][0][2][:, :-1]
         return {
-            "labels_expanded": layouts.shifted_labels(self.stored["labels"], length),
-            "logits_at_labels": self.logits[0],
+            "labels_expanded": targets,
+            "logits_at_labels": self.model.network.llm.lm_head(hidden[targets != IGNORE]),
         }
 
     def _drawn(self) -> dict[str, Tensor]:

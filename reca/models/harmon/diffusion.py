@@ -21,7 +21,6 @@ _CODE = 256  # width of the timestep code
 _HALF_BIN = 1 / 255  # half-width of a pixel's bin in [-1, 1]
 _EDGE = 0.999
 _TINY = 1e-12
-_MODULATIONS = 2**25  # floats of modulations that the sampler holds at once
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -188,18 +187,13 @@ class HeadNet(nn.Module):
             found.append((shift, 1 + scale, *gate))
         return found
 
-    def denoise(self, x: Tensor, modulations: list[Modulation]) -> Tensor:
-        """Prediction [R, 2C] for x [R, C], or for x of [R/n, C] that n modulated row sets share."""
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """Prediction [R, 2C] for x_t [R, C] at timesteps [R] under conditions z [R, D]."""
+        modulations = self.modulations(self.time(t) + self.cond_embed(z))
         h = self.input_proj(x)
-        repeats = modulations[0][0].shape[0] // h.shape[0]
-        h = h.repeat(repeats, 1) if repeats > 1 else h
         for block, modulation in zip(self.modulated, modulations, strict=True):
             h = block(h, modulation)
         return h
-
-    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """Prediction [R, 2C] for x_t [R, C] at timesteps [R] under conditions z [R, D]."""
-        return self.denoise(x, self.modulations(self.time(t) + self.cond_embed(z)))
 
 
 class DiffusionHead(nn.Module):
@@ -222,39 +216,8 @@ class DiffusionHead(nn.Module):
             mse = (noise.float() - eps).square().mean(-1)
             return mse, bound(x0.float(), t, noise.float(), eps.detach(), raw)
 
-    # ---- sampling --------------------------------------------------------------------------------
-    def sample(
-        self,
-        z: Tensor,
-        noise: Tensor,
-        step_noise: Tensor,
-        guidance: float = 1.0,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """Run the respaced reverse process: latents [R, C] from the noises [R, C] and [S, R, C].
 
-        `z` [R, D], or [2R, D] with guidance: conditional rows, then unconditional ones. `step_noise[i]` is that of
-        the i-th reverse step in order of execution; the last one is not used.
-        """
-        count, rows = self.sampling_steps, z.shape[0]
-        schedule = tables(count)
-        times = self.net.time(schedule.timesteps.to(z.device))  # [S, W]
-        condition = self.net.cond_embed(z)  # [rows, W]
-        per_step = sum(m.modulator.out_features for m in self.net.modulated) * rows
-        chunk = max(1, _MODULATIONS // per_step)
-        x = noise.float()
-        for high in range(count, 0, -chunk):
-            low = max(0, high - chunk)
-            y = times[low:high].flip(0).unsqueeze(1) + condition  # [steps, rows, W]
-            modulations = self.net.modulations(y)
-            for offset, index in enumerate(range(high - 1, low - 1, -1)):
-                now = [tuple(part[offset] for part in one) for one in modulations]
-                predicted = self.net.denoise(x.to(z.dtype), now)
-                last = step_noise[count - 1 - index] if index else None
-                x = reverse(schedule.at(index), x, predicted.float(), last, guidance, temperature)
-        return x
-
-
+# ---- sampling -------------------------------------------------------------------------------------
 def reverse(
     step: Tables,
     x: Tensor,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from reca_kernels import linear_cross_entropy
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -238,7 +239,9 @@ class HarmonModel(UnifiedModel):
         return replace(conversation, dropout=self._dropout(generator))
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
-        """Next-token cross-entropy (fp32) on answers (SPEC c); only their hidden states pass the head."""
+        """Next-token cross-entropy (fp32) on answers (SPEC c); only their hidden states pass the head, and the logits
+        of the whole vocabulary are never stored.
+        """
         image = None
         if features is not None:
             image = self._understand(features["latents"], conversation.dropout)
@@ -248,10 +251,15 @@ class HarmonModel(UnifiedModel):
         labels = layouts.labels(conversation.labels, width)
         length = 0 if image is None else image.shape[1]
         targets = layouts.shifted_labels(labels, length).to(self.device)
-        told = targets != IGNORE
-        logits = self.network.llm.lm_head(hidden[:, :-1][told]).float()
-        total = F.cross_entropy(logits, targets[told], reduction="sum")
-        return Loss(total, int(logits.shape[0]))
+        total = linear_cross_entropy(
+            hidden[:, :-1],
+            self.network.llm.lm_head.weight,
+            targets,
+            ignore_index=IGNORE,
+            reduction="sum",
+            implementation=self.options.implementation,
+        )
+        return Loss(total, conversation.count)
 
     # ---- inference -----------------------------------------------------------------------------------
     @torch.no_grad()

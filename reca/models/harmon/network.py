@@ -7,15 +7,18 @@ picture, V visible ones, S buffers, E and D widths of encoder and decoder, H wid
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, Qwen2Config, Qwen2ForCausalLM
 
+from reca.models.harmon import packing
 from reca.models.harmon.config import HarmonConfig, MarConfig
 from reca.models.harmon.diffusion import DiffusionHead
 
@@ -50,18 +53,32 @@ class _Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rows: Tensor | None, dropping: bool) -> Tensor:
-        width = x.shape[-1]
+    def forward(
+        self, x: Tensor, rows: Tensor | None, dropping: bool, qkv: Tensor | None = None
+    ) -> Tensor:
         attended, projected = self.rates if dropping else (0.0, 0.0)
-        if rows is None:
-            q, k, v = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
-        else:  # only these places ask; all are asked
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q = self._split(F.linear(_places(x, rows), weight[:width], bias[:width]))
-            both = F.linear(x, weight[width:], bias[width:])
-            k, v = (self._split(part) for part in both.chunk(2, dim=-1))
+        if rows is not None and not dropping and rows.shape[1] * self.heads < x.shape[-1]:
+            return self.proj(self._asked_by_few(x, rows))
+        q, k, v = (self.qkv(x) if qkv is None else qkv).chunk(3, dim=-1)
+        q = q if rows is None else _places(q, rows)
+        q, k, v = self._split(q), self._split(k), self._split(v)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=attended)
         return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), projected)
+
+    def _asked_by_few(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Attention of the places `rows` [B, R] to all of x [B, N, W], without a key or value of any place.
+
+        With few queries it is cheaper to carry them back through the key weights, to mix x itself, and to send the
+        mixtures through the value weights. A key bias adds the same to all scores of a query: it has no effect.
+        """
+        ask, key, value = self.qkv.weight.chunk(3)
+        ask_bias, _, value_bias = self.qkv.bias.chunk(3)
+        q = self._split(F.linear(_places(x, rows), ask, ask_bias))  # [B, heads, R, head]
+        key, value = (part.unflatten(0, (self.heads, -1)) for part in (key, value))
+        asked = (q * q.shape[-1] ** -0.5 @ key).flatten(1, 2)  # [B, heads R, W]
+        shares = (asked @ x.transpose(1, 2)).softmax(dim=-1)
+        mixed = (shares @ x).unflatten(1, (self.heads, -1)) @ value.transpose(1, 2)
+        return mixed.transpose(1, 2).flatten(2) + value_bias
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -76,7 +93,7 @@ class _Mlp(nn.Module):
 
     def forward(self, x: Tensor, dropping: bool) -> Tensor:
         rate = self.rate if dropping else 0.0
-        return F.dropout(self.fc2(F.dropout(F.gelu(self.fc1(x)), rate)), rate)
+        return F.dropout(self.fc2(F.dropout(packing.gelu(self.fc1, x), rate)), rate)
 
 
 class Block(nn.Module):
@@ -96,16 +113,25 @@ class Block(nn.Module):
         rows: Tensor | None = None,
         dropout: Dropout | None = None,
         number: int = 0,
+        qkv: Tensor | None = None,
     ) -> Tensor:
-        """[B, N, W] -> the same; with `rows` [B, R] only these places of the result, [B, R, W]."""
-        if dropout is None:
-            return self._run(x, rows, dropping=False)
-        with dropout.block(number, x.device):
-            return self._run(x, rows, dropping=True)
+        """[B, N, W] -> the same; with `rows` [B, R] only these places of the result, [B, R, W].
 
-    def _run(self, x: Tensor, rows: Tensor | None, dropping: bool) -> Tensor:
+        `qkv` [B, N, 3W] are the queries, keys and values of x, where the caller has them.
+        """
+        if dropout is None:
+            return self._run(x, rows, False, qkv)
+        with dropout.block(number, x.device):
+            return self._run(x, rows, True, qkv)
+
+    def questions(self, x: Tensor) -> Tensor:
+        """Queries, keys and values [..., 3W] of x [..., W]."""
+        return self.attn.qkv(self.norm1(x))
+
+    def _run(self, x: Tensor, rows: Tensor | None, dropping: bool, qkv: Tensor | None) -> Tensor:
         kept = x if rows is None else _places(x, rows)
-        kept = kept + self.attn(self.norm1(x), rows, dropping)
+        asking = self.norm1(x) if qkv is None else x
+        kept = kept + self.attn(asking, rows, dropping, qkv)
         return kept + self.mlp(self.norm2(kept), dropping)
 
 
@@ -207,37 +233,60 @@ class Mar(nn.Module):
         grid: tuple[int, int],
         visible: Tensor,
         dropout: Dropout | None = None,
-        positions: tuple[Tensor, Tensor] | None = None,
+        blank: Blank | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
         """Encoded buffers and visible places [B, S + V, E] -> conditions z of the head, [B, L, D].
 
-        With `rows` [B, R] only for these places, [B, R, D]. `positions`: the decoder's and the head's tables.
+        With `rows` [B, R] only for these places, [B, R, D]. `blank`: of this grid, where the caller has it.
         """
-        if positions is None:
-            positions = self.decoder_positions(grid)
-        table, head_table = positions
-        buffers, count = self.config.buffers, grid[0] * grid[1]
-        x = self.decoder_embed(encoded)
-        blank = self.mask_token.to(x.dtype).expand(len(x), count, -1)
-        index = visible.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-        tokens = blank.scatter(1, index, x[:, buffers:])
-        x = torch.cat([x[:, :buffers], tokens], dim=1) + table
+        blank = self.blank(grid) if blank is None else blank
+        buffers, last = self.config.buffers, len(self.decoder_blocks) - 1
+        lead = torch.arange(buffers, device=visible.device).expand(len(visible), -1)
+        places = torch.cat([lead, visible + buffers], dim=1)
+        seen = self.decoder_embed(encoded) + _places(
+            blank.table.expand(len(places), -1, -1), places
+        )
+        x = _put(blank.tokens, places, seen)
         wanted = None if rows is None else rows + buffers
-        last = len(self.decoder_blocks) - 1
+        block: Any
         for number, block in enumerate(self.decoder_blocks):
-            x = block(x, wanted if number == last else None, dropout, number)
+            asked = wanted if number == last else None
+            known = None if number or number == last else blank.qkv
+            qkv = None if known is None else _put(known, places, block.questions(seen))
+            x = block(x, asked, dropout, number, qkv)
         x = self.decoder_norm(x)
         if rows is None:
-            return x[:, buffers:] + head_table
-        return x + _places(head_table.expand(len(x), -1, -1), rows)
+            return x[:, buffers:] + blank.head_table
+        return x + _places(blank.head_table.expand(len(x), -1, -1), rows)
 
-    def decoder_positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The decoder's table with buffers, and the diffusion head's."""
-        return (
-            self.positions(self.decoder_pos_embed_learned, grid),
-            self.positions(self.diffusion_pos_embed_learned, grid),
-        )
+    def blank(self, grid: tuple[int, int], known: bool = False) -> Blank:
+        """What the decoder has of a picture of which nothing is seen; with what its first block asks if `known`."""
+        table = self.positions(self.decoder_pos_embed_learned, grid)
+        tokens = self.mask_token + table
+        first: Any = self.decoder_blocks[0]
+        qkv = first.questions(tokens) if known else None
+        head_table = self.positions(self.diffusion_pos_embed_learned, grid)
+        return Blank(table, tokens, head_table, qkv)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """The decoder's tables for a grid: its own [1, S + L, D], the head's [1, L, D], and masked `tokens` [1, S + L, D].
+
+    `qkv` [1, S + L, 3D]: the masked tokens' queries, keys and values in the first block, the same in every step.
+    """
+
+    table: Tensor
+    tokens: Tensor
+    head_table: Tensor
+    qkv: Tensor | None
+
+
+def _put(blank: Tensor, places: Tensor, seen: Tensor) -> Tensor:
+    """The blank [1, N, W] for every row of seen [B, V, W], which replaces the places [B, V]."""
+    index = places.unsqueeze(-1).expand(-1, -1, seen.shape[-1])
+    return blank.to(seen.dtype).expand(len(seen), -1, -1).scatter(1, index, seen)
 
 
 class Harmon(nn.Module):
@@ -295,6 +344,21 @@ class Harmon(nn.Module):
             use_cache=cache is not None,
         )
         return output.last_hidden_state
+
+
+def for_sampling(network: Harmon) -> Harmon:
+    """A twin with packed linear layers where the device gains by it; it shares everything else."""
+    twin = copy.copy(network)
+    twin.__dict__["_modules"] = {
+        name: part if packing.size(part) > packing.LIMIT else packing.packed(part, LEFT)
+        for name, part in network._modules.items()
+        if part is not None
+    }
+    return twin
+
+
+LEFT = ("lm_head", "diffloss")
+"""Not called in the sampler's loop, or arranged for it in another way."""
 
 
 def _rolled(x: Tensor, first: int) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
+
+from reca_kernels import Implementation
 
 from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.vae import Drawing
@@ -20,6 +22,7 @@ class HarmonOptions:
     another algorithm. `leading_newline`: RecA prompts open with a newline, so the picture stands behind it.
     `drawing`: how a picture becomes square for drawing: stretched (RecA), cropped or padded. `max_text`: tokens of
     a conversation before the picture is put in. `encode_batch`: pictures per pass of the VAE.
+    `implementation`: of the answers' loss, as `reca_kernels` names them.
     """
 
     text_dropout: float = 0.1
@@ -30,6 +33,7 @@ class HarmonOptions:
     drawing: Drawing = "stretch"
     max_text: int = 1472
     encode_batch: int = 16
+    implementation: Implementation = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.text_dropout <= 1:
@@ -40,6 +44,10 @@ class HarmonOptions:
             )
         if self.drawing not in ("stretch", "crop", "pad"):
             raise ValueError(f"options.drawing is {self.drawing!r}; choose stretch, crop or pad")
+        if self.implementation not in get_args(Implementation):
+            raise ValueError(
+                f"options.implementation is {self.implementation!r}; choose auto, triton or torch"
+            )
         for name in ("max_text", "encode_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"options.{name} is {getattr(self, name)}; it must be at least 1")

@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from reca.models.harmon import layout as layouts
+from reca.models.harmon.denoiser import Denoiser
+from reca.models.harmon.network import Harmon, for_sampling
 
 if TYPE_CHECKING:
-    from reca.models.harmon.network import Harmon
     from reca.models.unified import Sampling
 
 Noise = Callable[[int], tuple[Tensor, Tensor]]
@@ -122,10 +123,12 @@ class Drawing:
         mask: Tensor,
         rows: Tensor,
     ) -> None:
+        network = for_sampling(network)
         self.network, self.grid = network, grid
         mar = network.mar
+        self.denoiser = Denoiser(mar.diffloss)
         self.encoder_table = mar.positions(mar.encoder_pos_embed_learned, grid)
-        self.decoder_tables = mar.decoder_positions(grid)
+        self.blank = mar.blank(grid, known=True)
         self.cache = DynamicCache()
         # Causal, and padding stands behind what is looked at: no mask is needed here.
         self.prefix = network.hidden(embeddings, cache=self.cache)
@@ -154,7 +157,7 @@ class Drawing:
             encoded,
             self.grid,
             visible.repeat(halves, 1),
-            positions=self.decoder_tables,
+            blank=self.blank,
             rows=None if rows is None else rows.repeat(halves, 1),
         )
 
@@ -221,7 +224,7 @@ def draw_tokens(
     _, visible = layouts.places(orders, before)
     chosen = orders[:, left:before].sort(dim=1).values
     conditions = drawing.conditions(tokens, visible, chosen)
-    drawn = drawing.network.mar.diffloss.sample(
+    drawn = drawing.denoiser.sample(
         conditions.flatten(0, 1), *noise(chosen.shape[1]), scale, options.temperature
     ).unflatten(0, chosen.shape)
     tokens = tokens.scatter(1, chosen.unsqueeze(-1).expand_as(drawn), drawn)

@@ -1,0 +1,142 @@
+"""Packed linear layers: the same numbers as plain ones, shared parameters, and where they do not apply."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+
+from reca.models.harmon import network as networks
+from reca.models.harmon import packing
+from reca.models.harmon.config import HarmonConfig
+from reca.models.harmon.network import Block, Harmon
+from tests.models import harmon_tiny
+
+needs_packing = pytest.mark.skipif(
+    not packing.can_pack(torch.empty(1)), reason="this PyTorch has no oneDNN for its CPU"
+)
+
+
+@pytest.fixture(autouse=True)
+def small_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "LEAST", 0)
+
+
+LAYERS = (packing.PackedLinear, packing.PackedGatedMlp)
+
+
+@pytest.fixture(scope="module")
+def harmon() -> Harmon:
+    torch.manual_seed(0)
+    section = {k: v for k, v in harmon_tiny.network().items() if k != "options"}
+    network = Harmon(HarmonConfig.from_dict(section)).eval()
+    return network.requires_grad_(False)
+
+
+def packed_in(module: nn.Module) -> set[str]:
+    return {name for name, part in module.named_modules() if isinstance(part, LAYERS)}
+
+
+@needs_packing
+@pytest.mark.parametrize("rows", [1, 2, 7, 64])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_packed_layer_is_the_layer(rows: int, biased: bool) -> None:
+    torch.manual_seed(rows)
+    layer = nn.Linear(24, 40, bias=biased).requires_grad_(False)
+    x = torch.randn(3, 2 * rows, 24)[:, ::2]  # not contiguous
+    packed = packing.linear(layer.weight, layer.bias)
+    assert isinstance(packed, packing.PackedLinear)
+    torch.testing.assert_close(packed(x), layer(x))
+    torch.testing.assert_close(packing.gelu(packed, x), F.gelu(layer(x)))
+    torch.testing.assert_close(packing.silu(packed, x), F.silu(layer(x)))
+    other = torch.randn(3, rows, 40)
+    torch.testing.assert_close(packed.times(x, other), layer(x) * other)
+
+
+@needs_packing
+def test_qwens_mlp() -> None:
+    torch.manual_seed(0)
+    mlp = Qwen2MLP(Qwen2Config(hidden_size=32, intermediate_size=48)).requires_grad_(False)
+    packed = packing.packed(mlp)
+    assert isinstance(packed, packing.PackedGatedMlp)
+    x = torch.randn(2, 5, 32)
+    torch.testing.assert_close(packed(x), mlp(x))
+    other = Qwen2MLP(Qwen2Config(hidden_size=32, intermediate_size=48, hidden_act="relu"))
+    assert not isinstance(packing.packed(other), packing.PackedGatedMlp)
+    torch.testing.assert_close(packing.packed(other)(x), other(x))
+
+
+@needs_packing
+def test_the_twin_computes_the_same_and_leaves_the_network_alone(harmon: Harmon) -> None:
+    before = {name: type(part) for name, part in harmon.named_modules()}
+    twin = networks.for_sampling(harmon)
+    assert {name: type(part) for name, part in harmon.named_modules()} == before
+    assert any(name.startswith("llm.model.layers") for name in packed_in(twin))
+    assert any(name.startswith("mar.encoder_blocks") for name in packed_in(twin))
+    assert not any(name.startswith(("mar.diffloss", "llm.lm_head")) for name in packed_in(twin))
+    assert twin.llm.model.embed_tokens.weight is harmon.llm.model.embed_tokens.weight
+    latents = torch.randn(2, 16, 4)
+    with torch.no_grad():
+        expected = harmon.hidden(harmon.understand(latents, (4, 4)))
+        torch.testing.assert_close(twin.hidden(twin.understand(latents, (4, 4))), expected)
+
+
+@needs_packing
+def test_a_twin_shows_the_weights_of_its_time(harmon: Harmon) -> None:
+    layer, x = harmon.proj_in[0], torch.randn(3, 24)
+    old, twin = layer(x), packing.packed(harmon.proj_in)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    try:
+        torch.testing.assert_close(twin[0](x), old)
+        torch.testing.assert_close(packing.packed(harmon.proj_in)[0](x), layer(x))
+    finally:
+        with torch.no_grad():
+            layer.weight.div_(2)
+
+
+@needs_packing
+def test_large_parts_stay_as_they_are(harmon: Harmon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packed form is a second copy: parts over the limit do without."""
+    monkeypatch.setattr(packing, "LIMIT", packing.size(harmon.llm) - 1)
+    parts = {name.split(".")[0] for name in packed_in(networks.for_sampling(harmon))}
+    sizes = {name: packing.size(part) for name, part in harmon.named_children()}
+    assert parts == {name for name, size in sizes.items() if size < packing.size(harmon.llm)}
+    assert "llm" not in parts and parts
+
+
+def test_where_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = nn.Linear(4, 4).bfloat16()
+    assert packing.packed(half) is half and not packing.can_pack(half.weight)
+    assert not packing.can_pack(torch.empty(4, 4, device="meta"))
+    layer = nn.Linear(4, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "LEAST", 17)
+        assert packing.packed(layer) is layer
+    monkeypatch.setattr(packing, "_has_operators", lambda: False)
+    plain = packing.linear(layer.weight, layer.bias)
+    assert packing.packed(layer) is layer and type(plain) is nn.Linear
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(plain(x), layer(x))
+    torch.testing.assert_close(packing.gelu(plain, x), F.gelu(layer(x)))
+    torch.testing.assert_close(packing.silu(plain, x), F.silu(layer(x)))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 12, 16])
+def test_a_block_for_few_places_is_the_whole_block(rows: int) -> None:
+    """Up to width / heads - 1 = 11 places the keys and values are never made; above that they are."""
+    config = HarmonConfig.from_dict(
+        {k: v for k, v in harmon_tiny.network().items() if k != "options"}
+    ).mar
+    torch.manual_seed(rows)
+    block = Block(24, 2, config)
+    nn.init.normal_(block.attn.qkv.bias)
+    nn.init.normal_(block.attn.qkv.weight, std=0.3)
+    x = torch.randn(2, 20, 24)
+    places = torch.stack([torch.randperm(20)[:rows] for _ in range(2)])
+    expected = torch.stack([one[at] for one, at in zip(block(x), places, strict=True)])
+    torch.testing.assert_close(block(x, places), expected)
+    torch.testing.assert_close(block(x, qkv=block.questions(x)), block(x))
