@@ -52,8 +52,10 @@ class Direct:
         self.guidance, self.temperature = guidance, temperature
         self.cache = DynamicCache()
         network.hidden(network.embed(ids), cache=self.cache)
-        self.steps = network.mar.diffloss.sampling_steps
-        self.tables = {name: value.numpy() for name, value in vars(tables(self.steps)).items()}
+        head = network.mar.diffloss
+        self.steps = head.sampling_steps
+        schedule = vars(tables(self.steps, head.schedule))
+        self.tables = {name: value.numpy() for name, value in schedule.items()}
 
     def step(self, given: Given) -> Tensor:
         """Latents [R, C] of the chosen places, conditional half, rows in (picture, raster) order."""

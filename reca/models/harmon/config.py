@@ -33,7 +33,9 @@ class MarConfig:
 
     `buffers` S leading buffer tokens; `table` side of the learned position grids, resized to the image's grid;
     `min_mask_rate` bounds the training mask; `repeats` noise draws per token and step; `sampling_steps` of the
-    reverse diffusion. `attention_dropout` and `dropout` act in training only, by seeded draws.
+    reverse diffusion. `noise_schedule`: Harmon's is cosine, which multiplies the head's error near pure noise by
+    hundreds; `linear` (Ho et al. 2020) forgives a small head. `attention_dropout` and `dropout` act in training only,
+    by seeded draws.
     """
 
     encoder_width: int = 768
@@ -54,6 +56,7 @@ class MarConfig:
     head_width: int = 1024
     repeats: int = 4
     sampling_steps: int = 100
+    noise_schedule: Literal["cosine", "linear"] = "cosine"
 
     def __post_init__(self) -> None:
         for name in ("encoder", "decoder"):
@@ -70,6 +73,10 @@ class MarConfig:
         if not 0 < self.min_mask_rate < 1:
             raise ValueError(
                 f"network.mar.min_mask_rate is {self.min_mask_rate}; it must be between 0 and 1"
+            )
+        if self.noise_schedule not in ("cosine", "linear"):
+            raise ValueError(
+                f"network.mar.noise_schedule is {self.noise_schedule!r}; choose cosine (Harmon's) or linear"
             )
         if self.sampling_steps < 2:
             raise ValueError(

@@ -37,7 +37,8 @@ class Denoiser:
 
     def __init__(self, head: DiffusionHead) -> None:
         net: Any = head.net
-        self.net, self.steps, self.schedule = net, head.sampling_steps, tables(head.sampling_steps)
+        self.net, self.steps = net, head.sampling_steps
+        self.schedule = tables(head.sampling_steps, head.schedule)
         self.width, self.depth = net.input_proj.out_features, len(net.res_blocks)
         weight, bias = self._stacked()
         self.modulator = packing.linear(weight, bias)

@@ -1,4 +1,4 @@
-"""The per-token diffusion head: cosine schedule, its network, its training loss, its respaced reverse process.
+"""The per-token diffusion head: its schedule, its network, its training loss, its respaced reverse process.
 
 Rows are tokens: x and noise [R, C], condition [R, D], timesteps [R]. Losses are computed in fp32 whatever the
 network runs in. Source: reference/harmon/SPEC.md sections d2 and d3. Letters: R rows, C latent channels, W head
@@ -66,6 +66,14 @@ def cosine_betas() -> Tensor:
     return torch.tensor([min(1 - ratio, 0.999) for ratio in ratios], dtype=torch.float64)
 
 
+def linear_betas() -> Tensor:
+    """1000 betas evenly from 0.0001 to 0.02 (Ho et al. 2020), float64: not Harmon's, see `MarConfig.noise_schedule`."""
+    return torch.linspace(1e-4, 0.02, TRAIN_STEPS, dtype=torch.float64)
+
+
+BETAS = {"cosine": cosine_betas, "linear": linear_betas}
+
+
 def respaced(count: int) -> list[int]:
     """The original indices that a process of `count` steps keeps: j * 999/(count-1), added up and rounded to even."""
     if not 2 <= count <= TRAIN_STEPS:
@@ -78,12 +86,13 @@ def respaced(count: int) -> list[int]:
 
 
 @lru_cache
-def tables(count: int = TRAIN_STEPS) -> Tables:
+def tables(count: int = TRAIN_STEPS, schedule: str = "cosine") -> Tables:
     """Tables of the process that keeps `count` of the training steps (all of them: the training process)."""
+    every = BETAS[schedule]()
     kept = torch.tensor(respaced(count))
-    cumprod = (1 - cosine_betas()).cumprod(0)[kept]
+    cumprod = (1 - every).cumprod(0)[kept]
     before = torch.cat([cumprod.new_ones(1), cumprod[:-1]])
-    betas = cosine_betas() if count == TRAIN_STEPS else 1 - cumprod / before
+    betas = every if count == TRAIN_STEPS else 1 - cumprod / before
     cumprod = (1 - betas).cumprod(0)
     before = torch.cat([cumprod.new_ones(1), cumprod[:-1]])
     variance = betas * (1 - before) / (1 - cumprod)
@@ -200,21 +209,28 @@ class DiffusionHead(nn.Module):
     """`mar.diffloss`: the network and what it is trained and sampled by."""
 
     def __init__(
-        self, channels: int, condition: int, width: int, depth: int, sampling_steps: int
+        self,
+        channels: int,
+        condition: int,
+        width: int,
+        depth: int,
+        sampling_steps: int,
+        schedule: str = "cosine",
     ) -> None:
         super().__init__()
         self.channels = channels
-        self.sampling_steps = sampling_steps
+        self.sampling_steps, self.schedule = sampling_steps, schedule
         self.net = HeadNet(channels, condition, width, depth)
 
     # ---- training --------------------------------------------------------------------------------
     def losses(self, x0: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Per-row noise mean square error [R] and variational bound [R] in bits per dimension, fp32."""
-        predicted = self.net(noised(x0.float(), t, noise.float()).to(z.dtype), t, z)
+        x_t = noised(x0.float(), t, noise.float(), self.schedule)
+        predicted = self.net(x_t.to(z.dtype), t, z)
         with torch.autocast(z.device.type, enabled=False):
             eps, raw = predicted.float().chunk(2, dim=-1)
             mse = (noise.float() - eps).square().mean(-1)
-            return mse, bound(x0.float(), t, noise.float(), eps.detach(), raw)
+            return mse, bound(x0.float(), t, noise.float(), eps.detach(), raw, self.schedule)
 
 
 # ---- sampling -------------------------------------------------------------------------------------
@@ -256,15 +272,17 @@ def posterior(step: Tables, x: Tensor, eps: Tensor, raw: Tensor) -> tuple[Tensor
 
 
 # ---- loss terms ----------------------------------------------------------------------------------
-def noised(x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+def noised(x0: Tensor, t: Tensor, noise: Tensor, schedule: str = "cosine") -> Tensor:
     """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise, rows [R, C] at timesteps [R]."""
-    kept = tables().alphas_cumprod.to(t.device)[t].unsqueeze(-1)
+    kept = tables(schedule=schedule).alphas_cumprod.to(t.device)[t].unsqueeze(-1)
     return kept.sqrt().to(x0.dtype) * x0 + (1 - kept).sqrt().to(x0.dtype) * noise
 
 
-def bound(x0: Tensor, t: Tensor, noise: Tensor, eps: Tensor, raw: Tensor) -> Tensor:
+def bound(
+    x0: Tensor, t: Tensor, noise: Tensor, eps: Tensor, raw: Tensor, schedule: str = "cosine"
+) -> Tensor:
     """Variational bound [R] in bits per dimension: a KL for t > 0, a discretised likelihood for t = 0."""
-    step, x_t = tables().rows(t), noised(x0, t, noise)
+    step, x_t = tables(schedule=schedule).rows(t), noised(x0, t, noise, schedule)
     mean, log_variance, _ = posterior(step, x_t, eps, raw)
     true = step.posterior_mean_coef1 * x0 + step.posterior_mean_coef2 * x_t
     true_log = step.posterior_log_variance_clipped

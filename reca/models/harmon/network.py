@@ -175,6 +175,7 @@ class Mar(nn.Module):
             config.head_width,
             config.head_depth,
             config.sampling_steps,
+            config.noise_schedule,
         )
         self._initialise()
 
