@@ -3,7 +3,8 @@
     L = lambda_reca L_reca + lambda_i2t L_i2t + lambda_t2i L_t2i + lambda_text L_text     (paper eq. 4)
 
 `edit` (a picture and an instruction in, the changed picture out) is no part of the paper's objective: it makes a base
-that edits, or trains one on edits of your own. Every L is a mean over the tokens of one whole optimiser step, so micro-batches and ranks only split the sum.
+that edits, or trains one on edits of your own. Every L is a mean over the tokens of one whole optimiser step, so
+micro-batches and ranks only split the sum.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one model makes of the laptop's edits, and how that is scored: the generate and score stages of `laptop_edit`."""
+"""What one model makes of the laptop's edits, and its scores: the generate and score stages of `laptop_edit`."""
 
 from __future__ import annotations
 
@@ -33,10 +33,8 @@ def asked_for(
     section: BenchmarkConfig, split: str, guidance: Guidance
 ) -> tuple[list[float], list[Asked]]:
     """Guidance levels and edits: a sweep on development edits, one level (chosen for `edit`) on the test's."""
-    if isinstance(guidance, Mapping):
-        levels = [float(guidance["edit"])]
-    else:
-        levels = [float(level) for level in guidance]
+    given = [guidance["edit"]] if isinstance(guidance, Mapping) else guidance
+    levels = [float(level) for level in given]
     if split == "test" and len(levels) != 1:
         raise ValueError(
             f"the test split is drawn at one guidance, not at {levels}; run `reca choose` first"

@@ -1,8 +1,8 @@
 """The last stage of a laptop base model: put the frozen parts together, then train in phases.
 
-A base may also go on from a whole model, with words that it did not know (`start`). The phases are plain alignment recipes (`reca.align`), run in the order of their names: language first, then sparse
-captions for drawing beside dense descriptions for reading, which is the state that the paper starts from. What is
-particular to a family stands in `reca.pretrain.<family>`.
+The phases are plain alignment recipes (`reca.align`), run in the order of their names: language first, then sparse
+captions for drawing beside dense descriptions for reading, which is the state that the paper starts from. A base may
+also go on from a whole model (`begin`). What is particular to a family stands in `reca.pretrain.<family>`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def pretrain_base(
 ) -> dict[str, dict[str, float]]:
     """Run the phases one after another, in the order of their names; writes the base model and its logs to `out`.
 
-    `begin` is a model folder to go on from, in place of `parts`. Gives the last losses by phase. Caches and checkpoints stay in `work`, so a killed run goes on inside its phase.
+    `begin` is a model folder to go on from, in place of `parts`. Gives the last losses by phase. Caches and
+    checkpoints stay in `work`, so a killed run goes on inside its phase.
     """
     start = work / "start"
     if not (start / "reca_model.json").is_file():

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reca.models.bagel.context import Block, Context, drawn_states, empty, extend, text_block
+from reca.models.bagel.context import Block, drawn_states, empty, extend, text_block
 from reca.models.bagel.drawing import clean_block
 from reca.models.bagel.flow import Noised, noised, velocity_loss
 from reca.models.bagel.vision import patchify
 
 if TYPE_CHECKING:
     from reca.models.bagel.model import BagelModel
+    from reca.models.bagel.network import Bagel
     from reca.models.unified import Features
 
 
@@ -81,7 +82,7 @@ def loss(
     ]
     told = text_block(model.network, texts)
     blocks = [without(clean, dropped[:, 0]), without(vit, dropped[:, 1]), told]
-    return behind(model, blocks, point)
+    return behind(model.network, blocks, point, model._latent_ids, frozen=options.freeze_und)
 
 
 def without(block: Block, dropped: Tensor) -> Block:
@@ -94,11 +95,10 @@ def without(block: Block, dropped: Tensor) -> Block:
     return replace(block, valid=valid if block.valid is None else block.valid & valid)
 
 
-def behind(model: BagelModel, blocks: Sequence[Block], point: Noised) -> Tensor:
-    """The summed velocity loss of a point behind a prefix that may hold trained tokens."""
-    network, frozen = model.network, model.options.freeze_und
-    context: Context = empty(network, len(point.x))
-    context, _ = extend(network, context, blocks, frozen=frozen)
-    ids = model._latent_ids
-    states = drawn_states(network, context, point.x, point.t, ids, frozen=frozen)
+def behind(
+    network: Bagel, blocks: Sequence[Block], point: Noised, latent_ids: Tensor, *, frozen: bool
+) -> Tensor:
+    """The summed velocity loss of a point behind a prefix that may hold trained tokens; `latent_ids` [N]: its places."""
+    context, _ = extend(network, empty(network, len(point.x)), blocks, frozen=frozen)
+    states = drawn_states(network, context, point.x, point.t, latent_ids, frozen=frozen)
     return velocity_loss(network, states, point)
