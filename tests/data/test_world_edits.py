@@ -1,4 +1,4 @@
-"""Edits of the world: source and target differ where they say, words mean one object, and every reader can hold them."""
+"""Edits of the world: the two sides differ where they say, words mean one object, every reader can hold them."""
 
 from __future__ import annotations
 

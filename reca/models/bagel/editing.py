@@ -48,9 +48,13 @@ def draws(model: BagelModel, batch: int, generator: torch.Generator) -> EditDraw
     config = model.config
     side = config.latent_side * config.latent_patch_size
     latent = (config.vae.z_channels, side, side)
-    shapes = ((), (config.latent_tokens, config.latent_width), latent, latent)
-    normal = [torch.randn(batch, *shape, generator=generator) for shape in shapes]
-    return EditDraws(*normal, torch.rand(batch, 3, generator=generator))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=generator)
+
+    raw, noise = normal(), normal(config.latent_tokens, config.latent_width)
+    target, source = normal(*latent), normal(*latent)
+    return EditDraws(raw, noise, target, source, torch.rand(batch, 3, generator=generator))
 
 
 def loss(
@@ -98,7 +102,7 @@ def without(block: Block, dropped: Tensor) -> Block:
 def behind(
     network: Bagel, blocks: Sequence[Block], point: Noised, latent_ids: Tensor, *, frozen: bool
 ) -> Tensor:
-    """The summed velocity loss of a point behind a prefix that may hold trained tokens; `latent_ids` [N]: its places."""
+    """The summed velocity loss of a point behind a prefix that may hold trained tokens; `latent_ids` [N]: places."""
     context, _ = extend(network, empty(network, len(point.x)), blocks, frozen=frozen)
     states = drawn_states(network, context, point.x, point.t, latent_ids, frozen=frozen)
     return velocity_loss(network, states, point)
