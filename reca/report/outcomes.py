@@ -92,7 +92,7 @@ def outcomes(scores: Sequence[Scores], chosen: Chosen, items: Items) -> list[dic
     Differences between arms have an interval over seeds; where single items are known, also one over items.
     """
     by_arm = scores_by_arm(scores)
-    names = EDITED if scores[0]["benchmark"] == "laptop_edit" else measured(scores)
+    names = EDITED if scores[0].get("benchmark") == "laptop_edit" else measured(scores)
     rows = [_outcome(name, by_arm, chosen) for name in names]
     for row in rows:
         for pair, gap in row["differences"].items():
