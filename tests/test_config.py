@@ -225,7 +225,8 @@ MISTAKES = {
     f"{TINY}.sampler.temperature=0": f"{TINY}.sampler.temperature = 0.0: must be above 0",
     f"{TINY}.sampler.guidance=[-1]": f"{TINY}.sampler.guidance[0] = -1.0: must be at least 0",
     f"{TINY}.align.tasks.reca.batch=0": f"{TINY}.align.tasks.reca.batch is 0; allowed: at least 1",
-    f"{TINY}.align.tasks.recon.batch=4": f"{TINY}.align.tasks.recon is 'recon'; allowed: one of reca, i2t, t2i, text, edit",
+    f"{TINY}.align.tasks.recon.batch=4": f"{TINY}.align.tasks.recon is 'recon'; "
+    "allowed: one of reca, i2t, t2i, text, edit",
     "name=My lab": "name = 'My lab': a name is made of a-z, 0-9 and _",
     # combinations
     f"{TINY}.align.tasks.reca.batch=1": f"{TINY}.align.tasks.reca.batch is 1; "

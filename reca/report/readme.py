@@ -3,7 +3,8 @@
 python -m reca.report.readme --take results/laptop      # adopt a finished run, then rewrite the README
 python -m reca.report.readme                            # rewrite the README from what was adopted
 
-Another finished experiment is adopted in the same way as `docs/results/<name>.json`; the README's table is the laptop's.
+Another finished experiment is adopted in the same way, as `docs/results/<name>.json`; the README's table is the
+laptop's.
 """
 
 from __future__ import annotations
