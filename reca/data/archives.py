@@ -7,14 +7,13 @@ extracted, so no name can lead anywhere.
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from pathlib import Path
 
 from reca.data.folder import natural_key, read_file
 from reca.data.hashes import hash_files
-from reca.data.tar import MAX_MEMBER_BYTES, read_index
+from reca.data.tar import MAX_MEMBER_BYTES, read_index, read_member
 from reca.images import UnreadableImage
 
 LEDGER = ".reca-archive-hashes.json"
@@ -51,7 +50,7 @@ class ImageFolder:
             return read_file(self.root / name, sample)
         if isinstance(place, zipfile.ZipFile):
             return self._read_zip(place, name, sample)
-        return self._read_tar(*place, sample)
+        return read_member(*place, sample)
 
     def fingerprint(self) -> str:
         """Hash of the archives' names and contents; loose files are hashed by who names them."""
@@ -83,11 +82,3 @@ class ImageFolder:
             NotImplementedError,
         ) as fault:
             raise UnreadableImage(sample, f"{archive.filename}: {name}: {fault}") from fault
-
-    @staticmethod
-    def _read_tar(archive: Path, offset: int, size: int, sample: str) -> bytes:
-        try:
-            with open(archive, "rb", buffering=0) as file:
-                return os.pread(file.fileno(), size, offset)
-        except OSError as fault:
-            raise UnreadableImage(sample, f"{archive}: {fault.strerror}") from fault

@@ -47,14 +47,7 @@ class Entry:
     def read(self, extension: str) -> bytes:
         """The bytes of one member; `UnreadableImage` if the shard no longer holds them."""
         offset, size = self.members[extension]
-        try:
-            with open(self.shard, "rb", buffering=0) as file:
-                data = os.pread(file.fileno(), size, offset)
-        except OSError as fault:
-            raise UnreadableImage(self.name, f"{self.shard}: {fault.strerror}") from fault
-        if len(data) != size:
-            raise UnreadableImage(self.name, f"{self.shard} is shorter than its index says")
-        return data
+        return read_member(self.shard, offset, size, self.name)
 
 
 class TarDataset:
@@ -142,6 +135,18 @@ def read_index(shard: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> dict[st
     index = {"valid_for": valid_for, "members": members, "sha256": sha256_file(shard)}
     save_ledger(path, index)
     return index
+
+
+def read_member(shard: Path, offset: int, size: int, sample: str) -> bytes:
+    """The `size` bytes at `offset`; `UnreadableImage` of `sample` where they are not all there."""
+    try:
+        with open(shard, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, offset)
+    except OSError as fault:
+        raise UnreadableImage(sample, f"{shard}: {fault.strerror}") from fault
+    if len(data) != size:
+        raise UnreadableImage(sample, f"{shard} is shorter than its index says")
+    return data
 
 
 def scan(shard: Path, max_member_bytes: int) -> Iterator[tuple[str, int, int]]:

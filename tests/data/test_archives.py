@@ -105,6 +105,15 @@ def test_damaged_members_are_unreadable_images(tmp_path):
     assert grey(folder.read("2.png", "s")) == 2
 
 
+def test_a_tar_cut_off_behind_its_index_is_noticed(tmp_path):
+    path = tmp_path / "a.tar"
+    pack_tar(path, {"1.png": png(1)})
+    folder = ImageFolder(tmp_path)
+    path.write_bytes(path.read_bytes()[:520])
+    with pytest.raises(UnreadableImage, match="shorter than its index says"):
+        folder.read("1.png", "s")
+
+
 @pytest.mark.parametrize("pack", [pack_zip, pack_tar], ids=["zip", "tar"])
 def test_whole_archives_that_are_wrong_are_refused(tmp_path, pack):
     name = f"a.{pack.__name__[-3:]}"

@@ -1,4 +1,4 @@
-"""How the tokens of both experts meet: in padded packs, and in blocks over kept keys and values.
+"""How the tokens of both experts meet: in packs, and in blocks over kept keys and values.
 
 Letters: B rows, L longest row, P kept keys, U und and G gen tokens of a block, H heads, K key/value
 heads, E head width.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from reca_kernels import Implementation, block_attention
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,28 +28,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class PackedAttention:
-    """Attention of a pack: samples padded to one length, each token seeing what the rule of SPEC 2 allows."""
+    """Attention of a pack, each token seeing what the rule of SPEC 2 allows; no mask is stored on a GPU."""
 
-    def __init__(self, packed: Packed, device: torch.device) -> None:
-        slots = packed.slots()
-        und_at = torch.cat([packed.text_at, packed.vit_at])
-        self.slots = slots[torch.cat([und_at, packed.latent_at])].to(device)
-        self.und = len(und_at)
-        self.shape = (len(packed.sample_lengths), max(packed.sample_lengths))
-        self.mask = packed.allowed().unsqueeze(1).to(device)
+    def __init__(
+        self, packed: Packed, device: torch.device, implementation: Implementation = "auto"
+    ) -> None:
+        at = torch.cat([packed.text_at, packed.vit_at, packed.latent_at])
+        self.und = len(at) - len(packed.latent_at)
+        self.at, self.order = at.to(device), at.argsort().to(device)
+        self.layout, self.implementation = packed.layout().to(device), implementation
 
     def __call__(self, read: Heads, drawn: Heads) -> tuple[Tensor, Tensor]:
         """Outputs [U, H, E] and [G, H, E] of the pack's tokens."""
         q, k, v = (
-            self._padded(torch.cat(parts))
+            torch.cat(parts)[self.order]
             for parts in ((read.q, drawn.q), (read.k, drawn.k), (read.v, drawn.v))
         )
-        out = attend(q, k, v, self.mask).flatten(0, 1)[self.slots]
+        out = block_attention(q, k, v, self.layout, implementation=self.implementation)[self.at]
         return out[: self.und], out[self.und :]
-
-    def _padded(self, tokens: Tensor) -> Tensor:
-        empty = tokens.new_zeros(self.shape[0] * self.shape[1], *tokens.shape[1:])
-        return empty.index_copy(0, self.slots, tokens).unflatten(0, self.shape)
 
 
 @dataclass

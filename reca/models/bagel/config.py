@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
+
+from reca_kernels import Implementation
 
 T = TypeVar("T")
 TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding (SPEC 2)
@@ -95,8 +97,9 @@ class BagelOptions:
     no gradient through the und expert (SPEC 5); false trains both experts. `step`: `two_phase` runs the prefix once
     without gradient and keeps its keys and values, `packed` is the reference's one pass. `condition`: what RecA draws
     from, `vit` or the clean `vae` latents of the same image (paper's ablation). `frozen_dtype`: storage of what is not
-    trained. `encode_batch`: pictures per pass of the frozen encoders. `edit_vae_dropout`, `edit_vit_dropout`: share of
-    edits trained without the source's clean latents, without what was seen of it (SPEC 2).
+    trained. `encode_batch`: pictures per pass of the frozen encoders. `implementation`: of the losses and of a pack's
+    attention, as `reca_kernels` names them. `edit_vae_dropout`, `edit_vit_dropout`: share of edits trained without the
+    source's clean latents, without what was seen of it (SPEC 2).
     """
 
     text_dropout: float = 0.1
@@ -107,6 +110,7 @@ class BagelOptions:
     condition: Literal["vit", "vae"] = "vit"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     encode_batch: int = 8
+    implementation: Implementation = "auto"
     edit_vae_dropout: float = 0.3
     edit_vit_dropout: float = 0.3
 
@@ -115,6 +119,7 @@ class BagelOptions:
             "step": ("two_phase", "packed"),
             "condition": ("vit", "vae"),
             "frozen_dtype": ("float32", "bfloat16"),
+            "implementation": get_args(Implementation),
         }.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from reca_kernels import Implementation
 from torch import Tensor
 
 from reca.models.bagel.context import Block, drawn_states, empty, extend, text_block
@@ -86,7 +87,14 @@ def loss(
     ]
     told = text_block(model.network, texts)
     blocks = [without(clean, dropped[:, 0]), without(vit, dropped[:, 1]), told]
-    return behind(model.network, blocks, point, model._latent_ids, frozen=options.freeze_und)
+    return behind(
+        model.network,
+        blocks,
+        point,
+        model._latent_ids,
+        frozen=options.freeze_und,
+        implementation=options.implementation,
+    )
 
 
 def without(block: Block, dropped: Tensor) -> Block:
@@ -100,9 +108,15 @@ def without(block: Block, dropped: Tensor) -> Block:
 
 
 def behind(
-    network: Bagel, blocks: Sequence[Block], point: Noised, latent_ids: Tensor, *, frozen: bool
+    network: Bagel,
+    blocks: Sequence[Block],
+    point: Noised,
+    latent_ids: Tensor,
+    *,
+    frozen: bool,
+    implementation: Implementation = "auto",
 ) -> Tensor:
     """The summed velocity loss of a point behind a prefix that may hold trained tokens; `latent_ids` [N]: places."""
     context, _ = extend(network, empty(network, len(point.x)), blocks, frozen=frozen)
     states = drawn_states(network, context, point.x, point.t, latent_ids, frozen=frozen)
-    return velocity_loss(network, states, point)
+    return velocity_loss(network, states, point, implementation)

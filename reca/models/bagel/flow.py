@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from reca_kernels import flow_matching_loss
+from reca_kernels import Implementation, flow_matching_loss
 from torch import Tensor
 
 from reca.models.bagel.attention import PackedAttention
@@ -44,18 +44,32 @@ def noised(clean: Tensor, noise: Tensor, raw: Tensor, shift: float) -> Noised:
     return Noised((1 - mix) * clean + mix * noise, t, clean, noise)
 
 
-def velocity_loss(network: Bagel, states: Tensor, point: Noised) -> Tensor:
+def velocity_loss(
+    network: Bagel, states: Tensor, point: Noised, implementation: Implementation = "auto"
+) -> Tensor:
     """Sum over tokens of the mean over channels of (llm2vae(states) - (noise - clean))^2, float32 scalar.
 
     `states` [..., D] of the latent tokens, in the order of the point's.
     """
     head = network.llm2vae
     clean, noise = (part.reshape(*states.shape[:-1], -1) for part in (point.clean, point.noise))
-    return flow_matching_loss(states, head.weight, head.bias, clean, noise, reduction="sum")
+    return flow_matching_loss(
+        states,
+        head.weight,
+        head.bias,
+        clean,
+        noise,
+        reduction="sum",
+        implementation=implementation,
+    )
 
 
 def two_phase_loss(
-    network: Bagel, blocks: Sequence[Block], point: Noised, latent_ids: Tensor
+    network: Bagel,
+    blocks: Sequence[Block],
+    point: Noised,
+    latent_ids: Tensor,
+    implementation: Implementation = "auto",
 ) -> Tensor:
     """The summed velocity loss with a frozen und expert: the prefix once without gradient, then the noise block."""
     with torch.no_grad():
@@ -63,7 +77,7 @@ def two_phase_loss(
         if blocks:
             context, _ = extend(network, context, blocks, frozen=True)
     states = drawn_states(network, context, point.x, point.t, latent_ids, frozen=True)
-    return velocity_loss(network, states, point)
+    return velocity_loss(network, states, point, implementation)
 
 
 @dataclass(frozen=True)
@@ -110,13 +124,14 @@ def run_pack(
     *,
     frozen: bool,
     collect: list[Pair] | None = None,
+    implementation: Implementation = "auto",
 ) -> PackStates:
     """Final states of all tokens of a pack, in one pass with the mask of SPEC 2."""
     device = network.decoder.embed_tokens.weight.device
     tokens = pack_embeddings(network, packed, inputs, frozen)
     und_at = torch.cat([packed.text_at, packed.vit_at])
     positions = tuple(packed.positions[at] for at in (und_at, packed.latent_at))
-    attention = PackedAttention(packed, device)
+    attention = PackedAttention(packed, device, implementation)
     attends = [attention] * len(network.decoder.layers)
     states = network.decoder(
         tokens, (positions[0], positions[1]), attends, frozen=frozen, collect=collect

@@ -1,6 +1,6 @@
 """Samples as lists of splits, and packs of samples: token order, rope ids, attention rule, loss positions.
 
-Source: reference/bagel/SPEC.md section 2. Letters: S tokens of a pack, B samples, L longest sample.
+Source: reference/bagel/SPEC.md section 2. Letters: S tokens of a pack.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from reca_kernels import Kind
+from reca_kernels import Layout as BlockLayout
 from torch import Tensor
 
 from reca.models.bagel.config import SpecialIds
@@ -78,30 +80,10 @@ class Packed:
     split_lengths: tuple[int, ...]
     split_modes: tuple[int, ...]
 
-    def slots(self) -> Tensor:
-        """Where each token stands in a padded [B * L] layout, [S]."""
-        lengths = torch.tensor(self.sample_lengths)
-        starts = torch.cumsum(lengths, 0) - lengths
-        longest = int(lengths.max())
-        return self.sample * longest + torch.arange(len(self.sample)) - starts[self.sample]
-
-    def allowed(self) -> Tensor:
-        """Which token sees which, bool [B, L, L]; pads see themselves only."""
-        shape = (len(self.sample_lengths), max(self.sample_lengths))
-        slots = self.slots()
-
-        def spread(values: Tensor, empty: int) -> Tensor:
-            return torch.full(shape, empty).flatten().index_copy(0, slots, values).view(shape)
-
-        split, mode = spread(self.split, -1), spread(self.mode, -1)
-        same = split.unsqueeze(2) == split.unsqueeze(1)
-        order = torch.arange(shape[1])
-        earlier = order.unsqueeze(0) <= order.unsqueeze(1)
-        inside = same & (mode != MODES.index("causal")).unsqueeze(1)
-        public = (mode != MODES.index("noise")).unsqueeze(1) | same
-        real = split >= 0
-        both = real.unsqueeze(2) & real.unsqueeze(1)
-        return ((earlier | inside) & public & both) | torch.eye(shape[1], dtype=torch.bool)
+    def layout(self) -> BlockLayout:
+        """Which token sees which: text what stands before it, pictures themselves too, noise only its own."""
+        kinds = torch.tensor([Kind[mode.upper()] for mode in MODES], device=self.mode.device)
+        return BlockLayout(self.sample.int(), self.split.int(), kinds[self.mode].int())
 
 
 def framed(ids: Sequence[int], special: SpecialIds) -> list[int]:

@@ -186,7 +186,8 @@ class BagelModel(UnifiedModel):
             return Loss(self._packed_loss(condition, draws, point), draws.count)
         with torch.no_grad():
             blocks = self.blocks(condition)
-        total = two_phase_loss(self.network, blocks, point, self._latent_ids)
+        kernels = self.options.implementation
+        total = two_phase_loss(self.network, blocks, point, self._latent_ids, kernels)
         return Loss(total, draws.count)
 
     def _with_dropped_texts(self, condition: Condition, draws: FlowDraws) -> Condition:
@@ -221,8 +222,15 @@ class BagelModel(UnifiedModel):
     def _packed_loss(self, condition: Condition, draws: FlowDraws, point: Noised) -> Tensor:
         packed = on_device(self.drawing_pack(condition), self._device)
         inputs = self._pack_inputs(condition, draws, point, packed)
-        states = run_pack(self.network, packed, inputs, frozen=self.options.freeze_und)
-        return velocity_loss(self.network, states.latent[target_places(packed)], point)
+        kernels = self.options.implementation
+        states = run_pack(
+            self.network,
+            packed,
+            inputs,
+            frozen=self.options.freeze_und,
+            implementation=kernels,
+        )
+        return velocity_loss(self.network, states.latent[target_places(packed)], point, kernels)
 
     def drawing_pack(self, condition: Condition) -> Packed:
         """The packed sequences of `generation_loss`: one sample per row."""
@@ -312,7 +320,13 @@ class BagelModel(UnifiedModel):
         hidden_text = hidden.und[:, -ids.shape[1] :]
         wanted = labels != IGNORE
         head = network.language_model.lm_head.weight
-        total = linear_cross_entropy(hidden_text[wanted], head, labels[wanted], reduction="sum")
+        total = linear_cross_entropy(
+            hidden_text[wanted],
+            head,
+            labels[wanted],
+            reduction="sum",
+            implementation=self.options.implementation,
+        )
         return Loss(total, conversation.count)
 
     def _seen_block(self, features: Features) -> Block:
