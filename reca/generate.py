@@ -121,13 +121,14 @@ def edit(
     origin: Origin,
     sampling: Sampling,
     *,
+    prefix: str = "",
     batch_size: int = 1,
     work: Path | None = None,
     progress: Progress = _silent,
 ) -> int:
     """Change pictures (files) as their prompts say; see `generate`. ValueError for a family that cannot edit."""
     jobs = [
-        _job(prompt.id, 0, prompt.text, "", origin, sampling, source=source)
+        _job(prompt.id, 0, prompt.text, prefix, origin, sampling, source=source)
         for prompt, source in edits
     ]
     return _draw_all(model, jobs, writer, origin, sampling, batch_size, work, progress)

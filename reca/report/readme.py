@@ -2,6 +2,9 @@
 
 python -m reca.report.readme --take results/laptop      # adopt a finished run, then rewrite the README
 python -m reca.report.readme                            # rewrite the README from what was adopted
+
+Another finished experiment is adopted in the same way, as `docs/results/<name>.json`; the README's table is the
+laptop's.
 """
 
 from __future__ import annotations
@@ -87,7 +90,7 @@ def main() -> None:
     parser.add_argument("--take", type=Path, metavar="DIR", help="results of a finished experiment")
     arguments = parser.parse_args()
     if arguments.take:
-        records.write_json(RESULTS, take(arguments.take))
+        records.write_json(RESULTS.with_name(f"{arguments.take.name}.json"), take(arguments.take))
     records.write_atomic(README, rewritten(README.read_text(), table(records.read_json(RESULTS))))
 
 

@@ -86,7 +86,7 @@ wildcard_constraints:
     benchmark=one_of(EXPERIMENT.benchmarks),
     split="development|test",
     shard=r"\d+-of-\d+",
-    use="draw|read",
+    use="draw|read|edit",
 
 
 # ---- folders -------------------------------------------------------------------------------------
@@ -130,9 +130,10 @@ def roles_of(model):
 
 
 def caches_of(model):
-    """Uses of the frozen encoders -> images: drawing always, reading where the recipe reads."""
+    """Uses of the frozen encoders -> images: drawing always, reading and editing where the recipe does."""
     tasks, roles = EXPERIMENT.models[model].align.active(), roles_of(model)
     uses = {"draw": "reconstruct"} | ({"read": "answer"} if "i2t" in tasks else {})
+    uses |= {"edit": "edit"} if "edit" in tasks else {}
     return {use: roles[role] for use, role in uses.items()}
 
 
@@ -265,6 +266,7 @@ def of_benchmark(name, split):
 def of_samples(wc):
     """How one run's pictures are drawn: where guidance was swept, the test uses what was chosen."""
     found = of_model(wc.model, "sampler")
+    found["sampler"] |= EXPERIMENT.benchmarks[wc.benchmark].sampler.get(wc.model, {})
     if wc.split == "test" and wc.model in SWEPT:
         del found["sampler"]["guidance"]
     return {**found, "run": wc.run, "benchmark": of_benchmark(wc.benchmark, wc.split)}

@@ -138,7 +138,8 @@ class BagelModel(UnifiedModel):
     # ---- frozen parts ----------------------------------------------------------------------------
     @torch.no_grad()
     def encode(self, images: Sequence[Image], use: Use) -> Features:
-        """`draw`: `target` moments [B, 2z, h, w] and the condition; `read`: what questions are asked about.
+        """`draw`: `target` moments [B, 2z, h, w] and the condition; `read`: what questions are asked about; `edit`:
+        moments and what is seen of a picture on either side of an edit.
 
         `understanding` [B, P, Dvit] are ViT states on `grid` [B, 2] (padding behind); with `options.condition: vae` a
         `draw` condition is the moments of the smaller picture instead.
@@ -274,6 +275,21 @@ class BagelModel(UnifiedModel):
             clean = patchify(clean, self.config.latent_patch_size)
             x, t = torch.cat([clean, x], dim=1), torch.cat([t.new_zeros(clean.shape[:2]), t], dim=1)
         return PackInputs(vit, x.flatten(0, 1), t.flatten())
+
+    # ---- edit loss -------------------------------------------------------------------------------
+    def edit_draws(self, batch: int, generator: torch.Generator) -> Any:
+        """Draws of an edit loss; see `reca.models.bagel.editing`."""
+        from reca.models.bagel import editing
+
+        return editing.draws(self, batch, generator)
+
+    def edit_loss(
+        self, target: Features, source: Features, instructions: Sequence[str], draws: Any
+    ) -> Loss:
+        """Velocity loss of the target behind [VAE(source)][ViT(source)][text] (SPEC 2), summed over latent tokens."""
+        from reca.models.bagel import editing
+
+        return Loss(editing.loss(self, target, source, instructions, draws), draws.count)
 
     # ---- reading losses --------------------------------------------------------------------------
     def conversation(
