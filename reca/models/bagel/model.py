@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reca import records
 from reca.models.bagel import weights
+from reca.models.bagel.batch import IGNORE, Condition, Conversation, FlowDraws, padded
 from reca.models.bagel.config import BagelConfig, BagelOptions, parse
 from reca.models.bagel.context import Block, Context, empty, extend, picture_block, text_block
 from reca.models.bagel.encoders import FrozenVae, Reader, positions
@@ -46,55 +47,6 @@ if TYPE_CHECKING:
 
 DESCRIPTION, FORMAT = "reca_model.json", 1
 NETWORK, VAE = "model.safetensors", "ae.safetensors"
-IGNORE = -100
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Token ids per row (None: no text at all), and for RecA what was seen of the picture to draw again.
-
-    `seen` [B, P, Dvit] are ViT states on `grid` [B, 2], or, in the VAE ablation, moments [B, 2z, h, w] (`grid` None).
-    """
-
-    texts: Sequence[Sequence[int] | None]
-    seen: Tensor | None = None
-    grid: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
-@dataclass(frozen=True)
-class FlowDraws:
-    """Draws of a velocity loss: raw times [B], noise [B, N, C], posterior noise [B, z, h, w], text dropout [B].
-
-    `condition` [B, z, h', w'] is the posterior noise of a VAE condition (ablation).
-    """
-
-    raw: Tensor
-    noise: Tensor
-    posterior: Tensor
-    text_dropout: Tensor
-    condition: Tensor | None = None
-
-    @property
-    def count(self) -> int:
-        """Latent tokens that carry the loss."""
-        return self.noise.shape[0] * self.noise.shape[1]
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Token ids [B, T] of alternating question and answer texts (BOS ... EOS each), labels and lengths."""
-
-    ids: Tensor
-    labels: Tensor
-    lengths: Tensor
-
-    @property
-    def count(self) -> int:
-        """Tokens that carry a loss."""
-        return int((self.labels != IGNORE).sum())
 
 
 def build(network: Mapping[str, Any]) -> BagelModel:
@@ -308,7 +260,7 @@ class BagelModel(UnifiedModel):
                 rows[-1] += framed
                 silent = [IGNORE] * len(framed)
                 labels[-1] += [*framed[1:], IGNORE] if number % 2 else silent
-        return _padded(rows, labels, self.config.special.eos)
+        return padded(rows, labels, self.config.special.eos)
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
         """Next-token cross-entropy on answers (SPEC 3), with gradient to whatever is trained."""
@@ -490,15 +442,3 @@ class BagelModel(UnifiedModel):
     def _latent_ids(self) -> Tensor:
         side = self.config.latent_side
         return position_ids((side, side), self.config.max_latent_size).to(self._device)
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad: int
-) -> Conversation:
-    lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
-
-    def block(lists: Sequence[Sequence[int]], fill: int) -> Tensor:
-        return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in lists])
-
-    return Conversation(block(rows, pad), block(labels, IGNORE), lengths)
