@@ -12,7 +12,7 @@ from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
 from reca import records
-from reca.models.bagel import weights
+from reca.models.bagel import editing, weights
 from reca.models.bagel.batch import IGNORE, Condition, Conversation, FlowDraws, padded
 from reca.models.bagel.config import BagelConfig, BagelOptions, parse
 from reca.models.bagel.context import Block, Context, empty, extend, picture_block, text_block
@@ -231,16 +231,12 @@ class BagelModel(UnifiedModel):
     # ---- edit loss -------------------------------------------------------------------------------
     def edit_draws(self, batch: int, generator: torch.Generator) -> Any:
         """Draws of an edit loss; see `reca.models.bagel.editing`."""
-        from reca.models.bagel import editing
-
         return editing.draws(self, batch, generator)
 
     def edit_loss(
         self, target: Features, source: Features, instructions: Sequence[str], draws: Any
     ) -> Loss:
         """Velocity loss of the target behind [VAE(source)][ViT(source)][text] (SPEC 2), summed over latent tokens."""
-        from reca.models.bagel import editing
-
         return Loss(editing.loss(self, target, source, instructions, draws), draws.count)
 
     # ---- reading losses --------------------------------------------------------------------------
