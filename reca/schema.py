@@ -140,6 +140,9 @@ class BenchmarkConfig:
     development_prompts: int = 0  # per task, to choose guidance; never reported as a result
     images_per_prompt: int = 1
     questions: int = 0  # understanding questions asked before and after
+    rotations: bool = (
+        False  # MMBench: every question in all rotations of its options (CircularEval)
+    )
     reconstructions: int = 0  # held-out images drawn again from their own embeddings
     seed: int = 0  # laptop: of the prompts; else of the authors' seed schedules
     seeds: SeedSchedule = "per_image"  # the others are the authors' scripts'

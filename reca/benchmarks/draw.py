@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reca.benchmarks import kinds
-from reca.benchmarks.data import edit_sources, question_pictures
+from reca.benchmarks.data import edit_sources, question_pictures, questions_of
 from reca.benchmarks.items import Prompt, Question
 from reca.generate import Origin, answers, edit, generate, reconstruct
 from reca.images import decode
@@ -39,9 +39,8 @@ def shard_of(items: Sequence[Item], shard: tuple[int, int], together: int = 1) -
 
 
 def limited(benchmark: BenchmarkConfig, items: Sequence[Item]) -> list[Item]:
-    """All items, or the first `prompts` (questions: `questions`) of them; a limited benchmark is no result."""
-    most = benchmark.questions if items and isinstance(items[0], Question) else benchmark.prompts
-    return list(items[:most] if most else items)
+    """All prompts, or the first `prompts` of them; a limited benchmark is no result."""
+    return list(items[: benchmark.prompts] if benchmark.prompts else items)
 
 
 def draw(
@@ -166,8 +165,9 @@ def _answers(
     out: Path,
 ) -> dict[str, int]:
     """Greedy answers, kept one by one; batches are those of an undisturbed run (see `reca.generate`)."""
-    asked: list[Question] = limited(benchmark, kinds.module(benchmark.kind).questions(data))
-    mine = shard_of(asked, origin.shard, together=2)  # MMVP's pairs, MME's two questions
+    mine = shard_of(
+        questions_of(benchmark, data), origin.shard, together=2
+    )  # MMVP's pairs, MME's two questions
     kept = KeptRows(work / (origin.code[:16] or "any") / "answers.jsonl")
     keys = {question.id: _answer_key(benchmark, origin, question) for question in mine}
     for start in range(0, len(mine), benchmark.batch_size):

@@ -82,7 +82,7 @@ def _roles(sources: Mapping[str, Path]) -> dict[str, Path]:
 
 def examine(arguments: Namespace) -> None:
     """Let networks or a judge look at one shard's samples; writes `evidence.jsonl`."""
-    from reca.benchmarks.data import edit_sources, items_of
+    from reca.benchmarks.data import edit_sources, items_of, questions_of
     from reca.benchmarks.examine import examine as look
     from reca.benchmarks.pictures import of_sets
     from reca.records import read_json
@@ -102,7 +102,7 @@ def examine(arguments: Namespace) -> None:
         items: Sequence[Any] = []
         pictures: Mapping[Any, bytes] = {}
         if kind.needs == "answer":
-            more["asked"] = kinds.module(benchmark.kind).questions(sources)
+            more["asked"] = questions_of(benchmark, sources)
             more["answers"] = read_json(samples / "answers.json")
         else:
             pictures = of_sets([samples / "images.tar"])

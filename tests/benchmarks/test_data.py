@@ -132,7 +132,7 @@ def test_options_of_mmmu_and_mmbench_are_named_and_both_values_shown(tmp_path):
     row = {**HUB["mmbench"][0], "answer": "C", "C": "z"}
     asked = mmbench.questions({"questions": table(tmp_path / "b/dev-0.parquet", [row])})
     assert mmbench.grade(asked, {"7": " "}).summary == {
-        "empty_is_wrong": 0, "empty_is_c": 100, "overall": 0,
+        "empty_is_wrong": 0, "empty_is_c": 100, "vanilla": 0, "overall": 0,
     }  # fmt: skip
 
 

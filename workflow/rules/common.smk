@@ -274,12 +274,20 @@ def of_samples(wc):
 DRAWN = (
     "prompts",
     "questions",
+    "rotations",
     "reconstructions",
     "images_per_prompt",
     "seed",
     "seeds",
 )
-EXAMINED = ("prompts", "questions", "reconstructions", "images_per_prompt", "scorer")
+EXAMINED = (
+    "prompts",
+    "questions",
+    "rotations",
+    "reconstructions",
+    "images_per_prompt",
+    "scorer",
+)
 GRADED = (*EXAMINED, "options")
 
 
