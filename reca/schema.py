@@ -103,6 +103,7 @@ class ModelConfig:
     benchmarks: list[str] = field(default_factory=list)  # of the experiment's; empty: all of them
     sampler: Sampler = field(default_factory=Sampler)
     resources: Resources = field(default_factory=Resources)
+    seeds: list[int] = field(default_factory=list)  # empty: the experiment's
 
 
 @dataclass(kw_only=True)
