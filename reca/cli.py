@@ -316,7 +316,22 @@ VERBS = (
         "write the paper's tables: reported values beside reproduced ones, or `not run`",
         "reca paper --results results --out paper_tables",
         "reca.verbs.benchmark:paper",
-        (_folder("--results", "an experiment's results, or the folder of all"), _OUT, _LOG),
+        (
+            _folder("--results", "an experiment's results, or the folder of all"),
+            _arg(
+                "--experiment",
+                nargs="+",
+                metavar="NAME",
+                help="whose expectations are judged (default: paper, and those that have results)",
+            ),
+            _arg(
+                "--check",
+                action="store_true",
+                help="exit with status 3 where a number is outside its stated tolerance",
+            ),
+            _OUT,
+            _LOG,
+        ),
     ),
     # ---- one picture at a time
     Verb(

@@ -93,6 +93,10 @@ def _check_model(path: str, model: ModelConfig) -> None:
     _at_least(f"{path}.resources.threads", resources.threads, 1)
     if resources.nodes > 1 and resources.gpus == 0:
         raise problem(f"{path}.resources.gpus", 0, "must be at least 1 on several nodes")
+    if model.seeds:
+        _distinct(f"{path}.seeds", model.seeds)
+    for i, seed in enumerate(model.seeds):
+        _at_least(f"{path}.seeds[{i}]", seed, 0)
     if model.family == "showo":
         _check_showo_network(f"{path}.network", model.network)
 

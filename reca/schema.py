@@ -104,6 +104,7 @@ class ModelConfig:
     benchmarks: list[str] = field(default_factory=list)  # of the experiment's; empty: all of them
     sampler: Sampler = field(default_factory=Sampler)
     resources: Resources = field(default_factory=Resources)
+    seeds: list[int] = field(default_factory=list)  # empty: the experiment's
 
 
 @dataclass(kw_only=True)
@@ -141,6 +142,9 @@ class BenchmarkConfig:
     development_prompts: int = 0  # per task, to choose guidance; never reported as a result
     images_per_prompt: int = 1
     questions: int = 0  # understanding questions asked before and after
+    rotations: bool = (
+        False  # MMBench: every question in all rotations of its options (CircularEval)
+    )
     reconstructions: int = 0  # held-out images drawn again from their own embeddings
     seed: int = 0  # laptop: of the prompts; else of the authors' seed schedules
     seeds: SeedSchedule = "per_image"  # the others are the authors' scripts'

@@ -342,3 +342,9 @@ def test_sampler_options_known_while_planning_are_those_of_the_family():
 
     own = {field.name for field in fields(SamplerOptions)} - {"guidance", "steps", "temperature"}
     assert set(SAMPLER_OPTIONS["showo"]) == own
+
+
+@pytest.mark.parametrize(("seeds", "said"), [("[3,3]", "twice"), ("[-1]", "at least 0")])
+def test_a_models_own_seeds_are_checked(seeds, said):
+    with pytest.raises(ValueError, match=rf"models\.showo_clip_512\.seeds.*{said}"):
+        config.load("paper", [f"models.showo_clip_512.seeds={seeds}"])

@@ -45,7 +45,7 @@ def make_samples(
 ) -> dict[str, int]:
     """Draw and answer everything that the benchmark's plan asks; gives counts for the record.
 
-    `guidance` is a list of levels, or the level chosen for each outcome. Unfinished batches stay in
+    `guidance` is a list of levels, or the level chosen for each outcome. Finished pictures stay in
     `work`, so a killed run goes on. ValueError for a benchmark that has no plan of its own yet.
     """
     if benchmark.kind == "laptop_edit":

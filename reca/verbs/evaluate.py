@@ -130,7 +130,8 @@ def report(arguments: Namespace) -> None:
         else:  # the paper's benchmarks: its tables are the page
             from reca.report import paper
 
-            paper.build(results, stage.scratch, experiment.title)
+            expect = {experiment.name: resolved(experiment)["expect"]}
+            paper.build(results, stage.scratch, experiment.title, expect)
             (stage.scratch / paper.TABLES).rename(stage.scratch / page.OUTCOMES)
 
 
