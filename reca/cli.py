@@ -175,7 +175,9 @@ VERBS = (
                 metavar="FIRST=DIR",
                 help="where images whose paths begin with FIRST/ lie, as files or in archives",
             ),
-            _arg("--use", required=True, choices=("draw", "read"), help="what images are for"),
+            _arg(
+                "--use", required=True, choices=("draw", "read", "edit"), help="what images are for"
+            ),
             _WORK,
             _OUT,
             _LOG,
@@ -211,6 +213,7 @@ VERBS = (
             _SECTION,
             _arg("--data", action="append", default=[], metavar="ROLE=DIR", help="data by role"),
             _arg("--input", action="append", default=[], metavar="ROLE=DIR", help="earlier parts"),
+            _arg("--start", metavar="DIR", help="a whole model to go on from, in place of parts"),
             _arg("--seed", type=int, default=0, help="seed (default 0)"),
             _WORK,
             _OUT,
@@ -313,7 +316,22 @@ VERBS = (
         "write the paper's tables: reported values beside reproduced ones, or `not run`",
         "reca paper --results results --out paper_tables",
         "reca.verbs.benchmark:paper",
-        (_folder("--results", "an experiment's results, or the folder of all"), _OUT, _LOG),
+        (
+            _folder("--results", "an experiment's results, or the folder of all"),
+            _arg(
+                "--experiment",
+                nargs="+",
+                metavar="NAME",
+                help="whose expectations are judged (default: paper, and those that have results)",
+            ),
+            _arg(
+                "--check",
+                action="store_true",
+                help="exit with status 3 where a number is outside its stated tolerance",
+            ),
+            _OUT,
+            _LOG,
+        ),
     ),
     # ---- one picture at a time
     Verb(

@@ -24,7 +24,8 @@ from reca.schema import (
 )
 from reca.structure import problem, suggestion
 
-ROLES = ("reconstruct", "answer", "text")
+ROLES = ("reconstruct", "answer", "text", "edit")
+EDITING = ("bagel",)  # families that edit
 CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
 JUDGED = ("wise", "imgedit", "gedit", "t2i_compbench", "mmvet")
 # What a family's sampler can be told besides guidance, steps and temperature, where it is known here;
@@ -92,6 +93,10 @@ def _check_model(path: str, model: ModelConfig) -> None:
     _at_least(f"{path}.resources.threads", resources.threads, 1)
     if resources.nodes > 1 and resources.gpus == 0:
         raise problem(f"{path}.resources.gpus", 0, "must be at least 1 on several nodes")
+    if model.seeds:
+        _distinct(f"{path}.seeds", model.seeds)
+    for i, seed in enumerate(model.seeds):
+        _at_least(f"{path}.seeds[{i}]", seed, 0)
     if model.family == "showo":
         _check_showo_network(f"{path}.network", model.network)
 
@@ -178,7 +183,7 @@ def check_world(path: str, world: World) -> None:
     """Sizes and rates of a drawn world; ValueError names the key below `path`."""
     _at_least(f"{path}.images", world.images, 1)
     _share(f"{path}.single_object_share", world.single_object_share)
-    if world.kind == "text":
+    if world.kind != "images":
         return
     for name in CAPTION_FACTS:
         if name not in world.caption:
@@ -198,7 +203,7 @@ def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
         _at_least(f"{path}.{name}", getattr(benchmark, name), 0)
     for name in ("images_per_prompt", "shards", "batch_size"):
         _at_least(f"{path}.{name}", getattr(benchmark, name), 1)
-    if benchmark.kind == "laptop":
+    if benchmark.kind in ("laptop", "laptop_edit"):
         _at_least(f"{path}.prompts", benchmark.prompts, 1)
     elif benchmark.source is None:
         raise problem(f"{path}.source", None, f"must be given where kind is {benchmark.kind}")
@@ -207,7 +212,7 @@ def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
 
 
 def _check_roles(experiment: Experiment) -> None:
-    """Each task finds its data: i2t reads conversations, every other task draws pictures."""
+    """Each task finds its data, and a family that can do it: i2t reads conversations, most others draw pictures."""
     for name, model in experiment.models.items():
         for role in model.data:
             if role not in ROLES:
@@ -218,7 +223,9 @@ def _check_roles(experiment: Experiment) -> None:
                 allowed = f"is no benchmark here; {suggestion(benchmark, experiment.benchmarks)}"
                 raise problem(f"models.{name}.benchmarks", benchmark, allowed)
         for task in model.align.active():
-            role = {"i2t": "answer", "text": "text"}.get(task, "reconstruct")
+            if task == "edit" and model.family not in EDITING:
+                raise problem(f"models.{name}.align.tasks.edit", model.family, "must be a bagel")
+            role = {"i2t": "answer", "text": "text", "edit": "edit"}.get(task, "reconstruct")
             role = model.data.get(role, role)
             if role not in experiment.data:
                 raise problem(f"data.{role}", None, f"task {task} of models.{name} needs it")

@@ -1,14 +1,18 @@
 """Pictures for prompts, pictures drawn again, answers to questions: what a model makes for benchmarks.
 
-A picture is a function of (benchmark, prompt id, sample index, seed) and the model: neither the
-batch nor the number of devices is in it. Finished batches are kept, so a killed run goes on. The seed
-schedules of the authors' scripts, some of which do depend on the number of devices, are options.
+A picture's noise is a function of (benchmark, prompt id, sample index, seed): neither the batch nor the number
+of devices is in it. Finished pictures are kept one by one, so a killed run goes on. The seed schedules of the
+authors' scripts, some of which do depend on the number of devices, are options.
+
+What a batch may change is the last bit of the arithmetic: libraries add in another order for another number of
+rows (tiny Harmon and BAGEL on a CPU: one grey level here and there). So which pictures share a batch depends on
+what is asked alone, never on what is already there, and a resumed run gives the bytes of an undisturbed one.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +23,8 @@ import torch
 
 from reca import records
 from reca.images import decode
-from reca.imageset import ImageSet, ImageSetWriter
+from reca.imageset import Entry, ImageSetWriter, png
+from reca.kept import KeptPictures
 from reca.randomness import generator
 
 if TYPE_CHECKING:
@@ -66,6 +71,16 @@ class _Job:
     image: Image | None = None
     source: bytes | None = None  # file of a picture to edit
 
+    @property
+    def entry(self) -> Entry:
+        """Its place in the set."""
+        return Entry(self.key, self.index)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether its noise follows that of the picture before."""
+        return self.noise[2:3] == ("in turn",)
+
 
 # ---- the three things that a model makes ---------------------------------------------------------
 def generate(
@@ -84,7 +99,7 @@ def generate(
     """Draw every prompt and add the pictures to `writer` in prompt order; gives how many were drawn now.
 
     Prompts of like length share a batch. `prefix` (a guidance level, say) goes before the keys, but
-    not into the noise, so levels are compared under the same noise. `work` keeps finished batches.
+    not into the noise, so levels are compared under the same noise. `work` keeps finished pictures.
     """
     jobs = [
         _job(prompt.id, index, prompt.text, prefix, origin, sampling)
@@ -121,13 +136,14 @@ def edit(
     origin: Origin,
     sampling: Sampling,
     *,
+    prefix: str = "",
     batch_size: int = 1,
     work: Path | None = None,
     progress: Progress = _silent,
 ) -> int:
     """Change pictures (files) as their prompts say; see `generate`. ValueError for a family that cannot edit."""
     jobs = [
-        _job(prompt.id, 0, prompt.text, "", origin, sampling, source=source)
+        _job(prompt.id, 0, prompt.text, prefix, origin, sampling, source=source)
         for prompt, source in edits
     ]
     return _draw_all(model, jobs, writer, origin, sampling, batch_size, work, progress)
@@ -247,57 +263,85 @@ def _draw_all(
     work: Path | None,
     progress: Progress,
 ) -> int:
+    if len({job.entry for job in jobs}) < len(jobs):
+        raise ValueError(f"{writer.path}: a picture would be written twice; prompt ids must differ")
     with _kept(work, origin.code) as kept:
-        finished = _finished(jobs, kept)
-        missing = [job for job in jobs if (job.key, job.index) not in finished]
+        lacking = {job.entry for job in jobs if not kept.has(job.entry, job.recipe)}
+        if finished := len(jobs) - len(lacking):
+            _log.info("%d of %d pictures were drawn in an earlier sitting", finished, len(jobs))
         with inference(model):
-            for batch in _batches(jobs, missing, batch_size):
-                path = _draw_batch(model, batch, sampling, kept)
-                pictures = ImageSet(path)
-                finished |= {(job.key, job.index): pictures for job in batch}
-                progress(len(finished), len(jobs))
+            for batch in _batches(jobs, batch_size):
+                missing = lacking.intersection(job.entry for job in batch)
+                if missing:
+                    make = _in_turn if batch[0].in_turn else _together
+                    make(model, batch, sampling, kept, missing)
+                    finished += len(missing)
+                    progress(finished, len(jobs))
         for job in jobs:
-            picture = finished[job.key, job.index].png(job.key, job.index)
-            writer.add(job.key, job.index, picture, job.recipe)
-    return len(missing)
+            writer.add(*job.entry, kept.png(job.entry), job.recipe)
+    return len(lacking)
 
 
-def _batches(
-    jobs: Sequence[_Job], missing: Sequence[_Job], batch_size: int
-) -> Iterator[Sequence[_Job]]:
+def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[Sequence[_Job]]:
     """What is drawn in one go: pictures of like prompts, or all that share one generator."""
-    if not any(job.noise[2:3] == ("in turn",) for job in missing):
+    if not any(job.in_turn for job in jobs):
         # stable: equal lengths stay in prompt order
-        yield from _chunks(sorted(missing, key=lambda job: len(job.text)), batch_size)
+        yield from _chunks(sorted(jobs, key=lambda job: len(job.text)), batch_size)
         return
-    lacking = {job.noise for job in missing}
     for noise in dict.fromkeys(job.noise for job in jobs):
-        if noise in lacking:  # a sequence with a gap is drawn anew from its start
-            yield [job for job in jobs if job.noise == noise]
+        yield [job for job in jobs if job.noise == noise]
 
 
 @contextmanager
-def _kept(work: Path | None, code: str) -> Iterator[Path]:
-    """The folder for finished batches: below `work` one for each version of the code."""
+def _kept(work: Path | None, code: str) -> Iterator[KeptPictures]:
+    """Where finished pictures lie: below `work` in a folder for each version of the code."""
     if work is not None:
-        yield work / (code[:16] or "any")
+        yield KeptPictures(work / (code[:16] or "any"))
         return
     with TemporaryDirectory() as temporary:
-        yield Path(temporary)
+        yield KeptPictures(Path(temporary))
 
 
-def _draw_batch(model: UnifiedModel, batch: Sequence[_Job], sampling: Sampling, kept: Path) -> Path:
-    """Draw one batch into a set of its own, named by its recipes."""
-    noise = [_generator(job) for job in batch]
-    if batch[0].noise[2:3] == ("in turn",):
-        images = [_rows(model, [job], sampling, noise[:1])[0] for job in batch]
-    else:
-        images = _rows(model, batch, sampling, noise)
-    name = records.sha256_json([[job.key, job.recipe] for job in batch])
-    with ImageSetWriter(kept / f"{name}.tar") as writer:
-        for job, image in zip(batch, images, strict=True):
-            writer.add(job.key, job.index, image, job.recipe)
-    return kept / f"{name}.tar"
+def _together(
+    model: UnifiedModel,
+    batch: Sequence[_Job],
+    sampling: Sampling,
+    kept: KeptPictures,
+    missing: Set[Entry],
+) -> None:
+    """Draw a batch in one pass, and keep what is missing of it, picture by picture.
+
+    Where a kill fell between two of them the pass has to be made again, with all its rows; what is there stays.
+    """
+    images = _rows(model, batch, sampling, [_generator(job) for job in batch])
+    other = 0
+    for job, image in zip(batch, images, strict=True):
+        if job.entry in missing:
+            kept.put(job.entry, image, job.recipe)
+        else:
+            other += kept.png(job.entry) != png(image)
+    if other:
+        _log.warning(
+            "%d finished pictures would be others now (another machine, library or batch size); they stay",
+            other,
+        )
+
+
+def _in_turn(
+    model: UnifiedModel,
+    batch: Sequence[_Job],
+    sampling: Sampling,
+    kept: KeptPictures,
+    missing: Set[Entry],
+) -> None:
+    """Draw picture after picture from one generator, whose state is kept with each of them."""
+    noise = _generator(batch[0])
+    for job in batch:
+        if job.entry in missing:
+            (image,) = _rows(model, [job], sampling, [noise])
+            kept.put(job.entry, image, job.recipe, noise.get_state().numpy().tobytes())
+        else:
+            noise.set_state(torch.frombuffer(bytearray(kept.state(job.entry)), dtype=torch.uint8))
 
 
 def _rows(
@@ -311,24 +355,6 @@ def _rows(
     pictures = [job.image for job in batch if job.image is not None]
     features = model.encode(pictures, "draw") if pictures else None
     return draw(model, texts, features, sampling, noise)
-
-
-def _finished(jobs: Sequence[_Job], kept: Path) -> dict[tuple[str, int], ImageSet]:
-    """Where the pictures lie that an earlier sitting drew by exactly these recipes."""
-    wanted = {(job.key, job.index): job.recipe for job in jobs}
-    found: dict[tuple[str, int], ImageSet] = {}
-    for path in sorted(kept.glob("*.tar")):
-        try:
-            pictures = ImageSet(path)
-            for key, index in pictures:
-                if wanted.get((key, index)) == pictures.recipe(key, index):
-                    pictures.image(key, index)  # a damaged picture is drawn again
-                    found[key, index] = pictures
-        except ValueError as problem:
-            _log.warning("%s", problem)
-    if found:
-        _log.info("%d of %d pictures were drawn in an earlier sitting", len(found), len(jobs))
-    return found
 
 
 def _read(model: UnifiedModel, names: Sequence[str], images: Mapping[str, Image]) -> Features:

@@ -43,6 +43,13 @@ class Entry(NamedTuple):
         return f"{self.key}/{self.sample:04d}"
 
 
+def named_entry(key: str, index: int, path: Path) -> Entry:
+    """The entry of a key; ValueError, with the set's path, for a key that is no safe name."""
+    if not _KEY.fullmatch(key) or not set(key.split("/")).isdisjoint({".", ".."}):
+        raise ValueError(f"{path}: {key!r} is no key; use letters, digits and _.+=@- only")
+    return Entry(key, index)
+
+
 def png(image: Image.Image) -> bytes:
     """PNG bytes of a picture's pixels alone: no times, no text."""
     buffer = io.BytesIO()
@@ -89,9 +96,7 @@ class ImageSetWriter:
         self, key: str, index: int, image: Image.Image | bytes, recipe: Mapping[str, Any]
     ) -> None:
         """Add one picture (or its PNG bytes); ValueError for a key that is odd or taken."""
-        entry = Entry(key, index)
-        if not _KEY.fullmatch(key) or not set(key.split("/")).isdisjoint({".", ".."}):
-            raise ValueError(f"{self.path}: {key!r} is no key; use letters, digits and _.+=@- only")
+        entry = named_entry(key, index, self.path)
         if entry in self.entries:
             raise ValueError(f"{self.path}: {entry.stem} is written twice; prompt ids must differ")
         self.entries.add(entry)

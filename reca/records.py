@@ -66,8 +66,11 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: temp file beside it, fsync, rename. ValueError names the path when it cannot."""
+def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Write a whole file or nothing: temp file beside it, fsync, rename. ValueError names the path when it cannot.
+
+    Without `durable` the disk is not waited for: a kill leaves whole files, a power cut need not.
+    """
     path = Path(path)
     content = data.encode() if isinstance(data, str) else data
     temporary = None
@@ -77,10 +80,12 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        fsync_directory(path.parent)
+        if durable:
+            fsync_directory(path.parent)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ Arm = Literal["base", "reca", "sft", "shuffled"]
 DataKind = Literal["world", "folder", "tar", "parquet", "llava"]
 BenchmarkKind = Literal[
     "laptop",
+    "laptop_edit",
     "geneval",
     "dpg",
     "wise",
@@ -40,8 +41,8 @@ SeedSchedule = Literal["per_image", "sample_index", "prompt_reset", "process"]
 class World:
     """The procedural laptop world: how many scenes, and how much their captions say."""
 
-    kind: Literal["images", "text"] = "images"  # text: conversations without pictures
-    images: int = 8000  # rows
+    kind: Literal["images", "text", "edits"] = "images"  # text: conversations without pictures
+    images: int = 8000  # rows; edits: pairs of a picture and what an instruction makes of it
     seed: int = 0
     single_object_share: float = 0.0  # share of scenes with one object; the rest have one to four
     caption: dict[str, float] = field(default_factory=dict)  # what a sparse caption tells, by p
@@ -103,6 +104,7 @@ class ModelConfig:
     benchmarks: list[str] = field(default_factory=list)  # of the experiment's; empty: all of them
     sampler: Sampler = field(default_factory=Sampler)
     resources: Resources = field(default_factory=Resources)
+    seeds: list[int] = field(default_factory=list)  # empty: the experiment's
 
 
 @dataclass(kw_only=True)
@@ -140,6 +142,9 @@ class BenchmarkConfig:
     development_prompts: int = 0  # per task, to choose guidance; never reported as a result
     images_per_prompt: int = 1
     questions: int = 0  # understanding questions asked before and after
+    rotations: bool = (
+        False  # MMBench: every question in all rotations of its options (CircularEval)
+    )
     reconstructions: int = 0  # held-out images drawn again from their own embeddings
     seed: int = 0  # laptop: of the prompts; else of the authors' seed schedules
     seeds: SeedSchedule = "per_image"  # the others are the authors' scripts'
@@ -194,9 +199,10 @@ class Fit:
 
 @dataclass(kw_only=True)
 class Pretrain:
-    """A laptop base model made from nothing; the paper's models never need this."""
+    """A laptop base model made from nothing, or from another one; the paper's models never need this."""
 
     seed: int = 0
+    start: str | None = None  # folder of a model to go on from, with its record; null: from nothing
     parts: dict[str, Fit]  # frozen parts that are fitted on their own: reca/pretrain/<family>.py
     phases: dict[str, Recipe]  # of what is left, in the order of their names
 

@@ -203,13 +203,13 @@ MISTAKES = {
     "seeds=3": "seeds = 3: must be a list, each a whole number",
     "seeds=[a]": "seeds[0] = 'a': must be a whole number",
     "models=showo": "models = 'showo': must be a mapping from names, each a section with family, "
-    "network, weights, align, data, benchmarks, sampler, resources",
+    "network, weights, align, data, benchmarks, sampler, resources, seeds",
     "title=7": "title = 7: must be a text",
     "cost=free": "cost = 'free': must be a section with hardware, hours, basis",
     # wrong choice
     "arms=[base,recca]": "arms[1] = 'recca': must be one of base, reca, sft, shuffled",
     f"{TINY}.family=shown": f"{TINY}.family = 'shown': must be one of showo, harmon, openuni, bagel, janus",
-    "benchmarks.laptop.kind=coco": "benchmarks.laptop.kind = 'coco': must be one of laptop, geneval, "
+    "benchmarks.laptop.kind=coco": "benchmarks.laptop.kind = 'coco': must be one of laptop, laptop_edit, geneval, "
     "dpg, wise, t2i_compbench, imgedit, gedit, mme, pope, gqa, mmmu, seed, mmbench, mmvp, mmvet, reconstruction",
     f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule is 'linear'; allowed: one of cosine, constant, published",
     # missing
@@ -225,7 +225,8 @@ MISTAKES = {
     f"{TINY}.sampler.temperature=0": f"{TINY}.sampler.temperature = 0.0: must be above 0",
     f"{TINY}.sampler.guidance=[-1]": f"{TINY}.sampler.guidance[0] = -1.0: must be at least 0",
     f"{TINY}.align.tasks.reca.batch=0": f"{TINY}.align.tasks.reca.batch is 0; allowed: at least 1",
-    f"{TINY}.align.tasks.recon.batch=4": f"{TINY}.align.tasks.recon is 'recon'; allowed: one of reca, i2t, t2i, text",
+    f"{TINY}.align.tasks.recon.batch=4": f"{TINY}.align.tasks.recon is 'recon'; "
+    "allowed: one of reca, i2t, t2i, text, edit",
     "name=My lab": "name = 'My lab': a name is made of a-z, 0-9 and _",
     # combinations
     f"{TINY}.align.tasks.reca.batch=1": f"{TINY}.align.tasks.reca.batch is 1; "
@@ -245,7 +246,7 @@ MISTAKES = {
     "data.reconstruct.path=here": "data.reconstruct.path = 'here': must be null where kind is world",
     "data.reconstruct.kind=folder": "data.reconstruct.world = '...': must be null where kind is folder",
     "data.extra.kind=folder": "data.extra = 'folder': unknown role 'extra'; "
-    "did you mean 'text'? allowed: answer, reconstruct, text",
+    "did you mean 'text'? allowed: answer, edit, reconstruct, text",
     "data.reconstruct.world.caption.two=0.99": "data.reconstruct.world.caption = 1.03: "
     "relation + count + two must be at most 1",
     "~data.reconstruct.world.caption.noise": "data.reconstruct.world.caption.noise is missing: "
@@ -341,3 +342,9 @@ def test_sampler_options_known_while_planning_are_those_of_the_family():
 
     own = {field.name for field in fields(SamplerOptions)} - {"guidance", "steps", "temperature"}
     assert set(SAMPLER_OPTIONS["showo"]) == own
+
+
+@pytest.mark.parametrize(("seeds", "said"), [("[3,3]", "twice"), ("[-1]", "at least 0")])
+def test_a_models_own_seeds_are_checked(seeds, said):
+    with pytest.raises(ValueError, match=rf"models\.showo_clip_512\.seeds.*{said}"):
+        config.load("paper", [f"models.showo_clip_512.seeds={seeds}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,10 +123,19 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert code == -signal.SIGKILL
     assert not out.exists()
     model = DrawingToy()
-    _, drawn = draw(out, model, work=work, batch_size=64)
+    _, drawn = draw(out, model, work=work, batch_size=2)
     assert drawn == model.drawn == 2
     draw(tmp_path / "undisturbed.tar")
     assert sha256_file(out) == sha256_file(tmp_path / "undisturbed.tar")
+
+
+def test_another_batch_size_keeps_what_is_there(tmp_path):
+    work, model = tmp_path / "w", DrawingToy()
+    draw(tmp_path / "a.tar", prompts=PROMPTS[:4], work=work, batch_size=4)
+    _, drawn = draw(tmp_path / "b.tar", model, work=work, batch_size=2)
+    assert (drawn, model.drawn) == (2, 4)  # by length the new ones are in two of the three batches
+    draw(tmp_path / "undisturbed.tar")
+    assert sha256_file(tmp_path / "b.tar") == sha256_file(tmp_path / "undisturbed.tar")
 
 
 @pytest.mark.parametrize("change", ["model", "seed", "code", "guidance", "text", "damage"])
@@ -141,8 +151,8 @@ def test_unfinished_work_of_anything_else_is_not_used(tmp_path, change):
     elif change == "text":
         prompts = [replace(prompt, text=prompt.text + "!") for prompt in PROMPTS]
     else:
-        (kept,) = work.rglob("*.tar")
-        kept.write_bytes(kept.read_bytes().replace(b"IDAT", b"IDAX"))
+        for kept in work.rglob("*.png"):
+            kept.write_bytes(kept.read_bytes().replace(b"IDAT", b"IDAX"))
     second = draw(tmp_path / "b.tar", prompts=prompts, origin=origin, sampling=sampling, work=work)
     assert second[1] == 6
     fresh = draw(tmp_path / "c.tar", prompts=prompts, origin=origin, sampling=sampling)
@@ -152,6 +162,13 @@ def test_unfinished_work_of_anything_else_is_not_used(tmp_path, change):
 def test_equal_prompt_ids_are_refused(tmp_path):
     with pytest.raises(ValueError, match="written twice"):
         draw(tmp_path / "s.tar", prompts=[PROMPTS[0], PROMPTS[0]])
+
+
+def test_a_prompt_id_that_is_no_file_name_stops_before_anything_is_drawn(tmp_path):
+    model = DrawingToy()
+    with pytest.raises(ValueError, match="is no key"):
+        draw(tmp_path / "s.tar", model, prompts=[Prompt("../../x", "word", "task")])
+    assert model.drawn == 0
 
 
 def test_reconstructions_come_from_the_picture(tmp_path):
@@ -235,14 +252,15 @@ def test_only_the_schedule_of_processes_depends_on_their_number(tmp_path):
         assert (second.items() < whole.items()) == (schedule != "process")
 
 
-def test_a_sequence_with_a_gap_is_drawn_anew(tmp_path):
-    first = scheduled(tmp_path / "a.tar", "prompt_reset", work=tmp_path / "work")
-    for path in sorted((tmp_path / "work").rglob("*.tar"))[:2]:
-        path.unlink()
+@pytest.mark.parametrize("schedule", ["prompt_reset", "process"])
+def test_a_sequence_with_gaps_is_filled_by_the_states_behind_its_pictures(tmp_path, schedule):
+    first = scheduled(tmp_path / "a.tar", schedule, work=tmp_path / "work")
+    kept = sorted((tmp_path / "work").rglob("*.png"))
+    for number in (0, 1, 7, 16):
+        kept[number].unlink()
     model = DrawingToy()
-    again = scheduled(tmp_path / "b.tar", "prompt_reset", work=tmp_path / "work", model=model)
-    assert again == first and model.drawn == 6  # two prompts of three pictures, one by one
-    assert set(model.batches) == {1}
+    again = scheduled(tmp_path / "b.tar", schedule, work=tmp_path / "work", model=model)
+    assert again == first and model.batches == [1, 1, 1, 1]
 
 
 class Editor(DrawingToy):
@@ -266,9 +284,11 @@ def test_edits_know_their_source_and_go_on_after_a_cut(tmp_path):
             )
         return ImageSet(path), count
 
+    whole, _ = drawn(tmp_path / "whole.tar", edits, 2)
+    shutil.rmtree(tmp_path / "w")
     _, first = drawn(tmp_path / "a.tar", edits[:4], 2)
     pictures, second = drawn(tmp_path / "b.tar", edits, 3)
-    assert (first, second) == (4, 2)
+    assert (first, second) == (4, 2) and pixels(pictures) == pixels(whole)
     assert pictures.recipe("p2")["source_sha256"] == sha256_bytes(png(2))
     with (
         pytest.raises(ValueError, match="cannot edit"),

@@ -24,7 +24,16 @@ Conversation = Sequence[tuple[str, str]]
 
 # reca and t2i share order and draws: the arms reca, shuffled and sft see the same images under the same
 # noise and differ in the condition alone.
-ROLE = {"reca": "draw", "t2i": "draw", "i2t": "read", "text": "text"}
+ROLE = {"reca": "draw", "t2i": "draw", "i2t": "read", "text": "text", "edit": "edit"}
+
+
+@dataclass(frozen=True)
+class EditRows:
+    """One edit as rows of a cache of pictures: the one to change, what becomes of it, and what is said."""
+
+    source: int
+    target: int
+    instruction: str
 
 
 class FeatureRows(Protocol):
@@ -47,7 +56,7 @@ class TaskData(Protocol):
         """Hash of all that the look-ups below can give."""
 
     def size(self, role: str) -> int:
-        """Number of samples of a role: draw, read or text."""
+        """Number of samples of a role: draw, read, text or edit."""
 
     def features(self, role: str, indices: Sequence[int]) -> Features:
         """Cached rows of the role's images."""
@@ -58,13 +67,17 @@ class TaskData(Protocol):
     def conversations(self, role: str, indices: Sequence[int]) -> list[Sequence[Conversation]]:
         """All conversations of each sample of `read` or `text`."""
 
+    def edits_of(self, indices: Sequence[int]) -> list[EditRows]:
+        """Edits, whose rows are those of role `edit`."""
+
 
 @dataclass(frozen=True)
 class FeatureData:
     """Caches joined with their texts: row i of a cache belongs to entry i of the lists beside it.
 
     `draw` serves reca (with `prompts`) and t2i (with `draw_captions`); `read` serves i2t (with
-    `read_conversations`, one or more per image); `text_conversations` serve the task text.
+    `read_conversations`, one or more per image); `text_conversations` serve the task text; `edits` point into the
+    pictures of `edit`.
     """
 
     draw: FeatureRows | None = None
@@ -73,6 +86,8 @@ class FeatureData:
     draw_captions: Sequence[str] = ()
     read_conversations: Sequence[Sequence[Conversation]] = ()
     text_conversations: Sequence[Sequence[Conversation]] = ()
+    edit: FeatureRows | None = None
+    edits: Sequence[EditRows] = ()
     identity: dict[str, str] = field(default_factory=dict)
     """Hashes that name the caches (for instance of their manifests); a resume with others is refused."""
 
@@ -91,18 +106,24 @@ class FeatureData:
         texts = [list(self.prompts), list(self.draw_captions)]
         turns = [list(self.read_conversations), list(self.text_conversations)]
         sizes = [len(rows) if rows is not None else None for rows in (self.draw, self.read)]
-        return sha256_json([texts, turns, sizes, self.identity])
+        edits = [[e.source, e.target, e.instruction] for e in self.edits]
+        return sha256_json([texts, turns, sizes, self.identity, *([edits] if edits else [])])
 
     def size(self, role: str) -> int:
         """Number of samples of a role; ValueError where the data has none."""
-        held = {"draw": self.draw, "read": self.read, "text": self.text_conversations}[role]
+        held = {
+            "draw": self.draw,
+            "read": self.read,
+            "text": self.text_conversations,
+            "edit": self.edits,
+        }[role]
         if not held:
             raise ValueError(f"the recipe has a task that needs {role!r} data, but none was given")
         return len(held)
 
     def features(self, role: str, indices: Sequence[int]) -> Features:
         """Cached rows of the role's images."""
-        rows = self.draw if role == "draw" else self.read
+        rows = {"draw": self.draw, "read": self.read, "edit": self.edit}[role]
         assert rows is not None, f"size({role!r}) is asked first"
         return rows.rows(indices)
 
@@ -120,6 +141,10 @@ class FeatureData:
                 f"the recipe needs conversations for {role!r}, but the data set has none"
             )
         return [held[index] for index in indices]
+
+    def edits_of(self, indices: Sequence[int]) -> list[EditRows]:
+        """Edits; `size("edit")` is asked first."""
+        return [self.edits[index] for index in indices]
 
 
 def _same_length(name: str, texts: Sequence[object], rows: FeatureRows | None) -> None:
@@ -188,6 +213,17 @@ def _plan(
     def drawn_for(purpose: str) -> torch.Generator:
         return generator(seed, step, world.rank, f"{role}/{micro}/{purpose}")
 
+    if task == "edit":
+        edits = data.edits_of(indices)
+        draws = model.edit_draws(batch, drawn_for("draws"))
+        return MicroBatch(
+            task,
+            [edit.target for edit in edits],
+            draws.count,
+            texts=[edit.instruction for edit in edits],
+            draws=draws,
+            sources=[edit.source for edit in edits],
+        )
     if role != "draw":
         found = data.conversations(role, indices)
         turns = pick_turns(found, recipe.turns_per_sample, drawn_for("turns"))
@@ -232,6 +268,10 @@ def with_features(batch: MicroBatch, data: TaskData, device: torch.device) -> Mi
     """The micro-batch with its cached rows on `device`; the task text has none."""
     if batch.task == "text":
         return batch
-    rows = data.features(ROLE[batch.task], batch.indices)
-    moved = {name: row.to(device, non_blocking=True) for name, row in rows.items()}
-    return replace(batch, features=moved)
+
+    def moved(indices: Sequence[int]) -> Features:
+        rows = data.features(ROLE[batch.task], indices)
+        return {name: row.to(device, non_blocking=True) for name, row in rows.items()}
+
+    source = moved(batch.sources) if batch.sources else {}
+    return replace(batch, features=moved(batch.indices), source=source)

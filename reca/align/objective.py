@@ -2,7 +2,9 @@
 
     L = lambda_reca L_reca + lambda_i2t L_i2t + lambda_t2i L_t2i + lambda_text L_text     (paper eq. 4)
 
-Every L is a mean over the tokens of one whole optimiser step, so micro-batches and ranks only split the sum.
+`edit` (a picture and an instruction in, the changed picture out) is no part of the paper's objective: it makes a base
+that edits, or trains one on edits of your own. Every L is a mean over the tokens of one whole optimiser step, so
+micro-batches and ranks only split the sum.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reca.align.recipe import TASKS
 from reca.models.unified import (
     Features,
     Loss,
@@ -39,10 +42,14 @@ class MicroBatch:
     conversation: Any = None
     partner: Tensor | None = None
     features: Features = field(default_factory=dict)  # empty until loaded, and for the task text
+    sources: Sequence[
+        int
+    ] = ()  # edit: rows of the pictures to change, `indices` being the targets'
+    source: Features = field(default_factory=dict)  # of these rows
 
 
 def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
-    """The summed loss of one micro-batch; the four tasks differ in condition and answer only."""
+    """The summed loss of one micro-batch; the tasks differ in condition and answer only."""
     if batch.task == "reca" and batch.partner is not None:
         return shuffled_loss(model, batch, batch.partner)
     if batch.task == "reca":
@@ -51,7 +58,9 @@ def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
         return text_to_image_loss(model, batch.texts, batch.features, batch.draws)
     if batch.task in ("i2t", "text"):
         return model.answer_loss(batch.conversation, batch.features or None)
-    raise ValueError(f"task {batch.task!r} is not known; choose one of: reca, i2t, t2i, text")
+    if batch.task == "edit":
+        return model.edit_loss(batch.features, batch.source, batch.texts, batch.draws)
+    raise ValueError(f"task {batch.task!r} is not known; choose one of: {', '.join(TASKS)}")
 
 
 def shuffled_loss(model: UnifiedModel, batch: MicroBatch, partner: Tensor) -> Loss:

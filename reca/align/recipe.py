@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from reca.prompts import BANKS
 
-TASKS = ("reca", "i2t", "t2i", "text")
+TASKS = ("reca", "i2t", "t2i", "text", "edit")
 ARMS = ("reca", "sft", "shuffled")
 
 
@@ -26,7 +26,7 @@ def _reca_only() -> dict[str, TaskRecipe]:
 class Recipe:
     """L = sum over tasks of lambda * (mean over the task's tokens of one optimiser step), and how it is minimised."""
 
-    tasks: dict[str, TaskRecipe] = field(default_factory=_reca_only)  # reca | i2t | t2i | text
+    tasks: dict[str, TaskRecipe] = field(default_factory=_reca_only)  # of TASKS
     trains: list[str] = field(default_factory=list)  # name patterns; empty: what the family trains
     shuffle_condition: bool = False  # control arm: the embeddings of another image of the batch
     prompts: str = (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reca.align.batches import FeatureData
+from reca.align.batches import EditRows, FeatureData
 from reca.align.recipe import Recipe
 from reca.cache import FeatureCache, open_cache
 from reca.data import open_dataset
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reca.data import Dataset, Sample
     from reca.schema import DataSource
 
-DRAWN, READ, TOLD = "reconstruct", "answer", "text"  # roles of data in a configuration
+DRAWN, READ, TOLD, CHANGED = "reconstruct", "answer", "text", "edit"  # roles in a configuration
 
 
 def open_role(
@@ -36,7 +36,7 @@ def feature_data(
 ) -> FeatureData:
     """Open what the recipe's tasks need and join it; ValueError names what is missing.
 
-    `folders` are data sets by role, `caches` feature caches by use (`draw`, `read`).
+    `folders` are data sets by role, `caches` feature caches by use (`draw`, `read`, `edit`).
     """
     tasks = recipe.active()
     drawing, reading = {"reca", "t2i"} & set(tasks), "i2t" in tasks
@@ -52,6 +52,11 @@ def feature_data(
             _caption(s) for s in _samples(draw, sources[DRAWN], _given(folders, DRAWN, "data"))
         ]
     asked = _samples(read, sources[READ], _given(folders, READ, "data")) if read is not None else []
+    changed = open_cache(_given(caches, "edit", "cache")) if "edit" in tasks else None
+    edits = []
+    if changed is not None:
+        folder = _given(folders, CHANGED, "data")
+        edits = edits_of(changed.ids, _samples(changed, sources[CHANGED], folder), folder)
     return FeatureData(
         draw=draw,
         read=read,
@@ -59,8 +64,33 @@ def feature_data(
         draw_captions=captions,
         read_conversations=[sample.conversations for sample in asked],
         text_conversations=[sample.conversations for sample in told],
+        edit=changed,
+        edits=edits,
         identity={use: sha256_file(Path(folder) / MANIFEST) for use, folder in caches.items()},
     )
+
+
+def edits_of(ids: Sequence[str], samples: Sequence[Sample], where: Path) -> list[EditRows]:
+    """The edits among cached pictures: every one that names the `source` it was made from, its caption the instruction.
+
+    ValueError for a source that is not among the pictures, a missing instruction, or no edit at all.
+    """
+    rows = {name: row for row, name in enumerate(ids)}
+    found = []
+    for row, sample in enumerate(samples):
+        source = sample.extra.get("source")
+        if source is None:
+            continue
+        if source not in rows or not sample.caption:
+            problem = f"source {source!r} is no picture here" if sample.caption else "no caption"
+            raise ValueError(
+                f"{where}: {sample.id}: {problem}; an edit needs a caption that says what to do, and `source`, the id "
+                "of the picture to change, in the same data set"
+            )
+        found.append(EditRows(rows[source], row, sample.caption))
+    if not found:
+        raise ValueError(f"{where}: no picture names a `source`, so there is no edit to learn from")
+    return found
 
 
 def _given(folders: Mapping[str, Path], name: str, option: str) -> Path:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from reca.models import build_model
-from reca.models.bagel.model import BagelModel, Condition, FlowDraws
+from reca.models.bagel.batch import Condition, FlowDraws
+from reca.models.bagel.model import BagelModel
 from reca.randomness import generator
 from reca.records import versions, write_json
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-CHOSEN_BY = ("dense", "geneval")
+CHOSEN_BY = ("dense", "geneval", "edit")
 
 
 def arm_of(run: str) -> str:
@@ -21,14 +21,14 @@ def choose(scores: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     value}}}`. Returns `{"chosen": {arm: {outcome: level}}, "sweep": {arm: {outcome: {level: [values
     by seed]}}}}`. ValueError on a test run.
     """
-    sweep: dict[str, Any] = defaultdict(lambda: {name: defaultdict(list) for name in CHOSEN_BY})
+    sweep: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for score in sorted(scores, key=lambda s: s["run"]):
         if score["split"] != "development":
             raise ValueError(
                 f"{score['run']}: guidance is chosen on development prompts, not on split {score['split']!r}"
             )
         for level, values in score["guidance"].items():
-            for name in CHOSEN_BY:
+            for name in (name for name in CHOSEN_BY if name in values):
                 sweep[arm_of(score["run"])][name][float(level)].append(values[name])
     chosen = {
         arm: {

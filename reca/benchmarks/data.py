@@ -6,10 +6,13 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reca.benchmarks import kinds
 from reca.benchmarks.items import Prompt, Question
+
+if TYPE_CHECKING:
+    from reca.schema import BenchmarkConfig
 
 
 def items_of(kind: str, data: Mapping[str, Path], limit: int = 0) -> list[Prompt]:
@@ -20,6 +23,19 @@ def items_of(kind: str, data: Mapping[str, Path], limit: int = 0) -> list[Prompt
         return [prompt for prompt, _ in pictures(data, limit)]
     found: list[Prompt] = kinds.module(kind).prompts(data)
     return found[:limit] if limit else found
+
+
+def questions_of(benchmark: BenchmarkConfig, data: Mapping[str, Path]) -> list[Question]:
+    """What a benchmark asks: all its questions or the first of them, in all rotations where it says so."""
+    module = kinds.module(benchmark.kind)
+    found: list[Question] = module.questions(data)
+    found = found[: benchmark.questions] if benchmark.questions else found
+    if not benchmark.rotations:
+        return found
+    if not hasattr(module, "rotated"):
+        raise ValueError(f"benchmarks.{benchmark.kind}.rotations: only MMBench has rotations")
+    turned: list[Question] = module.rotated(found)
+    return turned
 
 
 # ---- edits -----------------------------------------------------------------------------------------

@@ -61,6 +61,11 @@ def official_name(prompt: Prompt, sample: int) -> str:
     return f"{prompt.id}_{sample}.jpg"
 
 
+def grid_name(prompt: Prompt) -> str:
+    """The file of a prompt's four pictures as a 2 x 2 grid, which the original scorer reads."""
+    return f"{prompt.id}.png"
+
+
 # ---- scores: pure ----------------------------------------------------------------------------------
 def parents(row: Row) -> list[int]:
     """Proposition ids that a question depends on; 0 stands for none."""

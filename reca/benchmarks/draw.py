@@ -1,7 +1,7 @@
 """What a model makes of one shard of a benchmark: pictures, edits, pictures drawn again, or answers.
 
 `images.tar` holds pictures with their recipes, `answers.json` answers by question id, `samples.json` what
-was asked. Shards take every n-th prompt; neither their number nor the batch changes a picture (unless
+was asked. Shards take every n-th prompt; neither their number nor the batch changes a picture's noise (unless
 one of the authors' seed schedules is asked for that does).
 """
 
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reca.benchmarks import kinds
-from reca.benchmarks.data import edit_sources, question_pictures
+from reca.benchmarks.data import edit_sources, question_pictures, questions_of
 from reca.benchmarks.items import Prompt, Question
 from reca.generate import Origin, answers, edit, generate, reconstruct
 from reca.images import decode
 from reca.imageset import ImageSetWriter
+from reca.kept import KeptRows
 from reca.models.unified import Sampling
 from reca.prompts import bank
-from reca.records import write_json
+from reca.records import sha256_json, write_json
 
 if TYPE_CHECKING:
     from reca.models.unified import UnifiedModel
@@ -38,9 +39,8 @@ def shard_of(items: Sequence[Item], shard: tuple[int, int], together: int = 1) -
 
 
 def limited(benchmark: BenchmarkConfig, items: Sequence[Item]) -> list[Item]:
-    """All items, or the first `prompts` (questions: `questions`) of them; a limited benchmark is no result."""
-    most = benchmark.questions if items and isinstance(items[0], Question) else benchmark.prompts
-    return list(items[:most] if most else items)
+    """All prompts, or the first `prompts` of them; a limited benchmark is no result."""
+    return list(items[: benchmark.prompts] if benchmark.prompts else items)
 
 
 def draw(
@@ -54,7 +54,7 @@ def draw(
     work: Path,
     out: Path,
 ) -> dict[str, int]:
-    """Make everything that this shard asks; gives counts for the record. Unfinished batches stay in `work`."""
+    """Make everything that this shard asks; gives counts for the record. What a killed run finished is in `work`."""
     needs = kinds.kind(benchmark.kind).needs
     if len(sampler.guidance) != 1:
         raise ValueError(f"{benchmark.kind}: is drawn at one guidance, not at {sampler.guidance}")
@@ -164,23 +164,26 @@ def _answers(
     work: Path,
     out: Path,
 ) -> dict[str, int]:
-    """Greedy answers; finished groups are kept in `work` as JSON."""
-    from reca.benchmarks.examine import Kept
-
-    asked: list[Question] = limited(benchmark, kinds.module(benchmark.kind).questions(data))
-    mine = shard_of(asked, origin.shard, together=2)  # MMVP's pairs, MME's two questions
-    kept = Kept(work / (origin.code[:16] or "any") / "answers.jsonl")
-    found: dict[str, str] = {}
+    """Greedy answers, kept one by one; batches are those of an undisturbed run (see `reca.generate`)."""
+    mine = shard_of(
+        questions_of(benchmark, data), origin.shard, together=2
+    )  # MMVP's pairs, MME's two questions
+    kept = KeptRows(work / (origin.code[:16] or "any") / "answers.jsonl")
+    keys = {question.id: _answer_key(benchmark, origin, question) for question in mine}
     for start in range(0, len(mine), benchmark.batch_size):
         part = mine[start : start + benchmark.batch_size]
-        rows = kept.of(
-            f"{origin.model}/{'/'.join(question.id for question in part)}",
-            lambda part=part: _answered(model, benchmark, part, data),  # type: ignore[misc]
-        )
-        found |= {row["id"]: row["answer"] for row in rows}
-        _log.info("%s: %d of %d questions", benchmark.kind, len(found), len(mine))
+        missing = [question.id for question in part if keys[question.id] not in kept.rows]
+        if missing:
+            said = _answered(model, benchmark, part, data)
+            kept.add({keys[name]: [{"answer": said[name]}] for name in missing})
+        _log.info("%s: %d of %d questions", benchmark.kind, start + len(part), len(mine))
+    found = {name: kept.rows[key][0]["answer"] for name, key in keys.items()}
     write_json(out / "answers.json", found)
     return {"questions": len(found)}
+
+
+def _answer_key(benchmark: BenchmarkConfig, origin: Origin, question: Question) -> str:
+    return sha256_json([origin.model, benchmark.kind, question.id, question.text, LONGEST])
 
 
 def _answered(
@@ -188,11 +191,10 @@ def _answered(
     benchmark: BenchmarkConfig,
     part: Sequence[Question],
     data: Mapping[str, Path],
-) -> list[dict[str, str]]:
+) -> dict[str, str]:
     images = question_pictures(benchmark.kind, part, data)
     shown = {name: decode(file, name=name) for name, file in images.items()}
-    said = answers(model, part, shown, batch_size=benchmark.batch_size, max_new_tokens=LONGEST)
-    return [{"id": name, "answer": text} for name, text in said.items()]
+    return answers(model, part, shown, batch_size=benchmark.batch_size, max_new_tokens=LONGEST)
 
 
 def _progress(kind: str, origin: Origin) -> Callable[[int, int], None]:

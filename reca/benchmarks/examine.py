@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from reca.benchmarks import kinds
 from reca.benchmarks.items import Prompt
 from reca.images import decode
+from reca.kept import KeptRows
 from reca.records import sha256_bytes, sha256_json, write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -38,35 +38,8 @@ def device() -> str:
 
 
 # ---- rows that survive a kill ------------------------------------------------------------------------
-class Kept:
-    """Rows of finished pictures in an append-only file, each with the hash of the picture that was seen."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[str, list[Row]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        if path.exists():
-            for line in path.read_bytes().split(b"\n")[:-1]:
-                entry = json.loads(line)
-                self.rows[entry["key"]] = entry["rows"]
-                whole += len(line) + 1
-            os.truncate(path, whole)
-
-    def of(self, key: str, rows: Callable[[], list[Row]]) -> list[Row]:
-        """The rows of a key, made now unless an earlier sitting made them."""
-        if key not in self.rows:
-            self.rows[key] = rows()
-            line = json.dumps({"key": key, "rows": self.rows[key]}, sort_keys=True) + "\n"
-            with open(self.path, "ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        return self.rows[key]
-
-
 def seen(
-    kept: Kept,
+    kept: KeptRows,
     items: Sequence[Prompt],
     pictures: Mapping[Key, bytes],
     samples: int,
@@ -108,7 +81,7 @@ def examine(
     out.mkdir(parents=True, exist_ok=True)
     if kind.evidence == "judge":
         return _judged(benchmark, items, pictures, data, out, ledger, sources, asked, answers)
-    kept = Kept(work / EVIDENCE)
+    kept = KeptRows(work / EVIDENCE)
     makers = {"detector": _detected, "vqa": _answered, "similarity": _compared}
     rows = makers[kind.evidence](
         benchmark, items, pictures, data, samples, kept, out, sources or {}
@@ -130,7 +103,7 @@ def _detected(
     pictures: Mapping[Key, bytes],
     data: Mapping[str, Path],
     samples: int,
-    kept: Kept,
+    kept: KeptRows,
     out: Path,
     sources: Mapping[str, bytes],
 ) -> Iterator[Row]:
@@ -169,7 +142,7 @@ def _answered(
     pictures: Mapping[Key, bytes],
     data: Mapping[str, Path],
     samples: int,
-    kept: Kept,
+    kept: KeptRows,
     out: Path,
     sources: Mapping[str, bytes],
 ) -> Iterator[Row]:
@@ -236,7 +209,7 @@ def _compared(
     pictures: Mapping[Key, bytes],
     data: Mapping[str, Path],
     samples: int,
-    kept: Kept,
+    kept: KeptRows,
     out: Path,
     sources: Mapping[str, bytes],
 ) -> Iterator[Row]:

@@ -46,6 +46,28 @@ def official_name(prompt: Prompt, sample: int) -> str:
     return f"{prompt.id}/samples/{sample:05d}.png"
 
 
+def check_folder(folder: Path, items: Sequence[Prompt]) -> None:
+    """ValueError where a folder's own `NNNNN/metadata.jsonl` asks for something else than our prompt NNNNN.
+
+    The official scorer grades by that file; a folder of other prompts under the same numbers would get a score.
+    """
+    ours = {int(item.id): item for item in items}
+    for path in sorted(folder.glob("*/metadata.jsonl")):
+        if not path.parent.name.isdecimal() or int(path.parent.name) not in ours:
+            continue
+        try:
+            told = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: not a line of JSON ({error})") from error
+        facts = ours[int(path.parent.name)].facts
+        for name in ("tag", "include", "exclude"):
+            if isinstance(told, dict) and name in told and told[name] != facts.get(name):
+                raise ValueError(
+                    f"{path}: {name} is {told[name]}, of our prompt {facts.get(name)}; these pictures "
+                    "are of another list of prompts"
+                )
+
+
 # ---- scores: pure ----------------------------------------------------------------------------------
 def grade(
     items: Sequence[Prompt],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reca.benchmarks import kinds
-from reca.benchmarks.data import items_of
+from reca.benchmarks.data import items_of, questions_of
 from reca.benchmarks.graded import Graded
 from reca.records import read_json, write_atomic, write_json
 
@@ -45,8 +45,7 @@ def graded(
     options = dict(benchmark.options)
     try:
         if kind.needs == "answer":
-            asked = module.questions(data)
-            asked = asked[: benchmark.questions] if benchmark.questions else asked
+            asked = questions_of(benchmark, data)
             if kind.evidence == "judge":
                 return module.grade(asked, _verdicts(evidence), **options)
             given = {k: v for path in answers for k, v in read_json(path).items()}

@@ -51,7 +51,8 @@ def plan(
 
 
 def _test_plan(section: BenchmarkConfig, chosen: Mapping[str, float]) -> Plan:
-    prompts: dict[float, list[Prompt]] = {level: [] for level in sorted(set(chosen.values()))}
+    levels = {chosen["dense"], chosen["geneval"]}
+    prompts: dict[float, list[Prompt]] = {level: [] for level in sorted(levels)}
     for prompt in laptop.prompts("test", section.prompts, section.seed):
         prompts[chosen["dense" if prompt.task in laptop.DENSE_TASKS else "geneval"]].append(prompt)
     asked = -(-section.questions // QUESTIONS_PER_SCENE)

@@ -1,14 +1,15 @@
 """MMBench (English, dev): multiple choice by the letter rule (SPEC section 8).
 
-The official score is circular evaluation on a server or with an LLM as extractor; what is computed
-here is the plain accuracy by the rule of the BAGEL script, and says so.
+Two scores: `vanilla`, every question once, and `circular`, where a question counts only if it is right in
+every rotation of its options (the official server's evaluation, which takes an LLM to read replies; here they
+are read by the letter rule of the BAGEL script). Rotations are asked where `benchmarks.mmbench.rotations` is set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
@@ -26,14 +27,40 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
     found = []
     for row in hub_rows(data["questions"], "MMBench", only="dev"):
         options = {c: str(row[c]) for c in "ABCD" if row.get(c) and str(row[c]) != "nan"}
-        listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
         hint = str(row.get("hint") or "")
-        text = (
-            f"{hint}\n" if hint and hint != "nan" else ""
-        ) + f"{row['question']}\n{listed}{SUFFIX}"
+        stem = (f"{hint}\n" if hint and hint != "nan" else "") + str(row["question"])
         name = str(row["index"])
         kind = str(row.get("l2-category") or row.get("category") or "mmbench")
-        found.append(Question(name, name, text, str(row["answer"]), kind, {"options": options}))
+        facts = {"options": options, "stem": stem, "of": name}
+        found.append(Question(name, name, _text(stem, options), str(row["answer"]), kind, facts))
+    return found
+
+
+def _text(stem: str, options: Mapping[str, str]) -> str:
+    listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+    return f"{stem}\n{listed}{SUFFIX}"
+
+
+def rotated(asked: Sequence[Question]) -> list[Question]:
+    """Every question in all rotations of its options: itself, then `<id>~1`, `<id>~2`, ... with the answer moved."""
+    return [turned for question in asked for turned in _rotations(question)]
+
+
+def _rotations(question: Question) -> list[Question]:
+    letters, texts = list(question.facts["options"]), list(question.facts["options"].values())
+    if question.answer not in letters:
+        raise ValueError(
+            f"mmbench: question {question.id}: answer {question.answer!r} is none of {letters}; use en dev"
+        )
+    found = [question]
+    for turn in range(1, len(letters)):
+        options = dict(zip(letters, texts[turn:] + texts[:turn], strict=True))
+        answer = letters[(letters.index(question.answer) - turn) % len(letters)]
+        text = _text(question.facts["stem"], options)
+        facts = {**question.facts, "options": options}
+        found.append(
+            replace(question, id=f"{question.id}~{turn}", text=text, answer=answer, facts=facts)
+        )
     return found
 
 
@@ -56,26 +83,60 @@ def grade(
     answers: Mapping[str, str],
     *,
     empty: str | None = None,
+    circular: bool = False,
     partial: bool = False,
 ) -> Graded:
     """Grade answers by question id; `empty: C` is the official script's, by default an empty reply is wrong.
 
-    Both accuracies are shown.
+    `circular`: `overall` is the share of questions that are right in all rotations; ValueError unless they were
+    asked. `vanilla` and, where rotations were asked, `circular` are both shown, and both readings of empty replies.
     """
     coverage, rows = answered("mmbench", asked, answers, partial)
+    turned = any(question.id != question.facts["of"] for question in asked)
+    if circular and not turned:
+        raise ValueError(
+            "benchmarks.mmbench.options.circular: rotations were not asked; set benchmarks.mmbench.rotations"
+        )
+    whole = _groups(asked)
     shown: dict[str, float | None] = {}
     for name, filled in (("empty_is_wrong", None), ("empty_is_c", EMPTY)):
-        right = [letter(r, q.facts["options"], filled) == q.answer for q, r in rows]
-        share = mean([float(value) for value in right])
-        shown[name] = None if share is None else 100 * share
-    shown["overall"] = shown["empty_is_c" if empty else "empty_is_wrong"]
-    items: list[dict[str, Any]] = [
-        {
-            "id": q.id,
-            "task": q.kind,
-            "score": float(letter(r, q.facts["options"], empty) == q.answer),
-        }
-        for q, r in rows
-    ]
-    limits = interval(("mmbench", row["id"], 100 * row["score"]) for row in items)
-    return Graded(shown, items, coverage, {"overall": limits} if limits else {}, {"empty": empty})
+        right = _right(rows, filled)
+        shown[name] = _percent({n: v for n, v in right.items() if n in whole})
+        shown |= {f"circular.{name}": _percent(_circular(whole, right))} if turned else {}
+    reading = "empty_is_c" if empty else "empty_is_wrong"
+    shown["vanilla"] = shown[reading]
+    shown |= {"circular": shown[f"circular.{reading}"]} if turned else {}
+    shown["overall"] = shown["circular" if circular else "vanilla"]
+    right = _right(rows, empty)
+    scores = _circular(whole, right) if circular else {n: right[n] for n in whole if n in right}
+    kinds = {question.id: question.kind for question in asked}
+    items = [{"id": n, "task": kinds[n], "score": float(value)} for n, value in scores.items()]
+    limits = interval(("mmbench", n, 100.0 * value) for n, value in scores.items())
+    notes = {"empty": empty, "circular": circular}
+    return Graded(shown, items, coverage, {"overall": limits} if limits else {}, notes)
+
+
+def _right(rows: Sequence[tuple[Question, str]], empty: str | None) -> dict[str, bool]:
+    return {q.id: letter(r, q.facts["options"], empty) == q.answer for q, r in rows}
+
+
+def _groups(asked: Sequence[Question]) -> dict[str, list[str]]:
+    """Ids of all rotations by the id of the question itself."""
+    found: dict[str, list[str]] = {}
+    for question in asked:
+        found.setdefault(question.facts["of"], []).append(question.id)
+    return found
+
+
+def _circular(groups: Mapping[str, Sequence[str]], right: Mapping[str, bool]) -> dict[str, bool]:
+    """Whether every rotation is right, of the questions all of whose rotations were answered."""
+    return {
+        name: all(right[turn] for turn in turns)
+        for name, turns in groups.items()
+        if all(turn in right for turn in turns)
+    }
+
+
+def _percent(scores: Mapping[str, bool]) -> float | None:
+    share = mean([float(value) for value in scores.values()])
+    return None if share is None else 100 * share

@@ -1,7 +1,8 @@
 """MMMU validation: multiple choice and short answers of 30 subjects (SPEC section 8).
 
 A multiple-choice reply that names no option is wrong here; the official random choice is a named
-option with a seed of its own per question, shown beside.
+option with a seed of its own per question, shown beside. Of a question about several pictures models see the
+first: the contract asks about one. How many those are, and the accuracy without them, stand in the summary.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _FEW_WORDS = 5
 _SENTENCES = re.compile(r"\n")  # the reply is lower case by then, so no capital marks a sentence
 _PHRASES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NO_ANSWER = {":", ",", ".", "!", "?", ";", "'"}
+_PICTURE = re.compile(r"<image \d+>")
 _NUMBERS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # 1,234
     re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),  # 5e-3
@@ -44,7 +46,8 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
         gold = _listed(row["answer"])
         listed = "".join(f"\n{name}. {text}" for name, text in options.items())
         text = f"{row['question']}{listed}{CHOICE_SUFFIX if options else OPEN_SUFFIX}"
-        name, facts = str(row["id"]), {"options": options, "gold": gold}
+        facts = {"options": options, "gold": gold, "pictures": len(set(_PICTURE.findall(text)))}
+        name = str(row["id"])
         found.append(
             Question(name, name, text, str(gold[0]), name.split("_", 1)[1].rsplit("_", 1)[0], facts)
         )
@@ -164,6 +167,13 @@ def grade(
     ]  # fmt: skip
     groups = by_category((row["task"], row["score"]) for row in items)
     shown |= {f"subjects.{n}": 100 * sum(v) / len(v) for n, v in groups.items()}
+    several = {q.id for q, _ in rows if q.facts.get("pictures", 1) > 1}
+    alone = mean([row["score"] for row in items if row["id"] not in several])
+    shown["one_picture"] = None if alone is None else 100 * alone
     limits = interval(("mmmu", row["id"], 100 * row["score"]) for row in items)
-    return Graded(shown, items, coverage, {"overall": limits} if limits else {},
-                  {"random_choice": random_choice, "letter_rule": letter_rule})  # fmt: skip
+    notes = {
+        "random_choice": random_choice,
+        "letter_rule": letter_rule,
+        "several_pictures": len(several),  # of these questions the first picture alone was shown
+    }
+    return Graded(shown, items, coverage, {"overall": limits} if limits else {}, notes)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reca.benchmarks.items import Prompt
 from reca.data.folder import IMAGE_SUFFIXES
-from reca.imageset import Entry, ImageSet
+from reca.imageset import Entry, ImageSet, png
 
 Key = tuple[str, int]
 Naming = Callable[[Prompt, int], str]
@@ -112,6 +112,53 @@ def demand(
 def _names(names: Sequence[str]) -> str:
     more = f", ... ({len(names)} in all)" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
+
+
+# ---- several pictures in one file --------------------------------------------------------------------
+TILES = 4  # of a 2 x 2 grid: top left, top right, bottom left, bottom right
+
+
+def is_grid(
+    folder: Path, items: Sequence[Prompt], naming: Naming, grid: Callable[[Prompt], str]
+) -> bool:
+    """Whether a folder holds one 2 x 2 grid per prompt; ValueError where it holds single files too."""
+    found = set(_by_stem(folder)) if folder.is_dir() else set()
+    grids = [grid(item) for item in items if _stem(grid(item)) in found]
+    single = [naming(i, k) for i in items for k in range(TILES) if _stem(naming(i, k)) in found]
+    if grids and single:
+        raise ValueError(
+            f"{folder}: {grids[0]} would be a grid of four pictures and {single[0]} one of them; "
+            "score the two layouts from folders of their own"
+        )
+    return bool(grids)
+
+
+def of_grids(
+    folder: Path, items: Sequence[Prompt], samples: int, grid: Callable[[Prompt], str]
+) -> tuple[Pictures, list[str], list[str]]:
+    """As `of_folder`, from one 2 x 2 grid per prompt, of which the first `samples` tiles count."""
+    if not 1 <= samples <= TILES:
+        raise ValueError(f"{folder}: a grid has {TILES} pictures, not {samples}; see --images")
+    whole, missing, foreign = of_folder(folder, items, 1, lambda item, _: grid(item))
+    names = {item.id: grid(item) for item in items}
+    tiles = {
+        (name, k): (lambda name=name, k=k: tile(whole[name, 0], k, str(folder / names[name])))
+        for name, _ in whole
+        for k in range(samples)
+    }
+    return Pictures(tiles), missing, foreign
+
+
+def tile(data: bytes, place: int, name: str) -> bytes:
+    """One quarter of a grid as PNG bytes, its pixels untouched; ValueError for a grid of odd sides."""
+    from reca.images import decode
+
+    image = decode(data, name=name)
+    wide, high = image.width // 2, image.height // 2
+    if (2 * wide, 2 * high) != image.size:
+        raise ValueError(f"{name}: {image.width} x {image.height} pixels are no 2 x 2 grid")
+    left, top = place % 2 * wide, place // 2 * high
+    return png(image.crop((left, top, left + wide, top + high)))
 
 
 def samples_in(folder: Path, items: Sequence[Prompt], naming: Naming) -> int:

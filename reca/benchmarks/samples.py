@@ -45,11 +45,19 @@ def make_samples(
 ) -> dict[str, int]:
     """Draw and answer everything that the benchmark's plan asks; gives counts for the record.
 
-    `guidance` is a list of levels, or the level chosen for each outcome. Unfinished batches stay in
+    `guidance` is a list of levels, or the level chosen for each outcome. Finished pictures stay in
     `work`, so a killed run goes on. ValueError for a benchmark that has no plan of its own yet.
     """
+    if benchmark.kind == "laptop_edit":
+        from reca.benchmarks.edit_samples import make_edits
+
+        return make_edits(
+            model, benchmark, sampler, origin, run=run, split=split, guidance=guidance, work=work, out=out
+        )  # fmt: skip
     if benchmark.kind != "laptop":
-        raise ValueError(f"benchmark kind {benchmark.kind!r} is configuration only; laptop can run")
+        raise ValueError(
+            f"benchmark kind {benchmark.kind!r} is configuration only; laptop and laptop_edit can run"
+        )
     asked = plan(benchmark, split, guidance)
     scenes = _scenes(asked)
     with ImageSetWriter(out / "images.tar") as writer:

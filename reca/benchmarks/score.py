@@ -28,6 +28,10 @@ def score(section: BenchmarkConfig, samples: Path, out: Path) -> dict[str, Any]:
     `samples` is a folder of `reca generate`; `out` gets `scores.json` (means) and `items.jsonl`
     (every prompt and question).
     """
+    if section.kind == "laptop_edit":
+        from reca.benchmarks.edit_samples import score_edits
+
+        return score_edits(section, samples, out)
     described = read_json(samples / "samples.json")
     asked = plan(section, described["split"], described["guidance"])
     pictures = ImageSet(samples / "images.tar")

@@ -2,7 +2,8 @@
 
 Columns: `image` (struct of bytes and path, as Hugging Face writes it), `id`, `prompt` (the sparse
 caption), `conversations` (JSON list of turn pairs) and `scene` (JSON, for the examiner's use only).
-Kind `text` has conversations and no image.
+Kind `text` has conversations and no image. Kind `edits` has two rows an edit: the source, and the target, whose
+`prompt` is the instruction and whose `source` is the id of the picture to change.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reca.data.world import Scene, draw_pixels, draw_scene
+from reca.data.world_edits import EDITS, draw_edit
 from reca.data.world_text import image_conversation, sparse_caption, text_conversation
 from reca.randomness import numpy_generator
 
@@ -60,6 +62,22 @@ def text_row(index: int, seed: int) -> dict[str, Any]:
     return {"id": f"text-{index:06d}", "conversations": json.dumps([turns])}
 
 
+def edit_rows(index: int, seed: int) -> list[dict[str, Any]]:
+    """Source and target of one edit; the kinds take turns, and edit i depends on (seed, i) alone."""
+    made = draw_edit(list(EDITS)[index % len(EDITS)], numpy_generator("world", seed, index, "edit"))
+    name, told = f"edit-{index:06d}", {"source": None, "target": made.instruction}
+    return [
+        {
+            "id": f"{name}/{side}",
+            "image": {"bytes": png(draw_pixels(scene)), "path": None},
+            "prompt": told[side],
+            "source": f"{name}/source" if side == "target" else None,
+            "scene": json.dumps(scene.to_json()),
+        }
+        for side, scene in (("source", made.source), ("target", made.target))
+    ]
+
+
 def render(world: World, out: Path) -> int:
     """Write `out/train.parquet` and return its number of rows; equal sections give equal bytes."""
     import pyarrow as pa
@@ -67,6 +85,8 @@ def render(world: World, out: Path) -> int:
 
     if world.kind == "text":
         rows = [text_row(index, world.seed) for index in range(world.images)]
+    elif world.kind == "edits":
+        rows = [row for index in range(world.images) for row in edit_rows(index, world.seed)]
     else:
         drawn = scenes(world.images, world.seed, world.single_object_share)
         rows = [image_row(i, scene, world.caption, world.seed) for i, scene in enumerate(drawn)]

@@ -23,9 +23,9 @@ Features = dict[str, Tensor]
 `target` (what is drawn: image codes, latents or their moments) and `understanding` (what the reader saw). A family
 whose reader is trained (Harmon) has no `understanding` to store: it stores what the reader starts from."""
 
-Use = Literal["draw", "read"]
-"""Why an image is encoded: `draw` (RecA / text-to-image: target, and the condition that RecA gives)
-or `read` (image-to-text). The official recipes prepare the image differently for the two.
+Use = Literal["draw", "read", "edit"]
+"""Why an image is encoded: `draw` (RecA / text-to-image: target, and the condition that RecA gives),
+`read` (image-to-text) or `edit` (both sides of an edit). The official recipes prepare the image differently for each.
 """
 
 
@@ -155,6 +155,17 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def answer_loss(self, conversation: Any, features: Features | None) -> Loss:
         """Image-to-text loss (text-to-text where `features` is None)."""
+
+    # Not abstract: see `edit`.
+    def edit_draws(self, batch: int, generator: torch.Generator) -> Counted:
+        """Every random number that one edit loss needs; ValueError where the family cannot edit."""
+        raise ValueError(f"family {self.family} draws and reads but cannot edit; use a BAGEL")
+
+    def edit_loss(
+        self, target: Features, source: Features, instructions: Sequence[str], draws: Any
+    ) -> Loss:
+        """The loss of drawing `target` from `source` and what to do; rows come from `encode(images, "edit")`."""
+        raise ValueError(f"family {self.family} draws and reads but cannot edit; use a BAGEL")
 
     # ---- inference ------------------------------------------------------------------------------------------------
     @abstractmethod

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tokenizers import AddedToken
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from reca.data.world_text import dense_caption
-from reca.models import build_model
+from reca.models import build_model, load_model
 from reca.models.bagel.config import BagelConfig, VisionConfig, parse
 from reca.models.bagel.encoders import FrozenVae, positions
 from reca.models.bagel.model import BagelModel
@@ -30,6 +31,7 @@ from reca.pretrain.fit import fit, seeded
 from reca.pretrain.pictures import read_world
 from reca.pretrain.reader import MAX_CAPTION, TEXT_LAYERS, caption_ids
 from reca.pretrain.words import build_tokenizer
+from reca.randomness import seed_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 VAE_FILE, TOWER_FILE = "ae.safetensors", "vit.safetensors"
 KL = 1e-4  # weight of the mean KL per latent value beside the squared error per pixel value
+VOCABULARY = ("embed_tokens.weight", "lm_head.weight")  # a row for every word
 FIRST_SCALE, FIRST_BIAS = 2.3, -10.0  # SigLIP's: temperature log 10, bias -10
 
 
@@ -162,6 +165,42 @@ def pretrain_vision(
 
 
 PARTS = {"vae": pretrain_vae, "vision": pretrain_vision}
+
+
+# ---- going on from a whole model ---------------------------------------------------------------
+def go_on(
+    network: Mapping[str, Any], start: Path, *, words: Sequence[str], seed: int
+) -> BagelModel:
+    """The model folder `start` as `network` describes it, which may have room for `words` that it does not know yet.
+
+    Words it knows are left out. Their embeddings and output rows are drawn around the mean of those that are there,
+    with their spread. ValueError where vocabulary and words disagree, or anything else of the network differs.
+    """
+    old, model = load_model(start), build_model("bagel", network)
+    assert isinstance(old, BagelModel) and isinstance(model, BagelModel)
+    tokenizer = old.text.tokenizer
+    known, room = tokenizer.get_vocab(), model.config.llm.vocab_size - old.config.llm.vocab_size
+    new = [word for word in words if word not in known]
+    if len(new) != room:
+        raise ValueError(
+            f"network.llm.vocab_size is {model.config.llm.vocab_size}, but {start} has {len(known)} entries and "
+            f"{len(new)} words are new ({', '.join(new)}); set it to {len(known) + len(new)}"
+        )
+    noise = torch.Generator().manual_seed(seed_of(seed, "init", "words"))
+    state = {
+        name: _longer(weight, room, noise) if name.endswith(VOCABULARY) else weight
+        for name, weight in old.official_state().items()
+    }
+    load_strictly(model.network, state, start)
+    model.frozen.vae.load_state_dict(old.frozen.vae.state_dict())
+    tokenizer.add_tokens([AddedToken(word, single_word=True) for word in new])
+    model.set_tokenizer(tokenizer)
+    return model
+
+
+def _longer(weight: Tensor, rows: int, noise: torch.Generator) -> Tensor:
+    drawn = torch.randn(rows, weight.shape[1], generator=noise)
+    return torch.cat([weight, weight.mean(0) + weight.std(0) * drawn])
 
 
 # ---- together ----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The last stage of a laptop base model: put the frozen parts together, then train in phases.
 
 The phases are plain alignment recipes (`reca.align`), run in the order of their names: language first, then sparse
-captions for drawing beside dense descriptions for reading, which is the state that the paper starts from. What is
-particular to a family stands in `reca.pretrain.<family>`.
+captions for drawing beside dense descriptions for reading, which is the state that the paper starts from. A base may
+also go on from a whole model (`begin`). What is particular to a family stands in `reca.pretrain.<family>`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from reca import cache
 from reca.align.recipe import Recipe
-from reca.align.texts import DRAWN, READ, feature_data, open_role
+from reca.align.texts import CHANGED, DRAWN, READ, feature_data, open_role
 from reca.align.trainer import align
+from reca.data.world_edits import WORDS
 from reca.models import load_model
 from reca.models.unified import UnifiedModel, Use
 from reca.pretrain import pretraining_module
@@ -78,16 +79,21 @@ def pretrain_base(
     work: Path,
     out: Path,
     code: str,
+    begin: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Run the phases one after another, in the order of their names; writes the base model and its logs to `out`.
 
-    Gives the last losses by phase. Caches and checkpoints stay in `work`, so a killed run goes on inside its phase.
+    `begin` is a model folder to go on from, in place of `parts`. Gives the last losses by phase. Caches and
+    checkpoints stay in `work`, so a killed run goes on inside its phase.
     """
     start = work / "start"
     if not (start / "reca_model.json").is_file():
-        pretraining_of(family).assemble(
-            network, prompts=bank("laptop"), seed=seed, parts=parts, out=start
-        )
+        if begin is not None:
+            continued(family, network, begin, seed=seed).save(start)
+        else:
+            pretraining_of(family).assemble(
+                network, prompts=bank("laptop"), seed=seed, parts=parts, out=start
+            )
     model = load_model(start)
     losses = {}
     for name in sorted(phases):
@@ -108,6 +114,16 @@ def pretrain_base(
     return losses
 
 
+def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int) -> UnifiedModel:
+    """A whole model that learns to edit, with the words of instructions; ValueError for a family that cannot."""
+    go_on = getattr(pretraining_of(family), "go_on", None)
+    if go_on is None:
+        raise ValueError(
+            f"pretrain.start is {str(begin)!r}, but {family} cannot go on from a model; set it to null"
+        )
+    return cast("UnifiedModel", go_on(network, begin, words=WORDS, seed=seed))
+
+
 def encoded(
     model: UnifiedModel,
     sources: Mapping[str, DataSource],
@@ -116,9 +132,11 @@ def encoded(
     code: str,
 ) -> dict[str, Path]:
     """Feature caches by use; a phase that trained an encoder gets new ones, for they are named by its weights."""
-    uses: dict[Use, str] = {"draw": DRAWN, "read": READ}
+    uses: dict[Use, str] = {"draw": DRAWN, "read": READ, "edit": CHANGED}
     caches = {}
     for use, role in uses.items():
+        if role not in folders:
+            continue  # a recipe that needs it says so
         caches[str(use)] = root / f"{use}-{model.encoder_fingerprint(use)[:16]}"
         images = open_role(sources[role], folders[role])
         cache.build(model, images, caches[use], use=use, code=code)

@@ -14,6 +14,7 @@ from typing import Any
 from reca import records
 from reca.benchmarks.choose import arm_of
 from reca.benchmarks.laptop import GENEVAL_TASKS
+from reca.benchmarks.laptop_edit import SCORES as SCORES_OF_EDITS
 from reca.report import stages
 from reca.report.outcomes import (
     guidance_of,
@@ -76,6 +77,37 @@ def item_scores(
     }
 
 
+def edit_item_scores(
+    rows: Sequence[Mapping[str, Any]], level: float
+) -> dict[str, dict[str, float]]:
+    """One run's scores by outcome and edit, at the chosen guidance."""
+    found: dict[str, dict[str, float]] = {}
+    for item in (row for row in rows if row["guidance"] == level):
+        for name in SCORES_OF_EDITS:
+            found.setdefault(name, {})[item["id"]] = item[name]
+        found.setdefault(f"edit_{item['task']}", {})[item["id"]] = item["edit"]
+    return found
+
+
+def edits_report(model: Path, benchmark: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Outcomes of the edits, chance, items and pictures of one model, and the folders that they come from."""
+    folders = test_folders(model, benchmark)
+    scores = [records.read_json(records.verified(folder / SCORES)) for folder in folders]
+    runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
+    items = {run: read_lines(records.verified(folder / ITEMS)) for run, folder in runs.items()}
+    one = only_guidance(scores) if "edit" not in next(iter(chosen.values())) else chosen
+    by_item = {run: edit_item_scores(rows, one[arm_of(run)]["edit"]) for run, rows in items.items()}
+    pictures = {run: folder.parent / "samples" / "images.tar" for run, folder in runs.items()}
+    return {
+        "outcomes": outcomes(scores, one, by_item),
+        "chosen": one,
+        "chance": scores[0]["chance"],
+        "items": items,
+        "samples": {run: records.verified(path) for run, path in pictures.items()},
+        "folders": folders,
+    }
+
+
 def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows of `log.jsonl` by run, `reca-0` and so on, of the arms whose stage is complete."""
     folders = sorted(path.parent for path in model.glob(f"*/seed-*/{records.MANIFEST}"))
@@ -94,8 +126,11 @@ def guidance_choice(model: Path, scores: Sequence[Mapping[str, Any]]) -> dict[st
     return {"chosen": only_guidance(scores), "sweep": {}}
 
 
-def model_report(model: Path, benchmark: str) -> dict[str, Any]:
-    """Everything about one model: outcomes, sweep, understanding, training logs, items, stages and what they cost."""
+def model_report(model: Path, benchmark: str, editing: str | None = None) -> dict[str, Any]:
+    """Everything about one model: outcomes, sweep, understanding, training logs, items, stages and what they cost.
+
+    `editing` names the benchmark of edits, where the experiment has one.
+    """
     folders = test_folders(model, benchmark)
     scores = [records.read_json(records.verified(folder / SCORES)) for folder in folders]
     runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
@@ -103,12 +138,22 @@ def model_report(model: Path, benchmark: str) -> dict[str, Any]:
     pictures = {run: folder.parent / "samples" / "images.tar" for run, folder in runs.items()}
     choice = guidance_choice(model, scores)
     by_item = {r: item_scores(rows, choice["chosen"][arm_of(r)]) for r, rows in items.items()}
-    complete = [*folders, *(path.parent for path in model.glob(f"*/seed-*/{records.MANIFEST}"))]
+    edited = None if editing is None else edits_report(model, editing, choice["chosen"])
+    more = edited["folders"] if edited else []
+    complete = [
+        *folders,
+        *more,
+        *(path.parent for path in model.glob(f"*/seed-*/{records.MANIFEST}")),
+    ]
     graph = stages.walk(complete)
     logs = training_logs(model)
     return {
         "name": model.name,
-        "outcomes": outcomes(scores, choice["chosen"], by_item),
+        "outcomes": [
+            *outcomes(scores, choice["chosen"], by_item),
+            *(edited["outcomes"] if edited else []),
+        ],
+        "edits": edited,
         **choice,
         "chance": scores[0]["chance"],
         "counts": scores[0].get("counts", {}),

@@ -7,6 +7,7 @@ from typing import Any
 
 from reca.benchmarks.choose import arm_of
 from reca.benchmarks.laptop import GENEVAL_TASKS
+from reca.data.world_edits import EDITS
 from reca.report import statistics
 
 PRIMARY = ("dense", "geneval")
@@ -17,7 +18,13 @@ SECONDARY = (
     "dense_placed",
     *GENEVAL_TASKS,
 )
+# Of an experiment that scores edits: all of one edit right, what was asked, what was to stay, and by kind.
+EDITED = ("edit", "edit_followed", "edit_kept", *(f"edit_{kind}" for kind in EDITS))
 TITLES = {
+    "edit": "Edits of held-out pictures: done, and nothing else changed",
+    "edit_followed": "Edits: what was asked for is there",
+    "edit_kept": "Edits: all else stayed",
+    **{f"edit_{kind}": f"Edits: {kind}" for kind in EDITS},
     "dense": "Dense prompts: share of facts",
     "geneval": "GenEval's six tasks: accuracy",
     "understanding": "Questions about held-out pictures: exact answers",
@@ -49,7 +56,8 @@ def only_guidance(scores: Iterable[Scores]) -> dict[str, dict[str, float]]:
                 f"{score['run']}: drawn at guidance {', '.join(levels)}, but no choice is recorded; "
                 "run `reca choose` on development scores"
             )
-        chosen[arm_of(score["run"])] = {name: float(levels[0]) for name in PRIMARY}
+        found = [name for name in (*PRIMARY, "edit") if name in score["guidance"][levels[0]]]
+        chosen.setdefault(arm_of(score["run"]), {}).update(dict.fromkeys(found, float(levels[0])))
     return chosen
 
 
@@ -57,6 +65,8 @@ def guidance_of(name: str, chosen: Mapping[str, float]) -> float | None:
     """The guidance an outcome is reported at: GenEval's tasks share one choice, dense prompts another."""
     if name.startswith("dense"):
         return chosen["dense"]
+    if name in EDITED:
+        return chosen["edit"]
     return chosen["geneval"] if name == "geneval" or name in GENEVAL_TASKS else None
 
 
@@ -82,7 +92,8 @@ def outcomes(scores: Sequence[Scores], chosen: Chosen, items: Items) -> list[dic
     Differences between arms have an interval over seeds; where single items are known, also one over items.
     """
     by_arm = scores_by_arm(scores)
-    rows = [_outcome(name, by_arm, chosen) for name in measured(scores)]
+    names = EDITED if scores[0].get("benchmark") == "laptop_edit" else measured(scores)
+    rows = [_outcome(name, by_arm, chosen) for name in names]
     for row in rows:
         for pair, gap in row["differences"].items():
             first, second = (_matrix(items, by_arm[arm], row["name"]) for arm in pair.split(" - "))
@@ -98,7 +109,11 @@ def measured(scores: Sequence[Scores]) -> list[str]:
 
 
 def _outcome(name: str, by_arm: Mapping[str, list[Scores]], chosen: Chosen) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "title": TITLES[name], "primary": name in PRIMARY}
+    row: dict[str, Any] = {
+        "name": name,
+        "title": TITLES[name],
+        "primary": name in (*PRIMARY, "edit"),
+    }
     for arm, found in by_arm.items():
         level = guidance_of(name, chosen[arm])
         values = [value_of(score, name, level) for score in found]

@@ -29,7 +29,8 @@ def build(experiment: Mapping[str, Any], results: Path, out: Path) -> None:
     """
     benchmark = laptop_benchmark(experiment)
     names = collect.scored_models(results, benchmark, experiment["models"])
-    models = [collect.model_report(results / name, benchmark) for name in names]
+    editing = edit_benchmark(experiment)
+    models = [collect.model_report(results / name, benchmark, editing) for name in names]
     records.write_json(out / OUTCOMES, collect.outcomes_json(models))
     records.write_atomic(out / PAGE, render(experiment, models, benchmark))
 
@@ -44,6 +45,12 @@ def laptop_benchmark(experiment: Mapping[str, Any]) -> str:
         f"experiment {experiment['name']!r}: the report shows benchmarks of kind laptop, not "
         f"{', '.join(sorted(set(kinds.values())))}; read their scores.json, or add a laptop benchmark"
     )
+
+
+def edit_benchmark(experiment: Mapping[str, Any]) -> str | None:
+    """The name of the experiment's benchmark of edits, if it has one."""
+    kinds = {name: entry["kind"] for name, entry in experiment["benchmarks"].items()}
+    return next((name for name, kind in kinds.items() if kind == "laptop_edit"), None)
 
 
 def render(

@@ -15,10 +15,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reca import records
+from reca.report import expectations
 from reca.report.paper_map import COLUMNS, TITLES, Metric, Run, reported_rows, run_of
 from reca.report.statistics import t_interval
 
 TABLES, PAGE, TEXT = "tables.json", "index.html", "tables.md"
+EXPECTED = "expectations.json"
 NOT_RUN, FOREIGN = "not run", "other people's model"
 Scores = Mapping[str, Any]
 
@@ -93,8 +95,13 @@ def _special(row: Mapping[str, Any]) -> bool:
 
 
 # ---- the tables --------------------------------------------------------------------------------------
-def tables(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every table with a cell per number: what was reported and from where, what was reproduced or why not."""
+def tables(
+    found: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """Every table with a cell per number: what was reported and from where, what was reproduced or why not.
+
+    `verdicts` (of `expectations.judged`) say of the cells they speak about whether ours is within tolerance.
+    """
     transcribed = reported()
     result = []
     for name, columns in COLUMNS.items():
@@ -104,7 +111,7 @@ def tables(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "row": row,
                 "arm": arm,
                 "cells": [
-                    {"column": column, **_cell(name, row, arm, column, value, found)}
+                    {"column": column, **_cell(name, row, arm, column, value, found, verdicts)}
                     for column, value in values.items()
                     if column in columns
                 ],
@@ -131,11 +138,29 @@ def _cell(
     column: str,
     value: Any,
     found: Sequence[Mapping[str, Any]],
+    verdicts: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    run = run_of(table, row, arm)
-    ours = reproduced(found, run, COLUMNS[table][column]) if run else None
+    run, metric = run_of(table, row, arm), COLUMNS[table][column]
+    ours = reproduced(found, run, metric) if run else None
     status = "run" if ours else NOT_RUN if run or table.startswith("ablation") else FOREIGN
-    return {"reported": value, "reproduced": ours, "status": status}
+    stated = expectations.of_cell(verdicts, run, metric) if run else None
+    return {
+        "reported": value,
+        "reproduced": ours,
+        "status": status,
+        "expected": _stated(stated, metric) if stated else None,
+        "verdict": stated["verdict"] if stated else None,
+    }
+
+
+def _stated(verdict: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
+    """An expectation in the paper's unit."""
+    scaled = {n: metric.factor * verdict[n] for n in ("value", "tolerance")}
+    return {
+        **scaled,
+        "range": [metric.factor * x for x in verdict["range"]],
+        "metric": verdict["metric"],
+    }
 
 
 def counts(made: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -149,13 +174,29 @@ def counts(made: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 # ---- writing -----------------------------------------------------------------------------------------
-def build(results: Path, out: Path, title: str = "The paper's tables") -> dict[str, int]:
-    """Write `tables.json`, `tables.md` and `index.html` to `out`; gives the cells by status."""
-    made = tables(collect(results))
+def build(
+    results: Path,
+    out: Path,
+    title: str = "The paper's tables",
+    expect: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> dict[str, int]:
+    """Write `tables.json`, `expectations.json`, `tables.md` and `index.html` to `out`; gives the cells by status.
+
+    `expect`: what each experiment expects, by its name.
+    """
+    found = collect(results)
+    verdicts = [
+        one
+        for name, all_ in (expect or {}).items()
+        for one in expectations.judged(name, all_, found)
+    ]
+    made = tables(found, verdicts)
     sources = reported()["_sources"]
     records.write_json(out / TABLES, {"tables": made, "sources": sources, "cells": counts(made)})
-    records.write_atomic(out / TEXT, markdown(made, sources))
-    records.write_atomic(out / PAGE, page(made, sources, title))
+    judged = {"expectations": verdicts, "counts": expectations.counts(verdicts)}
+    records.write_json(out / EXPECTED, judged)
+    records.write_atomic(out / TEXT, markdown(made, sources, verdicts))
+    records.write_atomic(out / PAGE, page(made, sources, title, verdicts))
     return counts(made)
 
 
@@ -164,12 +205,25 @@ def shown(cell: Mapping[str, Any]) -> str:
     ours = cell["reproduced"]
     if ours is None:
         return "" if cell["status"] == FOREIGN else NOT_RUN
-    text = number(ours["value"])
-    if ours["interval"]:
-        text += f" [{number(ours['interval'][0])}, {number(ours['interval'][1])}]"
+    text = reached(ours)
     if ours["partial"]:
         text += f" (partial: {ours['coverage']:.0%} scored)"
+    elif cell["verdict"]:
+        text += f", {cell['verdict']} {limits(cell['expected']['range'])}"
     return text
+
+
+def reached(ours: Mapping[str, Any] | None) -> str:
+    """A reproduced number with its interval."""
+    if ours is None:
+        return "-"
+    text = number(ours["value"])
+    return text + f" {limits(ours['interval'])}" if ours["interval"] else text
+
+
+def limits(pair: Sequence[float]) -> str:
+    """An interval as text."""
+    return f"[{number(pair[0])}, {number(pair[1])}]"
 
 
 def number(value: Any) -> str:
@@ -181,9 +235,14 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def markdown(made: Sequence[Mapping[str, Any]], sources: Mapping[str, str]) -> str:
-    """All tables as Markdown: per column a pair `reported | reproduced`."""
-    lines = ["# The paper's tables", "", "Each cell: reported / reproduced [95 % interval].", ""]
+def markdown(
+    made: Sequence[Mapping[str, Any]],
+    sources: Mapping[str, str],
+    verdicts: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """All tables as Markdown: per column a pair `reported | reproduced`; then every expectation."""
+    about = "Each cell: reported / reproduced [95 % interval], and whether that is within the stated range."
+    lines = ["# The paper's tables", "", about, ""]
     for table in made:
         lines += [f"## {table['title']}", "", f"Reported: {table['source']}.", ""]
         lines.append("| row | " + " | ".join(table["columns"]) + " |")
@@ -197,11 +256,29 @@ def markdown(made: Sequence[Mapping[str, Any]], sources: Mapping[str, str]) -> s
             name = f"{row['row']} ({row['arm']})" if row["arm"] else row["row"]
             lines.append(f"| {name} | " + " | ".join(texts) + " |")
         lines.append("")
+    if verdicts:
+        lines += [
+            "## Expectations",
+            "",
+            "| experiment | model | arm | metric | range | reproduced | verdict |",
+        ]
+        lines.append("|---" * 7 + "|")
+        lines += [
+            f"| {v['experiment']} | {v['model']} | {v['arm']} | {v['metric']} | {limits(v['range'])} | "
+            f"{reached(v['reproduced'])} | {v['verdict']} |"
+            for v in verdicts
+        ]
+        lines.append("")
     lines += ["## Where the reported numbers were read", ""]
     return "\n".join([*lines, *(f"- {key}: {text}" for key, text in sources.items()), ""])
 
 
-def page(made: Sequence[Mapping[str, Any]], sources: Mapping[str, str], title: str) -> str:
+def page(
+    made: Sequence[Mapping[str, Any]],
+    sources: Mapping[str, str],
+    title: str,
+    verdicts: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """One self-contained page that opens offline; whatever comes from a file is escaped."""
     environment = Environment(
         loader=PackageLoader("reca.report", "templates"),
@@ -210,7 +287,7 @@ def page(made: Sequence[Mapping[str, Any]], sources: Mapping[str, str], title: s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "shown": shown}
+    environment.filters |= {"number": number, "shown": shown, "reached": reached, "limits": limits}
     labels = sorted(
         {
             cell["reproduced"]["label"]
@@ -222,5 +299,11 @@ def page(made: Sequence[Mapping[str, Any]], sources: Mapping[str, str], title: s
     )
     template = environment.get_template("paper.html")
     return template.render(
-        tables=made, sources=sources, title=title, cells=counts(made), labels=labels
+        tables=made,
+        sources=sources,
+        title=title,
+        cells=counts(made),
+        labels=labels,
+        verdicts=verdicts,
+        judged=expectations.counts(verdicts),
     )

@@ -13,6 +13,7 @@ from PIL import Image
 
 from reca.benchmarks import laptop
 from reca.benchmarks.choose import arm_of
+from reca.benchmarks.laptop_edit import edits
 from reca.benchmarks.laptop_plan import reconstruction_key, sample_key
 from reca.data.world import draw_pixels
 from reca.imageset import ImageSet, png
@@ -23,6 +24,7 @@ SCENES, PROMPTS_PER_TASK = 6, 3
 LARGEST = 256  # pixels on the longer side; the page shows pictures smaller than this
 SHORT = NAMES | {"sft": "Plain"}  # what fits below a picture
 DRAWN_BY, AGAIN_BY = ("base", "sft", "reca"), ("base", "reca")
+EDITED_BY, EDITS_PER_KIND = ("base", "reca"), 3
 
 Picture = dict[str, Any]  # name, uri, score (None: the target), alt
 Row = dict[str, Any]  # title, cards: each a caption and its pictures
@@ -49,6 +51,25 @@ def grids(model: Mapping[str, Any], benchmark: Mapping[str, Any]) -> dict[str, l
         "again": _drawn_again(sets, items, benchmark),
         "drawn": _drawn_from_prompts(sets, items, model["chosen"]),
     }
+
+
+def edited(found: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[Row]:
+    """The first edits of every kind: source, what was asked, and what the base and RecA made of it."""
+    runs = first_runs(found)
+    sets = {arm: ImageSet(found["samples"][runs[arm]]) for arm in EDITED_BY if arm in runs}
+    rows: dict[str, list[Any]] = {}
+    for asked in edits("test", min(EDITS_PER_KIND, benchmark["prompts"]), benchmark["seed"]):
+        told = asked.edit.instruction
+        source = data_uri(Image.fromarray(draw_pixels(asked.edit.source)))
+        shown = [{"name": "Source", "uri": source, "score": None, "alt": f"To change: {told}"}]
+        for arm, pictures in sets.items():
+            level = found["chosen"][arm]["edit"]
+            row = _item(found["items"][runs[arm]], "edit", asked.id, level)
+            if row:
+                key = sample_key(level, asked.id)
+                shown.append(_picture(arm, pictures, key, row["edit"], told))
+        rows.setdefault(asked.edit.kind, []).append({"caption": told, "pictures": shown})
+    return [{"title": kind.capitalize(), "cards": cards} for kind, cards in rows.items()]
 
 
 def _drawn_again(

@@ -2,6 +2,8 @@
 
 python -m reca.report.readme --take results/laptop      # adopt a finished run, then rewrite the pages
 python -m reca.report.readme                            # rewrite the pages from what was adopted
+
+Any finished experiment is adopted as `docs/results/<name>.json`; those in `PAGES` have a table on a page.
 """
 
 from __future__ import annotations
@@ -93,22 +95,12 @@ def rewritten(text: str, block: str, page: Path) -> str:
     return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}"
 
 
-def page_of(experiment: str) -> Path:
-    """The page that shows an experiment; ValueError for one that no page shows."""
-    if experiment not in PAGES:
-        raise ValueError(
-            f"no page shows experiment {experiment!r}; choose one of: {', '.join(PAGES)}"
-        )
-    return PAGES[experiment]
-
-
 def main() -> None:
     """Adopt a run if asked, then rewrite the pages of what was adopted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--take", type=Path, metavar="DIR", help="results of a finished experiment")
     arguments = parser.parse_args()
     if arguments.take:
-        page_of(arguments.take.name)
         records.write_json(adopted(arguments.take.name), take(arguments.take))
     for experiment, page in PAGES.items():
         source = adopted(experiment)

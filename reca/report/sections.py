@@ -13,7 +13,7 @@ from reca.benchmarks.choose import CHOSEN_BY
 from reca.benchmarks.laptop import GENEVAL_TASKS
 from reca.config import section
 from reca.report import figures, pictures, wording
-from reca.report.outcomes import ARMS, TITLES
+from reca.report.outcomes import ARMS, EDITED, TITLES
 
 SHOWN = ("dense", "geneval", "understanding", "reconstruction")  # laptop report, part 1.4
 BY_TASK = ("geneval", *GENEVAL_TASKS, "dense", "dense_placed")
@@ -24,6 +24,7 @@ TASK_NAMES = {
     "t2i": "drawn from captions",
     "i2t": "questions answered",
     "text": "texts",
+    "edit": "pictures edited",
 }
 
 Model = Mapping[str, Any]
@@ -33,6 +34,8 @@ def view(experiment: Mapping[str, Any], model: Model, benchmark: str) -> dict[st
     """Everything the template shows of one model."""
     rows = {row["name"]: row for row in model["outcomes"]}
     arms = [arm for arm in ARMS if arm in rows["dense"]]
+    edits = next((b for b in experiment["benchmarks"].values() if b["kind"] == "laptop_edit"), None)
+    swept = [n for n in CHOSEN_BY if model["sweep"] and n in model["sweep"][arms[0]]]
     recipe = section(Recipe, experiment["models"][model["name"]]["align"])
     trained = compute(recipe, model["logs"])
     return {
@@ -43,7 +46,8 @@ def view(experiment: Mapping[str, Any], model: Model, benchmark: str) -> dict[st
         "primary": [
             _outcome(rows[name], arms, model["chance"].get(name)) for name in SHOWN if name in rows
         ],
-        "sweep": [_sweep(name, model) for name in CHOSEN_BY] if model["sweep"] else [],
+        "sweep": [_sweep(name, model) for name in swept],
+        "edits": None if edits is None else _edits(model, rows, arms, edits),
         "grids": pictures.grids(model, experiment["benchmarks"][benchmark]),
         "tasks": [_task(rows[name], arms, model["chance"].get(name)) for name in BY_TASK],
         "understanding": [
@@ -59,6 +63,25 @@ def view(experiment: Mapping[str, Any], model: Model, benchmark: str) -> dict[st
             name: sum(row[name] for row in model["costs"]) for name in ("jobs", "wall", "cpu")
         },
     }
+
+
+# ---- edits ---------------------------------------------------------------------------------------
+def _edits(
+    model: Model, rows: Mapping[str, Any], arms: Sequence[str], benchmark: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Scores of the edits by arm with both chance levels, the first one as a figure, and the first pictures."""
+    found = model["edits"]
+    table = [
+        {
+            "title": rows[name]["title"].removeprefix("Edits: ").split(":")[-1].strip(),
+            "name": name,
+            "chances": [found["chance"][kind][name] for kind in ("unchanged", "random")],
+            "cells": [rows[name][arm] for arm in arms],
+        }
+        for name in EDITED
+    ]
+    lead = _outcome(rows["edit"], arms, found["chance"]["random"]["edit"])
+    return {"lead": lead, "table": table, "rows": pictures.edited(found, benchmark)}
 
 
 # ---- outcomes ------------------------------------------------------------------------------------

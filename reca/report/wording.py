@@ -7,7 +7,7 @@ from typing import Any
 
 from reca.report.outcomes import PRIMARY
 
-SUBJECT = {"dense": "dense prompts", "geneval": "GenEval's six tasks"}
+SUBJECT = {"dense": "dense prompts", "geneval": "GenEval's six tasks", "edit": "edits"}
 OTHERS = {"sft": "plain training at equal compute", "base": "base model", "shuffled": "shuffled"}
 SEEDS_NEEDED = "One seed only, so no interval over seeds can be given, and no claim is made."
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -63,6 +63,8 @@ def findings(model: Mapping[str, Any]) -> list[str]:
     """A few sentences per primary outcome, and one on reading, from the outcomes of one model."""
     rows = {row["name"]: row for row in model["outcomes"]}
     told = [_primary(rows[name], model["chance"].get(name)) for name in PRIMARY]
+    if "edit" in rows:
+        told.append(_primary(rows["edit"], model["edits"]["chance"]["random"]["edit"]))
     reading = rows.get("understanding")
     gap = reading["differences"].get("reca - base") if reading else None
     return [*told, *([_reading(reading, gap)] if reading and gap else [])]

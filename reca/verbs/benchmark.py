@@ -82,7 +82,7 @@ def _roles(sources: Mapping[str, Path]) -> dict[str, Path]:
 
 def examine(arguments: Namespace) -> None:
     """Let networks or a judge look at one shard's samples; writes `evidence.jsonl`."""
-    from reca.benchmarks.data import edit_sources, items_of
+    from reca.benchmarks.data import edit_sources, items_of, questions_of
     from reca.benchmarks.examine import examine as look
     from reca.benchmarks.pictures import of_sets
     from reca.records import read_json
@@ -102,7 +102,7 @@ def examine(arguments: Namespace) -> None:
         items: Sequence[Any] = []
         pictures: Mapping[Any, bytes] = {}
         if kind.needs == "answer":
-            more["asked"] = kinds.module(benchmark.kind).questions(sources)
+            more["asked"] = questions_of(benchmark, sources)
             more["answers"] = read_json(samples / "answers.json")
         else:
             pictures = of_sets([samples / "images.tar"])
@@ -147,20 +147,47 @@ def grade(arguments: Namespace) -> None:
         stage.note(coverage=found["coverage"]["share"])
 
 
-def paper(arguments: Namespace) -> None:
-    """Write every table of the paper, with what of it these results reproduce."""
-    from reca.report.paper import build, collect
+def paper(arguments: Namespace) -> int:
+    """Write every table of the paper, with what of it these results reproduce and whether that was expected.
+
+    With `--check` the status is 3 where a number lies outside the tolerance that its experiment states.
+    """
+    from reca.records import read_json
+    from reca.report.expectations import OUTSIDE
+    from reca.report.paper import EXPECTED, build, collect
 
     results = Path(arguments.results)
     folders = {
         str(path.parent): path.parent for path in results.glob("**/test/scores/manifest.json")
     }
-    code = stage_code("paper")
-    with Stage("paper", arguments.out, inputs=records_of(folders), section={}, code=code) as stage:
-        cells = build(results, stage.scratch)
-        stage.note(cells=cells)
+    expect = _expectations(arguments.experiment, {row["experiment"] for row in collect(results)})
+    code, section_ = stage_code("paper"), {"expect": expect}
+    with Stage(
+        "paper", arguments.out, inputs=records_of(folders), section=section_, code=code
+    ) as stage:
+        cells = build(results, stage.scratch, expect=expect)
+        judged = read_json(stage.scratch / EXPECTED)
+        stage.note(cells=cells, expectations=judged["counts"])
     said = ", ".join(f"{count} {status}" for status, count in sorted(cells.items()))
     print(f"{arguments.out}/index.html: {said} ({len(collect(results))} scores)")
+    print("expectations: " + ", ".join(f"{n} {v}" for v, n in judged["counts"].items()))
+    outside = [one for one in judged["expectations"] if one["verdict"] == OUTSIDE]
+    for one in outside:
+        print(
+            f"outside: {one['experiment']} {one['model']} {one['arm']} {one['metric']}: "
+            f"{one['reproduced']['value']:.4f}, expected {one['value']} +- {one['tolerance']}"
+        )
+    return 3 if outside and arguments.check else 0
+
+
+def _expectations(named: Sequence[str] | None, there: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """What experiments expect, by name: those named, else `paper` and the known ones that have results."""
+    from dataclasses import asdict
+
+    from reca import config
+
+    chosen = named or sorted({"paper"} | there.intersection(config.names()))
+    return {name: [asdict(one) for one in config.load(name).expect] for name in chosen}
 
 
 # ---- anybody's pictures ------------------------------------------------------------------------------
@@ -191,11 +218,22 @@ def score_folder(arguments: Namespace) -> None:
             f"{kind}: has no layout of pictures; it scores answers (see docs/benchmarks.md)"
         )
     sources = _sources(kind, arguments)
-    items, naming = items_of(kind, sources), kinds.module(kind).official_name
-    samples = arguments.images or found_in.samples_in(folder, items, naming)
-    pictures, missing, foreign = found_in.of_folder(folder, items, samples, naming)
-    expected = len(items) * samples
-    print(f"{kind}: {len(pictures)} of {expected} pictures ({samples} per prompt) in {folder}")
+    items, module = items_of(kind, sources), kinds.module(kind)
+    if hasattr(module, "check_folder"):
+        module.check_folder(folder, items)
+    grid = getattr(module, "grid_name", None)
+    if grid and found_in.is_grid(folder, items, module.official_name, grid):
+        samples = arguments.images or found_in.TILES
+        pictures, missing, foreign = found_in.of_grids(folder, items, samples, grid)
+        expected, files = len(items), len(items) - len(missing)
+        print(f"{kind}: {files} of {expected} grids, {samples} pictures of each, in {folder}")
+    else:
+        samples = arguments.images or found_in.samples_in(folder, items, module.official_name)
+        pictures, missing, foreign = found_in.of_folder(
+            folder, items, samples, module.official_name
+        )
+        expected = len(items) * samples
+        print(f"{kind}: {len(pictures)} of {expected} pictures ({samples} per prompt) in {folder}")
     if arguments.list:
         for name in missing:
             print(f"missing  {name}")

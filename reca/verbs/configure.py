@@ -41,11 +41,13 @@ def check(arguments: Namespace) -> None:
 
 def _summary(experiment: Experiment) -> list[str]:
     runs = 1 + sum(len(experiment.seeds) for arm in experiment.arms if arm != "base")
+    own = [f"{name} {model.seeds}" for name, model in experiment.models.items() if model.seeds]
     cost = experiment.cost
     return [
         f"{experiment.name}: {experiment.title}",
         f"  {len(experiment.models)} models, arms {', '.join(experiment.arms)}, "
-        f"seeds {experiment.seeds}, {runs} checkpoints per model",
+        f"seeds {experiment.seeds}, {runs} checkpoints per model"
+        + (f"; seeds of their own: {', '.join(own)}" if own else ""),
         f"  cost: {cost.hours:g} h on {cost.hardware} ({cost.basis})",
     ]
 

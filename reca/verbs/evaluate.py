@@ -16,12 +16,13 @@ from reca.verbs.code import stage_code
 from reca.verbs.inputs import of_section, read_section, records_of, work_folder
 
 SCORES = "scores.json"
+LAPTOP = ("laptop", "laptop_edit")  # benchmarks with stages of their own: generate and score
 
 
 def generate(arguments: Namespace) -> None:
     """Draw one benchmark's pictures, and answer its questions, with one model."""
     (described,) = of_section(read_section(arguments.section), "benchmark")
-    if described.get("kind") != "laptop":
+    if described.get("kind") not in LAPTOP:
         from reca.verbs import benchmark as paper
 
         return paper.draw(arguments)
@@ -93,7 +94,7 @@ def score(arguments: Namespace) -> None:
         )
     plain = read_section(arguments.section)
     benchmark = section(BenchmarkConfig, plain)
-    if benchmark.kind != "laptop":
+    if benchmark.kind not in LAPTOP:
         return paper.grade(arguments)
     samples = Path(arguments.samples[0])
     code = stage_code("score", benchmark=benchmark.kind)
@@ -129,7 +130,8 @@ def report(arguments: Namespace) -> None:
         else:  # the paper's benchmarks: its tables are the page
             from reca.report import paper
 
-            paper.build(results, stage.scratch, experiment.title)
+            expect = {experiment.name: resolved(experiment)["expect"]}
+            paper.build(results, stage.scratch, experiment.title, expect)
             (stage.scratch / paper.TABLES).rename(stage.scratch / page.OUTCOMES)
 
 

@@ -123,10 +123,12 @@ def pretrain(arguments: Namespace) -> None:
     family, network = of_section(plain, "family", "network")
     data, parts = pairs("--data", arguments.data), pairs("--input", arguments.input)
     code = stage_code("pretrain", family)
+    begin = None if arguments.start is None else Path(arguments.start)
+    started = {} if begin is None else {"start": begin}
     with Stage(
         f"pretrain {arguments.part}",
         arguments.out,
-        inputs=records_of({**_named("data", data), **_named("part", parts)}),
+        inputs=records_of({**_named("data", data), **_named("part", parts), **started}),
         section=plain,
         seed=arguments.seed,
         code=code,
@@ -140,6 +142,6 @@ def pretrain(arguments: Namespace) -> None:
             (phases,) = of_section(plain, "phases")
             recipes = {name: section(Recipe, phase) for name, phase in phases.items()}
             worlds = {role: DataSource(kind="world") for role in data}  # it knows no other
-            places |= {"folders": data, "parts": parts, "code": code}
+            places |= {"folders": data, "parts": parts, "code": code, "begin": begin}
             loss = pretrain_base(family, network, recipes, worlds, **places)
         stage.note(loss=loss)

@@ -13,7 +13,8 @@ from reca.align import distributed
 from reca.align.batches import FeatureData
 from reca.align.recipe import Recipe, TaskRecipe
 from reca.align.trainer import align
-from reca.models.bagel.model import BagelModel, FlowDraws
+from reca.models.bagel.batch import FlowDraws
+from reca.models.bagel.model import BagelModel
 from reca.randomness import generator
 from tests.models import bagel_tiny as tiny
 

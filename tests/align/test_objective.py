@@ -158,7 +158,7 @@ def test_tasks_without_weight_cost_nothing():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"tasks": {"edit": TaskRecipe()}}, r"align.tasks.edit is 'edit'; allowed: one of reca"),
+        ({"tasks": {"draw": TaskRecipe()}}, r"align.tasks.draw is 'draw'; allowed: one of reca"),
         ({"tasks": {"reca": TaskRecipe(0.0)}}, "align.tasks .* weight above 0"),
         ({"tasks": {"reca": TaskRecipe(1.0, 0)}}, "align.tasks.reca.batch is 0"),
         (

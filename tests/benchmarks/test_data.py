@@ -88,7 +88,10 @@ def test_questions_of_mmmu_with_short_answers(tmp_path):
     ]  # fmt: skip
     sources = {"questions": table(tmp_path / "validation-0.parquet", rows)}
     one, two = mmmu.questions(sources)
-    assert one.facts == {"options": {}, "gold": ["12"]} and two.facts["gold"] == ["12", "twelve"]
+    assert one.facts == {"options": {}, "gold": ["12"], "pictures": 0} and two.facts["gold"] == [
+        "12",
+        "twelve",
+    ]
     assert one.kind == "Math" and one.text.endswith("word or phrase.")
     given = {one.id: "It is 12.", two.id: "twelve"}
     assert mmmu.grade([one, two], given).summary["overall"] == 100
@@ -122,6 +125,16 @@ def test_questions_of_mmvp_come_in_pairs(tmp_path):
     assert mmvp.grade(asked, {"1": "A", "2": "B. Right"}).summary["overall"] == 100
 
 
+def test_mmmu_counts_the_questions_of_which_only_the_first_picture_is_shown(tmp_path):
+    row, *_ = HUB["mmmu"]
+    several = {**row, "id": "validation_Art_Theory_3", "options": "['<image 2>', '<image 3>']"}
+    asked = mmmu.questions({"questions": table(tmp_path / "validation-0.parquet", [row, several])})
+    assert [q.facts["pictures"] for q in asked] == [1, 3]
+    found = mmmu.grade(asked, {asked[0].id: "B", asked[1].id: "A"})
+    assert found.notes["several_pictures"] == 1
+    assert (found.summary["overall"], found.summary["one_picture"]) == (50, 100)
+
+
 def test_options_of_mmmu_and_mmbench_are_named_and_both_values_shown(tmp_path):
     row, *_ = HUB["mmmu"]
     asked = mmmu.questions({"questions": table(tmp_path / "m/validation-0.parquet", [row])})
@@ -132,7 +145,7 @@ def test_options_of_mmmu_and_mmbench_are_named_and_both_values_shown(tmp_path):
     row = {**HUB["mmbench"][0], "answer": "C", "C": "z"}
     asked = mmbench.questions({"questions": table(tmp_path / "b/dev-0.parquet", [row])})
     assert mmbench.grade(asked, {"7": " "}).summary == {
-        "empty_is_wrong": 0, "empty_is_c": 100, "overall": 0,
+        "empty_is_wrong": 0, "empty_is_c": 100, "vanilla": 0, "overall": 0,
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reca.audit import audit
 from reca.cli import main
@@ -392,3 +393,87 @@ def test_dpg_through_files(inside, tmp_path, capsys):
         found["summary"]["overall_first_row_bug"] == 100.0
     )  # the question about the cat is skipped
     assert found["notes"]["failed_with_first_row_bug"] == ["one"]
+
+
+def grids(folder, names=("one", "two"), size=(64, 48)):
+    """Grids whose four tiles are flat in colours of their own."""
+    folder.mkdir()
+    for number, name in enumerate(names):
+        image = Image.new("RGB", size)
+        for k in range(4):
+            corner = (k % 2 * size[0] // 2, k // 2 * size[1] // 2)
+            image.paste(
+                (50 * k, 100 * number, 7),
+                (*corner, corner[0] + size[0] // 2, corner[1] + size[1] // 2),
+            )
+        image.save(folder / f"{name}.png")
+    return folder
+
+
+def test_dpg_grids_are_cut_into_four_and_answered_tile_by_tile(inside, tmp_path, capsys):
+    data, theirs = small.dpg(tmp_path / "data"), grids(tmp_path / "theirs")
+    roles = {"prompts": data, "questions": data, "answers": tmp_path / "mplug"}
+    words = (
+        "dpg",
+        str(theirs),
+        *paired(roles),
+        "--scorer",
+        "file:mplug",
+        "--out",
+        str(tmp_path / "scores"),
+    )
+    run("score", *words, expect=2)
+    assert "2 of 2 grids, 4 pictures of each" in capsys.readouterr().out
+    asked = [
+        json.loads(line) for line in (tmp_path / "mplug/questions.jsonl").read_text().splitlines()
+    ]
+    assert len(asked) == 3 * 4
+    for row in asked:  # each tile is the quarter of its number
+        with Image.open(tmp_path / "mplug" / row["image"]) as image:
+            assert image.size == (32, 24)
+            assert image.getcolors() == [
+                (32 * 24, (50 * row["sample"], 100 * (row["id"] == "two"), 7))
+            ]
+    answers = [{**row, "answer": "yes" if row["sample"] < 3 else "no"} for row in asked]
+    (tmp_path / "mplug/answers.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in answers)
+    )
+    run("score", *words)
+    assert read_json(tmp_path / "scores/scores.json")["summary"]["overall"] == 75.0
+    run("score", *words[:2], "--list", *paired(roles), "--images", "2")
+    assert "2 of 2 grids, 2 pictures of each" in capsys.readouterr().out
+
+
+def test_dpg_grids_that_lack_or_are_none(inside, tmp_path, capsys):
+    data = small.dpg(tmp_path / "data")
+    roles = paired({"prompts": data, "questions": data, "answers": tmp_path / "mplug"})
+    lacking, odd, mixed = tmp_path / "lacking", tmp_path / "odd", tmp_path / "mixed"
+    run("score", "dpg", str(grids(lacking, names=("one", "three"))), *roles, "--list")
+    said = capsys.readouterr().out
+    assert "1 of 2 grids" in said and "missing  two.png" in said and "unknown  three.png" in said
+    run("score", "dpg", str(grids(odd, size=(64, 47))), *roles, "--scorer", "file:x", expect=2)
+    assert "64 x 47 pixels are no 2 x 2 grid" in capsys.readouterr().err
+    grids(mixed)
+    (mixed / "one_0.jpg").write_bytes(small.picture(1, kind="JPEG"))
+    run("score", "dpg", str(mixed), *roles, "--list", expect=2)
+    assert "folders of their own" in capsys.readouterr().err
+
+
+def test_a_folder_of_other_prompts_under_the_same_numbers_is_refused(folder, capsys):
+    (folder / "00002/metadata.jsonl").write_text(json.dumps({"tag": "colors", "include": []}))
+    score(folder, "--list", expect=2)
+    assert "another list of prompts" in capsys.readouterr().err
+    (folder / "00002/metadata.jsonl").write_text("{")
+    score(folder, "--list", expect=2)
+    assert "metadata.jsonl: not a line of JSON" in capsys.readouterr().err
+
+
+def test_a_wrong_folder_and_a_corrupt_picture_are_named(folder, tmp_path, capsys):
+    score(tmp_path / "nowhere", "--list", expect=2)
+    assert "no such folder of pictures" in capsys.readouterr().err
+    score(folder / "00001", expect=2)
+    said = capsys.readouterr().err
+    assert "12 pictures missing" in said or "of 6 pictures missing" in said
+    (folder / "00003/samples/0001.png").write_bytes(b"no picture")
+    score(folder, "--out", str(tmp_path / "scores"), expect=2)
+    assert "00003/samples/00001.png: unreadable image" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 
 from reca.models.bagel.config import BagelOptions
 from reca.models.bagel.context import Block, empty, extend, picture_block, text_block, velocity
+from reca.models.bagel.drawing import clean_block
+from reca.models.bagel.editing import behind
 from reca.models.bagel.flow import (
     Noised,
     PackInputs,
@@ -26,7 +29,7 @@ from reca.models.bagel.flow import (
 )
 from reca.models.bagel.layout import Split, pack
 from reca.models.bagel.network import Pair
-from reca.models.bagel.vision import patchify
+from reca.models.bagel.vision import patchify, unpatchify
 from tests.reference import bagel_cases as bagel
 from tests.reference import golden_cases as golden
 
@@ -330,3 +333,41 @@ def test_cases_cover_all_four_losses():
     named = {name.split("_")[0] for name in CASES}
     assert named == {"reca", "t2i", "i2t", "edit"} or golden.root() != golden.COPY
     assert BagelOptions().freeze_und
+
+
+# ---- edits, in batches -------------------------------------------------------------------------
+def edit_loss(case: Case) -> Tensor:
+    """The edit samples one by one through the blocks of `reca.models.bagel.editing`; the mean over target tokens."""
+    inputs, total, count = case.inputs(), torch.zeros(()), 0
+    latent_at = vit_at = 0
+    for sample in case.described["samples"]:
+        source, target = case.latent_grid(sample["src_vae"]), case.latent_grid(sample["vae"])
+        middle = latent_at + source[0] * source[1]
+        end, vit_end = (
+            middle + target[0] * target[1],
+            vit_at + prod(case.vit_grid(sample["src_vit"])),
+        )
+        clean = unpatchify(
+            case.clean()[latent_at:middle].unsqueeze(0), source, case.config.latent_patch_size
+        )
+        read = case.network.read(case.vit()[vit_at:vit_end], case.packed.vit_ids[vit_at:vit_end])
+        blocks = [
+            clean_block(case.model, clean),
+            picture_block(case.network, read.unsqueeze(0)),
+            text_block(case.network, [None if sample.get("drop") else sample["text"]]),
+        ]
+        row = (inputs.latents, inputs.times, case.clean(), case.stored["noise"])
+        x, t, wanted, noise = (part[middle:end].unsqueeze(0) for part in row)
+        point = Noised(x, t[:, 0], wanted, noise)
+        ids = case.packed.latent_ids[middle:end]
+        total = total + behind(case.network, blocks, point, ids, frozen=case.frozen)
+        count, latent_at, vit_at = count + end - middle, end, vit_end
+    return total / count
+
+
+@pytest.mark.parametrize("name", [c for c in CASES if c.startswith("edit")])
+def test_blocks_give_the_packed_edit_loss_and_gradients(name):
+    """The prefix of an edit holds trained tokens, so it is run with gradient; und tokens may be trained, too."""
+    case = case_of(name)
+    golden.assert_number("loss", edit_loss(case).item(), case.described["loss"])
+    check_gradients(case, lambda: edit_loss(case))

@@ -138,3 +138,89 @@ def test_the_page_opens_offline_and_escapes(tmp_path):
         and "85.70 / 85.00 [84.00, 86.00]" in (tmp_path / "out/tables.md").read_text()
     )
     assert sum(cells.values()) > 400
+
+
+# ---- expectations ----------------------------------------------------------------------------------
+EXPECT = {
+    "paper": [
+        {"model": "harmon_15b", "arm": arm, "metric": "geneval.overall", "value": value,
+         "tolerance": 0.02, "source": "test"}
+        for arm, value in (("base", 0.729), ("reca", 0.857))
+    ]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        (0.857, "within tolerance"),
+        (0.877, "within tolerance"),
+        (0.837, "within tolerance"),
+        (0.8771, "outside tolerance"),
+        (0.5, "outside tolerance"),
+        (None, "not run"),
+    ],
+)
+def test_cells_say_whether_they_are_within_tolerance(tmp_path, value, verdict):
+    if value is not None:
+        score(tmp_path / "results", "reca-42", value)
+    paper.build(tmp_path / "results", tmp_path / "out", expect=EXPECT)
+    judged = json.loads((tmp_path / "out/expectations.json").read_text())
+    by_arm = {one["arm"]: one for one in judged["expectations"]}
+    assert by_arm["reca"]["verdict"] == verdict and by_arm["base"]["verdict"] == "not run"
+    assert sum(judged["counts"].values()) == 2 and judged["counts"][verdict] >= 1
+    made = json.loads((tmp_path / "out/tables.json").read_text())["tables"]
+    (table,) = (t for t in made if t["name"] == "per_model")
+    (row,) = (r for r in table["rows"] if (r["row"], r["arm"]) == ("Harmon-1.5B", "reca"))
+    cells = {c["column"]: c for c in row["cells"]}
+    found = cells["geneval_overall"]
+    assert found["verdict"] == verdict and found["expected"]["range"] == pytest.approx([83.7, 87.7])
+    assert cells["dpg"]["verdict"] is None  # nobody said what to expect of it here
+    if value is not None:
+        assert paper.shown(found).endswith(f"], {verdict} [83.70, 87.70]")
+        for name in ("tables.md", "index.html"):
+            assert f"{verdict} [83.70, 87.70]" in (tmp_path / "out" / name).read_text()
+
+
+def test_a_partial_score_or_one_of_another_experiment_is_not_compared(tmp_path):
+    score(tmp_path, "reca-42", 0.5, partial=True)
+    score(tmp_path, "base-42", 0.1, experiment="paper_harmon_15b")
+    paper.build(tmp_path, tmp_path / "out", expect=EXPECT)
+    judged = json.loads((tmp_path / "out/expectations.json").read_text())
+    assert judged["counts"] == {"within tolerance": 0, "outside tolerance": 0, "not run": 2}
+
+
+def test_a_metric_that_no_score_has_is_named(tmp_path):
+    score(tmp_path, "reca-42", 0.85)
+    wrong = {"paper": [{**EXPECT["paper"][1], "metric": "geneval.overal"}]}
+    with pytest.raises(ValueError, match=r"expect geneval\.overal: harmon_15b reca has no such"):
+        paper.build(tmp_path, tmp_path / "out", expect=wrong)
+
+
+def test_every_expectation_of_the_papers_experiment_about_a_table_finds_its_cell(tmp_path):
+    from reca import config
+
+    told = config.load("paper").expect
+    expect = {"paper": [{**vars(one)} for one in told]}
+    paper.build(tmp_path, tmp_path / "out", expect=expect)
+    made = json.loads((tmp_path / "out/tables.json").read_text())["tables"]
+    cells = [c for t in made for r in t["rows"] for c in r["cells"] if c["verdict"]]
+    assert {c["verdict"] for c in cells} == {"not run"}
+    for cell_ in cells:  # what is expected is what was reported, in its unit
+        assert cell_["expected"]["value"] == pytest.approx(cell_["reported"], rel=0.02)
+
+
+def test_check_fails_where_a_number_is_outside(tmp_path, capsys):
+    from reca.cli import main
+
+    score(tmp_path / "results", "reca-42", 0.857)
+    words = ["paper", "--results", str(tmp_path / "results"), "--check", "--out"]
+    assert main([*words, str(tmp_path / "good")]) == 0
+    assert "0 outside tolerance, 1 within tolerance" in capsys.readouterr().out
+    score(tmp_path / "results", "base-42", 0.9)
+    assert main([*words, str(tmp_path / "bad")]) == 3
+    said = capsys.readouterr().out
+    assert "outside: paper harmon_15b base geneval.overall: 0.9000, expected 0.729 +- 0.02" in said
+    words.remove("--check")
+    assert main([*words, str(tmp_path / "shown")]) == 0
+    assert main([*words, str(tmp_path / "x"), "--experiment", "nowhere"]) == 2

@@ -37,8 +37,3 @@ def test_a_page_has_a_place_for_its_table(experiment: str) -> None:
 def test_a_readme_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="needs exactly one"):
         readme.rewritten("no marks", "block", Path("README.md"))
-
-
-def test_an_experiment_without_a_page_is_refused() -> None:
-    with pytest.raises(ValueError, match="no page shows experiment 'paper'"):
-        readme.page_of("paper")

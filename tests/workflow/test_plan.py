@@ -80,6 +80,16 @@ def test_the_whole_paper_has_a_plan(plans):
     assert 2 * sum(shards[name] for name in pairs) == jobs["draw"]
 
 
+def test_the_whole_paper_takes_the_seeds_of_the_families_own_recipes():
+    """And each model's runs are planned under its own seeds alone (the job counts above)."""
+    paper = load("paper")
+    own = [load(n) for n in ("paper_showo_512", "paper_showo_256", "paper_showo_vq", "paper_openuni_l",
+                             "paper_openuni_b", "paper_harmon_15b", "paper_harmon_05b", "paper_bagel")]  # fmt: skip
+    found = {name: other.seeds for other in own for name in other.models}
+    for name, model in paper.models.items():
+        assert (model.seeds or paper.seeds) == found[name], name
+
+
 @pytest.mark.parametrize("experiment", [n for n in names() if n.startswith(("paper_", "janus"))])
 def test_every_published_recipe_has_a_plan(plans, experiment):
     """One that goes on where another ended says which result it needs first."""

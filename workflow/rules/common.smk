@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import asdict
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from snakemake.utils import validate
@@ -60,7 +61,11 @@ CHOSEN = chosen(
 )
 MODELS = [model for model in EXPERIMENT.models if model in CHOSEN]
 ALIGNED = [arm for arm in EXPERIMENT.arms if arm != "base"]
-RUNS = [f"{arm}-{seed}" for arm in EXPERIMENT.arms for seed in EXPERIMENT.seeds]
+SEEDS = {name: m.seeds or EXPERIMENT.seeds for name, m in EXPERIMENT.models.items()}
+RUNS = {
+    name: [f"{arm}-{seed}" for arm in EXPERIMENT.arms for seed in seeds]
+    for name, seeds in SEEDS.items()
+}
 # Guidance is swept where a model lists several values: on development prompts, never on the test's.
 SWEPT = [
     model for model in MODELS if len(EXPERIMENT.models[model].sampler.guidance) > 1
@@ -81,12 +86,12 @@ def one_of(names):
 wildcard_constraints:
     model=one_of(MODELS),
     arm=one_of(ALIGNED),
-    seed=one_of(EXPERIMENT.seeds),
-    run=one_of(RUNS),
+    seed=one_of(sorted(set(chain(*SEEDS.values())))),
+    run=one_of(sorted(set(chain(*RUNS.values())))),
     benchmark=one_of(EXPERIMENT.benchmarks),
     split="development|test",
     shard=r"\d+-of-\d+",
-    use="draw|read",
+    use="draw|read|edit",
 
 
 # ---- folders -------------------------------------------------------------------------------------
@@ -130,9 +135,10 @@ def roles_of(model):
 
 
 def caches_of(model):
-    """Uses of the frozen encoders -> images: drawing always, reading where the recipe reads."""
+    """Uses of the frozen encoders -> images: drawing always, reading and editing where the recipe does."""
     tasks, roles = EXPERIMENT.models[model].align.active(), roles_of(model)
     uses = {"draw": "reconstruct"} | ({"read": "answer"} if "i2t" in tasks else {})
+    uses |= {"edit": "edit"} if "edit" in tasks else {}
     return {use: roles[role] for use, role in uses.items()}
 
 
@@ -265,6 +271,7 @@ def of_benchmark(name, split):
 def of_samples(wc):
     """How one run's pictures are drawn: where guidance was swept, the test uses what was chosen."""
     found = of_model(wc.model, "sampler")
+    found["sampler"] |= EXPERIMENT.benchmarks[wc.benchmark].sampler.get(wc.model, {})
     if wc.split == "test" and wc.model in SWEPT:
         del found["sampler"]["guidance"]
     return {**found, "run": wc.run, "benchmark": of_benchmark(wc.benchmark, wc.split)}
@@ -274,12 +281,20 @@ def of_samples(wc):
 DRAWN = (
     "prompts",
     "questions",
+    "rotations",
     "reconstructions",
     "images_per_prompt",
     "seed",
     "seeds",
 )
-EXAMINED = ("prompts", "questions", "reconstructions", "images_per_prompt", "scorer")
+EXAMINED = (
+    "prompts",
+    "questions",
+    "rotations",
+    "reconstructions",
+    "images_per_prompt",
+    "scorer",
+)
 GRADED = (*EXAMINED, "options")
 
 
@@ -386,8 +401,12 @@ def cache_manifests():
 
 
 def checkpoint_manifests():
-    path = f"{RESULTS}/{{model}}/{{arm}}/seed-{{seed}}/manifest.json"
-    return expand(path, model=MODELS, arm=ALIGNED, seed=EXPERIMENT.seeds)
+    return [
+        f"{RESULTS}/{model}/{arm}/seed-{seed}/manifest.json"
+        for model in MODELS
+        for arm in ALIGNED
+        for seed in SEEDS[model]
+    ]
 
 
 def guidance_manifests():
@@ -398,7 +417,7 @@ def score_manifests(split, models=MODELS, benchmarks=EXPERIMENT.benchmarks):
     return [
         f"{RESULTS}/{model}/{run}/{benchmark}/{split}/scores/manifest.json"
         for model in models
-        for run in RUNS
+        for run in RUNS[model]
         for benchmark in benchmarks_of(model)
         if benchmark in benchmarks
     ]

@@ -126,7 +126,10 @@ rule paper_tables:
         runtime=30,
     params:
         code=code("paper"),
+        experiment=NAME,
+        expect=[str(one) for one in EXPERIMENT.expect],  # another expectation, other tables
         results=subpath(output[0], ancestor=2),
         out=subpath(output[0], parent=True),
     shell:
-        "reca paper --results {params.results:q} --out {params.out:q} 2>&1 | tee {log:q}"
+        "reca paper --results {params.results:q} --experiment {params.experiment}"
+        " --out {params.out:q} 2>&1 | tee {log:q}"

@@ -1,4 +1,6 @@
-# A laptop base model made from nothing: its frozen parts, then the rest of it in phases.
+# A laptop base model made from nothing: its frozen parts, then the rest of it in phases. Or one that goes on from a
+# whole model, which then stands in place of the parts.
+START = EXPERIMENT.pretrain.start
 PARTS = f"{RESULTS}/{{model}}/pretrain/{{part}}"
 
 
@@ -43,6 +45,7 @@ rule pretrain_base:
             allow_missing=True,
         ),
         data_manifests(),
+        [f"{START}/manifest.json"] if START else [],
     output:
         f"{RESULTS}/{{model}}/base/manifest.json",
     log:
@@ -76,9 +79,10 @@ rule pretrain_base:
                 for part in EXPERIMENT.pretrain.parts
             },
         ),
+        start=f"--start {START}" if START else "",
         work=f"work/{NAME}/{{model}}/pretrain-base",
         out=subpath(output[0], parent=True),
     shell:
         "OMP_NUM_THREADS={threads} reca pretrain base --section {params.section:q} {params.data}"
-        " {params.parts} --seed {params.seed}"
+        " {params.parts} {params.start} --seed {params.seed}"
         " --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"

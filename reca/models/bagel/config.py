@@ -98,7 +98,8 @@ class BagelOptions:
     without gradient and keeps its keys and values, `packed` is the reference's one pass. `condition`: what RecA draws
     from, `vit` or the clean `vae` latents of the same image (paper's ablation). `frozen_dtype`: storage of what is not
     trained. `encode_batch`: pictures per pass of the frozen encoders. `implementation`: of the losses and of a pack's
-    attention, as `reca_kernels` names them.
+    attention, as `reca_kernels` names them. `edit_vae_dropout`, `edit_vit_dropout`: share of edits trained without the
+    source's clean latents, without what was seen of it (SPEC 2).
     """
 
     text_dropout: float = 0.1
@@ -110,6 +111,8 @@ class BagelOptions:
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     encode_batch: int = 8
     implementation: Implementation = "auto"
+    edit_vae_dropout: float = 0.3
+    edit_vit_dropout: float = 0.3
 
     def __post_init__(self) -> None:
         for name, allowed in {
@@ -122,7 +125,8 @@ class BagelOptions:
                 raise ValueError(
                     f"network.options.{name} is {getattr(self, name)!r}; choose {' or '.join(allowed)}"
                 )
-        for name in ("text_dropout", "template_dropout"):
+        shares = ("text_dropout", "template_dropout", "edit_vae_dropout", "edit_vit_dropout")
+        for name in shares:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"network.options.{name} is {value}; it must be in 0..1")

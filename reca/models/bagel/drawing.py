@@ -30,7 +30,8 @@ from reca.models.bagel.vision import patchify, position_ids, prepared, resized, 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from reca.models.bagel.model import BagelModel, Condition
+    from reca.models.bagel.batch import Condition
+    from reca.models.bagel.model import BagelModel
     from reca.models.bagel.network import Bagel
     from reca.models.unified import Sampling
 

@@ -83,6 +83,8 @@ class Reader:
             return self.read(network, images, size)
         squares = [vision.central_square(image) for image in images]
         found: Features = {"target": self.moments(vae, squares, self.config.resolution)}
+        if use == "edit":
+            return found | self.read(network, squares, self.config.edit_size)
         side = self.config.condition_resolution
         if self.options.condition == "vae":
             found["understanding"] = self.moments(vae, squares, side)
@@ -128,9 +130,9 @@ class Reader:
     def fingerprint(self, network: Bagel, vae: FrozenVae, use: Use) -> str:
         """Hash of weights and options that `encode(..., use)` depends on; kept until a weight changes."""
         state: dict[str, Tensor] = {}
-        if use == "read" or self.options.condition == "vit":
+        if use != "draw" or self.options.condition == "vit":
             state |= {f"vit.{k}": v for k, v in network.vit_model.state_dict().items()}
-        if use == "draw":
+        if use != "read":
             state |= {f"vae.{k}": v for k, v in vae.vae.state_dict().items()}
         versions = tuple(n for t in state.values() for n in (t.data_ptr(), t._version))
         if use not in self._fingerprints or self._fingerprints[use][0] != versions:
@@ -141,6 +143,8 @@ class Reader:
         names = ["vit", "read_size", "vit_max_num_patch_per_side"]
         if use == "draw":
             names = ["vit", "vae", "resolution", "condition_resolution"]
+        if use == "edit":
+            names = ["vit", "vae", "resolution", "edit_size", "vit_max_num_patch_per_side"]
         described = asdict(self.config)
         options = {"use": use, "condition": self.options.condition} | {
             n: described[n] for n in names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
 from reca import records
-from reca.models.bagel import weights
+from reca.models.bagel import editing, weights
+from reca.models.bagel.batch import IGNORE, Condition, Conversation, FlowDraws, padded
 from reca.models.bagel.config import BagelConfig, BagelOptions, parse
 from reca.models.bagel.context import Block, Context, empty, extend, picture_block, text_block
 from reca.models.bagel.encoders import FrozenVae, Reader, positions
@@ -46,55 +47,6 @@ if TYPE_CHECKING:
 
 DESCRIPTION, FORMAT = "reca_model.json", 1
 NETWORK, VAE = "model.safetensors", "ae.safetensors"
-IGNORE = -100
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Token ids per row (None: no text at all), and for RecA what was seen of the picture to draw again.
-
-    `seen` [B, P, Dvit] are ViT states on `grid` [B, 2], or, in the VAE ablation, moments [B, 2z, h, w] (`grid` None).
-    """
-
-    texts: Sequence[Sequence[int] | None]
-    seen: Tensor | None = None
-    grid: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
-@dataclass(frozen=True)
-class FlowDraws:
-    """Draws of a velocity loss: raw times [B], noise [B, N, C], posterior noise [B, z, h, w], text dropout [B].
-
-    `condition` [B, z, h', w'] is the posterior noise of a VAE condition (ablation).
-    """
-
-    raw: Tensor
-    noise: Tensor
-    posterior: Tensor
-    text_dropout: Tensor
-    condition: Tensor | None = None
-
-    @property
-    def count(self) -> int:
-        """Latent tokens that carry the loss."""
-        return self.noise.shape[0] * self.noise.shape[1]
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Token ids [B, T] of alternating question and answer texts (BOS ... EOS each), labels and lengths."""
-
-    ids: Tensor
-    labels: Tensor
-    lengths: Tensor
-
-    @property
-    def count(self) -> int:
-        """Tokens that carry a loss."""
-        return int((self.labels != IGNORE).sum())
 
 
 def build(network: Mapping[str, Any]) -> BagelModel:
@@ -138,7 +90,8 @@ class BagelModel(UnifiedModel):
     # ---- frozen parts ----------------------------------------------------------------------------
     @torch.no_grad()
     def encode(self, images: Sequence[Image], use: Use) -> Features:
-        """`draw`: `target` moments [B, 2z, h, w] and the condition; `read`: what questions are asked about.
+        """`draw`: `target` moments [B, 2z, h, w] and the condition; `read`: what questions are asked about; `edit`:
+        moments and what is seen of a picture on either side of an edit.
 
         `understanding` [B, P, Dvit] are ViT states on `grid` [B, 2] (padding behind); with `options.condition: vae` a
         `draw` condition is the moments of the smaller picture instead.
@@ -275,6 +228,17 @@ class BagelModel(UnifiedModel):
             x, t = torch.cat([clean, x], dim=1), torch.cat([t.new_zeros(clean.shape[:2]), t], dim=1)
         return PackInputs(vit, x.flatten(0, 1), t.flatten())
 
+    # ---- edit loss -------------------------------------------------------------------------------
+    def edit_draws(self, batch: int, generator: torch.Generator) -> Any:
+        """Draws of an edit loss; see `reca.models.bagel.editing`."""
+        return editing.draws(self, batch, generator)
+
+    def edit_loss(
+        self, target: Features, source: Features, instructions: Sequence[str], draws: Any
+    ) -> Loss:
+        """Velocity loss of the target behind [VAE(source)][ViT(source)][text] (SPEC 2), summed over latent tokens."""
+        return Loss(editing.loss(self, target, source, instructions, draws), draws.count)
+
     # ---- reading losses --------------------------------------------------------------------------
     def conversation(
         self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
@@ -292,7 +256,7 @@ class BagelModel(UnifiedModel):
                 rows[-1] += framed
                 silent = [IGNORE] * len(framed)
                 labels[-1] += [*framed[1:], IGNORE] if number % 2 else silent
-        return _padded(rows, labels, self.config.special.eos)
+        return padded(rows, labels, self.config.special.eos)
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
         """Next-token cross-entropy on answers (SPEC 3), with gradient to whatever is trained."""
@@ -474,15 +438,3 @@ class BagelModel(UnifiedModel):
     def _latent_ids(self) -> Tensor:
         side = self.config.latent_side
         return position_ids((side, side), self.config.max_latent_size).to(self._device)
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad: int
-) -> Conversation:
-    lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
-
-    def block(lists: Sequence[Sequence[int]], fill: int) -> Tensor:
-        return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in lists])
-
-    return Conversation(block(rows, pad), block(labels, IGNORE), lengths)

@@ -163,9 +163,11 @@ class HarmonConfig:
             return cls()
         llm = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
         heads = {"num_attention_heads": 12, "num_key_value_heads": 2}
-        mar = {f"{half}_{name}": n for half in ("encoder", "decoder") for name, n in _HUGE.items()}
-        head = {"head_depth": 12, "head_width": 1536}
-        return cls(llm={**QWEN2_5, **llm, **heads}, mar=MarConfig(**mar, **head))
+        mar: dict[str, Any] = {
+            f"{half}_{name}": n for half in ("encoder", "decoder") for name, n in _HUGE.items()
+        }
+        mar |= {"head_depth": 12, "head_width": 1536}
+        return cls(llm={**QWEN2_5, **llm, **heads}, mar=MarConfig(**mar))
 
     @classmethod
     def from_dict(cls, described: Mapping[str, Any]) -> HarmonConfig:
