@@ -158,21 +158,37 @@ def answers(
     max_new_tokens: int = 32,
     progress: Progress = _silent,
 ) -> dict[str, str]:
-    """Greedy answers by question id, in the questions' order; `images` are the pictures by image id."""
-    missing = [question.id for question in questions if question.image_id not in images]
+    """Greedy answers by question id, in the questions' order; `images` are the pictures by image id.
+
+    Questions that share a batch have as many pictures. ValueError where a model cannot read that many.
+    """
+    missing = [question.id for question in questions if not set(question.image_ids) <= set(images)]
     if missing:
         raise ValueError(
             f"{len(missing)} questions ask about pictures that are not there: {missing[0]}"
         )
-    in_order = sorted(questions, key=lambda question: (question.image_id, question.id))
     found: dict[str, str] = {}
     with inference(model):
-        for batch in _chunks(in_order, batch_size):
-            read = _read(model, [question.image_id for question in batch], images)
-            given = model.answer([question.text for question in batch], read, max_new_tokens)
+        for batch in _alike(questions, batch_size):
+            columns = zip(*(question.image_ids for question in batch), strict=True)
+            read = [_read(model, names, images) for names in columns]
+            texts = [question.text for question in batch]
+            if len(read) == 1:
+                given = model.answer(texts, read[0], max_new_tokens)
+            else:
+                given = model.answer_about(texts, read, max_new_tokens)
             found |= {question.id: text for question, text in zip(batch, given, strict=True)}
-            progress(len(found), len(in_order))
+            progress(len(found), len(questions))
     return {question.id: found[question.id] for question in questions}
+
+
+def _alike(questions: Sequence[Question], batch_size: int) -> Iterator[Sequence[Question]]:
+    """Batches of questions with as many pictures; those about the same pictures stand together."""
+    by_count: dict[int, list[Question]] = {}
+    for question in sorted(questions, key=lambda question: (question.image_ids, question.id)):
+        by_count.setdefault(len(question.image_ids), []).append(question)
+    for _, group in sorted(by_count.items()):
+        yield from _chunks(group, batch_size)
 
 
 def draw(

@@ -201,6 +201,35 @@ def test_answers_in_order_whatever_the_batch():
     assert model.encoded < 7 + 1  # pictures that share a batch are encoded once
 
 
+class Several(DrawingToy):
+    """Says what it sees of every picture."""
+
+    reads_several = True
+
+    def answer_about(self, questions, pictures, max_new_tokens=32):
+        self.batches.append(len(questions))
+        rows = zip(*(features["target"].tolist() for features in pictures), strict=True)
+        return [f"{question} {row}" for question, row in zip(questions, rows, strict=True)]
+
+
+def test_answers_about_several_pictures_see_all_in_order_whatever_the_batch():
+    images = {f"i{i}": decode(png(i), name=str(i)) for i in range(3)}
+    more = [(), ("i1", "i2"), ("i2", "i1"), ("i1",), (), ("i2", "i1")]
+    questions = [Question(f"q{i}", "i0", f"what {i}", "", "kind", {}, ids) for i, ids in enumerate(more)]  # fmt: skip
+    model = Several()
+    found = answers(model, questions, images, batch_size=2)
+    assert list(found) == [question.id for question in questions]
+    assert model.batches == [1, 2, 1] and model.answered == 2  # two pictures, three, one
+    assert found == answers(Several(), questions, images, batch_size=1)
+    codes = {name: model.encode([image], "read")["target"][0].tolist() for name, image in images.items()}  # fmt: skip
+    assert found["q2"] == f"what 2 {(codes['i0'], codes['i2'], codes['i1'])}"
+    with pytest.raises(ValueError, match="reads one picture per question"):
+        answers(DrawingToy(), questions, images)
+    del images["i2"]
+    with pytest.raises(ValueError, match="3 questions ask about pictures that are not there: q1"):
+        answers(model, questions, images)
+
+
 def test_a_question_about_no_picture():
     with pytest.raises(ValueError, match="1 questions ask about pictures that are not there: q"):
         answers(DrawingToy(), [Question("q", "i", "?", "", "kind")], {})

@@ -108,12 +108,14 @@ _ID_COLUMNS = {
 def question_pictures(
     kind: str, asked: Iterable[Question], data: Mapping[str, Path]
 ) -> dict[str, bytes]:
-    """The pictures (files) that questions ask about, by image id; ValueError names the first that lacks."""
-    wanted = {question.image_id for question in asked}
+    """All pictures (files) that questions ask about, by image id; ValueError names the first that lacks."""
+    wanted = {name for question in asked for name in question.image_ids}
     folder = Path(data["questions"])
     if kind == "mmvp":
         files = {path.stem: path for path in folder.rglob("*.jpg")}
         found = {name: files[name].read_bytes() for name in wanted if name in files}
+    elif kind == "mmmu":
+        found = _of_mmmu(folder, wanted)
     else:
         found = _from_tables(folder, _ID_COLUMNS[kind], wanted)
     lacking = sorted(wanted - set(found))
@@ -122,20 +124,39 @@ def question_pictures(
     return found
 
 
-def _from_tables(folder: Path, column: str, wanted: set[str]) -> dict[str, bytes]:
+def _of_mmmu(folder: Path, wanted: set[str]) -> dict[str, bytes]:
+    """A question's pictures stand in its row, in a column each."""
+    from reca.benchmarks.mmmu import picture_place
+
+    by_column: dict[str, dict[str, str]] = {}
+    for name in wanted:
+        row, column = picture_place(name)
+        by_column.setdefault(column, {})[row] = name
+    found: dict[str, bytes] = {}
+    for column, names in sorted(by_column.items()):
+        files = _from_tables(folder, _ID_COLUMNS["mmmu"], set(names), (column,))
+        found |= {names[row]: file for row, file in files.items()}
+    return found
+
+
+def _from_tables(
+    folder: Path, column: str, wanted: set[str], pixels: Sequence[str] = ("image", "image_1")
+) -> dict[str, bytes]:
+    """Files by the id in `column`, from the first column of `pixels` that a table has; empty cells are left out."""
     import pyarrow.parquet as pq
 
     found: dict[str, bytes] = {}
     for path in sorted(folder.rglob("*.parquet")):
         index = _index(str(path), column)
         rows = sorted({index[name] for name in wanted if name in index and name not in found})
-        if not rows:
+        there = set(pq.read_schema(path).names)
+        seen = next((name for name in pixels if name in there), None)
+        if not rows or seen is None:
             continue
-        names = pq.read_schema(path).names
-        pixels = next(name for name in ("image", "image_1") if name in names)
-        table = pq.read_table(path, columns=[column, pixels]).take(rows)
+        table = pq.read_table(path, columns=[column, seen]).take(rows)
         for row in table.to_pylist():
-            found.setdefault(str(row[column]), _file(row[pixels]))
+            if row[seen] is not None:
+                found.setdefault(str(row[column]), _file(row[seen]))
     return found
 
 

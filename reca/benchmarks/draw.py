@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,6 +69,8 @@ def draw(
         "seeds": origin.schedule,
     }
     makers = {"draw": _pictures, "edit": _edits, "reconstruct": _again, "answer": _answers}
+    if needs == "answer":
+        described["pictures_shown"] = "all" if model.reads_several else "first"
     found = makers[needs](model, benchmark, origin, sampling, data, work, out)
     write_json(out / "samples.json", described)
     return found
@@ -165,9 +168,10 @@ def _answers(
     out: Path,
 ) -> dict[str, int]:
     """Greedy answers, kept one by one; batches are those of an undisturbed run (see `reca.generate`)."""
-    mine = shard_of(
-        questions_of(benchmark, data), origin.shard, together=2
-    )  # MMVP's pairs, MME's two questions
+    asked = questions_of(benchmark, data)
+    if not model.reads_several:
+        asked = [replace(question, more_images=()) for question in asked]
+    mine = shard_of(asked, origin.shard, together=2)  # MMVP's pairs, MME's two questions
     kept = KeptRows(work / (origin.code[:16] or "any") / "answers.jsonl")
     keys = {question.id: _answer_key(benchmark, origin, question) for question in mine}
     for start in range(0, len(mine), benchmark.batch_size):
@@ -183,7 +187,8 @@ def _answers(
 
 
 def _answer_key(benchmark: BenchmarkConfig, origin: Origin, question: Question) -> str:
-    return sha256_json([origin.model, benchmark.kind, question.id, question.text, LONGEST])
+    shown = list(question.image_ids)
+    return sha256_json([origin.model, benchmark.kind, question.id, question.text, shown, LONGEST])
 
 
 def _answered(

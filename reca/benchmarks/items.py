@@ -18,7 +18,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about the picture `image_id`, with its true answer."""
+    """A question about the picture `image_id` and, in this order, `more_images`, with its true answer."""
 
     id: str
     image_id: str
@@ -26,3 +26,9 @@ class Question:
     answer: str
     kind: str
     facts: dict[str, Any] = field(default_factory=dict)
+    more_images: tuple[str, ...] = ()
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """All its pictures, in order."""
+        return (self.image_id, *self.more_images)

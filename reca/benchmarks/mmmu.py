@@ -1,8 +1,9 @@
 """MMMU validation: multiple choice and short answers of 30 subjects (SPEC section 8).
 
 A multiple-choice reply that names no option is wrong here; the official random choice is a named
-option with a seed of its own per question, shown beside. Of a question about several pictures models see the
-first: the contract asks about one. How many those are, and the accuracy without them, stand in the summary.
+option with a seed of its own per question, shown beside. Of a question about several pictures a model that reads
+several (BAGEL) sees all in order, another the first (`pictures_shown` in `scores.json`). How many those questions
+are stands in the notes, and the accuracy without them in the summary.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FEW_WORDS = 5
 _SENTENCES = re.compile(r"\n")  # the reply is lower case by then, so no capital marks a sentence
 _PHRASES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NO_ANSWER = {":", ",", ".", "!", "?", ";", "'"}
-_PICTURE = re.compile(r"<image \d+>")
+_PICTURE = re.compile(r"<image (\d+)>")
 _NUMBERS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # 1,234
     re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),  # 5e-3
@@ -46,12 +47,24 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
         gold = _listed(row["answer"])
         listed = "".join(f"\n{name}. {text}" for name, text in options.items())
         text = f"{row['question']}{listed}{CHOICE_SUFFIX if options else OPEN_SUFFIX}"
-        facts = {"options": options, "gold": gold, "pictures": len(set(_PICTURE.findall(text)))}
+        numbers = sorted({int(number) for number in _PICTURE.findall(text)})
+        facts = {"options": options, "gold": gold, "pictures": len(numbers)}
         name = str(row["id"])
-        found.append(
-            Question(name, name, text, str(gold[0]), name.split("_", 1)[1].rsplit("_", 1)[0], facts)
-        )
+        first, *more = [picture_id(name, number) for number in numbers or [1]]
+        subject = name.split("_", 1)[1].rsplit("_", 1)[0]
+        found.append(Question(name, first, text, str(gold[0]), subject, facts, tuple(more)))
     return found
+
+
+def picture_id(name: str, number: int) -> str:
+    """The id of a question's picture `<image number>`."""
+    return name if number == 1 else f"{name}#{number}"
+
+
+def picture_place(image_id: str) -> tuple[str, str]:
+    """The question's id and the column that a picture of this id stands in."""
+    name, _, number = image_id.partition("#")
+    return name, f"image_{number or 1}"
 
 
 def _listed(answer: str) -> list[str]:
@@ -174,6 +187,6 @@ def grade(
     notes = {
         "random_choice": random_choice,
         "letter_rule": letter_rule,
-        "several_pictures": len(several),  # of these questions the first picture alone was shown
+        "several_pictures": len(several),  # what of them was shown: `pictures_shown`
     }
     return Graded(shown, items, coverage, {"overall": limits} if limits else {}, notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,8 @@ from typing import Any
 from reca.benchmarks.graded import Coverage, coverage_of
 from reca.benchmarks.items import Question
 
-_PICTURE = (
-    "image",
-    "image_1",
-    "decoded_image",
-)  # columns with pixels, never read for the questions
+# columns with pixels, never read for the questions
+_PICTURE = re.compile(r"image|image_\d+|decoded_image")
 
 
 def hub_rows(folder: Path, name: str, only: str = "") -> Iterator[dict[str, Any]]:
@@ -30,7 +28,8 @@ def hub_rows(folder: Path, name: str, only: str = "") -> Iterator[dict[str, Any]
         if only and only not in names and only not in path.relative_to(folder).as_posix():
             continue
         seen = True
-        yield from pq.read_table(path, columns=[c for c in names if c not in _PICTURE]).to_pylist()
+        columns = [name for name in names if not _PICTURE.fullmatch(name)]
+        yield from pq.read_table(path, columns=columns).to_pylist()
     if not seen:
         raise ValueError(f"{folder}: no parquet tables of {name} here; fetch its source")
 

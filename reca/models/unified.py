@@ -108,6 +108,8 @@ class UnifiedModel(nn.Module, ABC):
     """A network that reads images and draws them, behind one face for cache, trainer, generation and benchmarks."""
 
     family: str
+    reads_several: bool = False
+    """Whether a question may be about several pictures (`answer_about`)."""
 
     # ---- frozen parts: what the cache stores --------------------------------------------------------------------
     @abstractmethod
@@ -206,6 +208,16 @@ class UnifiedModel(nn.Module, ABC):
         self, questions: Sequence[str], features: Features | None, max_new_tokens: int = 32
     ) -> list[str]:
         """Greedy answers, one per row."""
+
+    # Not abstract: the layouts of Show-o and Harmon have a place for one picture.
+    def answer_about(
+        self, questions: Sequence[str], pictures: Sequence[Features], max_new_tokens: int = 32
+    ) -> list[str]:
+        """Greedy answers about several pictures each: `pictures[k]` has the k-th picture of every question, row by row.
+
+        All questions have as many pictures. ValueError where the family reads one (`reads_several` is false).
+        """
+        raise ValueError(f"family {self.family} reads one picture per question; use a BAGEL")
 
     # ---- parameters and weights -----------------------------------------------------------------------------------
     @abstractmethod

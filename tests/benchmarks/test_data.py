@@ -37,6 +37,7 @@ from reca.benchmarks.draw import shard_of
 from reca.benchmarks.graded import coverage_of, interval
 from reca.benchmarks.judges.requests import Picture
 from reca.benchmarks.pictures import of_folder, samples_in
+from reca.benchmarks.reading import hub_rows
 from tests.benchmarks import small_benchmarks as small
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +126,21 @@ def test_questions_of_mmvp_come_in_pairs(tmp_path):
     assert mmvp.grade(asked, {"1": "A", "2": "B. Right"}).summary["overall"] == 100
 
 
-def test_mmmu_counts_the_questions_of_which_only_the_first_picture_is_shown(tmp_path):
+def test_pictures_of_mmmu_stand_in_the_columns_that_the_text_names(tmp_path):
+    row, name, *_ = HUB["mmmu"]
+    row = {**row, "options": "['<image 3>', '<image 2>']", "image_2": cell(6), "image_3": cell(7)}
+    sources = {"questions": table(tmp_path / "validation-0.parquet", [row])}
+    (question,) = mmmu.questions(sources)
+    assert question.image_ids == (name, f"{name}#2", f"{name}#3")
+    found = data.question_pictures("mmmu", [question], sources)
+    assert found == dict(zip(question.image_ids, map(small.picture, (5, 6, 7)), strict=True))
+    assert not {"image_1", "image_2", "image_3"} & set(*map(set, hub_rows(tmp_path, "MMMU")))
+    table(tmp_path / "validation-0.parquet", [{**row, "image_3": None}])
+    with pytest.raises(ValueError, match=f"no picture of mmmu question {name}#3"):
+        data.question_pictures("mmmu", [question], sources)
+
+
+def test_mmmu_counts_the_questions_about_several_pictures(tmp_path):
     row, *_ = HUB["mmmu"]
     several = {**row, "id": "validation_Art_Theory_3", "options": "['<image 2>', '<image 3>']"}
     asked = mmmu.questions({"questions": table(tmp_path / "validation-0.parquet", [row, several])})

@@ -231,6 +231,7 @@ def test_answers_are_given_and_graded(inside, monkeypatch):
     found = read_json("mme/s/scores.json")
     assert found["coverage"]["scored"] == 4 and found["summary"]["total"] >= 0
     assert found["summary"]["overall"] == found["summary"]["total"]
+    assert found["pictures_shown"] == "first"  # the laptop's Show-o
 
 
 # ---- drawn again ---------------------------------------------------------------------------------

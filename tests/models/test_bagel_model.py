@@ -9,6 +9,9 @@ import torch
 
 from reca.align.recipe import Recipe, TaskRecipe
 from reca.align.trainer import align
+from reca.models.bagel.drawing import greedy
+from reca.models.bagel.flow import PackInputs, run_pack
+from reca.models.bagel.layout import Split, pack
 from reca.models.unified import Sampling, reconstruction_loss, text_to_image_loss
 from reca.randomness import generator
 from tests.models import bagel_tiny as tiny
@@ -305,3 +308,74 @@ def test_answers_stop_at_the_end_and_ignore_their_neighbours(model):
         own = {name: rows[row : row + 1] for name, rows in features.items()}
         assert model.answer([question], own, 6) == both[row : row + 1]
     assert len(model.answer(["what there ?"], None, 3)[0].split()) <= 3
+
+
+# ---- answers about several pictures --------------------------------------------------------------
+ASKED = ["what there ?", "how many circle ?"]
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A model that reads pictures of two shapes, and two rows of three pictures each, of other shapes in each row."""
+    model = tiny.model(tmp_path_factory.mktemp("words"))
+    model.config.__dict__["read_size"] = replace(model.config.read_size, most=32, least=8)
+    one, two, three, four, five, six = tiny.pictures(6)
+    wide, high = (32, 16), (16, 32)
+    rows = [[one, two.resize(wide), three], [four.resize(high), five, six.resize(wide)]]
+    return model, rows
+
+
+def logits_of(model, rows, questions=ASKED, tokens=3):
+    """Logits [n, V] of each row's answer, and its ids."""
+    pictures = [model.encode(list(column), "read") for column in zip(*rows, strict=True)]
+    steps = []
+    with torch.no_grad():
+        ids = greedy(model.network, model.question_context(questions, pictures), tokens, steps)
+    return torch.stack(steps, dim=1), ids
+
+
+def packed_logits(model, images, question, answer):
+    """The reference: [ViT pictures][question][answer] as the splits of one pack, under the mask of SPEC 2."""
+    read = [model.encode([image], "read") for image in images]
+    splits = [Split("vit", grid=tuple(one["grid"][0].tolist())) for one in read]
+    splits += [Split("text", tuple(ids)) for ids in (*model.text.ids([question]), answer)]
+    config = model.config
+    packed = pack([splits], config.special, config.vit_max_num_patch_per_side, config.max_latent_size)  # fmt: skip
+    seen = torch.cat([one["understanding"][0] for one in read])
+    inputs = PackInputs(seen, torch.zeros(0, config.latent_width), torch.zeros(0))
+    with torch.no_grad():
+        states = run_pack(model.network, packed, inputs, frozen=True)
+        return model.network.logits(states.text[-len(answer) - 2 : -2])
+
+
+def test_several_pictures_are_read_as_in_one_pack_whatever_the_neighbours(several):
+    model, rows = several
+    found, ids = logits_of(model, rows)
+    for row, images in enumerate(rows):
+        answer = ids[row]
+        alone = packed_logits(model, images, ASKED[row], answer)
+        torch.testing.assert_close(found[row, : len(answer)], alone, rtol=1e-4, atol=1e-5)
+        given = model.answer_about(
+            ASKED[row : row + 1], [model.encode([image], "read") for image in images], 3
+        )
+        assert given == [model.text.decoded(answer)]
+
+
+def test_every_picture_and_their_order_count(several):
+    model, rows = several
+    images, question = rows[0], ASKED[:1]
+    base, _ = logits_of(model, [images], question, 1)
+    other = tiny.pictures(7)[6]
+    for place in range(len(images)):
+        changed = [other if k == place else image for k, image in enumerate(images)]
+        assert (logits_of(model, [changed], question, 1)[0] - base).abs().max() > 1e-3
+    turned, _ = logits_of(model, [images[::-1]], question, 1)
+    assert (turned - base).abs().max() > 1e-3
+    assert (logits_of(model, [images[:1]], question, 1)[0] - base).abs().max() > 1e-3
+
+
+def test_one_picture_is_a_list_of_one(several):
+    model, rows = several
+    features = model.encode([row[0] for row in rows], "read")
+    assert model.answer_about(ASKED, [features], 4) == model.answer(ASKED, features, 4)
+    assert model.answer_about(ASKED, [], 4) == model.answer(ASKED, None, 4)

@@ -63,6 +63,7 @@ class BagelModel(UnifiedModel):
     """BAGEL: one decoder with an expert that reads and an expert that draws."""
 
     family = "bagel"
+    reads_several = True
 
     def __init__(self, config: BagelConfig, options: BagelOptions | None = None) -> None:
         super().__init__()
@@ -322,20 +323,33 @@ class BagelModel(UnifiedModel):
         """No text at all."""
         return Condition([None] * batch)
 
-    @torch.no_grad()
     def answer(
         self, questions: Sequence[str], features: Features | None, max_new_tokens: int = 32
     ) -> list[str]:
         """Greedy answers, one per row, up to EOS."""
+        pictures = [] if features is None else [features]
+        return self.answer_about(questions, pictures, max_new_tokens)
+
+    @torch.no_grad()
+    def answer_about(
+        self, questions: Sequence[str], pictures: Sequence[Features], max_new_tokens: int = 32
+    ) -> list[str]:
+        """Greedy answers behind [ViT pictures in order][text] (SPEC 4), one per row, up to EOS."""
         from reca.models.bagel.drawing import autocast, greedy
 
         with autocast(self):
-            blocks = [] if features is None else [self._seen_block(features)]
-            blocks.append(text_block(self.network, self.text.ids(questions)))
-            start = empty(self.network, len(questions))
-            context, _ = extend(self.network, start, blocks, frozen=True)
+            context = self.question_context(questions, pictures)
             rows = greedy(self.network, context, max_new_tokens)
         return [self.text.decoded(row) for row in rows]
+
+    def question_context(self, questions: Sequence[str], pictures: Sequence[Features]) -> Context:
+        """Kept keys and values of questions behind their pictures, of which `pictures[k]` has each row's k-th."""
+        context = empty(self.network, len(questions))
+        for features in pictures[:-1]:  # one by one: the mask of one pass grows with their square
+            context, _ = extend(self.network, context, [self._seen_block(features)], frozen=True)
+        blocks = [self._seen_block(features) for features in pictures[-1:]]
+        blocks.append(text_block(self.network, self.text.ids(questions)))
+        return extend(self.network, context, blocks, frozen=True)[0]
 
     def context(self, condition: Condition) -> Context:
         """Kept keys and values of a condition."""
