@@ -9,7 +9,6 @@ memory as the bytes that autograd keeps for the backward pass, each storage once
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reca.bench import processor
 from reca.models import build_model
 from reca.models.bagel.batch import Condition, FlowDraws
 from reca.models.bagel.model import BagelModel
@@ -151,18 +151,9 @@ def measure(width: int, layers: int, side: int, batch: int, repetitions: int) ->
             "memory": memory["packed"] / memory["two_phase"],
         },
         "largest_relative_gradient_difference": difference,
-        "machine": {"processor": _processor(), "threads": torch.get_num_threads()},
+        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
         "versions": versions(),
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo")
-    if lines.is_file():
-        named = [line for line in lines.read_text().splitlines() if line.startswith("model name")]
-        if named:
-            return named[0].split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

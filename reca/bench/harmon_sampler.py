@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from reca.bench import processor
 from reca.bench.harmon_direct import Direct, Given
 from reca.models.harmon import layout as layouts
 from reca.models.harmon.config import QWEN2_5, HarmonConfig, MarConfig
@@ -302,14 +303,6 @@ def main() -> None:
         print(f"{setting}: {found[-1]['speedup']:.2f} times as fast", flush=True)
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def processor() -> str:
-    """The processor's name as Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

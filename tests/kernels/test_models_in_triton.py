@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNS = {
     "showo": ("_vq and test_losses_and_gradients", 4),
     "bagel": ("test_loss or test_gradients or two_phases", 9),
+    "harmon": ("i2t and (test_loss_and_gradients or test_every_stored)", 2),
 }
 
 
