@@ -37,8 +37,11 @@ GROUPS = (
 )
 HIGHEST = 10
 DELIMITER = "||V^=^V||"
-_LIST = re.compile(r"\[\s*(\d+)\s*,\s*(\d+)\s*\]")
-_UNQUOTED = re.compile(r"\{\s*score\s*:\s*(\d+(?:\.\d+)?)\s*,\s*reasoning\s*:\s*(.*)\}", re.DOTALL)
+# At most 300 digits: Python reads no more than 4300, and no score has them.
+_LIST = re.compile(r"\[\s*(\d{1,300})\s*,\s*(\d{1,300})\s*\]")
+_UNQUOTED = re.compile(
+    r"\{\s*score\s*:\s*(\d{1,300}(?:\.\d+)?)\s*,\s*reasoning\s*:\s*(.*)\}", re.DOTALL
+)
 _BARE_LIST = "System: output is simply a list of scores"
 _BARE_NUMBER = "System: output is simply a number"
 

@@ -30,10 +30,10 @@ _SENTENCES = re.compile(r"\n")  # the reply is lower case by then, so no capital
 _PHRASES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NO_ANSWER = {":", ",", ".", "!", "?", ";", "'"}
 _PICTURE = re.compile(r"<image \d+>")
-_NUMBERS = (
+_NUMBERS = (  # a number begins at its first digit and is not tried again from its others: linear in the reply
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # 1,234
-    re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),  # 5e-3
-    re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),  # 12.5
+    re.compile(r"-?(?<!\d)\d++(?:\.\d++)?[eE][+-]?\d+"),  # 5e-3
+    re.compile(r"-?(?:(?<!\d)\d++\.\d+|\.\d+|(?<!\d)\d++\b)(?![eE][+-]?\d+)(?![,\d])"),  # 12.5
 )
 
 
