@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from reca.benchmarks import kinds
 from reca.benchmarks.items import Prompt, Question
+from reca.benchmarks.reading import columns
 
 if TYPE_CHECKING:
     from reca.schema import BenchmarkConfig
@@ -94,6 +95,7 @@ def _ending(parts: Sequence[str], wanted: set[str]) -> str | None:
 
 
 # ---- questions ---------------------------------------------------------------------------------------
+_PIXELS = ("image", "image_1")
 _ID_COLUMNS = {
     "mme": "question_id",
     "pope": "image_source",
@@ -118,8 +120,20 @@ def question_pictures(
         found = _from_tables(folder, _ID_COLUMNS[kind], wanted)
     lacking = sorted(wanted - set(found))
     if lacking:
-        raise ValueError(f"{folder}: no picture of {kind} question {lacking[0]}; fetch its source")
+        raise ValueError(
+            f"{folder}: no picture of {kind} question {lacking[0]}"
+            f"{'' if kind == 'mmvp' else _tables_seen(folder, _ID_COLUMNS[kind])}; fetch its source"
+        )
     return found
+
+
+def _tables_seen(folder: Path, column: str) -> str:
+    """What a message says where no table below a folder has the columns of pictures; else nothing."""
+    tables = sorted(folder.rglob("*.parquet"))
+    if not tables or any(_index(str(path), column) for path in tables):
+        return ""
+    wanted = f"{column} and {' or '.join(_PIXELS)}"
+    return f": no table has the columns {wanted}; {tables[0]} has {', '.join(columns(tables[0]))}"
 
 
 def _from_tables(folder: Path, column: str, wanted: set[str]) -> dict[str, bytes]:
@@ -131,11 +145,11 @@ def _from_tables(folder: Path, column: str, wanted: set[str]) -> dict[str, bytes
         rows = sorted({index[name] for name in wanted if name in index and name not in found})
         if not rows:
             continue
-        names = pq.read_schema(path).names
-        pixels = next(name for name in ("image", "image_1") if name in names)
+        names = columns(path)
+        pixels = next(name for name in _PIXELS if name in names)
         table = pq.read_table(path, columns=[column, pixels]).take(rows)
         for row in table.to_pylist():
-            found.setdefault(str(row[column]), _file(row[pixels]))
+            found.setdefault(str(row[column]), _file(row[pixels], path, str(row[column])))
     return found
 
 
@@ -144,15 +158,18 @@ def _index(path: str, column: str) -> dict[str, int]:
     """Row by id of a table that has pictures; empty for tables without."""
     import pyarrow.parquet as pq
 
-    names = pq.read_schema(path).names
-    if column not in names or not {"image", "image_1"} & set(names):
+    names = columns(Path(path))
+    if column not in names or not set(_PIXELS) & set(names):
         return {}
     ids = pq.read_table(path, columns=[column])[column].to_pylist()
     return {str(name): place for place, name in reversed(list(enumerate(ids)))}
 
 
-def _file(cell: Any) -> bytes:
-    """A picture's bytes: the hub's struct, its list of one, or plain bytes."""
+def _file(cell: Any, path: Path, name: str) -> bytes:
+    """A picture's bytes: the hub's struct, its list of one, or plain bytes; ValueError where there are none."""
     if isinstance(cell, list):
-        cell = cell[0]
-    return bytes(cell["bytes"] if isinstance(cell, dict) else cell)
+        cell = cell[0] if cell else None
+    found = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(found, bytes) or not found:
+        raise ValueError(f"{path}: row {name} holds no picture; fetch its source again")
+    return found

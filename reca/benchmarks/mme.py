@@ -13,6 +13,7 @@ from reca.benchmarks.reading import answered, hub_rows
 
 VERSION = "InternVL rules"
 ROLES = ("questions",)
+NEEDED = ("question_id", "question", "answer", "category")  # columns of the hub's tables
 SUFFIX = " Answer the question using a single word or phrase."
 PERCEPTION = (
     "existence",
@@ -42,7 +43,7 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions with the suffix of the official script; the picture's id groups its two questions."""
     found = []
     seen: dict[str, int] = {}
-    for row in hub_rows(data["questions"], "MME"):
+    for row in hub_rows(data["questions"], "MME", NEEDED):
         picture = str(row["question_id"])
         seen[picture] = seen.get(picture, -1) + 1
         text = str(row["question"]).replace(" Please answer yes or no.", "") + SUFFIX

@@ -21,6 +21,7 @@ from reca.randomness import numpy_generator
 
 VERSION = "val, official rules"
 ROLES = ("questions",)
+NEEDED = ("id", "question", "options", "answer")  # columns of the hub's tables
 CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 OPEN_SUFFIX = "\nAnswer the question using a single word or phrase."
 Value = str | float
@@ -41,7 +42,7 @@ _NUMBERS = (  # a number begins at its first digit and is not tried again from i
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """The 900 questions; `facts` has the options by letter (none for short answers) and all gold answers."""
     found = []
-    for row in hub_rows(data["questions"], "MMMU", only="validation"):
+    for row in hub_rows(data["questions"], "MMMU", NEEDED, only="validation"):
         options = dict(zip("ABCDEFGHI", ast.literal_eval(row["options"]), strict=False))
         gold = _listed(row["answer"])
         listed = "".join(f"\n{name}. {text}" for name, text in options.items())

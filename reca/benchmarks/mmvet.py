@@ -15,6 +15,7 @@ from reca.benchmarks.reading import hub_rows
 
 VERSION = "few-shot prompt 75571cf"
 ROLES = ("questions", "judge")
+NEEDED = ("question_id", "question", "answer", "capability")  # columns of the hub's tables
 JUDGE_LIMITS = {"temperature": 0.0, "max_tokens": 8}
 _NUMBER = re.compile(r"(?<![\d.])(?:0(?:\.\d++)?+|1(?:\.0++)?+)(?![\d.]*\d)")  # no way back: linear
 _ALONE = re.compile(r"[\s|]*[\d.]+(?:[\s|][\s|.]*)?")
@@ -31,7 +32,7 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
             str(row["answer"]),
             str(row.get("capability") or "mmvet"),
         )
-        for row in hub_rows(data["questions"], "MM-Vet")
+        for row in hub_rows(data["questions"], "MM-Vet", NEEDED)
     ]
 
 
