@@ -126,9 +126,12 @@ def grade(
         (task, picture, 100 * sum(right) / len(right) + 100 * all(right))
         for (task, picture), right in pairs.items()
     ]
-    shares = {name: 1.0 for name in tasks}
-    limits = {"total": interval(values, shares)}
-    limits["overall"] = limits["total"] if overall == "total" else None
+    sums = {"total": PERCEPTION + COGNITION, "perception": PERCEPTION, "cognition": COGNITION}
+    limits = {
+        name: interval([row for row in values if row[0] in parts], dict.fromkeys(parts, 1.0))
+        for name, parts in sums.items()
+    }
+    limits["overall"] = limits.get(overall)
     shown: dict[str, float | None] = {"overall": found[overall], **found, **totals}
     return Graded(shown, items, coverage, {k: v for k, v in limits.items() if v},
                   {"flavour": flavour, "overall": overall})  # fmt: skip
