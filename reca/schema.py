@@ -153,6 +153,7 @@ class BenchmarkConfig:
     )  # model -> other sampler fields
     shards: int = 1  # jobs that draw and examine side by side, one GPU each
     batch_size: int = 8  # pictures or answers in one pass
+    crop_black: bool = False  # pictures without their black border, as BAGEL's scripts save them
     scorer: str | None = None  # which network sees or answers, where there is a choice
     judge: JudgeConfig | None = None
     options: dict[str, Any] = field(default_factory=dict)  # of the grading: named defects, partial

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from reca.benchmarks import kinds
 from reca.benchmarks.items import Prompt, Question
+from reca.benchmarks.reading import columns
 
 if TYPE_CHECKING:
     from reca.schema import BenchmarkConfig
@@ -94,6 +95,7 @@ def _ending(parts: Sequence[str], wanted: set[str]) -> str | None:
 
 
 # ---- questions ---------------------------------------------------------------------------------------
+_PIXELS = ("image", "image_1")
 _ID_COLUMNS = {
     "mme": "question_id",
     "pope": "image_source",
@@ -120,7 +122,10 @@ def question_pictures(
         found = _from_tables(folder, _ID_COLUMNS[kind], wanted)
     lacking = sorted(wanted - set(found))
     if lacking:
-        raise ValueError(f"{folder}: no picture of {kind} question {lacking[0]}; fetch its source")
+        raise ValueError(
+            f"{folder}: no picture of {kind} question {lacking[0]}"
+            f"{'' if kind == 'mmvp' else _tables_seen(folder, _ID_COLUMNS[kind])}; fetch its source"
+        )
     return found
 
 
@@ -139,8 +144,17 @@ def _of_mmmu(folder: Path, wanted: set[str]) -> dict[str, bytes]:
     return found
 
 
+def _tables_seen(folder: Path, column: str) -> str:
+    """What a message says where no table below a folder has the columns of pictures; else nothing."""
+    tables = sorted(folder.rglob("*.parquet"))
+    if not tables or any(_index(str(path), column) for path in tables):
+        return ""
+    wanted = f"{column} and {' or '.join(_PIXELS)}"
+    return f": no table has the columns {wanted}; {tables[0]} has {', '.join(columns(tables[0]))}"
+
+
 def _from_tables(
-    folder: Path, column: str, wanted: set[str], pixels: Sequence[str] = ("image", "image_1")
+    folder: Path, column: str, wanted: set[str], pixels: Sequence[str] = _PIXELS
 ) -> dict[str, bytes]:
     """Files by the id in `column`, from the first column of `pixels` that a table has; empty cells are left out."""
     import pyarrow.parquet as pq
@@ -149,14 +163,14 @@ def _from_tables(
     for path in sorted(folder.rglob("*.parquet")):
         index = _index(str(path), column)
         rows = sorted({index[name] for name in wanted if name in index and name not in found})
-        there = set(pq.read_schema(path).names)
+        there = set(columns(path))
         seen = next((name for name in pixels if name in there), None)
         if not rows or seen is None:
             continue
         table = pq.read_table(path, columns=[column, seen]).take(rows)
         for row in table.to_pylist():
             if row[seen] is not None:
-                found.setdefault(str(row[column]), _file(row[seen]))
+                found.setdefault(str(row[column]), _file(row[seen], path, str(row[column])))
     return found
 
 
@@ -165,15 +179,18 @@ def _index(path: str, column: str) -> dict[str, int]:
     """Row by id of a table that has pictures; empty for tables without."""
     import pyarrow.parquet as pq
 
-    names = pq.read_schema(path).names
-    if column not in names or not {"image", "image_1"} & set(names):
+    names = columns(Path(path))
+    if column not in names or not set(_PIXELS) & set(names):
         return {}
     ids = pq.read_table(path, columns=[column])[column].to_pylist()
     return {str(name): place for place, name in reversed(list(enumerate(ids)))}
 
 
-def _file(cell: Any) -> bytes:
-    """A picture's bytes: the hub's struct, its list of one, or plain bytes."""
+def _file(cell: Any, path: Path, name: str) -> bytes:
+    """A picture's bytes: the hub's struct, its list of one, or plain bytes; ValueError where there are none."""
     if isinstance(cell, list):
-        cell = cell[0]
-    return bytes(cell["bytes"] if isinstance(cell, dict) else cell)
+        cell = cell[0] if cell else None
+    found = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(found, bytes) or not found:
+        raise ValueError(f"{path}: row {name} holds no picture; fetch its source again")
+    return found

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from reca.benchmarks import kinds
 from reca.benchmarks.items import Prompt
+from reca.benchmarks.pictures import Cropped
 from reca.images import decode
 from reca.kept import KeptRows
 from reca.records import sha256_bytes, sha256_json, write_atomic, write_json
@@ -79,6 +80,17 @@ def examine(
     """
     kind = kinds.kind(benchmark.kind)
     out.mkdir(parents=True, exist_ok=True)
+    if benchmark.crop_black:
+        if kind.needs not in ("draw", "edit"):
+            raise ValueError(
+                f"benchmarks.{benchmark.kind}.crop_black: there are no pictures to crop"
+            )
+        cropped = Cropped(pictures)
+        facts = examine(
+            replace(benchmark, crop_black=False), items, cropped, data, samples=samples,
+            work=work, out=out, ledger=ledger, sources=sources,
+        )  # fmt: skip
+        return {**facts, "cropped": len(cropped.changed)}
     if kind.evidence == "judge":
         return _judged(benchmark, items, pictures, data, out, ledger, sources, asked, answers)
     kept = KeptRows(work / EVIDENCE)

@@ -16,11 +16,19 @@ from typing import Any
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval, mean
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
+from reca.benchmarks.reading import columns, demand_columns
 from reca.randomness import numpy_generator
 
 VERSION = "VIEScore 570eba6"
 IMAGES_PER_PROMPT = 1
 ROLES = ("prompts", "judge")
+NEEDED = [
+    "key",
+    "task_type",
+    "instruction",
+    "instruction_language",
+    "Intersection_exist",
+]  # columns
 JUDGE_LIMITS = {"max_tokens": 1400}
 GROUPS = (
     "background_change",
@@ -37,8 +45,11 @@ GROUPS = (
 )
 HIGHEST = 10
 DELIMITER = "||V^=^V||"
-_LIST = re.compile(r"\[\s*(\d+)\s*,\s*(\d+)\s*\]")
-_UNQUOTED = re.compile(r"\{\s*score\s*:\s*(\d+(?:\.\d+)?)\s*,\s*reasoning\s*:\s*(.*)\}", re.DOTALL)
+# At most 300 digits: Python reads no more than 4300, and no score has them.
+_LIST = re.compile(r"\[\s*(\d{1,300})\s*,\s*(\d{1,300})\s*\]")
+_UNQUOTED = re.compile(
+    r"\{\s*score\s*:\s*(\d{1,300}(?:\.\d+)?)\s*,\s*reasoning\s*:\s*(.*)\}", re.DOTALL
+)
 _BARE_LIST = "System: output is simply a list of scores"
 _BARE_NUMBER = "System: output is simply a number"
 
@@ -49,9 +60,9 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     import pyarrow.parquet as pq
 
     found = []
-    columns = ["key", "task_type", "instruction", "instruction_language", "Intersection_exist"]
     for path in _tables(data["prompts"]):
-        for row in pq.read_table(path, columns=columns).to_pylist():
+        demand_columns(path, columns(path), NEEDED)
+        for row in pq.read_table(path, columns=NEEDED).to_pylist():
             if row["instruction_language"] == "en":
                 facts = {"intersection": bool(row["Intersection_exist"]), "source": row["key"]}
                 found.append(Prompt(str(row["key"]), row["instruction"], row["task_type"], facts))
@@ -64,7 +75,9 @@ def source_pictures(data: Mapping[str, Path]) -> dict[str, bytes]:
 
     found = {}
     for path in _tables(data["prompts"]):
-        table = pq.read_table(path, columns=["key", "instruction_language", "input_image_raw"])
+        needed = ["key", "instruction_language", "input_image_raw"]
+        demand_columns(path, columns(path), needed)
+        table = pq.read_table(path, columns=needed)
         for row in table.to_pylist():
             if row["instruction_language"] == "en":
                 found[str(row["key"])] = row["input_image_raw"]["bytes"]

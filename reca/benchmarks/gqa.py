@@ -12,6 +12,7 @@ from reca.benchmarks.reading import answered, hub_rows
 
 VERSION = "testdev balanced, InternVL rules"
 ROLES = ("questions",)
+NEEDED = ("id", "imageId", "question", "answer")  # columns of the hub's tables
 SUFFIX = " Answer the question using a single word or phrase."
 _PUNCTUATION = str.maketrans("", "", ".,!?;:'\"")
 
@@ -19,7 +20,7 @@ _PUNCTUATION = str.maketrans("", "", ".,!?;:'\"")
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions; their pictures lie in tables of their own, by id."""
-    rows = hub_rows(data["questions"], "GQA", only="question")
+    rows = hub_rows(data["questions"], "GQA", NEEDED, only="question")
     return [
         Question(
             str(r["id"]), str(r["imageId"]), str(r["question"]) + SUFFIX, str(r["answer"]), "gqa"

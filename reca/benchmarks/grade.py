@@ -117,7 +117,7 @@ def write(
         "intervals": {name: list(limits) for name, limits in found.intervals.items()},
         "coverage": found.coverage.plain(),
         "partial": not (found.coverage.complete and (whole or benchmark.kind == "reconstruction")),
-        "notes": found.notes,
+        "notes": found.notes | ({"crop_black": True} if benchmark.crop_black else {}),
         "judge": {"determinants": judge, "totals": [card["totals"] for card in cards]}
         if judge
         else None,

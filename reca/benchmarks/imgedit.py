@@ -27,6 +27,7 @@ TYPES = (
     "action",
 )
 LOWEST, HIGHEST = 1, 5
+_DIGITS = 300  # of a longer number these: far out of range as well, and still a float
 
 
 # ---- data ------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def numbers(reply: str) -> list[int]:
     for line in reply.split("\n"):
         parts = line.strip().split(": ")
         if len(parts) == 2 and parts[1].isdigit() and parts[1].isdecimal():
-            found.append(int(parts[1]))
+            found.append(int(parts[1][:_DIGITS]))
     return found
 
 

@@ -17,6 +17,7 @@ from reca.benchmarks.reading import answered, hub_rows
 
 VERSION = "en dev, letter rule"
 ROLES = ("questions",)
+NEEDED = ("index", "question", "hint", "A", "B", "C", "D", "answer")  # columns of the hub's tables
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 EMPTY = "C"  # what the official script makes of an empty reply
 
@@ -25,7 +26,7 @@ EMPTY = "C"  # what the official script makes of an empty reply
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions with their hint and options; `facts["options"]` has the options by letter."""
     found = []
-    for row in hub_rows(data["questions"], "MMBench", only="dev"):
+    for row in hub_rows(data["questions"], "MMBench", NEEDED, only="dev"):
         options = {c: str(row[c]) for c in "ABCD" if row.get(c) and str(row[c]) != "nan"}
         hint = str(row.get("hint") or "")
         stem = (f"{hint}\n" if hint and hint != "nan" else "") + str(row["question"])

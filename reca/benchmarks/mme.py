@@ -13,6 +13,7 @@ from reca.benchmarks.reading import answered, hub_rows
 
 VERSION = "InternVL rules"
 ROLES = ("questions",)
+NEEDED = ("question_id", "question", "answer", "category")  # columns of the hub's tables
 SUFFIX = " Answer the question using a single word or phrase."
 PERCEPTION = (
     "existence",
@@ -42,7 +43,7 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions with the suffix of the official script; the picture's id groups its two questions."""
     found = []
     seen: dict[str, int] = {}
-    for row in hub_rows(data["questions"], "MME"):
+    for row in hub_rows(data["questions"], "MME", NEEDED):
         picture = str(row["question_id"])
         seen[picture] = seen.get(picture, -1) + 1
         text = str(row["question"]).replace(" Please answer yes or no.", "") + SUFFIX
@@ -125,9 +126,12 @@ def grade(
         (task, picture, 100 * sum(right) / len(right) + 100 * all(right))
         for (task, picture), right in pairs.items()
     ]
-    shares = {name: 1.0 for name in tasks}
-    limits = {"total": interval(values, shares)}
-    limits["overall"] = limits["total"] if overall == "total" else None
+    sums = {"total": PERCEPTION + COGNITION, "perception": PERCEPTION, "cognition": COGNITION}
+    limits = {
+        name: interval([row for row in values if row[0] in parts], dict.fromkeys(parts, 1.0))
+        for name, parts in sums.items()
+    }
+    limits["overall"] = limits.get(overall)
     shown: dict[str, float | None] = {"overall": found[overall], **found, **totals}
     return Graded(shown, items, coverage, {k: v for k, v in limits.items() if v},
                   {"flavour": flavour, "overall": overall})  # fmt: skip

@@ -22,6 +22,7 @@ from reca.randomness import numpy_generator
 
 VERSION = "val, official rules"
 ROLES = ("questions",)
+NEEDED = ("id", "question", "options", "answer")  # columns of the hub's tables
 CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 OPEN_SUFFIX = "\nAnswer the question using a single word or phrase."
 Value = str | float
@@ -31,10 +32,10 @@ _SENTENCES = re.compile(r"\n")  # the reply is lower case by then, so no capital
 _PHRASES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NO_ANSWER = {":", ",", ".", "!", "?", ";", "'"}
 _PICTURE = re.compile(r"<image (\d+)>")
-_NUMBERS = (
+_NUMBERS = (  # a number begins at its first digit and is not tried again from its others: linear in the reply
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # 1,234
-    re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),  # 5e-3
-    re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),  # 12.5
+    re.compile(r"-?(?<!\d)\d++(?:\.\d++)?[eE][+-]?\d+"),  # 5e-3
+    re.compile(r"-?(?:(?<!\d)\d++\.\d+|\.\d+|(?<!\d)\d++\b)(?![eE][+-]?\d+)(?![,\d])"),  # 12.5
 )
 
 
@@ -42,7 +43,7 @@ _NUMBERS = (
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """The 900 questions; `facts` has the options by letter (none for short answers) and all gold answers."""
     found = []
-    for row in hub_rows(data["questions"], "MMMU", only="validation"):
+    for row in hub_rows(data["questions"], "MMMU", NEEDED, only="validation"):
         options = dict(zip("ABCDEFGHI", ast.literal_eval(row["options"]), strict=False))
         gold = _listed(row["answer"])
         listed = "".join(f"\n{name}. {text}" for name, text in options.items())

@@ -15,8 +15,10 @@ from reca.benchmarks.reading import hub_rows
 
 VERSION = "few-shot prompt 75571cf"
 ROLES = ("questions", "judge")
+NEEDED = ("question_id", "question", "answer", "capability")  # columns of the hub's tables
 JUDGE_LIMITS = {"temperature": 0.0, "max_tokens": 8}
-_NUMBER = re.compile(r"(?<![\d.])(?:0(?:\.\d+)?|1(?:\.0+)?)(?![\d.]*\d)")
+_NUMBER = re.compile(r"(?<![\d.])(?:0(?:\.\d++)?+|1(?:\.0++)?+)(?![\d.]*\d)")  # no way back: linear
+_ALONE = re.compile(r"[\s|]*[\d.]+(?:[\s|][\s|.]*)?")
 
 
 # ---- data ------------------------------------------------------------------------------------------
@@ -30,7 +32,7 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
             str(row["answer"]),
             str(row.get("capability") or "mmvet"),
         )
-        for row in hub_rows(data["questions"], "MM-Vet")
+        for row in hub_rows(data["questions"], "MM-Vet", NEEDED)
     ]
 
 
@@ -57,9 +59,7 @@ def row(question: str, truth: str, prediction: str) -> str:
 def score(reply: str) -> float | None:
     """The one number from 0 to 1 in a reply; None for none or several."""
     found = _NUMBER.findall(reply)
-    return (
-        float(found[0]) if len(found) == 1 and re.fullmatch(r"[\s|]*[\d.]+[\s|.]*", reply) else None
-    )
+    return float(found[0]) if len(found) == 1 and _ALONE.fullmatch(reply) else None
 
 
 def grade(

@@ -11,7 +11,7 @@ from typing import Any
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
 from reca.benchmarks.mmbench import letter
-from reca.benchmarks.reading import answered
+from reca.benchmarks.reading import answered, demand_columns
 
 VERSION = "letter rule, pairs"
 ROLES = ("questions",)
@@ -27,10 +27,12 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
         raise ValueError(f"{data['questions']}: no Questions.csv here; fetch source mmvp")
     found = []
     with open(tables[0], newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
-            index = (
-                row.get("Index") or row["lndex"]
-            )  # the published table misspells its first column
+        rows = csv.DictReader(file)
+        names = list(rows.fieldnames or ())
+        first = "Index" if "Index" in names else "lndex"  # as the published table misspells it
+        demand_columns(tables[0], names, (first, "Question", "Options", "Correct Answer"))
+        for row in rows:
+            index = row[first]
             options = {k.upper(): v.strip() for k, v in _OPTION.findall(row["Options"])}
             listed = "\n".join(f"{name}. {text}" for name, text in options.items())
             answer = row["Correct Answer"].strip("() ").upper()

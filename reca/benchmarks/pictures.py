@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reca.benchmarks.items import Prompt
 from reca.data.folder import IMAGE_SUFFIXES
+from reca.images import decode
 from reca.imageset import Entry, ImageSet, png
 
 Key = tuple[str, int]
@@ -32,6 +33,36 @@ class Pictures(Mapping[Key, bytes]):
 
     def __len__(self) -> int:
         return len(self._readers)
+
+
+class Cropped(Mapping[Key, bytes]):
+    """Pictures without their black border, as BAGEL's evaluation saves them (SPEC section 1, a defect).
+
+    A picture without one, and one that is black all over, stays byte for byte. `changed` has the keys of
+    those that were cropped, as far as they were read.
+    """
+
+    def __init__(self, pictures: Mapping[Key, bytes]) -> None:
+        self._pictures = pictures
+        self.changed: set[Key] = set()
+
+    def __getitem__(self, key: Key) -> bytes:
+        data = self._pictures[key]
+        image = decode(data, name=f"{key[0]}, sample {key[1]}").convert("RGB")
+        box = image.getbbox()
+        if box is None or box == (0, 0, *image.size):
+            return data
+        self.changed.add(key)
+        return png(image.crop(box))
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._pictures)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._pictures
 
 
 def of_sets(paths: Iterable[Path]) -> Pictures:

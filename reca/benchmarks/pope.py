@@ -12,6 +12,13 @@ from reca.benchmarks.reading import answered, hub_rows
 
 VERSION = "InternVL rules"
 ROLES = ("questions",)
+NEEDED = (
+    "question_id",
+    "image_source",
+    "question",
+    "answer",
+    "category",
+)  # columns of the hub's tables
 SUFFIX = "\nAnswer the question using a single word or phrase."
 FILES = ("random", "popular", "adversarial")
 _NO = {"No", "not", "no"}
@@ -28,7 +35,7 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
             str(row["answer"]).strip().lower(),
             str(row["category"]),
         )
-        for row in hub_rows(data["questions"], "POPE")
+        for row in hub_rows(data["questions"], "POPE", NEEDED)
     ]
 
 

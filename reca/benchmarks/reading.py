@@ -14,24 +14,54 @@ from reca.benchmarks.items import Question
 _PICTURE = re.compile(r"image|image_\d+|decoded_image")
 
 
-def hub_rows(folder: Path, name: str, only: str = "") -> Iterator[dict[str, Any]]:
+def columns(path: Path) -> list[str]:
+    """The column names of a parquet table; ValueError for a file that is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names: list[str] = pq.read_schema(path).names
+    except (OSError, pa.ArrowException) as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(f"{path}: no parquet table ({said}); fetch its source again") from error
+    return names
+
+
+def demand_columns(path: Path, found: Sequence[str], needed: Sequence[str]) -> None:
+    """ValueError naming the file, the columns that lack and those that are there."""
+    lacking = [name for name in needed if name not in found]
+    if lacking:
+        raise ValueError(
+            f"{path}: has no column {', '.join(lacking)}; expected {', '.join(needed)}, found "
+            f"{', '.join(found) or 'none'}; fetch the pinned revision of its source"
+        )
+
+
+def hub_rows(
+    folder: Path, name: str, needed: Sequence[str], only: str = ""
+) -> Iterator[dict[str, Any]]:
     """Rows of the parquet tables below a folder, in order of names, without their pictures.
 
-    `only` keeps tables whose column names (`question`) or path hold it. ValueError where nothing is found.
+    `only` keeps tables whose column names (`question`) or path hold it. ValueError where nothing is found, or
+    a table lacks a column of `needed`.
     """
     import pyarrow.parquet as pq
 
     tables = sorted(Path(folder).rglob("*.parquet"))
-    seen = False
+    seen, passed = False, ""
     for path in tables:
-        names = pq.read_schema(path).names
+        names = columns(path)
         if only and only not in names and only not in path.relative_to(folder).as_posix():
+            passed = (
+                passed or f" with {only!r} in its columns or path; {path} has {', '.join(names)}"
+            )
             continue
         seen = True
-        columns = [name for name in names if not _PICTURE.fullmatch(name)]
-        yield from pq.read_table(path, columns=columns).to_pylist()
+        demand_columns(path, names, needed)
+        kept = [name for name in names if not _PICTURE.fullmatch(name)]
+        yield from pq.read_table(path, columns=kept).to_pylist()
     if not seen:
-        raise ValueError(f"{folder}: no parquet tables of {name} here; fetch its source")
+        raise ValueError(f"{folder}: no parquet tables of {name} here{passed}; fetch its source")
 
 
 def answered(

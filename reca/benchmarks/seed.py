@@ -12,6 +12,10 @@ from reca.benchmarks.reading import answered, hub_rows
 
 VERSION = "lmms-eval rules, pictures"
 ROLES = ("questions",)
+NEEDED = (
+    "question_id", "question", "answer", "question_type_id",
+    "choice_a", "choice_b", "choice_c", "choice_d",
+)  # fmt: skip
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 
 
@@ -19,7 +23,7 @@ SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """The questions about single pictures; videos are left out, as only `seed_image` is reported."""
     found = []
-    for row in hub_rows(data["questions"], "SEED-Bench"):
+    for row in hub_rows(data["questions"], "SEED-Bench", NEEDED):
         if row.get("data_type", "image") != "image":
             continue
         options = "\n".join(f"{c.upper()}. {row[f'choice_{c}']}" for c in "abcd")

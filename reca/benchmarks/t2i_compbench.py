@@ -21,6 +21,7 @@ COMPLEX = ("complex", "complex action", "complex spatial")
 HIGHEST = 100
 _FENCE = re.compile(r"```(?:json)?")
 _BLOCK = re.compile(r'\{[^{}]*"score"\s*:\s*\d+[^{}]*\}')
+_DIGITS = 300  # of a longer number these, which are out of range as well: Python reads 4300 at most
 _SCORE = re.compile(r'"score"\s*:\s*"?(\d+)')
 
 
@@ -67,7 +68,7 @@ def parse(reply: str) -> int | None:
         except (ValueError, KeyError, TypeError, OverflowError):
             pass
     found = _SCORE.search(text)
-    return int(found[1]) if found else None
+    return int(found[1][:_DIGITS]) if found else None
 
 
 def score(reply: str) -> int | None:

@@ -188,14 +188,20 @@ def manifest_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...
 
 
 def check_manifest(
-    where: str | Path, found: Manifest, expected: Manifest, optional: Iterable[str] = ()
+    where: str | Path,
+    found: Manifest,
+    expected: Manifest,
+    optional: Iterable[str] = (),
+    remedy: str = "",
 ) -> None:
     """Refuse missing (but `optional`) and unexpected names and other shapes in one ValueError.
 
+    `remedy` ends the message.
     Dtypes need only be of one kind: a bfloat16 copy of a float32 checkpoint is the same checkpoint.
     """
     _complain(
         where,
+        remedy,
         missing=expected.keys() - found.keys() - set(optional),
         unexpected=found.keys() - expected.keys(),
         different=[
@@ -212,17 +218,18 @@ def load_strictly(
     tensors: Mapping[str, Tensor],
     where: str | Path,
     optional: Iterable[str] = (),
+    remedy: str = "",
 ) -> None:
     """Copy tensors into a module; every name must fit, only `optional` ones may be absent.
 
     Nothing is copied when anything is wrong.
     """
     own = module.state_dict()
-    check_manifest(where, manifest_of(tensors), manifest_of(own), optional)
+    check_manifest(where, manifest_of(tensors), manifest_of(own), optional, remedy)
     module.load_state_dict({name: tensors.get(name, own[name]) for name in own})
 
 
-def _complain(where: str | Path, **faults: Iterable[str]) -> None:
+def _complain(where: str | Path, remedy: str = "", **faults: Iterable[str]) -> None:
     found = {kind: sorted(names) for kind, names in faults.items()}
     texts = [
         f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
@@ -230,7 +237,8 @@ def _complain(where: str | Path, **faults: Iterable[str]) -> None:
         if names
     ]
     if texts:
-        raise ValueError(f"{where}: does not fit this model: {'; '.join(texts)}")
+        listed = "; ".join([*texts, remedy] if remedy else texts)
+        raise ValueError(f"{where}: does not fit this model: {listed}")
 
 
 def _shown(entry: tuple[tuple[int, ...], str]) -> str:

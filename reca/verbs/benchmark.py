@@ -291,7 +291,8 @@ def _benchmark(kind: str, samples: int, arguments: Namespace) -> BenchmarkConfig
         options["partial"] = True
     judge = section(JudgeConfig, read_section(arguments.judge)) if arguments.judge else None
     made = BenchmarkConfig(kind=kind, images_per_prompt=samples, options=options, judge=judge)  # type: ignore[arg-type]
-    return replace(made, scorer=arguments.scorer)
+    crop = bool(options.pop("crop_black", False))  # of the pictures, before anybody sees them
+    return replace(made, scorer=arguments.scorer, crop_black=crop)
 
 
 def summary_text(result: Mapping[str, Any]) -> str:

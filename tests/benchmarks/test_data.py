@@ -82,6 +82,64 @@ def test_questions_and_pictures_of_hub_tables(tmp_path, kind):
     assert set(found) == {image} and found[image].startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("kind", HUB)
+def test_a_hub_table_with_other_columns_is_named_with_what_it_has(tmp_path, kind):
+    """As after a change on the hub: one column renamed, for every column that is read."""
+    row, *_ = HUB[kind]
+    for number, needed in enumerate(kinds.module(kind).NEEDED):
+        other = {f"new_{needed}" if name == needed else name: cell for name, cell in row.items()}
+        path = tmp_path / f"{number}/dev-validation-0.parquet"
+        sources = {"questions": table(path, [other])}
+        with pytest.raises(ValueError) as raised:
+            kinds.module(kind).questions(sources)
+        said = str(raised.value)
+        assert str(path) in said and f"no column {needed};" in said and f"new_{needed}" in said
+        assert "fetch the pinned revision" in said
+
+
+@pytest.mark.parametrize("kind", HUB)
+def test_a_hub_table_without_pictures_is_named_with_what_it_has(tmp_path, kind):
+    row, *_ = HUB[kind]
+    path = tmp_path / "a/dev-validation-0.parquet"
+    sources = {"questions": table(path, [row])}
+    asked = kinds.module(kind).questions(sources)
+    pixels = "image_1" if kind == "mmmu" else "image"
+    other = {f"new_{n}" if n == pixels else n: cell for n, cell in row.items()}
+    sources = {"questions": table(tmp_path / "b/dev-validation-0.parquet", [other])}
+    with pytest.raises(ValueError, match=f"no table has the columns .*new_{pixels}"):
+        data.question_pictures(kind, asked, sources)
+    empty = {**row, pixels: {"bytes": None, "path": "x.png"}}
+    sources = {"questions": table(tmp_path / "c/dev-validation-0.parquet", [empty])}
+    with pytest.raises(ValueError, match=r"dev-validation-0\.parquet: row .* holds no picture"):
+        data.question_pictures(kind, asked, sources)
+
+
+def test_other_columns_of_gqa_mme_mmvp_and_gedit_and_a_file_that_is_no_table(tmp_path):
+    row = {"id": "201", "imageId": "n1", "Question": "Is it red?", "answer": "yes"}
+    folder = table(tmp_path / "gqa/a.parquet", [row])
+    with pytest.raises(ValueError, match=r"no parquet tables of GQA.*imageId, Question, answer"):
+        gqa.questions({"questions": folder})
+    folder = table(
+        tmp_path / "mme/a.parquet", [{"question": "x", "answer": "yes", "category": "OCR"}]
+    )
+    with pytest.raises(
+        ValueError, match=r"no column question_id; expected .*found question, answer"
+    ):
+        mme.questions({"questions": folder})
+    (tmp_path / "Questions.csv").write_text(
+        "number,Question,Options,Correct Answer\n1,q,(a) x,(a)\n"
+    )
+    with pytest.raises(ValueError, match=r"Questions\.csv: has no column lndex.*found number"):
+        mmvp.questions({"questions": tmp_path})
+    folder = table(tmp_path / "gedit/a.parquet", [{"key": "k", "instruction_language": "en"}])
+    for read, lacking in ((gedit.prompts, "task_type"), (gedit.source_pictures, "input_image_raw")):
+        with pytest.raises(ValueError, match=rf"a\.parquet: has no column {lacking}"):
+            read({"prompts": folder})
+    (folder / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"a\.parquet: no parquet table .*fetch its source again"):
+        gedit.prompts({"prompts": folder})
+
+
 def test_questions_of_mmmu_with_short_answers(tmp_path):
     rows = [
         {"id": f"validation_Math_{i}", "question": "How much?", "options": "[]", "answer": answer, "image_1": cell(i)}
@@ -134,7 +192,7 @@ def test_pictures_of_mmmu_stand_in_the_columns_that_the_text_names(tmp_path):
     assert question.image_ids == (name, f"{name}#2", f"{name}#3")
     found = data.question_pictures("mmmu", [question], sources)
     assert found == dict(zip(question.image_ids, map(small.picture, (5, 6, 7)), strict=True))
-    assert not {"image_1", "image_2", "image_3"} & set(*map(set, hub_rows(tmp_path, "MMMU")))
+    assert not {"image_1", "image_2", "image_3"} & set(*map(set, hub_rows(tmp_path, "MMMU", ("id",))))
     table(tmp_path / "validation-0.parquet", [{**row, "image_3": None}])
     with pytest.raises(ValueError, match=f"no picture of mmmu question {name}#3"):
         data.question_pictures("mmmu", [question], sources)

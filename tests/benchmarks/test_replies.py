@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reca.benchmarks import gedit, imgedit, mmvet, t2i_compbench, wise
+from reca.benchmarks import gedit, imgedit, mmbench, mmmu, mmvet, t2i_compbench, wise
 from reca.benchmarks.items import Prompt, Question
 
 RANGES = {
@@ -98,6 +99,13 @@ CORPUS = {
     "[" * 3000 + "]" * 3000: {},
     '{"score": ' + "[" * 2000 + "]" * 2000 + "}": {},
     "\x00\x01\x02": {},
+    "Prompt Compliance: " + "9" * 5000: {},
+    "Prompt Compliance: 4\nTotal: " + "9" * 5000: {},
+    "[" + "9" * 5000 + ", 7]": {},
+    '{"score": ' + "9" * 5000 + "}": {},
+    '{"score": [' + "9" * 400 + ", 5]}": {},
+    "{score: " + "9" * 5000 + ", reasoning: good}": {},
+    "Consistency: " + "2" * 5000 + "\nRealism: 1\nAesthetic Quality: 0": {"wise": (2, 1, 0)},
     "\ud800 Consistency: 2": {"imgedit": 2.0},
 }
 
@@ -117,7 +125,8 @@ WORDS = [
     "Consistency", "Realism", "Aesthetic Quality", "Prompt Compliance", "score", '"score"', "'score'",
     "reasoning", ":", ": ", "\uff1a", "**", "```json\n", "```", "{", "}", "[", "]", ",", '"', "\n", "\r\n",
     " ", "1", "2", "5", "7", "10", "85", "100", "0.5", "-1", "1e9", "NaN", "null", "true", "||V^=^V||", "|",
-    "sorry", "是", "\u0664", "\u00b2", "\x00",
+    "sorry", "是", "\u0664", "\u00b2", "\x00", "two", "seven out of ten", "zero point five", "zwei", "二",
+    "\ud800", "\u202e", "\U0001f44d", "9" * 5000,
 ]  # fmt: skip
 replies = st.one_of(
     st.text(max_size=200),
@@ -128,6 +137,33 @@ replies = st.one_of(
         max_leaves=8,
     ).map(lambda value: json.dumps({"score": value})),
 )
+
+
+# Each much longer than any reply, in the form that makes a careless pattern slow.
+LONG = {
+    "digits": "1" * 100_000,
+    "digits with a comma": "1" * 100_000 + ",",
+    "zeros": "1." + "0" * 100_000 + "5",
+    "points": "0" + "." * 100_000 + "x",
+    "list": "[" + " " * 100_000 + "7",
+    "scores": '{"score": 101' + ' "score": 101' * 2_000,
+    "braces": "{" * 100_000,
+    "stars": "*" * 100_000,
+    "lines": "Consistency: \n" * 10_000,
+    "words": "is so therefore " * 10_000,
+    "blanks": " " * 100_000 + "|",
+}
+
+
+@pytest.mark.parametrize("how", LONG)
+def test_very_long_replies_take_no_time(how):
+    begin = time.process_time()
+    for read, _ in RANGES.values():
+        assert read(LONG[how]) is None
+    mmbench.letter(LONG[how], {"A": "oak", "B": "elm"}, None)
+    mmmu.parse_choice(LONG[how], {"A": "oak", "B": "elm"})
+    mmmu.correct_open("7", mmmu.parse_open(LONG[how]))
+    assert time.process_time() - begin < 5  # 0.1 s; patterns that go back take minutes
 
 
 def in_range(value, low, high):
@@ -165,6 +201,83 @@ def test_every_request_is_counted_once(verdicts):
     )
     with pytest.raises(ValueError, match="ask for a partial summary"):
         wise.grade(items, given_)
+
+
+JUDGED = {
+    "wise": (wise, [Prompt(str(i), "p", wise.category(i)) for i in (1, 2, 401, 568)], ("",)),
+    "imgedit": (imgedit, [Prompt(n, "p", t) for n, t in zip("abcd", imgedit.TYPES, strict=False)], ("",)),
+    "gedit": (gedit, [Prompt(n, "p", "ps_human", {}) for n in "abcd"], ("/SC", "/PQ")),
+    "mmvet": (mmvet, [Question(n, n, "q", "a", "ocr,rec") for n in "abcd"], ("",)),
+}  # fmt: skip
+OPTIONS = {
+    "wise": {"sentinels": True},
+    "imgedit": {"lenient": True},
+    "gedit": {"random_fallback": True},
+}
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.lists(replies, min_size=8, max_size=8), st.sampled_from(sorted(JUDGED)))
+def test_what_cannot_be_read_is_counted_by_every_grader(said, name):
+    """Whatever the judge says: graded without an exception, each item once, scores from readable replies alone."""
+    module, items, parts = JUDGED[name]
+    read, (_, high) = RANGES[name]
+    asked = [f"{item.id}{part}" for item in items for part in parts]
+    given_ = dict(zip(asked, (("reply", reply) for reply in said), strict=False))
+    good = {i.id for i in items if all(read(given_[i.id + p][1]) is not None for p in parts)}
+    for options in ({}, OPTIONS.get(name, {})):
+        if not good and not options.get("lenient"):
+            with pytest.raises(ValueError, match="0 of 4 scored \\(4 unparsable\\)"):
+                module.grade(items, given_, partial=True, **options)
+            continue
+        if options.get("lenient") and not any(imgedit.numbers(r) for _, r in given_.values()):
+            continue
+        found = module.grade(items, given_, partial=True, **options)
+        cover, graded = found.coverage, {row["id"]: row["score"] for row in found.items}
+        assert cover.scored + cover.unparsable == cover.expected == len(items)
+        if not options.get("lenient"):
+            assert set(graded) == good
+            assert all(in_range(score, 0, high) for score in graded.values())
+
+
+choices = st.dictionaries(st.sampled_from("ABCDE"), st.text(min_size=1, max_size=6), min_size=2)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    st.one_of(replies, st.sampled_from(["A", "(B)", "C.", "The answer is D", ""])),
+    choices,
+    st.data(),
+)
+def test_a_choice_is_named_by_the_reply_or_wrong(reply, options, data):
+    chosen = mmbench.letter(reply, options, None)
+    if chosen in options:
+        assert chosen in reply or options[chosen] in reply  # never guessed
+    assert mmbench.letter(reply, options) == ("C" if not reply.strip() else chosen)
+    named = mmmu.parse_choice(reply, options)
+    assert named is None or named in reply or options[named].lower() in reply.lower()
+    answer = data.draw(st.sampled_from(sorted(options)))
+    asked = [
+        Question(
+            "q_art_1", "i", "t", answer, "art", {"options": options, "stem": "t", "of": "q_art_1"}
+        )
+    ]
+    found = mmbench.grade(asked, {"q_art_1": reply})
+    assert found.summary["overall"] == 100 * (chosen == answer) and found.coverage.complete
+    found = mmmu.grade(asked, {"q_art_1": reply}, letter_rule=False)
+    assert found.summary["overall"] == 100 * (named == answer)
+    with pytest.raises(ValueError, match="1 missing"):
+        mmmu.grade(asked, {})
+
+
+@settings(max_examples=1000, deadline=None)
+@given(replies, st.sampled_from(["7", "0.5", "1,000", "oak", "a", "['x', 'y']"]))
+def test_a_short_answer_is_right_only_if_the_reply_offers_it(reply, gold):
+    asked = [Question("q_art_1", "i", "t", gold, "art", {"options": {}, "gold": [gold]})]
+    right = mmmu.grade(asked, {"q_art_1": reply}).summary["overall"]
+    assert right == 100 * mmmu.correct_open(gold, mmmu.parse_open(reply))
+    if not any(character.isdigit() for character in reply) and gold in ("7", "0.5", "1,000"):
+        assert right == 0  # a number is never read from words
 
 
 def test_options_never_replace_a_score():

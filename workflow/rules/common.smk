@@ -293,6 +293,7 @@ EXAMINED = (
     "rotations",
     "reconstructions",
     "images_per_prompt",
+    "crop_black",
     "scorer",
 )
 GRADED = (*EXAMINED, "options")

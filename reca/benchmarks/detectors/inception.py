@@ -17,6 +17,7 @@ from torch.nn import functional
 from reca.models.weights import load_foreign, load_strictly
 
 SIDE, WIDTH, CLASSES = 299, 2048, 1008
+REMEDY = "fetch source inception-fid (pt_inception-2015-12-05) again"
 Kernel = int | tuple[int, int]
 
 
@@ -200,7 +201,7 @@ class InceptionFeatures:
             if not name.endswith("num_batches_tracked")
         }
         optional = [n for n in model.state_dict() if n.endswith("num_batches_tracked")]
-        load_strictly(model, tensors, file, optional)
+        load_strictly(model, tensors, file, optional, REMEDY)
         return cls(model, device)
 
     @torch.no_grad()

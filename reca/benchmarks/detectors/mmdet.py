@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from reca.models.weights import load_foreign, load_strictly
+from reca.models.weights import Manifest, check_manifest, load_foreign, load_strictly, manifest_of
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerForUniversalSegmentation
@@ -151,13 +151,48 @@ _LEFT_OUT = (
 )  # recomputed or training only
 
 
+_REMEDY = "this is not the official Swin-S Mask2Former; fetch source mask2former-swin-small-coco-mmdet again"
+
+
+def _used(name: str) -> bool:
+    return not any(part in name for part in _LEFT_OUT)
+
+
 def convert(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The official state dict under transformers' names; ValueError names a tensor that has no place."""
     found: dict[str, Tensor] = {}
     for name, tensor in official.items():
-        if not any(part in name for part in _LEFT_OUT):
+        if _used(name):
             found |= dict(_placed(name, tensor))
     return found
+
+
+def expected(model: nn.Module) -> Manifest:
+    """Names, shapes and kinds of the official file for a network: what `convert` needs, and nothing else."""
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    for name, (shape, kind) in manifest_of(model.state_dict()).items():
+        if name not in _OWN:
+            official = official_name(name)
+            is_packed = official.endswith(("qkv.weight", "qkv.bias")) or ".in_proj_" in official
+            is_third = is_packed and "_proj." in name
+            rows = (3 * shape[0], *shape[1:]) if is_third else shape
+            found[official] = (rows, kind)
+    return found
+
+
+def official_name(name: str) -> str:
+    """The official name of a tensor of transformers' network (the packed one of q, k, v): `translate` backwards."""
+    packed = re.sub(r"attention\.[qkv]_proj\.", "attention.qkv.", name)
+    packed = re.sub(r"(decoder\.layers\.\d+\.self_attn\.)[qkv]_proj\.", r"\1in_proj_", packed)
+    for pattern, target in _NAMES:
+        form = re.sub(r"<?\\+(\d)(\\\+1>)?", r"(\\d+)", re.escape(target))
+        found = re.match(form, packed)
+        if found:
+            shift = 1 if "+1>" in target else 0
+            numbers = iter(str(int(number) - shift) for number in found.groups())
+            own = re.sub(r"\(\\d\+\)", lambda _, n=numbers: next(n), pattern).replace("\\.", ".")  # type: ignore[misc]
+            return own + packed[found.end() :]
+    raise ValueError(f"{name}: has no name in mmdet's Mask2Former")
 
 
 def _placed(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -215,6 +250,9 @@ def build() -> Mask2FormerForUniversalSegmentation:
 def load(file: Path, sha256: str | None) -> Mask2FormerForUniversalSegmentation:
     """The official weights in transformers' network, every tensor in its place; the file's hash is checked first."""
     model = build()
-    converted = convert(load_foreign(file, sha256, inside="state_dict"))
-    load_strictly(model, converted, file, optional=_OWN)
+    official = {
+        n: t for n, t in load_foreign(file, sha256, inside="state_dict").items() if _used(n)
+    }
+    check_manifest(file, manifest_of(official), expected(model), remedy=_REMEDY)
+    load_strictly(model, convert(official), file, optional=_OWN)
     return model

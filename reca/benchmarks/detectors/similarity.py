@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reca.models.weights import load_foreign, load_strictly
+from reca.models.weights import check_manifest, load_foreign, load_strictly, manifest_of
 
 
 class Alike(Protocol):
@@ -73,15 +73,13 @@ class Lpips(nn.Module):
         """From the two published files with their hashes."""
         model = cls()
         trunk = {n: t for n, t in load_foreign(*alexnet).items() if n.startswith("features.")}
-        load_strictly(model.net, trunk, alexnet[0])
-        for index, head in enumerate(model.heads):
-            name = f"lin{index}.model.1.weight"
-            found = load_foreign(*heads).get(name)
-            if found is None or found.shape != head.shape:
-                raise ValueError(
-                    f"{heads[0]}: no {name} of shape {list(head.shape)}; is it LPIPS 0.1?"
-                )
-            head.data.copy_(found)
+        load_strictly(model.net, trunk, alexnet[0], remedy="fetch source alexnet again")
+        found = load_foreign(*heads)
+        own = {f"lin{index}.model.1.weight": head.data for index, head in enumerate(model.heads)}
+        remedy = "these are not the heads of LPIPS 0.1 (alex); fetch source lpips-alex again"
+        check_manifest(heads[0], manifest_of(found), manifest_of(own), remedy=remedy)
+        for name, head in own.items():
+            head.copy_(found[name])
         return model.to(device).eval()
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:

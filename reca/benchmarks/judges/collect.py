@@ -37,10 +37,15 @@ class CapReached(ValueError):
 class _Purse:
     """What may still be spent: each request in flight holds back the dearest cost seen so far."""
 
-    def __init__(self, config: JudgeConfig, spent: float) -> None:
+    def __init__(self, config: JudgeConfig, spent: float, dearest: float) -> None:
         self.cap, self.spent, self.held = config.cost_cap, spent, 0
-        self.dearest = config.request_cost_estimate
+        self.dearest = max(config.request_cost_estimate, dearest)
         self._lock = threading.Lock()
+
+    @property
+    def blind(self) -> bool:
+        """Whether a cap holds and no cost is known yet: then one request goes ahead alone."""
+        return self.cap is not None and self.dearest == 0
 
     def hold(self) -> bool:
         """Whether one more request fits below the cap, those in flight counted at the dearest cost."""
@@ -55,6 +60,14 @@ class _Purse:
             self.held -= 1
             self.spent += cost
             self.dearest = max(self.dearest, cost)
+
+    def demand_costs(self, cost: float) -> None:
+        """ValueError where a cap holds and a reply tells no cost: the cap would cap nothing."""
+        if self.cap is not None and cost == 0 and self.dearest == 0:
+            raise ValueError(
+                f"judge.cost_cap = {self.cap:g}: the endpoint counts no tokens, so no cost is known; set "
+                "judge.request_cost_estimate (the reply is in the ledger)"
+            )
 
 
 def collect(
@@ -72,18 +85,22 @@ def collect(
     passed, and ValueError where the judge itself is out of order; both leave the ledger whole.
     """
     fixed = judge.determinants(benchmark, version)
-    purse = _Purse(judge.config, ledger.cost)
+    purse = _Purse(judge.config, ledger.cost, max((entry.cost for entry in ledger), default=0.0))
+    turns: dict[Any, threading.Lock] = {}
     counts = {"asked": 0, "known": 0, "failed": 0}
 
     def answer(request: JudgeRequest) -> dict[str, int]:
-        return _answer(request, judge, ledger, fixed, readable, purse)
+        same = (request.system, request.parts)
+        with turns.setdefault(same, threading.Lock()):  # equal questions are paid for once
+            return _answer(request, judge, ledger, fixed, readable, purse)
 
     todo = iter(requests)
     running: set[Future[dict[str, int]]] = set()
     with ThreadPoolExecutor(max(1, judge.config.concurrency)) as pool:
         try:
             while True:
-                while len(running) < judge.config.concurrency and (one := next(todo, None)):
+                width = 1 if purse.blind else max(1, judge.config.concurrency)
+                while len(running) < width and (one := next(todo, None)):
                     running.add(pool.submit(answer, one))
                 if not running:
                     break
@@ -130,6 +147,7 @@ def _answer(
             finally:
                 purse.settle(cost)
             counts["asked"] += 1
+            purse.demand_costs(cost)
         if entry.status == "refused" or readable(entry.reply):
             break
     return counts

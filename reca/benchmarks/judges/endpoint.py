@@ -11,7 +11,7 @@ import os
 import random
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,11 +22,18 @@ from reca.benchmarks.judges.requests import JudgeRequest
 from reca.schema import JudgeConfig
 
 _log = logging.getLogger(__name__)
-_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+_RETRIED = {408, 409, 425, 429}  # and every 5xx
 _CONFIGURATION = {401, 403, 404}  # nothing that asking again could mend
 _LARGEST = 4 << 20  # bytes of a reply's body
 _SHOWN = 200
-_FILTER = ("content_filter", "content_policy", "responsibleai", "moderation", "safety")
+_FILTER = (
+    "content_filter",
+    "content_policy",
+    "content management policy",
+    "responsibleai",
+    "moderation",
+    "safety system",
+)
 
 
 class Transient(Exception):
@@ -78,14 +85,14 @@ class Endpoint:
                 f"judge.key_variable: ${config.key_variable} is not set; export the key of "
                 f"{self.provider}, or set key_variable to '' for an endpoint without one"
             )
-        self._auth = _Bearer(key)
-        self._secret = key
+        self._secret = _sendable(key.strip(), config.key_variable) if key else None
+        self._auth = _Bearer(self._secret)
         self._local = threading.local()
 
     @property
     def provider(self) -> str:
         """Host and port of the endpoint: the same model differs between providers."""
-        return urlsplit(self.config.base_url).netloc.rpartition("@")[2]
+        return urlsplit(self.config.base_url).netloc.rpartition("@")[2].lower()
 
     def determinants(self, benchmark: str, version: str) -> dict[str, Any]:
         """All that determines a reply besides the request itself."""
@@ -95,6 +102,7 @@ class Endpoint:
             "benchmark": benchmark,
             "version": version,
             "provider": self.provider,
+            "path": urlsplit(self.config.base_url).path.rstrip("/"),  # some name a deployment in it
             **{name: fields[name] for name in names},
         }
 
@@ -104,7 +112,7 @@ class Endpoint:
         reason = "never asked"
         for attempt in range(self.config.tries):
             try:
-                return self._once(body)
+                return self._once(body, request.id)
             except Transient as problem:
                 reason = self._clean(str(problem))
                 if attempt + 1 < self.config.tries:
@@ -126,7 +134,7 @@ class Endpoint:
                 body[name] = value
         return body
 
-    def _once(self, body: dict[str, Any]) -> Reply:
+    def _once(self, body: dict[str, Any], name: str) -> Reply:
         url = self.config.base_url.rstrip("/") + "/chat/completions"
         try:
             with self._session().post(
@@ -140,7 +148,7 @@ class Endpoint:
                 content = self._content(response)
         except requests.RequestException as error:
             raise Transient(f"{type(error).__name__} at {self.provider}") from None
-        return self._read(response, content)
+        return self._read(response, content, name)
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
@@ -159,21 +167,23 @@ class Endpoint:
                 raise Transient("the body took too long")
         return bytes(found)
 
-    def _read(self, response: requests.Response, content: bytes) -> Reply:
+    def _read(self, response: requests.Response, content: bytes, name: str) -> Reply:
         status = response.status_code
         if status == 200:
-            return reply_of(content)
-        said = self._clean(" ".join(content.decode("utf-8", "replace").split())[:_SHOWN])
-        if status in _RETRIED:
+            reply = reply_of(content)
+            return replace(reply, text=self._clean(reply.text), model=self._clean(reply.model))
+        if status in _RETRIED or status >= 500:
             raise Transient(f"status {status}", _retry_after(response))
-        if status == 400 and any(word in said.lower() for word in _FILTER):
+        whole = self._clean(" ".join(content.decode("utf-8", "replace").split()))
+        said = whole[:_SHOWN]  # cut after cleaning: no part of a key stays at the cut
+        if status in (400, 403) and any(word in whole.lower() for word in _FILTER):
             return Reply(said, True, "", {})
         if status in _CONFIGURATION or 300 <= status < 400:
             raise ValueError(
                 f"judge at {self.provider}: status {status}: {said or 'no text'}; check judge.base_url, "
                 f"judge.model and ${self.config.key_variable or 'no key'}"
             )
-        raise ValueError(f"judge at {self.provider} refuses the request: status {status}: {said}")
+        raise ValueError(f"judge at {self.provider} refuses {name}: status {status}: {said}")
 
     def _clean(self, text: str) -> str:
         """A text of the server without the key, should it echo one."""
@@ -181,7 +191,11 @@ class Endpoint:
 
 
 def reply_of(content: bytes) -> Reply:
-    """The reply in a body of chat completions; Transient where the body is not of that form or empty."""
+    """The reply in a body of chat completions; Transient where the body is not of that form.
+
+    An empty text is a reply that was paid for (a model that spends its length on thinking): it has no score,
+    but its cost counts.
+    """
     import json
 
     try:
@@ -198,9 +212,19 @@ def reply_of(content: bytes) -> Reply:
     if isinstance(text, list):  # some endpoints answer in parts
         parts = [part.get("text", "") for part in text if isinstance(part, dict)]
         text = "".join(part for part in parts if isinstance(part, str))
-    if not isinstance(text, str) or not text.strip():
-        raise Transient("an empty reply")
-    return Reply(text, False, model, usage)
+    if not isinstance(text, str | None):
+        raise Transient("a text that is none")
+    return Reply(text or "", False, model, usage)
+
+
+def _sendable(key: str, variable: str) -> str:
+    """The key; ValueError, without showing it, for one that no header can carry."""
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            f"${variable}: holds something that is no key (empty, blanks, line ends or letters beyond "
+            "ASCII); export the key alone"
+        )
+    return key
 
 
 def _retry_after(response: requests.Response) -> float | None:
@@ -217,7 +241,7 @@ def _retry_after(response: requests.Response) -> float | None:
 
 
 def check(config: JudgeConfig) -> None:
-    """ValueError for a judge that could not be named in a table: no http(s) URL, credentials in it, no dated model."""
+    """ValueError for a judge that cannot be named in a table or capped: URL, credentials in it, model, prices."""
     parts = urlsplit(config.base_url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ValueError(f"judge.base_url = {config.base_url!r}: must be an http or https URL")
@@ -230,4 +254,11 @@ def check(config: JudgeConfig) -> None:
         raise ValueError(
             f"judge.model = {config.model!r}: name a dated snapshot or a versioned model, as an alias "
             "(gpt-4o) means another judge every few months"
+        )
+    if config.cost_cap is not None and not (
+        config.price_input or config.price_output or config.request_cost_estimate
+    ):
+        raise ValueError(
+            f"judge.cost_cap = {config.cost_cap:g}: caps nothing without prices; set price_input and "
+            "price_output, or request_cost_estimate"
         )

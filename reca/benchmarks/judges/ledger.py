@@ -17,7 +17,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from reca.records import fsync_directory
 
 Status = Literal["reply", "refused"]
 _log = logging.getLogger(__name__)
@@ -62,16 +64,28 @@ class Ledger:
         except OSError as error:
             raise ValueError(f"{self.path}: cannot write the ledger ({error.strerror})") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            self._take()
+        except BaseException:
             self._file.close()
+            raise
+        return self
+
+    def _take(self) -> None:
+        """Lock the file for this process, read what is there, and make its name last as its lines do."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise ValueError(
                 f"{self.path}: another process is asking this judge; wait for it, or stop it"
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"{self.path}: cannot be locked ({error.strerror}); put the ledger on another disk"
             ) from error
         self._entries, self._whole = {}, 0
         self._read()
         self._close_off()
-        return self
+        fsync_directory(self.path.parent)
 
     def __exit__(
         self,
@@ -92,8 +106,8 @@ class Ledger:
         lines = data.split(b"\n")
         for number, line in enumerate(lines[:-1], 1):  # the last piece has no line end: unfinished
             try:
-                entry = Entry(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                entry = _checked(Entry(**json.loads(line)))
+            except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f"{self.path}, line {number}: damaged ({error}); restore the ledger, or remove this line"
                 ) from error
@@ -140,6 +154,16 @@ class Ledger:
     def cost(self) -> float:
         """What all replies cost so far."""
         return sum(entry.cost for entry in self._entries.values())
+
+
+def _checked(entry: Entry) -> Entry:
+    """The entry; ValueError for a field of another kind than this file writes."""
+    texts = (entry.key, entry.id, entry.reply)
+    if not all(isinstance(text, str) for text in texts) or entry.status not in get_args(Status):
+        raise ValueError("key, id, reply and status are not those of a reply")
+    if not isinstance(entry.cost, int | float) or not 0 <= entry.cost < float("inf"):
+        raise ValueError(f"cost {entry.cost!r}")
+    return entry
 
 
 def totals(entries: Mapping[str, Entry] | Ledger) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from reca.benchmarks.detectors import colours, mask2former, mmdet
 from reca.benchmarks.detectors.instances import Instance, instances, upsampled
+from reca.models.weights import manifest_of
 from reca.records import sha256_file
 from tests.benchmarks import tiny_networks as tiny
 
@@ -239,6 +240,45 @@ def test_the_official_file_is_opened_under_its_hash(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="sha256"):
         mmdet.load(path, "0" * 64)
+
+
+def test_the_official_names_are_known_backwards():
+    model = tiny.mask2former(seed=1)
+    official = {n: t for n, t in official_state(model).items() if "position_index" not in n}
+    assert mmdet.expected(model) == manifest_of(official)
+    with pytest.raises(ValueError, match=r"elsewhere\.weight: has no name"):
+        mmdet.official_name("elsewhere.weight")
+
+
+KEYS = {  # renamed, packed, reordered, a bias table
+    "plain": "panoptic_head.query_feat.weight",
+    "packed by Swin": "backbone.stages.0.blocks.0.attn.w_msa.qkv.weight",
+    "packed by the decoder": "panoptic_head.transformer_decoder.layers.0.attentions.1.attn.in_proj_bias",
+    "reordered": "backbone.stages.0.downsample.reduction.weight",
+    "reordered norm": "backbone.stages.0.downsample.norm.weight",
+    "shifted": "backbone.norm0.bias",
+}
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "different"])
+@pytest.mark.parametrize("key", KEYS)
+def test_an_official_tensor_that_does_not_fit_is_named(tmp_path, monkeypatch, key, fault):
+    state, name = official_state(tiny.mask2former(seed=2)), KEYS[key]
+    if fault == "missing":
+        del state[name]
+    elif fault == "unexpected":
+        name = f"{name}.extra"
+        state[name] = torch.zeros(3)
+    else:
+        state[name] = state[name].flatten()[:2].clone()
+    path = tmp_path / "official.pth"
+    torch.save({"meta": {}, "state_dict": state}, path)
+    monkeypatch.setattr(mmdet, "build", lambda: tiny.mask2former(seed=3))
+    with pytest.raises(ValueError) as raised:
+        mmdet.load(path, sha256_file(path))
+    said = str(raised.value)
+    assert "official.pth: does not fit" in said and f"1 {fault} ({name}" in said
+    assert "fetch source mask2former-swin-small-coco-mmdet" in said and "\n" not in said
 
 
 def test_the_official_configuration_has_the_official_sizes():

@@ -79,7 +79,7 @@ def test_lpips_is_its_formula(tmp_path):
     pictures = [Image.fromarray(pixels(i, (64, 64))) for i in (0, 1)]
     assert alike(pictures[0], pictures[0]) == 0 < alike(*pictures)
     torch.save({"lin0.model.1.weight": torch.ones(1, 3, 1, 1)}, paths[1])
-    with pytest.raises(ValueError, match=r"is it LPIPS 0\.1"):
+    with pytest.raises(ValueError, match=r"4 missing .*1 different .*LPIPS 0\.1"):
         similarity.Lpips.open((paths[0], sha256_file(paths[0])), (paths[1], sha256_file(paths[1])))
 
 
@@ -88,6 +88,45 @@ def test_alexnet_has_the_published_names_and_sizes():
     assert shapes["features.0.weight"] == (64, 3, 11, 11)
     assert shapes["features.10.weight"] == (256, 256, 3, 3)
     assert {n.split(".")[1] for n in shapes} == {"0", "3", "6", "8", "10"}
+
+
+FAULTS = {
+    "missing": lambda tensors, name: tensors.pop(name),
+    "unexpected": lambda tensors, name: tensors.update({f"{name}.extra": torch.ones(1)}),
+    "different": lambda tensors, name: tensors.update({name: tensors[name].flatten()[:2].clone()}),
+}
+KEYS = {
+    "alexnet": ("features.3.weight", "fetch source alexnet"),
+    "lpips": ("lin2.model.1.weight", "fetch source lpips-alex"),
+    "inception": ("Mixed_5c.branch5x5_1.conv.weight", "fetch source inception-fid"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("which", KEYS)
+def test_a_name_that_does_not_fit_is_named_with_file_and_remedy(tmp_path, which, fault):
+    model = similarity.Lpips()
+    states = {
+        "alexnet": model.net.state_dict(),
+        "lpips": {f"lin{i}.model.1.weight": h.data for i, h in enumerate(model.heads)},
+    }
+    if which == "inception":
+        states[which] = inception.Inception().state_dict()
+    name, remedy = KEYS[which]
+    states = {file: dict(tensors) for file, tensors in states.items()}
+    FAULTS[fault](states[which], name)
+    files = {}
+    for file, tensors in states.items():
+        torch.save(tensors, tmp_path / f"{file}.pth")
+        files[file] = tmp_path / f"{file}.pth", sha256_file(tmp_path / f"{file}.pth")
+    with pytest.raises(ValueError) as raised:
+        if which == "inception":
+            inception.InceptionFeatures.open(*files[which])
+        else:
+            similarity.Lpips.open(files["alexnet"], files["lpips"])
+    said = str(raised.value)
+    assert f"{which}.pth: does not fit" in said and f"1 {fault} ({name}" in said and remedy in said
+    assert "\n" not in said
 
 
 # ---- cosines -------------------------------------------------------------------------------------

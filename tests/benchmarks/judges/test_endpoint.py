@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from email.utils import formatdate
 
 import pytest
 
+from reca.benchmarks.judges import endpoint
 from reca.benchmarks.judges.endpoint import Endpoint, GaveUp
 from reca.benchmarks.judges.requests import JudgeRequest
 from tests.benchmarks.judges import judge_server as js
@@ -41,10 +44,10 @@ TROUBLES = {
     "no choices": js.status(200, b'{"choices": []}'),
     "no message": js.status(200, b'{"choices": [{}]}'),
     "null message": js.status(200, b'{"choices": [{"message": null}]}'),
-    "content is null": js.says(None),
-    "content is blank": js.says("  \n"),
     "content is a number": js.says(7),
-    "content is a list of nothing": js.says([]),
+    "a status of its own": js.status(521),
+    "not implemented": js.status(501),
+    "an error with status 200": js.status(200, b'{"error": {"code": 429}}'),
     "far too large": js.status(200, b" " * (5 << 20)),
 }
 
@@ -61,7 +64,7 @@ def test_trouble_on_the_way_is_asked_again(trouble):
         assert len(server.asked) == 3
 
 
-@pytest.mark.parametrize("trouble", ["server error", "hangs up", "content is blank"])
+@pytest.mark.parametrize("trouble", ["server error", "hangs up", "no choices"])
 def test_it_gives_up_after_the_configured_tries(trouble):
     with js.serving(TROUBLES[trouble]) as server:
         with pytest.raises(GaveUp, match=r"one: .*3 tries"):
@@ -76,7 +79,26 @@ def test_nobody_there():
         Endpoint(gone).ask(ASKED)
 
 
+BLANK = {"null": None, "blank": "  \n", "a list of nothing": [], "empty": ""}
+
+
+@pytest.mark.parametrize("how", BLANK)
+def test_an_empty_text_is_a_reply_whose_cost_counts(how):
+    """A model that spends its length on thinking: paid for, so not asked again behind the cap's back."""
+    with js.serving(js.says(BLANK[how], finish="length")) as server:
+        reply = Endpoint(js.config(server)).ask(ASKED)
+        assert not reply.text.strip() and not reply.refused
+        assert reply.usage["prompt_tokens"] == 1000 and len(server.asked) == 1
+
+
+AZURE = (
+    b'{"error": {"message": "The response was filtered due to the prompt triggering the management policy of '
+    b"this service. Please modify your prompt and retry. To learn more about our policies please read our "
+    b'documentation.", "type": null, "param": "prompt", "code": "content_filter", "status": 400}}'
+)
 REFUSALS = {
+    "by a filter that says so late": js.status(400, AZURE),
+    "by a gateway's moderation": js.status(403, b'{"error": "input was flagged by moderation"}'),
     "by its field": js.says(None, message={"refusal": "I cannot."}),
     "by its finish": js.says("", finish="content_filter"),
     "by a filter before the model": js.status(
@@ -99,6 +121,14 @@ def test_what_asking_again_cannot_mend_stops_at_once(code):
         with pytest.raises(ValueError, match=f"status {code}"):
             Endpoint(js.config(server)).ask(ASKED)
         assert len(server.asked) == 1  # nothing is followed
+
+
+def test_a_parameter_that_is_named_after_safety_is_no_refusal():
+    with (
+        js.serving(js.status(400, b"unknown parameter: safety_identifier")) as server,
+        pytest.raises(ValueError, match="refuses one: status 400"),
+    ):
+        Endpoint(js.config(server)).ask(ASKED)
 
 
 def test_what_is_sent():
@@ -129,7 +159,59 @@ ECHOES = {
     "a wrong key": js.status(401, f"Incorrect API key provided: {js.KEY}".encode()),
     "a refused request": js.status(422, f"header Bearer {js.KEY}".encode()),
     "an error": js.status(500, js.KEY.encode()),
+    "across the cut of what is shown": js.status(422, b"x" * 185 + js.KEY.encode()),
 }
+UNSENDABLE = {
+    "line end inside": "\ncanary",
+    "blank inside": " canary",
+    "beyond ASCII": "\u2019canary",
+}
+
+
+@pytest.mark.parametrize("how", UNSENDABLE)
+def test_a_key_that_no_header_can_carry_is_refused_unshown(how, monkeypatch, caplog):
+    monkeypatch.setenv("RECA_TEST_JUDGE_KEY", f"sk{UNSENDABLE[how]}")
+    with js.serving(js.says("x")) as server, pytest.raises(ValueError, match="is no key") as raised:
+        Endpoint(js.config(server))
+    assert "canary" not in repr(raised.value) + caplog.text and not server.asked
+
+
+def test_a_line_end_behind_the_key_does_not_matter(monkeypatch):
+    monkeypatch.setenv("RECA_TEST_JUDGE_KEY", f"{js.KEY}\n")
+    with js.serving(js.says("x")) as server:
+        Endpoint(js.config(server)).ask(ASKED)
+        assert server.requests[0][1]["Authorization"] == f"Bearer {js.KEY}"
+
+
+def test_a_reply_that_holds_the_key_is_kept_without_it():
+    with js.serving(js.says(f"headers: {js.KEY}", model=f"proxy {js.KEY}")) as server:
+        reply = Endpoint(js.config(server)).ask(ASKED)
+    assert (reply.text, reply.model) == ("headers: [key]", "proxy [key]")
+
+
+@pytest.mark.parametrize("asked", ["7", "100", "inf", "nan", "-3", "date"])
+def test_the_pause_is_what_the_server_asks_for_within_the_limit(asked, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(endpoint.time, "sleep", pauses.append)
+    value = formatdate(time.time() + 9, usegmt=True) if asked == "date" else asked
+    with js.serving(js.status(429, Retry_After=value), js.says("x")) as server:
+        judge = Endpoint(js.config(server, backoff_seconds=0.5, longest_pause_seconds=30.0))
+        assert judge.ask(ASKED).text == "x"
+    low, high = {"7": (7, 7), "100": (30, 30), "inf": (30, 30), "date": (7, 9.1)}.get(
+        asked, (0.5, 1)
+    )
+    assert len(pauses) == 1 and low <= pauses[0] <= high
+
+
+def test_pauses_grow(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(endpoint.time, "sleep", pauses.append)
+    with js.serving(js.status(503)) as server, pytest.raises(GaveUp):
+        Endpoint(js.config(server, tries=6, backoff_seconds=1.0, longest_pause_seconds=9.0)).ask(
+            ASKED
+        )
+    assert len(pauses) == 5 and all(2**n <= p <= 2 ** (n + 1) for n, p in enumerate(pauses[:3]))
+    assert pauses[4] == 9.0
 
 
 @pytest.mark.parametrize("how", ECHOES)
@@ -153,6 +235,7 @@ WRONG = {
     "not a URL": ({"base_url": "api.openai.com"}, "http or https"),
     "a file": ({"base_url": "file:///etc/passwd"}, "http or https"),
     "a password": ({"base_url": "https://me:secret@host/v1"}, "no credentials"),
+    "a cap without prices": ({"cost_cap": 1.0}, "caps nothing"),
     "no key": ({"key_variable": "RECA_TEST_ABSENT"}, "RECA_TEST_ABSENT is not set"),
 }
 

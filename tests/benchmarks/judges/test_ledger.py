@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -155,13 +157,29 @@ def test_an_unfinished_last_line_is_cut_off_at_every_place(tmp_path):
         assert path.read_bytes() == whole
 
 
+DAMAGED = (
+    b"{]\n", b"[]\n", b"\n", b'{"key": "a"}\n', b'{"unknown": 1}\n', b"[" * 9999 + b"\n", b"\xff\xfe\n",
+    b'{"key": "a", "id": "i", "status": "scored", "reply": "2"}\n',
+    b'{"key": "a", "id": "i", "status": "reply", "reply": null}\n',
+    b'{"key": 1, "id": "i", "status": "reply", "reply": "2"}\n',
+    b'{"key": "a", "id": "i", "status": "reply", "reply": "2", "cost": -1}\n',
+    b'{"key": "a", "id": "i", "status": "reply", "reply": "2", "cost": NaN}\n',
+)  # fmt: skip
+
+
 def test_damage_before_the_end_is_named(tmp_path):
     path = tmp_path / "l.jsonl"
     lines = filled(path).splitlines(keepends=True)
-    for damaged in (b"{]\n", b"[]\n", b'{"key": "a"}\n', b'{"unknown": 1}\n'):
+    for damaged in DAMAGED:
         path.write_bytes(lines[0] + damaged + lines[2])
         with pytest.raises(ValueError, match=r"l\.jsonl, line 2: damaged"):
             Ledger(path)
+        with pytest.raises(ValueError, match=r"line 2: damaged"), Ledger(path):
+            pass
+        assert path.read_bytes() == lines[0] + damaged + lines[2]  # nothing is cut away
+    path.write_bytes(b"".join(lines))
+    with Ledger(path) as ledger:  # the failed attempts hold no lock
+        assert len(ledger) == 3
 
 
 def test_a_full_disk_leaves_the_ledger_whole(tmp_path, monkeypatch):
@@ -196,6 +214,15 @@ def test_one_writer_at_a_time(tmp_path):
         pass
 
 
+def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(ValueError, match="cannot be locked"), Ledger(tmp_path / "l.jsonl"):
+        pass
+
+
 def test_each_entry_is_synced_before_it_counts(tmp_path, monkeypatch):
     seen = []
     with Ledger(tmp_path / "l.jsonl") as ledger:
@@ -227,9 +254,11 @@ def test_the_key_holds_everything_that_determines_the_reply():
         for name, value in {
             "model": "judge-2024-11-20", "temperature": 1.0, "max_tokens": 5, "seed": 1,
             "base_url": "http://127.0.0.1:1/v1",
-        }.items():  # fmt: skip
+            }.items():  # fmt: skip
             changed = Endpoint(replace(config, **{name: value}))
             keys[name] = BASE.key(changed.determinants("wise", "1"))
+        elsewhere = Endpoint(replace(config, base_url=config.base_url + "/deployments/other"))
+        keys["path of the URL"] = BASE.key(elsewhere.determinants("wise", "1"))
         keys["version"] = BASE.key(Endpoint(config).determinants("wise", "2"))
         keys["benchmark"] = BASE.key(Endpoint(config).determinants("gedit", "1"))
         assert len(set(keys.values())) == len(keys)
@@ -254,7 +283,54 @@ def test_the_cap_stops_before_it_is_passed_and_the_next_run_goes_on(tmp_path):
     assert Ledger(path).cost == pytest.approx(0.028)
 
 
+def test_without_an_estimate_one_request_goes_ahead_and_the_cap_holds(tmp_path):
+    path = tmp_path / "l.jsonl"
+    with js.serving(js.after(0.05, js.says("2"))) as server:
+        with pytest.raises(CapReached):
+            run(server, path, asked(10), cost_cap=0.0057, concurrency=8, **PRICES)
+        assert len(server.asked) == 2 and Ledger(path).cost <= 0.0057
+        with pytest.raises(CapReached):  # the next run knows the cost from the ledger
+            run(server, path, asked(10), cost_cap=0.0085, concurrency=8, **PRICES)
+        assert len(server.asked) == 3
+
+
+def test_a_cap_over_an_endpoint_that_counts_nothing_stops_at_once(tmp_path):
+    path = tmp_path / "l.jsonl"
+    with js.serving(js.says("2", usage={})) as server:
+        with pytest.raises(ValueError, match="counts no tokens"):
+            run(server, path, asked(10), cost_cap=1.0, **PRICES)
+        assert len(server.asked) == len(Ledger(path)) == 1
+        with pytest.raises(CapReached):
+            run(server, path, asked(10), cost_cap=1.0, request_cost_estimate=0.3, **PRICES)
+        assert len(server.asked) == 1 + 3
+
+
+def test_empty_replies_count_against_the_cap(tmp_path):
+    path = tmp_path / "l.jsonl"
+    with js.serving(js.says("", finish="length")) as server:
+        with pytest.raises(CapReached):
+            run(
+                server,
+                path,
+                asked(9),
+                bool,
+                cost_cap=0.0113,
+                request_cost_estimate=0.0028,
+                **PRICES,
+            )
+        assert len(server.asked) == len(Ledger(path)) == 4
+        assert Ledger(path).cost == pytest.approx(0.0112)
+
+
+def test_equal_questions_are_paid_for_once_even_at_the_same_time(tmp_path):
+    twins = [JudgeRequest(f"twin-{i}", ("the same", Picture(png("red")))) for i in range(8)]
+    with js.serving(js.after(0.05, js.says("2"))) as server:
+        counts, found = run(server, tmp_path / "l.jsonl", twins, concurrency=8)
+        assert len(server.asked) == 1 and counts == {"asked": 1, "known": 7, "failed": 0}
+    assert set(found.values()) == {("reply", "2")} and len(found) == 8
+
+
 def test_the_key_is_in_no_file(tmp_path):
-    with js.serving(js.says(f"my key is not {js.KEY[:5]}")) as server:
+    with js.serving(js.says(f"Authorization: Bearer {js.KEY}")) as server:
         run(server, tmp_path / "l.jsonl", asked(2))
     assert all(js.KEY[:12] not in p.read_text() for p in tmp_path.rglob("*") if p.is_file())
