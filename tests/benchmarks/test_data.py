@@ -192,7 +192,9 @@ def test_pictures_of_mmmu_stand_in_the_columns_that_the_text_names(tmp_path):
     assert question.image_ids == (name, f"{name}#2", f"{name}#3")
     found = data.question_pictures("mmmu", [question], sources)
     assert found == dict(zip(question.image_ids, map(small.picture, (5, 6, 7)), strict=True))
-    assert not {"image_1", "image_2", "image_3"} & set(*map(set, hub_rows(tmp_path, "MMMU", ("id",))))
+    assert not {"image_1", "image_2", "image_3"} & set(
+        *map(set, hub_rows(tmp_path, "MMMU", ("id",)))
+    )
     table(tmp_path / "validation-0.parquet", [{**row, "image_3": None}])
     with pytest.raises(ValueError, match=f"no picture of mmmu question {name}#3"):
         data.question_pictures("mmmu", [question], sources)
