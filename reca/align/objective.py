@@ -42,10 +42,9 @@ class MicroBatch:
     conversation: Any = None
     partner: Tensor | None = None
     features: Features = field(default_factory=dict)  # empty until loaded, and for the task text
-    sources: Sequence[
-        int
-    ] = ()  # edit: rows of the pictures to change, `indices` being the targets'
-    source: Features = field(default_factory=dict)  # of these rows
+    # edit: rows of the pictures to change, `indices` being those of the targets, and their features
+    sources: Sequence[int] = ()
+    source: Features = field(default_factory=dict)
 
 
 def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:

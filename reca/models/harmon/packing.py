@@ -19,7 +19,6 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 LIMIT = 2**32
 """Parts with more bytes of parameters stay unpacked: the packed form is a second copy while a batch is drawn."""
 
-
 LEAST = 2**19
 """Smaller weights stay unpacked: a call of oneDNN costs more than a plain one, which they do not win back."""
 
