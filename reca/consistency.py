@@ -27,6 +27,7 @@ from reca.structure import problem, suggestion
 ROLES = ("reconstruct", "answer", "text", "edit")
 EDITING = ("bagel",)  # families that edit
 CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
+OPTIONAL_FACTS = ("everything",)
 JUDGED = ("wise", "imgedit", "gedit", "t2i_compbench", "mmvet")
 # What a family's sampler can be told besides guidance, steps and temperature, where it is known here;
 # the values are checked by the family (`reca check EXPERIMENT`).
@@ -189,8 +190,8 @@ def check_world(path: str, world: World) -> None:
         if name not in world.caption:
             raise ValueError(f"{path}.caption.{name} is missing: must be a number from 0 to 1")
     for name, rate in world.caption.items():
-        if name not in CAPTION_FACTS:
-            allowed = f"unknown key; {suggestion(name, CAPTION_FACTS)}"
+        if name not in CAPTION_FACTS + OPTIONAL_FACTS:
+            allowed = f"unknown key; {suggestion(name, CAPTION_FACTS + OPTIONAL_FACTS)}"
             raise problem(f"{path}.caption.{name}", rate, allowed)
         _share(f"{path}.caption.{name}", rate)
     told = sum(world.caption[name] for name in ("relation", "count", "two"))

@@ -51,7 +51,10 @@ def sparse_caption(scene: Scene, rates: Mapping[str, float], generator: np.rando
 
     Keys: `noise` (the caption of another scene), `relation`, `count`, `two` (two objects), `colour` (per object), and
     `single_colour` (the colour where the scene has one object). What no key claims names a single object.
+    `everything`, which may be left out, is the probability of the whole truth: every object, its colour and its place.
     """
+    if rates.get("everything") and generator.random() < rates["everything"]:
+        return dense_caption(scene)
     if generator.random() < rates["noise"]:
         scene = draw_scene(generator)
     things = scene.things

@@ -34,8 +34,8 @@ class MarConfig:
     `buffers` S leading buffer tokens; `table` side of the learned position grids, resized to the image's grid;
     `min_mask_rate` bounds the training mask; `repeats` noise draws per token and step; `sampling_steps` of the
     reverse diffusion. `noise_schedule`: Harmon's is cosine, which multiplies the head's error near pure noise by
-    hundreds; `linear` (Ho et al. 2020) forgives a small head. `attention_dropout` and `dropout` act in training only,
-    by seeded draws.
+    hundreds; `linear` (Ho et al. 2020) forgives a small head. `initializer_range`: deviation of the position tables and
+    learned tokens of an untrained network. `attention_dropout` and `dropout` act in training only, by seeded draws.
     """
 
     encoder_width: int = 768
@@ -57,6 +57,7 @@ class MarConfig:
     repeats: int = 4
     sampling_steps: int = 100
     noise_schedule: Literal["cosine", "linear"] = "cosine"
+    initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
         for name in ("encoder", "decoder"):
@@ -77,6 +78,10 @@ class MarConfig:
         if self.noise_schedule not in ("cosine", "linear"):
             raise ValueError(
                 f"network.mar.noise_schedule is {self.noise_schedule!r}; choose cosine (Harmon's) or linear"
+            )
+        if self.initializer_range <= 0:
+            raise ValueError(
+                f"network.mar.initializer_range is {self.initializer_range}; it must be above 0"
             )
         if self.sampling_steps < 2:
             raise ValueError(

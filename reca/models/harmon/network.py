@@ -180,10 +180,10 @@ class Mar(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """MAR's initialisation: small normal tables and tokens, and a head that starts at zero modulation."""
+        """MAR's initialisation: normal tables and tokens, and a head that starts at zero modulation."""
         for name, table in self.named_parameters():
             if name.endswith(("_learned", "mask_token", "fake_latent")):
-                nn.init.normal_(table, std=0.02)
+                nn.init.normal_(table, std=self.config.initializer_range)
         for part in self.diffloss.net.modulated:
             nn.init.zeros_(part.modulator.weight)
             nn.init.zeros_(part.modulator.bias)
