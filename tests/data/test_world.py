@@ -84,6 +84,23 @@ def test_sparse_captions_name_only_what_is_there() -> None:
     assert any(caption.split()[0] in NUMBERS for _, caption in told)
 
 
+def test_a_share_of_captions_tells_everything() -> None:
+    generator = np.random.default_rng(3)
+    rates = {**RATES, "everything": 0.4}
+    several = [scene for scene in scenes() if len(scene.things) > 1]
+    told = [sparse_caption(scene, rates, generator) == dense_caption(scene) for scene in several]
+    assert sum(told) / len(told) == pytest.approx(0.4, abs=0.1)
+
+
+def test_worlds_without_that_share_stay_the_same() -> None:
+    """The captions of data that exists are drawn from the same numbers."""
+    captions = []
+    for rates in (RATES, {**RATES, "everything": 0.0}):
+        generator = np.random.default_rng(3)
+        captions.append([sparse_caption(scene, rates, generator) for scene in scenes()])
+    assert captions[0] == captions[1]
+
+
 def test_relations_need_a_shared_row_or_column() -> None:
     corners = [Thing(place, "flag", "red") for place in range(4)]
     assert relation(corners[0], corners[1]) == "left of"

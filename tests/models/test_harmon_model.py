@@ -232,6 +232,7 @@ def test_bad_input_is_named(model: HarmonModel, tmp_path: Path) -> None:
         ({"resolution": 17}, "not a multiple of the VAE's 4 pixels"),
         ({"mar": {"encoder_width": 25, "encoder_heads": 2}}, "does not divide into 2 heads"),
         ({"mar": {"min_mask_rate": 1.5}}, "must be between 0 and 1"),
+        ({"mar": {"initializer_range": 0}}, "it must be above 0"),
         ({"llm": {"layers": 2}}, "network.llm: unknown key layers"),
         ({"end": 10**6}, "is no text id"),
     ]:

@@ -52,6 +52,18 @@ def assert_equal(one: HarmonModel, other: HarmonModel) -> None:
 
 
 # ---- released sizes ------------------------------------------------------------------------------
+def test_tables_start_as_wide_as_asked() -> None:
+    """Released sizes start at MAR's 0.02; a narrow encoder cannot tell its places apart with that."""
+    for wanted in (0.02, 0.5):
+        torch.manual_seed(0)
+        given = tiny.network()
+        if wanted != 0.02:
+            given["mar"]["initializer_range"] = wanted
+        mar = build(given).network.mar
+        for table in (mar.encoder_pos_embed_learned, mar.decoder_pos_embed_learned):
+            assert table.std().item() == pytest.approx(wanted, rel=0.15)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_names_and_shapes_are_the_released_ones(size: str) -> None:
     with torch.device("meta"):
