@@ -44,6 +44,7 @@ def cache(arguments: Namespace) -> None:
     """Run the frozen encoders over a data set."""
     from reca.align.texts import open_role
     from reca.cache import build
+    from reca.devices import placed
     from reca.models import load_model
 
     plain = read_section(arguments.section)
@@ -54,7 +55,7 @@ def cache(arguments: Namespace) -> None:
     model, folder = Path(arguments.model), Path(arguments.data)
     companions = pairs("--companion", arguments.companion)
     build(
-        load_model(model),
+        placed(load_model(model), arguments.device),
         open_role(source, folder, companions),
         arguments.out,
         use=arguments.use,
