@@ -60,6 +60,7 @@ def cache(arguments: Namespace) -> None:
         arguments.out,
         use=arguments.use,
         code=stage_code("cache", family),
+        dtype=plain.get("cache_dtype", "fp32"),
         work=work_folder(arguments),
         inputs=records_of({"model": model, "data": folder, **_named("companion", companions)}),
         section={**plain, "use": arguments.use},
