@@ -64,8 +64,20 @@ _OVERRIDES = _arg("overrides", nargs="*", metavar="key=value", help="Hydra overr
 _MIRROR = _arg("--mirror", metavar="DIR", help="folder used in place of the network")
 _UNPINNED = _arg("--allow-unpinned", action="store_true", help="accept files without a known hash")
 _MODEL = _arg("--model", metavar="DIR", help="model folder (default: newest aligned laptop model)")
-_STEPS = _arg("--steps", type=int, default=12, help="sampling steps (default 12)")
-_GUIDANCE = _arg("--guidance", type=float, default=2.0, help="guidance, 0 for none (default 2)")
+_STEPS = _arg(
+    "--steps",
+    type=int,
+    help="sampling steps (default: as published, Show-o and BAGEL 50, Harmon 64; tiny Show-o 12)",
+)
+_GUIDANCE = _arg(
+    "--guidance",
+    type=float,
+    help="guidance; none at 0, for Harmon and BAGEL also at 1 "
+    "(default: as published, Show-o 5, Harmon 3, BAGEL 4; tiny Show-o 2)",
+)
+_DEVICE = _arg(
+    "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: the first GPU, if any)"
+)
 _DRAW_SEED = _arg("--seed", type=int, default=0, help="seed of the noise (default 0)")
 _SOURCE = _arg(
     "--source", action="append", default=[], metavar="ROLE=DIR", help="fetched folder of a role"
@@ -178,6 +190,7 @@ VERBS = (
             _arg(
                 "--use", required=True, choices=("draw", "read", "edit"), help="what images are for"
             ),
+            _DEVICE,
             _WORK,
             _OUT,
             _LOG,
@@ -236,6 +249,7 @@ VERBS = (
             _arg("--guidance", metavar="FILE", help="chosen guidance (from `reca choose`)"),
             _arg("--shard", metavar="I/N", default="0/1", help="part of a paper benchmark"),
             _SOURCE,
+            _DEVICE,
             _WORK,
             _OUT,
             _LOG,
@@ -346,6 +360,7 @@ VERBS = (
             _GUIDANCE,
             _STEPS,
             _DRAW_SEED,
+            _DEVICE,
         ),
     ),
     Verb(
@@ -368,6 +383,7 @@ VERBS = (
             ),
             _STEPS,
             _DRAW_SEED,
+            _DEVICE,
         ),
     ),
     Verb(
@@ -383,6 +399,7 @@ VERBS = (
             _GUIDANCE,
             _STEPS,
             _DRAW_SEED,
+            _DEVICE,
         ),
     ),
     Verb(
@@ -394,6 +411,14 @@ VERBS = (
             _arg("image", metavar="IMAGE", help="JPEG, PNG or WEBP file"),
             _arg("question", help="the question"),
             _MODEL,
+            _arg(
+                "--max-new-tokens",
+                type=int,
+                default=256,
+                metavar="N",
+                help="longest answer in tokens (default 256); a cut one is told",
+            ),
+            _DEVICE,
         ),
     ),
     # ---- records

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reca.models.unified import UnifiedModel, Workload
 
 GIB = 2**30
+CACHED_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 FULL = 4  # bytes of a float32: masters, gradients, moments
 RESERVE = 0.06  # share of a device that its runtime, fragments and buffers take
 # Values kept per token and layer for the backward pass: norms, projections, attention output and residuals; and of the
@@ -130,8 +131,10 @@ def least_gpus(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -
     return None
 
 
-def described(name: str, found: Footprint, memory: float, device: str) -> list[str]:
-    """The table that `reca plan` prints."""
+def described(
+    name: str, found: Footprint, memory: float, device: str, cache_dtype: str | None = None
+) -> list[str]:
+    """The table that `reca plan` prints; with the cache's precision also what a picture takes there."""
     places = f"each of {found.gpus} devices" if found.gpus > 1 else "one device"
     rows = [f"    {what:<30}{_gib(value)}" for what, value in found.parts.items()]
     verdict = "fits" if fits(found, memory) else "DOES NOT FIT"
@@ -140,10 +143,9 @@ def described(name: str, found: Footprint, memory: float, device: str) -> list[s
         *rows,
         f"    {'sum':<30}{_gib(found.total)}   of {_gib(memory).strip()} on {device}: {verdict}",
     ]
-    if found.features is not None:
-        lines.append(
-            f"    feature cache on disk: {found.features * 2 / 1e6:.2f} MB per picture in 16 bits"
-        )
+    if found.features is not None and cache_dtype is not None:
+        size = found.features * CACHED_BYTES[cache_dtype] / 1e6
+        lines.append(f"    feature cache on disk: {size:.2f} MB per picture in {cache_dtype}")
     return lines
 
 

@@ -34,6 +34,7 @@ BenchmarkKind = Literal[
     "mmvet",
     "reconstruction",
 ]
+CachePrecision = Literal["fp32", "fp16", "bf16"]
 SeedSchedule = Literal["per_image", "sample_index", "prompt_reset", "process"]
 
 
@@ -105,6 +106,7 @@ class ModelConfig:
     sampler: Sampler = field(default_factory=Sampler)
     resources: Resources = field(default_factory=Resources)
     seeds: list[int] = field(default_factory=list)  # empty: the experiment's
+    cache_dtype: CachePrecision = "fp32"  # of floating-point features in the cache
 
 
 @dataclass(kw_only=True)

@@ -24,6 +24,7 @@ from reca import records
 from reca.cache import build, open_cache
 from reca.cache_files import ABOUT, map_safetensors
 from reca.cache_work import narrowed
+from reca.cli import main
 from reca.data.samples import Sample
 from reca.images import decode
 from tests.toy_model import CODE, DrawingToy, Pictures, png
@@ -94,6 +95,18 @@ def test_half_precision_is_kept(tmp_path):
     cache = make(tmp_path / "c", model, dataset, dtype="bf16")
     expected = live(model, dataset, [2])["understanding"].bfloat16()
     assert torch.equal(cache.rows([2])["understanding"], expected)
+
+
+@pytest.mark.parametrize(("said", "dtype"), [({}, "fp32"), ({"cache_dtype": "bf16"}, "bf16")])
+def test_the_verb_takes_the_precision_of_its_section(monkeypatch, tmp_path, said, dtype):
+    given = {}
+    monkeypatch.setattr("reca.cache.build", lambda *args, **named: given.update(named))
+    monkeypatch.setattr("reca.models.load_model", lambda folder: DrawingToy())
+    (tmp_path / "picture.png").write_bytes(png(1))
+    section = {"family": "showo", "data": {"reconstruct": {"kind": "folder"}}, **said}
+    words = ["cache", "--section", json.dumps(section), "--model", str(tmp_path), "--use", "draw"]
+    assert main([*words, "--data", str(tmp_path), "--out", str(tmp_path / "c")]) == 0
+    assert given["dtype"] == dtype and given["section"] == {**section, "use": "draw"}
 
 
 def test_equal_images_are_encoded_once(tmp_path):

@@ -106,6 +106,13 @@ def test_our_own_errors_keep_their_traceback(monkeypatch):
         main(["compose", "laptop"])
 
 
+def test_what_no_sampler_can_use_is_refused_before_a_model_is_read(tmp_path, capsys):
+    assert main(["draw", "x", "--model", str(tmp_path), "--guidance", "nan"]) == 2
+    assert "sampling.guidance is nan; it must be 0 or more" in capsys.readouterr().err
+    assert main(["draw", "x", "--model", str(tmp_path), "--steps", "0"]) == 2
+    assert "sampling.steps is 0; it must be at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [[], ["draws"], ["align", "--seed", "x"], ["fetch"]])
 def test_wrong_words_are_exit_2(words, capsys):
     with pytest.raises(SystemExit) as ended:

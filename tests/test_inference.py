@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from reca.cache import build
+from reca.config import load
 from reca.images import decode
 from reca.inference import ask, draw, reconstruct
+from reca.models import build_model
 from reca.models.unified import Sampling
-from tests.models import showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, showo_tiny
 from tests.toy_model import CODE, Pictures, png
 
 STEPS = Sampling(guidance=1.5, steps=2)
@@ -30,6 +32,60 @@ def test_draw_is_a_function_of_the_seed(folder):
         for seed in (0, 0, 1)
     ]
     assert first[0] == first[1] != first[2]
+
+
+PAPER = {  # SPEC 4.2 of Show-o, d4 of Harmon, 4 of BAGEL
+    "showo_clip_512": Sampling(5.0, 50),
+    "harmon_15b": Sampling(3.0, 64),
+    "bagel_7b": Sampling(4.0, 50),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_released_models_draw_as_published_unless_told(name):
+    described = load("paper").models[name]
+    with torch.device("meta"):
+        model = build_model(described.family, described.network)
+    stages = described.sampler  # say it themselves
+    published = Sampling(stages.guidance[0], stages.steps)
+    assert model.default_sampling() == PAPER[name] == published
+
+
+def test_what_is_said_replaces_the_default(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr("reca.inference.draw_rows", lambda *given: asked.append(given[3]) or [None])
+    draw(folder / "model", "a red circle")
+    reconstruct(folder / "model", folder / "photo.png", prompt="describe the image", steps=3)
+    draw(folder / "model", "a red circle", sampling=Sampling(7.0, 4), guidance=1.0)
+    assert asked == [Sampling(2.0, 12), Sampling(2.0, 3), Sampling(1.0, 4)]
+
+
+@pytest.mark.parametrize("family", [showo_tiny, harmon_tiny, bagel_tiny])
+def test_a_cut_answer_is_told(folder, family, tmp_path, caplog, monkeypatch):
+    family.model(tmp_path / "words").save(tmp_path / "model")
+    asked = (tmp_path / "model", folder / "photo.png", "what this ?")
+    ask(*asked, max_new_tokens=2)
+    assert "1 of 1 answers are cut at 2 tokens" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(torch.Tensor, "argmax", end_at_once(family))
+    assert ask(*asked, max_new_tokens=2) == ""
+    assert "cut" not in caplog.text
+    with pytest.raises(ValueError, match="max_new_tokens is 0; it must be at least 1"):
+        ask(*asked, max_new_tokens=0)
+
+
+def end_at_once(family):
+    """An argmax that always finds the family's end of an answer."""
+    ends = {
+        showo_tiny: len(showo_tiny.WORDS) + 1,
+        harmon_tiny: harmon_tiny.END,
+        bagel_tiny: bagel_tiny.network()["special"]["eos"],
+    }
+
+    def argmax(self, dim=None, keepdim=False):
+        return torch.full_like(self.amax(dim, keepdim), ends[family], dtype=torch.long)
+
+    return argmax
 
 
 def test_a_prompt_that_is_too_long_is_cut_with_a_word_of_it(folder, caplog):

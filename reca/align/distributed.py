@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from reca.devices import device_of
+
 
 @dataclass(frozen=True)
 class World:
@@ -49,13 +51,12 @@ class World:
 def join(device: str = "auto") -> World:
     """The process group that torchrun describes (gloo on CPU, nccl on GPUs), or one process on its own.
 
-    `device` is auto | cpu | cuda | cuda:N; auto takes a GPU where there is one.
+    `device` is a name of `device_of`; several ranks take a GPU each, by their local rank.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    own = device_of(device)
     if size == 1:
-        return World(device=torch.device(kind))
-    own = torch.device(kind)
+        return World(device=own)
     if own.type == "cuda":
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)

@@ -33,9 +33,9 @@ _log = logging.getLogger(__name__)
 
 def device() -> str:
     """The first GPU where there is one."""
-    import torch
+    from reca.devices import device_of
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(device_of())
 
 
 # ---- rows that survive a kill ------------------------------------------------------------------------

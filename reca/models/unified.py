@@ -5,6 +5,7 @@ Letters used in shapes: B batch, T text tokens, N image tokens, L sequence, D wi
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_log = logging.getLogger(__name__)
 
 Features = dict[str, Tensor]
 """Named tensors with one row per image. The cache stores exactly these; names are the family's own, but two are fixed:
@@ -188,6 +191,11 @@ class UnifiedModel(nn.Module, ABC):
         A family with options of its own in `sampling.extra` overrides this; by default nothing is refused.
         """
 
+    # Not abstract: stages state how they draw.
+    def default_sampling(self) -> Sampling:
+        """How the family's authors draw: what `reca draw` does where a person says nothing else."""
+        return Sampling()
+
     # Not abstract: of the five families only BAGEL edits, and the others say so in one place.
     def edit(
         self,
@@ -207,7 +215,7 @@ class UnifiedModel(nn.Module, ABC):
     def answer(
         self, questions: Sequence[str], features: Features | None, max_new_tokens: int = 32
     ) -> list[str]:
-        """Greedy answers, one per row."""
+        """Greedy answers, one per row; `warn_of_cut` tells of those that had to end at `max_new_tokens`."""
 
     # Not abstract: the layouts of Show-o and Harmon have a place for one picture.
     def answer_about(
@@ -246,6 +254,12 @@ class UnifiedModel(nn.Module, ABC):
         """Write all that `reca.models.load_model(directory)` needs: safetensors under official
         names, config, tokenizer.
         """
+
+
+def warn_of_cut(rows: Sequence[Sequence[int]], end: int) -> None:
+    """Log how many rows of generated ids ran into their limit before they said `end`."""
+    if cut := [len(row) for row in rows if end not in row]:
+        _log.warning("%d of %d answers are cut at %d tokens", len(cut), len(rows), max(cut))
 
 
 def reconstruction_loss(

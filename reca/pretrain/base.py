@@ -17,6 +17,7 @@ from reca.align.recipe import Recipe
 from reca.align.texts import CHANGED, DRAWN, READ, feature_data, open_role
 from reca.align.trainer import align
 from reca.data.world_edits import WORDS
+from reca.devices import placed
 from reca.models import load_model
 from reca.models.unified import UnifiedModel, Use
 from reca.pretrain import pretraining_module
@@ -94,7 +95,7 @@ def pretrain_base(
             pretraining_of(family).assemble(
                 network, prompts=bank("laptop"), seed=seed, parts=parts, out=start
             )
-    model = load_model(start)
+    model = placed(load_model(start))
     losses = {}
     for name in sorted(phases):
         caches = encoded(model, sources, folders, work / "cache", code)

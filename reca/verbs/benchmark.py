@@ -26,6 +26,7 @@ def examination(kind: str) -> str:
 def draw(arguments: Namespace) -> None:
     """Draw or answer one shard of a benchmark with one model."""
     from reca.benchmarks.draw import draw as draw_shard
+    from reca.devices import placed
     from reca.generate import Origin
     from reca.models import load_model
 
@@ -52,7 +53,7 @@ def draw(arguments: Namespace) -> None:
             shard,
         )
         counts = draw_shard(
-            load_model(model),
+            placed(load_model(model), arguments.device),
             benchmark,
             sampler,
             origin,

@@ -31,6 +31,7 @@ def generate(arguments: Namespace) -> None:
 
 def _generate_laptop(arguments: Namespace) -> None:
     from reca.benchmarks.samples import make_samples
+    from reca.devices import placed
     from reca.generate import Origin
     from reca.models import load_model
 
@@ -54,7 +55,7 @@ def _generate_laptop(arguments: Namespace) -> None:
             sha256_json(read_manifest(model)["outputs"]), benchmark.kind, arguments.seed, code
         )
         counts = make_samples(
-            load_model(model),
+            placed(load_model(model), arguments.device),
             benchmark,
             sampler,
             origin,

@@ -1,16 +1,14 @@
-"""draw, reconstruct, ask: one picture at a time, with any model folder."""
+"""draw, reconstruct, edit, ask: one picture at a time, with any model folder."""
 
 from __future__ import annotations
 
 import io
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from reca.models.unified import Sampling
 
 ALIGNED = "results/laptop/*/reca/seed-*/reca_model.json"
 FIRST = (
@@ -36,8 +34,7 @@ def draw(arguments: Namespace) -> None:
     from reca import inference
 
     out, folder = _picture_file(arguments.out), model_folder(arguments.model)
-    sampling, seed = _sampling(arguments), arguments.seed
-    _save(inference.draw(folder, arguments.prompt, seed=seed, sampling=sampling), out)
+    _save(inference.draw(folder, arguments.prompt, **_drawing(arguments)), out)
 
 
 def reconstruct(arguments: Namespace) -> None:
@@ -51,8 +48,7 @@ def reconstruct(arguments: Namespace) -> None:
         arguments.image,
         # The laptop bank is short: also a laptop model's words hold its first prompt.
         prompt=bank("laptop")[0] if arguments.prompt is None else arguments.prompt,
-        seed=arguments.seed,
-        sampling=_sampling(arguments),
+        **_drawing(arguments),
     )
     _save(image, out)
 
@@ -60,14 +56,11 @@ def reconstruct(arguments: Namespace) -> None:
 def edit(arguments: Namespace) -> None:
     """Change a picture as told."""
     from reca import inference
-    from reca.models.unified import Sampling
 
     extra = {"image_guidance": arguments.image_guidance, "renormalise": "text_channel"}
-    sampling = Sampling(guidance=arguments.guidance, steps=arguments.steps, extra=extra)
     out, folder = _picture_file(arguments.out), model_folder(arguments.model)
-    image = inference.edit(
-        folder, arguments.image, arguments.instruction, seed=arguments.seed, sampling=sampling
-    )
+    drawing = _drawing(arguments)
+    image = inference.edit(folder, arguments.image, arguments.instruction, extra=extra, **drawing)
     _save(image, out)
 
 
@@ -75,13 +68,24 @@ def ask(arguments: Namespace) -> None:
     """Answer a question about a picture."""
     from reca import inference
 
-    print(inference.ask(model_folder(arguments.model), arguments.image, arguments.question))
+    answer = inference.ask(
+        model_folder(arguments.model),
+        arguments.image,
+        arguments.question,
+        max_new_tokens=arguments.max_new_tokens,
+        device=arguments.device,
+    )
+    print(answer)
 
 
-def _sampling(arguments: Namespace) -> Sampling:
+def _drawing(arguments: Namespace) -> dict[str, Any]:
+    """What `reca.inference` is told of how to draw: what the family does by default is left out."""
     from reca.models.unified import Sampling
 
-    return Sampling(guidance=arguments.guidance, steps=arguments.steps)
+    named = {"guidance": arguments.guidance, "steps": arguments.steps}
+    given = {name: value for name, value in named.items() if value is not None}
+    Sampling(**given)  # what no sampler can use is refused before a model is read
+    return {"seed": arguments.seed, "device": arguments.device, **given}
 
 
 def _picture_file(out: str) -> Path:

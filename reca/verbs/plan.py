@@ -32,7 +32,7 @@ def plan(arguments: Namespace) -> None:
             memory, device = arguments.memory * GIB, f"a device of {arguments.memory:g} GiB"
         empty = meta_model(model.family, model.network)
         found = footprint(empty, model.align, gpus, half)
-        print("\n".join(described(name, found, memory, device)))
+        print("\n".join(described(name, found, memory, device, model.cache_dtype)))
         if not fits(found, memory):
             refused.append(f"models.{name}: {remedy(empty, model.align, memory, half)}")
     if refused:

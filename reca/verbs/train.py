@@ -44,6 +44,7 @@ def cache(arguments: Namespace) -> None:
     """Run the frozen encoders over a data set."""
     from reca.align.texts import open_role
     from reca.cache import build
+    from reca.devices import placed
     from reca.models import load_model
 
     plain = read_section(arguments.section)
@@ -54,11 +55,12 @@ def cache(arguments: Namespace) -> None:
     model, folder = Path(arguments.model), Path(arguments.data)
     companions = pairs("--companion", arguments.companion)
     build(
-        load_model(model),
+        placed(load_model(model), arguments.device),
         open_role(source, folder, companions),
         arguments.out,
         use=arguments.use,
         code=stage_code("cache", family),
+        dtype=plain.get("cache_dtype", "fp32"),
         work=work_folder(arguments),
         inputs=records_of({"model": model, "data": folder, **_named("companion", companions)}),
         section={**plain, "use": arguments.use},

@@ -53,6 +53,18 @@ def test_conversations_come_with_the_images_they_point_into(plans):
     assert "--companion" not in next(line for line in said.splitlines() if "--use draw" in line)
 
 
+def test_a_precision_of_caches_is_said_only_where_it_is_not_the_default(plans):
+    def sections(experiment):
+        said = plans.snakemake(
+            "--dry-run", "--printshellcmds", "--until", "cache", experiment=experiment
+        )
+        return [line for line in said.splitlines() if " reca cache " in line]
+
+    assert all('"cache_dtype": "bf16"' in line for line in sections("paper_bagel"))
+    laptop = sections("laptop_smoke")
+    assert laptop and not any("cache_dtype" in line for line in laptop)
+
+
 @pytest.mark.parametrize("experiment", ["laptop_pretrain", "laptop_pretrain_bagel"])
 def test_the_base_model_from_nothing_has_a_plan(plans, experiment):
     assert plans.plan(experiment) == {

@@ -17,9 +17,7 @@ rule cache:
         mem_mb=memory,
         runtime=asks("runtime_minutes"),
     params:
-        section=lambda wc: section(
-            {**of_model(wc.model), **of_data(caches_of(wc.model)[wc.use])}
-        ),
+        section=lambda wc: section(of_cache(wc)),
         code=lambda wc: code("cache", wc.model),
         model=subpath(input[0], parent=True),
         data=lambda wc: data_folder(caches_of(wc.model)[wc.use]),

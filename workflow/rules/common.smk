@@ -259,6 +259,16 @@ def of_roles(entries):
     }
 
 
+def of_cache(wc):
+    """What a cache depends on; a precision only where it is not the default, so that older caches stay current."""
+    dtype = EXPERIMENT.models[wc.model].cache_dtype
+    return {
+        **of_model(wc.model),
+        **of_data(caches_of(wc.model)[wc.use]),
+        **({} if dtype == "fp32" else {"cache_dtype": dtype}),
+    }
+
+
 def of_benchmark(name, split):
     """A benchmark's configuration, without the sizes of the other split."""
     test = ("prompts", "questions", "reconstructions")
@@ -320,7 +330,11 @@ def of_report():
     """Everything but what jobs ask of a machine and where downloads come from."""
     found = resolved(EXPERIMENT)
     models = {
-        name: {k: v for k, v in m.items() if k != "resources"}
+        name: {
+            k: v
+            for k, v in m.items()
+            if k != "resources" and (k, v) != ("cache_dtype", "fp32")
+        }
         for name, m in found["models"].items()
     }
     return {**found, "models": models, "mirror": None}

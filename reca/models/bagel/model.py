@@ -39,6 +39,7 @@ from reca.models.unified import (
     UnifiedModel,
     Use,
     Workload,
+    warn_of_cut,
 )
 
 if TYPE_CHECKING:
@@ -300,6 +301,10 @@ class BagelModel(UnifiedModel):
 
         return draw(self, condition, sampling, generators)
 
+    def default_sampling(self) -> Sampling:
+        """As the authors draw for GenEval and WISE, and edit (SPEC 4)."""
+        return Sampling(guidance=4.0, steps=50)
+
     def check_sampling(self, sampling: Sampling) -> None:
         """ValueError on an option that drawing does not know or a value that it refuses."""
         from reca.models.bagel.drawing import options_of
@@ -340,6 +345,7 @@ class BagelModel(UnifiedModel):
         with autocast(self):
             context = self.question_context(questions, pictures)
             rows = greedy(self.network, context, max_new_tokens)
+        warn_of_cut(rows, self.config.special.eos)
         return [self.text.decoded(row) for row in rows]
 
     def question_context(self, questions: Sequence[str], pictures: Sequence[Features]) -> Context:

@@ -32,6 +32,7 @@ from reca.models.unified import (
     UnifiedModel,
     Use,
     Workload,
+    warn_of_cut,
 )
 
 if TYPE_CHECKING:
@@ -274,6 +275,10 @@ class HarmonModel(UnifiedModel):
         latents = self.draw_latents(condition, unconditional, sampling, generators)
         return self.frozen.pictures(latents)
 
+    def default_sampling(self) -> Sampling:
+        """As every script of the authors draws (SPEC d4)."""
+        return Sampling(guidance=3.0, steps=64)
+
     def check_sampling(self, sampling: Sampling) -> None:
         """ValueError on an option that `SamplerOptions` does not know or a value that it refuses."""
         sampling_rules.SamplerOptions.of(sampling)
@@ -355,6 +360,7 @@ class HarmonModel(UnifiedModel):
         steps = sampling_rules.greedy(self.network, embeddings, mask, end, max_new_tokens)
         tokens = list(steps)
         rows = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in questions]
+        warn_of_cut(rows, end)
         return [self.text.decoded(row) for row in rows]
 
     @property

@@ -32,6 +32,7 @@ from reca.models.unified import (
     UnifiedModel,
     Use,
     Workload,
+    warn_of_cut,
 )
 
 if TYPE_CHECKING:
@@ -290,6 +291,13 @@ class ShowoModel(UnifiedModel):
         """
         return self.frozen.decode(self.draw_codes(condition, unconditional, sampling, generators))
 
+    def default_sampling(self) -> Sampling:
+        """As the authors draw (SPEC 4.2); with fewer codes than they take steps, as laptop models draw best."""
+        steps = 50
+        if self.config.num_vq_tokens < steps:
+            return Sampling(guidance=2.0, steps=12)
+        return Sampling(guidance=5.0, steps=steps)
+
     def check_sampling(self, sampling: Sampling) -> None:
         """ValueError on an option that `SamplerOptions` does not know or a value that it refuses."""
         sampling_rules.SamplerOptions.of(sampling)
@@ -369,6 +377,7 @@ class ShowoModel(UnifiedModel):
         )
         tokens = [token for _, token in steps]
         rows = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in questions]
+        warn_of_cut(rows, self.config.ids.eos)
         return [self.text.decoded(row) for row in rows]
 
     def question_layout(
