@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 TRAIN_STEPS = 1000
+SLICE = (
+    2**16
+)  # rows of a training pass: a block that is computed again holds all it makes of so many
 _CODE = 256  # width of the timestep code
 _HALF_BIN = 1 / 255  # half-width of a pixel's bin in [-1, 1]
 _EDGE = 0.999
@@ -141,9 +144,13 @@ class _Modulated(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
+    def modulation(self, active: Tensor) -> tuple[Tensor, ...]:
+        """Shift, 1 + scale and, in a residual block, gate of SiLU(y) [..., W].
 
-Modulation = tuple[Tensor, ...]
-"""What y does to one block: shift and 1 + scale, and for residual blocks a gate."""
+        Made inside the block's pass: recomputed with it, or they would be most of what the head keeps.
+        """
+        shift, scale, *gate = self.modulator(active).chunk(self.parts, dim=-1)
+        return shift, 1 + scale, *gate
 
 
 class _ResBlock(_Modulated):
@@ -152,8 +159,8 @@ class _ResBlock(_Modulated):
         self.in_ln = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, h: Tensor, modulation: Modulation) -> Tensor:
-        shift, scale, gate = modulation
+    def forward(self, h: Tensor, active: Tensor) -> Tensor:
+        shift, scale, gate = self.modulation(active)
         return torch.addcmul(h, gate, self.mlp(torch.addcmul(shift, self.in_ln(h), scale)))
 
 
@@ -162,8 +169,8 @@ class _FinalLayer(_Modulated):
         super().__init__(width, 2)
         self.linear = nn.Linear(width, out)
 
-    def forward(self, h: Tensor, modulation: Modulation) -> Tensor:
-        shift, scale = modulation
+    def forward(self, h: Tensor, active: Tensor) -> Tensor:
+        shift, scale = self.modulation(active)
         normed = F.layer_norm(h, h.shape[-1:], eps=1e-6)
         return self.linear(torch.addcmul(shift, normed.to(scale.dtype), scale))
 
@@ -188,20 +195,12 @@ class HeadNet(nn.Module):
         """Everything that y modulates, in order."""
         return [*self.res_blocks, self.final_layer]
 
-    def modulations(self, y: Tensor) -> list[Modulation]:
-        """Shifts, scales and gates of y [..., W] for every block and the final layer; they do not depend on x."""
-        active, found = F.silu(y), []
-        for part in self.modulated:
-            shift, scale, *gate = part.modulator(active).chunk(part.parts, dim=-1)
-            found.append((shift, 1 + scale, *gate))
-        return found
-
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Prediction [R, 2C] for x_t [R, C] at timesteps [R] under conditions z [R, D]."""
-        modulations = self.modulations(self.time(t) + self.cond_embed(z))
+        active = F.silu(self.time(t) + self.cond_embed(z))
         h = self.input_proj(x)
-        for block, modulation in zip(self.modulated, modulations, strict=True):
-            h = block(h, modulation)
+        for part in self.modulated:
+            h = part(h, active)
         return h
 
 
@@ -226,7 +225,8 @@ class DiffusionHead(nn.Module):
     def losses(self, x0: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Per-row noise mean square error [R] and variational bound [R] in bits per dimension, fp32."""
         x_t = noised(x0.float(), t, noise.float(), self.schedule)
-        predicted = self.net(x_t.to(z.dtype), t, z)
+        parts = zip(x_t.to(z.dtype).split(SLICE), t.split(SLICE), z.split(SLICE), strict=True)
+        predicted = torch.cat([self.net(*part) for part in parts])
         with torch.autocast(z.device.type, enabled=False):
             eps, raw = predicted.float().chunk(2, dim=-1)
             mse = (noise.float() - eps).square().mean(-1)
