@@ -47,8 +47,8 @@ class Tables:
     timesteps: Any
 
     def rows(self, t: Tensor) -> Tables:
-        """The entries at steps [R] as [R, 1] on their device, floats in fp32."""
-        picked = {name: value.to(t.device)[t].unsqueeze(-1) for name, value in vars(self).items()}
+        """The entries at steps [R], on the tables' device, as [R, 1]; floats in fp32."""
+        picked = {name: value[t].unsqueeze(-1) for name, value in vars(self).items()}
         return Tables(
             **{name: v.float() if v.is_floating_point() else v for name, v in picked.items()}
         )
@@ -112,6 +112,13 @@ def tables(count: int = TRAIN_STEPS, schedule: str = "cosine") -> Tables:
         sqrt_recipm1_alphas_cumprod=(1 / cumprod - 1).sqrt(),
         timesteps=kept,
     )
+
+
+@lru_cache
+def training_tables(schedule: str, device: torch.device) -> Tables:
+    """Tables of the training process on a device, where they stay: every micro-batch reads them."""
+    every = tables(schedule=schedule)
+    return Tables(**{name: value.to(device) for name, value in vars(every).items()})
 
 
 def timestep_code(t: Tensor) -> Tensor:
@@ -274,7 +281,7 @@ def posterior(step: Tables, x: Tensor, eps: Tensor, raw: Tensor) -> tuple[Tensor
 # ---- loss terms ----------------------------------------------------------------------------------
 def noised(x0: Tensor, t: Tensor, noise: Tensor, schedule: str = "cosine") -> Tensor:
     """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise, rows [R, C] at timesteps [R]."""
-    kept = tables(schedule=schedule).alphas_cumprod.to(t.device)[t].unsqueeze(-1)
+    kept = training_tables(schedule, t.device).alphas_cumprod[t].unsqueeze(-1)
     return kept.sqrt().to(x0.dtype) * x0 + (1 - kept).sqrt().to(x0.dtype) * noise
 
 
@@ -282,7 +289,7 @@ def bound(
     x0: Tensor, t: Tensor, noise: Tensor, eps: Tensor, raw: Tensor, schedule: str = "cosine"
 ) -> Tensor:
     """Variational bound [R] in bits per dimension: a KL for t > 0, a discretised likelihood for t = 0."""
-    step, x_t = tables(schedule=schedule).rows(t), noised(x0, t, noise, schedule)
+    step, x_t = training_tables(schedule, t.device).rows(t), noised(x0, t, noise, schedule)
     mean, log_variance, _ = posterior(step, x_t, eps, raw)
     true = step.posterior_mean_coef1 * x0 + step.posterior_mean_coef2 * x_t
     true_log = step.posterior_log_variance_clipped
