@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TRAIN_STEPS = 1000
+from reca.models.harmon.config import TRAIN_STEPS
+
 SLICE = (
     2**16
 )  # rows of a training pass: a block that is computed again holds all it makes of so many
