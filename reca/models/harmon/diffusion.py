@@ -230,11 +230,16 @@ class DiffusionHead(nn.Module):
         self.net = HeadNet(channels, condition, width, depth)
 
     # ---- training --------------------------------------------------------------------------------
-    def losses(self, x0: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-row noise mean square error [R] and variational bound [R] in bits per dimension, fp32."""
+    def losses(
+        self, x0: Tensor, z: Tensor, t: Tensor, noise: Tensor, slices: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Per-row noise mean square error [R] and variational bound [R] in bits per dimension, fp32.
+
+        The rows pass the network in `slices`: of equal number on all ranks, which gather each block for each.
+        """
         x_t = noised(x0.float(), t, noise.float(), self.schedule)
-        parts = zip(x_t.to(z.dtype).split(SLICE), t.split(SLICE), z.split(SLICE), strict=True)
-        predicted = torch.cat([self.net(*part) for part in parts])
+        parts = (rows.tensor_split(slices) for rows in (x_t.to(z.dtype), t, z))
+        predicted = torch.cat([self.net(*part) for part in zip(*parts, strict=True)])
         with torch.autocast(z.device.type, enabled=False):
             eps, raw = predicted.float().chunk(2, dim=-1)
             mse = (noise.float() - eps).square().mean(-1)
