@@ -23,6 +23,8 @@ RESERVE = 0.06  # share of a device that its runtime, fragments and buffers take
 # Values kept per token and layer for the backward pass: norms, projections, attention output and residuals; and of the
 # MLP: gate, up, activation, product.
 PER_WIDTH, PER_INNER = 14, 4
+# The same per row and block of a head: shift, scale, gate, norm, inputs and outputs of two layers, autocast's copies.
+PER_HEAD = 12
 ON_GPU = 80.0  # GiB assumed for a GPU that is not in this machine
 
 
@@ -93,11 +95,21 @@ def _largest_block(model: nn.Module) -> int:
 
 
 def _activations(load: Workload, recipe: Recipe, size: int) -> dict[str, float]:
-    """Activations of the largest micro-batch; with checkpointing one layer whole and the others' inputs."""
+    """Activations of the largest micro-batch; with checkpointing one layer whole and the others' inputs.
+
+    A head comes last and is gone before the first layer is computed again, so only the larger of the two counts. Its
+    ends (embeddings, final layer) keep as much as a block, and are not computed again.
+    """
     batch = max(task.batch for task in recipe.active().values())
     layer = batch * load.tokens * (PER_WIDTH * load.width + PER_INNER * load.inner) * size
     kept = batch * load.tokens * load.width * FULL
-    whole = load.layers * kept + layer if recipe.activation_checkpointing else load.layers * layer
+    rows = batch * load.head_rows
+    if recipe.activation_checkpointing:
+        values = rows * (load.head_layers + PER_HEAD) + min(rows, load.head_slice) * PER_HEAD
+        whole = load.layers * kept + max(layer, values * load.head_width * size)
+    else:
+        values = rows * (load.head_layers + 1) * PER_HEAD
+        whole = load.layers * layer + values * load.head_width * size
     found = {"activations (estimate)": float(whole)}
     if load.prefix_tokens:
         values = batch * load.prefix_tokens * load.layers * load.kept_width

@@ -63,8 +63,8 @@ def _convert(hint: Any, value: Any, path: str, or_null: str = "") -> Any:
         return None if value is None else _convert(inner, value, path, " or null")
     if is_dataclass(hint):
         return build(hint, value, path)  # type: ignore[arg-type]
-    if origin is list and isinstance(value, list):
-        return [_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
+    if origin in (list, tuple) and isinstance(value, list | tuple):  # tuple[T, ...] alone
+        return origin(_convert(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
         return {k: _convert(arguments[1], v, _join(path, _text(k, path))) for k, v in value.items()}
     if origin is Literal and value in arguments:
@@ -90,7 +90,7 @@ def _describe(hint: Any) -> str:
         return f"{_describe(_without_none(arguments))} or null"
     if origin is Literal:
         return f"one of {', '.join(arguments)}"
-    if origin is list:
+    if origin in (list, tuple):
         return f"a list, each {_describe(arguments[0])}"
     if origin is dict:
         return f"a mapping from names, each {_describe(arguments[1])}"
@@ -151,7 +151,7 @@ def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"anyOf": [_schema(_without_none(arguments), definitions), {"type": "null"}]}
     if origin is Literal:
         return {"enum": list(arguments)}
-    if origin is list:
+    if origin in (list, tuple):
         return {"type": "array", "items": _schema(arguments[0], definitions)}
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema(arguments[1], definitions)}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reca import footprint as plan
+from reca.align.distributed import recomputed, trained_blocks
 from reca.align.recipe import Recipe, TaskRecipe
 from reca.align.state import build_state, freeze
 from reca.cli import main
@@ -66,6 +67,56 @@ def test_the_activation_estimate_is_of_the_right_size(tmp_path):
     lean = recipe(activation_checkpointing=True)
     less = plan.footprint(plan.meta_model("bagel", network), lean, 0, half=False)
     assert less.parts["activations (estimate)"] < found.parts["activations (estimate)"]
+
+
+def kept_for_drawing(model, batch):
+    """Bytes that autograd holds between the two passes of a drawing loss, weights left out."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    seen: dict[int, int] = {}
+    held: list[torch.Tensor] = []  # or a freed address could come twice
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            held.append(tensor)
+        return tensor
+
+    features = model.encode(harmon_tiny.pictures(batch), "draw")
+    condition = model.condition(["describe the image"] * batch, features)
+    draws = model.draws(batch, torch.Generator().manual_seed(0))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model.generation_loss(features, condition, draws).mean
+    del loss
+    return sum(seen.values())
+
+
+def test_the_head_is_counted_and_computed_again(tmp_path, monkeypatch):
+    """Harmon's head, made large: within a factor of two of what autograd keeps, in both modes."""
+    network = harmon_tiny.network()
+    network["mar"] |= {"head_depth": 8, "head_width": 128, "repeats": 4}
+    monkeypatch.setattr(harmon_tiny, "network", lambda **options: network)
+    model = harmon_tiny.model(tmp_path)
+    freeze(model, [])
+    empty, kept, estimate = plan.meta_model("harmon", network), {}, {}
+    for again in (False, True):
+        with recomputed(trained_blocks(model), again):
+            kept[again] = kept_for_drawing(model, 4)
+        found = plan.footprint(empty, recipe(activation_checkpointing=again), 0, half=False)
+        estimate[again] = found.parts["activations (estimate)"]
+    assert 0.5 < estimate[False] / kept[False] < 2
+    # the estimate has one block whole beside what is kept
+    assert kept[True] < estimate[True] < 3 * kept[True]
+    assert kept[True] < kept[False] / 4  # not if shifts, scales and gates were kept
+
+
+def test_frozen_conditions_are_counted_on_disk():
+    read, both = (
+        plan.footprint(empty("harmon", frozen_condition=frozen), recipe(), 0, half=False).features
+        for frozen in (False, True)
+    )
+    network = harmon_tiny.network()
+    places = 4 * 4 + network["mar"]["buffers"]
+    assert both == read + places * network["llm"]["hidden_size"]
 
 
 def test_more_devices_share_the_trained_state():

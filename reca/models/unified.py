@@ -96,6 +96,8 @@ class Workload:
 
     `tokens` run with gradients through `layers` of `width` with gated or plain MLPs of `inner`. `prefix_tokens` run
     without, and keep `kept_width` values per token and layer (two-phase steps). `features`: values cached per picture.
+    `head_rows` run behind all that through a head of `head_layers` modulated MLP blocks of `head_width`, at most
+    `head_slice` at a time.
     """
 
     tokens: int
@@ -105,6 +107,10 @@ class Workload:
     prefix_tokens: int = 0
     kept_width: int = 0
     features: int = 0
+    head_rows: int = 0
+    head_layers: int = 0
+    head_width: int = 0
+    head_slice: int = 0
 
 
 class UnifiedModel(nn.Module, ABC):

@@ -220,24 +220,74 @@ def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> N
     assert model.answer_loss(talk, model.encode(tiny.pictures(1), "read")).count == talk.count
 
 
-def test_bad_input_is_named(model: HarmonModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("widht", 3, "unknown key widht"),
+        ("end", 10**6, "network.end 1000000 is no text id"),
+        ("end", "3", "network.end is '3'; give the id"),
+        ("resolution", 17, "17 is not a multiple of the VAE's 4 pixels"),
+        ("resolution", 16.5, "network.resolution is 16.5; give whole pixels"),
+        ("resolution", "16", "network.resolution is '16'; give whole pixels"),
+        ("resolution", [16], r"network.resolution is \[16\]; give whole pixels"),
+        ("resolution", [16, "16"], "give whole pixels: one side, or"),
+        ("resolution", True, "network.resolution is True; give whole pixels"),
+        ("llm", None, "network.llm is None; give a section, or leave it out"),
+        ("llm.layers", 2, "network.llm: unknown key layers"),
+        (
+            "llm.hidden_size",
+            "32",
+            "network.llm.hidden_size is '32'; it must be a whole number above 0",
+        ),
+        ("llm.rope_theta", "1e6", "network.llm.rope_theta is '1e6'; it must be a number above 0"),
+        ("llm.num_attention_heads", 3, "num_attention_heads 3 does not divide hidden_size 32"),
+        ("llm.num_attention_heads", 32, "32 into heads of an even width; change one"),
+        ("llm.num_key_value_heads", 3, "3 does not divide num_attention_heads 2; change one"),
+        ("mar", None, "network.mar = None: must be a section with encoder_width"),
+        ("mar.encoder_heads", 5, "encoder_width 24 does not divide into 5 heads; change one"),
+        ("mar.encoder_heads", 0, "network.mar.encoder_heads is 0; it must be above 0"),
+        ("mar.dropout", "0.1", "network.mar.dropout = '0.1': must be a number"),
+        ("mar.dropout", 1.0, r"network.mar.dropout is 1.0; it must be in \[0, 1\)"),
+        ("mar.min_mask_rate", 1.5, "must be between 0 and 1"),
+        ("mar.mlp_ratio", 0.01, "network.mar.mlp_ratio is 0.01; it must leave"),
+        ("mar.noise_schedule", "sine", "= 'sine': must be one of cosine, linear"),
+        ("mar.initializer_range", 0, "network.mar.initializer_range is 0.0; it must be above 0"),
+        ("mar.repeats", 0, "network.mar.repeats is 0; it must be above 0"),
+        ("mar.repeats", 2.5, "network.mar.repeats = 2.5: must be a whole number"),
+        ("mar.table", 0, "network.mar.table is 0; it must be above 0"),
+        (
+            "mar.sampling_steps",
+            2000,
+            r"network.mar.sampling_steps is 2000; it must be in 2\.\.1000",
+        ),
+        ("vae", 3, "network.vae = 3: must be a section with width"),
+        ("vae.multipliers", [], r"network.vae.multipliers is \[\]; give one of 1 or more"),
+        (
+            "vae.multipliers",
+            [1, "2"],
+            r"network.vae.multipliers\[1\] = '2': must be a whole number",
+        ),
+        ("vae.groups", 3, "network.vae.groups 3 does not divide a level's width 8 x 1; change"),
+        ("vae.scale", 0, "network.vae.scale is 0.0; it must be above 0"),
+        ("options", None, "network.options = None: must be a section with text_dropout"),
+        ("options.tex_dropout", 1, "tex_dropout = 1: unknown key; did you mean 'text_dropout'"),
+        ("options.drawing", "squeeze", "= 'squeeze': must be one of stretch, crop, pad"),
+        ("options.implementation", "cuda", "= 'cuda': must be one of auto, triton, torch"),
+        ("options.text_dropout", 2, r"network.options.text_dropout is 2.0; it must be in 0\.\.1"),
+        ("options.encode_batch", 0, "network.options.encode_batch is 0; it must be at least 1"),
+    ],
+)
+def test_bad_network_is_named(key: str, value: object, complaint: str) -> None:
+    network = tiny.network()
+    *section, name = key.split(".")
+    (network[section[0]] if section else network)[name] = value
+    with pytest.raises(ValueError, match=complaint):
+        harmon.build(network)
+
+
+def test_bad_text_is_named(model: HarmonModel) -> None:
     with pytest.raises(ValueError, match=r"purple.*vocabulary lacks words"):
         model.condition(["a purple circle"])
-    for wrong, complaint in [
-        ({"options": {"tex_dropout": 1}}, "unknown tex_dropout; known: .*text_dropout"),
-        ({"options": {"drawing": "squeeze"}}, "choose stretch, crop or pad"),
-        ({"options": {"implementation": "cuda"}}, "choose auto, triton or torch"),
-        ({"options": {"text_dropout": 2}}, r"must be in 0\.\.1"),
-        ({"widht": 3}, "unknown key widht"),
-        ({"resolution": 17}, "not a multiple of the VAE's 4 pixels"),
-        ({"mar": {"encoder_width": 25, "encoder_heads": 2}}, "does not divide into 2 heads"),
-        ({"mar": {"min_mask_rate": 1.5}}, "must be between 0 and 1"),
-        ({"mar": {"initializer_range": 0}}, "it must be above 0"),
-        ({"llm": {"layers": 2}}, "network.llm: unknown key layers"),
-        ({"end": 10**6}, "is no text id"),
-    ]:
-        with pytest.raises(ValueError, match=complaint):
-            harmon.build(tiny.network() | wrong)
     other = harmon.build(tiny.network() | {"end": tiny.END - 1})
     with pytest.raises(ValueError, match="this Harmon needs"):
         other.set_tokenizer(model.text.tokenizer)
@@ -290,9 +340,10 @@ def test_generation_checks_its_arguments(model: HarmonModel) -> None:
     ]:
         with pytest.raises(ValueError, match=complaint):
             model.generate(condition, None, wrong, [generator(1), generator(2)])
-    for changed, complaint in [({"steps": 0}, "steps is 0"), ({"temperature": -1.0}, "negative")]:
-        with pytest.raises(ValueError, match=complaint):
-            SamplerOptions(**changed)
+    for changed in ({"steps": 0}, {"temperature": 0.0}, {"temperature": -1.0}, {"guidance": -1.0}):
+        (name,) = changed
+        with pytest.raises(ValueError, match=f"sampling.{name} is"):
+            SamplerOptions.of(Sampling(**changed))
 
 
 def test_answers_stop_and_do_not_depend_on_their_batch(model: HarmonModel) -> None:

@@ -24,13 +24,14 @@ def test_tables(name: str) -> None:
             torch.testing.assert_close(ours, table, rtol=1e-9, atol=1e-300, msg=key)
 
 
+@pytest.mark.parametrize("slices", [1, 5])
 @pytest.mark.parametrize("name", golden.cases("harmon", __file__, "diffloss_*"))
-def test_head(name: str) -> None:
+def test_head(name: str, slices: int) -> None:
     described, stored = golden.load("harmon", name)
     head = model_of(described).network.mar.diffloss
     t, noise, target = stored["t"], stored["noise"], stored["target"]
     z = stored["z"].clone().requires_grad_()
-    mse, vb = head.losses(target, z, t, noise)
+    mse, vb = head.losses(target, z, t, noise, slices)
     mask = stored["mask"]
     loss = ((mse + vb) * mask).sum() / mask.sum()
     head.zero_grad()

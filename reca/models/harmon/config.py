@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-T = TypeVar("T")
+from reca import structure
+
+TRAIN_STEPS = 1000  # of the diffusion process, of which sampling keeps some
 
 QWEN2_5: dict[str, Any] = {
     "hidden_size": 896,
@@ -60,11 +62,17 @@ class MarConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
+        counts = (f.name for f in fields(self) if f.type == "int")  # annotations are texts here
+        _positive(self, "network.mar", *counts)
         for name in ("encoder", "decoder"):
             width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
             if width % heads:
                 raise ValueError(
                     f"network.mar.{name}_width {width} does not divide into {heads} heads; change one"
+                )
+            if self.mlp_ratio * width < 1:
+                raise ValueError(
+                    f"network.mar.mlp_ratio is {self.mlp_ratio}; it must leave one value of {width}"
                 )
         for name in ("attention_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -75,17 +83,10 @@ class MarConfig:
             raise ValueError(
                 f"network.mar.min_mask_rate is {self.min_mask_rate}; it must be between 0 and 1"
             )
-        if self.noise_schedule not in ("cosine", "linear"):
+        _positive(self, "network.mar", "initializer_range")
+        if not 2 <= self.sampling_steps <= TRAIN_STEPS:
             raise ValueError(
-                f"network.mar.noise_schedule is {self.noise_schedule!r}; choose cosine (Harmon's) or linear"
-            )
-        if self.initializer_range <= 0:
-            raise ValueError(
-                f"network.mar.initializer_range is {self.initializer_range}; it must be above 0"
-            )
-        if self.sampling_steps < 2:
-            raise ValueError(
-                f"network.mar.sampling_steps is {self.sampling_steps}; it must be at least 2"
+                f"network.mar.sampling_steps is {self.sampling_steps}; it must be in 2..{TRAIN_STEPS}"
             )
 
 
@@ -98,6 +99,19 @@ class VaeConfig:
     resnets: int = 2
     groups: int = 32
     scale: float = 0.2325
+
+    def __post_init__(self) -> None:
+        _positive(self, "network.vae", "width", "resnets", "groups", "scale")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(
+                f"network.vae.multipliers is {list(self.multipliers)}; give one of 1 or more for each level"
+            )
+        for level in self.multipliers:
+            if self.width * level % self.groups:
+                raise ValueError(
+                    f"network.vae.groups {self.groups} does not divide a level's width {self.width} x {level}; "
+                    "change groups, width or multipliers"
+                )
 
     @property
     def factor(self) -> int:
@@ -120,7 +134,7 @@ class HarmonConfig:
     end: int = 151645
 
     def __post_init__(self) -> None:
-        _refuse_unknown("network.llm", self.llm, QWEN2_5)
+        self._check_llm()
         for side in self.size:
             if side < self.vae.factor or side % self.vae.factor:
                 raise ValueError(
@@ -130,6 +144,25 @@ class HarmonConfig:
         if not 0 <= self.end < self.llm_value("vocab_size"):
             raise ValueError(
                 f"network.end {self.end} is no text id; give one of 0..{self.llm_value('vocab_size') - 1}"
+            )
+
+    def _check_llm(self) -> None:
+        _refuse_unknown("network.llm", self.llm, QWEN2_5)
+        for name, value in self.llm.items():
+            number = "whole number" if isinstance(QWEN2_5[name], int) else "number"
+            fits = type(value) is int or (number == "number" and type(value) is float)
+            if not fits or value <= 0:
+                raise ValueError(f"network.llm.{name} is {value!r}; it must be a {number} above 0")
+        heads, width = self.llm_value("num_attention_heads"), self.llm_value("hidden_size")
+        if width % (2 * heads):
+            raise ValueError(
+                f"network.llm.num_attention_heads {heads} does not divide hidden_size {width} into heads "
+                "of an even width; change one"
+            )
+        if heads % (shared := self.llm_value("num_key_value_heads")):
+            raise ValueError(
+                f"network.llm.num_key_value_heads {shared} does not divide num_attention_heads {heads}; "
+                "change one"
             )
 
     # ---- derived sizes --------------------------------------------------------------------------
@@ -177,19 +210,17 @@ class HarmonConfig:
     @classmethod
     def from_dict(cls, described: Mapping[str, Any]) -> HarmonConfig:
         """Build from plain data (`network` in reca_model.json); ValueError names what is wrong."""
-        _refuse_unknown("network", described, {f.name for f in fields(cls)})
-        values = dict(described)
-        if "mar" in values:
-            values["mar"] = _read(MarConfig, "network.mar", values["mar"])
-        if "vae" in values:
-            given = dict(values["vae"])
-            if "multipliers" in given:
-                given["multipliers"] = tuple(given["multipliers"])
-            values["vae"] = _read(VaeConfig, "network.vae", given)
+        values = _section("network", described)
+        _refuse_unknown("network", values, {f.name for f in fields(cls)})
+        for name, kind in (("mar", MarConfig), ("vae", VaeConfig)):
+            if name in values:
+                values[name] = structure.build(kind, values[name], f"network.{name}")
         if "llm" in values:
-            values["llm"] = dict(values["llm"])
-        if "resolution" in values and not isinstance(values["resolution"], int):
-            values["resolution"] = tuple(values["resolution"])
+            values["llm"] = _section("network.llm", values["llm"])
+        if "resolution" in values:
+            values["resolution"] = _resolution(values["resolution"])
+        if "end" in values and type(values["end"]) is not int:
+            raise ValueError(f"network.end is {values['end']!r}; give the id of <|im_end|>")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -243,9 +274,26 @@ _GOLDEN = {
 }
 
 
-def _read(kind: type[T], where: str, given: Mapping[str, Any]) -> T:
-    _refuse_unknown(where, given, {f.name for f in fields(kind)})  # type: ignore[arg-type]
-    return kind(**given)
+def _section(where: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where} is {given!r}; give a section, or leave it out")
+    return dict(given)
+
+
+def _resolution(given: Any) -> int | tuple[int, int]:
+    if type(given) is int:
+        return given
+    if isinstance(given, list | tuple) and [type(side) for side in given] == [int, int]:
+        return given[0], given[1]
+    raise ValueError(
+        f"network.resolution is {given!r}; give whole pixels: one side, or [height, width]"
+    )
+
+
+def _positive(config: Any, where: str, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{where}.{name} is {getattr(config, name)}; it must be above 0")
 
 
 def _refuse_unknown(where: str, given: Mapping[str, Any], known: Any) -> None:

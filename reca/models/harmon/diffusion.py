@@ -16,7 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TRAIN_STEPS = 1000
+from reca.models.harmon.config import TRAIN_STEPS
+
+SLICE = 2**16
+"""Rows of a training pass: a block that is computed again holds all that it makes of so many."""
+
 _CODE = 256  # width of the timestep code
 _HALF_BIN = 1 / 255  # half-width of a pixel's bin in [-1, 1]
 _EDGE = 0.999
@@ -44,8 +48,8 @@ class Tables:
     timesteps: Any
 
     def rows(self, t: Tensor) -> Tables:
-        """The entries at steps [R] as [R, 1] on their device, floats in fp32."""
-        picked = {name: value.to(t.device)[t].unsqueeze(-1) for name, value in vars(self).items()}
+        """The entries at steps [R], on the tables' device, as [R, 1]; floats in fp32."""
+        picked = {name: value[t].unsqueeze(-1) for name, value in vars(self).items()}
         return Tables(
             **{name: v.float() if v.is_floating_point() else v for name, v in picked.items()}
         )
@@ -111,6 +115,13 @@ def tables(count: int = TRAIN_STEPS, schedule: str = "cosine") -> Tables:
     )
 
 
+@lru_cache
+def training_tables(schedule: str, device: torch.device) -> Tables:
+    """Tables of the training process on a device, where they stay: every micro-batch reads them."""
+    every = tables(schedule=schedule)
+    return Tables(**{name: value.to(device) for name, value in vars(every).items()})
+
+
 def timestep_code(t: Tensor) -> Tensor:
     """Timesteps [R] as [R, 256]: cosines first, then sines, of t * 10000^(-k/128)."""
     half = _CODE // 2
@@ -141,9 +152,13 @@ class _Modulated(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
+    def modulation(self, active: Tensor) -> tuple[Tensor, ...]:
+        """Shift, 1 + scale and, in a residual block, gate of SiLU(y) [..., W].
 
-Modulation = tuple[Tensor, ...]
-"""What y does to one block: shift and 1 + scale, and for residual blocks a gate."""
+        Made inside the block's pass: recomputed with it, or they would be most of what the head keeps.
+        """
+        shift, scale, *gate = self.modulator(active).chunk(self.parts, dim=-1)
+        return shift, 1 + scale, *gate
 
 
 class _ResBlock(_Modulated):
@@ -152,8 +167,8 @@ class _ResBlock(_Modulated):
         self.in_ln = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, h: Tensor, modulation: Modulation) -> Tensor:
-        shift, scale, gate = modulation
+    def forward(self, h: Tensor, active: Tensor) -> Tensor:
+        shift, scale, gate = self.modulation(active)
         return torch.addcmul(h, gate, self.mlp(torch.addcmul(shift, self.in_ln(h), scale)))
 
 
@@ -162,8 +177,8 @@ class _FinalLayer(_Modulated):
         super().__init__(width, 2)
         self.linear = nn.Linear(width, out)
 
-    def forward(self, h: Tensor, modulation: Modulation) -> Tensor:
-        shift, scale = modulation
+    def forward(self, h: Tensor, active: Tensor) -> Tensor:
+        shift, scale = self.modulation(active)
         normed = F.layer_norm(h, h.shape[-1:], eps=1e-6)
         return self.linear(torch.addcmul(shift, normed.to(scale.dtype), scale))
 
@@ -188,20 +203,12 @@ class HeadNet(nn.Module):
         """Everything that y modulates, in order."""
         return [*self.res_blocks, self.final_layer]
 
-    def modulations(self, y: Tensor) -> list[Modulation]:
-        """Shifts, scales and gates of y [..., W] for every block and the final layer; they do not depend on x."""
-        active, found = F.silu(y), []
-        for part in self.modulated:
-            shift, scale, *gate = part.modulator(active).chunk(part.parts, dim=-1)
-            found.append((shift, 1 + scale, *gate))
-        return found
-
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Prediction [R, 2C] for x_t [R, C] at timesteps [R] under conditions z [R, D]."""
-        modulations = self.modulations(self.time(t) + self.cond_embed(z))
+        active = F.silu(self.time(t) + self.cond_embed(z))
         h = self.input_proj(x)
-        for block, modulation in zip(self.modulated, modulations, strict=True):
-            h = block(h, modulation)
+        for part in self.modulated:
+            h = part(h, active)
         return h
 
 
@@ -223,10 +230,16 @@ class DiffusionHead(nn.Module):
         self.net = HeadNet(channels, condition, width, depth)
 
     # ---- training --------------------------------------------------------------------------------
-    def losses(self, x0: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-row noise mean square error [R] and variational bound [R] in bits per dimension, fp32."""
+    def losses(
+        self, x0: Tensor, z: Tensor, t: Tensor, noise: Tensor, slices: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Per-row noise mean square error [R] and variational bound [R] in bits per dimension, fp32.
+
+        The rows pass the network in `slices`: of equal number on all ranks, which gather each block for each.
+        """
         x_t = noised(x0.float(), t, noise.float(), self.schedule)
-        predicted = self.net(x_t.to(z.dtype), t, z)
+        parts = (rows.tensor_split(slices) for rows in (x_t.to(z.dtype), t, z))
+        predicted = torch.cat([self.net(*part) for part in zip(*parts, strict=True)])
         with torch.autocast(z.device.type, enabled=False):
             eps, raw = predicted.float().chunk(2, dim=-1)
             mse = (noise.float() - eps).square().mean(-1)
@@ -274,7 +287,7 @@ def posterior(step: Tables, x: Tensor, eps: Tensor, raw: Tensor) -> tuple[Tensor
 # ---- loss terms ----------------------------------------------------------------------------------
 def noised(x0: Tensor, t: Tensor, noise: Tensor, schedule: str = "cosine") -> Tensor:
     """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise, rows [R, C] at timesteps [R]."""
-    kept = tables(schedule=schedule).alphas_cumprod.to(t.device)[t].unsqueeze(-1)
+    kept = training_tables(schedule, t.device).alphas_cumprod[t].unsqueeze(-1)
     return kept.sqrt().to(x0.dtype) * x0 + (1 - kept).sqrt().to(x0.dtype) * noise
 
 
@@ -282,7 +295,7 @@ def bound(
     x0: Tensor, t: Tensor, noise: Tensor, eps: Tensor, raw: Tensor, schedule: str = "cosine"
 ) -> Tensor:
     """Variational bound [R] in bits per dimension: a KL for t > 0, a discretised likelihood for t = 0."""
-    step, x_t = tables(schedule=schedule).rows(t), noised(x0, t, noise, schedule)
+    step, x_t = training_tables(schedule, t.device).rows(t), noised(x0, t, noise, schedule)
     mean, log_variance, _ = posterior(step, x_t, eps, raw)
     true = step.posterior_mean_coef1 * x0 + step.posterior_mean_coef2 * x_t
     true_log = step.posterior_log_variance_clipped

@@ -19,6 +19,7 @@ from reca.models.harmon import sampler as sampling_rules
 from reca.models.harmon import weights
 from reca.models.harmon.batch import Condition, Conversation, DiffusionDraws
 from reca.models.harmon.config import HarmonConfig
+from reca.models.harmon.diffusion import SLICE
 from reca.models.harmon.layout import IGNORE, Prompts
 from reca.models.harmon.network import Dropout, Harmon, scaled_gradient
 from reca.models.harmon.options import HarmonOptions, parse
@@ -157,6 +158,7 @@ class HarmonModel(UnifiedModel):
             z.flatten(0, 1)[own],
             draws.t.to(self.device)[rows],
             draws.noise.to(self.device)[rows],
+            slices=-(-len(draws.t) // SLICE),  # by all rows: ranks mask unequal numbers of them
         )
         return Loss((mse + vb).sum(), len(rows))
 
@@ -392,21 +394,28 @@ class HarmonModel(UnifiedModel):
 
     def workload(self) -> Workload:
         """One RecA sequence in the language model: condition, 40 tokens of text, visible latents at the mean mask rate
-        (0.867), buffers. The MAR's blocks are counted as language model layers that keep as many values.
+        (0.867), buffers. The MAR's blocks are counted as language model layers that keep as many values, and the head
+        runs on the masked places, `repeats` times. With `frozen_condition` the understanding embeddings are cached too.
         """
         config, mar = self.config, self.config.mar
         seen = config.image_length
-        tokens = seen + 40 + config.tokens * 133 // 1000 + mar.buffers
+        visible = config.tokens * 133 // 1000
+        tokens = seen + 40 + visible + mar.buffers
         width = config.llm_value("hidden_size")
         encoder = mar.encoder_depth * mar.encoder_width * (tokens - 40)
         decoder = mar.decoder_depth * mar.decoder_width * seen
+        read = seen * width if self.options.frozen_condition else 0
         return Workload(
             tokens=tokens,
             layers=config.llm_value("num_hidden_layers")
             + round((encoder + decoder) / (tokens * width)),
             width=width,
             inner=config.llm_value("intermediate_size"),
-            features=config.tokens * mar.latent_channels,
+            features=config.tokens * mar.latent_channels + read,
+            head_rows=mar.repeats * (config.tokens - visible),
+            head_layers=mar.head_depth,
+            head_width=mar.head_width,
+            head_slice=SLICE,
         )
 
     def official_state(self) -> dict[str, Tensor]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any
 
 from reca_kernels import Implementation
 
+from reca import structure
 from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.vae import Drawing
 
@@ -37,30 +38,23 @@ class HarmonOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.text_dropout <= 1:
-            raise ValueError(f"options.text_dropout is {self.text_dropout}; it must be in 0..1")
+            raise ValueError(
+                f"network.options.text_dropout is {self.text_dropout}; it must be in 0..1"
+            )
         if self.condition_gradient < 0:
             raise ValueError(
-                f"options.condition_gradient is {self.condition_gradient}; it must not be negative"
-            )
-        if self.drawing not in ("stretch", "crop", "pad"):
-            raise ValueError(f"options.drawing is {self.drawing!r}; choose stretch, crop or pad")
-        if self.implementation not in get_args(Implementation):
-            raise ValueError(
-                f"options.implementation is {self.implementation!r}; choose auto, triton or torch"
+                f"network.options.condition_gradient is {self.condition_gradient}; it must not be negative"
             )
         for name in ("max_text", "encode_batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"options.{name} is {getattr(self, name)}; it must be at least 1")
+                raise ValueError(
+                    f"network.options.{name} is {getattr(self, name)}; it must be at least 1"
+                )
 
     @classmethod
     def from_dict(cls, described: Mapping[str, Any]) -> HarmonOptions:
-        """Build from plain data; ValueError on an unknown key."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(described) - known):
-            raise ValueError(
-                f"network.options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        return cls(**described)
+        """Build from plain data; ValueError names a key or value that does not fit."""
+        return structure.build(cls, described, "network.options")
 
 
 def parse(network: Mapping[str, Any]) -> tuple[HarmonConfig, HarmonOptions]:
@@ -69,5 +63,5 @@ def parse(network: Mapping[str, Any]) -> tuple[HarmonConfig, HarmonOptions]:
     ValueError names a key or value that does not fit.
     """
     described = dict(network)
-    options = HarmonOptions.from_dict(described.pop("options", None) or {})
+    options = HarmonOptions.from_dict(described.pop("options", {}))
     return HarmonConfig.from_dict(described), options

@@ -33,7 +33,8 @@ class SamplerOptions:
     """How a picture is drawn; the defaults are the published script's.
 
     `guidance` s: noise is u + s (c - u), so 1 means none (0 is read as 1). `schedule` `linear` raises it from 1 to
-    s over the steps. `temperature` scales the noise of the reverse process, not its start.
+    s over the steps. `temperature` scales the noise of the reverse process, not its start. Numbers that no sampler can
+    use are refused by the contract's `Sampling`.
     """
 
     guidance: float = 3.0
@@ -42,12 +43,6 @@ class SamplerOptions:
     schedule: Literal["constant", "linear"] = "constant"
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"sampling.steps is {self.steps}; it must be at least 1")
-        if self.guidance < 0:
-            raise ValueError(f"sampling.guidance is {self.guidance}; it must not be negative")
-        if self.temperature < 0:
-            raise ValueError(f"sampling.temperature is {self.temperature}; it must not be negative")
         if self.schedule not in ("constant", "linear"):
             raise ValueError(
                 f"sampling.extra.schedule is {self.schedule!r}; choose constant or linear"
