@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 Implementation = Literal["auto", "triton", "torch"]
 
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
+_CHECKING = threading.Lock()  # one comparison at a time: two would share the device and its memory
 TRITON_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 LEAST_CAPABILITY = (8, 0)  # Ampere: the tiles are tuned and compiled for sm_80 and later
 
@@ -35,11 +40,19 @@ def chosen(kernel: str, implementation: str, example: Tensor, obstacle: str | No
         if problem := obstacle or cannot_run(example.device):
             raise ValueError(f"{kernel}: implementation 'triton' cannot run: {problem}; use 'auto'")
         return "triton"
-    if obstacle is None and example.device.type == "cuda":
-        choice, _ = automatic(kernel, example.device.index or 0)
+    index = gpu_index(example.device)
+    if obstacle is None and index is not None:
+        choice, _ = automatic(kernel, index)
         return choice
     _log_once(kernel, "torch", obstacle or f"the tensors are on {example.device.type}")
     return "torch"
+
+
+def gpu_index(device: torch.device) -> int | None:
+    """The CUDA index of a device (the current one where it names none); None for other devices."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def interpreted() -> bool:
@@ -66,7 +79,9 @@ def cannot_run(device: torch.device) -> str | None:
 def automatic(kernel: str, index: int) -> tuple[str, str]:
     """What `auto` takes on CUDA device `index`, and why: the kernel must first match its reference.
 
-    The comparison runs once per process, kernel and device, and is logged.
+    The comparison runs once per process, kernel and device, and is logged. It must not see what the
+    first caller happens to be doing: inside a checkpointed block its own saved tensors would be counted
+    as the block's, and under `no_grad` or `inference_mode` it could compare no gradient.
     """
     from reca_kernels.selfcheck import first_difference
 
@@ -76,7 +91,8 @@ def automatic(kernel: str, index: int) -> tuple[str, str]:
         reason = "TRITON_INTERPRET is 1, which is for tests"
     if reason is None:
         try:
-            reason = first_difference(kernel, device)
+            with _CHECKING:
+                reason = isolated(lambda: first_difference(kernel, device))
         except Exception as error:  # a compiler or driver that fails must not stop a run
             reason = f"its self-check failed: {type(error).__name__}: {error}"
         if reason is not None:
@@ -84,6 +100,14 @@ def automatic(kernel: str, index: int) -> tuple[str, str]:
     choice = ("torch", reason) if reason else ("triton", "it matches its reference on this device")
     _log_once(kernel, *choice)
     return choice
+
+
+def isolated(function: Callable[[], Result]) -> Result:
+    """`function()` in a thread of its own, where grad mode, autocast, saved-tensor hooks, dispatch
+    modes, the default device and the current CUDA device and stream are the defaults.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="reca_kernels") as thread:
+        return thread.submit(function).result()
 
 
 @cache

@@ -195,7 +195,8 @@ def log_sum_kernel(
             HAS_BIAS, PRECISION, BM, BV, BD,
         )  # fmt: skip
         higher = tl.maximum(top, tl.max(logits, 1))
-        mass = mass * tl.exp(top - higher) + tl.sum(tl.exp(logits - higher[:, None]), 1)
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # only banned columns so far
+        mass = mass * tl.exp(top - base) + tl.sum(tl.exp(logits - base[:, None]), 1)
         top = higher
         hit += tl.sum(tl.where(column[None, :] == aim[:, None], logits, 0.0), 1)
         if SMOOTH:

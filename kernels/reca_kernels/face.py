@@ -169,8 +169,11 @@ def block_attention(
     `q` [Q, H, E] (Q = T unless the layout says who asks), `k` and `v` [T, K, E] with H a multiple of
     K (grouped queries: head h reads key head h // (H / K)). `scale` defaults to 1 / sqrt(E). A query
     that may see nothing gives 0, and gets and causes no gradient. Gradients reach q, k and v, once.
-    ValueError on shapes, types or devices that do not go together.
+    Under autocast q, k and v may differ in type and are cast to autocast's, as
+    `scaled_dot_product_attention` casts them. ValueError on shapes, types or devices that do not go
+    together.
     """
+    q, k, v = autocast(q), autocast(k), autocast(v)
     _check_heads(q, k, v, layout)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     obstacle = None

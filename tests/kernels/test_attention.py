@@ -10,6 +10,7 @@ from reca_kernels import Kind, Layout, block_attention
 from reca_kernels.runs import runs
 from reca_kernels.selfcheck import plain_attention
 from torch import Tensor
+from torch.nn import functional as F
 
 from tests.kernels.cases import DEVICE, TYPES, assert_no_worse, normal, seed_of
 
@@ -176,3 +177,25 @@ def test_there_are_200_shapes() -> None:
     from tests.kernels.test_losses import shapes_of_losses
 
     assert shapes_of_losses() + len(CASES) >= 200
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_autocast_casts_mixed_types_as_sdpa_does(implementation: str) -> None:
+    """LayerNorm and rotary embeddings leave q and k in fp32 beside a v in autocast's type (Show-o)."""
+    layout = Layout.packed([[("causal", 9)]], DEVICE)
+    shapes = {"q": (torch.float32, 4), "k": (torch.float32, 2), "v": (torch.bfloat16, 2)}
+    leaves = {
+        name: normal(dtype, 9, heads, 16, seed=heads).requires_grad_()
+        for name, (dtype, heads) in shapes.items()
+    }
+    with pytest.raises(ValueError, match="give one floating type"):
+        block_attention(**leaves, layout=layout, implementation=implementation)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        out = block_attention(**leaves, layout=layout, implementation=implementation)
+        batch = {name: leaf.transpose(0, 1)[None] for name, leaf in leaves.items()}
+        query, key, value = batch.values()
+        plain = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    assert out.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(out, plain[0].transpose(0, 1), rtol=1e-2, atol=1e-2)
+    out.float().square().sum().backward()
+    assert [leaf.grad.dtype for leaf in leaves.values()] == [dtype for dtype, _ in shapes.values()]

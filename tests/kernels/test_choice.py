@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
 
 import pytest
 import torch
-from reca_kernels import choice, linear_cross_entropy, selfcheck
+from reca_kernels import (
+    Layout,
+    block_attention,
+    choice,
+    flow_matching_loss,
+    linear_cross_entropy,
+    selfcheck,
+)
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from reca.cli import main
-from tests.kernels.cases import DEVICE
+from tests.kernels.cases import DEVICE, normal
 
 KERNEL = "linear_cross_entropy"
 no_gpu = pytest.mark.skipif(DEVICE == "cuda", reason="imitates a GPU, where there is none")
@@ -66,6 +79,104 @@ def test_a_kernel_that_differs_falls_back(
     assert chosen == "torch"
     assert ("no such instruction" if fault == "broken" else "weight in float16") in reason
     assert any(r.levelno == logging.WARNING and "falling back" in r.message for r in caplog.records)
+
+
+# ---- the caller's state: what `auto` decides on its first call must not depend on it ------------------
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`auto` takes Triton as on a GPU: the device of the other tests (a CPU and the interpreter, where
+    there is none) stands for it. Gives the kernels that were compared, in order.
+    """
+    compare, compared = selfcheck.first_difference, list[str]()
+
+    def first_difference(kernel: str, device: torch.device) -> str | None:
+        compared.append(kernel)
+        return compare(kernel, torch.device(DEVICE))
+
+    monkeypatch.setattr(choice, "gpu_index", lambda device: 0)
+    monkeypatch.setattr(choice, "cannot_run", lambda device: None)
+    monkeypatch.setattr(choice, "interpreted", lambda: False)
+    monkeypatch.setattr(selfcheck, "first_difference", first_difference)
+    return compared
+
+
+def attend(x: Tensor, w: Tensor) -> Tensor:
+    layout = Layout.packed([[("causal", 5), ("full", len(x) - 5)]], x.device)
+    q = (x @ w.T).unflatten(1, (2, -1))
+    return block_attention(q, q, q, layout)
+
+
+def flow(x: Tensor, w: Tensor) -> Tensor:
+    data = torch.zeros(len(x), len(w), device=x.device)
+    return flow_matching_loss(x, w, None, data, data)
+
+
+def cross_entropy(x: Tensor, w: Tensor) -> Tensor:
+    return linear_cross_entropy(x, w, torch.arange(len(x), device=x.device))
+
+
+CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "linear_cross_entropy": cross_entropy,
+    "flow_matching_loss": flow,
+    "block_attention": attend,
+}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kernel", CALLS)
+def test_the_first_call_may_lie_in_a_checkpointed_block(
+    kernel: str, reentrant: bool, on_device: list[str]
+) -> None:
+    x, w = normal(torch.float32, 12, 16), normal(torch.float32, 16, 16, seed=1)
+    gradients = []
+    for run in (partial(checkpoint, CALLS[kernel], use_reentrant=reentrant), CALLS[kernel]):
+        leaves = [x.clone().requires_grad_(), w.clone().requires_grad_()]
+        with torch.autocast(DEVICE, torch.bfloat16):
+            run(*leaves).float().square().sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    assert on_device == [kernel] and choice.automatic(kernel, 0)[0] == "triton"
+    for recomputed, plain in zip(*gradients, strict=True):
+        assert torch.equal(recomputed, plain)
+
+
+def hooks_that_refuse() -> AbstractContextManager[None]:
+    def refuse(tensor: Tensor) -> Tensor:
+        raise AssertionError("a tensor of the comparison reached the caller's hooks")
+
+    return torch.autograd.graph.saved_tensors_hooks(refuse, refuse)
+
+
+STATES: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": partial(torch.autocast, DEVICE, torch.bfloat16),
+    "hooks": hooks_that_refuse,
+    "default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_first_call_may_lie_in_any_state(state: str, on_device: list[str]) -> None:
+    with STATES[state]():
+        chosen, reason = choice.automatic(KERNEL, 0)
+    assert (chosen, on_device) == ("triton", [KERNEL]), reason
+
+
+def test_threads_compare_one_after_another(
+    on_device: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = [0]
+
+    def alone(kernel: str, device: torch.device) -> None:
+        inside[0] += 1
+        assert inside[0] == 1
+        torch.ones(300, 300) @ torch.ones(300, 300)
+        inside[0] -= 1
+
+    monkeypatch.setattr(selfcheck, "first_difference", alone)
+    with ThreadPoolExecutor(4) as threads:
+        found: Iterator[tuple[str, str]] = threads.map(partial(choice.automatic, KERNEL), [0] * 8)
+        assert {chosen for chosen, _ in found} == {"triton"}
 
 
 @no_gpu

@@ -111,6 +111,29 @@ def test_the_slabs_of_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None
         check_cross_entropy((37, 20, 400), implementation)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("implementation", BOTH)
+@pytest.mark.parametrize(("first", "last"), [(0, 64), (32, 96), (0, 140), (100, 151)])
+def test_banned_columns(first: int, last: int, implementation: str, smoothing: float) -> None:
+    """A bias of -inf bans columns: whole tiles of 32, the first ones, all that a split of them holds."""
+    hidden, weight = normal(torch.float32, 9, 16), normal(torch.float32, 160, 16, seed=1)
+    bias = normal(torch.float32, 160, seed=2)
+    bias[first:last] = float("-inf")
+    allowed = [id for id in range(160) if not first <= id < last]
+    targets = torch.tensor(allowed, device=DEVICE)[torch.arange(9, device=DEVICE) * 2]
+    leaves = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+    h, w, b = leaves
+    options = {"label_smoothing": smoothing, "implementation": implementation}
+    loss = linear_cross_entropy(h, w, targets, b, **options)
+    wanted = F.cross_entropy(F.linear(hidden, weight, bias), targets, label_smoothing=smoothing)
+    assert torch.isinf(wanted) == (smoothing > 0)
+    torch.testing.assert_close(loss, wanted)
+    if not smoothing:
+        loss.backward()
+        assert all(leaf.grad.isfinite().all() for leaf in leaves)
+        assert not w.grad[first:last].any() and not b.grad[first:last].any()
+
+
 @pytest.mark.parametrize("implementation", BOTH)
 def test_layouts_in_memory(implementation: str) -> None:
     """Transposed, strided, expanded and misaligned views give what their copies give."""
