@@ -13,10 +13,11 @@ from reca.models import build_model
 from reca.models.harmon.model import HarmonModel
 from reca.models.harmon.text import load_tokenizer
 from reca.randomness import numpy_generator
+from tests.models import showo_tiny
 
 TEXT = """a and are at bottom circle circles describe generate how image left many no of on one red right square
 the there thing this top two what yes blue green user an assistant : , . ?"""
-WORDS = TEXT.split()
+WORDS = list(dict.fromkeys([*TEXT.split(), *showo_tiny.WORDS]))
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "\n", "\n\n")
 END = len(WORDS) + 1 + 2
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import chain
+
 import numpy as np
 import torch
 from PIL import Image
@@ -10,11 +13,14 @@ from transformers import PreTrainedTokenizerFast
 from reca.models import build_model
 from reca.models.showo.model import ShowoModel
 from reca.models.showo.text import load_tokenizer
+from reca.prompts import bank
 from reca.randomness import numpy_generator
 
 TEXT = """a and are at bottom circle circles describe how image left many no of on one red right square
 the there thing this top two what yes blue green user assistant : , . ?"""
-WORDS = TEXT.split()
+# and the words of the published reconstruction prompts, which a closed vocabulary must hold to train on them
+PROMPTS = (re.findall(r"\w+|[^\w\s]+", prompt.lower()) for prompt in bank("paper_like"))
+WORDS = list(dict.fromkeys([*TEXT.split(), *sorted(set(chain(*PROMPTS)))]))
 
 
 def tokenizer_files() -> PreTrainedTokenizerFast:
@@ -65,8 +71,13 @@ def network(understanding: str = "clip", **options: object) -> dict:
 
 
 def model(folder: object, understanding: str = "clip", **options: object) -> ShowoModel:
+    return of_network(folder, network(understanding, **options))
+
+
+def of_network(folder: object, described: dict) -> ShowoModel:
+    """The model of a `network` section, with its tokenizer in `folder`."""
     torch.manual_seed(0)
-    built = build_model("showo", network(understanding, **options))
+    built = build_model("showo", described)
     tokenizer_files().save_pretrained(str(folder))
     built.set_tokenizer(load_tokenizer(folder, built.config.ids))
     return built.eval()

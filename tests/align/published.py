@@ -1,0 +1,219 @@
+"""The paper's experiments with nothing made smaller but the network, the data and the number of steps.
+
+Each is prepared and trained through the verbs that the workflow calls, from the readers to the saved model.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from reca.cli import main
+from reca.config import load
+from reca.models.unified import UnifiedModel
+from reca.schema import DataSource, Experiment, ModelConfig
+from tests.models import bagel_tiny, harmon_tiny, showo_tiny
+
+CONFIGURED = Path(__file__).parents[2] / "config/experiment"
+EXPERIMENTS = sorted(
+    path.stem for kind in ("paper_*", "ablation_*") for path in CONFIGURED.glob(f"{kind}.yaml")
+)
+PICTURES = 6
+BATCH = 2  # samples of a micro-batch, where the recipe has more
+STEPS = 2
+CAPTION = "a red circle left of a blue square"
+
+
+def arms() -> list[tuple[str, str, str]]:
+    """(experiment, model, trained arm) of every experiment of the paper."""
+    experiments = {name: load(name) for name in EXPERIMENTS}
+    return [
+        (name, model, arm)
+        for name, experiment in experiments.items()
+        for model in experiment.models
+        for arm in experiment.arms
+        if arm != "base"
+    ]
+
+
+# ---- tiny models ---------------------------------------------------------------------------------
+def tiny_network(config: ModelConfig) -> dict[str, Any]:
+    """The family's tiny `network` section with the published options and lengths of text."""
+    published = config.network
+    options: dict[str, Any] = published.get("options", {})
+    if config.family == "showo":
+        lengths = {name: published[name] for name in ("max_text", "head_text") if name in published}
+        return showo_tiny.network(published["understanding"], **options) | lengths
+    return {"harmon": harmon_tiny, "bagel": bagel_tiny}[config.family].network(**options)
+
+
+def tiny_model(config: ModelConfig, folder: Path) -> UnifiedModel:
+    """The model of `tiny_network` with random weights; its tokenizer is written to `folder`."""
+    if config.family == "showo":
+        return showo_tiny.of_network(folder, tiny_network(config))
+    options: dict[str, Any] = config.network.get("options", {})
+    return {"harmon": harmon_tiny, "bagel": bagel_tiny}[config.family].model(folder, **options)
+
+
+# ---- tiny data in the formats of the real ones ------------------------------------------------------
+def encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_parquet(folder: Path, source: DataSource) -> None:
+    """Pictures with a text in every column that the options name."""
+    texts = {column for name, column in source.options.items() if name != "image"}
+    rows = [
+        {
+            "id": str(number),
+            source.options["image"]: {"bytes": encoded(image, "JPEG"), "path": f"{number}.jpg"},
+            **dict.fromkeys(texts, CAPTION),
+        }
+        for number, image in enumerate(showo_tiny.pictures(PICTURES, 32))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train-00000-of-00001.parquet")
+
+
+def write_tar(folder: Path, source: DataSource) -> None:
+    """A WebDataset shard of pictures and captions."""
+    with tarfile.open(folder / "data_000000.tar", "w") as archive:
+        for number, image in enumerate(showo_tiny.pictures(PICTURES, 32)):
+            members = {"jpg": encoded(image, "JPEG"), "txt": CAPTION.encode()}
+            for ending, data in members.items():
+                info = tarfile.TarInfo(f"{number:06}.{ending}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+
+
+def write_llava(folder: Path, source: DataSource) -> None:
+    """Conversations about pictures that lie with the companions."""
+    talks = []
+    for first, (number, image) in zip(
+        cycle(source.companions), enumerate(showo_tiny.pictures(PICTURES, 32)), strict=False
+    ):
+        (folder / first).mkdir(exist_ok=True)
+        (folder / first / f"{number}.jpg").write_bytes(encoded(image, "JPEG"))
+        turns = [("human", "<image>\nwhat is on the left ?"), ("gpt", "a red circle"),
+                 ("human", "how many ?"), ("gpt", "two")]  # fmt: skip
+        said = [{"from": who, "value": text} for who, text in turns]
+        talks.append({"id": str(number), "image": f"{first}/{number}.jpg", "conversations": said})
+    (folder / "talks.json").write_text(json.dumps(talks))
+
+
+WRITERS: dict[str, Callable[[Path, DataSource], None]] = {
+    "parquet": write_parquet,
+    "tar": write_tar,
+    "llava": write_llava,
+}
+
+
+# ---- the verbs -------------------------------------------------------------------------------------
+class Rehearsal:
+    """Runs arms of experiments below one folder; equal data, bases and caches are made once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def train(self, name: str, model: str, arm: str) -> Path:
+        """Train one arm for `STEPS` steps as its recipe says; gives the folder that `reca align` wrote."""
+        experiment = load(name)
+        config = experiment.models[model]
+        roles = config.data or {role: role for role in experiment.data}
+        sources = {role: experiment.data[entry] for role, entry in roles.items()}
+        tasks = config.align.active()
+        uses = {"draw": "reconstruct"} | ({"read": "answer"} if "i2t" in tasks else {})
+        base, words = self.base(config), []
+        for use, role in uses.items():
+            cache = self.cache(config, base, use, role, sources[role])
+            words += ["--cache", f"{use}={cache}"]
+        for role, source in sources.items():
+            words += ["--data", f"{role}={self.data(source)}"]
+        out = self.root / name / model / arm
+        section = {
+            "family": config.family,
+            "align": small(config),
+            "data": {role: asdict(source) for role, source in sources.items()},
+        }
+        seed = seed_of(experiment, config)
+        run(
+            "align",
+            section,
+            *words,
+            model=base,
+            arm=arm,
+            seed=seed,
+            work=out / "work",
+            out=out / "out",
+        )
+        return out / "out"
+
+    def base(self, config: ModelConfig) -> Path:
+        """The base model, from a folder of tiny weights through `reca base`."""
+        network = tiny_network(config)
+        out = self._place("base", config.family, network)
+        if not out.exists():
+            shipped = out.with_name(f"{out.name}-shipped")
+            tiny_model(config, out.with_name(f"{out.name}-words")).save(shipped)
+            weights = {"kind": "shipped", "path": str(shipped)}
+            run("base", {"family": config.family, "network": network, "weights": weights}, out=out)
+        return out
+
+    def cache(
+        self, config: ModelConfig, base: Path, use: str, role: str, source: DataSource
+    ) -> Path:
+        """Features of one role's pictures in the configured precision."""
+        section = {
+            "family": config.family,
+            "data": {role: asdict(source)},
+            "cache_dtype": config.cache_dtype,
+        }
+        out, data = self._place("cache", str(base), use, section), self.data(source)
+        if not out.exists():
+            companions = [f"--companion={first}={data / first}" for first in source.companions]
+            run("cache", section, *companions, model=base, data=data, use=use,
+                work=out.with_name(f"{out.name}-work"), out=out)  # fmt: skip
+        return out
+
+    def data(self, source: DataSource) -> Path:
+        """Tiny data in the format and with the columns of the real one."""
+        folder = self._place("data", asdict(source))
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            WRITERS[source.kind](folder, source)
+        return folder
+
+    def _place(self, kind: str, *described: object) -> Path:
+        from reca.records import sha256_json
+
+        return self.root / kind / sha256_json(list(described))[:12]
+
+
+def small(config: ModelConfig) -> dict[str, Any]:
+    """The published recipe with fewer steps and samples; every other field as it is."""
+    recipe = asdict(config.align)
+    for task in recipe["tasks"].values():
+        task["batch"] = min(task["batch"], BATCH)
+    return {**recipe, "steps": STEPS}
+
+
+def seed_of(experiment: Experiment, config: ModelConfig) -> int:
+    return (config.seeds or experiment.seeds)[0]
+
+
+def run(verb: str, section: dict[str, Any], *more: str, **options: object) -> None:
+    words = [verb, *more, "--section", json.dumps(section)]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    assert main(words) == 0, words
