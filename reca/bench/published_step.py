@@ -1,0 +1,229 @@
+"""Steps of the published recipes at full size on this device: time and peak memory beside what `reca plan` says.
+
+    python -m reca.bench.published_step paper_showo_512 --out docs/results/published_step.json
+
+Everything is the recipe's own (network, precision, checkpointing, batch sizes, accumulation) except the weights, which
+are random, and the pictures and texts, which are drawn: time and memory do not depend on them. `--layers` keeps the
+first layers of the language model only, and `--batch` lowers the batch sizes, for models that one device does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reca import config
+from reca.align import distributed, trainer
+from reca.align.batches import FeatureData, plan_step
+from reca.align.recipe import Recipe
+from reca.align.schedule import learning_rate
+from reca.align.state import freeze
+from reca.bench import processor
+from reca.devices import device_of
+from reca.footprint import footprint
+from reca.models import build_model
+from reca.models.unified import UnifiedModel
+from reca.prompts import bank
+from reca.randomness import numpy_generator
+from reca.records import versions, write_json
+from reca.schema import ModelConfig
+
+PICTURES = 4  # encoded; micro-batches repeat them
+WORDS_PER_ANSWER = 60
+UNKNOWN = "filler"  # the id of other words; the families refuse what they know as an unknown word
+QWEN = {  # ids of the marks in Qwen2.5's vocabulary
+    "<|endoftext|>": 151643,
+    "<|im_start|>": 151644,
+    "<|im_end|>": 151645,
+    "<|vision_start|>": 151652,
+    "<|vision_end|>": 151653,
+    "\n": 198,
+    "\n\n": 271,
+}
+
+
+def vocabulary(family: str) -> dict[str, int]:
+    """Token -> id: the prompts' words, and markers under the released ids; the rest are fillers."""
+    marks = {"<|endoftext|>": 50256} if family == "showo" else QWEN
+    size = 50295 if family == "showo" else 151665
+    words = {w for p in bank("paper_like") for w in re.findall(r"\w+|[^\w\s]+", p.lower())}
+    free = (index for index in range(size) if index not in set(marks.values()))
+    found = dict(marks)
+    for word in [*sorted(words), "user", "assistant", UNKNOWN]:
+        found.setdefault(word, next(free))
+    return found | {f"filler{index}": index for index in free}
+
+
+def write_tokenizer(family: str, folder: Path) -> None:
+    """A word-level tokenizer of the released size."""
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = vocabulary(family)
+    core = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = [token for token in ids if token.startswith("<|") or token.isspace()]
+    core.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
+    end = "<|endoftext|>" if family == "showo" else "<|im_end|>"
+    made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=end, pad_token="<|endoftext|>")
+    made.save_pretrained(str(folder))
+
+
+def with_tokenizer(model: Any, family: str) -> UnifiedModel:
+    """The model with `write_tokenizer`'s front end."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_tokenizer(family, folder)
+        if family == "showo":
+            from reca.models.showo.text import load_tokenizer as showo_tokenizer
+
+            model.set_tokenizer(showo_tokenizer(folder, model.config.ids))
+        elif family == "harmon":
+            from reca.models.harmon.text import load_tokenizer as harmon_tokenizer
+
+            model.set_tokenizer(harmon_tokenizer(folder, model.config.end))
+        else:
+            from reca.models.bagel.text import load_tokenizer as bagel_tokenizer
+
+            model.set_tokenizer(bagel_tokenizer(folder, model.config))
+    return model
+
+
+class Rows:
+    """A cache in memory that repeats a few encoded pictures."""
+
+    def __init__(self, features: dict[str, Tensor]) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return 10_000
+
+    def rows(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Features of these pictures."""
+        which = [index % PICTURES for index in indices]
+        return {name: tensor[which] for name, tensor in self.features.items()}
+
+
+def data_for(model: UnifiedModel, recipe: Recipe, side: int) -> FeatureData:
+    """Drawn pictures through the model's encoders, and conversations of LLaVA's length."""
+    from PIL import Image
+
+    drawn = numpy_generator("published step").integers(0, 256, (PICTURES, side, side, 3), "uint8")
+    pictures = [Image.fromarray(one) for one in drawn]
+    rows = {
+        use: Rows({name: row.cpu() for name, row in model.encode(pictures, use).items()})
+        for use in ("draw", "read")
+        if use == "draw" or "i2t" in recipe.active()
+    }
+    words = re.findall(r"\w+", " ".join(bank("paper_like")).lower())
+    talk = [("describe the image", " ".join(words[:WORDS_PER_ANSWER]))] * 3
+    asked = [[talk]] * len(rows["draw"]) if "read" in rows else []
+    return FeatureData(
+        draw=rows["draw"],
+        read=rows.get("read"),
+        prompts=bank("paper_like"),
+        read_conversations=asked,
+    )
+
+
+def measure(
+    experiment: str, name: str, steps: int, layers: int | None = None, batch: int | None = None
+) -> dict[str, Any]:
+    """Time and memory of each step of one model of an experiment."""
+    chosen: ModelConfig = config.load(experiment).models[name]
+    recipe, network = chosen.align, chosen.network
+    for task in recipe.tasks.values():
+        task.batch = min(task.batch, batch or task.batch)
+    if layers is not None:
+        network = {**network, "llm": {**network["llm"], "num_hidden_layers": layers}}
+    device = device_of("auto")
+    world = distributed.World(device=device)
+    torch.manual_seed(0)
+    with device:
+        model = with_tokenizer(build_model(chosen.family, network), chosen.family)
+    planned = footprint(model, recipe, 1, half=recipe.precision == "bf16")
+    data = data_for(model.eval(), recipe, network["resolution"])
+    names = freeze(model, recipe.trains)
+    objective, state, blocks = trainer.set_up(model, names, recipe, world)
+    found = []
+    with distributed.recomputed(blocks, recipe.activation_checkpointing):
+        for step in range(steps):
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            plan = plan_step(model, data, recipe, seed=0, step=step, world=world)
+            counts = trainer.tokens_by_task(plan, recipe, world)
+            totals = trainer.backward(objective, data, plan, counts, recipe, world)
+            norm = trainer.gradient_norm(state)
+            losses = trainer.mean_losses(plan, totals, counts, recipe, world)
+            trainer.update(state, learning_rate(recipe, step), norm, recipe)
+            state.optimizer.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            line: dict[str, Any] = {"seconds": time.perf_counter() - started, "loss": losses}
+            line |= {"grad_norm": norm, "tokens": counts}
+            if device.type == "cuda":
+                line["peak_bytes"] = torch.cuda.max_memory_allocated()
+            found.append(line)
+            print(json.dumps(line), flush=True)
+    return {
+        "experiment": experiment,
+        "model": name,
+        "layers": layers,
+        "batch": {task: settings.batch for task, settings in recipe.active().items()},
+        "steps": found,
+        "planned_bytes": {part: int(size) for part, size in planned.parts.items()},
+        "kernels": kernels_chosen(device),
+        "machine": machine_of(device),
+        "versions": versions(),
+    }
+
+
+def kernels_chosen(device: torch.device) -> dict[str, str]:
+    """Which implementation `auto` took for each kernel, and why."""
+    from reca_kernels import choice, selfcheck
+
+    index = choice.gpu_index(device)
+    if index is None:
+        return {}
+    return {
+        kernel: " because ".join(choice.automatic(kernel, index)) for kernel in selfcheck.KERNELS
+    }
+
+
+def machine_of(device: torch.device) -> str:
+    """The device's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+
+
+def main() -> None:
+    """Measure one model and add it to the file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("experiment")
+    parser.add_argument("--model", help="of the experiment's; default: its first")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--layers", type=int, help="of the language model; default: all")
+    parser.add_argument(
+        "--batch", type=int, help="at most so many samples of a task; default: the recipe's"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    name = given.model or next(iter(config.load(given.experiment).models))
+    found = measure(given.experiment, name, given.steps, given.layers, given.batch)
+    kept = json.loads(given.out.read_text()) if given.out.is_file() else []
+    write_json(given.out, [*kept, found])
+
+
+if __name__ == "__main__":
+    main()
