@@ -77,6 +77,8 @@ def footprint(model: UnifiedModel, recipe: Recipe, gpus: int, half: bool) -> Foo
         parts["moving average"] = count * FULL / ranks
     if ranks > 1:
         parts["blocks gathered for a layer"] = 2 * _largest_block(model) * FULL
+    if half and not recipe.activation_checkpointing:
+        parts["weights in bfloat16"] = count * CACHED_BYTES["bf16"]  # whole: of the gathered blocks
     load = model.workload()
     if load is not None:
         parts |= _activations(load, recipe, 2 if half else FULL)

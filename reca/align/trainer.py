@@ -211,7 +211,7 @@ def backward(
     """
     totals = []
     for batch in plan:
-        with autocast(recipe.precision, world.device):
+        with autocast(recipe, world.device):
             total = objective(with_features(batch, data, world.device))
         share = recipe.tasks[batch.task].weight * world.size / max(counts[batch.task], 1)
         (total * share).backward()
@@ -219,11 +219,16 @@ def backward(
     return totals
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """bf16 autocast, where asked for or (auto) where a GPU has it; weights stay fp32."""
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """bf16 autocast, where the recipe says so or (auto) where a GPU has it; weights stay fp32.
+
+    Without checkpointing the backward pass needs every weight in bf16, so each is cast once and kept. With it a block
+    casts its weights again anyway, and copies of all of them (4.7 GiB for Harmon-1.5B) would lie there for nothing.
+    """
     capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    wanted = precision == "bf16" or (precision == "auto" and capable)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+    wanted = recipe.precision == "bf16" or (recipe.precision == "auto" and capable)
+    keep = not recipe.activation_checkpointing
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted, cache_enabled=keep)
 
 
 def gradient_norm(state: TrainState) -> float:

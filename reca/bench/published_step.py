@@ -14,7 +14,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,70 +136,66 @@ def data_for(model: UnifiedModel, recipe: Recipe, side: int) -> FeatureData:
     )
 
 
-def measure(
-    experiment: str, name: str, steps: int, layers: int | None = None, batch: int | None = None
-) -> dict[str, Any]:
-    """Time and memory of each step of one model of an experiment."""
-    chosen: ModelConfig = config.load(experiment).models[name]
-    recipe, network = chosen.align, chosen.network
-    for task in recipe.tasks.values():
-        task.batch = min(task.batch, batch or task.batch)
-    if layers is not None:
-        network = {**network, "llm": {**network["llm"], "num_hidden_layers": layers}}
-    device = device_of("auto")
-    world = distributed.World(device=device)
-    torch.manual_seed(0)
-    with device:
-        model = with_tokenizer(build_model(chosen.family, network), chosen.family)
-    planned = footprint(model, recipe, 1, half=recipe.precision == "bf16")
-    data = data_for(model.eval(), recipe, network["resolution"])
-    names = freeze(model, recipe.trains)
-    objective, state, blocks = trainer.set_up(model, names, recipe, world)
-    found = []
-    with distributed.recomputed(blocks, recipe.activation_checkpointing):
-        for step in range(steps):
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            plan = plan_step(model, data, recipe, seed=0, step=step, world=world)
-            counts = trainer.tokens_by_task(plan, recipe, world)
-            totals = trainer.backward(objective, data, plan, counts, recipe, world)
-            norm = trainer.gradient_norm(state)
-            losses = trainer.mean_losses(plan, totals, counts, recipe, world)
-            trainer.update(state, learning_rate(recipe, step), norm, recipe)
-            state.optimizer.zero_grad(set_to_none=True)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            line: dict[str, Any] = {"seconds": time.perf_counter() - started, "loss": losses}
-            line |= {"grad_norm": norm, "tokens": counts}
-            if device.type == "cuda":
-                line["peak_bytes"] = torch.cuda.max_memory_allocated()
-            found.append(line)
-            print(json.dumps(line), flush=True)
-    return {
-        "experiment": experiment,
-        "model": name,
-        "layers": layers,
-        "batch": {task: settings.batch for task, settings in recipe.active().items()},
-        "steps": found,
-        "planned_bytes": {part: int(size) for part, size in planned.parts.items()},
-        "kernels": kernels_chosen(device),
-        "machine": machine_of(device),
-        "versions": versions(),
-    }
+class Run:
+    """One model of an experiment on this device, and its optimiser steps."""
 
+    def __init__(
+        self, experiment: str, name: str, layers: int | None = None, batch: int | None = None
+    ) -> None:
+        chosen: ModelConfig = config.load(experiment).models[name]
+        self.recipe, network = chosen.align, chosen.network
+        for task in self.recipe.tasks.values():
+            task.batch = min(task.batch, batch or task.batch)
+        if layers is not None:
+            network = {**network, "llm": {**network["llm"], "num_hidden_layers": layers}}
+        self.world = distributed.World(device=device_of("auto"))
+        torch.manual_seed(0)
+        with self.world.device:
+            self.model = with_tokenizer(build_model(chosen.family, network), chosen.family).eval()
+        planned = footprint(self.model, self.recipe, 1, half=self.recipe.precision == "bf16")
+        self.facts = {
+            "experiment": experiment,
+            "model": name,
+            "layers": layers,
+            "batch": {task: settings.batch for task, settings in self.recipe.active().items()},
+            "planned_bytes": {part: int(size) for part, size in planned.parts.items()},
+            "machine": machine_of(self.world.device),
+            "versions": versions(),
+        }
+        self.data = data_for(self.model, self.recipe, network["resolution"])
+        names = freeze(self.model, self.recipe.trains)
+        parts = trainer.set_up(self.model, names, self.recipe, self.world)
+        self.objective, self.state, self.blocks = parts
 
-def kernels_chosen(device: torch.device) -> dict[str, str]:
-    """Which implementation `auto` took for each kernel, and why."""
-    from reca_kernels import choice, selfcheck
+    def steps(self, count: int) -> Iterator[dict[str, Any]]:
+        """Time, peak memory, losses and token counts of each step."""
+        with distributed.recomputed(self.blocks, self.recipe.activation_checkpointing):
+            for step in range(count):
+                self._settled()
+                started = time.perf_counter()
+                line = self._step(step)
+                line |= {"seconds": self._settled() - started}
+                if self.world.device.type == "cuda":
+                    line["peak_bytes"] = torch.cuda.max_memory_allocated()
+                    torch.cuda.reset_peak_memory_stats()
+                yield line
 
-    index = choice.gpu_index(device)
-    if index is None:
-        return {}
-    return {
-        kernel: " because ".join(choice.automatic(kernel, index)) for kernel in selfcheck.KERNELS
-    }
+    def _step(self, step: int) -> dict[str, Any]:
+        recipe, world = self.recipe, self.world
+        plan = plan_step(self.model, self.data, recipe, seed=0, step=step, world=world)
+        counts = trainer.tokens_by_task(plan, recipe, world)
+        totals = trainer.backward(self.objective, self.data, plan, counts, recipe, world)
+        norm = trainer.gradient_norm(self.state)
+        losses = trainer.mean_losses(plan, totals, counts, recipe, world)
+        trainer.update(self.state, learning_rate(recipe, step), norm, recipe)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        return {"loss": losses, "grad_norm": norm, "tokens": counts}
+
+    def _settled(self) -> float:
+        """The time when the device has done all that it was given."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def machine_of(device: torch.device) -> str:
@@ -220,9 +216,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     name = given.model or next(iter(config.load(given.experiment).models))
-    found = measure(given.experiment, name, given.steps, given.layers, given.batch)
+    run = Run(given.experiment, name, given.layers, given.batch)
     kept = json.loads(given.out.read_text()) if given.out.is_file() else []
-    write_json(given.out, [*kept, found])
+    done: list[dict[str, Any]] = []
+    for line in run.steps(given.steps):
+        print(json.dumps(line), flush=True)
+        done.append(line)
+        write_json(given.out, [*kept, {**run.facts, "steps": done}])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from reca.align import distributed, trainer
+from reca.align.recipe import Recipe
 from reca.cli import main
 from reca.config import load
 from reca.models import FAMILIES
@@ -61,8 +62,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     seen: dict[str, object] = {"autocast": set(), "recomputed": False}
     autocast, checkpoint = trainer.autocast, distributed.checkpoint
 
-    def noted(precision: str, device: torch.device) -> torch.autocast:
-        found = autocast(precision, device)
+    def noted(recipe: Recipe, device: torch.device) -> torch.autocast:
+        found = autocast(recipe, device)
         if found._enabled:
             seen["autocast"].add(found.fast_dtype)  # type: ignore[attr-defined]
         return found
