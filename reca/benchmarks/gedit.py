@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval, mean
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
@@ -45,11 +46,24 @@ GROUPS = (
 )
 HIGHEST = 10
 DELIMITER = "||V^=^V||"
+ASKED = 2  # numbers, by the prompt of SC and of PQ alike
 # At most 300 digits: Python reads no more than 4300, and no score has them.
-_LIST = re.compile(r"\[\s*(\d{1,300})\s*,\s*(\d{1,300})\s*\]")
+_LIST = re.compile(r"\[\s*([0-9]{1,300})\s*,\s*([0-9]{1,300})\s*\]")
+# What makes a list in prose the scores: the words right before it, and none of those that speak of a scale.
+_INTRODUCED = re.compile(
+    r"(?:\b(?:scores?|ratings?|output|result|answer|SC|PQ)\b|\u5206|\u5206\u6570)"
+    r"[\s\W]*(?:(?:is|are|would be|=|\u662f|\u4e3a)[\s\W]*)?\Z",
+    re.IGNORECASE,
+)
+_NO_SCORES = re.compile(
+    r"\b(?:sorry|cannot|can not|can't|can\u2019t|won't|unable|refuse|decline|scale|range)\b"
+    r"|\u65e0\u6cd5|\u4e0d\u80fd|\u62b1\u6b49|\u8303\u56f4",
+    re.IGNORECASE,
+)
 _UNQUOTED = re.compile(
     r"\{\s*score\s*:\s*(\d{1,300}(?:\.\d+)?)\s*,\s*reasoning\s*:\s*(.*)\}", re.DOTALL
 )
+_NEAR = 40  # characters before a list that may introduce it
 _BARE_LIST = "System: output is simply a list of scores"
 _BARE_NUMBER = "System: output is simply a number"
 
@@ -141,7 +155,8 @@ def _between(reply: str) -> str | None:
 
 
 def _bare(reply: str) -> dict[str, Any] | None:
-    found = _LIST.search(reply)
+    first, last = reply.find("["), reply.rfind("]")
+    found = _LIST.fullmatch(reply, first, last + 1) if -1 < first < last else None
     if found:
         return {"score": [int(found[1]), int(found[2])], "reasoning": _BARE_LIST}
     text = reply.strip()
@@ -168,10 +183,32 @@ def official_minimum(reply: str) -> float | None:
 
 
 def score(reply: str) -> float | None:
-    """The smallest of the reply's scores; None unless every one is a number from 0 to 10."""
+    """The smallest of the reply's scores; None unless every one is a number from 0 to 10.
+
+    A bare list in prose counts only where the prose introduces it as the scores: a refusal that names the scale
+    `[0, 10]` or a position in the picture is none.
+    """
     found = parse(reply)
     values = found["score"] if found else []
+    if found and found.get("reasoning") == _BARE_LIST and not _states_scores(reply):
+        return None
     return min(values) if values and all(map(_in_range, values)) else None
+
+
+def _states_scores(reply: str) -> bool:
+    before = reply[: reply.find("[")].replace("```json", "").strip("`*\"' \n\t")
+    introduced = not before or _INTRODUCED.search(before[-_NEAR:]) is not None
+    return introduced and _NO_SCORES.search(reply) is None
+
+
+def doubts(reply: str) -> list[str]:
+    """`incomplete` for one number where two were asked for, `inexact` for more than two."""
+    if score(reply) is None:
+        return []
+    count = len((parse(reply) or {"score": []})["score"])
+    if count > ASKED:
+        return [readings.INEXACT]
+    return [readings.INCOMPLETE] if count < ASKED else []
 
 
 def _in_range(value: Any) -> bool:
@@ -239,7 +276,8 @@ def grade(
         for name, field in (("overall", "score"), ("o", "score"), ("sc", "sc"), ("pq", "pq"))
     }
     return Graded(shown, graded, coverage, {k: v for k, v in limits.items() if v},
-                  {"random_fallback": random_fallback})  # fmt: skip
+                  {"random_fallback": random_fallback},
+                  readings.of_verdicts(verdicts, doubts))  # fmt: skip
 
 
 def _subset(item: Prompt) -> dict[str, bool]:

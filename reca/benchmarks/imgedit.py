@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
@@ -26,6 +27,7 @@ TYPES = (
     "compose",
     "action",
 )
+SCALES = 3  # that every type's prompt names
 LOWEST, HIGHEST = 1, 5
 _DIGITS = 300  # of a longer number these: far out of range as well, and still a float
 
@@ -100,6 +102,14 @@ def score(reply: str) -> float | None:
     return parse(reply) if inside else None
 
 
+def doubts(reply: str) -> list[str]:
+    """`incomplete` for one or two numbers where three scales were asked for, `inexact` for more than three."""
+    count = len(numbers(reply))
+    if count > SCALES:
+        return [readings.INEXACT]
+    return [readings.INCOMPLETE] if 0 < count < SCALES else []
+
+
 def summary(scored: Iterable[tuple[str, float]]) -> dict[str, float | None]:
     """Per type and overall from (type, sample score), all to two decimals as officially.
 
@@ -153,4 +163,5 @@ def grade(
         coverage,
         {name: value for name, value in limits.items() if value},
         {"overall": overall, "lenient": lenient},
+        readings.of_verdicts(verdicts, doubts),
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, complete_mean, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
@@ -77,6 +78,15 @@ def score(reply: str) -> int | None:
     return found if found is not None and found <= HIGHEST else None
 
 
+def doubts(reply: str) -> list[str]:
+    """`inexact` where the number is cut (`0.85` is read as 0, `85/100` as 85), or several differ."""
+    matches = list(_SCORE.finditer(_FENCE.sub("", reply)))
+    if parse(reply) is None:
+        return []
+    cut = any(readings.goes_on(match.string, match.end()) for match in matches[:1])
+    return [readings.INEXACT] if cut or len({match[1] for match in matches}) > 1 else []
+
+
 def overall(means: Mapping[str, float | None]) -> dict[str, float | None]:
     """The three aggregations from the ten category means (0..100).
 
@@ -119,4 +129,5 @@ def grade(
     limits = (
         {"overall_ten": ten} | ({"overall": ten} if aggregation == "ten" else {}) if ten else {}
     )
-    return Graded(shown, graded, coverage, limits, {"aggregation": aggregation})
+    doubtful = readings.of_verdicts(verdicts, doubts)
+    return Graded(shown, graded, coverage, limits, {"aggregation": aggregation}, doubtful)

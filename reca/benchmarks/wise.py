@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, complete_mean, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
@@ -110,6 +111,19 @@ def scores(reply: str) -> tuple[float, float, float] | None:
     return (values[0], values[1], values[2]) if len(values) == len(NAMES) else None
 
 
+def doubts(reply: str) -> list[str]:
+    """`incomplete` for one or two scales of three; `inexact` where a digit is a part of a number, or one of several."""
+    matches = [list(pattern.finditer(reply)) for pattern in _PATTERNS.values()]
+    found = []
+    if any(matches) and not all(matches):
+        found.append(readings.INCOMPLETE)
+    if any(len({m[1] for m in own}) > 1 for own in matches) or any(
+        readings.goes_on(reply, m.end()) for own in matches for m in own
+    ):
+        found.append(readings.INEXACT)
+    return found
+
+
 def wiscore(consistency: float, realism: float, aesthetic_quality: float) -> float:
     """0.7 consistency + 0.2 realism + 0.1 aesthetics, 0..2."""
     values = (consistency, realism, aesthetic_quality)
@@ -195,6 +209,7 @@ def grade(
         if each
         else {},
         {"overall": overall},
+        readings.of_verdicts(verdicts, doubts),
     )
 
 
