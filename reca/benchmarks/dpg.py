@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, coverage_of, interval, mean
 from reca.benchmarks.items import Prompt
 
@@ -169,12 +170,23 @@ def grade(
     *,
     samples: int,
     first_row_bug: bool = False,
+    reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
-    """Grade answers `{"id", "sample", "question": proposition, "answer"}`; both values of the first row are shown."""
+    """Grade answers `{"id", "sample", "question": proposition, "answer"}`; both values of the first row are shown.
+
+    Officially an answer counts only if it is the string `yes`; `reader: careful` takes what `careful.yes_or_no` reads
+    as yes. How often the two differ is counted in either case.
+    """
+    careful.demand("dpg", reader)
     found: dict[tuple[str, int], dict[int, str]] = defaultdict(dict)
+    differ: list[str] = []
     for row in evidence:
-        found[row["id"], int(row["sample"])][int(row["question"])] = row["answer"]
+        said, read = row["answer"], careful.yes_or_no(row["answer"]) or ""
+        if (said == YES) != (read == YES):
+            differ.append(f"{row['id']}_{row['sample']}/{row['question']}")
+        answer = read if reader == "careful" else said
+        found[row["id"], int(row["sample"])][int(row["question"])] = answer
     asked = by_item([row for row in rows if row["item_id"] in {item.id for item in items}])
     unasked = [item.id for item in items if item.id not in asked]
     if unasked:
@@ -207,5 +219,10 @@ def grade(
         for k, value in enumerate(values)
     ]
     limits = interval(("dpg", row["id"], 100 * row["score"]) for row in graded)
-    notes = {"failed_with_first_row_bug": bug["failed"], "first_row_bug": first_row_bug}
-    return Graded(shown, graded, coverage, {"overall": limits} if limits else {}, notes)
+    notes = {
+        "failed_with_first_row_bug": bug["failed"],
+        "first_row_bug": first_row_bug,
+        "reader": reader,
+    }
+    doubtful = {readings.DIFFERENT: differ}
+    return Graded(shown, graded, coverage, {"overall": limits} if limits else {}, notes, doubtful)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, by_category, interval, mean
 from reca.benchmarks.items import Question
 from reca.benchmarks.mmbench import letter
@@ -139,14 +140,27 @@ def correct_open(gold: str | Sequence[str], offered: set[Value]) -> bool:
 
 
 # ---- grading -----------------------------------------------------------------------------------------
+def _chosen(question: Question, reply: str, letter_rule: bool, reader: str) -> str | None:
+    """The option that a reader finds in the reply to a multiple-choice question; None where it finds none."""
+    options = question.facts["options"]
+    if reader == "careful":
+        return careful.letter(reply, options)
+    text = (letter(reply, options, None) or "") if letter_rule else reply
+    return parse_choice(text, options)
+
+
 def _right(
-    question: Question, reply: str, random_choice: bool, letter_rule: bool, seed: int
+    question: Question,
+    reply: str,
+    random_choice: bool,
+    letter_rule: bool,
+    seed: int,
+    reader: str = "published",
 ) -> bool:
     options = question.facts["options"]
     if not options:
         return correct_open(question.facts["gold"], parse_open(reply))
-    text = (letter(reply, options, None) or "") if letter_rule else reply
-    found = parse_choice(text, options)
+    found = _chosen(question, reply, letter_rule, reader)
     if found is None and random_choice:
         names = list(options)
         found = names[int(numpy_generator("mmmu", seed, question.id).integers(len(names)))]
@@ -160,23 +174,32 @@ def grade(
     random_choice: bool = False,
     letter_rule: bool = True,
     seed: int = 42,
+    reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
     """Grade answers by question id; `overall` is the accuracy over all questions in percent.
 
     `letter_rule`: reduce a multiple-choice reply to a letter first, as the BAGEL script does.
     `random_choice`: a reply that names no option gets a random one, as officially; both values are shown.
+    `reader: careful` reads multiple-choice replies by `careful.letter`; both readers' values are shown, and how
+    often they differ.
     """
+    careful.demand("mmmu", reader)
     coverage, rows = answered("mmmu", asked, answers, partial)
     shown: dict[str, float | None] = {}
-    for name, guess in (("without_random_choice", False), ("with_random_choice", True)):
-        right = [_right(q, reply, guess, letter_rule, seed) for q, reply in rows]
+    ways = {
+        "without_random_choice": (False, reader),
+        "with_random_choice": (True, reader),
+        **{f"{name}_reader": (random_choice, name) for name in careful.READERS},
+    }
+    for name, (guess, by) in ways.items():
+        right = [_right(q, reply, guess, letter_rule, seed, by) for q, reply in rows]
         share = mean([float(value) for value in right])
         shown[name] = None if share is None else 100 * share
     shown["overall"] = shown["with_random_choice" if random_choice else "without_random_choice"]
     items: list[dict[str, Any]] = [
         {"id": q.id, "task": q.kind,
-         "score": float(_right(q, reply, random_choice, letter_rule, seed))}
+         "score": float(_right(q, reply, random_choice, letter_rule, seed, reader))}
         for q, reply in rows
     ]  # fmt: skip
     groups = by_category((row["task"], row["score"]) for row in items)
@@ -188,6 +211,14 @@ def grade(
     notes = {
         "random_choice": random_choice,
         "letter_rule": letter_rule,
+        "reader": reader,
         "several_pictures": len(several),  # what of them was shown: `pictures_shown`
     }
-    return Graded(shown, items, coverage, {"overall": limits} if limits else {}, notes)
+    differ = [
+        q.id
+        for q, reply in rows
+        if q.facts["options"]
+        and len({_chosen(q, reply, letter_rule, name) for name in careful.READERS}) > 1
+    ]
+    doubtful = {readings.DIFFERENT: differ}
+    return Graded(shown, items, coverage, {"overall": limits} if limits else {}, notes, doubtful)

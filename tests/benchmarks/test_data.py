@@ -221,6 +221,7 @@ def test_options_of_mmmu_and_mmbench_are_named_and_both_values_shown(tmp_path):
     asked = mmbench.questions({"questions": table(tmp_path / "b/dev-0.parquet", [row])})
     assert mmbench.grade(asked, {"7": " "}).summary == {
         "empty_is_wrong": 0, "empty_is_c": 100, "vanilla": 0, "overall": 0,
+        "published_reader": 0, "careful_reader": 0,
     }  # fmt: skip
 
 
