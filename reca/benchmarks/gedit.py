@@ -17,12 +17,13 @@ from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval, mean
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
-from reca.benchmarks.reading import columns, demand_columns
+from reca.benchmarks.reading import Ids, Tables, columns, demand_columns
 from reca.randomness import numpy_generator
 
 VERSION = "VIEScore 570eba6"
 IMAGES_PER_PROMPT = 1
 ROLES = ("prompts", "judge")
+TABLES = Tables("data", "train")
 NEEDED = [
     "key",
     "task_type",
@@ -73,11 +74,12 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The English edits of the hub's parquet files; the Chinese half is left out before anything is paid for."""
     import pyarrow.parquet as pq
 
-    found = []
-    for path in _tables(data["prompts"]):
+    found, ids = [], Ids()
+    for path in TABLES.below(data["prompts"], "GEdit-Bench"):
         demand_columns(path, columns(path), NEEDED)
         for row in pq.read_table(path, columns=NEEDED).to_pylist():
             if row["instruction_language"] == "en":
+                ids.add(str(row["key"]), path)
                 facts = {"intersection": bool(row["Intersection_exist"]), "source": row["key"]}
                 found.append(Prompt(str(row["key"]), row["instruction"], row["task_type"], facts))
     return found
@@ -88,20 +90,13 @@ def source_pictures(data: Mapping[str, Path]) -> dict[str, bytes]:
     import pyarrow.parquet as pq
 
     found = {}
-    for path in _tables(data["prompts"]):
+    for path in TABLES.below(data["prompts"], "GEdit-Bench"):
         needed = ["key", "instruction_language", "input_image_raw"]
         demand_columns(path, columns(path), needed)
         table = pq.read_table(path, columns=needed)
         for row in table.to_pylist():
             if row["instruction_language"] == "en":
                 found[str(row["key"])] = row["input_image_raw"]["bytes"]
-    return found
-
-
-def _tables(folder: Path) -> list[Path]:
-    found = sorted(Path(folder).rglob("*.parquet"))
-    if not found:
-        raise ValueError(f"{folder}: no parquet files here; fetch source gedit-bench")
     return found
 
 

@@ -9,10 +9,12 @@ from typing import Any
 from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, hub_rows
 
 VERSION = "testdev balanced, InternVL rules"
 ROLES = ("questions",)
+TABLES = Tables("testdev_balanced_instructions", "testdev")
+PICTURES = Tables("testdev_balanced_images", "testdev")
 NEEDED = ("id", "imageId", "question", "answer")  # columns of the hub's tables
 SUFFIX = " Answer the question using a single word or phrase."
 _PUNCTUATION = str.maketrans("", "", ".,!?;:'\"")
@@ -21,12 +23,12 @@ _PUNCTUATION = str.maketrans("", "", ".,!?;:'\"")
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions; their pictures lie in tables of their own, by id."""
-    rows = hub_rows(data["questions"], "GQA", NEEDED, only="question")
+    rows = hub_rows(data["questions"], "GQA", NEEDED, TABLES, lambda row: str(row["id"]))
     return [
         Question(
             str(r["id"]), str(r["imageId"]), str(r["question"]) + SUFFIX, str(r["answer"]), "gqa"
         )
-        for r in rows
+        for _, r in rows
     ]
 
 

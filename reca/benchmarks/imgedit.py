@@ -11,6 +11,7 @@ from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
+from reca.benchmarks.reading import distinct_keys, one_file
 
 VERSION = "Basic b250aa1"
 IMAGES_PER_PROMPT = 1
@@ -35,18 +36,11 @@ _DIGITS = 300  # of a longer number these: far out of range as well, and still a
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The edits; `facts["source"]` is the source picture's path below the role `images`."""
-    path = _file(data["prompts"], "singleturn.json")
+    path = one_file(data["prompts"], "singleturn.json", "source imgedit")
     return [
         Prompt(key, row["prompt"], row["edit_type"], {"source": row["id"]})
-        for key, row in json.loads(path.read_text()).items()
+        for key, row in json.loads(path.read_text(), object_pairs_hook=distinct_keys(path)).items()
     ]
-
-
-def _file(folder: Path, name: str) -> Path:
-    found = sorted(Path(folder).rglob(name))
-    if not found:
-        raise ValueError(f"{folder}: no {name} here; fetch source imgedit")
-    return found[0]
 
 
 def official_name(prompt: Prompt, sample: int) -> str:
@@ -61,7 +55,7 @@ def requests(
     sources: Mapping[str, bytes],
 ) -> list[JudgeRequest]:
     """One request per edit: the type's prompt, the source picture, the result."""
-    texts = json.loads(_file(data["prompts"], "judge_prompt.json").read_text())
+    texts = json.loads(one_file(data["prompts"], "judge_prompt.json", "source imgedit").read_text())
     return [
         JudgeRequest(
             item.id,

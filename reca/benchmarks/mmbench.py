@@ -14,10 +14,11 @@ from pathlib import Path
 from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, demand_option, hub_rows
 
 VERSION = "en dev, letter rule"
 ROLES = ("questions",)
+TABLES = Tables("en", "dev")  # the other languages beside it have the same ids
 NEEDED = ("index", "question", "hint", "A", "B", "C", "D", "answer")  # columns of the hub's tables
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 EMPTY = "C"  # what the official script makes of an empty reply
@@ -27,12 +28,14 @@ EMPTY = "C"  # what the official script makes of an empty reply
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions with their hint and options; `facts["options"]` has the options by letter."""
     found = []
-    for row in hub_rows(data["questions"], "MMBench", NEEDED, only="dev"):
+    rows = hub_rows(data["questions"], "MMBench", NEEDED, TABLES, lambda row: str(row["index"]))
+    for path, row in rows:
         options = {c: str(row[c]) for c in "ABCD" if row.get(c) and str(row[c]) != "nan"}
         hint = str(row.get("hint") or "")
         stem = (f"{hint}\n" if hint and hint != "nan" else "") + str(row["question"])
         name = str(row["index"])
         kind = str(row.get("l2-category") or row.get("category") or "mmbench")
+        demand_option(path, name, str(row["answer"]), options)
         facts = {"options": options, "stem": stem, "of": name}
         found.append(Question(name, name, _text(stem, options), str(row["answer"]), kind, facts))
     return found

@@ -10,10 +10,12 @@ from typing import Any
 from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, hub_rows
 
 VERSION = "InternVL rules"
 ROLES = ("questions",)
+TABLES = Tables("data", "test")
+PER_PICTURE = 2  # questions
 NEEDED = ("question_id", "question", "answer", "category")  # columns of the hub's tables
 SUFFIX = " Answer the question using a single word or phrase."
 PERCEPTION = (
@@ -44,13 +46,23 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions with the suffix of the official script; the picture's id groups its two questions."""
     found = []
     seen: dict[str, int] = {}
-    for row in hub_rows(data["questions"], "MME", NEEDED):
+    rows = hub_rows(data["questions"], "MME", NEEDED, TABLES, _id)
+    for path, row in rows:
         picture = str(row["question_id"])
         seen[picture] = seen.get(picture, -1) + 1
+        if seen[picture] == PER_PICTURE:
+            raise ValueError(
+                f"{path}: {picture} has more than {PER_PICTURE} questions; fetch the pinned revision of its source "
+                "into a folder of its own"
+            )
         text = str(row["question"]).replace(" Please answer yes or no.", "") + SUFFIX
         identity = f"{picture}#{seen[picture]}"
         found.append(Question(identity, picture, text, str(row["answer"]), str(row["category"])))
     return found
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    return f"{row['question_id']}: {row['question']} {row['answer']}"
 
 
 # ---- scores: pure ----------------------------------------------------------------------------------

@@ -18,11 +18,13 @@ from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, by_category, interval, mean
 from reca.benchmarks.items import Question
 from reca.benchmarks.mmbench import letter
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, demand_option, hub_rows
 from reca.randomness import numpy_generator
 
 VERSION = "val, official rules"
 ROLES = ("questions",)
+TABLES = Tables("*", "validation")  # a configuration per subject; ids name it
+LETTERS = "ABCDEFGHI"
 NEEDED = ("id", "question", "options", "answer")  # columns of the hub's tables
 CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 OPEN_SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -44,16 +46,19 @@ _NUMBERS = (  # a number begins at its first digit and is not tried again from i
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """The 900 questions; `facts` has the options by letter (none for short answers) and all gold answers."""
     found = []
-    for row in hub_rows(data["questions"], "MMMU", NEEDED, only="validation"):
-        options = dict(zip("ABCDEFGHI", ast.literal_eval(row["options"]), strict=False))
-        gold = _listed(row["answer"])
+    rows = hub_rows(data["questions"], "MMMU", NEEDED, TABLES, lambda row: str(row["id"]))
+    for path, row in rows:
+        name = str(row["id"])
+        options = dict(zip(LETTERS, _options(path, name, row["options"]), strict=False))
+        gold = _listed(path, name, row["answer"])
+        if options:
+            demand_option(path, name, gold[0], options)
         listed = "".join(f"\n{name}. {text}" for name, text in options.items())
         text = f"{row['question']}{listed}{CHOICE_SUFFIX if options else OPEN_SUFFIX}"
         numbers = sorted({int(number) for number in _PICTURE.findall(text)})
         facts = {"options": options, "gold": gold, "pictures": len(numbers)}
-        name = str(row["id"])
         first, *more = [picture_id(name, number) for number in numbers or [1]]
-        subject = name.split("_", 1)[1].rsplit("_", 1)[0]
+        subject = name.split("_", 1)[-1].rsplit("_", 1)[0]
         found.append(Question(name, first, text, str(gold[0]), subject, facts, tuple(more)))
     return found
 
@@ -69,11 +74,31 @@ def picture_place(image_id: str) -> tuple[str, str]:
     return name, f"image_{number or 1}"
 
 
-def _listed(answer: str) -> list[str]:
-    """A gold answer as a list: the table writes several as a Python list in one text."""
-    if answer.startswith("["):
-        return [str(item) for item in ast.literal_eval(answer)]
-    return [answer]
+def _options(path: Path, name: str, cell: Any) -> list[str]:
+    """The options of a row: a Python list in one text, as the table was published, or a real list."""
+    found = _literal(path, name, cell) if isinstance(cell, str) else cell
+    if not isinstance(found, list | tuple) or len(found) > len(LETTERS):
+        raise ValueError(f"{path}: {name}: the options are no list of at most {len(LETTERS)}")
+    return [str(option) for option in found]
+
+
+def _listed(path: Path, name: str, answer: Any) -> list[str]:
+    """A gold answer as a list: the table writes several as a Python list in one text; a real list is one, too."""
+    if isinstance(answer, str) and answer.startswith("["):
+        answer = _literal(path, name, answer)
+    found = answer if isinstance(answer, list | tuple) else [answer]
+    if not found or any(item is None for item in found):
+        raise ValueError(f"{path}: {name}: has no answer; fetch the pinned revision of its source")
+    return [str(item) for item in found]
+
+
+def _literal(path: Path, name: str, text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(
+            f"{path}: {name}: {text[:60]!r} is no list; fetch the pinned revision of its source"
+        ) from error
 
 
 # ---- multiple choice: pure ---------------------------------------------------------------------------

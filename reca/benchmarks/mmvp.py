@@ -12,7 +12,7 @@ from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
 from reca.benchmarks.mmbench import choice
-from reca.benchmarks.reading import answered, demand_columns
+from reca.benchmarks.reading import Ids, answered, demand_columns, demand_option, one_file
 
 VERSION = "letter rule, pairs"
 ROLES = ("questions",)
@@ -23,21 +23,21 @@ _OPTION = re.compile(r"\(([a-z])\)\s*([^()]*)")
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """The 300 questions of `Questions.csv`, in file order: rows 2i and 2i + 1 are a pair."""
-    tables = sorted(Path(data["questions"]).rglob("Questions.csv"))
-    if not tables:
-        raise ValueError(f"{data['questions']}: no Questions.csv here; fetch source mmvp")
+    table, ids = one_file(data["questions"], "Questions.csv", "source mmvp"), Ids()
     found = []
-    with open(tables[0], newline="", encoding="utf-8-sig") as file:
+    with open(table, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         names = list(rows.fieldnames or ())
         first = "Index" if "Index" in names else "lndex"  # as the published table misspells it
-        demand_columns(tables[0], names, (first, "Question", "Options", "Correct Answer"))
+        demand_columns(table, names, (first, "Question", "Options", "Correct Answer"))
         for row in rows:
             index = row[first]
             options = {k.upper(): v.strip() for k, v in _OPTION.findall(row["Options"])}
             listed = "\n".join(f"{name}. {text}" for name, text in options.items())
             answer = row["Correct Answer"].strip("() ").upper()
             text = f"{row['Question']}\n{listed}{SUFFIX}"
+            ids.add(index, table)
+            demand_option(table, index, answer, options)
             found.append(Question(index, index, text, answer, "mmvp", {"options": options}))
     return found
 

@@ -9,10 +9,11 @@ from typing import Any
 from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, by_category, interval, mean
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, hub_rows
 
 VERSION = "InternVL rules"
 ROLES = ("questions",)
+TABLES = Tables("data", "test")  # `Full` beside it holds the same rows, by category
 NEEDED = (
     "question_id",
     "image_source",
@@ -28,16 +29,21 @@ _NO = {"No", "not", "no"}
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions of the three files; `kind` is the file."""
+    rows = hub_rows(data["questions"], "POPE", NEEDED, TABLES, _id)
     return [
         Question(
-            f"{row['category']}-{row['question_id']}",
+            _id(row),
             str(row["image_source"]),
             str(row["question"]) + SUFFIX,
             str(row["answer"]).strip().lower(),
             str(row["category"]),
         )
-        for row in hub_rows(data["questions"], "POPE", NEEDED)
+        for _, row in rows
     ]
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    return f"{row['category']}-{row['question_id']}"
 
 
 # ---- scores: pure ----------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from typing import Any
 from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, demand_option, hub_rows
 
 VERSION = "lmms-eval rules, pictures"
 ROLES = ("questions",)
+TABLES = Tables("data", "test")
 NEEDED = (
     "question_id", "question", "answer", "question_type_id",
     "choice_a", "choice_b", "choice_c", "choice_d",
@@ -24,13 +25,17 @@ SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """The questions about single pictures; videos are left out, as only `seed_image` is reported."""
     found = []
-    for row in hub_rows(data["questions"], "SEED-Bench", NEEDED):
+    rows = hub_rows(
+        data["questions"], "SEED-Bench", NEEDED, TABLES, lambda row: str(row["question_id"])
+    )
+    for path, row in rows:
         if row.get("data_type", "image") != "image":
             continue
         options = {c.upper(): str(row[f"choice_{c}"]) for c in "abcd"}
         listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
         text = f"{row['question']}\n{listed}{SUFFIX}"
         name, kind = str(row["question_id"]), str(row["question_type_id"])
+        demand_option(path, name, str(row["answer"]).strip().upper(), options)
         found.append(Question(name, name, text, str(row["answer"]), kind, {"options": options}))
     return found
 

@@ -12,6 +12,7 @@ from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, complete_mean, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
+from reca.benchmarks.reading import Ids, one_file
 
 VERSION = "SRUM a53ba18"
 IMAGES_PER_PROMPT = 1
@@ -29,13 +30,13 @@ _SCORE = re.compile(r'"score"\s*:\s*"?(\d+)')
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The prompts by question id; categories with blanks, as the official means name them."""
-    found = sorted(Path(data["prompts"]).rglob("val_comp.json"))
-    if not found:
-        raise ValueError(f"{data['prompts']}: no val_comp.json here; fetch source t2i-compbench")
-    return [
-        Prompt(str(row["Question_id"]), row["Question"], row["Category"].replace("_", " "))
-        for row in json.loads(found[0].read_text())
-    ]
+    path, ids = one_file(data["prompts"], "val_comp.json", "source t2i-compbench"), Ids()
+    found = []
+    for row in json.loads(path.read_text()):
+        name = str(row["Question_id"])
+        ids.add(name, path)
+        found.append(Prompt(name, row["Question"], row["Category"].replace("_", " ")))
+    return found
 
 
 def official_name(prompt: Prompt, sample: int) -> str:

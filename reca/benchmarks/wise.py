@@ -12,6 +12,7 @@ from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, complete_mean, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
+from reca.benchmarks.reading import Ids, one_file
 
 VERSION = "WISE_legacy eb51174"
 IMAGES_PER_PROMPT = 1
@@ -45,13 +46,12 @@ _PATTERNS = {
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The 1,000 prompts by id, with the explanation that the judge gets."""
-    found = []
+    found, ids = [], Ids()
     for name in FILES:
-        paths = sorted(Path(data["prompts"]).rglob(f"{name}.json"))
-        if not paths:
-            raise ValueError(f"{data['prompts']}: no {name}.json here; fetch source wise")
-        for row in json.loads(paths[0].read_text()):
+        path = one_file(data["prompts"], f"{name}.json", "source wise")
+        for row in json.loads(path.read_text()):
             number = int(row["prompt_id"])
+            ids.add(str(number), path)
             facts = {"explanation": row["Explanation"], "subcategory": row["Subcategory"]}
             found.append(Prompt(str(number), row["Prompt"], category(number), facts))
     return sorted(found, key=lambda prompt: int(prompt.id))
