@@ -37,6 +37,11 @@ TROUBLES = {
     "hangs up": js.hangs_up,
     "stalls": js.stalls,
     "drips": js.drips,
+    "drips a byte at a time": js.drips_bytes,
+    "drips its headers": js.drips_headers,
+    "drips blanks behind a whole reply": js.drips_after(
+        b'{"choices": [{"message": {"content": "Consistency: 0"}}]}'
+    ),
     "a page instead of JSON": js.status(200, b"<html>Sign in</html>"),
     "not UTF-8": js.status(200, b"\xff\xfe{"),
     "an empty body": js.status(200),
@@ -44,7 +49,6 @@ TROUBLES = {
     "no choices": js.status(200, b'{"choices": []}'),
     "no message": js.status(200, b'{"choices": [{}]}'),
     "null message": js.status(200, b'{"choices": [{"message": null}]}'),
-    "content is a number": js.says(7),
     "a status of its own": js.status(521),
     "not implemented": js.status(501),
     "an error with status 200": js.status(200, b'{"error": {"code": 429}}'),
@@ -79,7 +83,14 @@ def test_nobody_there():
         Endpoint(gone).ask(ASKED)
 
 
-BLANK = {"null": None, "blank": "  \n", "a list of nothing": [], "empty": ""}
+BLANK = {
+    "null": None,
+    "blank": "  \n",
+    "a list of nothing": [],
+    "empty": "",
+    "a number": 7,
+    "an object": {},
+}
 
 
 @pytest.mark.parametrize("how", BLANK)
