@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from hypothesis import given, settings
 
 from reca.benchmarks import gedit, imgedit, readings, t2i_compbench, wise
 from reca.benchmarks.grade import write
@@ -11,6 +14,7 @@ from reca.records import read_json
 from reca.report import paper
 from reca.schema import BenchmarkConfig
 from reca.verbs.benchmark import summary_text
+from tests.benchmarks.test_replies import LONG, replies
 from tests.report import test_paper
 
 PART, LOOSE = [readings.INCOMPLETE], [readings.INEXACT]
@@ -62,6 +66,22 @@ DOUBTS = {
 def test_what_a_rule_reads_only_in_part(module):
     for reply, expected in DOUBTS[module].items():
         assert module.doubts(reply) == expected, reply
+
+
+@settings(max_examples=500, deadline=None)
+@given(replies)
+def test_any_reply_has_doubts_or_none(reply):
+    for module in DOUBTS:
+        found = module.doubts(reply)
+        assert set(found) <= set(readings.JUDGED) and len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("how", LONG)
+def test_very_long_replies_take_no_time(how):
+    begin = time.process_time()
+    for module in DOUBTS:
+        module.doubts(LONG[how])
+    assert time.process_time() - begin < 5
 
 
 ITEMS = {

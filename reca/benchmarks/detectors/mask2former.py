@@ -42,6 +42,8 @@ ALIASES = {
     "pottedplant": "potted plant",
     "diningtable": "dining table",
     "tvmonitor": "tv",
+    "hair dryer": "hair drier",
+    "doughnut": "donut",
 }
 SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # SPEC section 2, mmdet test transform
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB

@@ -6,6 +6,7 @@ timer shuts the socket down, so that whatever waits on it (handshake, headers or
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -86,6 +87,14 @@ def _watched(made: Any) -> None:
     deadline: Deadline | None = getattr(_current, "deadline", None)
     if deadline is not None and made is not None:
         deadline.watch(made)
+
+
+def _shows_no_header(record: logging.LogRecord) -> bool:
+    """Drops urllib3's warning about headers that it cannot read: it quotes them, and a server may repeat the key."""
+    return not str(record.msg).startswith("Failed to parse headers")
+
+
+logging.getLogger("urllib3.connection").addFilter(_shows_no_header)
 
 
 class _HttpPool(HTTPConnectionPool):

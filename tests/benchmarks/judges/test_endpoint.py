@@ -170,6 +170,10 @@ ECHOES = {
     "a wrong key": js.status(401, f"Incorrect API key provided: {js.KEY}".encode()),
     "a refused request": js.status(422, f"header Bearer {js.KEY}".encode()),
     "an error": js.status(500, js.KEY.encode()),
+    "a header that is none": lambda h: h.wfile.write(
+        f"HTTP/1.1 500 no\r\nbroken {js.KEY}\r\nContent-Length: 0\r\n\r\n".encode()
+    ),
+    "a status that is none": lambda h: h.wfile.write(f"{js.KEY}\r\n\r\n".encode()),
     "across the cut of what is shown": js.status(422, b"x" * 185 + js.KEY.encode()),
 }
 UNSENDABLE = {
