@@ -50,21 +50,23 @@ DELIMITER = "||V^=^V||"
 ASKED = 2  # numbers, by the prompt of SC and of PQ alike
 # At most 300 digits: Python reads no more than 4300, and no score has them.
 _LIST = re.compile(r"\[\s*([0-9]{1,300})\s*,\s*([0-9]{1,300})\s*\]")
-# What makes a list in prose the scores: the words right before it, and none of those that speak of a scale.
+# What makes a list in prose the scores: the words right before it (`My ratings are`, `Score:`), none of which denies
+# them, and nowhere a word that speaks of the scale or of a refusal.
 _INTRODUCED = re.compile(
-    r"(?:\b(?:scores?|ratings?|output|result|answer|SC|PQ)\b|\u5206|\u5206\u6570)"
-    r"[\s\W]*(?:(?:is|are|would be|=|\u662f|\u4e3a)[\s\W]*)?\Z",
+    r"(?:\b(?:scores?|ratings?|output|result|answer|SC|PQ)\b|\u5206)[\s*`\"']*(?:[:=\uff1a]|\bis\b|\bare\b|\u662f|\u4e3a)"
+    r"[\s*`\"':=]*\Z|\A(?:final |overall |my )?(?:scores?|ratings?)\W*\Z",
     re.IGNORECASE,
 )
+_DENIED = re.compile(r"\b(?:no|not|never|without|instead)\b|n't\b|\u4e0d|\u6ca1", re.IGNORECASE)
 _NO_SCORES = re.compile(
-    r"\b(?:sorry|cannot|can not|can't|can\u2019t|won't|unable|refuse|decline|scale|range)\b"
+    r"\b(?:sorry|cannot|can not|can't|won't|unable|refuse|decline|scale|range)\b"
     r"|\u65e0\u6cd5|\u4e0d\u80fd|\u62b1\u6b49|\u8303\u56f4",
     re.IGNORECASE,
 )
 _UNQUOTED = re.compile(
     r"\{\s*score\s*:\s*(\d{1,300}(?:\.\d+)?)\s*,\s*reasoning\s*:\s*(.*)\}", re.DOTALL
 )
-_NEAR = 40  # characters before a list that may introduce it
+_NEAR = 80  # characters before a list that may introduce or deny it
 _BARE_LIST = "System: output is simply a list of scores"
 _BARE_NUMBER = "System: output is simply a number"
 
@@ -191,9 +193,11 @@ def score(reply: str) -> float | None:
 
 
 def _states_scores(reply: str) -> bool:
-    before = reply[: reply.find("[")].replace("```json", "").strip("`*\"' \n\t")
-    introduced = not before or _INTRODUCED.search(before[-_NEAR:]) is not None
-    return introduced and _NO_SCORES.search(reply) is None
+    """Whether the prose around a bare list, if there is any, introduces it as the scores."""
+    text = reply.replace("\u2019", "'")
+    before = text[: text.find("[")].replace("```json", "").strip("`*\"' \n\t")[-_NEAR:]
+    introduced = not before or _INTRODUCED.search(before) is not None
+    return introduced and not _DENIED.search(before) and not _NO_SCORES.search(text)
 
 
 def doubts(reply: str) -> list[str]:

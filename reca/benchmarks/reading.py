@@ -104,7 +104,7 @@ def hub_rows(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Rows of the parquet tables below a folder with their files, in order of names, without their pictures.
 
-    ValueError where nothing is found, a table lacks a column of `needed`, or two rows have the same `key`.
+    ValueError where nothing is found, a table has not all columns of `needed`, or two rows have the same `key`.
     """
     import pyarrow.parquet as pq
 

@@ -99,19 +99,19 @@ def choices():
             for q in (choice("a"), choice("b", "D"))]  # fmt: skip
 
 
-TOLD = {"a_art_1": "Answer: B", "b_art_1": "Don't know"}
+REPLIES = {"a_art_1": "Answer: B", "b_art_1": "Don't know"}
 ASKED_YES = [
     Question(f"random-{i}", f"p{i}", "q", answer, "random")
     for i, answer in enumerate(("no", "yes"))
 ]
-YES_TOLD = {"random-0": "**NO**", "random-1": "I cannot tell."}
+YES_REPLIES = {"random-0": "**NO**", "random-1": "I cannot tell."}
 # Of each benchmark: its questions, the replies, the overall by the published rule and by the careful reader.
 BOTH = {
-    "mmbench": (mmbench, choices(), TOLD, 50, 50),
-    "mmmu": (mmmu, choices(), TOLD, 50, 50),
-    "seed": (seed, choices(), TOLD, 50, 50),
+    "mmbench": (mmbench, choices(), REPLIES, 50, 50),
+    "mmmu": (mmmu, choices(), REPLIES, 50, 50),
+    "seed": (seed, choices(), REPLIES, 50, 50),
     "mmvp": (mmvp, choices(), {"a_art_1": "Answer: B", "b_art_1": "The answer is (D)"}, 0, 100),
-    "pope": (pope, ASKED_YES, YES_TOLD, 100 * 2 / 3, 0),
+    "pope": (pope, ASKED_YES, YES_REPLIES, 100 * 2 / 3, 0),
     "gqa": (gqa, [Question("a", "i", "q", "red", "gqa"), Question("b", "i", "q", "no", "gqa")],
             {"a": "The answer is red.", "b": "No, it is not"}, 0, 100),
     "mme": (mme, [Question(f"p#{i}", "p", "q", t, "OCR") for i, t in enumerate(("Yes", "No"))],
@@ -121,19 +121,19 @@ BOTH = {
 
 @pytest.mark.parametrize("name", BOTH)
 def test_both_readers_are_shown_and_their_differences_counted(name):
-    module, asked, told, published, carefully = BOTH[name]
-    by = {reader: module.grade(asked, told, reader=reader) for reader in careful.READERS}
-    default = module.grade(asked, told)
+    module, asked, given_, published, carefully = BOTH[name]
+    by = {reader: module.grade(asked, given_, reader=reader) for reader in careful.READERS}
+    default = module.grade(asked, given_)
     assert default.summary == by["published"].summary
     for reader, expected in (("published", published), ("careful", carefully)):
         found = by[reader]
         assert found.summary["overall"] == pytest.approx(expected)
         assert found.summary["published_reader"] == pytest.approx(published)
         assert found.summary["careful_reader"] == pytest.approx(carefully)
-        assert found.readings == {readings.DIFFERENT: list(told)}
+        assert found.readings == {readings.DIFFERENT: list(given_)}
         assert found.notes["reader"] == reader
     with pytest.raises(ValueError, match=rf"benchmarks\.{name}\.options\.reader = 'carefull'"):
-        module.grade(asked, told, reader="carefull")
+        module.grade(asked, given_, reader="carefull")
 
 
 def test_plain_answers_are_read_alike():

@@ -1,6 +1,6 @@
 """One door for the networks of transformers that score: whole, of the right shapes, and with the right classes.
 
-`from_pretrained` fills what a file lacks with random weights and only logs it, so a detector without its head
+`from_pretrained` fills missing tensors with random weights and only logs it, so a detector without its head
 would score pictures by chance. Whatever it reports is an error here, but the few tensors that a network lists
 as harmless, each with its reason beside the loader.
 """

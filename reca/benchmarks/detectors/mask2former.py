@@ -20,9 +20,9 @@ from reca.benchmarks.detectors.instances import Instance, Size, instances
 from reca.benchmarks.geneval_rules import THRESHOLD
 from reca.records import read_manifest
 
-# What a whole checkpoint may lack or hold besides: the loss's weights of classes, which scoring never reads; the
-# backbone's last norm, which the feature maps do not pass (each has a norm of its own); and the index of relative
-# positions that older files stored, computed from the window's size here.
+# What may be missing from a whole checkpoint, or be unexpected: the loss's weights of classes, which scoring never
+# reads; the backbone's last norm, which the feature maps do not pass (each has a norm of its own); and the index of
+# relative positions that older files stored, computed from the window's size here.
 HARMLESS = (
     r"criterion\.empty_weight",
     r"model\.pixel_level_module\.encoder\.(?:swin\.)?layernorm\.(?:weight|bias)",

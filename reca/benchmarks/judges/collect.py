@@ -177,7 +177,7 @@ def _entry(
 
 
 def price(config: JudgeConfig, usage: Mapping[str, int]) -> float:
-    """The cost of a reply by its tokens; where one of the counts lacks, no less than the configured estimate."""
+    """The cost of a reply by its tokens; where one of the counts is missing, no less than the configured estimate."""
     paid = usage.get("prompt_tokens", 0) * config.price_input
     cost = (paid + usage.get("completion_tokens", 0) * config.price_output) / 1e6
     whole = {"prompt_tokens", "completion_tokens"} <= set(usage)

@@ -1,4 +1,4 @@
-"""Networks that score: what a checkpoint lacks, has besides or has in another shape ends before a picture is seen."""
+"""Networks that score: missing and unexpected tensors and other shapes end before a picture is seen."""
 
 from __future__ import annotations
 

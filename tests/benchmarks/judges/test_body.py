@@ -102,7 +102,7 @@ def test_only_sound_counts_of_tokens_are_kept_and_the_price_is_a_number(how):
     assert (found.usage, found.text) == (expected, "Consistency: 2")
     with js.serving(js.says("x")) as server:
         config = js.config(server, price_input=2.0, price_output=8.0, request_cost_estimate=0.5)
-    assert 0.5 <= price(config, found.usage) < 1e5  # a count lacks: no less than the estimate
+    assert 0.5 <= price(config, found.usage) < 1e5  # a count is missing: no less than the estimate
     assert price(config, PAID) == pytest.approx(0.0028)
 
 

@@ -39,7 +39,7 @@ TROUBLES = {
     "drips": js.drips,
     "drips a byte at a time": js.drips_bytes,
     "drips its headers": js.drips_headers,
-    "drips blanks behind a whole reply": js.drips_after(
+    "drips blanks after a whole reply": js.drips_after(
         b'{"choices": [{"message": {"content": "Consistency: 0"}}]}'
     ),
     "a page instead of JSON": js.status(200, b"<html>Sign in</html>"),
