@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from reca.benchmarks import kinds
 from reca.benchmarks.items import Prompt, Question
-from reca.benchmarks.reading import columns
+from reca.benchmarks.reading import Ids, Tables, columns
 
 if TYPE_CHECKING:
     from reca.schema import BenchmarkConfig
@@ -23,6 +23,9 @@ def items_of(kind: str, data: Mapping[str, Path], limit: int = 0) -> list[Prompt
 
         return [prompt for prompt, _ in pictures(data, limit)]
     found: list[Prompt] = kinds.module(kind).prompts(data)
+    ids, folder = Ids(), Path(data["prompts"])
+    for prompt in found:  # readers name the file; none of them may forget it
+        ids.add(prompt.id, folder)
     return found[:limit] if limit else found
 
 
@@ -30,6 +33,9 @@ def questions_of(benchmark: BenchmarkConfig, data: Mapping[str, Path]) -> list[Q
     """What a benchmark asks: all its questions or the first of them, in all rotations where it says so."""
     module = kinds.module(benchmark.kind)
     found: list[Question] = module.questions(data)
+    ids, folder = Ids(), Path(data["questions"])
+    for question in found:
+        ids.add(question.id, folder)
     found = found[: benchmark.questions] if benchmark.questions else found
     if not benchmark.rotations:
         return found
@@ -69,10 +75,17 @@ def _in_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".tar" and path.is_file():
-            found |= _in_tar(path, wanted)
+            for member, file in _in_tar(path, wanted).items():
+                _keep(found, member, file, path)
         elif path.is_file() and (name := _ending(path.relative_to(folder).parts, wanted)):
-            found[name] = path.read_bytes()
+            _keep(found, name, path.read_bytes(), path)
     return found
+
+
+def _keep(found: dict[str, bytes], name: str, file: bytes, path: Path) -> None:
+    """ValueError where another picture has the name already."""
+    if found.setdefault(name, file) != file:
+        raise ValueError(f"{path}: another picture {name} than the one before; keep one of them")
 
 
 def _in_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
@@ -81,7 +94,7 @@ def _in_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
         for member in tar:
             name = _ending(tuple(member.name.split("/")), wanted)
             if name and member.isreg() and (file := tar.extractfile(member)) is not None:
-                found[name] = file.read()
+                _keep(found, name, file.read(), path)
     return found
 
 
@@ -114,22 +127,40 @@ def question_pictures(
     wanted = {name for question in asked for name in question.image_ids}
     folder = Path(data["questions"])
     if kind == "mmvp":
-        files = {path.stem: path for path in folder.rglob("*.jpg")}
-        found = {name: files[name].read_bytes() for name in wanted if name in files}
+        found = _of_mmvp(folder, wanted)
     elif kind == "mmmu":
-        found = _of_mmmu(folder, wanted)
+        found = _of_mmmu(_tables(kind, folder), wanted)
     else:
-        found = _from_tables(folder, _ID_COLUMNS[kind], wanted)
+        found = _from_tables(_tables(kind, folder), _ID_COLUMNS[kind], wanted)
     lacking = sorted(wanted - set(found))
     if lacking:
         raise ValueError(
             f"{folder}: no picture of {kind} question {lacking[0]}"
-            f"{'' if kind == 'mmvp' else _tables_seen(folder, _ID_COLUMNS[kind])}; fetch its source"
+            f"{'' if kind == 'mmvp' else _tables_seen(_tables(kind, folder), _ID_COLUMNS[kind])}; "
+            "fetch its source"
         )
     return found
 
 
-def _of_mmmu(folder: Path, wanted: set[str]) -> dict[str, bytes]:
+def _tables(kind: str, folder: Path) -> list[Path]:
+    """The tables that hold a benchmark's pictures: those of its questions, or of a configuration of their own."""
+    module = kinds.module(kind)
+    tables: Tables = getattr(module, "PICTURES", module.TABLES)
+    return tables.below(folder, kind)
+
+
+def _of_mmvp(folder: Path, wanted: set[str]) -> dict[str, bytes]:
+    """Files named by their question; ValueError for two of one name."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.jpg")):
+        if path.stem in wanted and files.setdefault(path.stem, path) != path:
+            raise ValueError(
+                f"{path}: {path.stem} is there twice, first {files[path.stem]}; keep one"
+            )
+    return {name: path.read_bytes() for name, path in files.items()}
+
+
+def _of_mmmu(tables: Sequence[Path], wanted: set[str]) -> dict[str, bytes]:
     """A question's pictures stand in its row, in a column each."""
     from reca.benchmarks.mmmu import picture_place
 
@@ -139,14 +170,13 @@ def _of_mmmu(folder: Path, wanted: set[str]) -> dict[str, bytes]:
         by_column.setdefault(column, {})[row] = name
     found: dict[str, bytes] = {}
     for column, names in sorted(by_column.items()):
-        files = _from_tables(folder, _ID_COLUMNS["mmmu"], set(names), (column,))
+        files = _from_tables(tables, _ID_COLUMNS["mmmu"], set(names), (column,))
         found |= {names[row]: file for row, file in files.items()}
     return found
 
 
-def _tables_seen(folder: Path, column: str) -> str:
-    """What a message says where no table below a folder has the columns of pictures; else nothing."""
-    tables = sorted(folder.rglob("*.parquet"))
+def _tables_seen(tables: Sequence[Path], column: str) -> str:
+    """What a message says where no table has the columns of pictures; else nothing."""
     if not tables or any(_index(str(path), column) for path in tables):
         return ""
     wanted = f"{column} and {' or '.join(_PIXELS)}"
@@ -154,13 +184,13 @@ def _tables_seen(folder: Path, column: str) -> str:
 
 
 def _from_tables(
-    folder: Path, column: str, wanted: set[str], pixels: Sequence[str] = _PIXELS
+    tables: Sequence[Path], column: str, wanted: set[str], pixels: Sequence[str] = _PIXELS
 ) -> dict[str, bytes]:
     """Files by the id in `column`, from the first column of `pixels` that a table has; empty cells are left out."""
     import pyarrow.parquet as pq
 
     found: dict[str, bytes] = {}
-    for path in sorted(folder.rglob("*.parquet")):
+    for path in tables:
         index = _index(str(path), column)
         rows = sorted({index[name] for name in wanted if name in index and name not in found})
         there = set(columns(path))

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, coverage_of, interval, mean
 from reca.benchmarks.items import Prompt
+from reca.benchmarks.reading import Ids, distinct_keys, one_file
 
 VERSION = "ELLA 3c228f1"
 IMAGES_PER_PROMPT = 4
@@ -28,32 +30,29 @@ Answers = Mapping[int, str]  # of one picture: proposition id -> answer
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The 1,065 prompts, id = the item's name without `.txt`; role `prompts` is a folder with prompts.json."""
-    path = _file(data["prompts"], "prompts.json")
-    return [
-        Prompt(name.removesuffix(".txt"), text, "dpg")
-        for name, text in json.loads(path.read_text()).items()
-    ]
+    path, ids = one_file(data["prompts"], "prompts.json", "the source of DPG-Bench"), Ids()
+    found = []
+    for file, text in json.loads(path.read_text(), object_pairs_hook=distinct_keys(path)).items():
+        name = file.removesuffix(".txt")
+        ids.add(name, path)
+        found.append(Prompt(name, text, "dpg"))
+    return found
 
 
 def questions(data: Mapping[str, Path]) -> list[dict[str, Any]]:
     """All rows of the question table, in file order; ValueError names a damaged line."""
-    path = _file(data["questions"], "dpg_bench.csv")
-    rows = []
+    path = one_file(data["questions"], "dpg_bench.csv", "the source of DPG-Bench")
+    rows, ids = [], Ids()
     with open(path, newline="", encoding="utf-8") as file:
         for number, row in enumerate(csv.DictReader(file), 2):
             try:
                 rows.append({**row, "proposition_id": int(row["proposition_id"])})
                 parents(row)
+                name = f"{row['item_id']}, proposition {int(row['proposition_id'])}"
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {number}: not a question ({error})") from error
+            ids.add(name, path)
     return rows
-
-
-def _file(folder: Path, name: str) -> Path:
-    found = sorted(Path(folder).rglob(name)) if Path(folder).is_dir() else []
-    if not found:
-        raise ValueError(f"{folder}: no {name} here; fetch the source of DPG-Bench")
-    return found[0]
 
 
 def official_name(prompt: Prompt, sample: int) -> str:
@@ -169,12 +168,23 @@ def grade(
     *,
     samples: int,
     first_row_bug: bool = False,
+    reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
-    """Grade answers `{"id", "sample", "question": proposition, "answer"}`; both values of the first row are shown."""
+    """Grade answers `{"id", "sample", "question": proposition, "answer"}`; both values of the first row are shown.
+
+    Officially an answer counts only if it is the string `yes`; `reader: careful` takes what `careful.yes_or_no` reads
+    as yes. How often the two differ is counted in either case.
+    """
+    careful.demand("dpg", reader)
     found: dict[tuple[str, int], dict[int, str]] = defaultdict(dict)
+    differ: list[str] = []
     for row in evidence:
-        found[row["id"], int(row["sample"])][int(row["question"])] = row["answer"]
+        said, read = row["answer"], careful.yes_or_no(row["answer"]) or ""
+        if (said == YES) != (read == YES):
+            differ.append(f"{row['id']}_{row['sample']}/{row['question']}")
+        answer = read if reader == "careful" else said
+        found[row["id"], int(row["sample"])][int(row["question"])] = answer
     asked = by_item([row for row in rows if row["item_id"] in {item.id for item in items}])
     unasked = [item.id for item in items if item.id not in asked]
     if unasked:
@@ -207,5 +217,10 @@ def grade(
         for k, value in enumerate(values)
     ]
     limits = interval(("dpg", row["id"], 100 * row["score"]) for row in graded)
-    notes = {"failed_with_first_row_bug": bug["failed"], "first_row_bug": first_row_bug}
-    return Graded(shown, graded, coverage, {"overall": limits} if limits else {}, notes)
+    notes = {
+        "failed_with_first_row_bug": bug["failed"],
+        "first_row_bug": first_row_bug,
+        "reader": reader,
+    }
+    doubtful = {readings.DIFFERENT: differ}
+    return Graded(shown, graded, coverage, {"overall": limits} if limits else {}, notes, doubtful)

@@ -127,7 +127,7 @@ def _detected(
         raise ValueError(f"geneval scorer {scorer!r}: must be hf-detector or mmdet-weights")
     folder, official = _source(data, "detector", "geneval"), scorer == "mmdet-weights"
     eye = GenevalEye(
-        Mask2Former.open(folder, device(), official),
+        Mask2Former.open(folder, names, device(), official),
         ClipColours(_source(data, "clip", "geneval"), device()),
         names,
     )

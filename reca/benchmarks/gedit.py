@@ -13,15 +13,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval, mean
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
-from reca.benchmarks.reading import columns, demand_columns
+from reca.benchmarks.reading import Ids, Tables, columns, demand_columns
 from reca.randomness import numpy_generator
 
 VERSION = "VIEScore 570eba6"
 IMAGES_PER_PROMPT = 1
 ROLES = ("prompts", "judge")
+TABLES = Tables("data", "train")
 NEEDED = [
     "key",
     "task_type",
@@ -45,11 +47,26 @@ GROUPS = (
 )
 HIGHEST = 10
 DELIMITER = "||V^=^V||"
+ASKED = 2  # numbers, by the prompt of SC and of PQ alike
 # At most 300 digits: Python reads no more than 4300, and no score has them.
-_LIST = re.compile(r"\[\s*(\d{1,300})\s*,\s*(\d{1,300})\s*\]")
+_LIST = re.compile(r"\[\s*([0-9]{1,300})\s*,\s*([0-9]{1,300})\s*\]")
+# What makes a list in prose the scores: the words right before it (`My ratings are`, `Score:`), none of which denies
+# them, and nowhere a word that speaks of the scale or of a refusal.
+_INTRODUCED = re.compile(
+    r"(?:\b(?:scores?|ratings?|output|result|answer|SC|PQ)\b|\u5206)[\s*`\"']*(?:[:=\uff1a]|\bis\b|\bare\b|\u662f|\u4e3a)"
+    r"[\s*`\"':=]*\Z|\A(?:final |overall |my )?(?:scores?|ratings?)\W*\Z",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"\b(?:no|not|never|without|instead)\b|n't\b|\u4e0d|\u6ca1", re.IGNORECASE)
+_NO_SCORES = re.compile(
+    r"\b(?:sorry|cannot|can not|can't|won't|unable|refuse|decline|scale|range)\b"
+    r"|\u65e0\u6cd5|\u4e0d\u80fd|\u62b1\u6b49|\u8303\u56f4",
+    re.IGNORECASE,
+)
 _UNQUOTED = re.compile(
     r"\{\s*score\s*:\s*(\d{1,300}(?:\.\d+)?)\s*,\s*reasoning\s*:\s*(.*)\}", re.DOTALL
 )
+_NEAR = 80  # characters before a list that may introduce or deny it
 _BARE_LIST = "System: output is simply a list of scores"
 _BARE_NUMBER = "System: output is simply a number"
 
@@ -59,11 +76,12 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The English edits of the hub's parquet files; the Chinese half is left out before anything is paid for."""
     import pyarrow.parquet as pq
 
-    found = []
-    for path in _tables(data["prompts"]):
+    found, ids = [], Ids()
+    for path in TABLES.below(data["prompts"], "GEdit-Bench"):
         demand_columns(path, columns(path), NEEDED)
         for row in pq.read_table(path, columns=NEEDED).to_pylist():
             if row["instruction_language"] == "en":
+                ids.add(str(row["key"]), path)
                 facts = {"intersection": bool(row["Intersection_exist"]), "source": row["key"]}
                 found.append(Prompt(str(row["key"]), row["instruction"], row["task_type"], facts))
     return found
@@ -74,20 +92,13 @@ def source_pictures(data: Mapping[str, Path]) -> dict[str, bytes]:
     import pyarrow.parquet as pq
 
     found = {}
-    for path in _tables(data["prompts"]):
+    for path in TABLES.below(data["prompts"], "GEdit-Bench"):
         needed = ["key", "instruction_language", "input_image_raw"]
         demand_columns(path, columns(path), needed)
         table = pq.read_table(path, columns=needed)
         for row in table.to_pylist():
             if row["instruction_language"] == "en":
                 found[str(row["key"])] = row["input_image_raw"]["bytes"]
-    return found
-
-
-def _tables(folder: Path) -> list[Path]:
-    found = sorted(Path(folder).rglob("*.parquet"))
-    if not found:
-        raise ValueError(f"{folder}: no parquet files here; fetch source gedit-bench")
     return found
 
 
@@ -141,7 +152,8 @@ def _between(reply: str) -> str | None:
 
 
 def _bare(reply: str) -> dict[str, Any] | None:
-    found = _LIST.search(reply)
+    first, last = reply.find("["), reply.rfind("]")
+    found = _LIST.fullmatch(reply, first, last + 1) if -1 < first < last else None
     if found:
         return {"score": [int(found[1]), int(found[2])], "reasoning": _BARE_LIST}
     text = reply.strip()
@@ -168,10 +180,34 @@ def official_minimum(reply: str) -> float | None:
 
 
 def score(reply: str) -> float | None:
-    """The smallest of the reply's scores; None unless every one is a number from 0 to 10."""
+    """The smallest of the reply's scores; None unless every one is a number from 0 to 10.
+
+    A bare list in prose counts only where the prose introduces it as the scores: a refusal that names the scale
+    `[0, 10]` or a position in the picture is none.
+    """
     found = parse(reply)
     values = found["score"] if found else []
+    if found and found.get("reasoning") == _BARE_LIST and not _states_scores(reply):
+        return None
     return min(values) if values and all(map(_in_range, values)) else None
+
+
+def _states_scores(reply: str) -> bool:
+    """Whether the prose around a bare list, if there is any, introduces it as the scores."""
+    text = reply.replace("\u2019", "'")
+    before = text[: text.find("[")].replace("```json", "").strip("`*\"' \n\t")[-_NEAR:]
+    introduced = not before or _INTRODUCED.search(before) is not None
+    return introduced and not _DENIED.search(before) and not _NO_SCORES.search(text)
+
+
+def doubts(reply: str) -> list[str]:
+    """`incomplete` for one number where two were asked for, `inexact` for more than two."""
+    if score(reply) is None:
+        return []
+    count = len((parse(reply) or {"score": []})["score"])
+    if count > ASKED:
+        return [readings.INEXACT]
+    return [readings.INCOMPLETE] if count < ASKED else []
 
 
 def _in_range(value: Any) -> bool:
@@ -239,7 +275,8 @@ def grade(
         for name, field in (("overall", "score"), ("o", "score"), ("sc", "sc"), ("pq", "pq"))
     }
     return Graded(shown, graded, coverage, {k: v for k, v in limits.items() if v},
-                  {"random_fallback": random_fallback})  # fmt: skip
+                  {"random_fallback": random_fallback},
+                  readings.of_verdicts(verdicts, doubts))  # fmt: skip
 
 
 def _subset(item: Prompt) -> dict[str, bool]:

@@ -10,6 +10,7 @@ from typing import Any
 from reca.benchmarks import geneval_rules
 from reca.benchmarks.graded import Graded, coverage_of, interval
 from reca.benchmarks.items import Prompt
+from reca.benchmarks.reading import one_file
 
 VERSION = "djghosh13 af4902f"
 IMAGES_PER_PROMPT = 12
@@ -22,7 +23,9 @@ METADATA, NAMES = "evaluation_metadata.jsonl", "object_names.txt"
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The prompts in file order; id = the five digits of the official folder, facts = the metadata line."""
     found = []
-    for number, line in enumerate(_file(data["prompts"], METADATA).read_text().splitlines()):
+    for number, line in enumerate(
+        one_file(data["prompts"], METADATA, "source geneval").read_text().splitlines()
+    ):
         facts = json.loads(line)
         found.append(Prompt(f"{number:05d}", facts["prompt"], facts["tag"], facts))
     return found
@@ -30,15 +33,8 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
 
 def object_names(data: Mapping[str, Path]) -> list[str]:
     """GenEval's names of the 80 COCO classes, by class index."""
-    names = _file(data["prompts"], NAMES).read_text().split("\n")
+    names = one_file(data["prompts"], NAMES, "source geneval").read_text().split("\n")
     return [name.strip() for name in names if name.strip()]
-
-
-def _file(folder: Path, name: str) -> Path:
-    found = sorted(Path(folder).rglob(name)) if Path(folder).is_dir() else []
-    if not found:
-        raise ValueError(f"{folder}: no {name} here; run `reca fetch geneval --out {folder}`")
-    return found[0]
 
 
 def official_name(prompt: Prompt, sample: int) -> str:

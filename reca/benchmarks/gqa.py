@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, hub_rows
 
 VERSION = "testdev balanced, InternVL rules"
 ROLES = ("questions",)
+TABLES = Tables("testdev_balanced_instructions", "testdev")
+PICTURES = Tables("testdev_balanced_images", "testdev")
 NEEDED = ("id", "imageId", "question", "answer")  # columns of the hub's tables
 SUFFIX = " Answer the question using a single word or phrase."
 _PUNCTUATION = str.maketrans("", "", ".,!?;:'\"")
@@ -20,12 +23,12 @@ _PUNCTUATION = str.maketrans("", "", ".,!?;:'\"")
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions; their pictures lie in tables of their own, by id."""
-    rows = hub_rows(data["questions"], "GQA", NEEDED, only="question")
+    rows = hub_rows(data["questions"], "GQA", NEEDED, TABLES, lambda row: str(row["id"]))
     return [
         Question(
             str(r["id"]), str(r["imageId"]), str(r["question"]) + SUFFIX, str(r["answer"]), "gqa"
         )
-        for r in rows
+        for _, r in rows
     ]
 
 
@@ -49,15 +52,32 @@ def summary(rows: Sequence[tuple[str, str]]) -> dict[str, float | None]:
 
 
 def grade(
-    asked: Sequence[Question], answers: Mapping[str, str], *, partial: bool = False
+    asked: Sequence[Question],
+    answers: Mapping[str, str],
+    *,
+    reader: careful.Reader = "published",
+    partial: bool = False,
 ) -> Graded:
-    """Grade answers by question id; `overall` is the exact match in percent."""
+    """Grade answers by question id; `overall` is the exact match in percent.
+
+    `reader: careful` compares by `careful.same_answer`; both readers' values are shown, and how often they differ.
+    """
+    careful.demand("gqa", reader)
     coverage, rows = answered("gqa", asked, answers, partial)
-    found = summary([(reply, q.answer) for q, reply in rows])
+    rules = {"published": correct, "careful": careful.same_answer}
+    right = {name: [rule(reply, q.answer) for q, reply in rows] for name, rule in rules.items()}
     items: list[dict[str, Any]] = [
-        {"id": q.id, "score": float(correct(reply, q.answer))} for q, reply in rows
+        {"id": q.id, "score": float(value)}
+        for (q, _), value in zip(rows, right[reader], strict=True)
     ]
     limits = interval(("gqa", row["id"], 100 * row["score"]) for row in items)
-    exact = found["exact_match"]
-    shown = {"overall": None if exact is None else 100 * exact, **found}
-    return Graded(shown, items, coverage, {"overall": limits} if limits else {})
+    shown = summary([(reply, q.answer) for q, reply in rows])
+    for name, values in right.items():
+        share = mean([float(value) for value in values])
+        shown[f"{name}_reader"] = None if share is None else 100 * share
+    shown["overall"] = shown[f"{reader}_reader"]
+    both = zip(rows, right["published"], right["careful"], strict=True)
+    return Graded(
+        shown, items, coverage, {"overall": limits} if limits else {}, {"reader": reader},
+        {readings.DIFFERENT: [q.id for (q, _), one, other in both if one != other]},
+    )  # fmt: skip

@@ -116,6 +116,7 @@ def write(
         "summary": found.summary,
         "intervals": {name: list(limits) for name, limits in found.intervals.items()},
         "coverage": found.coverage.plain(),
+        "readings": {kind: {"count": len(ids), "ids": ids} for kind, ids in found.readings.items()},
         "partial": not (found.coverage.complete and (whole or benchmark.kind == "reconstruction")),
         "notes": found.notes | ({"crop_black": True} if benchmark.crop_black else {}),
         "judge": {"determinants": judge, "totals": [card["totals"] for card in cards]}

@@ -80,13 +80,17 @@ def _named(counts: Mapping[str, int]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Graded:
-    """One benchmark's result: `summary` by dotted metric name, `intervals` (95 %) where they are known."""
+    """One benchmark's result: `summary` by dotted metric name, `intervals` (95 %) where they are known.
+
+    `readings`: ids of doubtful replies by kind (see `reca.benchmarks.readings`).
+    """
 
     summary: dict[str, float | None]
     items: list[dict[str, Any]]
     coverage: Coverage
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    readings: dict[str, list[str]] = field(default_factory=dict)
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
+from reca.benchmarks.reading import distinct_keys, one_file
 
 VERSION = "Basic b250aa1"
 IMAGES_PER_PROMPT = 1
@@ -26,6 +28,7 @@ TYPES = (
     "compose",
     "action",
 )
+SCALES = 3  # that every type's prompt names
 LOWEST, HIGHEST = 1, 5
 _DIGITS = 300  # of a longer number these: far out of range as well, and still a float
 
@@ -33,18 +36,11 @@ _DIGITS = 300  # of a longer number these: far out of range as well, and still a
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The edits; `facts["source"]` is the source picture's path below the role `images`."""
-    path = _file(data["prompts"], "singleturn.json")
+    path = one_file(data["prompts"], "singleturn.json", "source imgedit")
     return [
         Prompt(key, row["prompt"], row["edit_type"], {"source": row["id"]})
-        for key, row in json.loads(path.read_text()).items()
+        for key, row in json.loads(path.read_text(), object_pairs_hook=distinct_keys(path)).items()
     ]
-
-
-def _file(folder: Path, name: str) -> Path:
-    found = sorted(Path(folder).rglob(name))
-    if not found:
-        raise ValueError(f"{folder}: no {name} here; fetch source imgedit")
-    return found[0]
 
 
 def official_name(prompt: Prompt, sample: int) -> str:
@@ -59,7 +55,7 @@ def requests(
     sources: Mapping[str, bytes],
 ) -> list[JudgeRequest]:
     """One request per edit: the type's prompt, the source picture, the result."""
-    texts = json.loads(_file(data["prompts"], "judge_prompt.json").read_text())
+    texts = json.loads(one_file(data["prompts"], "judge_prompt.json", "source imgedit").read_text())
     return [
         JudgeRequest(
             item.id,
@@ -98,6 +94,14 @@ def score(reply: str) -> float | None:
     """As `parse`, but None also where a number is no score (a line `Total: 12`): never guessed."""
     inside = all(LOWEST <= number <= HIGHEST for number in numbers(reply))
     return parse(reply) if inside else None
+
+
+def doubts(reply: str) -> list[str]:
+    """`incomplete` for one or two numbers where three scales were asked for, `inexact` for more than three."""
+    count = len(numbers(reply))
+    if count > SCALES:
+        return [readings.INEXACT]
+    return [readings.INCOMPLETE] if 0 < count < SCALES else []
 
 
 def summary(scored: Iterable[tuple[str, float]]) -> dict[str, float | None]:
@@ -153,4 +157,5 @@ def grade(
         coverage,
         {name: value for name, value in limits.items() if value},
         {"overall": overall, "lenient": lenient},
+        readings.of_verdicts(verdicts, doubts),
     )

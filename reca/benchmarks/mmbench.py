@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, demand_option, hub_rows
 
 VERSION = "en dev, letter rule"
 ROLES = ("questions",)
+TABLES = Tables("en", "dev")  # the other languages beside it have the same ids
 NEEDED = ("index", "question", "hint", "A", "B", "C", "D", "answer")  # columns of the hub's tables
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 EMPTY = "C"  # what the official script makes of an empty reply
@@ -26,12 +28,14 @@ EMPTY = "C"  # what the official script makes of an empty reply
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions with their hint and options; `facts["options"]` has the options by letter."""
     found = []
-    for row in hub_rows(data["questions"], "MMBench", NEEDED, only="dev"):
+    rows = hub_rows(data["questions"], "MMBench", NEEDED, TABLES, lambda row: str(row["index"]))
+    for path, row in rows:
         options = {c: str(row[c]) for c in "ABCD" if row.get(c) and str(row[c]) != "nan"}
         hint = str(row.get("hint") or "")
         stem = (f"{hint}\n" if hint and hint != "nan" else "") + str(row["question"])
         name = str(row["index"])
         kind = str(row.get("l2-category") or row.get("category") or "mmbench")
+        demand_option(path, name, str(row["answer"]), options)
         facts = {"options": options, "stem": stem, "of": name}
         found.append(Question(name, name, _text(stem, options), str(row["answer"]), kind, facts))
     return found
@@ -85,13 +89,16 @@ def grade(
     *,
     empty: str | None = None,
     circular: bool = False,
+    reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
     """Grade answers by question id; `empty: C` is the official script's, by default an empty reply is wrong.
 
     `circular`: `overall` is the share of questions that are right in all rotations; ValueError unless they were
     asked. `vanilla` and, where rotations were asked, `circular` are both shown, and both readings of empty replies.
+    `reader: careful` reads replies by `careful.letter`; both readers' values are shown, and how often they differ.
     """
+    careful.demand("mmbench", reader)
     coverage, rows = answered("mmbench", asked, answers, partial)
     turned = any(question.id != question.facts["of"] for question in asked)
     if circular and not turned:
@@ -101,24 +108,44 @@ def grade(
     whole = _groups(asked)
     shown: dict[str, float | None] = {}
     for name, filled in (("empty_is_wrong", None), ("empty_is_c", EMPTY)):
-        right = _right(rows, filled)
+        right = _right(rows, "published", filled)
         shown[name] = _percent({n: v for n, v in right.items() if n in whole})
         shown |= {f"circular.{name}": _percent(_circular(whole, right))} if turned else {}
-    reading = "empty_is_c" if empty else "empty_is_wrong"
-    shown["vanilla"] = shown[reading]
-    shown |= {"circular": shown[f"circular.{reading}"]} if turned else {}
+    for name in careful.READERS:
+        right = _right(rows, name, empty)
+        values = _circular(whole, right) if circular else {n: right[n] for n in whole if n in right}
+        shown[f"{name}_reader"] = _percent(values)
+    right = _right(rows, reader, empty)
+    shown["vanilla"] = _percent({n: v for n, v in right.items() if n in whole})
+    shown |= {"circular": _percent(_circular(whole, right))} if turned else {}
     shown["overall"] = shown["circular" if circular else "vanilla"]
-    right = _right(rows, empty)
     scores = _circular(whole, right) if circular else {n: right[n] for n in whole if n in right}
     kinds = {question.id: question.kind for question in asked}
     items = [{"id": n, "task": kinds[n], "score": float(value)} for n, value in scores.items()]
     limits = interval(("mmbench", n, 100.0 * value) for n, value in scores.items())
-    notes = {"empty": empty, "circular": circular}
-    return Graded(shown, items, coverage, {"overall": limits} if limits else {}, notes)
+    notes = {"empty": empty, "circular": circular, "reader": reader}
+    differ = [q.id for q, r in rows if len({_chosen(q, r, n, empty) for n in careful.READERS}) > 1]
+    doubtful = {readings.DIFFERENT: differ}
+    return Graded(shown, items, coverage, {"overall": limits} if limits else {}, notes, doubtful)
 
 
-def _right(rows: Sequence[tuple[Question, str]], empty: str | None) -> dict[str, bool]:
-    return {q.id: letter(r, q.facts["options"], empty) == q.answer for q, r in rows}
+def _right(rows: Sequence[tuple[Question, str]], reader: str, empty: str | None) -> dict[str, bool]:
+    return {q.id: _chosen(q, r, reader, empty) == q.answer for q, r in rows}
+
+
+def _chosen(question: Question, reply: str, reader: str, empty: str | None) -> str | None:
+    """The option that a reader finds, None where it finds none."""
+    return choice(reply, question.facts["options"], reader, empty)
+
+
+def choice(
+    reply: str, options: Mapping[str, str], reader: str, empty: str | None = None
+) -> str | None:
+    """The option's letter by the published letter rule or by the careful reader; None where there is none."""
+    if reader == "careful":
+        return careful.letter(reply, options)
+    found = letter(reply, options, empty)
+    return found if found in options else None
 
 
 def _groups(asked: Sequence[Question]) -> dict[str, list[str]]:

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, hub_rows
 
 VERSION = "InternVL rules"
 ROLES = ("questions",)
+TABLES = Tables("data", "test")
+PER_PICTURE = 2  # questions
 NEEDED = ("question_id", "question", "answer", "category")  # columns of the hub's tables
 SUFFIX = " Answer the question using a single word or phrase."
 PERCEPTION = (
@@ -43,13 +46,23 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions with the suffix of the official script; the picture's id groups its two questions."""
     found = []
     seen: dict[str, int] = {}
-    for row in hub_rows(data["questions"], "MME", NEEDED):
+    rows = hub_rows(data["questions"], "MME", NEEDED, TABLES, _id)
+    for path, row in rows:
         picture = str(row["question_id"])
         seen[picture] = seen.get(picture, -1) + 1
+        if seen[picture] == PER_PICTURE:
+            raise ValueError(
+                f"{path}: {picture} has more than {PER_PICTURE} questions; fetch the pinned revision of its source "
+                "into a folder of its own"
+            )
         text = str(row["question"]).replace(" Please answer yes or no.", "") + SUFFIX
         identity = f"{picture}#{seen[picture]}"
         found.append(Question(identity, picture, text, str(row["answer"]), str(row["category"])))
     return found
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    return f"{row['question_id']}: {row['question']} {row['answer']}"
 
 
 # ---- scores: pure ----------------------------------------------------------------------------------
@@ -72,6 +85,13 @@ def label(text: str, flavour: str = "internvl") -> str:
         if word in text[:4]:
             return word
     return "other"
+
+
+def read(reply: str, reader: str, flavour: str = "internvl") -> str:
+    """`yes`, `no` or `other` of a raw reply, by the official cleaning and rule or by the careful reader."""
+    if reader == "careful":
+        return careful.yes_or_no(reply) or "other"
+    return label(postprocess(reply), flavour)
 
 
 def task_score(rows: Sequence[tuple[str, str, str]], flavour: str = "internvl") -> float:
@@ -106,22 +126,26 @@ def grade(
     *,
     flavour: str = "internvl",
     overall: str = "total",
+    reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
-    """Grade answers by question id; both flavours are shown."""
+    """Grade answers by question id; both flavours are shown.
+
+    `reader: careful` reads replies by `careful.yes_or_no`; both readers' values are shown, and how often they differ.
+    """
+    careful.demand("mme", reader)
     coverage, rows = answered("mme", asked, answers, partial)
-    tasks: dict[str, list[tuple[str, str, str]]] = {}
     pairs: dict[tuple[str, str], list[bool]] = {}
     items: list[dict[str, Any]] = []
     for question, reply in rows:
-        clean = postprocess(reply)
-        tasks.setdefault(question.kind, []).append((question.image_id, question.answer, clean))
-        right = label(clean, flavour) == question.answer.strip().lower()
+        right = read(reply, reader, flavour) == question.answer.strip().lower()
         pairs.setdefault((question.kind, question.image_id), []).append(right)
         items.append({"id": question.id, "task": question.kind, "score": float(right)})
-    found = summary(tasks, flavour)
-    other = next(name for name in FLAVOURS if name != flavour)
-    totals = {f"{other}.{k}": v for k, v in summary(tasks, other).items() if "." not in k}
+    by = {name: summary(_tasks(rows, name), flavour) for name in careful.READERS}
+    found, other = by[reader], next(name for name in FLAVOURS if name != flavour)
+    flavoured = summary(_tasks(rows, "published"), other)
+    totals = {f"{other}.{k}": v for k, v in flavoured.items() if "." not in k}
+    totals |= {f"{name}_reader": values[overall] for name, values in by.items()}
     values = [
         (task, picture, 100 * sum(right) / len(right) + 100 * all(right))
         for (task, picture), right in pairs.items()
@@ -133,5 +157,18 @@ def grade(
     }
     limits["overall"] = limits.get(overall)
     shown: dict[str, float | None] = {"overall": found[overall], **found, **totals}
+    differ = [q.id for q, r in rows if read(r, "published", flavour) != read(r, "careful", flavour)]
     return Graded(shown, items, coverage, {k: v for k, v in limits.items() if v},
-                  {"flavour": flavour, "overall": overall})  # fmt: skip
+                  {"flavour": flavour, "overall": overall, "reader": reader},
+                  {readings.DIFFERENT: differ})  # fmt: skip
+
+
+def _tasks(
+    rows: Sequence[tuple[Question, str]], reader: str
+) -> dict[str, list[tuple[str, str, str]]]:
+    """Rows (picture, truth, cleaned reply) by task; the careful reader's replies are its `yes`, `no` or `other`."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for question, reply in rows:
+        clean = read(reply, reader) if reader == "careful" else postprocess(reply)
+        found.setdefault(question.kind, []).append((question.image_id, question.answer, clean))
+    return found

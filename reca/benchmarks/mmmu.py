@@ -14,14 +14,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, by_category, interval, mean
 from reca.benchmarks.items import Question
 from reca.benchmarks.mmbench import letter
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, demand_option, hub_rows
 from reca.randomness import numpy_generator
 
 VERSION = "val, official rules"
 ROLES = ("questions",)
+TABLES = Tables("*", "validation")  # a configuration per subject; ids name it
+LETTERS = "ABCDEFGHI"
 NEEDED = ("id", "question", "options", "answer")  # columns of the hub's tables
 CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 OPEN_SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -43,16 +46,19 @@ _NUMBERS = (  # a number begins at its first digit and is not tried again from i
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """The 900 questions; `facts` has the options by letter (none for short answers) and all gold answers."""
     found = []
-    for row in hub_rows(data["questions"], "MMMU", NEEDED, only="validation"):
-        options = dict(zip("ABCDEFGHI", ast.literal_eval(row["options"]), strict=False))
-        gold = _listed(row["answer"])
+    rows = hub_rows(data["questions"], "MMMU", NEEDED, TABLES, lambda row: str(row["id"]))
+    for path, row in rows:
+        name = str(row["id"])
+        options = dict(zip(LETTERS, _options(path, name, row["options"]), strict=False))
+        gold = _listed(path, name, row["answer"])
+        if options:
+            demand_option(path, name, gold[0], options)
         listed = "".join(f"\n{name}. {text}" for name, text in options.items())
         text = f"{row['question']}{listed}{CHOICE_SUFFIX if options else OPEN_SUFFIX}"
         numbers = sorted({int(number) for number in _PICTURE.findall(text)})
         facts = {"options": options, "gold": gold, "pictures": len(numbers)}
-        name = str(row["id"])
         first, *more = [picture_id(name, number) for number in numbers or [1]]
-        subject = name.split("_", 1)[1].rsplit("_", 1)[0]
+        subject = name.split("_", 1)[-1].rsplit("_", 1)[0]
         found.append(Question(name, first, text, str(gold[0]), subject, facts, tuple(more)))
     return found
 
@@ -68,11 +74,31 @@ def picture_place(image_id: str) -> tuple[str, str]:
     return name, f"image_{number or 1}"
 
 
-def _listed(answer: str) -> list[str]:
-    """A gold answer as a list: the table writes several as a Python list in one text."""
-    if answer.startswith("["):
-        return [str(item) for item in ast.literal_eval(answer)]
-    return [answer]
+def _options(path: Path, name: str, cell: Any) -> list[str]:
+    """The options of a row: a Python list in one text, as the table was published, or a real list."""
+    found = _literal(path, name, cell) if isinstance(cell, str) else cell
+    if not isinstance(found, list | tuple) or len(found) > len(LETTERS):
+        raise ValueError(f"{path}: {name}: the options are no list of at most {len(LETTERS)}")
+    return [str(option) for option in found]
+
+
+def _listed(path: Path, name: str, answer: Any) -> list[str]:
+    """A gold answer as a list: the table writes several as a Python list in one text; a real list is one, too."""
+    if isinstance(answer, str) and answer.startswith("["):
+        answer = _literal(path, name, answer)
+    found = answer if isinstance(answer, list | tuple) else [answer]
+    if not found or any(item is None for item in found):
+        raise ValueError(f"{path}: {name}: has no answer; fetch the pinned revision of its source")
+    return [str(item) for item in found]
+
+
+def _literal(path: Path, name: str, text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(
+            f"{path}: {name}: {text[:60]!r} is no list; fetch the pinned revision of its source"
+        ) from error
 
 
 # ---- multiple choice: pure ---------------------------------------------------------------------------
@@ -139,14 +165,27 @@ def correct_open(gold: str | Sequence[str], offered: set[Value]) -> bool:
 
 
 # ---- grading -----------------------------------------------------------------------------------------
+def _chosen(question: Question, reply: str, letter_rule: bool, reader: str) -> str | None:
+    """The option that a reader finds in the reply to a multiple-choice question; None where it finds none."""
+    options = question.facts["options"]
+    if reader == "careful":
+        return careful.letter(reply, options)
+    text = (letter(reply, options, None) or "") if letter_rule else reply
+    return parse_choice(text, options)
+
+
 def _right(
-    question: Question, reply: str, random_choice: bool, letter_rule: bool, seed: int
+    question: Question,
+    reply: str,
+    random_choice: bool,
+    letter_rule: bool,
+    seed: int,
+    reader: str = "published",
 ) -> bool:
     options = question.facts["options"]
     if not options:
         return correct_open(question.facts["gold"], parse_open(reply))
-    text = (letter(reply, options, None) or "") if letter_rule else reply
-    found = parse_choice(text, options)
+    found = _chosen(question, reply, letter_rule, reader)
     if found is None and random_choice:
         names = list(options)
         found = names[int(numpy_generator("mmmu", seed, question.id).integers(len(names)))]
@@ -160,23 +199,32 @@ def grade(
     random_choice: bool = False,
     letter_rule: bool = True,
     seed: int = 42,
+    reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
     """Grade answers by question id; `overall` is the accuracy over all questions in percent.
 
     `letter_rule`: reduce a multiple-choice reply to a letter first, as the BAGEL script does.
     `random_choice`: a reply that names no option gets a random one, as officially; both values are shown.
+    `reader: careful` reads multiple-choice replies by `careful.letter`; both readers' values are shown, and how
+    often they differ.
     """
+    careful.demand("mmmu", reader)
     coverage, rows = answered("mmmu", asked, answers, partial)
     shown: dict[str, float | None] = {}
-    for name, guess in (("without_random_choice", False), ("with_random_choice", True)):
-        right = [_right(q, reply, guess, letter_rule, seed) for q, reply in rows]
+    ways = {
+        "without_random_choice": (False, reader),
+        "with_random_choice": (True, reader),
+        **{f"{name}_reader": (random_choice, name) for name in careful.READERS},
+    }
+    for name, (guess, by) in ways.items():
+        right = [_right(q, reply, guess, letter_rule, seed, by) for q, reply in rows]
         share = mean([float(value) for value in right])
         shown[name] = None if share is None else 100 * share
     shown["overall"] = shown["with_random_choice" if random_choice else "without_random_choice"]
     items: list[dict[str, Any]] = [
         {"id": q.id, "task": q.kind,
-         "score": float(_right(q, reply, random_choice, letter_rule, seed))}
+         "score": float(_right(q, reply, random_choice, letter_rule, seed, reader))}
         for q, reply in rows
     ]  # fmt: skip
     groups = by_category((row["task"], row["score"]) for row in items)
@@ -188,6 +236,14 @@ def grade(
     notes = {
         "random_choice": random_choice,
         "letter_rule": letter_rule,
+        "reader": reader,
         "several_pictures": len(several),  # what of them was shown: `pictures_shown`
     }
-    return Graded(shown, items, coverage, {"overall": limits} if limits else {}, notes)
+    differ = [
+        q.id
+        for q, reply in rows
+        if q.facts["options"]
+        and len({_chosen(q, reply, letter_rule, name) for name in careful.READERS}) > 1
+    ]
+    doubtful = {readings.DIFFERENT: differ}
+    return Graded(shown, items, coverage, {"overall": limits} if limits else {}, notes, doubtful)

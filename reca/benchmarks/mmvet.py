@@ -11,10 +11,11 @@ from typing import Any
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval, mean
 from reca.benchmarks.items import Question
 from reca.benchmarks.judges.requests import JudgeRequest
-from reca.benchmarks.reading import hub_rows
+from reca.benchmarks.reading import Tables, hub_rows
 
 VERSION = "few-shot prompt 75571cf"
 ROLES = ("questions", "judge")
+TABLES = Tables("data", "test")
 NEEDED = ("question_id", "question", "answer", "capability")  # columns of the hub's tables
 JUDGE_LIMITS = {"temperature": 0.0, "max_tokens": 8}
 _NUMBER = re.compile(r"(?<![\d.])(?:0(?:\.\d++)?+|1(?:\.0++)?+)(?![\d.]*\d)")  # no way back: linear
@@ -24,6 +25,9 @@ _ALONE = re.compile(r"[\s|]*[\d.]+(?:[\s|][\s|.]*)?")
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions; `kind` is the combination of capabilities."""
+    rows = hub_rows(
+        data["questions"], "MM-Vet", NEEDED, TABLES, lambda row: str(row["question_id"])
+    )
     return [
         Question(
             str(row["question_id"]),
@@ -32,7 +36,7 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
             str(row["answer"]),
             str(row.get("capability") or "mmvet"),
         )
-        for row in hub_rows(data["questions"], "MM-Vet", NEEDED)
+        for _, row in rows
     ]
 
 

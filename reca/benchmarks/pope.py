@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, by_category, interval, mean
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, hub_rows
 
 VERSION = "InternVL rules"
 ROLES = ("questions",)
+TABLES = Tables("data", "test")  # `Full` beside it holds the same rows, by category
 NEEDED = (
     "question_id",
     "image_source",
@@ -27,16 +29,21 @@ _NO = {"No", "not", "no"}
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions of the three files; `kind` is the file."""
+    rows = hub_rows(data["questions"], "POPE", NEEDED, TABLES, _id)
     return [
         Question(
-            f"{row['category']}-{row['question_id']}",
+            _id(row),
             str(row["image_source"]),
             str(row["question"]) + SUFFIX,
             str(row["answer"]).strip().lower(),
             str(row["category"]),
         )
-        for row in hub_rows(data["questions"], "POPE", NEEDED)
+        for _, row in rows
     ]
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    return f"{row['category']}-{row['question_id']}"
 
 
 # ---- scores: pure ----------------------------------------------------------------------------------
@@ -46,20 +53,35 @@ def says_yes(reply: str) -> bool:
     return _NO.isdisjoint(words)
 
 
-def summary(labels: Sequence[str], replies: Sequence[str]) -> dict[str, float]:
-    """Accuracy, precision, recall, F1 of yes, share of yes and the four counts of one file."""
-    said = [says_yes(reply) for reply in replies]
+def read(reply: str, reader: str) -> bool | None:
+    """Whether a reply says yes, by the official or the careful reader; None where the latter reads neither."""
+    if reader == "careful":
+        found = careful.yes_or_no(reply)
+        return None if found is None else found == "yes"
+    return says_yes(reply)
+
+
+def summary(
+    labels: Sequence[str], replies: Sequence[str], reader: str = "published"
+) -> dict[str, float]:
+    """Accuracy, precision, recall, F1 of yes, share of yes and the four counts of one file.
+
+    A reply that the careful reader takes for neither is wrong: it is in no count but `unread`, and the recall
+    is still over all questions whose answer is yes.
+    """
+    said = [read(reply, reader) for reply in replies]
     truth = [label == "yes" for label in labels]
     pairs = list(zip(truth, said, strict=True))
     tp, fp = pairs.count((True, True)), pairs.count((False, True))
     tn, fn = pairs.count((False, False)), pairs.count((True, False))
-    precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
-    return {
+    precision, recall = _ratio(tp, tp + fp), _ratio(tp, sum(truth))
+    unread = {"unread": said.count(None)} if reader == "careful" else {}
+    return unread | {
         "accuracy": _ratio(tp + tn, len(pairs)),
         "precision": precision,
         "recall": recall,
         "f1": _ratio(2 * precision * recall, precision + recall),
-        "yes_ratio": _ratio(sum(said), len(said)),
+        "yes_ratio": _ratio(said.count(True), len(said)),
         "tp": tp,
         "fp": fp,
         "tn": tn,
@@ -83,25 +105,45 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
+def _mean_f1(groups: Mapping[str, Sequence[tuple[str, str]]], reader: str) -> float | None:
+    files = [
+        summary([label for label, _ in pairs], [reply for _, reply in pairs], reader)["f1"]
+        for pairs in groups.values()
+    ]
+    found = mean(files)
+    return None if found is None else 100 * found
+
+
 def grade(
-    asked: Sequence[Question], answers: Mapping[str, str], *, partial: bool = False
+    asked: Sequence[Question],
+    answers: Mapping[str, str],
+    *,
+    reader: careful.Reader = "published",
+    partial: bool = False,
 ) -> Graded:
-    """Grade answers by question id; `overall` is the mean F1 of the files, as a percentage."""
+    """Grade answers by question id; `overall` is the mean F1 of the files, as a percentage.
+
+    `reader: careful` reads replies by `careful.yes_or_no`; both readers' values are shown, and how often they differ.
+    """
+    careful.demand("pope", reader)
     coverage, rows = answered("pope", asked, answers, partial)
     shown: dict[str, float | None] = {}
     groups = by_category((q.kind, (q.answer, reply)) for q, reply in rows)
     for name, pairs in groups.items():
-        file = summary([label for label, _ in pairs], [reply for _, reply in pairs])
+        file = summary([label for label, _ in pairs], [reply for _, reply in pairs], reader)
         shown |= {f"{name}.{k}": v for k, v in file.items()}
     labels, replies = [q.answer for q, _ in rows], [reply for _, reply in rows]
     shown |= {f"lmms_eval.{k}": v for k, v in lmms_eval_summary(labels, replies).items()}
-    files = [float(shown[f"{name}.f1"] or 0.0) for name in groups]
-    f1 = mean(files)
     items: list[dict[str, Any]] = [
-        {"id": q.id, "task": q.kind, "score": float(says_yes(reply) == (q.answer == "yes"))}
+        {"id": q.id, "task": q.kind, "score": float(read(reply, reader) is (q.answer == "yes"))}
         for q, reply in rows
     ]
     accuracy = interval((row["task"], row["id"], 100 * row["score"]) for row in items)
     shown["accuracy"] = mean([100 * float(shown[f"{n}.accuracy"] or 0.0) for n in groups])
-    shown["overall"] = None if f1 is None else 100 * f1
-    return Graded(shown, items, coverage, {"accuracy": accuracy} if accuracy else {})
+    shown |= {f"{name}_reader": _mean_f1(groups, name) for name in careful.READERS}
+    shown["overall"] = shown[f"{reader}_reader"]
+    differ = [q.id for q, reply in rows if read(reply, "published") is not read(reply, "careful")]
+    return Graded(
+        shown, items, coverage, {"accuracy": accuracy} if accuracy else {}, {"reader": reader},
+        {readings.DIFFERENT: differ},
+    )  # fmt: skip

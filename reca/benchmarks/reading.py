@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,31 +38,116 @@ def demand_columns(path: Path, found: Sequence[str], needed: Sequence[str]) -> N
         )
 
 
-def hub_rows(
-    folder: Path, name: str, needed: Sequence[str], only: str = ""
-) -> Iterator[dict[str, Any]]:
-    """Rows of the parquet tables below a folder, in order of names, without their pictures.
+@dataclass(frozen=True)
+class Tables:
+    """Where a hub data set keeps the split of one configuration: `<folder>/<split>-*.parquet`.
 
-    `only` keeps tables whose column names (`question`) or path hold it. ValueError where nothing is found, or
-    a table lacks a column of `needed`.
+    Other configurations beside it (another language, the same rows in another order) are never read. `folder` "*":
+    every folder is a configuration of its own (a subject), and all are meant.
+    """
+
+    folder: str
+    split: str
+
+    def below(self, root: Path, name: str) -> list[Path]:
+        """The tables below a folder, in order of names; those right in it where nobody made folders.
+
+        ValueError names what is there instead.
+        """
+        found: dict[Path, list[Path]] = {}
+        for path in sorted(Path(root).rglob("*.parquet")):
+            found.setdefault(path.parent, []).append(path)
+        if not found:
+            raise ValueError(f"{root}: no parquet tables of {name} here; fetch its source")
+        named = [f for f in found if self.folder in ("*", f.name) and f != Path(root)]
+        named = named or [f for f in found if f == Path(root)]
+        if not named or (len(named) > 1 and self.folder != "*"):
+            there = ", ".join(sorted(f.relative_to(root).as_posix() for f in named or found))
+            raise ValueError(
+                f"{root}: the tables of {name} must be in one folder {self.folder!r}, found {there}; fetch its source "
+                "into a folder of its own"
+            )
+        of_split = re.compile(rf"{re.escape(self.split)}(?![A-Za-z0-9])")
+        tables = [path for folder in named for path in found[folder] if of_split.match(path.name)]
+        if not tables:
+            there = ", ".join(sorted(path.name for folder in named for path in found[folder])[:4])
+            raise ValueError(
+                f"{root}: no table {self.split}-*.parquet of {name} here, found {there}; fetch its source"
+            )
+        return tables
+
+
+class Ids:
+    """The ids met so far, each with its file: an id that comes again is refused."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Path] = {}
+
+    def add(self, name: str, path: Path) -> None:
+        """ValueError, with both files, for an id that was added before."""
+        if name in self._seen:
+            first = self._seen[name]
+            where = "in the same file" if first == path else f"in {first}"
+            raise ValueError(
+                f"{path}: {name} is there twice, first {where}; fetch the pinned revision of its source into a "
+                "folder of its own"
+            )
+        self._seen[name] = path
+
+
+def hub_rows(
+    root: Path,
+    name: str,
+    needed: Sequence[str],
+    tables: Tables,
+    key: Callable[[dict[str, Any]], str],
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Rows of the parquet tables below a folder with their files, in order of names, without their pictures.
+
+    ValueError where nothing is found, a table has not all columns of `needed`, or two rows have the same `key`.
     """
     import pyarrow.parquet as pq
 
-    tables = sorted(Path(folder).rglob("*.parquet"))
-    seen, passed = False, ""
-    for path in tables:
+    ids = Ids()
+    for path in tables.below(root, name):
         names = columns(path)
-        if only and only not in names and only not in path.relative_to(folder).as_posix():
-            passed = (
-                passed or f" with {only!r} in its columns or path; {path} has {', '.join(names)}"
-            )
-            continue
-        seen = True
         demand_columns(path, names, needed)
         kept = [name for name in names if not _PICTURE.fullmatch(name)]
-        yield from pq.read_table(path, columns=kept).to_pylist()
-    if not seen:
-        raise ValueError(f"{folder}: no parquet tables of {name} here{passed}; fetch its source")
+        for row in pq.read_table(path, columns=kept).to_pylist():
+            ids.add(key(row), path)
+            yield path, row
+
+
+def demand_option(path: Path, name: str, answer: str, options: Iterable[str]) -> None:
+    """ValueError where the true answer is none of a question's options, as in splits without answers."""
+    if answer not in options:
+        raise ValueError(
+            f"{path}: {name}: the answer {answer!r} is none of {', '.join(options) or 'no options'}; fetch the pinned "
+            "revision of its source"
+        )
+
+
+def one_file(folder: Path, name: str, source: str) -> Path:
+    """The one file of a name below a folder; ValueError for none, and for several that differ."""
+    found = sorted(Path(folder).rglob(name)) if Path(folder).is_dir() else []
+    if not found:
+        raise ValueError(f"{folder}: no {name} here; fetch {source}")
+    if len({path.read_bytes() for path in found}) > 1:
+        listed = ", ".join(path.relative_to(folder).as_posix() for path in found)
+        raise ValueError(f"{folder}: {len(found)} files {name} that differ ({listed}); keep one")
+    return found[0]
+
+
+def distinct_keys(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """A hook for `json.loads`: ValueError for an object that names a key twice, of which the last would stay."""
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        ids = Ids()
+        for key, _ in pairs:
+            ids.add(key, path)
+        return dict(pairs)
+
+    return made
 
 
 def answered(

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, demand_option, hub_rows
 
 VERSION = "lmms-eval rules, pictures"
 ROLES = ("questions",)
+TABLES = Tables("data", "test")
 NEEDED = (
     "question_id", "question", "answer", "question_type_id",
     "choice_a", "choice_b", "choice_c", "choice_d",
@@ -23,13 +25,18 @@ SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """The questions about single pictures; videos are left out, as only `seed_image` is reported."""
     found = []
-    for row in hub_rows(data["questions"], "SEED-Bench", NEEDED):
+    rows = hub_rows(
+        data["questions"], "SEED-Bench", NEEDED, TABLES, lambda row: str(row["question_id"])
+    )
+    for path, row in rows:
         if row.get("data_type", "image") != "image":
             continue
-        options = "\n".join(f"{c.upper()}. {row[f'choice_{c}']}" for c in "abcd")
-        text = f"{row['question']}\n{options}{SUFFIX}"
-        name = str(row["question_id"])
-        found.append(Question(name, name, text, str(row["answer"]), str(row["question_type_id"])))
+        options = {c.upper(): str(row[f"choice_{c}"]) for c in "abcd"}
+        listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+        text = f"{row['question']}\n{listed}{SUFFIX}"
+        name, kind = str(row["question_id"]), str(row["question_type_id"])
+        demand_option(path, name, str(row["answer"]).strip().upper(), options)
+        found.append(Question(name, name, text, str(row["answer"]), kind, {"options": options}))
     return found
 
 
@@ -44,15 +51,41 @@ def correct(reply: str, answer: str) -> bool:
     return parse(reply).lower() == answer.strip().lower()
 
 
+def chosen(question: Question, reply: str, reader: str) -> str | None:
+    """The option that a reader finds, None where it finds none."""
+    options = question.facts["options"]
+    if reader == "careful":
+        return careful.letter(reply, options)
+    return parse(reply).upper() if parse(reply).upper() in options else None
+
+
 def grade(
-    asked: Sequence[Question], answers: Mapping[str, str], *, partial: bool = False
+    asked: Sequence[Question],
+    answers: Mapping[str, str],
+    *,
+    reader: careful.Reader = "published",
+    partial: bool = False,
 ) -> Graded:
-    """Grade answers by question id; `overall` is the accuracy in percent."""
+    """Grade answers by question id; `overall` is the accuracy in percent.
+
+    `reader: careful` reads replies by `careful.letter`; both readers' values are shown, and how often they differ.
+    """
+    careful.demand("seed", reader)
     coverage, rows = answered("seed", asked, answers, partial)
+    found = {n: [chosen(q, reply, n) for q, reply in rows] for n in careful.READERS}
+    truths = [q.answer.strip().upper() for q, _ in rows]
+    shown: dict[str, float | None] = {}
+    for name, letters in found.items():
+        share = mean([float(a == b) for a, b in zip(letters, truths, strict=True)])
+        shown[f"{name}_reader"] = None if share is None else 100 * share
     items: list[dict[str, Any]] = [
-        {"id": q.id, "task": q.kind, "score": float(correct(reply, q.answer))} for q, reply in rows
+        {"id": q.id, "task": q.kind, "score": float(letter == truth)}
+        for (q, _), letter, truth in zip(rows, found[reader], truths, strict=True)
     ]
-    share = mean([row["score"] for row in items])
     limits = interval(("seed", row["id"], 100 * row["score"]) for row in items)
-    shown = {"overall": None if share is None else 100 * share}
-    return Graded(shown, items, coverage, {"overall": limits} if limits else {})
+    shown["overall"] = shown[f"{reader}_reader"]
+    both = zip(rows, found["published"], found["careful"], strict=True)
+    return Graded(
+        shown, items, coverage, {"overall": limits} if limits else {}, {"reader": reader},
+        {readings.DIFFERENT: [q.id for (q, _), one, other in both if one != other]},
+    )  # fmt: skip

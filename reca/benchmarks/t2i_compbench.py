@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, complete_mean, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
+from reca.benchmarks.reading import Ids, one_file
 
 VERSION = "SRUM a53ba18"
 IMAGES_PER_PROMPT = 1
@@ -28,13 +30,13 @@ _SCORE = re.compile(r'"score"\s*:\s*"?(\d+)')
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The prompts by question id; categories with blanks, as the official means name them."""
-    found = sorted(Path(data["prompts"]).rglob("val_comp.json"))
-    if not found:
-        raise ValueError(f"{data['prompts']}: no val_comp.json here; fetch source t2i-compbench")
-    return [
-        Prompt(str(row["Question_id"]), row["Question"], row["Category"].replace("_", " "))
-        for row in json.loads(found[0].read_text())
-    ]
+    path, ids = one_file(data["prompts"], "val_comp.json", "source t2i-compbench"), Ids()
+    found = []
+    for row in json.loads(path.read_text()):
+        name = str(row["Question_id"])
+        ids.add(name, path)
+        found.append(Prompt(name, row["Question"], row["Category"].replace("_", " ")))
+    return found
 
 
 def official_name(prompt: Prompt, sample: int) -> str:
@@ -75,6 +77,15 @@ def score(reply: str) -> int | None:
     """As `parse`, and None outside 0..100."""
     found = parse(reply)
     return found if found is not None and found <= HIGHEST else None
+
+
+def doubts(reply: str) -> list[str]:
+    """`inexact` where the number is cut (`0.85` is read as 0, `85/100` as 85), or several differ."""
+    matches = list(_SCORE.finditer(_FENCE.sub("", reply)))
+    if parse(reply) is None:
+        return []
+    cut = any(readings.goes_on(match.string, match.end()) for match in matches[:1])
+    return [readings.INEXACT] if cut or len({match[1] for match in matches}) > 1 else []
 
 
 def overall(means: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -119,4 +130,5 @@ def grade(
     limits = (
         {"overall_ten": ten} | ({"overall": ten} if aggregation == "ten" else {}) if ten else {}
     )
-    return Graded(shown, graded, coverage, limits, {"aggregation": aggregation})
+    doubtful = readings.of_verdicts(verdicts, doubts)
+    return Graded(shown, graded, coverage, limits, {"aggregation": aggregation}, doubtful)

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, complete_mean, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
+from reca.benchmarks.reading import Ids, one_file
 
 VERSION = "WISE_legacy eb51174"
 IMAGES_PER_PROMPT = 1
@@ -44,13 +46,12 @@ _PATTERNS = {
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The 1,000 prompts by id, with the explanation that the judge gets."""
-    found = []
+    found, ids = [], Ids()
     for name in FILES:
-        paths = sorted(Path(data["prompts"]).rglob(f"{name}.json"))
-        if not paths:
-            raise ValueError(f"{data['prompts']}: no {name}.json here; fetch source wise")
-        for row in json.loads(paths[0].read_text()):
+        path = one_file(data["prompts"], f"{name}.json", "source wise")
+        for row in json.loads(path.read_text()):
             number = int(row["prompt_id"])
+            ids.add(str(number), path)
             facts = {"explanation": row["Explanation"], "subcategory": row["Subcategory"]}
             found.append(Prompt(str(number), row["Prompt"], category(number), facts))
     return sorted(found, key=lambda prompt: int(prompt.id))
@@ -108,6 +109,19 @@ def scores(reply: str) -> tuple[float, float, float] | None:
     """All three scores, each 0, 1 or 2; None for a reply that lacks one or is out of range."""
     values = [value for value in parse(reply).values() if value is not None and value <= 2]
     return (values[0], values[1], values[2]) if len(values) == len(NAMES) else None
+
+
+def doubts(reply: str) -> list[str]:
+    """`incomplete` for one or two scales of three; `inexact` where a digit is a part of a number, or one of several."""
+    matches = [list(pattern.finditer(reply)) for pattern in _PATTERNS.values()]
+    found = []
+    if any(matches) and not all(matches):
+        found.append(readings.INCOMPLETE)
+    if any(len({m[1] for m in own}) > 1 for own in matches) or any(
+        readings.goes_on(reply, m.end()) for own in matches for m in own
+    ):
+        found.append(readings.INEXACT)
+    return found
 
 
 def wiscore(consistency: float, realism: float, aesthetic_quality: float) -> float:
@@ -195,6 +209,7 @@ def grade(
         if each
         else {},
         {"overall": overall},
+        readings.of_verdicts(verdicts, doubts),
     )
 
 

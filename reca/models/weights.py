@@ -51,7 +51,24 @@ def load_foreign(
     when no hash is given (unless `allow_unpinned`), on a wrong hash, and on any content but a flat
     dict of tensors.
     """
-    path = Path(path)
+    content = _opened(Path(path), sha256, allow_unpinned)
+    if inside is not None and isinstance(content, dict):
+        content = content.get(inside)
+    return _flat_tensors(Path(path), _unwrapped(content, wrappers))
+
+
+def load_foreign_beside(
+    path: str | Path, sha256: str | None, inside: str, beside: str
+) -> tuple[dict[str, Tensor], Any]:
+    """As `load_foreign` with `inside`, and what the file says of itself under `beside`; None where it says nothing."""
+    content = _opened(Path(path), sha256, False)
+    said = content.get(beside) if isinstance(content, dict) else None
+    tensors = content.get(inside) if isinstance(content, dict) else content
+    return _flat_tensors(Path(path), tensors), said
+
+
+def _opened(path: Path, sha256: str | None, allow_unpinned: bool) -> Any:
+    """The content of a pickle under a known hash: tensors and plain values alone."""
     if Version(torch.__version__) < _SAFE_PICKLES:
         raise ValueError(
             f"{path}: torch {torch.__version__} does not open pickles safely; "
@@ -66,14 +83,11 @@ def load_foreign(
         with open(path, "rb") as file:  # hashed and parsed through one handle: no swap in between
             _check_hash(path, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
             file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: is no plain checkpoint of tensors: {_line(error)}") from error
-    if inside is not None and isinstance(content, dict):
-        content = content.get(inside)
-    return _flat_tensors(path, _unwrapped(content, wrappers))
 
 
 def _unwrapped(content: Any, wrappers: Sequence[str]) -> Any:

@@ -7,6 +7,7 @@ its own with who scored it, on how many seeds and on how much of the benchmark.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reca import records
+from reca.benchmarks import readings
 from reca.report import expectations
 from reca.report.paper_map import COLUMNS, TITLES, Metric, Run, reported_rows, run_of
 from reca.report.statistics import t_interval
@@ -85,8 +87,17 @@ def reproduced(
         "label": " ".join(sorted({row["scores"]["label"] for row in mine})),
         "coverage": min(row["scores"]["coverage"]["share"] for row in mine),
         "partial": any(row["scores"]["partial"] for row in mine),
+        "readings": _readings(mine),
         "experiment": experiments[0],
     }
+
+
+def _readings(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Doubtful replies of all seeds together, by kind."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        found.update(readings.counts(row["scores"]))
+    return dict(found)
 
 
 def _special(row: Mapping[str, Any]) -> bool:
@@ -214,11 +225,13 @@ def shown(cell: Mapping[str, Any]) -> str:
 
 
 def reached(ours: Mapping[str, Any] | None) -> str:
-    """A reproduced number with its interval."""
+    """A reproduced number with its interval, and how many replies it rests on are doubtful."""
     if ours is None:
         return "-"
     text = number(ours["value"])
-    return text + f" {limits(ours['interval'])}" if ours["interval"] else text
+    text += f" {limits(ours['interval'])}" if ours["interval"] else ""
+    doubtful = readings.text(ours["readings"])
+    return f"{text} (replies: {doubtful})" if doubtful else text
 
 
 def limits(pair: Sequence[float]) -> str:
@@ -235,6 +248,11 @@ def number(value: Any) -> str:
     return str(value)
 
 
+def doubts_meant() -> str:
+    """What the counts of doubtful replies beside a number mean."""
+    return "; ".join(f"{kind}: {meaning}" for kind, meaning in readings.MEANING.items())
+
+
 def markdown(
     made: Sequence[Mapping[str, Any]],
     sources: Mapping[str, str],
@@ -242,7 +260,7 @@ def markdown(
 ) -> str:
     """All tables as Markdown: per column a pair `reported | reproduced`; then every expectation."""
     about = "Each cell: reported / reproduced [95 % interval], and whether that is within the stated range."
-    lines = ["# The paper's tables", "", about, ""]
+    lines = ["# The paper's tables", "", about, "", f"Replies: {doubts_meant()}.", ""]
     for table in made:
         lines += [f"## {table['title']}", "", f"Reported: {table['source']}.", ""]
         lines.append("| row | " + " | ".join(table["columns"]) + " |")
@@ -301,6 +319,7 @@ def page(
     return template.render(
         tables=made,
         sources=sources,
+        doubts=doubts_meant(),
         title=title,
         cells=counts(made),
         labels=labels,

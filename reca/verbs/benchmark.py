@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reca.benchmarks import kinds
+from reca.benchmarks import kinds, readings
 from reca.config import section
 from reca.records import Stage, read_manifest, sha256_json
 from reca.schema import BenchmarkConfig, JudgeConfig, Sampler
@@ -305,6 +305,8 @@ def summary_text(result: Mapping[str, Any]) -> str:
         f"{cover[n]} {n}" for n in ("missing", "failed", "refused", "unparsable") if cover[n]
     ]
     lines.append(said + (f" ({', '.join(reasons)})" if reasons else ""))
+    if doubtful := readings.text(readings.counts(result)):
+        lines.append(f"replies: {doubtful} (ids in scores.json, readings)")
     if result["partial"]:
         lines.append("PARTIAL: not comparable with a full run")
     for name, value in result["summary"].items():

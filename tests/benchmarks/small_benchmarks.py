@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-NAMES = ["cat", "dog", *(f"thing {i}" for i in range(78))]
+from tests.benchmarks.tiny_networks import NAMES
+
 TEXTS = {  # in the words of the laptop model
     "single_object": "a circle",
     "two_object": "a circle and a square",

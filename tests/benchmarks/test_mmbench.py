@@ -64,5 +64,5 @@ def test_the_configuration_asks_for_rotations(tmp_path):
         asked = questions_of(BenchmarkConfig(kind="mmbench", rotations=rotations), data)
         assert [q.id for q in asked] == ids
     with pytest.raises(ValueError, match=r"pope\.rotations: only MMBench"):
-        data = {"questions": table(tmp_path / "pope/0.parquet", [HUB["pope"][0]])}
+        data = {"questions": table(tmp_path / "pope/test-0.parquet", [HUB["pope"][0]])}
         questions_of(BenchmarkConfig(kind="pope", rotations=True), data)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+NAMES = ["cat", "dog", *(f"thing {i}" for i in range(78))]
 TEXT = (
     "a photo of object red orange yellow green blue purple pink brown black white colored - is the cat dog there "
     "answer yes or no . ? image user assistant system you are helpful"
@@ -25,7 +26,7 @@ def swin_config() -> dict[str, Any]:
     return Mask2FormerConfig(
         backbone_config=swin, hidden_dim=32, feature_size=32, mask_feature_size=32, num_queries=12,
         encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=16,
-        encoder_feedforward_dim=16, num_labels=80,
+        encoder_feedforward_dim=16, id2label=dict(enumerate(NAMES)),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from reca.benchmarks.detectors.vqa import ChatModel
-from reca.benchmarks.judges.endpoint import Reply
+from reca.benchmarks.judges.body import Reply
 from reca.benchmarks.judges.requests import JudgeRequest
 from reca.images import decode
 from reca.records import read_manifest, sha256_json

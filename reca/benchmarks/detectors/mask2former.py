@@ -15,10 +15,36 @@ import torch
 from PIL import Image
 
 from reca.benchmarks.detectors import colours
+from reca.benchmarks.detectors.checkpoint import companion, demand_labels, network, tokenizer
 from reca.benchmarks.detectors.instances import Instance, Size, instances
 from reca.benchmarks.geneval_rules import THRESHOLD
 from reca.records import read_manifest
 
+# What may be missing from a whole checkpoint, or be unexpected: the loss's weights of classes, which scoring never
+# reads; the backbone's last norm, which the feature maps do not pass (each has a norm of its own); and the index of
+# relative positions that older files stored, computed from the window's size here.
+HARMLESS = (
+    r"criterion\.empty_weight",
+    r"model\.pixel_level_module\.encoder\.(?:swin\.)?layernorm\.(?:weight|bias)",
+    r"model\.pixel_level_module\.encoder\..*\.relative_position_index",
+)
+CLIP_HARMLESS = (
+    r"(?:text|vision)_model\.embeddings\.position_ids",
+)  # 0, 1, 2, ..., stored by older versions
+# COCO's classes as checkpoints call them -> as GenEval does.
+ALIASES = {
+    "mouse": "computer mouse",
+    "remote": "tv remote",
+    "keyboard": "computer keyboard",
+    "motorbike": "motorcycle",
+    "aeroplane": "airplane",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+    "hair dryer": "hair drier",
+    "doughnut": "donut",
+}
 SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # SPEC section 2, mmdet test transform
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB
 
@@ -59,15 +85,21 @@ class Mask2Former:
         self.model = model.to(self.device).eval()
 
     @classmethod
-    def open(cls, folder: Path, device: str = "cpu", official: bool = False) -> Mask2Former:
-        """From a hub checkpoint, or from the official `.pth` in a folder that `reca fetch` wrote."""
+    def open(
+        cls, folder: Path, names: Sequence[str], device: str = "cpu", official: bool = False
+    ) -> Mask2Former:
+        """From a hub checkpoint, or from the official `.pth` in a folder that `reca fetch` wrote.
+
+        ValueError unless its classes are `names` in order and every tensor is there (see `checkpoint`).
+        """
         if official:
             from reca.benchmarks.detectors.mmdet import load
 
-            return cls(load(*pinned_file(folder, "*.pth")), device)
+            return cls(load(*pinned_file(folder, "*.pth"), names), device)
         from transformers import Mask2FormerForUniversalSegmentation
 
-        model = Mask2FormerForUniversalSegmentation.from_pretrained(folder, local_files_only=True)
+        model = network(Mask2FormerForUniversalSegmentation, folder, HARMLESS)
+        demand_labels(folder / "config.json", model.config.id2label, names, ALIASES)
         return cls(model, device)
 
     @torch.no_grad()
@@ -103,10 +135,9 @@ class ClipColours:
         from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
         self.device = torch.device(device)
-        loaded: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
-        self.model = loaded.to(self.device).eval()
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.model = network(CLIPModel, folder, CLIP_HARMLESS).to(self.device)
+        self.tokenizer = tokenizer(CLIPTokenizer, folder, self.model.config.text_config.vocab_size)
+        self.processor = companion(CLIPImageProcessor, folder)
         self._vectors: dict[str, np.ndarray] = {}
 
     def __call__(self, image: Image.Image, found: Sequence[Instance], name: str) -> list[str]:

@@ -7,14 +7,21 @@ not met the real file here, which needs a network.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from reca.models.weights import Manifest, check_manifest, load_foreign, load_strictly, manifest_of
+from reca.benchmarks.detectors.checkpoint import demand_labels
+from reca.models.weights import (
+    Manifest,
+    check_manifest,
+    load_foreign_beside,
+    load_strictly,
+    manifest_of,
+)
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerForUniversalSegmentation
@@ -232,6 +239,16 @@ def merged_order(weight: Tensor) -> Tensor:
     return by_patch[:, torch.tensor([0, 2, 1, 3])].reshape(rows, columns).contiguous()
 
 
+def _classes(said: Any) -> Sequence[str] | None:
+    """The classes that a file of mmdet 2 or 3 names beside its weights; None where it names none."""
+    places = [said, said.get("dataset_meta")] if isinstance(said, dict) else []
+    for place in (one for one in places if isinstance(one, dict)):
+        for key in ("CLASSES", "classes"):
+            if isinstance(place.get(key), list | tuple):
+                return tuple(place[key])
+    return None
+
+
 def build() -> Mask2FormerForUniversalSegmentation:
     """The network of the official configuration: Swin-S, 100 queries, 80 classes."""
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
@@ -247,12 +264,20 @@ def build() -> Mask2FormerForUniversalSegmentation:
     return Mask2FormerForUniversalSegmentation(Mask2FormerConfig(**rest))
 
 
-def load(file: Path, sha256: str | None) -> Mask2FormerForUniversalSegmentation:
-    """The official weights in transformers' network, every tensor in its place; the file's hash is checked first."""
+def load(
+    file: Path, sha256: str | None, names: Sequence[str]
+) -> Mask2FormerForUniversalSegmentation:
+    """The official weights in transformers' network, every tensor in its place; the file's hash is checked first.
+
+    ValueError where the file says that its classes are other ones than `names`.
+    """
+    from reca.benchmarks.detectors.mask2former import ALIASES
+
     model = build()
-    official = {
-        n: t for n, t in load_foreign(file, sha256, inside="state_dict").items() if _used(n)
-    }
+    tensors, said = load_foreign_beside(file, sha256, inside="state_dict", beside="meta")
+    if (own := _classes(said)) is not None:
+        demand_labels(file, own, names, ALIASES)
+    official = {n: t for n, t in tensors.items() if _used(n)}
     check_manifest(file, manifest_of(official), expected(model), remedy=_REMEDY)
     load_strictly(model, convert(official), file, optional=_OWN)
     return model

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reca.benchmarks.detectors.checkpoint import companion, network
+from reca.benchmarks.detectors.mask2former import CLIP_HARMLESS
 from reca.models.weights import check_manifest, load_foreign, load_strictly, manifest_of
 
 
@@ -128,16 +130,15 @@ class CosineAlike:
         """CLIP (ViT-L/14)."""
         from transformers import CLIPImageProcessor, CLIPModel
 
-        model = CLIPModel.from_pretrained(folder, local_files_only=True)
-        return cls(model, CLIPImageProcessor.from_pretrained(folder, local_files_only=True), device)
+        model = network(CLIPModel, folder, CLIP_HARMLESS)
+        return cls(model, companion(CLIPImageProcessor, folder), device)
 
     @classmethod
     def dino(cls, folder: Path, device: str = "cpu") -> CosineAlike:
         """DINOv2."""
         from transformers import AutoImageProcessor, Dinov2Model
 
-        model = Dinov2Model.from_pretrained(folder, local_files_only=True)
-        return cls(model, AutoImageProcessor.from_pretrained(folder, local_files_only=True), device)
+        return cls(network(Dinov2Model, folder), companion(AutoImageProcessor, folder), device)
 
     @torch.no_grad()
     def __call__(self, one: Image.Image, other: Image.Image) -> float:

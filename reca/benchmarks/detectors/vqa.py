@@ -15,8 +15,10 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
+from reca.benchmarks.detectors.checkpoint import companion, network, tokenizer
 from reca.records import write_atomic
 
+BLIP_HARMLESS = (r".*\.embeddings\.position_ids",)  # 0, 1, 2, ..., stored by older versions
 YES_OR_NO = " Answer yes or no."
 LONGEST = 10  # new tokens of an answer
 
@@ -35,10 +37,9 @@ class BlipVqa:
         from transformers import BertTokenizer, BlipForQuestionAnswering, BlipImageProcessor
 
         self.device = torch.device(device)
-        loaded: Any = BlipForQuestionAnswering.from_pretrained(folder, local_files_only=True)
-        self.model = loaded.to(self.device).eval()
-        self.tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
-        self.processor = BlipImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.model = network(BlipForQuestionAnswering, folder, BLIP_HARMLESS).to(self.device)
+        self.tokenizer = tokenizer(BertTokenizer, folder, self.model.config.text_config.vocab_size)
+        self.processor = companion(BlipImageProcessor, folder)
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
@@ -73,12 +74,10 @@ class ChatModel:
         )
 
         self.device = torch.device(device)
-        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder, local_files_only=True, dtype="auto"
-        )
-        self.model = loaded.to(self.device).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.images = Qwen2VLImageProcessor.from_pretrained(folder, local_files_only=True)
+        loaded = network(Qwen2_5_VLForConditionalGeneration, folder, dtype="auto")
+        self.model = loaded.to(self.device)
+        self.tokenizer = tokenizer(AutoTokenizer, folder, self.model.config.text_config.vocab_size)
+        self.images = companion(Qwen2VLImageProcessor, folder)
 
     @torch.no_grad()
     def reply(

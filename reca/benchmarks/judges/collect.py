@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
-from reca.benchmarks.judges.endpoint import GaveUp, Reply
+from reca.benchmarks.judges.body import Reply
+from reca.benchmarks.judges.endpoint import GaveUp
 from reca.benchmarks.judges.ledger import Entry, Ledger
 from reca.benchmarks.judges.requests import JudgeRequest
 from reca.schema import JudgeConfig
@@ -176,11 +177,11 @@ def _entry(
 
 
 def price(config: JudgeConfig, usage: Mapping[str, int]) -> float:
-    """The cost of a reply by its tokens; without a count of tokens, the configured estimate."""
-    if "prompt_tokens" not in usage:
-        return config.request_cost_estimate
-    paid = usage["prompt_tokens"] * config.price_input
-    return (paid + usage.get("completion_tokens", 0) * config.price_output) / 1e6
+    """The cost of a reply by its tokens; where one of the counts is missing, no less than the configured estimate."""
+    paid = usage.get("prompt_tokens", 0) * config.price_input
+    cost = (paid + usage.get("completion_tokens", 0) * config.price_output) / 1e6
+    whole = {"prompt_tokens", "completion_tokens"} <= set(usage)
+    return cost if whole else max(cost, config.request_cost_estimate)
 
 
 def verdicts(

@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
+from reca.benchmarks.judges import deadline
+from reca.benchmarks.judges.body import NoCompletion, Reply, reply_of
 from reca.benchmarks.judges.requests import JudgeRequest
 from reca.schema import JudgeConfig
 
@@ -26,6 +29,10 @@ _RETRIED = {408, 409, 425, 429}  # and every 5xx
 _CONFIGURATION = {401, 403, 404}  # nothing that asking again could mend
 _LARGEST = 4 << 20  # bytes of a reply's body
 _SHOWN = 200
+_CONNECT = 10.0  # seconds to connect, at most
+_BREAKABLE = 12  # characters; blanks within a shorter text would be found in ordinary replies
+_BREAK = r"(?:[\s\u200b-\u200f\u2060\ufeff]|\\[nrt])*+"  # also line ends that are written out
+_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
 _FILTER = (
     "content_filter",
     "content_policy",
@@ -46,16 +53,6 @@ class Transient(Exception):
 
 class GaveUp(Exception):
     """The endpoint gave no reply to this request within the configured tries."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A raw reply, or a refusal with what was said."""
-
-    text: str
-    refused: bool
-    model: str
-    usage: dict[str, int]
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -86,6 +83,7 @@ class Endpoint:
                 f"{self.provider}, or set key_variable to '' for an endpoint without one"
             )
         self._secret = _sendable(key.strip(), config.key_variable) if key else None
+        self._echo = _echo_of(self._secret) if self._secret else None
         self._auth = _Bearer(self._secret)
         self._local = threading.local()
 
@@ -136,45 +134,53 @@ class Endpoint:
 
     def _once(self, body: dict[str, Any], name: str) -> Reply:
         url = self.config.base_url.rstrip("/") + "/chat/completions"
-        try:
-            with self._session().post(
-                url,
-                json=body,
-                auth=self._auth,
-                timeout=(10, self.config.timeout_seconds),
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                content = self._content(response)
-        except requests.RequestException as error:
-            raise Transient(f"{type(error).__name__} at {self.provider}") from None
+        seconds = self.config.timeout_seconds
+        with deadline.within(seconds) as limit:
+            try:
+                with self._session().post(
+                    url,
+                    json=body,
+                    auth=self._auth,
+                    timeout=(min(_CONNECT, seconds), seconds),
+                    allow_redirects=False,
+                    stream=True,
+                ) as response:
+                    content = self._content(response)
+            except requests.RequestException as error:
+                reason = f"no answer within {seconds:g} s" if limit.over else type(error).__name__
+                raise Transient(f"{reason} at {self.provider}") from None
+        if limit.over:  # a body that ends with the connection looks whole
+            raise Transient(f"no answer within {seconds:g} s at {self.provider}")
         return self._read(response, content, name)
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
-            self._local.session = requests.Session()
+            self._local.session = deadline.session()
         return self._local.session
 
     def _content(self, response: requests.Response) -> bytes:
-        """The body, with a limit on its size and on the time that it takes."""
-        deadline = time.monotonic() + self.config.timeout_seconds
+        """The body, with a limit on its size."""
         found = bytearray()
         for piece in response.iter_content(1 << 16):
             found += piece
             if len(found) > _LARGEST:
                 raise Transient(f"a body of more than {_LARGEST} bytes")
-            if time.monotonic() > deadline:
-                raise Transient("the body took too long")
         return bytes(found)
 
     def _read(self, response: requests.Response, content: bytes, name: str) -> Reply:
         status = response.status_code
         if status == 200:
-            reply = reply_of(content)
-            return replace(reply, text=self._clean(reply.text), model=self._clean(reply.model))
+            try:
+                reply = reply_of(content)
+            except NoCompletion as error:
+                raise Transient(str(error)) from None
+            return replace(
+                reply, text=self._clean(reply.text), model=self._clean(reply.model)[:_SHOWN]
+            )
         if status in _RETRIED or status >= 500:
             raise Transient(f"status {status}", _retry_after(response))
-        whole = self._clean(" ".join(content.decode("utf-8", "replace").split()))
+        shown = _ESCAPED.sub(lambda m: chr(int(m[1], 16)), content.decode("utf-8", "replace"))
+        whole = " ".join(self._clean(shown).split())
         said = whole[:_SHOWN]  # cut after cleaning: no part of a key stays at the cut
         if status in (400, 403) and any(word in whole.lower() for word in _FILTER):
             return Reply(said, True, "", {})
@@ -186,35 +192,15 @@ class Endpoint:
         raise ValueError(f"judge at {self.provider} refuses {name}: status {status}: {said}")
 
     def _clean(self, text: str) -> str:
-        """A text of the server without the key, should it echo one."""
-        return text.replace(self._secret, "[key]") if self._secret else text
+        """A text of the server without the key, should it echo one, whole or broken by blanks and line ends."""
+        return self._echo.sub("[key]", text) if self._echo else text
 
 
-def reply_of(content: bytes) -> Reply:
-    """The reply in a body of chat completions; Transient where the body is not of that form.
-
-    An empty text is a reply that was paid for (a model that spends its length on thinking): it has no score,
-    but its cost counts.
-    """
-    import json
-
-    try:
-        found = json.loads(content)
-        choice = found["choices"][0]
-        message = choice["message"]
-        text, refusal = message.get("content"), message.get("refusal")
-        usage = {k: v for k, v in (found.get("usage") or {}).items() if type(v) is int}
-        model = str(found.get("model", ""))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise Transient(f"a body that is no chat completion ({type(error).__name__})") from None
-    if refusal or choice.get("finish_reason") == "content_filter":
-        return Reply(str(refusal or text or "content filter"), True, model, usage)
-    if isinstance(text, list):  # some endpoints answer in parts
-        parts = [part.get("text", "") for part in text if isinstance(part, dict)]
-        text = "".join(part for part in parts if isinstance(part, str))
-    if not isinstance(text, str | None):
-        raise Transient("a text that is none")
-    return Reply(text or "", False, model, usage)
+def _echo_of(key: str) -> re.Pattern[str]:
+    """What a key looks like in a text; a short one (a placeholder such as `EMPTY`) as it is, in one piece."""
+    if len(key) < _BREAKABLE:
+        return re.compile(re.escape(key))
+    return re.compile(_BREAK.join(map(re.escape, key)), re.IGNORECASE)
 
 
 def _sendable(key: str, variable: str) -> str:
@@ -236,7 +222,7 @@ def _retry_after(response: requests.Response) -> float | None:
         pass
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

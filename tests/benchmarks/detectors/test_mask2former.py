@@ -48,7 +48,7 @@ def test_the_input_is_normalised_and_padded_with_zeros(image):
 
 # ---- detections ----------------------------------------------------------------------------------
 def test_a_picture_gives_candidates_at_its_own_size(image, folders):
-    found = mask2former.Mask2Former.open(folders[0])(image)
+    found = mask2former.Mask2Former.open(folders[0], tiny.NAMES)(image)
     assert len(found) == 100  # of 12 queries x 80 classes
     assert [i.score for i in found] == sorted((i.score for i in found), reverse=True)
     for one in found:
@@ -233,13 +233,35 @@ def test_the_official_file_is_opened_under_its_hash(tmp_path, monkeypatch):
     path = tmp_path / "mask2former.pth"
     torch.save({"meta": {"epoch": 1}, "state_dict": official_state(model)}, path)
     monkeypatch.setattr(mmdet, "build", lambda: tiny.mask2former(seed=3))
-    loaded = mmdet.load(path, sha256_file(path))
+    loaded = mmdet.load(path, sha256_file(path), tiny.NAMES)
     tensors = model.state_dict()
     assert all(
         torch.equal(t, tensors[n]) for n, t in loaded.state_dict().items() if n not in mmdet._OWN
     )
     with pytest.raises(ValueError, match="sha256"):
-        mmdet.load(path, "0" * 64)
+        mmdet.load(path, "0" * 64, tiny.NAMES)
+
+
+SAID = {
+    "mmdet 2": lambda names: {"CLASSES": tuple(names)},
+    "mmdet 3": lambda names: {"dataset_meta": {"classes": list(names)}},
+    "mmdet 3, as mmdet 2": lambda names: {"dataset_meta": {"CLASSES": tuple(names)}},
+}
+
+
+@pytest.mark.parametrize("how", SAID)
+def test_classes_that_the_official_file_names_are_the_benchmarks(tmp_path, monkeypatch, how):
+    state = official_state(tiny.mask2former(seed=2))
+    monkeypatch.setattr(mmdet, "build", lambda: tiny.mask2former(seed=3))
+    for names, message in ((tiny.NAMES, ""), (tiny.NAMES[::-1], "0 is 'thing 77', not 'cat'"),
+                           (tiny.NAMES[:20], "of 20 classes, the benchmark needs 80")):  # fmt: skip
+        path = tmp_path / f"{len(names)}-{names[0]}.pth"
+        torch.save({"meta": SAID[how](names), "state_dict": state}, path)
+        if not message:
+            assert mmdet.load(path, sha256_file(path), tiny.NAMES) is not None
+            continue
+        with pytest.raises(ValueError, match=message):
+            mmdet.load(path, sha256_file(path), tiny.NAMES)
 
 
 def test_the_official_names_are_known_backwards():
@@ -275,7 +297,7 @@ def test_an_official_tensor_that_does_not_fit_is_named(tmp_path, monkeypatch, ke
     torch.save({"meta": {}, "state_dict": state}, path)
     monkeypatch.setattr(mmdet, "build", lambda: tiny.mask2former(seed=3))
     with pytest.raises(ValueError) as raised:
-        mmdet.load(path, sha256_file(path))
+        mmdet.load(path, sha256_file(path), tiny.NAMES)
     said = str(raised.value)
     assert "official.pth: does not fit" in said and f"1 {fault} ({name}" in said
     assert "fetch source mask2former-swin-small-coco-mmdet" in said and "\n" not in said

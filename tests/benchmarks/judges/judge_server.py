@@ -105,6 +105,35 @@ def drips(handler: JudgeHandler) -> None:
     handler.close_connection = True
 
 
+def drips_bytes(handler: JudgeHandler) -> None:
+    """A byte every tenth of a second, as a gateway that keeps the connection alive: no read ever times out."""
+    drips_after(b"")(handler)
+
+
+def drips_after(body: bytes) -> Answer:
+    """A body at once, then a blank every tenth of a second; its end is that of the connection."""
+
+    def answer(handler: JudgeHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(body)
+        for _ in range(30):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.1)
+        handler.close_connection = True
+
+    return answer
+
+
+def drips_headers(handler: JudgeHandler) -> None:
+    for byte in b"HTTP/1.1 200 OK\r\nX-Slow: yes yes yes":
+        handler.wfile.write(bytes([byte]))
+        handler.wfile.flush()
+        time.sleep(0.1)
+    handler.close_connection = True
+
+
 def after(seconds: float, answer: Answer) -> Answer:
     def waits(handler: JudgeHandler) -> None:
         time.sleep(seconds)

@@ -37,6 +37,11 @@ TROUBLES = {
     "hangs up": js.hangs_up,
     "stalls": js.stalls,
     "drips": js.drips,
+    "drips a byte at a time": js.drips_bytes,
+    "drips its headers": js.drips_headers,
+    "drips blanks after a whole reply": js.drips_after(
+        b'{"choices": [{"message": {"content": "Consistency: 0"}}]}'
+    ),
     "a page instead of JSON": js.status(200, b"<html>Sign in</html>"),
     "not UTF-8": js.status(200, b"\xff\xfe{"),
     "an empty body": js.status(200),
@@ -44,7 +49,6 @@ TROUBLES = {
     "no choices": js.status(200, b'{"choices": []}'),
     "no message": js.status(200, b'{"choices": [{}]}'),
     "null message": js.status(200, b'{"choices": [{"message": null}]}'),
-    "content is a number": js.says(7),
     "a status of its own": js.status(521),
     "not implemented": js.status(501),
     "an error with status 200": js.status(200, b'{"error": {"code": 429}}'),
@@ -79,7 +83,14 @@ def test_nobody_there():
         Endpoint(gone).ask(ASKED)
 
 
-BLANK = {"null": None, "blank": "  \n", "a list of nothing": [], "empty": ""}
+BLANK = {
+    "null": None,
+    "blank": "  \n",
+    "a list of nothing": [],
+    "empty": "",
+    "a number": 7,
+    "an object": {},
+}
 
 
 @pytest.mark.parametrize("how", BLANK)
@@ -159,6 +170,10 @@ ECHOES = {
     "a wrong key": js.status(401, f"Incorrect API key provided: {js.KEY}".encode()),
     "a refused request": js.status(422, f"header Bearer {js.KEY}".encode()),
     "an error": js.status(500, js.KEY.encode()),
+    "a header that is none": lambda h: h.wfile.write(
+        f"HTTP/1.1 500 no\r\nbroken {js.KEY}\r\nContent-Length: 0\r\n\r\n".encode()
+    ),
+    "a status that is none": lambda h: h.wfile.write(f"{js.KEY}\r\n\r\n".encode()),
     "across the cut of what is shown": js.status(422, b"x" * 185 + js.KEY.encode()),
 }
 UNSENDABLE = {
