@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -322,6 +322,7 @@ def build(
     workers: int = 0,
     work: str | Path | None = None,
     inputs: Mapping[str, str | Path] | None = None,
+    reads: Iterable[str | Path] = (),
     section: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureCache:
@@ -341,6 +342,7 @@ def build(
         work: where unfinished shards stay, by default a hidden folder beside `out_dir`; any number
             of processes may share it to build the same cache.
         inputs: the stage's inputs, by name.
+        reads: folders that are read, of which none may hold `out_dir`.
         section: the stage's configuration.
         progress: called with the shards done and their number.
 
@@ -352,7 +354,9 @@ def build(
     plan = Plan(_covers(model, use, dtype, code), shard_bytes)
     tally = Corrupt(len(dataset), max_unreadable)
     encoder = Encoder(model, dataset, use, PRECISIONS[dtype], batch_size, workers, tally)
-    stage = records.Stage("cache", out, inputs=inputs or {}, section=section, code=code)
+    stage = records.Stage(
+        "cache", out, inputs=inputs or {}, section=section, code=code, reads=reads
+    )
     try:
         with workshop.in_use():
             _build(encoder, plan, workshop, stage, progress)

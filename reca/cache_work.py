@@ -21,6 +21,7 @@ from safetensors.torch import save
 
 from reca import records
 from reca.cache_files import ABOUT
+from reca.ownership import WorkFolder
 
 if TYPE_CHECKING:
     from reca.models.unified import Features
@@ -42,24 +43,34 @@ class Workshop:
         try:
             yield
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(self.folder)
+            self._work.remove()
         except BlockingIOError:
             _log.debug("%s: another process still works here", self.folder)
         finally:
             os.close(descriptor)
 
+    @property
+    def _work(self) -> WorkFolder:
+        return WorkFolder(self.folder, "cache")
+
     def _hold(self) -> int:
         """A shared lock on the folder itself, made anew if it was removed before the lock held."""
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = None
             try:
                 descriptor = os.open(self.folder, os.O_RDONLY)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 if os.path.samestat(os.fstat(descriptor), self.folder.stat()):
-                    return descriptor
-                os.close(descriptor)
+                    self._work.check(())  # while the lock holds, nobody removes it
+                    self._work.claim()
+                    held, descriptor = descriptor, None
+                    return held
             except FileNotFoundError:
                 continue
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
 
     @contextmanager
     def lock(self, name: str, wait: bool) -> Iterator[bool]:

@@ -10,12 +10,15 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import reca
+from reca.ownership import check_file
 
 
 @dataclass(frozen=True)
@@ -469,15 +472,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 when it did its work, 2 for a user's mistake, 1 where the machine gave out."""
+    """Run one verb; 0 when it did its work, 2 for a user's mistake, 1 where the machine gave out, 130 after Ctrl-C."""
     parsed = parser().parse_args(arguments)
-    _start_log(getattr(parsed, "log", None))
     module, _, function = parsed.runs.partition(":")
     try:
+        _start_log(getattr(parsed, "log", None))
         return int(getattr(importlib.import_module(module), function)(parsed) or 0)
     except BrokenPipeError:  # the reader of a pipe (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print(
+            f"reca {parsed.verb}: stopped by Ctrl-C; the same command goes on from finished work",
+            file=sys.stderr,
+        )
+        return 130
     except (ValueError, OSError) as error:
         if os.environ.get("RECA_DEBUG") == "1":
             raise
@@ -485,9 +494,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ValueError) else 1
 
 
+def _is_log(path: Path) -> bool:
+    """Whether a file begins as our logs do; lines are added to no other."""
+    with open(path, "rb") as file:
+        return re.match(rb"\d\d:\d\d:\d\d \S+: ", file.read(200)) is not None
+
+
 def _start_log(file: str | None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file:
+        check_file("--log", Path(file), _is_log)
         os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
         handlers.append(logging.FileHandler(file, mode="a"))
     logging.basicConfig(

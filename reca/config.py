@@ -6,10 +6,14 @@ Imports no torch: Snakemake calls `load` while it parses.
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from reca.schema import Experiment
@@ -46,7 +50,13 @@ def load(
     if experiment not in known:
         raise ValueError(f"experiment {experiment!r} is not known; {suggestion(experiment, known)}")
     try:
-        return typed(compose_plain(experiment, overrides, folder), folder)
+        plain = compose_plain(experiment, overrides, folder)
+        if plain.get("name") != experiment and not any(o.startswith("name=") for o in overrides):
+            raise ValueError(
+                f"name = {plain.get('name')!r}, but the file is {folder / 'experiment' / experiment}.yaml; "
+                "results lie below the file's name, so both must be equal"
+            )
+        return typed(plain, folder)
     except ValueError as error:
         raise ValueError(f"experiment {experiment!r}: {error}") from error
 
@@ -72,15 +82,74 @@ def compose_plain(experiment: str, overrides: Sequence[str], folder: Path) -> di
     choices = [f"experiment={experiment}", *(_override(text, folder) for text in overrides)]
     GlobalHydra.instance().clear()  # Snakemake may evaluate this more than once
     try:
-        with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
+        with (
+            _without_marks(folder) as readable,
+            initialize_config_dir(config_dir=str(readable.resolve()), version_base="1.3"),
+            _no_resolvers(),
+        ):
             composed = compose("config", overrides=choices)
-        plain = OmegaConf.to_container(composed, resolve=True)
+            plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(_refused(error)) from error
     finally:
         GlobalHydra.instance().clear()
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+@contextmanager
+def _no_resolvers() -> Iterator[None]:
+    """Let `${key}` work, but no `${name:...}`: an environment variable must not reach outputs, records or a report.
+
+    OmegaConf lists its resolvers, its own and those of other packages, in this one place.
+    """
+    from omegaconf.basecontainer import BaseContainer
+
+    kept = dict(BaseContainer._resolvers)
+    BaseContainer._resolvers.clear()
+    try:
+        yield
+    finally:
+        BaseContainer._resolvers.update(kept)
+
+
+@contextmanager
+def _without_marks(folder: Path) -> Iterator[Path]:
+    """The folder, or a copy of it where a file begins with a byte order mark, which Hydra would take for text."""
+    marked = [path for path in folder.rglob("*.yaml") if _starts_with_mark(path)]
+    if not marked:
+        yield folder
+        return
+    with TemporaryDirectory() as temporary:
+        copy = shutil.copytree(folder, Path(temporary) / folder.name)
+        for path in marked:
+            text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+            (copy / path.relative_to(folder)).write_bytes(text)
+        yield copy
+
+
+def _starts_with_mark(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(3) == codecs.BOM_UTF8
+
+
+def _refused(error: Exception) -> str:
+    """One line for what Hydra or OmegaConf refused."""
+    from omegaconf.errors import UnsupportedInterpolationType
+
+    text = " ".join(str(error).split())
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UnsupportedInterpolationType):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return text
+    # Hydra resolves names of a defaults list under a key that no file has.
+    key = "defaults" if cause.full_key in (None, "", "_dummy_") else cause.full_key
+    name = str(cause).split()[3]
+    return (
+        f"{key}: ${{{name}:...}} is not resolved, only ${{key}} of another value; write the value itself "
+        "(an environment variable would end in outputs, records and the report)"
+    )
 
 
 def _override(text: str, folder: Path) -> str:
@@ -116,15 +185,30 @@ def section(cls: type[T], mapping: Mapping[str, Any]) -> T:
 def write_resolved(experiment: Experiment, path: str | Path) -> bool:
     """Write the resolved experiment as YAML, only where its text changed; True if it was written.
 
-    An untouched file keeps its time stamp, so neither Snakemake nor DVC sees a change.
+    An untouched file keeps its time stamp, so neither Snakemake nor DVC sees a change. ValueError where the file
+    is not a resolved experiment, such as an experiment's own source.
     """
+    from reca.ownership import check_file
     from reca.records import write_atomic
 
     text, path = resolved_text(experiment), Path(path)
+    check_file("--out", path, _is_resolved)
     if path.is_file() and path.read_text() == text:
         return False
     write_atomic(path, text)
     return True
+
+
+def _is_resolved(path: Path) -> bool:
+    """Whether a file holds a whole experiment, as `write_resolved` writes it; a source has fewer keys or `defaults`."""
+    import yaml
+
+    try:
+        plain = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    always = {"name", "title", "models", "data", "benchmarks", "arms", "seeds", "cost"}
+    return isinstance(plain, dict) and always <= plain.keys() and "defaults" not in plain
 
 
 def schema_text() -> str:

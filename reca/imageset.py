@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,9 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from reca.images import decode
+from reca.ownership import check_place, files_in
 from reca.records import fsync_directory
+from reca.scratch import new_file, new_folder
 
 Container = Literal["tar", "folder"]
 _KEY = re.compile(r"[A-Za-z0-9_.+=@-]+(/[A-Za-z0-9_.+=@-]+)*")
@@ -70,13 +71,15 @@ class ImageSetWriter:
         return self
 
     def _begin(self) -> None:
+        if self.container == "folder":
+            check_place("folder", self.path, [])
+            _check_replaced(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{self.path.name}.partial-"
         if self.container == "folder":
-            self._partial = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=prefix))
+            self._partial = new_folder(self.path.parent, prefix)
             return
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=prefix)
-        self._partial = Path(name)
+        descriptor, self._partial = new_file(self.path.parent, prefix)
         self._file = os.fdopen(descriptor, "wb")
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
 
@@ -139,11 +142,20 @@ class ImageSetWriter:
 
     def _publish(self) -> None:
         is_folder = self.container == "folder"
-        os.chmod(self._partial, 0o755 if is_folder else 0o644)
         if is_folder:
+            _check_replaced(self.path)
             _remove(self.path)
         os.replace(self._partial, self.path)
         fsync_directory(self.path.parent)
+
+
+def _check_replaced(folder: Path) -> None:
+    """ValueError where a folder holds a file that no set has."""
+    for name in files_in(folder):
+        if not re.fullmatch(r".+/\d{4,}\.(png|json)", name):
+            raise ValueError(
+                f"{folder}: holds {name}, which is not of a set of pictures; name another folder"
+            )
 
 
 def _remove(path: Path) -> None:

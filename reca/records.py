@@ -17,12 +17,10 @@ import json
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -30,11 +28,13 @@ from types import TracebackType
 from typing import Any
 
 import reca
-from reca.scratch import Scratch
+from reca.ownership import check_output, check_place, is_derived
+from reca.scratch import Scratch, new_file
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
 SEAL = "seal"  # the manifest's key for the hash of all its other keys
+OWNS = "owns"  # in run.json: stage and files, for the time when Snakemake has removed the manifest
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 OWN_PACKAGES = ("reca", "reca_kernels")
 
@@ -76,19 +76,18 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, temporary = new_file(path.parent, f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         if durable:
             fsync_directory(path.parent)
     except OSError as error:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise ValueError(
             f"{path}: cannot write {len(content)} bytes ({error.strerror}); free space or choose a writable folder"
         ) from error
@@ -272,7 +271,7 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     A reader may keep an index of its own (`.reca-*`) beside the data: it is derived, and rebuilt when the data changes.
     """
     found = (path for path in directory.rglob("*") if path.is_file())
-    files = sorted(path for path in found if not path.name.startswith(".reca-"))
+    files = sorted(path for path in found if not is_derived(path.name))
     return {
         str(path.relative_to(directory)): {
             "sha256": sha256_file(path),
@@ -283,6 +282,11 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 class Stage:
     """One stage's output directory: it appears whole, its manifest last, or not at all.
 
@@ -290,6 +294,10 @@ class Stage:
     `with` block by an exception removes the scratch folder (a kill leaves it to the next run); the
     former output stays until a new one is complete. `started` (seconds since the epoch) says when
     work before the block began, so that the whole process counts as the stage's cost.
+
+    ValueError, before and after the work, where `out` holds what this very stage did not write, or holds
+    or lies in an input (`reads`: folders of the user's own, which have no manifest), and before the work where
+    there is no room for the `needs` bytes that it will write. Nothing is touched then.
     """
 
     def __init__(
@@ -302,8 +310,14 @@ class Stage:
         seed: int | None = None,
         code: str | None = None,
         started: float | None = None,
+        reads: Iterable[str | Path] = (),
+        needs: int = 0,
     ) -> None:
-        self.name, self.out, self.began = name, Path(out), started
+        self.name, self.out, self.began, self.needs = name, Path(out), started, needs
+        records = map(Path, inputs.values())
+        self.reads = [path.parent if path.name == MANIFEST else path for path in records]
+        self.reads += map(Path, reads)
+        self._check_out()
         self.described = {
             "stage": name,
             "inputs": {
@@ -317,6 +331,10 @@ class Stage:
         }
         self.notes: dict[str, Any] = {}
 
+    def _check_out(self) -> None:
+        check_place("--out", self.out, self.reads)
+        check_output(self.out, self.name, _written(self.out, self.name))
+
     def note(self, **facts: Any) -> None:
         """Add facts that may differ from run to run to `run.json`."""
         self.notes.update(facts)
@@ -325,10 +343,11 @@ class Stage:
         self.cpu = 0.0 if self.began else _cpu_seconds()
         self.started = self.began or time.time()
         try:
-            self._room = Scratch(self.out)
+            self._room = Scratch(self.out, self.needs)
         except OSError as error:
+            needed = f" {self.needs} bytes" if self.needs else ""
             raise ValueError(
-                f"{self.out}: cannot write here ({error.strerror}); choose a writable folder"
+                f"{self.out}: cannot write{needed} here ({error.strerror}); free space or choose a writable folder"
             ) from error
         self.scratch = self._room.path
         return self
@@ -354,20 +373,20 @@ class Stage:
         return ValueError(f"{self.out}: cannot complete the stage ({reason}); {remedy}")
 
     def _commit(self) -> None:
-        (self.out / MANIFEST).unlink(missing_ok=True)
         outputs = describe_files(self.scratch)
+        mode = self.scratch.stat().st_mode & 0o666  # what the umask leaves of it
         for path in self.scratch.rglob("*"):
             if path.is_file():
-                os.chmod(path, 0o644)  # temp files begin private; results are for sharing
+                os.chmod(path, mode)  # temp files begin private; results are for sharing
                 _fsync_file(path)
-        self._record_run()
-        if self.out.exists():
-            shutil.rmtree(self.out)
-        os.replace(self.scratch, self.out)
+        self._record_run(outputs)
+        self._check_out()
+        self._room.replace(self.out)
         body = {**self.described, "outputs": outputs}
         write_json(self.out / MANIFEST, {**body, SEAL: sha256_json(body)})
 
-    def _record_run(self) -> None:
+    def _record_run(self, outputs: Mapping[str, Any]) -> None:
+        owns = {"stage": self.name, "files": sorted(outputs)}
         usage = {
             "wall_seconds": time.time() - self.started,
             "cpu_seconds": _cpu_seconds() - self.cpu,
@@ -378,6 +397,7 @@ class Stage:
             "machine": machine(),
             "versions": versions(),
             "commit": git_commit(),
+            OWNS: {**owns, SEAL: sha256_json(owns)},
         }
         write_json(self.scratch / RUN, {**facts, **usage, **_peak_memory_bytes(), **self.notes})
 
@@ -409,6 +429,26 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     if not body or manifest.get(SEAL) != sha256_json(body) or text != json_text(manifest):
         raise ValueError(f"{path}: changed since it was written; {_remedy(path.parent)}")
     return body
+
+
+def _written(directory: Path, stage: str) -> set[str] | None:
+    """All files that `stage` wrote into a folder by the folder's own sealed records; None where they do not say."""
+    for read in (read_manifest, _owns):
+        try:
+            record = read(directory)
+            if record["stage"] == stage:
+                return {*record.get("outputs", record.get("files", ())), MANIFEST, RUN}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
+
+
+def _owns(directory: Path) -> dict[str, Any]:
+    """Stage and files by `run.json`: Snakemake removes a manifest before it makes a stage again."""
+    record = read_json(directory / RUN)[OWNS]
+    if record.pop(SEAL) != sha256_json(record):
+        raise ValueError(f"{directory / RUN}: changed since it was written")
+    return record
 
 
 def verify(directory: str | Path) -> dict[str, Any]:

@@ -6,32 +6,67 @@ is told apart from what is being written, and the next writer of the same output
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import os
+import re
+import secrets
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 PARTIAL = ".partial-"  # between the output's name and a random ending
+_ENDING = re.compile(r"[0-9a-f]{16}")
+
+
+def new_folder(parent: Path, prefix: str) -> Path:
+    """Make a folder with a name that is not taken; the kernel applies the umask, as `tempfile` does not."""
+    path = parent / f"{prefix}{secrets.token_hex(8)}"
+    path.mkdir()
+    return path
+
+
+def new_file(parent: Path, prefix: str) -> tuple[int, Path]:
+    """Make a file with a name that is not taken, open for writing; the kernel applies the umask."""
+    path = parent / f"{prefix}{secrets.token_hex(8)}"
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path
 
 
 class Scratch:
     """A locked folder beside `out`, empty at first. `close` removes what is left of it.
 
-    Where a file system knows no locks, nothing of others is removed. OSError where it cannot be made.
+    Where a file system knows no locks, nothing of others is removed. OSError where it cannot be made, or where
+    there is no room for `needs` bytes.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, needs: int = 0) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for path in out.parent.glob(f".{glob.escape(out.name)}{PARTIAL}*"):
-            _remove_if_dead(path)
-        self.path = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}{PARTIAL}"))
-        os.chmod(self.path, 0o755)
+        free = shutil.disk_usage(out.parent).free
+        if free < needs:
+            raise OSError(errno.ENOSPC, f"only {free} bytes are free")
+        self._prefix, self._parent = f".{out.name}{PARTIAL}", out.parent
+        for path in out.parent.glob(f"{glob.escape(self._prefix)}*"):
+            if _ENDING.fullmatch(path.name.removeprefix(self._prefix)) and not path.is_symlink():
+                _remove_if_dead(path)
+        self.path = new_folder(out.parent, self._prefix)
         self._lock = os.open(self.path, os.O_RDONLY)
         with suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def replace(self, out: Path) -> None:
+        """Give the folder its name; a former one is moved away first, so that no moment has files of both."""
+        if not out.is_dir():
+            os.replace(self.path, out)
+            return
+        former = new_folder(self._parent, self._prefix)
+        os.replace(out, former)
+        try:
+            os.replace(self.path, out)
+        except OSError:
+            os.replace(former, out)
+            raise
+        shutil.rmtree(former, ignore_errors=True)  # what is left of it, the next writer removes
 
     def close(self) -> None:
         """Free the lock; the folder goes, unless it got its name."""

@@ -88,6 +88,18 @@ def test_debug_shows_the_traceback(monkeypatch):
         main(["compose", "labtop"])
 
 
+def test_ctrl_c_is_one_line_and_exit_130(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reca.verbs.configure.compose", interrupted)
+    assert main(["compose", "laptop"]) == 130
+    assert (
+        capsys.readouterr().err
+        == "reca compose: stopped by Ctrl-C; the same command goes on from finished work\n"
+    )
+
+
 def test_machine_trouble_is_exit_1(monkeypatch, capsys):
     def full(arguments):
         raise OSError(28, "No space left on device")

@@ -1,6 +1,8 @@
 """Every experiment loads, and every kind of mistake gets one line: key path, value, what is allowed."""
 
+import codecs
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -311,6 +313,74 @@ def test_expectation_of_an_arm_that_does_not_run():
 @pytest.mark.parametrize("override", ["seeds", "benchmark@benchmarks.laptop=none", "a=[1"])
 def test_override_that_hydra_cannot_read(override):
     message(override)
+
+
+# ---- what a file of the user's may hold --------------------------------------------------------------
+OWN = "# @package _global_\ndefaults:\n  - laptop_smoke\n  - _self_\nname: own\n"
+
+
+@pytest.fixture(scope="module")
+def own_config(tmp_path_factory):
+    """The configuration, to which a test adds `experiment/own.yaml`."""
+    return shutil.copytree(FOLDER, tmp_path_factory.mktemp("own") / "config")
+
+
+def load_own(folder, text, overrides=()):
+    (folder / "experiment/own.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return config.load("own", overrides, folder)
+
+
+RESOLVERS = [
+    "oc.env:CANARY",
+    "oc.env:CANARY,x",
+    "oc.decode:'[1]'",
+    "oc.create:{a:1}",
+    "hydra:job.name",
+    "now:%Y",
+]
+
+
+@pytest.mark.parametrize("call", RESOLVERS)
+def test_no_function_is_resolved_in_an_experiment(own_config, monkeypatch, call):
+    """An environment variable would end in outputs, records and the report; names of variables stay names."""
+    monkeypatch.setenv("CANARY", "s3cret-value")
+    places = {
+        "title": (f'{OWN}title: "a ${{{call}}}"\n', ()),
+        "cost.basis": (OWN, [f'cost.basis="${{{call}}}"']),
+        "data.reconstruct.options": (
+            f'{OWN}data: {{reconstruct: {{options: {{a: ["${{{call}}}"]}}}}}}\n',
+            (),
+        ),
+    }
+    if call == "oc.env:CANARY":
+        places["defaults"] = (OWN.replace("- laptop_smoke", f"- ${{{call}}}"), ())
+        places["question"] = (f"{OWN}title: oc.env\nquestion: ${{${{title}}:CANARY}}\n", ())
+    for key, (text, overrides) in places.items():
+        with pytest.raises(
+            ValueError, match=r"is not resolved, only \$\{key\} of another value"
+        ) as caught:
+            load_own(own_config, text, overrides)
+        assert f"{key}" in str(caught.value) and "s3cret" not in str(caught.value)
+    assert load_own(own_config, f"{OWN}title: ${{question}}\n").title.startswith("Does every stage")
+
+
+def test_a_byte_order_mark_is_no_text(own_config):
+    plain = load_own(own_config, OWN)
+    assert load_own(own_config, codecs.BOM_UTF8 + OWN.encode()) == plain
+
+
+def test_an_experiments_name_is_its_files(own_config):
+    with pytest.raises(
+        ValueError, match=r"name = 'other', but the file is .*/experiment/own\.yaml"
+    ):
+        load_own(own_config, OWN.replace("name: own", "name: other"))
+
+
+def test_a_resolved_file_replaces_no_source(own_config):
+    path = own_config / "experiment/own.yaml"
+    with pytest.raises(ValueError, match="exists and was not written by this command"):
+        config.write_resolved(load_own(own_config, OWN), path)
+    assert path.read_text() == OWN
 
 
 def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path):

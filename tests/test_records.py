@@ -55,9 +55,14 @@ def test_a_kill_between_the_renames_is_no_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage(tmp_path / "out")
-    monkeypatch.setattr(
-        records, "write_json", lambda path, value: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    write = records.write_json
+
+    def killed(path: Path, value: object) -> None:
+        if path.name == records.MANIFEST:
+            raise KeyboardInterrupt
+        write(path, value)
+
+    monkeypatch.setattr(records, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path / "out", b"other")
     with pytest.raises(ValueError, match=r"no manifest\.json, so this stage is not complete"):

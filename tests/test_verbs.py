@@ -314,7 +314,8 @@ def test_a_work_folder_that_holds_more_is_refused(inside, capfd, work):
     ]
     section = json.dumps({"family": "showo", "data": {"reconstruct": DATA}})
     assert main([*words, "--section", section, "--work", work]) == 2
-    assert f"--work {work}: is removed at the end" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert f"--work {work}: " in error and "holds" in error and error.count("\n") == 1
     assert (inside / "base/manifest.json").is_file()
 
 

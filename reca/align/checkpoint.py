@@ -69,7 +69,7 @@ def save(
     """
     target = folder / f"step-{step:010d}"
     temporary = folder / f".saving-{target.name}"
-    needed = sum(_bytes(group.values()) for group in groups.values())
+    needed = sum(size_of(group.values()) for group in groups.values())
     with _explained(target, needed), _removed_after(temporary, world):
         if world.first:
             _make_room(folder, temporary, needed)
@@ -108,6 +108,18 @@ def _removed_after(temporary: Path, world: World) -> Iterator[None]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_room(folder: Path, size: int, *, saves: int, keep: int) -> None:
+    """ValueError, before a run, where `saves` more checkpoints of `size` bytes will not find room; `keep` stay.
+
+    A save needs room for one checkpoint more than are kept.
+    """
+    there = len(_steps(folder))
+    needed = size * max(0, min(saves, keep + 1 - there))
+    with _explained(folder, needed):
+        _make_room(folder, folder / ".saving-probe", needed)
+        (folder / ".saving-probe").rmdir()
+
+
 def _make_room(folder: Path, temporary: Path, needed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -132,7 +144,7 @@ def _write_group(folder: Path, name: str, group: Mapping[str, Tensor], world: Wo
         full = whole(tensor)
         if not world.first:
             continue
-        if held and _bytes([*held.values(), full]) > SHARD_BYTES:
+        if held and size_of([*held.values(), full]) > SHARD_BYTES:
             write()
         held[key] = full
     if held:
@@ -140,7 +152,8 @@ def _write_group(folder: Path, name: str, group: Mapping[str, Tensor], world: Wo
     return files
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -1,4 +1,4 @@
-"""Polite stops: a scheduler's signal ends the run after the current step, with a checkpoint."""
+"""Polite stops: a scheduler's signal, or Ctrl-C, ends the run after the current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import threading
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again, it continues
+INTERRUPTED_EXIT_CODE = (
+    130  # a shell's code for Ctrl-C: a person stopped the run, so nothing starts it again
+)
 
 
 class Preempted(SystemExit):
-    """The run stopped on a signal after saving step `step`; as a SystemExit it ends the process with code 75."""
+    """The run stopped on a signal after saving step `step`; as a SystemExit it ends the process with code 75, or 130
+    after Ctrl-C.
+    """
 
     def __init__(self, step: int, signal_name: str) -> None:
-        super().__init__(REQUEUE_EXIT_CODE)
+        interrupted = signal_name == signal.SIGINT.name
+        super().__init__(INTERRUPTED_EXIT_CODE if interrupted else REQUEUE_EXIT_CODE)
         self.step, self.signal_name = step, signal_name
 
     def __str__(self) -> str:
@@ -23,7 +29,7 @@ class Preempted(SystemExit):
 
 
 class StopFlag:
-    """While entered, SIGTERM, SIGUSR1 and SIGUSR2 only set a flag; a second signal changes nothing.
+    """While entered, SIGTERM, SIGUSR1, SIGUSR2 and SIGINT only set a flag; a second signal changes nothing.
 
     Outside the main thread (where Python allows no handlers) the flag is never set.
     """

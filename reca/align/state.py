@@ -77,6 +77,11 @@ class TrainState:
             groups["ema"] = self.average
         return groups
 
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint after a step, when both moments of every weight are there."""
+        averages = (self.average or {}).values()
+        return 3 * checkpoint.size_of(self.weights.values()) + checkpoint.size_of(averages)
+
     def restore(self, path: Path) -> None:
         """Put a checkpoint's tensors back, bit for bit; ValueError names weights that it lacks."""
         _copy_all(self.weights, checkpoint.read_tensors(path, "trainable"), path)

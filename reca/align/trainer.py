@@ -4,7 +4,7 @@
     torchrun --nproc_per_node 8 -m reca align ...        # the same call, sharded over eight GPUs
 
 A second call with the same arguments continues from the newest checkpoint, bit for bit (fp32, same world size).
-SIGTERM, SIGUSR1 or SIGUSR2 end it after the current step with a checkpoint and exit code 75.
+SIGTERM, SIGUSR1 or SIGUSR2 end it after the current step with a checkpoint and exit code 75; Ctrl-C with code 130.
 """
 
 from __future__ import annotations
@@ -96,6 +96,10 @@ def align(
         start = resume(work_dir / CHECKPOINTS, state, record, allow, world)
         end = recipe.steps if stop_at is None else max(start, min(stop_at, recipe.steps))
         saved, losses = work_dir / CHECKPOINTS / f"step-{start:010d}", {}
+        if world.first and start < end:
+            saves = sum(is_due(step, recipe, end) for step in range(start + 1, end + 1))
+            size = state.checkpoint_bytes()
+            checkpoint.check_room(work_dir / CHECKPOINTS, size, saves=saves, keep=recipe.keep)
         with (
             StopFlag() as stop,
             distributed.recomputed(blocks, recipe.activation_checkpointing),
@@ -126,8 +130,7 @@ def align(
                 journal.write(line, sum(counts.values()))
 
                 stopping = bool(world.sum([stop.received is not None])[0])
-                due = recipe.checkpoint_every and (step + 1) % recipe.checkpoint_every == 0
-                if due or stopping or step + 1 == end:
+                if stopping or is_due(step + 1, recipe, end):
                     journal.sync()
                     saved = save(work_dir / CHECKPOINTS, step + 1, state, record, recipe, world)
                 if stopping and step + 1 < recipe.steps:
@@ -188,6 +191,11 @@ def resume(
         checkpoint.refuse_changes(path, checkpoint.read_state(path)["run"], record, allow)
         state.restore(path)
     return step
+
+
+def is_due(step: int, recipe: Recipe, end: int) -> bool:
+    """Whether a checkpoint follows `step` completed steps: at the interval of the recipe, and at the end."""
+    return step == end or bool(recipe.checkpoint_every and step % recipe.checkpoint_every == 0)
 
 
 # ---- one step ----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ The language model does not come here: it is trained by `reca.align.trainer`, li
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 from reca.align import checkpoint
 from reca.align.distributed import World
 from reca.align.log import TrainLog
+from reca.align.preemption import Preempted, StopFlag
 from reca.align.schedule import lr_factor
 from reca.align.state import TrainState
 from reca.data.order import Cursor
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from reca.schema import Fit
 
 CHECKPOINTS = "checkpoints"
+logger = logging.getLogger(__name__)
 
 
 def seeded(build: Callable[[], nn.Module], seed: int, purpose: str) -> nn.Module:
@@ -66,7 +69,7 @@ def fit(
     folder, value = work_dir / CHECKPOINTS, math.nan
     with checkpoint.exclusive(work_dir):
         start = _resume(folder, state, record)
-        with TrainLog(work_dir, start=start, steps=recipe.steps) as journal:
+        with StopFlag() as stop, TrainLog(work_dir, start=start, steps=recipe.steps) as journal:
             for step in range(start, recipe.steps):
                 rate = recipe.lr * lr_factor(
                     step, warmup=recipe.warmup, horizon=recipe.steps, floor=recipe.floor
@@ -75,10 +78,15 @@ def fit(
                 value, norm = _step(optimizer, loss(indices), rate, recipe.clip)
                 line = {"step": step + 1, "loss": {"total": value}, "lr": rate, "grad_norm": norm}
                 journal.write(line, recipe.batch)
-                if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
+                due = (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps
+                if due or stop.received:
                     journal.sync()
                     saved = {"run": record, "tally": asdict(state.tally)}
                     checkpoint.save(folder, step + 1, state.groups(), saved, keep=2, world=world)
+                if stop.received and step + 1 < recipe.steps:
+                    stopped = Preempted(step + 1, stop.received)
+                    logger.warning("%s", stopped)
+                    raise stopped
     return value
 
 

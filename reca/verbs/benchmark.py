@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from reca.benchmarks import kinds, readings
 from reca.config import section
+from reca.ownership import check_file, check_place
 from reca.records import Stage, read_manifest, sha256_json
 from reca.schema import BenchmarkConfig, JudgeConfig, Sampler
 from reca.verbs.code import stage_code
@@ -36,14 +36,17 @@ def draw(arguments: Namespace) -> None:
     model, shard = Path(arguments.model), shard_of(arguments.shard)
     sources = pairs("--source", arguments.source)
     code = stage_code("draw", family, benchmark.kind)
-    with Stage(
+    read = {"model": model, **_roles(sources)}
+    stage = Stage(
         "draw",
         arguments.out,
-        inputs=records_of({"model": model, **_roles(sources)}),
+        inputs=records_of(read),
         section={**plain, "shard": list(shard)},
         seed=arguments.seed,
         code=code,
-    ) as stage:
+        reads=read.values(),
+    )
+    with work_folder(arguments, "draw", read.values()) as work, stage:
         origin = Origin(
             sha256_json(read_manifest(model)["outputs"]),
             benchmark.kind,
@@ -59,11 +62,10 @@ def draw(arguments: Namespace) -> None:
             origin,
             sources,
             run=run,
-            work=work_folder(arguments),
+            work=work.path,
             out=stage.scratch,
         )
         stage.note(**counts)
-    shutil.rmtree(work_folder(arguments), ignore_errors=True)
 
 
 def shard_of(text: str) -> tuple[int, int]:
@@ -92,13 +94,16 @@ def examine(arguments: Namespace) -> None:
     samples, sources = Path(arguments.samples), pairs("--source", arguments.source)
     kind = kinds.kind(benchmark.kind)
     code = stage_code(examination(benchmark.kind), benchmark=benchmark.kind)
-    with Stage(
+    read = {"samples": samples, **_roles(sources)}
+    stage = Stage(
         "examine",
         arguments.out,
-        inputs=records_of({"samples": samples, **_roles(sources)}),
+        inputs=records_of(read),
         section=read_section(arguments.section),
         code=code,
-    ) as stage:
+        reads=[*read.values(), Path(arguments.ledger)],  # replies are paid for
+    )
+    with work_folder(arguments, "examine", [*read.values(), Path(arguments.ledger)]) as work, stage:
         more: dict[str, Any] = {}
         items: Sequence[Any] = []
         pictures: Mapping[Any, bytes] = {}
@@ -117,13 +122,12 @@ def examine(arguments: Namespace) -> None:
             pictures,
             sources,
             samples=benchmark.images_per_prompt,
-            work=work_folder(arguments),
+            work=work.path,
             out=stage.scratch,
             ledger=Path(arguments.ledger),
             **more,
         )
         stage.note(**facts)
-    shutil.rmtree(work_folder(arguments), ignore_errors=True)
 
 
 def grade(arguments: Namespace) -> None:
@@ -135,14 +139,15 @@ def grade(arguments: Namespace) -> None:
     samples = [Path(folder) for folder in arguments.samples]
     evidence = [Path(folder) for folder in arguments.evidence or ()]
     sources = pairs("--source", arguments.source)
-    inputs = {str(folder): folder for folder in (*samples, *evidence)}
+    read = {str(folder): folder for folder in (*samples, *evidence)} | _roles(sources)
     code = stage_code("grade", benchmark=benchmark.kind)
     with Stage(
         "grade",
         arguments.out,
-        inputs=records_of({**inputs, **_roles(sources)}),
+        inputs=records_of(read),
         section=plain,
         code=code,
+        reads=read.values(),
     ) as stage:
         found = grade_run(benchmark, sources, samples, evidence, stage.scratch)
         stage.note(coverage=found["coverage"]["share"])
@@ -214,6 +219,9 @@ def score_folder(arguments: Namespace) -> None:
     from reca.benchmarks.grade import graded, write
 
     kind, folder = arguments.benchmark, Path(arguments.folder)
+    out = Path(arguments.out or f"{folder.name}-{kind}-scores")
+    if not arguments.list:
+        _check_scores(out, folder)
     if kinds.kind(kind).needs not in ("draw", "edit"):
         raise ValueError(
             f"{kind}: has no layout of pictures; it scores answers (see docs/benchmarks.md)"
@@ -244,7 +252,6 @@ def score_folder(arguments: Namespace) -> None:
     for line in found_in.demand(folder, missing, foreign, expected, arguments.partial):
         print(line)
     benchmark = _benchmark(kind, samples, arguments)
-    out = Path(arguments.out or f"{folder.name}-{kind}-scores")
     evidence = Path(arguments.evidence[0]) if arguments.evidence else out / "evidence"
     if not arguments.evidence:
         there = [item for item in items if any((item.id, k) in pictures for k in range(samples))]
@@ -265,6 +272,26 @@ def score_folder(arguments: Namespace) -> None:
     result = write(benchmark, found, out, described, _cards(evidence))
     print(summary_text(result))
     print(f"written: {out / 'scores.json'}")
+
+
+def _check_scores(out: Path, folder: Path) -> None:
+    """ValueError where the folder of scores is the pictures' own, or holds anything but an earlier run of this."""
+    check_place("--out", out, [folder])
+    written = {"work", "evidence", "ledger.jsonl", "items.jsonl", "scores.json"}
+    for entry in sorted(out.iterdir()) if out.is_dir() else ():
+        if entry.name not in written:
+            raise ValueError(
+                f"--out {out}: holds {entry.name}, which `reca score` did not write; name another folder"
+            )
+    check_file("--out", out / "scores.json", _is_scores)
+
+
+def _is_scores(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"coverage", "summary"} <= found.keys()
 
 
 def _cards(evidence: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -39,18 +38,18 @@ def _generate_laptop(arguments: Namespace) -> None:
     family, drawn, run, described = of_section(plain, "family", "sampler", "run", "benchmark")
     benchmark, sampler = section(BenchmarkConfig, described), section(Sampler, drawn)
     model, code = Path(arguments.model), stage_code("generate", family, benchmark.kind)
-    work = work_folder(arguments)
-    inputs: dict[str, str | Path] = dict(records_of({"model": model}))
+    read = {"model": model}
     if arguments.guidance:
-        inputs |= records_of({"guidance": Path(arguments.guidance).parent})
-    with Stage(
+        read["guidance"] = Path(arguments.guidance).parent
+    stage = Stage(
         "generate",
         arguments.out,
-        inputs=inputs,
+        inputs=records_of(read),
         section={**plain, "split": arguments.split},
         seed=arguments.seed,
         code=code,
-    ) as stage:
+    )
+    with work_folder(arguments, "generate", read.values()) as work, stage:
         origin = Origin(
             sha256_json(read_manifest(model)["outputs"]), benchmark.kind, arguments.seed, code
         )
@@ -62,11 +61,10 @@ def _generate_laptop(arguments: Namespace) -> None:
             run=run,
             split=arguments.split,
             guidance=_guidance(arguments.guidance, run, sampler),
-            work=work,
+            work=work.path,
             out=stage.scratch,
         )
         stage.note(**counts)
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def _guidance(file: str | None, run: str, sampler: Sampler) -> list[float] | dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from reca.ownership import WorkFolder, check_place
 from reca.records import MANIFEST, SEAL, read_manifest, verify
 
 
@@ -46,21 +47,28 @@ def pairs(option: str, texts: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def work_folder(arguments: Namespace) -> Path:
+def work_folder(
+    arguments: Namespace, stage: str, reads: Iterable[Path] = (), names: Iterable[str] = ()
+) -> WorkFolder:
     """Where a stage keeps its unfinished state: `--work`, else a folder below `work/` named by `--out`.
 
-    The stage removes this folder at its end, so ValueError where it holds more: the output, or where we are.
+    `names` are what the stage writes there besides the usual. ValueError unless the folder is absent, empty or
+    this stage's own, apart from `--out` and from what the stage reads.
     """
     out = Path(arguments.out)
     if arguments.work is None:
-        return Path("work/by-hand") / os.path.abspath(out).strip("/").replace("/", "-")
-    work = Path(arguments.work).resolve()
-    if any(place.resolve().is_relative_to(work) for place in (out, Path())):
-        raise ValueError(
-            f"--work {arguments.work}: is removed at the end of the stage, but holds other things; "
-            "name a folder of its own, such as work/NAME"
-        )
-    return Path(arguments.work)
+        name = os.path.abspath(out).strip("/").replace("/", "-")
+        work = WorkFolder(Path("work/by-hand") / name, stage, frozenset(names))
+    else:
+        work = WorkFolder(Path(arguments.work), stage, frozenset(names))
+        check_place("--work", work.path, [])
+        if out.resolve().is_relative_to(work.path.resolve()):
+            raise ValueError(
+                f"--work {work.path}: is removed at the end of the stage, but holds --out {out}; "
+                "name a folder of its own, such as work/NAME"
+            )
+    work.check(reads)
+    return work
 
 
 def of_section(section: Mapping[str, Any], *names: str) -> list[Any]:

@@ -7,8 +7,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reca.ownership import check_file
+
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image as Picture
 
 ALIGNED = "results/laptop/*/reca/seed-*/reca_model.json"
 FIRST = (
@@ -16,6 +18,7 @@ FIRST = (
 )
 SHIPPED = "weights/*/reca_model.json"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+SOFTWARE, DRAWN_BY = 0x0131, "reca"  # the EXIF field, by which a picture is known as ours
 
 
 def model_folder(named: str | None) -> Path:
@@ -42,7 +45,7 @@ def reconstruct(arguments: Namespace) -> None:
     from reca import inference
     from reca.prompts import bank
 
-    out = _picture_file(arguments.out)
+    out = _picture_file(arguments.out, arguments.image)
     image = inference.reconstruct(
         model_folder(arguments.model),
         arguments.image,
@@ -58,7 +61,8 @@ def edit(arguments: Namespace) -> None:
     from reca import inference
 
     extra = {"image_guidance": arguments.image_guidance, "renormalise": "text_channel"}
-    out, folder = _picture_file(arguments.out), model_folder(arguments.model)
+    out = _picture_file(arguments.out, arguments.image)
+    folder = model_folder(arguments.model)
     drawing = _drawing(arguments)
     image = inference.edit(folder, arguments.image, arguments.instruction, extra=extra, **drawing)
     _save(image, out)
@@ -88,21 +92,38 @@ def _drawing(arguments: Namespace) -> dict[str, Any]:
     return {"seed": arguments.seed, "device": arguments.device, **given}
 
 
-def _picture_file(out: str) -> Path:
-    """The file to write, checked before anything is drawn; ValueError for an ending that is no picture's."""
+def _picture_file(out: str, read: str | None = None) -> Path:
+    """The file to write, checked before anything is drawn: only a picture that reca drew is replaced.
+
+    ValueError for an ending that is no picture's, another's file, and the picture that is read.
+    """
     path = Path(out)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"--out {out}: name a file that ends in {', '.join(FORMATS)}")
-    if path.is_dir():
-        raise ValueError(f"--out {out}: is a folder; name a file")
+    check_file("--out", path, _is_drawn)
+    if read is not None and path.resolve() == Path(read).resolve():
+        raise ValueError(f"--out {out}: is the picture that is read; name another file")
     return path
 
 
-def _save(image: Image, out: Path) -> None:
+def _is_drawn(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=tuple(FORMATS.values())) as image:
+            return image.getexif().get(SOFTWARE) == DRAWN_BY
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def _save(image: Picture, out: Path) -> None:
     """Write the whole picture or nothing; a full disk or a read-only folder is named with the file."""
+    from PIL import Image
+
     from reca.records import write_atomic
 
-    encoded = io.BytesIO()
-    image.save(encoded, format=FORMATS[out.suffix.lower()])
+    mark, encoded = Image.Exif(), io.BytesIO()
+    mark[SOFTWARE] = DRAWN_BY
+    image.save(encoded, format=FORMATS[out.suffix.lower()], exif=mark)
     write_atomic(out, encoded.getvalue())
     print(out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 from reca.align.recipe import Recipe, for_arm
 from reca.config import section
-from reca.records import Stage, read_json
+from reca.records import Stage, read_json, size_of
 from reca.schema import DataSource, Fit, Weights
 from reca.verbs.code import stage_code
 from reca.verbs.inputs import of_section, pairs, read_section, records_of, work_folder
@@ -30,7 +29,14 @@ def base(arguments: Namespace) -> None:
     if folder is not None:
         inputs = {"weights": folder}
     code = stage_code("base", family)
-    with Stage("base", arguments.out, inputs=records_of(inputs), section=plain, code=code) as stage:
+    with Stage(
+        "base",
+        arguments.out,
+        inputs=records_of(inputs),
+        section=plain,
+        code=code,
+        reads=inputs.values(),
+    ) as stage:
         parts = {role: _chosen(path, weights.file, role) for role, path in inputs.items()}
         make_base(family, network, stage.scratch, folder=folder, parts=parts)
 
@@ -54,6 +60,7 @@ def cache(arguments: Namespace) -> None:
     (source,) = (section(DataSource, described) for described in data.values())
     model, folder = Path(arguments.model), Path(arguments.data)
     companions = pairs("--companion", arguments.companion)
+    read = {"model": model, "data": folder, **_named("companion", companions)}
     build(
         placed(load_model(model), arguments.device),
         open_role(source, folder, companions),
@@ -61,15 +68,16 @@ def cache(arguments: Namespace) -> None:
         use=arguments.use,
         code=stage_code("cache", family),
         dtype=plain.get("cache_dtype", "fp32"),
-        work=work_folder(arguments),
-        inputs=records_of({"model": model, "data": folder, **_named("companion", companions)}),
+        work=work_folder(arguments, "cache", read.values()).path,
+        inputs=records_of(read),
+        reads=read.values(),
         section={**plain, "use": arguments.use},
     )
 
 
 def align(arguments: Namespace) -> None:
     """Train one arm. Under torchrun every rank trains and the first one writes."""
-    from reca.align.run import feature_data, is_first, run, write
+    from reca.align.run import Summary, feature_data, is_first, run, write
     from reca.models.base import DESCRIPTION
     from reca.verbs.plan import before_a_run
 
@@ -78,34 +86,34 @@ def align(arguments: Namespace) -> None:
     recipe = for_arm(section(Recipe, described), arguments.arm)
     recipe.validate()
     folders, caches = pairs("--data", arguments.data), pairs("--cache", arguments.cache)
-    model, work, first = Path(arguments.model), work_folder(arguments), is_first()
-    started = time.time()
+    model, started = Path(arguments.model), time.time()
     inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
-    read = records_of(inputs) if first else {}  # before training, so that damage costs no hours
-    if first:
-        network = read_json(model / DESCRIPTION)["network"]
-        before_a_run(family, network, recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    summary = run(
-        model,
-        feature_data(recipe, sources_of(data), folders, caches),
-        recipe,
-        seed=arguments.seed,
-        work=work,
-    )
-    if not first:
+    work = work_folder(arguments, "align", inputs.values())
+
+    def train() -> Summary:
+        data_by_role = feature_data(recipe, sources_of(data), folders, caches)
+        return run(model, data_by_role, recipe, seed=arguments.seed, work=work.path)
+
+    if not is_first():
+        train()
         return
-    with Stage(
+    stage = Stage(
         "align",
         arguments.out,
-        inputs=read,
+        inputs=records_of(inputs),  # hashed before training, so that damage costs no hours
         section={**plain, "arm": arguments.arm},
         seed=arguments.seed,
         code=stage_code("align", family),
         started=started,
-    ) as stage:
-        write(model, work, stage.scratch)
+        reads=inputs.values(),
+        needs=size_of(model),
+    )
+    network = read_json(model / DESCRIPTION)["network"]
+    before_a_run(family, network, recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    with work, stage:
+        summary = train()
+        write(model, work.path, stage.scratch)
         stage.note(**{**asdict(summary), "checkpoint": None})
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def sources_of(data: Mapping[str, Any]) -> dict[str, DataSource]:
@@ -127,15 +135,20 @@ def pretrain(arguments: Namespace) -> None:
     code = stage_code("pretrain", family)
     begin = None if arguments.start is None else Path(arguments.start)
     started = {} if begin is None else {"start": begin}
+    inputs = {**_named("data", data), **_named("part", parts), **started}
+    name = f"pretrain {arguments.part}"
+    work = work_folder(arguments, name, inputs.values(), plain.get("phases", ()))
     with Stage(
-        f"pretrain {arguments.part}",
+        name,
         arguments.out,
-        inputs=records_of({**_named("data", data), **_named("part", parts), **started}),
+        inputs=records_of(inputs),
         section=plain,
         seed=arguments.seed,
         code=code,
+        reads=inputs.values(),
     ) as stage:
-        places = {"seed": arguments.seed, "work": work_folder(arguments), "out": stage.scratch}
+        work.claim()
+        places = {"seed": arguments.seed, "work": work.path, "out": stage.scratch}
         if arguments.part != "base":
             (fit,), (folder,) = of_section(plain, "fit"), of_section(data, "reconstruct")
             recipe = section(Fit, fit)

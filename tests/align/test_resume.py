@@ -82,22 +82,23 @@ def wait_for(holds, seconds: float = 60.0) -> None:
 
 
 @pytest.mark.parametrize(
-    "signals",
+    ("signals", "code"),
     [
-        [signal.SIGTERM],
-        [signal.SIGUSR1],
-        [signal.SIGUSR2],
-        [signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM],
+        ([signal.SIGTERM], REQUEUE_EXIT_CODE),
+        ([signal.SIGUSR1], REQUEUE_EXIT_CODE),
+        ([signal.SIGUSR2], REQUEUE_EXIT_CODE),
+        ([signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM], REQUEUE_EXIT_CODE),
+        ([signal.SIGINT], 130),  # Ctrl-C: a person stopped it, so nothing is to start it again
     ],
 )
-def test_signal_saves_and_asks_for_requeue(tmp_path, signals):
+def test_signal_saves_and_asks_for_requeue(tmp_path, signals, code):
     steps = 2000  # far more than the time until the signal allows
     child = runs.start(runs.run_all, tmp_path, {"steps": steps, "checkpoint_every": 0})
     wait_for(lambda: len(lines(tmp_path)) >= 2)
     for number in signals:
         os.kill(child.pid, number)
     child.join(60)
-    assert child.exitcode == REQUEUE_EXIT_CODE
+    assert child.exitcode == code
     found = checkpoint.latest(tmp_path / CHECKPOINTS)
     assert found.step == len(lines(tmp_path)) < steps and not found.broken  # no step is wasted
     _, summary = run(tmp_path, changes={"steps": steps}, stop_at=found.step + 1)

@@ -1,0 +1,175 @@
+"""Whose a folder is: a stage replaces and removes only what stages wrote, never a file of the user's.
+
+An output folder is a stage's own where the records in it name that very stage and list every file (`records` reads
+them). A work folder is a stage's own where it holds the mark of that stage and no name that stages do not write.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+DERIVED = ".reca-"  # indexes that readers keep beside data; they can be made again at any time
+MARK = ".reca-work-"  # in a work folder, followed by the name of its stage
+_MARK_TEXT = "Unfinished work of a reca stage: it goes on from here, and removes it when it ends.\n"
+_WORK_NAMES = re.compile(
+    r"\.reca-work-.+|checkpoints|lock|log\.jsonl|timing\.jsonl|tensorboard|\..+\.jsonl\..+"  # training
+    r"|start|cache"  # pre-training
+    r"|[0-9a-f]{16}|any|guidance-.+|reconstruct|evidence\.jsonl"  # drawing, examining
+    r"|\.?[0-9a-f]{64}\.(safetensors|json)(\..+)?|[0-9a-z]+\.lock"  # shards of a cache
+)
+
+
+def files_in(folder: Path) -> Iterator[str]:
+    """Relative names of all that lies below a folder except plain folders; links are not followed."""
+    for root, folders, files in os.walk(folder):
+        place = Path(root)
+        links = [name for name in folders if (place / name).is_symlink()]
+        for name in sorted([*files, *links]):
+            yield str((place / name).relative_to(folder))
+
+
+def is_derived(name: str) -> bool:
+    """Whether a file is an index that a reader keeps beside the data."""
+    return Path(name).name.startswith(DERIVED)
+
+
+def check_place(option: str, folder: Path, reads: Iterable[Path]) -> None:
+    """ValueError where a folder to write is a link or a file, or holds the working directory, or where it holds or
+    lies in one that is read.
+    """
+    if folder.is_symlink():
+        raise ValueError(f"{option} {folder}: is a link; name the folder itself")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{option} {folder}: is a file; name a folder")
+    place = folder.resolve()
+    if Path().resolve().is_relative_to(place):
+        raise ValueError(
+            f"{option} {folder}: holds the working directory; name a folder of its own, such as work/NAME"
+        )
+    for read in reads:
+        source = read.resolve()
+        if source.is_relative_to(place):
+            where = "is" if source == place else "holds"
+        elif place.is_relative_to(source):
+            where = "lies in"
+        else:
+            continue
+        raise ValueError(
+            f"{option} {folder}: {where} {read}, which this stage reads; name another folder"
+        )
+
+
+def check_output(folder: Path, stage: str, written: Set[str] | None) -> None:
+    """ValueError where a folder holds a file that the stage did not write.
+
+    `written` are the files that the folder's own records name as this stage's, None where no record does.
+    """
+    if not folder.is_dir():
+        return
+    remedy = "nothing was changed; name another folder, or move what is in this one"
+    for name in files_in(folder):
+        if written is None:
+            raise ValueError(
+                f"--out {folder}: holds {name} and no record of stage {stage!r}, so it is not replaced; {remedy}"
+            )
+        if name not in written and not is_derived(name):
+            raise ValueError(
+                f"--out {folder}: holds {name}, which stage {stage!r} did not write; {remedy}"
+            )
+
+
+def check_file(option: str, path: Path, ours: Callable[[Path], bool]) -> None:
+    """ValueError where a file to write is a link, a folder, or holds what `ours` does not know as written by reca."""
+    if path.is_symlink():
+        raise ValueError(f"{option} {path}: is a link; name the file itself")
+    if path.is_dir():
+        raise ValueError(f"{option} {path}: is a folder; name a file")
+    if path.exists() and path.stat().st_size and not ours(path):
+        raise ValueError(
+            f"{option} {path}: exists and was not written by this command, so it is not replaced; name another file"
+        )
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """A stage's unfinished state. Entered, it is marked; when the block ends well, what stages wrote is removed."""
+
+    path: Path
+    stage: str
+    more: frozenset[str] = frozenset()  # names that this stage writes besides the usual ones
+
+    def check(self, reads: Iterable[Path], option: str = "--work") -> None:
+        """ValueError unless the folder is absent, empty or this stage's own; `reads` must lie outside."""
+        check_place(option, self.path, reads)
+        if not self.path.is_dir():
+            return
+        names = sorted(entry.name for entry in self.path.iterdir())
+        foreign = [n for n in names if n not in self.more and not _WORK_NAMES.fullmatch(n)]
+        if names and (foreign or self._mark.name not in names):
+            raise ValueError(
+                f"{option} {self.path}: holds {(foreign or names)[0]} and is not the work folder of stage "
+                f"{self.stage!r}; name another one, or move what is in it"
+            )
+
+    @property
+    def _mark(self) -> Path:
+        return self.path / f"{MARK}{self.stage.replace(' ', '-')}"
+
+    def claim(self) -> None:
+        """Make and mark the folder; processes may do so at the same time."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self._mark, "a") as file:
+                if file.tell() == 0:
+                    file.write(_MARK_TEXT)
+        except OSError as error:
+            raise ValueError(
+                f"--work {self.path}: cannot write here ({error.strerror}); free space or choose a writable folder"
+            ) from error
+
+    def remove(self) -> None:
+        """Remove what stages wrote, the mark last; the folder stays where something else lies in it."""
+        remove_work(self.path)
+
+    def __enter__(self) -> WorkFolder:
+        self.claim()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None or [entry.name for entry in self.path.iterdir()] == [self._mark.name]:
+            self.remove()
+
+
+def is_work(folder: Path) -> bool:
+    """Whether a folder holds the mark of a stage's unfinished work."""
+    return not folder.is_symlink() and any(folder.glob(f"{MARK}*"))
+
+
+def remove_work(folder: Path) -> None:
+    """Remove what stages wrote into a work folder, and the folder where nothing else lies in it."""
+    entries = [entry for entry in folder.iterdir() if _WORK_NAMES.fullmatch(entry.name)]
+    for entry in sorted(entries, key=lambda entry: entry.name.startswith(MARK)):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    remove_if_empty(folder)
+
+
+def remove_if_empty(folder: Path) -> bool:
+    """Remove a folder in which nothing lies; False where something does."""
+    if any(folder.iterdir()):
+        return False
+    folder.rmdir()
+    return True
