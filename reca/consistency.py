@@ -63,15 +63,9 @@ def _check_root(experiment: Experiment) -> None:
     _distinct("arms", experiment.arms)
     for i, seed in enumerate(experiment.seeds):
         _at_least(f"seeds[{i}]", seed, 0)
-    named = {
-        "": [experiment.name],
-        "models": experiment.models,
-        "benchmarks": experiment.benchmarks,
-    }
-    for path, keys in named.items():
-        for key in keys:
-            if not _NAME.fullmatch(key):
-                raise problem(path or "name", key, "a name is made of a-z, 0-9 and _")
+    _names("name", [experiment.name])
+    for path in ("models", "data", "benchmarks"):
+        _names(path, getattr(experiment, path))
 
 
 # ---- models --------------------------------------------------------------------------------------
@@ -103,6 +97,7 @@ def _check_model(path: str, model: ModelConfig) -> None:
 
 
 def _check_weights(path: str, weights: Weights) -> None:
+    _names(f"{path}.companions", weights.companions)
     wanted = "source" if weights.kind == "source" else "path"
     other = "path" if wanted == "source" else "source"
     if getattr(weights, wanted) is None:
@@ -148,6 +143,8 @@ def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
 
 
 def _check_pretrain(pretrain: Pretrain) -> None:
+    _names("pretrain.parts", pretrain.parts)
+    _names("pretrain.phases", pretrain.phases)
     for part, fit in pretrain.parts.items():
         for name in ("steps", "batch", "warmup", "checkpoint_every"):
             least = 0 if name == "warmup" else 1
@@ -163,6 +160,10 @@ def _check_pretrain(pretrain: Pretrain) -> None:
 def _check_data(path: str, role: str, source: DataSource, entries: Collection[str] = ()) -> None:
     if role not in ROLES and role not in entries:
         raise problem(path, source.kind, f"unknown role {role!r}; {suggestion(role, ROLES)}")
+    for folder in source.companions:
+        if folder in ("", ".", "..") or not {"/", "="}.isdisjoint(folder):
+            allowed = "must be the first folder of the images' paths, a name without / and ="
+            raise problem(f"{path}.companions", folder, allowed)
     if source.kind == "world":
         for name in ("source", "path"):
             if getattr(source, name) is not None:
@@ -200,6 +201,7 @@ def check_world(path: str, world: World) -> None:
 
 
 def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
+    _names(f"{path}.companions", benchmark.companions)
     for name in ("prompts", "development_prompts", "questions", "reconstructions", "seed"):
         _at_least(f"{path}.{name}", getattr(benchmark, name), 0)
     for name in ("images_per_prompt", "shards", "batch_size"):
@@ -264,11 +266,15 @@ def _check_sources(experiment: Experiment, config_dir: Path) -> None:
     used = dict(sources_of(experiment))
     if not used:
         return
+    from reca.catalogue import NAME, NAME_RULE
+
     known = _known_sources(config_dir / "sources.yaml")
     for path, name in used.items():
         if name not in known:
             allowed = f"not in config/sources.yaml; {suggestion(name, known)}"
             raise problem(path, name, allowed)
+        if not NAME.fullmatch(name):
+            raise problem(path, name, NAME_RULE)
 
 
 def sources_of(experiment: Experiment) -> Iterable[tuple[str, str]]:
@@ -316,6 +322,13 @@ def _share(path: str, value: float) -> None:
 def _nonempty(path: str, value: Any) -> None:
     if not value:
         raise problem(path, value, "must not be empty")
+
+
+def _names(path: str, names: Iterable[str]) -> None:
+    """Names become parts of paths and of command lines."""
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise problem(path, name, "a name is made of a-z, 0-9 and _")
 
 
 def _distinct(path: str, values: Sequence[Any]) -> None:

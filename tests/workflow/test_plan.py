@@ -49,7 +49,7 @@ def test_conversations_come_with_the_images_they_point_into(plans):
     )
     (read,) = [line for line in said.splitlines() if "--use read" in line]
     for first in ("coco", "gqa", "ocr_vqa", "textvqa", "vg"):
-        assert f"--companion {first}=data/llava-images-{first.replace('_', '-')}" in read
+        assert f"--companion={first}=data/llava-images-{first.replace('_', '-')}" in read
     assert "--companion" not in next(line for line in said.splitlines() if "--use draw" in line)
 
 
