@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from reca.align.recipe import for_arm
+from reca.align.recipe import ROLE_OF, for_arm
 from reca.schema import (
     BenchmarkConfig,
     DataSource,
@@ -228,10 +228,36 @@ def _check_roles(experiment: Experiment) -> None:
         for task in model.align.active():
             if task == "edit" and model.family not in EDITING:
                 raise problem(f"models.{name}.align.tasks.edit", model.family, "must be a bagel")
-            role = {"i2t": "answer", "text": "text", "edit": "edit"}.get(task, "reconstruct")
-            role = model.data.get(role, role)
+            role = model.data.get(ROLE_OF[task], ROLE_OF[task])
             if role not in experiment.data:
                 raise problem(f"data.{role}", None, f"task {task} of models.{name} needs it")
+    for role in pretrained_roles(experiment.pretrain) if experiment.pretrain else ():
+        if role not in experiment.data:
+            raise problem(f"data.{role}", None, "pretraining reads it")
+
+
+def aligned_roles(experiment: Experiment, name: str) -> dict[str, str]:
+    """Role -> entry of `data` of what the arms of one model read: a task without weight reads nothing."""
+    model = experiment.models[name]
+    recipes = [for_arm(model.align, arm) for arm in experiment.arms if arm != "base"]
+    roles = dict.fromkeys(role for recipe in recipes for role in recipe.roles())
+    return {role: model.data.get(role, role) for role in roles}
+
+
+def pretrained_roles(pretrain: Pretrain) -> list[str]:
+    """The roles that pretraining reads: its parts look at pictures, its phases at what their tasks do."""
+    parts = ["reconstruct"] if pretrain.parts else []
+    phases = [role for recipe in pretrain.phases.values() for role in recipe.roles()]
+    return list(dict.fromkeys(parts + phases))
+
+
+def needed_data(experiment: Experiment, models: Iterable[str] | None = None) -> list[str]:
+    """The entries of `data` that a run of these models (all of them) reads."""
+    if experiment.pretrain is not None:
+        return pretrained_roles(experiment.pretrain)
+    chosen = experiment.models if models is None else models
+    found = [entry for name in chosen for entry in aligned_roles(experiment, name).values()]
+    return list(dict.fromkeys(found))
 
 
 def _check_guidance(experiment: Experiment) -> None:
@@ -296,6 +322,20 @@ def sources_of(experiment: Experiment) -> Iterable[tuple[str, str]]:
             yield f"benchmarks.{name}.companions.{role}", source
         if benchmark.judge is not None and benchmark.judge.source is not None:
             yield f"benchmarks.{name}.judge.source", benchmark.judge.source
+
+
+def needed_sources(experiment: Experiment) -> Iterable[tuple[str, str]]:
+    """Those of `sources_of` that a run reads: of data with a task and of benchmarks that a model takes."""
+    takes = [m.benchmarks or experiment.benchmarks for m in experiment.models.values()]
+    needed = {
+        "models": set(experiment.models),
+        "data": set(needed_data(experiment)),
+        "benchmarks": {name for names in takes for name in names},
+    }
+    for path, source in sources_of(experiment):
+        kind, name, _ = path.split(".", 2)
+        if name in needed[kind]:
+            yield path, source
 
 
 @cache

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from reca import config
+from reca.consistency import aligned_roles, needed_data, needed_sources
 
 FOLDER = Path(__file__).resolve().parent.parent / "config"
 HOSTILE = ["my photos", "photos (1)", "O'Brien", "r&d", "$HOME", "a;echo X", "p$(touch X)", "p{wildcards}",
@@ -67,3 +68,40 @@ def test_a_source_with_such_a_name_is_refused_where_it_is_used(plain, tmp_path, 
     with pytest.raises(ValueError) as caught:
         config.typed({**plain, "data": {**plain["data"], "answer": answer}}, tmp_path)
     assert str(caught.value).startswith(f"data.answer.source = {name!r}: a name holds lower-case")
+
+
+# ---- what a run reads ------------------------------------------------------------------------------
+SHOWO = "models.showo_clip_512"
+LLAVA = {
+    "llava-665k",
+    *(f"llava-images-{name}" for name in ("coco", "gqa", "ocr-vqa", "textvqa", "vg")),
+}
+
+
+def sources(*overrides):
+    return {name for _, name in needed_sources(config.load("paper_showo_512", overrides, FOLDER))}
+
+
+def test_only_what_a_task_with_a_weight_reads_is_needed():
+    every = sources()
+    assert every >= LLAVA | {"midjourney-v6-llava"}
+    assert sources(f"{SHOWO}.align.tasks.i2t.weight=0") == every - LLAVA
+    assert sources("arms=[base]", "expect=[]") == every - LLAVA - {"midjourney-v6-llava"}
+
+
+def test_a_benchmark_that_no_model_takes_needs_nothing():
+    assert sources(f"{SHOWO}.benchmarks=[wise]") < sources() - {"geneval", "blip-vqa"}
+
+
+def test_roles_follow_the_arms_that_run_and_the_models_own_entries():
+    laptop = config.load("laptop", config_dir=FOLDER)
+    assert aligned_roles(laptop, "bagel_tiny") == {"reconstruct": "sparse"}
+    assert needed_data(laptop, ["bagel_tiny"]) == ["sparse"]
+    assert needed_data(laptop) == ["reconstruct", "answer", "sparse"]
+    assert needed_data(config.load("laptop", ["arms=[base]", "expect=[]"], FOLDER)) == []
+
+
+def test_pretraining_without_the_data_of_a_phase_is_refused(plain):
+    data = {role: entry for role, entry in plain["data"].items() if role != "text"}
+    with pytest.raises(ValueError, match=r"^data.text = None: pretraining reads it$"):
+        config.typed({**plain, "data": data}, FOLDER)

@@ -36,7 +36,12 @@ for name, value in {
 
 from reca.benchmarks.kinds import KINDS
 from reca.config import SCHEMA_PATH, load, resolved
-from reca.consistency import sources_of
+from reca.consistency import (
+    aligned_roles,
+    needed_data,
+    pretrained_roles,
+    sources_of,
+)
 from reca.models import FAMILIES
 from reca.records import sha256_file
 from reca.sources import list_sources
@@ -116,8 +121,8 @@ WORLDS = {
 }
 
 
-def data_folders():
-    return {role: data_folder(role) for role in EXPERIMENT.data}
+def data_folders(roles):
+    return {role: data_folder(role) for role in roles}
 
 
 def companions_of(role):
@@ -159,16 +164,18 @@ def unlisted(records):
 
 
 def roles_of(model):
-    """Roles -> entries of the experiment's data: a model may name its own."""
-    return EXPERIMENT.models[model].data or {role: role for role in EXPERIMENT.data}
+    """Roles -> entries of the experiment's data that the model's tasks with a weight read."""
+    return aligned_roles(EXPERIMENT, model)
 
 
 def caches_of(model):
-    """Uses of the frozen encoders -> images: drawing always, reading and editing where the recipe does."""
-    tasks, roles = EXPERIMENT.models[model].align.active(), roles_of(model)
-    uses = {"draw": "reconstruct"} | ({"read": "answer"} if "i2t" in tasks else {})
-    uses |= {"edit": "edit"} if "edit" in tasks else {}
-    return {use: roles[role] for use, role in uses.items()}
+    """Uses of the frozen encoders -> images, where the recipe draws, reads or edits."""
+    uses, roles = {
+        "draw": "reconstruct",
+        "read": "answer",
+        "edit": "edit",
+    }, roles_of(model)
+    return {use: roles[role] for use, role in uses.items() if role in roles}
 
 
 def checkpoint_folder(model, run):
@@ -434,7 +441,7 @@ def launcher(model):
 
 
 # ---- targets -------------------------------------------------------------------------------------
-def data_manifests(entries=EXPERIMENT.data):
+def data_manifests(entries=tuple(needed_data(EXPERIMENT, MODELS))):
     return manifests(sorted({f for name in entries for f in read_with(name)}))
 
 

@@ -1,12 +1,13 @@
 # A laptop base model made from nothing: its frozen parts, then the rest of it in phases. Or one that goes on from a
 # whole model, which then stands in place of the parts.
 START = records_in([EXPERIMENT.pretrain.start])
+READ = pretrained_roles(EXPERIMENT.pretrain)
 PARTS = f"{RESULTS}/{{model}}/pretrain/{{part}}"
 
 
 rule pretrain_part:
     input:
-        lambda wc: data_manifests(),
+        lambda wc: data_manifests(["reconstruct"]),
     output:
         f"{PARTS}/manifest.json",
     log:
@@ -28,7 +29,7 @@ rule pretrain_part:
             of_pretraining(wc.model, fit=asdict(EXPERIMENT.pretrain.parts[wc.part]))
         ),
         code=lambda wc: code("pretrain", wc.model),
-        data=lambda wc: pairs("data", data_folders()),
+        data=lambda wc: pairs("data", data_folders(["reconstruct"])),
         seed=EXPERIMENT.pretrain.seed,
         work=f"work/{NAME}/{{model}}/pretrain-{{part}}",
         out=subpath(output[0], parent=True),
@@ -44,7 +45,7 @@ rule pretrain_base:
             part=EXPERIMENT.pretrain.parts,
             allow_missing=True,
         ),
-        lambda wc: data_manifests(),
+        lambda wc: data_manifests(READ),
         lambda wc: listed(START),
     output:
         f"{RESULTS}/{{model}}/base/manifest.json",
@@ -70,7 +71,7 @@ rule pretrain_base:
             )
         ),
         code=lambda wc: code("pretrain", wc.model),
-        data=lambda wc: pairs("data", data_folders()),
+        data=lambda wc: pairs("data", data_folders(READ)),
         seed=EXPERIMENT.pretrain.seed,
         parts=lambda wc: pairs(
             "input",
