@@ -118,3 +118,21 @@ def test_make_reads_no_variable_as_a_command(hostile):
     options = [f"{name}={hostile_text}" for name in ("EXPERIMENT", "TORCH_INDEX")]
     said = hostile.run("make", "-o", "setup", "reproduce", "VENV=absent", *options, check=False)
     assert "is not known" in said and executed(hostile) == []
+
+
+def test_a_scheduler_is_not_given_jobs_in_such_a_folder(hostile):
+    """Its plugin puts the folder's name into a script that a shell expands."""
+    said = hostile.run(
+        "snakemake", "--profile", "slurm", "--config", "experiment=hostile", check=False
+    )
+    (line,) = [line for line in said.splitlines() if "cannot start from a folder" in line]
+    assert line.startswith(str(hostile.root)) and executed(hostile) == []
+
+
+def test_a_folder_that_path_cannot_hold_is_refused(tmp_path):
+    made = copy_to(tmp_path / "a:b")
+    said = made.run("snakemake", "--dry-run", check=False)
+    assert (
+        said.splitlines()[-1]
+        == f"{made.root}: PATH cannot hold a folder with ':' in its name; rename it"
+    )

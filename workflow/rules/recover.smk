@@ -8,7 +8,7 @@ from snakemake.exceptions import LockException
 
 from reca import runs
 
-# Schedulers are given these paths in scripts that their plugins quote for plain names only.
+# Snakemake's plugins for schedulers and its use of conda put these paths into commands that plain names alone survive.
 PLAIN = re.compile(r"[\w./+=@-]+")
 
 
@@ -19,10 +19,12 @@ def with_mark(execute):
         settings = executor_plugin.common_settings
         if settings.dryrun_exec:
             return execute(*arguments, executor_plugin=executor_plugin, **options)
-        for path in () if settings.local_exec else (ROOT, sys.executable):
+        software = workflow.deployment_settings.deployment_method
+        plain_only = not settings.local_exec or software
+        for path in (ROOT, sys.executable) if plain_only else ():
             if not PLAIN.fullmatch(str(path)):
                 sys.exit(
-                    f"{path}: a scheduler's jobs cannot start from a folder with such a name; rename it"
+                    f"{path}: a scheduler's jobs and conda cannot start from a folder with such a name; rename it"
                 )
         runs.recover()
         with runs.marked():
