@@ -16,22 +16,25 @@ PYTEST_OPTIONS ?= --numprocesses auto --dist loadfile
 
 VENV = .venv
 BIN = $(VENV)/bin
-# Everything below runs in the environment as if it were activated.
+# Everything below runs in the environment as if it were activated, but through `python -m`: the scripts that pip
+# installs hand their folder's name to a shell.
 RUN = PATH="$$PWD/$(BIN):$$PATH"
-SNAKEMAKE = $(RUN) snakemake --cores $(CORES)
+SNAKEMAKE = $(RUN) python3 -m snakemake --cores "$$CORES"
 RECORDED = laptop
+# Values reach the shell as its variables, so none is read as a command.
+export CORES EXPERIMENT RECORDED TORCH_INDEX
 
 .PHONY: help setup reproduce smoke test lint record pull readme clean
 
 help:
 	@echo "make setup      virtual environment in $(VENV) with the pinned packages"
-	@echo "make reproduce  setup, then experiment $(EXPERIMENT); prints where the report is"
+	@echo "make reproduce  setup, then experiment $$EXPERIMENT; prints where the report is"
 	@echo "make test       setup, then the tests"
 	@echo "make smoke      setup, then the laptop experiment in its smallest size"
 	@echo "make lint       format, style and type checks of code and workflow"
-	@echo "make record     hand finished results of experiment $(RECORDED) to DVC"
+	@echo "make record     hand finished results of experiment $$RECORDED to DVC"
 	@echo "make pull       bring recorded results from the DVC remote; nothing is computed again"
-	@echo "make readme     take the numbers of finished experiment $(RECORDED) into README or docs"
+	@echo "make readme     take the numbers of finished experiment $$RECORDED into README or docs"
 	@echo "make clean      remove the environment and what the workflow wrote (DVC's cache stays)"
 
 # The environment is made anew only when the pins or the package's own description change.
@@ -42,51 +45,50 @@ setup:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; say make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'; \
 	echo "Setting up $(VENV) (some minutes; packages are downloaded once)"; \
 	$(PYTHON) -m venv "$(VENV)"; \
-	index="$(TORCH_INDEX)"; \
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) \
-		$${index:+--extra-index-url "$$index"} --requirement requirements.lock; \
+		$${TORCH_INDEX:+--extra-index-url "$$TORCH_INDEX"} --requirement requirements.lock; \
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) \
 		--no-deps --no-build-isolation --editable .; \
 	echo "$$wanted" > "$(VENV)/stamp"
 
 reproduce: setup
-	@$(SNAKEMAKE) --config experiment=$(EXPERIMENT)
-	@echo "The report is $$PWD/results/$(EXPERIMENT)/report/index.html"
+	@$(SNAKEMAKE) --config experiment="$$EXPERIMENT"
+	@echo "The report is $$PWD/results/$$EXPERIMENT/report/index.html"
 
 smoke: setup
 	@$(SNAKEMAKE) --config experiment=laptop_smoke
 	@echo "The report is $$PWD/results/laptop_smoke/report/index.html"
 
 test: setup
-	@$(RUN) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest $(PYTEST_OPTIONS)
+	@$(RUN) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python3 -m pytest $(PYTEST_OPTIONS)
 
 lint: setup
-	@$(RUN) ruff check .
-	@$(RUN) ruff format --check .
-	@$(RUN) snakefmt --check workflow
-	@$(RUN) snakemake --lint
-	@$(RUN) mypy
+	@$(RUN) python3 -m ruff check .
+	@$(RUN) python3 -m ruff format --check .
+	@$(RUN) python3 -m snakefmt --check workflow
+	@$(RUN) python3 -m snakemake --lint
+	@$(RUN) python3 -m mypy
 
 # `dvc commit` believes what it is told, so it is told only when Snakemake has nothing left to do.
 record: setup
-	@$(RUN) reca compose $(RECORDED) --out build/$(RECORDED).yaml
-	@$(SNAKEMAKE) --dry-run --quiet --config experiment=$(RECORDED) 2>&1 | grep -q "Nothing to be done" || \
-		{ echo "make record: experiment $(RECORDED) is not finished; run: make reproduce" >&2; exit 1; }
-	@$(RUN) reca audit results/$(RECORDED)
-	@$(RUN) dvc commit --force
+	@$(RUN) python3 -m reca compose "$$RECORDED" --out "build/$$RECORDED.yaml"
+	@$(SNAKEMAKE) --dry-run --quiet --config experiment="$$RECORDED" 2>&1 | grep -q "Nothing to be done" || \
+		{ echo "make record: experiment $$RECORDED is not finished; run: make reproduce" >&2; exit 1; }
+	@$(RUN) python3 -m reca audit "results/$$RECORDED"
+	@$(RUN) python3 -m dvc commit --force
 
 # DVC does not hash what a remote gives, so the audit does, before anything believes it. A fresh clone
 # has no memory of earlier runs, and pulled files have new time stamps: touching all of them in
 # order tells Snakemake that they are the results of this very configuration and code. All: one
 # that happens to be newer than its inputs would else be left without a record of what made it.
 pull: setup
-	@$(RUN) reca compose $(RECORDED) --out build/$(RECORDED).yaml
-	@$(RUN) dvc pull
-	@$(RUN) reca audit results/$(RECORDED)
-	@$(SNAKEMAKE) --touch --forceall --quiet --config experiment=$(RECORDED)
+	@$(RUN) python3 -m reca compose "$$RECORDED" --out "build/$$RECORDED.yaml"
+	@$(RUN) python3 -m dvc pull
+	@$(RUN) python3 -m reca audit "results/$$RECORDED"
+	@$(SNAKEMAKE) --touch --forceall --quiet --config experiment="$$RECORDED"
 
 readme: setup
-	@$(RUN) python -m reca.report.readme --take results/$(RECORDED)
+	@$(RUN) python3 -m reca.report.readme --take "results/$$RECORDED"
 
 clean:
 	rm -rf "$(VENV)" .snakemake build logs benchmarks work results data .pytest_cache .mypy_cache .ruff_cache

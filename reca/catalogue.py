@@ -16,6 +16,8 @@ SOURCES_FILE = Path("config/sources.yaml")
 Kind = Literal["hub", "url", "git-raw", "mirror"]
 Repository = Literal["model", "dataset"]
 Certainty = Literal["spec", "memory"]
+NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")  # of a source, and of its folder below data/
+NAME_RULE = "a name holds lower-case letters, digits, '-' and '.' only"
 HEX_DIGITS = {"sha256": 64, "git_blob": 40, "revision": 40}
 
 
@@ -154,8 +156,8 @@ def is_hex(value: object, digits: int) -> bool:
 
 
 def _source(keys: _Keys, name: str) -> Source:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
-        raise ValueError(f"{keys.where}: a name holds lower-case letters, digits, '-' and '.' only")
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{keys.where}: {NAME_RULE}")
     kind = keys.choice("kind", get_args(Kind))
     source = Source(
         name=name,

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from reca.align.recipe import for_arm
+from reca.align.recipe import ROLE_OF, for_arm
 from reca.schema import (
     BenchmarkConfig,
     DataSource,
@@ -63,15 +63,9 @@ def _check_root(experiment: Experiment) -> None:
     _distinct("arms", experiment.arms)
     for i, seed in enumerate(experiment.seeds):
         _at_least(f"seeds[{i}]", seed, 0)
-    named = {
-        "": [experiment.name],
-        "models": experiment.models,
-        "benchmarks": experiment.benchmarks,
-    }
-    for path, keys in named.items():
-        for key in keys:
-            if not _NAME.fullmatch(key):
-                raise problem(path or "name", key, "a name is made of a-z, 0-9 and _")
+    _names("name", [experiment.name])
+    for path in ("models", "data", "benchmarks"):
+        _names(path, getattr(experiment, path))
 
 
 # ---- models --------------------------------------------------------------------------------------
@@ -103,6 +97,7 @@ def _check_model(path: str, model: ModelConfig) -> None:
 
 
 def _check_weights(path: str, weights: Weights) -> None:
+    _names(f"{path}.companions", weights.companions)
     wanted = "source" if weights.kind == "source" else "path"
     other = "path" if wanted == "source" else "source"
     if getattr(weights, wanted) is None:
@@ -148,6 +143,8 @@ def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
 
 
 def _check_pretrain(pretrain: Pretrain) -> None:
+    _names("pretrain.parts", pretrain.parts)
+    _names("pretrain.phases", pretrain.phases)
     for part, fit in pretrain.parts.items():
         for name in ("steps", "batch", "warmup", "checkpoint_every"):
             least = 0 if name == "warmup" else 1
@@ -163,6 +160,10 @@ def _check_pretrain(pretrain: Pretrain) -> None:
 def _check_data(path: str, role: str, source: DataSource, entries: Collection[str] = ()) -> None:
     if role not in ROLES and role not in entries:
         raise problem(path, source.kind, f"unknown role {role!r}; {suggestion(role, ROLES)}")
+    for folder in source.companions:
+        if folder in ("", ".", "..") or not {"/", "="}.isdisjoint(folder):
+            allowed = "must be the first folder of the images' paths, a name without / and ="
+            raise problem(f"{path}.companions", folder, allowed)
     if source.kind == "world":
         for name in ("source", "path"):
             if getattr(source, name) is not None:
@@ -200,6 +201,7 @@ def check_world(path: str, world: World) -> None:
 
 
 def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
+    _names(f"{path}.companions", benchmark.companions)
     for name in ("prompts", "development_prompts", "questions", "reconstructions", "seed"):
         _at_least(f"{path}.{name}", getattr(benchmark, name), 0)
     for name in ("images_per_prompt", "shards", "batch_size"):
@@ -226,10 +228,36 @@ def _check_roles(experiment: Experiment) -> None:
         for task in model.align.active():
             if task == "edit" and model.family not in EDITING:
                 raise problem(f"models.{name}.align.tasks.edit", model.family, "must be a bagel")
-            role = {"i2t": "answer", "text": "text", "edit": "edit"}.get(task, "reconstruct")
-            role = model.data.get(role, role)
+            role = model.data.get(ROLE_OF[task], ROLE_OF[task])
             if role not in experiment.data:
                 raise problem(f"data.{role}", None, f"task {task} of models.{name} needs it")
+    for role in pretrained_roles(experiment.pretrain) if experiment.pretrain else ():
+        if role not in experiment.data:
+            raise problem(f"data.{role}", None, "pretraining reads it")
+
+
+def aligned_roles(experiment: Experiment, name: str) -> dict[str, str]:
+    """Role -> entry of `data` of what the arms of one model read: a task without weight reads nothing."""
+    model = experiment.models[name]
+    recipes = [for_arm(model.align, arm) for arm in experiment.arms if arm != "base"]
+    roles = dict.fromkeys(role for recipe in recipes for role in recipe.roles())
+    return {role: model.data.get(role, role) for role in roles}
+
+
+def pretrained_roles(pretrain: Pretrain) -> list[str]:
+    """The roles that pretraining reads: its parts look at pictures, its phases at what their tasks do."""
+    parts = ["reconstruct"] if pretrain.parts else []
+    phases = [role for recipe in pretrain.phases.values() for role in recipe.roles()]
+    return list(dict.fromkeys(parts + phases))
+
+
+def needed_data(experiment: Experiment, models: Iterable[str] | None = None) -> list[str]:
+    """The entries of `data` that a run of these models (all of them) reads."""
+    if experiment.pretrain is not None:
+        return pretrained_roles(experiment.pretrain)
+    chosen = experiment.models if models is None else models
+    found = [entry for name in chosen for entry in aligned_roles(experiment, name).values()]
+    return list(dict.fromkeys(found))
 
 
 def _check_guidance(experiment: Experiment) -> None:
@@ -264,11 +292,15 @@ def _check_sources(experiment: Experiment, config_dir: Path) -> None:
     used = dict(sources_of(experiment))
     if not used:
         return
+    from reca.catalogue import NAME, NAME_RULE
+
     known = _known_sources(config_dir / "sources.yaml")
     for path, name in used.items():
         if name not in known:
             allowed = f"not in config/sources.yaml; {suggestion(name, known)}"
             raise problem(path, name, allowed)
+        if not NAME.fullmatch(name):
+            raise problem(path, name, NAME_RULE)
 
 
 def sources_of(experiment: Experiment) -> Iterable[tuple[str, str]]:
@@ -290,6 +322,20 @@ def sources_of(experiment: Experiment) -> Iterable[tuple[str, str]]:
             yield f"benchmarks.{name}.companions.{role}", source
         if benchmark.judge is not None and benchmark.judge.source is not None:
             yield f"benchmarks.{name}.judge.source", benchmark.judge.source
+
+
+def needed_sources(experiment: Experiment) -> Iterable[tuple[str, str]]:
+    """Those of `sources_of` that a run reads: of data with a task and of benchmarks that a model takes."""
+    takes = [m.benchmarks or experiment.benchmarks for m in experiment.models.values()]
+    needed = {
+        "models": set(experiment.models),
+        "data": set(needed_data(experiment)),
+        "benchmarks": {name for names in takes for name in names},
+    }
+    for path, source in sources_of(experiment):
+        kind, name, _ = path.split(".", 2)
+        if name in needed[kind]:
+            yield path, source
 
 
 @cache
@@ -316,6 +362,13 @@ def _share(path: str, value: float) -> None:
 def _nonempty(path: str, value: Any) -> None:
     if not value:
         raise problem(path, value, "must not be empty")
+
+
+def _names(path: str, names: Iterable[str]) -> None:
+    """Names become parts of paths and of command lines."""
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise problem(path, name, "a name is made of a-z, 0-9 and _")
 
 
 def _distinct(path: str, values: Sequence[Any]) -> None:

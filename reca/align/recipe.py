@@ -8,6 +8,14 @@ from reca.prompts import BANKS
 
 TASKS = ("reca", "i2t", "t2i", "text", "edit")
 ARMS = ("reca", "sft", "shuffled")
+# The role of the data that a task reads.
+ROLE_OF = {
+    "reca": "reconstruct",
+    "i2t": "answer",
+    "t2i": "reconstruct",
+    "text": "text",
+    "edit": "edit",
+}
 
 
 @dataclass
@@ -71,6 +79,10 @@ class Recipe:
             for name in TASKS
             if name in self.tasks and self.tasks[name].weight > 0
         }
+
+    def roles(self) -> list[str]:
+        """The roles of data that the tasks with a weight read, each once."""
+        return list(dict.fromkeys(ROLE_OF[name] for name in self.active()))
 
     def validate(self) -> None:
         """Check ranges and combinations; ValueError names the field, its value and what is allowed."""

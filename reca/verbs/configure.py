@@ -101,10 +101,10 @@ def _data(experiment: Experiment) -> None:
 
 
 def _sources(experiment: Experiment) -> list[str]:
-    from reca.consistency import sources_of
+    from reca.consistency import needed_sources
     from reca.sources import list_sources
 
-    used = set(dict(sources_of(experiment)).values())
+    used = set(dict(needed_sources(experiment)).values())
     missing = sorted(
         s.source.name for s in list_sources() if s.source.name in used and not s.pinned
     )

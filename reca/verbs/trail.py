@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -31,4 +32,6 @@ def record(arguments: Namespace) -> int:
     arguments.folders = []
     if audit(arguments):
         raise ValueError("the audit found broken records; nothing was committed to DVC")
-    return subprocess.run(["dvc", "commit", "--force"], check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", "commit", "--force"], check=False
+    ).returncode

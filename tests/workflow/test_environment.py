@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
+import sys
+from dataclasses import replace
 
 import psutil
 import pytest
+
+from reca import runs
 
 pytestmark = pytest.mark.workflow
 
@@ -78,22 +81,38 @@ def test_every_target_of_the_makefile_is_explained(plans):
         assert f"make {target}" in said
 
 
-def test_only_what_a_dead_run_left_behind_is_removed(checkout):
-    """A lock stays while its run lives, or ran on another machine; it goes with a run that was killed here."""
-    process = psutil.Process()
-    here, born = socket.gethostname(), process.create_time()
-    living, elsewhere = f"{here}:{process.pid}:{born}", f"elsewhere:{process.pid}:{born}"
-    dead = f"{here}:{process.pid}:{born - 1}"  # the same process id, given to another process since
-    marks, locks = checkout.root / ".snakemake/runs", checkout.root / ".snakemake/locks"
+LOOKS = [["--dry-run", "--quiet"], ["--summary"], ["--list-rules"], ["--unlock"]]
+
+
+def test_looking_at_a_folder_ends_and_removes_nothing_and_a_run_says_whose_it_is(checkout):
+    """Beside a run that looks dead, with a job that lives; then beside one on another machine."""
+    marks, locks = checkout.root / runs.MARKS, checkout.root / runs.LOCKS
+    dead = replace(runs.this_run(), started="1").mark
     marks.mkdir(parents=True)
-    locks.mkdir()
-    for mark in (living, elsewhere, dead):
-        (marks / mark).touch()
-    checkout.snakemake("--dry-run", "--quiet")
-    assert {path.name for path in marks.iterdir()} == {living, elsewhere} and locks.is_dir()
-    for path in marks.iterdir():
-        path.unlink()
     (marks / dead).touch()
-    (locks / "0.output.lock").write_text("results/laptop_smoke/report/index.html\n")
-    checkout.snakemake("--dry-run", "--quiet")
-    assert not list(marks.iterdir()) and not list(locks.glob("*"))
+
+    def lock() -> None:
+        locks.mkdir(exist_ok=True)
+        (locks / "0.output.lock").write_text("data/laptop_smoke-reconstruct/manifest.json\n")
+
+    lock()
+    wait = [sys.executable, "-c", "import time; time.sleep(300)"]
+    with subprocess.Popen(wait, env=checkout.environment(RECA_RUN=dead)) as job:
+        try:
+            for options in LOOKS:
+                checkout.snakemake(*options)
+                assert job.poll() is None and (marks / dead).exists(), options
+                assert options == ["--unlock"] or list(locks.iterdir()), options
+            lock()
+            data = ("--cores", "1", "--config", "experiment=laptop_smoke", "--", "data")
+            checkout.run("snakemake", *data)
+            assert not psutil.pid_exists(job.pid) or job.poll() is not None
+            assert not list(marks.iterdir()) and not locks.exists()
+        finally:
+            job.kill()
+    lock()
+    (marks / replace(runs.this_run(), host="elsewhere", boot="other").mark).touch()
+    said = checkout.run("snakemake", "--forceall", *data, check=False)
+    assert "Exception" not in said and "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if line.startswith("snakemake: ")]
+    assert "a run on host elsewhere" in line and "rm -r .snakemake/runs .snakemake/locks" in line

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from reca.config import load, names
-from reca.consistency import sources_of
+from reca.consistency import needed_sources
 
 pytestmark = pytest.mark.workflow
 
@@ -40,7 +40,7 @@ def test_the_paper_is_planned_without_network_and_without_torch(plans, tmp_path)
     assert {name: jobs[name] for name in jobs if name != "fetch"} == {
         "base": 1, "cache": 2, "align": 1, "draw": 40, "examine": 40, "grade": 6, "report": 1,
     }  # fmt: skip
-    assert jobs["fetch"] == len({name for _, name in sources_of(load("paper_showo_512"))})
+    assert jobs["fetch"] == len({name for _, name in needed_sources(load("paper_showo_512"))})
 
 
 def test_conversations_come_with_the_images_they_point_into(plans):
@@ -49,8 +49,20 @@ def test_conversations_come_with_the_images_they_point_into(plans):
     )
     (read,) = [line for line in said.splitlines() if "--use read" in line]
     for first in ("coco", "gqa", "ocr_vqa", "textvqa", "vg"):
-        assert f"--companion {first}=data/llava-images-{first.replace('_', '-')}" in read
+        assert f"--companion={first}=data/llava-images-{first.replace('_', '-')}" in read
     assert "--companion" not in next(line for line in said.splitlines() if "--use draw" in line)
+
+
+def test_a_task_without_weight_fetches_caches_and_reads_nothing(checkout):
+    """Of 64 GB of conversations and their images not one file."""
+    checkout.edit("config/align/showo_clip_512.yaml", "i2t: {weight: 1.0", "i2t: {weight: 0.0")
+    said = checkout.snakemake("--dry-run", "--printshellcmds", experiment="paper_showo_512")
+    commands = [line for line in said.splitlines() if " -m reca " in line]
+    unwanted = ("data/llava-", "fetch llava-", "=answer=")
+    assert not [command for command in commands for word in unwanted if word in command]
+    assert sum(" reca cache " in command for command in commands) == 1
+    (align,) = [command for command in commands if " reca align " in command]
+    assert "--cache=draw=" in align and "--cache=read=" not in align
 
 
 def test_a_precision_of_caches_is_said_only_where_it_is_not_the_default(plans):
@@ -81,7 +93,7 @@ def test_the_whole_paper_has_a_plan(plans):
     jobs = plans.plan(
         "paper", **{name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY")}
     )
-    assert jobs.pop("fetch") == len({name for _, name in sources_of(paper)})
+    assert jobs.pop("fetch") == len({name for _, name in needed_sources(paper)})
     # 50 pairs of model and benchmark, two runs each; 173 of their shards are examined, 88 only answered
     assert jobs == {
         "base": 8, "cache": 13, "align": 8, "draw": 522, "examine": 346, "grade": 100, "report": 1,

@@ -16,19 +16,19 @@ CASES = {
         "gpus: 1,",
         "align",
         {"gpu": "1", "nodes": "1"},
-        r"; reca align --section",
+        r"; python3 -m reca align --section",
     ),
     "one node": (
         "gpus: 8,",
         "align",
         {"gpu": "8", "nodes": "1"},
-        r"; torchrun --standalone --nproc-per-node=8 -m reca align --section",
+        r"; python3 -m torch.distributed.run --standalone --nproc-per-node=8 -m reca align --section",
     ),
     "two nodes": (
         "gpus: 8, nodes: 2,",
         "align_nodes",
         {"gres": "gpu:8", "nodes": "2", "tasks": "2", "tasks_per_gpu": "0", "mpi": "srun"},
-        r"; srun --nodes=2 --ntasks=2 .*--gres=gpu:8 .*torchrun --nnodes=2 --nproc-per-node=8 .*-m reca align",
+        r"; srun --nodes=2 --ntasks=2 .*--gres=gpu:8 .*torch.distributed.run --nnodes=2 --nproc-per-node=8 .*-m reca ",
     ),
 }
 

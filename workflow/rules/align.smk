@@ -10,7 +10,7 @@ rule cache:
         f"benchmarks/{NAME}/{{model}}/cache-{{use}}.tsv"
     retries: 1
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=one_gpu,
@@ -27,8 +27,8 @@ rule cache:
         work=f"work/{NAME}/{{model}}/cache-{{use}}",
         out=subpath(output[0], parent=True),
     shell:
-        "OMP_NUM_THREADS={threads} reca cache --section {params.section:q} --model {params.model:q}"
-        " --data {params.data:q} {params.companions} --use {wildcards.use} --work {params.work:q} --out {params.out:q}"
+        "OMP_NUM_THREADS={threads} python3 -m reca cache --section {params.section:q} --model {params.model:q}"
+        " --data={params.data:q} {params.companions:q} --use {wildcards.use} --work {params.work:q} --out {params.out:q}"
         " 2>&1 | tee {log:q}"
 
 
@@ -52,7 +52,7 @@ rule align:
     # A lost node or a preempted job goes on at its last checkpoint, which lies in the work folder.
     retries: 3
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: lambda wc: EXPERIMENT.models[wc.model].resources.threads
     resources:
         gpu=asks("gpus"),
@@ -78,7 +78,7 @@ rule align:
         out=subpath(output[0], parent=True),
     shell:
         "export OMP_NUM_THREADS={threads}; {params.start} align --section {params.section:q}"
-        " --model {params.model:q} {params.data} {params.cache} --arm {wildcards.arm} --seed {wildcards.seed}"
+        " --model {params.model:q} {params.data:q} {params.cache:q} --arm {wildcards.arm} --seed {wildcards.seed}"
         " --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 

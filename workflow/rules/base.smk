@@ -1,7 +1,7 @@
 rule base:
     input:
         lambda wc: manifests(weight_inputs(wc.model).values())
-        + shipped_weights(wc.model),
+        + listed(shipped_weights(wc.model)),
     output:
         f"{RESULTS}/{{model}}/base/manifest.json",
     log:
@@ -10,7 +10,7 @@ rule base:
         f"benchmarks/{NAME}/{{model}}/base.tsv"
     retries: 1
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=memory,
@@ -18,8 +18,9 @@ rule base:
     params:
         section=lambda wc: section(of_model(wc.model, "network", "weights")),
         code=lambda wc: code("base", wc.model),
+        records=lambda wc: unlisted(shipped_weights(wc.model)),
         out=subpath(output[0], parent=True),
         inputs=lambda wc: pairs("input", weight_inputs(wc.model)),
     shell:
-        "OMP_NUM_THREADS={threads} reca base --section {params.section:q} {params.inputs}"
+        "OMP_NUM_THREADS={threads} python3 -m reca base --section {params.section:q} {params.inputs:q}"
         " --out {params.out:q} 2>&1 | tee {log:q}"

@@ -9,16 +9,23 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 # Jobs run this checkout's code in this very environment, whether or not it was activated: what the
 # fingerprints below describe is then what runs, on this machine and on the nodes of a cluster.
 ROOT = Path(workflow.basedir).parent
+if os.pathsep in str(ROOT):
+    sys.exit(
+        f"{ROOT}: PATH cannot hold a folder with {os.pathsep!r} in its name; rename it"
+    )
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 os.environ.update(
     PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]),
     PYTHONPATH=os.pathsep.join(sys.path[:2]),
 )
+# The file for `--software-deployment-method conda`; Snakemake fills {braces} in, so those of the checkout's folder double.
+ENVIRONMENT = str(ROOT / "environment.yml").replace("{", "{{").replace("}", "}}")
 # glibc hands large blocks back to the system after every use; kept, training is some percent faster.
 for name, value in {
     "MALLOC_MMAP_THRESHOLD_": 1 << 30,
@@ -29,8 +36,14 @@ for name, value in {
 
 from reca.benchmarks.kinds import KINDS
 from reca.config import SCHEMA_PATH, load, resolved
-from reca.consistency import sources_of
+from reca.consistency import (
+    aligned_roles,
+    needed_data,
+    pretrained_roles,
+    sources_of,
+)
 from reca.models import FAMILIES
+from reca.records import sha256_file
 from reca.sources import list_sources
 from reca.structure import suggestion
 from reca.verbs.code import stage_code
@@ -108,8 +121,8 @@ WORLDS = {
 }
 
 
-def data_folders():
-    return {role: data_folder(role) for role in EXPERIMENT.data}
+def data_folders(roles):
+    return {role: data_folder(role) for role in roles}
 
 
 def companions_of(role):
@@ -126,20 +139,43 @@ def read_with(role):
 def manifests(folders):
     """The records that stand for folders in the plan; a folder of the user's own has none and stands for itself."""
     own = {source.path for source in EXPERIMENT.data.values()}
-    return [ancient(f) if f in own else f"{f}/manifest.json" for f in folders]
+    users = [ancient(path) for path in listed(f for f in folders if f in own)]
+    return users + records_in(f for f in folders if f not in own)
+
+
+def records_in(folders):
+    return [os.path.join(folder, "manifest.json") for folder in folders if folder]
+
+
+# Snakemake reads {braces} in a path as wildcards and knows no escape. A path of the user's that has some is not listed
+# among a job's inputs: it must be there, and the content of a record is a parameter of the job.
+def listed(paths):
+    """Those of the user's paths that can be inputs; the others must exist."""
+    paths = list(paths)
+    for path in paths:
+        if "{" in path and not os.path.exists(path):
+            raise WorkflowError(f"{path}: no such file or folder")
+    return [path for path in paths if "{" not in path]
+
+
+def unlisted(records):
+    """Hashes of the records that `listed` leaves out."""
+    return [sha256_file(path) for path in records if "{" in path]
 
 
 def roles_of(model):
-    """Roles -> entries of the experiment's data: a model may name its own."""
-    return EXPERIMENT.models[model].data or {role: role for role in EXPERIMENT.data}
+    """Roles -> entries of the experiment's data that the model's tasks with a weight read."""
+    return aligned_roles(EXPERIMENT, model)
 
 
 def caches_of(model):
-    """Uses of the frozen encoders -> images: drawing always, reading and editing where the recipe does."""
-    tasks, roles = EXPERIMENT.models[model].align.active(), roles_of(model)
-    uses = {"draw": "reconstruct"} | ({"read": "answer"} if "i2t" in tasks else {})
-    uses |= {"edit": "edit"} if "edit" in tasks else {}
-    return {use: roles[role] for use, role in uses.items()}
+    """Uses of the frozen encoders -> images, where the recipe draws, reads or edits."""
+    uses, roles = {
+        "draw": "reconstruct",
+        "read": "answer",
+        "edit": "edit",
+    }, roles_of(model)
+    return {use: roles[role] for use, role in uses.items() if role in roles}
 
 
 def checkpoint_folder(model, run):
@@ -156,8 +192,7 @@ def weight_inputs(model):
 
 def shipped_weights(model):
     """The record of weights that come with this repository, or of another experiment's result."""
-    path = EXPERIMENT.models[model].weights.path
-    return [f"{path}/manifest.json"] if path else []
+    return records_in([EXPERIMENT.models[model].weights.path])
 
 
 def benchmark_folders(name):
@@ -220,8 +255,14 @@ def guidance_folders(model, split):
 
 
 def pairs(option, folders):
-    """Repeated command line options, `--data role=folder`."""
-    return " ".join(f"--{option} {name}={folder}" for name, folder in folders.items())
+    """Repeated command line options, `--data=role=folder`, as a list: `:q` quotes each of them."""
+    return [f"--{option}={name}={folder}" for name, folder in folders.items()]
+
+
+def fetch_options():
+    """Options of every download; like all of the user's texts from a function, or {braces} would be filled in."""
+    mirror = [f"--mirror={EXPERIMENT.mirror}"] if EXPERIMENT.mirror else []
+    return mirror + (["--allow-unpinned"] if EXPERIMENT.allow_unpinned else [])
 
 
 # ---- what each job depends on --------------------------------------------------------------------
@@ -384,22 +425,23 @@ def memory(wc, attempt):
 def launcher(model):
     """What starts an alignment: the verb itself on one GPU or none, torchrun on more, srun before it on nodes."""
     asked = EXPERIMENT.models[model].resources
+    torchrun = "python3 -m torch.distributed.run"
     if asked.gpus <= 1 and asked.nodes == 1:
-        return "reca"
+        return "python3 -m reca"
     if asked.nodes == 1:
-        return f"torchrun --standalone --nproc-per-node={asked.gpus} -m reca"
+        return f"{torchrun} --standalone --nproc-per-node={asked.gpus} -m reca"
     # The Slurm jobstep drops SLURM_* except the job id, so the allocation is named again.
     head = "$(scontrol show hostnames $(squeue -h -j $SLURM_JOB_ID -o %N) | head -n 1)"
     return (
         f"srun --nodes={asked.nodes} --ntasks={asked.nodes} --ntasks-per-node=1"
         f" --cpus-per-task={asked.threads} --gres=gpu:{asked.gpus} --kill-on-bad-exit=1"
-        f" torchrun --nnodes={asked.nodes} --nproc-per-node={asked.gpus} --rdzv-backend=c10d"
+        f" {torchrun} --nnodes={asked.nodes} --nproc-per-node={asked.gpus} --rdzv-backend=c10d"
         f" --rdzv-endpoint={head}:29531 --rdzv-id=$SLURM_JOB_ID -m reca"
     )
 
 
 # ---- targets -------------------------------------------------------------------------------------
-def data_manifests(entries=EXPERIMENT.data):
+def data_manifests(entries=tuple(needed_data(EXPERIMENT, MODELS))):
     return manifests(sorted({f for name in entries for f in read_with(name)}))
 
 

@@ -9,19 +9,16 @@ rule fetch:
         source=one_of(SOURCES),
     retries: 3
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=2000,
         runtime=1440,
     params:
         section=lambda wc: section(pins()[wc.source]),
-        options=(
-            (f"--mirror '{EXPERIMENT.mirror}' " if EXPERIMENT.mirror else "")
-            + ("--allow-unpinned" if EXPERIMENT.allow_unpinned else "")
-        ),
+        options=lambda wc: fetch_options(),
     shell:
-        "reca fetch {wildcards.source:q} --out data/{wildcards.source:q} {params.options}"
+        "python3 -m reca fetch {wildcards.source:q} --out data/{wildcards.source:q} {params.options:q}"
         " 2>&1 | tee {log:q}"
 
 
@@ -36,7 +33,7 @@ rule render:
         world=one_of(Path(folder).name for folder in WORLDS),
     retries: 1
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=2000,
@@ -45,5 +42,5 @@ rule render:
         section=lambda wc: section(asdict(WORLDS[f"data/{wc.world}"].world)),
         code=code("render"),
     shell:
-        "OMP_NUM_THREADS={threads} reca render --section {params.section:q}"
+        "OMP_NUM_THREADS={threads} python3 -m reca render --section {params.section:q}"
         " --out data/{wildcards.world:q} 2>&1 | tee {log:q}"

@@ -20,7 +20,7 @@ rule generate:
     group:
         "evaluation"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=one_gpu,
@@ -38,9 +38,9 @@ rule generate:
         work=f"work/{NAME}/{{model}}/{{run}}-{{benchmark}}-{{split}}",
         out=subpath(output[0], parent=True),
     shell:
-        "OMP_NUM_THREADS={threads} reca generate --section {params.section:q}"
+        "OMP_NUM_THREADS={threads} python3 -m reca generate --section {params.section:q}"
         " --model {params.model:q} --seed {params.seed} --split {wildcards.split}"
-        " {params.guidance} --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"
+        " {params.guidance:q} --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
 rule score:
@@ -58,7 +58,7 @@ rule score:
     group:
         "evaluation"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=memory,
@@ -69,7 +69,7 @@ rule score:
         samples=subpath(input[0], parent=True),
         out=subpath(output[0], parent=True),
     shell:
-        "OMP_NUM_THREADS={threads} reca score --section {params.section:q}"
+        "OMP_NUM_THREADS={threads} python3 -m reca score --section {params.section:q}"
         " --samples {params.samples:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
@@ -86,7 +86,7 @@ rule choose:
         model=one_of(SWEPT),
     retries: 1
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,
@@ -96,4 +96,4 @@ rule choose:
         scores=lambda wc, input: [os.path.dirname(path) for path in input],
         out=f"{RESULTS}/{{model}}/guidance/guidance.json",
     shell:
-        "reca choose --scores {params.scores:q} --out {params.out:q} 2>&1 | tee {log:q}"
+        "python3 -m reca choose --scores {params.scores:q} --out {params.out:q} 2>&1 | tee {log:q}"

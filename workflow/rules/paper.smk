@@ -19,7 +19,7 @@ rule draw:
         split="test",
     retries: 2
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=one_gpu,
@@ -35,8 +35,8 @@ rule draw:
         work=f"work/{NAME}/{{model}}/{{run}}-{{benchmark}}-{{split}}-{{shard}}",
         out=subpath(output[0], parent=True),
     shell:
-        "OMP_NUM_THREADS={threads} reca generate --section {params.section:q}"
-        " --model {params.model:q} --seed {params.seed} --shard {params.shard} {params.sources}"
+        "OMP_NUM_THREADS={threads} python3 -m reca generate --section {params.section:q}"
+        " --model {params.model:q} --seed {params.seed} --shard {params.shard} {params.sources:q}"
         " --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
@@ -54,7 +54,7 @@ rule examine:
         benchmark=one_of(name for name in PAPER if EXAMINED_BY[name] != "none"),
     retries: 2
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=lambda wc: min(one_gpu(wc), sees_here(wc.benchmark)),
@@ -69,8 +69,8 @@ rule examine:
         work=f"work/{NAME}/{{model}}/{{run}}-{{benchmark}}-{{split}}-{{shard}}-evidence",
         out=subpath(output[0], parent=True),
     shell:
-        "OMP_NUM_THREADS={threads} reca examine --section {params.section:q}"
-        " --samples {params.samples:q} {params.sources} --ledger {params.ledger:q}"
+        "OMP_NUM_THREADS={threads} python3 -m reca examine --section {params.section:q}"
+        " --samples {params.samples:q} {params.sources:q} --ledger {params.ledger:q}"
         " --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
@@ -90,7 +90,7 @@ rule grade:
         split="test",
     retries: 1
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=4000,
@@ -103,7 +103,7 @@ rule grade:
         sources=lambda wc: pairs("source", benchmark_roles(wc.benchmark, "grade")),
         out=subpath(output[0], parent=True),
     shell:
-        "OMP_NUM_THREADS={threads} reca score --section {params.section:q} {params.sources}"
+        "OMP_NUM_THREADS={threads} python3 -m reca score --section {params.section:q} {params.sources:q}"
         " --samples {params.samples:q} --evidence {params.evidence:q} --out {params.out:q}"
         " 2>&1 | tee {log:q}"
 
@@ -119,7 +119,7 @@ rule paper_tables:
         f"benchmarks/{NAME}/paper.tsv"
     retries: 1
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=2000,
@@ -127,9 +127,10 @@ rule paper_tables:
     params:
         code=code("paper"),
         experiment=NAME,
-        expect=[str(one) for one in EXPERIMENT.expect],  # another expectation, other tables
+        # another expectation, other tables
+        expect=lambda wc: [str(one) for one in EXPERIMENT.expect],
         results=subpath(output[0], ancestor=2),
         out=subpath(output[0], parent=True),
     shell:
-        "reca paper --results {params.results:q} --experiment {params.experiment}"
+        "python3 -m reca paper --results {params.results:q} --experiment {params.experiment:q}"
         " --out {params.out:q} 2>&1 | tee {log:q}"

@@ -1,12 +1,13 @@
 # A laptop base model made from nothing: its frozen parts, then the rest of it in phases. Or one that goes on from a
 # whole model, which then stands in place of the parts.
-START = EXPERIMENT.pretrain.start
+START = records_in([EXPERIMENT.pretrain.start])
+READ = pretrained_roles(EXPERIMENT.pretrain)
 PARTS = f"{RESULTS}/{{model}}/pretrain/{{part}}"
 
 
 rule pretrain_part:
     input:
-        data_manifests(),
+        lambda wc: data_manifests(["reconstruct"]),
     output:
         f"{PARTS}/manifest.json",
     log:
@@ -17,7 +18,7 @@ rule pretrain_part:
         part=one_of(EXPERIMENT.pretrain.parts),
     retries: 3
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=one_gpu,
@@ -28,13 +29,13 @@ rule pretrain_part:
             of_pretraining(wc.model, fit=asdict(EXPERIMENT.pretrain.parts[wc.part]))
         ),
         code=lambda wc: code("pretrain", wc.model),
-        data=pairs("data", data_folders()),
+        data=lambda wc: pairs("data", data_folders(["reconstruct"])),
         seed=EXPERIMENT.pretrain.seed,
         work=f"work/{NAME}/{{model}}/pretrain-{{part}}",
         out=subpath(output[0], parent=True),
     shell:
-        "OMP_NUM_THREADS={threads} reca pretrain {wildcards.part} --section {params.section:q}"
-        " {params.data} --seed {params.seed} --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"
+        "OMP_NUM_THREADS={threads} python3 -m reca pretrain {wildcards.part:q} --section {params.section:q}"
+        " {params.data:q} --seed {params.seed} --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
 rule pretrain_base:
@@ -44,8 +45,8 @@ rule pretrain_base:
             part=EXPERIMENT.pretrain.parts,
             allow_missing=True,
         ),
-        data_manifests(),
-        [f"{START}/manifest.json"] if START else [],
+        lambda wc: data_manifests(READ),
+        lambda wc: listed(START),
     output:
         f"{RESULTS}/{{model}}/base/manifest.json",
     log:
@@ -54,7 +55,7 @@ rule pretrain_base:
         f"benchmarks/{NAME}/{{model}}/base.tsv"
     retries: 3
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=one_gpu,
@@ -70,7 +71,7 @@ rule pretrain_base:
             )
         ),
         code=lambda wc: code("pretrain", wc.model),
-        data=pairs("data", data_folders()),
+        data=lambda wc: pairs("data", data_folders(READ)),
         seed=EXPERIMENT.pretrain.seed,
         parts=lambda wc: pairs(
             "input",
@@ -79,10 +80,11 @@ rule pretrain_base:
                 for part in EXPERIMENT.pretrain.parts
             },
         ),
-        start=f"--start {START}" if START else "",
+        records=lambda wc: unlisted(START),
+        start=lambda wc: [f"--start={os.path.dirname(path)}" for path in START],
         work=f"work/{NAME}/{{model}}/pretrain-base",
         out=subpath(output[0], parent=True),
     shell:
-        "OMP_NUM_THREADS={threads} reca pretrain base --section {params.section:q} {params.data}"
-        " {params.parts} {params.start} --seed {params.seed}"
+        "OMP_NUM_THREADS={threads} python3 -m reca pretrain base --section {params.section:q} {params.data:q}"
+        " {params.parts:q} {params.start:q} --seed {params.seed}"
         " --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"

@@ -23,17 +23,17 @@ rule report:
         f"benchmarks/{NAME}/report.tsv"
     retries: 1
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=2000,
         runtime=30,
     params:
-        section=section(of_report()),
+        section=lambda wc: section(of_report()),
         code=code("report"),
         name=NAME,
         results=subpath(output[0], ancestor=2),
         out=subpath(output[0], parent=True),
     shell:
-        "OMP_NUM_THREADS={threads} reca report --experiment {params.name} --results {params.results:q}"
+        "OMP_NUM_THREADS={threads} python3 -m reca report --experiment {params.name:q} --results {params.results:q}"
         " --out {params.out:q} 2>&1 | tee {log:q}"

@@ -12,7 +12,12 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
-case $dir in *" "*) echo "start.sh: $dir: Slurm allows no blanks in paths" >&2; exit 1 ;; esac
+case $dir in
+  *[!A-Za-z0-9._/+=@-]*) # they go into slurm.conf, through sed
+    echo "start.sh: $dir: choose a folder with a name of A-Z, a-z, 0-9 and ._/+=@- only" >&2
+    exit 1
+    ;;
+esac
 if [ -s /etc/slurm/slurm.conf ] && ! grep -q "^ClusterName=reca$" /etc/slurm/slurm.conf; then
   echo "start.sh: /etc/slurm/slurm.conf is another cluster's; not touched" >&2
   exit 1
