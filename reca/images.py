@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from reca.unreadable import UnreadableImage
+
 if TYPE_CHECKING:
     import torch
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 # 8192 x 8192: Pillow itself warns only at 1.3 times this and refuses at 2.7 times.
 MAX_PIXELS = 2**26
 MAX_SIDE = 2**15
@@ -62,15 +65,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
-
-
-class UnreadableImage(ValueError):
-    """An image that is refused; the message names the sample and the reason."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: unreadable image: {reason}")
-        self.name = name
-        self.reason = reason
 
 
 def decode(

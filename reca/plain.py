@@ -22,9 +22,7 @@ MAX_DIGITS = 40  # of a whole number: 128 bits
 _MERGE = "tag:yaml.org,2002:merge"
 _SHOWN = 80  # letters of a foreign text in a message
 # How YAML 1.1 writes whole numbers: binary, hexadecimal, decimal and by sixties.
-_YAML_INTEGER = re.compile(
-    r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*(:[0-5]?[0-9])*)", re.ASCII
-)
+_YAML_INTEGER = re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*(:[0-5]?[0-9])*)", re.ASCII)
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -151,7 +149,9 @@ def _check_depth(value: Any, where: object) -> None:
     """Refuse what recursive code further down could not walk; level by level, so without recursion."""
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer) if type(inner) in (dict, list)]
+        level = [
+            inner for outer in level for inner in _inside(outer) if type(inner) in (dict, list)
+        ]
         if not level:
             return
     raise ValueError(f"{where}: {_too_deep()}")
@@ -215,7 +215,9 @@ class _Size:
 
     def __init__(self, where: object) -> None:
         self.where = where
-        self.open: list[tuple[str | None, int]] = []  # anchor and first node of each open collection
+        self.open: list[
+            tuple[str | None, int]
+        ] = []  # anchor and first node of each open collection
         self.nodes = 0
         self.of_anchor: dict[str, int] = {}
 
@@ -223,7 +225,7 @@ class _Size:
         import yaml
 
         if isinstance(event, yaml.AliasEvent):
-            self._alias(event.anchor)
+            self._alias(str(event.anchor))
         elif isinstance(event, yaml.ScalarEvent):
             self._scalar(event)
         elif isinstance(event, yaml.CollectionStartEvent):

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from reca import images
-from reca.images import UnreadableImage, decode
+from reca.images import decode
+from reca.unreadable import UnreadableImage
 
 GOLDEN = Path(
     os.environ.get("RECA_REFERENCE_DIR") or Path(__file__).parent / "reference" / "golden"
