@@ -392,7 +392,7 @@ VERBS = (
         "reca reconstruct circle.png --out again.png",
         "reca.verbs.interact:reconstruct",
         (
-            _arg("image", metavar="IMAGE", help="JPEG, PNG or WEBP file"),
+            _arg("image", metavar="IMAGE", help="JPEG, PNG, WebP, GIF, BMP or TIFF file"),
             _MODEL,
             _arg("--out", default="reconstructed.png", metavar="FILE", help="default as shown"),
             _arg("--prompt", help="reconstruction prompt (default: the laptop bank's first)"),
@@ -408,7 +408,7 @@ VERBS = (
         'reca ask circle.png "what color is the circle ?"',
         "reca.verbs.interact:ask",
         (
-            _arg("image", metavar="IMAGE", help="JPEG, PNG or WEBP file"),
+            _arg("image", metavar="IMAGE", help="JPEG, PNG, WebP, GIF, BMP or TIFF file"),
             _arg("question", help="the question"),
             _MODEL,
             _arg(

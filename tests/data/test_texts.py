@@ -349,5 +349,5 @@ def test_the_threshold_is_an_option_of_every_kind(tmp_path):
     assert len(open_dataset("folder", tmp_path, max_unreadable=0.5)) == 1
     assert (max_unreadable({"max_unreadable": 1}), max_unreadable({})) == (1.0, 0.001)
     for value in (-1, 2, True, "all", None, float("nan")):
-        with pytest.raises(ValueError, match="max_unreadable = .*: must be a number from 0 to 1"):
+        with pytest.raises(ValueError, match=r"max_unreadable = .*: must be a number from 0 to 1"):
             open_dataset("folder", tmp_path, max_unreadable=value)
