@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import reca
+from reca.exits import demand_address_space, line_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,6 @@ _SOURCE = _arg(
 )
 _LOG = _arg("--log", metavar="FILE", help="also write the log to this file")
 
-
 VERBS = (
     # ---- configuration
     Verb(
@@ -119,11 +119,7 @@ VERBS = (
         "print the JSON schema of experiments, or write it for Snakemake",
         "reca schema --write",
         "reca.verbs.configure:schema",
-        (
-            _arg(
-                "--write", action="store_true", help="write workflow/schemas/experiment.schema.json"
-            ),
-        ),
+        (_arg("--write", action="store_true", help="write the file in workflow/schemas"),),
     ),
     # ---- sources and data
     Verb(
@@ -474,15 +470,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _start_log(getattr(parsed, "log", None))
     module, _, function = parsed.runs.partition(":")
     try:
+        demand_address_space(parsed.verb)
         return int(getattr(importlib.import_module(module), function)(parsed) or 0)
     except BrokenPipeError:  # the reader of a pipe (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
-        if os.environ.get("RECA_DEBUG") == "1":
+    except Exception as error:
+        if (said := line_of(error)) is None or os.environ.get("RECA_DEBUG") == "1":
             raise
-        print(f"reca {parsed.verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        print(f"reca {parsed.verb}: {said[0]}", file=sys.stderr)
+        return said[1]
 
 
 def _start_log(file: str | None) -> None:

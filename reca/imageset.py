@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from reca.images import decode
+from reca.plain import json_object
 from reca.records import fsync_directory
 
 Container = Literal["tar", "folder"]
@@ -193,7 +194,7 @@ class ImageSet:
         """How a picture was drawn."""
         entry = Entry(key, index)
         try:
-            return json.loads(self._read(entry, "json"))
+            return json_object(self._read(entry, "json"), "the recipe")
         except ValueError as problem:
             raise ValueError(f"{self.path}: {entry.stem}.json is damaged ({problem})") from problem
 

@@ -89,6 +89,39 @@ def json_object(text: str | bytes, where: object) -> dict[str, Any]:
     return value
 
 
+def fields(value: Any, where: object, **kinds: type) -> dict[str, Any]:
+    """`value` as an object that has these keys, each of its kind; ValueError names `where` and the key."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object, found {kind_of(value)}")
+    for key, kind in kinds.items():
+        if key not in value:
+            raise ValueError(f"{where}: the key {key!r} is missing")
+        if not isinstance(value[key], kind):
+            raise ValueError(f"{where}: {key} is {kind_of(value[key])}, not {kind_of(kind())}")
+    return value
+
+
+def rows(value: Any, where: object, **kinds: type) -> list[dict[str, Any]]:
+    """`value` as a list of such objects (`fields`); ValueError names the entry, counted from 0."""
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: expected a list, found {kind_of(value)}")
+    return [fields(row, f"{where}: entry {number}", **kinds) for number, row in enumerate(value)]
+
+
+def lines(path: str | Path, **kinds: type) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file, each with these keys; ValueError names file and line."""
+    return [
+        fields(json_value(line, f"{path}, line {number}"), f"{path}, line {number}", **kinds)
+        for number, line in json_lines(path)
+    ]
+
+
+def texts(value: Any, where: object) -> dict[str, str]:
+    """`value` as an object whose values are all texts; ValueError names the first that is none."""
+    found = fields(value, where)
+    return fields(found, where, **dict.fromkeys(found, str))
+
+
 def json_lines(path: str | Path, max_bytes: int = MAX_BYTES) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of every line of a JSON Lines file that is not blank."""
     # Not `splitlines`: JSON allows the other line breaks of Unicode inside of strings.
@@ -182,7 +215,7 @@ def yaml_value(text: str, where: object) -> Any:
     try:
         return loader.get_single_data()
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML ({_yaml_fault(error)})") from error
+        raise _no_yaml(error, where) from error
     except (ValueError, TypeError, OverflowError) as error:  # a date or number that is none
         raise ValueError(f"{where}: not valid YAML ({error})") from error
     finally:
@@ -199,15 +232,22 @@ def check_yaml(text: str, where: object) -> None:
         for event in yaml.parse(text, Loader=_parser()):
             size.count(event)
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML ({_yaml_fault(error)})") from error
+        raise _no_yaml(error, where) from error
 
 
-def _yaml_fault(error: Any) -> str:
-    """What is wrong and in which line; the library's own text names the text `<unicode string>`."""
+def _no_yaml(error: Any, where: object) -> ValueError:
+    """What is wrong and in which line; the library's own words name every text `<unicode string>`."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if problem and mark:
-        return f"{problem}, line {mark.line + 1}"
-    return " ".join(str(error).replace(' in "<unicode string>"', "").split())
+        return ValueError(f"{where}, line {mark.line + 1}: not valid YAML ({problem})")
+    words = " ".join(str(error).replace(' in "<unicode string>"', "").split())
+    return ValueError(f"{where}: not valid YAML ({words})")
+
+
+def check_yaml_files(paths: Iterable[Path]) -> None:
+    """`check_yaml` of every file; ValueError names the first that cannot be read or exceeds a limit."""
+    for path in paths:
+        check_yaml(read_text(path, MAX_YAML_BYTES), path)
 
 
 class _Size:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from reca import plain, records
+from reca import config, plain, records
 from reca.plain import MAX_DEPTH
 
 DEEP = MAX_DEPTH + 1
@@ -45,9 +47,9 @@ BAD_YAML = {
     "laughs": (laughs("{name}: &{name} [{inner}]", "a: &a [x, x]"), "more than 200000 values"),
     "merges": (laughs("{name}: &{name} {{<<: [{inner}]}}", "a: &a {x: 1}"), "more than 200000"),
     "endless": ("a: &a [*a]", r"alias \*a stands for itself"),
-    "no anchor": ("a: *b", "undefined alias, line 1"),
-    "key twice": ("a: 1\na: 2", "the key 'a' occurs twice, line 2"),
-    "list as key": ("? [1]\n: 2", r"the key '\[1\]' is no text, line 1"),
+    "no anchor": ("a: *b", "line 1: .*undefined alias"),
+    "key twice": ("a: 1\na: 2", "line 2: .*the key 'a' occurs twice"),
+    "list as key": ("? [1]\n: 2", r"line 1: .*the key '\[1\]' is no text"),
     "no such day": ("a: 2020-13-45", "month must be in"),
     "code": ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
     "two documents": ("--- 1\n--- 2", "expected a single document|another document"),
@@ -72,7 +74,7 @@ def test_odd_yaml_is_one_line_that_names_the_file(tmp_path, case):
     text, reason = BAD_YAML[case]
     path = tmp_path / "laptop.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=rf"laptop\.yaml: .*({reason})"):
+    with pytest.raises(ValueError, match=rf"laptop\.yaml[:,] .*({reason})"):
         plain.read_yaml(path)
 
 
@@ -121,3 +123,98 @@ def test_our_own_configuration_reads_as_the_stock_loader_reads_it():
     assert len(paths) > 50
     for path in paths:
         assert plain.read_yaml(path) == yaml.load(path.read_text(), yaml.CSafeLoader), path
+
+
+def test_fields_rows_and_lines_name_what_is_odd(tmp_path):
+    with pytest.raises(ValueError, match="x: expected an object, found a list"):
+        plain.fields([], "x", a=str)
+    with pytest.raises(ValueError, match="x: the key 'a' is missing"):
+        plain.fields({}, "x", a=str)
+    with pytest.raises(ValueError, match="x: a is null, not a text"):
+        plain.fields({"a": None}, "x", a=str)
+    with pytest.raises(ValueError, match="x: entry 1: expected an object, found a number"):
+        plain.rows([{}, 3], "x")
+    with pytest.raises(ValueError, match="x: expected a list, found an object"):
+        plain.rows({}, "x")
+    with pytest.raises(ValueError, match="x: b is a number, not a text"):
+        plain.texts({"a": "", "b": 1}, "x")
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n[2]\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 3: expected an object, found a list"):
+        plain.lines(tmp_path / "a.jsonl")
+
+
+# ---- where strangers' files enter ------------------------------------------------------------
+ODD_DOCUMENTS = {
+    "deep": "[" * 5000,
+    "deep objects": '{"a":' * 5000,
+    "list": "[1]",
+    "null": "null",
+    "number": "1" * 5000,
+    "empty object": "{}",
+    "odd values": '{"weight_map": {"a": [1]}, "family": [1], "sources": 3, "network": 1, "a": 2}',
+    "not UTF-8": b"\xff\xfe",
+}
+
+
+def _readers() -> dict[str, tuple[str, Callable[[Path], object]]]:
+    from reca.benchmarks import dpg, geneval, imgedit, t2i_compbench, wise
+    from reca.catalogue import load_sources
+    from reca.models import load_model
+    from reca.models.streaming import shards_of
+    from reca.models.weights import load_checkpoint
+    from reca.sources import read_lock
+    from reca.verbs.inputs import read_section
+
+    return {
+        "model": ("reca_model.json", lambda path: load_model(path.parent)),
+        "index": ("model.safetensors.index.json", lambda path: load_checkpoint(path)),
+        "streamed index": ("model.safetensors.index.json", shards_of),
+        "lock": ("sources.lock", read_lock),
+        "sources": ("sources.yaml", load_sources),
+        "wise": ("cultural_common_sense.json", lambda path: wise.prompts({"prompts": path.parent})),
+        "geneval": (
+            "evaluation_metadata.jsonl",
+            lambda path: geneval.prompts({"prompts": path.parent}),
+        ),
+        "dpg": ("prompts.json", lambda path: dpg.prompts({"prompts": path.parent})),
+        "imgedit": ("singleturn.json", lambda path: imgedit.prompts({"prompts": path.parent})),
+        "compbench": (
+            "val_comp.json",
+            lambda path: t2i_compbench.prompts({"prompts": path.parent}),
+        ),
+        "section": ("section.json", lambda path: read_section(f"@{path}")),
+    }
+
+
+@pytest.mark.parametrize("case", ODD_DOCUMENTS)
+def test_odd_documents_are_one_line_wherever_they_are_read(tmp_path, case):
+    text = ODD_DOCUMENTS[case]
+    for name, (file, read) in _readers().items():
+        path = tmp_path / file
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        harmless = case in HARMLESS.get(name, ())
+        if harmless:
+            read(path)
+            continue
+        with pytest.raises(ValueError, match=file.replace(".", r"\.") + "|--section"):
+            read(path)
+        path.unlink()
+
+
+# An empty object has no prompts, and a section is judged by its stage.
+HARMLESS = {
+    "dpg": ("empty object",),
+    "imgedit": ("empty object",),
+    "section": ("empty object", "odd values"),
+}
+
+
+def test_experiments_are_held_to_the_limits_before_they_are_composed(tmp_path):
+    shutil.copytree(CONFIG, tmp_path / "config")
+    for name, case in (("data/laptop_world", "laughs"), ("experiment/laptop", "past the stack")):
+        file = tmp_path / "config" / f"{name}.yaml"
+        whole = file.read_text()
+        file.write_text(BAD_YAML[case][0])
+        with pytest.raises(ValueError, match=rf"{file.name}: ({BAD_YAML[case][1]})"):
+            config.load("laptop", config_dir=tmp_path / "config")
+        file.write_text(whole)

@@ -7,7 +7,6 @@ tuple, question_natural_language. An answer counts only if it is exactly `yes`.
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from reca.benchmarks.graded import Graded, coverage_of, interval, mean
 from reca.benchmarks.items import Prompt
+from reca.plain import read_json, texts
 
 VERSION = "ELLA 3c228f1"
 IMAGES_PER_PROMPT = 4
@@ -31,7 +31,7 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     path = _file(data["prompts"], "prompts.json")
     return [
         Prompt(name.removesuffix(".txt"), text, "dpg")
-        for name, text in json.loads(path.read_text()).items()
+        for name, text in texts(read_json(path), path).items()
     ]
 
 

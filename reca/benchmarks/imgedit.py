@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
+from reca.plain import fields, read_json
 
 VERSION = "Basic b250aa1"
 IMAGES_PER_PROMPT = 1
@@ -34,9 +34,13 @@ _DIGITS = 300  # of a longer number these: far out of range as well, and still a
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The edits; `facts["source"]` is the source picture's path below the role `images`."""
     path = _file(data["prompts"], "singleturn.json")
+    edits = {
+        key: fields(row, f"{path}: {key}", prompt=str, edit_type=str, id=str)
+        for key, row in fields(read_json(path), path).items()
+    }
     return [
         Prompt(key, row["prompt"], row["edit_type"], {"source": row["id"]})
-        for key, row in json.loads(path.read_text()).items()
+        for key, row in edits.items()
     ]
 
 
@@ -59,12 +63,14 @@ def requests(
     sources: Mapping[str, bytes],
 ) -> list[JudgeRequest]:
     """One request per edit: the type's prompt, the source picture, the result."""
-    texts = json.loads(_file(data["prompts"], "judge_prompt.json").read_text())
+    path = _file(data["prompts"], "judge_prompt.json")
+    tasks = {item.task for item in items}
+    told = fields(read_json(path), path, **dict.fromkeys(tasks, str))
     return [
         JudgeRequest(
             item.id,
             (
-                texts[item.task].replace("<edit_prompt>", item.text),
+                told[item.task].replace("<edit_prompt>", item.text),
                 Picture(sources[item.id], "png"),
                 Picture(pictures[item.id, 0], "png"),
             ),

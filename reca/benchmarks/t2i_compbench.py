@@ -11,6 +11,7 @@ from typing import Any
 from reca.benchmarks.graded import Graded, by_category, complete_mean, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
+from reca.plain import fields, read_json, rows
 
 VERSION = "SRUM a53ba18"
 IMAGES_PER_PROMPT = 1
@@ -31,9 +32,10 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     found = sorted(Path(data["prompts"]).rglob("val_comp.json"))
     if not found:
         raise ValueError(f"{data['prompts']}: no val_comp.json here; fetch source t2i-compbench")
+    kinds = {"Question_id": object, "Question": str, "Category": str}
     return [
         Prompt(str(row["Question_id"]), row["Question"], row["Category"].replace("_", " "))
-        for row in json.loads(found[0].read_text())
+        for row in rows(read_json(found[0]), found[0], **kinds)
     ]
 
 
@@ -46,7 +48,8 @@ def requests(
     items: Sequence[Prompt], pictures: Mapping[tuple[str, int], bytes], data: Mapping[str, Path]
 ) -> list[JudgeRequest]:
     """One request per picture: the picture first, then the text."""
-    text = json.loads((Path(data["judge"]) / "judge_prompt.json").read_text())["prompt"]
+    path = Path(data["judge"]) / "judge_prompt.json"
+    text = fields(read_json(path), path, prompt=str)["prompt"]
     return [
         JudgeRequest(
             item.id,
@@ -65,7 +68,7 @@ def parse(reply: str) -> int | None:
     if block:
         try:
             return int(float(json.loads(block[0])["score"]))
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             pass
     found = _SCORE.search(text)
     return int(found[1][:_DIGITS]) if found else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from reca.benchmarks import kinds
 from reca.config import section
+from reca.plain import fields, json_object
 from reca.records import Stage, read_manifest, sha256_json
 from reca.schema import BenchmarkConfig, JudgeConfig, Sampler
 from reca.verbs.code import stage_code
@@ -268,8 +268,10 @@ def score_folder(arguments: Namespace) -> None:
 
 
 def _cards(evidence: Path) -> list[dict[str, Any]]:
+    from reca.records import read_json
+
     path = evidence / "judge.json"
-    return [json.loads(path.read_text())] if path.is_file() else []
+    return [fields(read_json(path), path)] if path.is_file() else []
 
 
 def _sources(kind: str, arguments: Namespace) -> dict[str, Path]:
@@ -287,7 +289,7 @@ def _sources(kind: str, arguments: Namespace) -> dict[str, Path]:
 
 
 def _benchmark(kind: str, samples: int, arguments: Namespace) -> BenchmarkConfig:
-    options = json.loads(arguments.options) if arguments.options else {}
+    options = json_object(arguments.options, "--options") if arguments.options else {}
     if arguments.partial:
         options["partial"] = True
     judge = section(JudgeConfig, read_section(arguments.judge)) if arguments.judge else None
