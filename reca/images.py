@@ -172,7 +172,7 @@ def _format_of(data: bytes, name: str) -> str:
         raise UnreadableImage(name, "zero bytes")
     kind = format_of(data)
     if kind is None:
-        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        known = "JPEG, PNG, WebP, GIF, BMP or TIFF"
         raise UnreadableImage(name, f"not a {known} file (starts with {data[:8].hex(' ')})")
     return kind
 
