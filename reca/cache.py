@@ -20,8 +20,8 @@ import torch
 from reca import records
 from reca.cache_files import ABOUT, COLUMNS, INDEX, FeatureCache, open_cache
 from reca.cache_work import Workshop
-from reca.data.samples import Corrupt, Dataset, read_images
-from reca.images import UnreadableImage
+from reca.data.samples import MAX_UNREADABLE, Corrupt, Dataset, described, read_images
+from reca.unreadable import UnreadableSample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +33,6 @@ __all__ = ["FeatureCache", "Precision", "build", "open_cache"]
 FORMAT = 1
 SHARD_BYTES = 256 * 2**20
 SHARD_ROWS = 4096  # bounds what a kill can cost where rows are small
-MAX_UNREADABLE = 0.001
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -63,16 +62,18 @@ class Plan:
     samples: list[tuple[int, str, str]] = field(default_factory=list)  # position, id, image hash
     first: dict[str, int] = field(default_factory=dict)  # image hash -> where it stands first
     without_image: int = 0
+    left_out: dict[str, Any] = field(default_factory=dict)
     unreadable: list[dict[str, Any]] = field(default_factory=list)
     shard_rows: int = 0
     shards: list[Shard] = field(default_factory=list)
 
     def read(self, dataset: Dataset, tally: Corrupt) -> None:
-        """Hash every picture."""
+        """Hash every picture; what the reader or this loop leaves out is recorded."""
+        self.left_out = described(dataset.left_out)
         for position in range(len(dataset)):
             try:
                 sample = dataset[position]
-            except UnreadableImage as fault:
+            except UnreadableSample as fault:
                 tally.add(fault)
                 self.unreadable.append(_left_out(fault.name, position, fault.reason))
                 continue
@@ -203,7 +204,7 @@ def _finish_shards(
 
 # ---- completing ----------------------------------------------------------------------------------
 def _index(plan: Plan, found: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Columns of the index; samples whose image is not readable go to the plan's `unreadable`."""
+    """Columns of the index; samples that are not readable go to the plan's `unreadable`."""
     places: dict[str, tuple[int, int] | str] = {}
     for number, (shard, record) in enumerate(zip(plan.shards, found, strict=True)):
         places |= {shard.images[row]: (number, at) for at, row in enumerate(record["kept"])}
@@ -251,6 +252,7 @@ def _write(plan: Plan, found: Sequence[dict[str, Any]], workshop: Workshop, fold
         "shards": shards,
         "unreadable": plan.unreadable,
         "without_image": plan.without_image,
+        "left_out": plan.left_out,
     }
     records.write_json(folder / ABOUT, about)
 
@@ -262,13 +264,13 @@ def _complete(
     workshop: Workshop,
     stage: records.Stage,
 ) -> None:
-    """Make the stage, unless too many images were unreadable, here or in another sitting."""
+    """Make the stage, unless too many samples were unreadable, here or in another sitting."""
     total = Corrupt(encoder.tally.total, encoder.tally.max_fraction)
     for fault in plan.unreadable:
-        total.add(UnreadableImage(fault["id"], fault["reason"]))
+        total.add(UnreadableSample(fault["id"], fault["reason"]))
     for shard, record in zip(plan.shards, found, strict=True):
         for row, reason in record["faults"].items():
-            total.add(UnreadableImage(shard.images[int(row)], reason))
+            total.add(UnreadableSample(shard.images[int(row)], reason))
     with stage:
         _write(plan, found, workshop, stage.scratch)
         seconds = {record["key"]: record["seconds"] for record in found}
@@ -337,7 +339,7 @@ def build(
         dtype: precision of floating-point features; integers are kept exactly.
         batch_size: images per call of `encode`.
         shard_bytes: size of a shard, about.
-        max_unreadable: share of the samples whose image may be unreadable.
+        max_unreadable: share of the samples whose image or text may be unreadable.
         workers: threads that read and decode.
         work: where unfinished shards stay, by default a hidden folder beside `out_dir`; any number
             of processes may share it to build the same cache.

@@ -8,9 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
-import yaml
-
 from reca.downloads import Expected, check_url, safe_relative
+from reca.plain import read_yaml
 
 SOURCES_FILE = Path("config/sources.yaml")
 Kind = Literal["hub", "url", "git-raw", "mirror"]
@@ -65,35 +64,9 @@ class Source:
         return tuple(f.path for f in self.files if f.is_pattern or not f.expected.pinned)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML in which a key may occur once; the stock loader keeps the last silently."""
-
-
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} occurs twice", node.start_mark
-            )
-    return {
-        key: loader.construct_object(value, deep=True)
-        for key, (_, value) in zip(keys, node.value, strict=True)
-    }
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
 def load_sources(path: Path = SOURCES_FILE) -> dict[str, Source]:
     """Read and check `sources.yaml`; ValueError in one line: file, key path, what is allowed."""
-    try:
-        loader = _UniqueKeys(path.read_text())
-        document = loader.get_single_data()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    document = read_yaml(path)
     if not isinstance(document, dict) or not isinstance(document.get("sources"), dict):
         raise ValueError(f"{path}: sources: expected a mapping from names to entries")
     entries = document["sources"]

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import reca
-from reca.ownership import check_file
+from reca.exits import demand_address_space, line_of
+from reca.logs import start_log
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,6 @@ _SOURCE = _arg(
 )
 _LOG = _arg("--log", metavar="FILE", help="also write the log to this file")
 
-
 VERBS = (
     # ---- configuration
     Verb(
@@ -122,11 +119,7 @@ VERBS = (
         "print the JSON schema of experiments, or write it for Snakemake",
         "reca schema --write",
         "reca.verbs.configure:schema",
-        (
-            _arg(
-                "--write", action="store_true", help="write workflow/schemas/experiment.schema.json"
-            ),
-        ),
+        (_arg("--write", action="store_true", help="write the file in workflow/schemas"),),
     ),
     # ---- sources and data
     Verb(
@@ -395,7 +388,7 @@ VERBS = (
         "reca reconstruct circle.png --out again.png",
         "reca.verbs.interact:reconstruct",
         (
-            _arg("image", metavar="IMAGE", help="JPEG, PNG or WEBP file"),
+            _arg("image", metavar="IMAGE", help="JPEG, PNG, WebP, GIF, BMP or TIFF file"),
             _MODEL,
             _arg("--out", default="reconstructed.png", metavar="FILE", help="default as shown"),
             _arg("--prompt", help="reconstruction prompt (default: the laptop bank's first)"),
@@ -411,7 +404,7 @@ VERBS = (
         'reca ask circle.png "what color is the circle ?"',
         "reca.verbs.interact:ask",
         (
-            _arg("image", metavar="IMAGE", help="JPEG, PNG or WEBP file"),
+            _arg("image", metavar="IMAGE", help="JPEG, PNG, WebP, GIF, BMP or TIFF file"),
             _arg("question", help="the question"),
             _MODEL,
             _arg(
@@ -476,7 +469,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     module, _, function = parsed.runs.partition(":")
     try:
-        _start_log(getattr(parsed, "log", None))
+        demand_address_space(parsed.verb)
+        start_log(getattr(parsed, "log", None))
         return int(getattr(importlib.import_module(module), function)(parsed) or 0)
     except BrokenPipeError:  # the reader of a pipe (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -487,29 +481,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except (ValueError, OSError) as error:
-        if os.environ.get("RECA_DEBUG") == "1":
+    except Exception as error:
+        if (said := line_of(error)) is None or os.environ.get("RECA_DEBUG") == "1":
             raise
-        print(f"reca {parsed.verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-
-
-def _is_log(path: Path) -> bool:
-    """Whether a file begins as our logs do; lines are added to no other."""
-    with open(path, "rb") as file:
-        return re.match(rb"\d\d:\d\d:\d\d \S+: ", file.read(200)) is not None
-
-
-def _start_log(file: str | None) -> None:
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if file:
-        check_file("--log", Path(file), _is_log)
-        os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
-        handlers.append(logging.FileHandler(file, mode="a"))
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=handlers,
-        force=True,
-    )
+        print(f"reca {parsed.verb}: {said[0]}", file=sys.stderr)
+        return said[1]

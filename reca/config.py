@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from reca.plain import check_yaml_files
 from reca.schema import Experiment
 from reca.structure import build, json_schema, suggestion
 
@@ -79,6 +80,8 @@ def compose_plain(experiment: str, overrides: Sequence[str], folder: Path) -> di
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    groups = (path for path in folder.glob("*/*.yaml") if path.parent.name != "experiment")
+    check_yaml_files([folder / "experiment" / f"{experiment}.yaml", *groups])
     choices = [f"experiment={experiment}", *(_override(text, folder) for text in overrides)]
     GlobalHydra.instance().clear()  # Snakemake may evaluate this more than once
     try:

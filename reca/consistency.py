@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.align.recipe import ROLE_OF, for_arm
+from reca.plain import fields, read_yaml
 from reca.schema import (
     BenchmarkConfig,
     DataSource,
@@ -340,11 +341,9 @@ def needed_sources(experiment: Experiment) -> Iterable[tuple[str, str]]:
 
 @cache
 def _known_sources(path: Path) -> frozenset[str]:
-    import yaml
-
     if not path.is_file():
         raise ValueError(f"{path} is missing, though the experiment names sources")
-    listed = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    listed = fields(read_yaml(path), path)
     return frozenset(listed.get("sources", listed))
 
 

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import hashlib
 import ipaddress
-import json
 import logging
 import os
 import re
@@ -32,6 +31,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
+from reca.plain import json_object
 from reca.records import fsync_directory, write_json
 
 log = logging.getLogger(__name__)
@@ -248,8 +248,8 @@ class _Transfer:
     def _resumable(self) -> dict[str, Any]:
         """What the sidecar says of the part; without a way to tell versions apart, start over."""
         try:
-            known = json.loads(_sidecar(self.part).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            known = json_object(_sidecar(self.part).read_bytes(), "sidecar")
+        except (FileNotFoundError, ValueError):
             known = {}
         if known.get("url") == self.url and (known.get("etag") or self.expected.pinned):
             return known

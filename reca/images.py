@@ -1,8 +1,8 @@
 """Safe decoding of foreign image files, and the exact resize rules that the model families share.
 
-Bytes from a data set are not trusted: only JPEG, PNG and WebP are parsed, sizes are read from the
-header and bounded before a pixel is decoded, and every failure is one exception, `UnreadableImage`,
-that names the sample.
+Bytes from a data set are not trusted: six formats are parsed, by content and not by name; sizes and the
+memory that decoding takes are bounded before a pixel is decoded, and every failure is one exception,
+`UnreadableImage`, that names the sample in fixed words.
 """
 
 from __future__ import annotations
@@ -16,27 +16,39 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from reca.image_colours import UnknownSamples, on_white
+from reca.image_formats import FORMATS, SUFFIXES, decoding_bytes, end_of, format_of, unpacked_bytes
+from reca.unreadable import UnreadableImage
+
 if TYPE_CHECKING:
     import torch
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "UnreadableImage",
+    "decode",
+    "short_side_crop",
+    "squash",
+    "to_image",
+    "to_tensor",
+]
+
 # 8192 x 8192: Pillow itself warns only at 1.3 times this and refuses at 2.7 times.
 MAX_PIXELS = 2**26
 MAX_SIDE = 2**15
+# Memory for decoding one image: a JPEG of 48 million pixels, RGBA of 24 million, WebP of 12 million.
+MAX_BYTES = 184 * 2**20
+# A second's work: an RGB PNG of 39 million pixels, or one of 14 million with alpha and 16 bits.
+MAX_UNPACKED = 112 * 2**20
+_REDUCTIONS = (2, 4, 8)  # of JPEG, while it is decoded
 
-_SIGNATURES = (
-    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n")),
-    ("JPEG", re.compile(rb"\xff\xd8\xff")),
-    ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL)),
-)
-# A second document glued behind the image (a "polyglot"): archives, scripts, markup, PDF.
+# A second document glued to the end of the image (a "polyglot"): archives, scripts, markup, PDF.
 _SECOND_DOCUMENT = re.compile(
     rb"PK\x03\x04|PK\x05\x06|%PDF-|<\?php|<script|<svg|<html|<!doctype|Rar!\x1a|7z\xbc\xaf",
     re.IGNORECASE,
 )
-# In JPEG's entropy-coded data FF00 is a stuffed byte and FFD0-FFD7 are restarts; any other FFxx is
-# a marker.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 # What Pillow raises on hostile or damaged bytes. The warning is here because a caller may turn it
 # into an error.
 _PILLOW_FAULTS = (
@@ -64,41 +76,44 @@ _UPRIGHT = {
 _EXIF_ORIENTATION = 0x0112
 
 
-class UnreadableImage(ValueError):
-    """An image that is refused; the message names the sample and the reason."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: unreadable image: {reason}")
-        self.name = name
-        self.reason = reason
-
-
 def decode(
     data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE
 ) -> Image.Image:
-    """Decode one JPEG, PNG or WebP file to an upright RGB image.
+    """Decode one JPEG, PNG, WebP, GIF, BMP or TIFF file to an upright RGB image.
 
-    Animations give their first frame, EXIF orientation is applied, grey, palette and CMYK become
-    RGB, of 16-bit samples the high byte is kept, and transparency is composited on white. `name`
-    identifies the sample in errors.
+    The format is that of the content, whatever the name. Animations give their first frame, TIFF its first page; EXIF
+    orientation is applied, grey, palette and CMYK become RGB, of 16-bit samples the high byte is kept, and transparency
+    is composited on white. A JPEG that would take more than `MAX_BYTES` is decoded at a half, a quarter or an eighth
+    of its size. `name` identifies the sample in errors.
 
     Raises:
-        UnreadableImage: empty, truncated, of another format, damaged, carrying a second document
-            behind the image, or larger than `max_pixels` or `max_side` (decided from the header).
+        UnreadableImage: empty, truncated, of another format, damaged, with a second document after the image, with
+            samples of more than 16 bits, larger than `max_pixels` or `max_side`, or (no JPEG) in need of more than
+            `MAX_BYTES`; sizes are decided from the header.
     """
     kind = _format_of(data, name)
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             _check_size(image.size, name, max_pixels, max_side)
             _check_tail(data, kind, name)
+            _bound(image, data, kind, name)
             image.load()
-            return _upright(_to_rgb(image), _orientation(image))
+            orientation = _orientation(image)  # PNG may state it after the pixels
+            _check_memory(image, data, kind, name, orientation in _UPRIGHT)
+            picture = on_white(image, data)
+            if kind == "WEBP" and picture is image:  # which keeps its canvases
+                picture = image.copy()
     except UnreadableImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as fault:
-        raise UnreadableImage(name, f"more than {max_pixels} pixels ({fault})") from fault
+        raise UnreadableImage(name, f"more than {max_pixels} pixels") from fault
+    except UnknownSamples as fault:
+        raise UnreadableImage(name, f"{kind} with {fault}") from fault
     except _PILLOW_FAULTS as fault:
-        raise UnreadableImage(name, f"damaged or truncated {kind} ({fault})") from fault
+        # Not Pillow's words: they name addresses in memory, and a cache keeps the reason.
+        raise UnreadableImage(name, f"damaged or truncated {kind}") from fault
+    del image  # its pixels, before they are copied once more
+    return _upright(picture, orientation)
 
 
 def squash(image: Image.Image, size: int) -> Image.Image:
@@ -155,10 +170,11 @@ def to_image(tensor: torch.Tensor) -> Image.Image:
 def _format_of(data: bytes, name: str) -> str:
     if not data:
         raise UnreadableImage(name, "zero bytes")
-    for kind, signature in _SIGNATURES:
-        if signature.match(data):
-            return kind
-    raise UnreadableImage(name, f"not a JPEG, PNG or WebP file (starts with {data[:8].hex(' ')})")
+    kind = format_of(data)
+    if kind is None:
+        known = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+        raise UnreadableImage(name, f"not a {known} file (starts with {data[:8].hex(' ')})")
+    return kind
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int, max_side: int) -> None:
@@ -171,40 +187,33 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int, max_side: int
 
 
 def _check_tail(data: bytes, kind: str, name: str) -> None:
-    """Refuse a second document behind the image; padding and camera trailers stay allowed."""
-    end = {"PNG": _png_end, "JPEG": _jpeg_end, "WEBP": _webp_end}[kind](data)
-    found = _SECOND_DOCUMENT.search(data, end)
+    """Refuse a second document after the image; padding and camera trailers stay allowed."""
+    found = _SECOND_DOCUMENT.search(data, end_of(data, kind))
     if found:
         raise UnreadableImage(
             name, f"another document ({found.group()!r}) follows the {kind} image"
         )
 
 
-def _png_end(data: bytes) -> int:
-    at = 8
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        at += 12 + length
-        if kind == b"IEND":
-            break
-    return min(at, len(data))
+def _bound(image: Image.Image, data: bytes, kind: str, name: str) -> None:
+    """Demand `MAX_BYTES` of an image that is not loaded yet: JPEG is reduced to it, any other format refused."""
+    # Asked for EXIF that it has not met yet, a PNG is loaded to its end.
+    turned = (kind != "PNG" or "exif" in image.info) and _orientation(image) in _UPRIGHT
+    if kind == "JPEG" and decoding_bytes(image, data, kind, turned) > MAX_BYTES:
+        for reduction in _REDUCTIONS:
+            if decoding_bytes(image, data, kind, turned, reduction) <= MAX_BYTES:
+                image.draft(None, (image.width // reduction, image.height // reduction))
+                return
+    _check_memory(image, data, kind, name, turned)
 
 
-def _jpeg_end(data: bytes) -> int:
-    """Offset behind the end-of-image marker; thumbnails inside segments are stepped over."""
-    at = 2
-    while found := _JPEG_MARKER.search(data, at):
-        at = found.end()
-        if found.group() == b"\xff\xd9":
-            return at
-        if at + 2 > len(data):
-            break
-        at += struct.unpack_from(">H", data, at)[0]
-    return len(data)
-
-
-def _webp_end(data: bytes) -> int:
-    return min(8 + struct.unpack_from("<I", data, 4)[0], len(data))
+def _check_memory(image: Image.Image, data: bytes, kind: str, name: str, turned: bool) -> None:
+    needed, unpacked = decoding_bytes(image, data, kind, turned), unpacked_bytes(image, data, kind)
+    if needed > MAX_BYTES or unpacked > MAX_UNPACKED:
+        width, height = image.size
+        reason = f"{width} x {height} pixels of {kind} take {needed >> 20} MiB to decode"
+        limits = f"at most {MAX_BYTES >> 20} ({MAX_UNPACKED >> 20} of them packed) are allowed"
+        raise UnreadableImage(name, f"{reason}, {limits}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -217,19 +226,6 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16-bit grey: keep the high byte, as Pillow does for 16-bit colour.
-        high_byte = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(high_byte.clip(0, 255).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layers = image.convert("RGBA")
-    white = Image.new("RGB", layers.size, "white")
-    white.paste(layers, mask=layers.getchannel("A"))
-    return white
 
 
 def _central_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from reca.images import decode
 from reca.ownership import check_place, files_in
+from reca.plain import json_object
 from reca.records import fsync_directory
 from reca.scratch import new_file, new_folder
 
@@ -205,7 +206,7 @@ class ImageSet:
         """How a picture was drawn."""
         entry = Entry(key, index)
         try:
-            return json.loads(self._read(entry, "json"))
+            return json_object(self._read(entry, "json"), "the recipe")
         except ValueError as problem:
             raise ValueError(f"{self.path}: {entry.stem}.json is damaged ({problem})") from problem
 

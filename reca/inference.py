@@ -123,6 +123,6 @@ def read_picture(path: str | Path) -> Image:
         data = Path(path).read_bytes()
     except OSError as problem:
         raise ValueError(
-            f"{path}: cannot read ({problem.strerror}); give a JPEG, PNG or WebP file"
+            f"{path}: cannot read ({problem.strerror}); give a JPEG, PNG, WebP, GIF, BMP or TIFF file"
         ) from problem
     return decode(data, name=str(path))

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any
 
 import reca
+from reca import plain
 from reca.ownership import check_output, check_place, is_derived
 from reca.scratch import Scratch, new_file
 
@@ -104,15 +105,12 @@ def json_text(value: Any) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON; ValueError names the file when it is missing or damaged."""
+    """Read JSON of the house; ValueError names the file when it is missing, damaged or beyond the limits of `plain`."""
+    text = plain.read_text(path)
     try:
-        return json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read ({error.strerror})") from error
+        return plain.json_value(text, path)
     except ValueError as error:
-        raise ValueError(
-            f"{path}: not valid JSON ({error}); delete it and run the stage again"
-        ) from error
+        raise ValueError(f"{error}; delete it and run the stage again") from error
 
 
 # ---- code ------------------------------------------------------------------------------------------------------------

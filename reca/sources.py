@@ -37,6 +37,7 @@ from reca.downloads import (
     safe_relative,
     verify,
 )
+from reca.plain import fields
 from reca.records import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ def read_lock(path: Path = LOCK_FILE) -> dict[str, Any]:
     document = read_json(path)
     if not isinstance(document, dict) or document.get("version") != LOCK_VERSION:
         raise ValueError(f"{path}: not a lock of version {LOCK_VERSION}; delete it and pin again")
-    return document["sources"]
+    sources: dict[str, Any] = fields(document, path, sources=dict)["sources"]
+    return sources
 
 
 def _locked(source: Source, entry: Mapping[str, Any] | None, path: Path) -> Source:

@@ -25,6 +25,7 @@ from reca.cache import build, open_cache
 from reca.cache_files import ABOUT, map_safetensors
 from reca.cache_work import narrowed
 from reca.cli import main
+from reca.data import open_dataset
 from reca.data.samples import Sample
 from reca.images import decode
 from tests.toy_model import CODE, DrawingToy, Pictures, png
@@ -207,7 +208,7 @@ def test_unreadable_images_are_counted_and_left_out(tmp_path):
 
 def test_too_many_unreadable_images_fail(tmp_path):
     dataset = Pictures(10, {3: Sample("torn", png(3)[:60]), 8: Sample("empty", b"")})
-    with pytest.raises(ValueError, match=r"2 of 10 images unreadable.*empty"):
+    with pytest.raises(ValueError, match=r"2 of 10 samples unreadable.*empty"):
         make(tmp_path / "c", dataset=dataset, max_unreadable=0.1)
     assert not (tmp_path / "c").exists()
 
@@ -218,6 +219,30 @@ def test_the_limit_counts_over_sittings(tmp_path):
     make(tmp_path / "c", dataset=dataset, max_unreadable=0.5)
     with pytest.raises(ValueError, match="unreadable"):
         make(tmp_path / "c", dataset=dataset, max_unreadable=0.1, section="again")
+
+
+def test_what_is_left_out_is_recorded_in_fixed_words(tmp_path):
+    """Refused texts, unreadable pictures and files that are not read; two runs give equal bytes."""
+    for name in ("one", "two"):
+        folder = tmp_path / name / "photos"
+        folder.mkdir(parents=True)
+        for number in range(9):
+            (folder / f"{number}.png").write_bytes(png(number))
+        (folder / "2.png").write_bytes(b"GIF89a" + bytes(40))
+        (folder / "3.png").write_bytes(png(3)[:60])
+        (folder / "4.txt").write_bytes(b"\xff\xfe")
+        (folder / "metadata.jsonl").write_text('{"file_name": "5.png", "text": null}')
+        (folder / "captions.csv").write_text("?")
+        dataset = open_dataset("folder", folder)
+        make(tmp_path / name / "c", dataset=dataset, max_unreadable=0.5, section={"n": 1})
+    about = [(tmp_path / name / "c" / ABOUT).read_text() for name in ("one", "two")]
+    assert about[0] == about[1]
+    assert "0x" not in about[0].replace("0xff", "") and str(tmp_path) not in about[0]
+    found = json.loads(about[0])
+    assert sorted(row["id"] for row in found["unreadable"]) == ["2.png", "3.png", "4.png", "5.png"]
+    assert found["left_out"] == {
+        "neither image nor caption": {"count": 1, "first": ["captions.csv"]}
+    }
 
 
 def test_nothing_readable(tmp_path):

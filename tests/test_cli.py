@@ -109,6 +109,40 @@ def test_machine_trouble_is_exit_1(monkeypatch, capsys):
     assert capsys.readouterr().err == "reca compose: [Errno 28] No space left on device\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (MemoryError(), 1, "out of memory; "),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 1, "out of"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 328 MiB"),
+            1,
+            "`reca plan EXPERIMENT`",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
+        (RecursionError("maximum recursion depth exceeded"), 2, "an input is nested too deeply"),
+    ],
+)
+def test_what_has_no_words_of_its_own_is_one_line(monkeypatch, capsys, error, status, said):
+    def fails(arguments):
+        raise error
+
+    monkeypatch.setattr("reca.verbs.configure.compose", fails)
+    assert main(["compose", "laptop"]) == status
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"reca compose: {said}") and printed.count("\n") == 1
+
+
+def test_a_small_address_space_is_one_line_at_once():
+    """Torch itself hangs or aborts there."""
+    limited = 'ulimit -v 1200000; exec "$0" -m reca check laptop'
+    command = ["bash", "-c", limited, sys.executable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "the address space is limited to 1.1 GiB (ulimit -v)" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_our_own_errors_keep_their_traceback(monkeypatch):
     def wrong(arguments):
         raise AssertionError("ours")

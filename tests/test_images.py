@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -16,7 +18,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from reca import images
-from reca.images import UnreadableImage, decode
+from reca.image_colours import on_white
+from reca.images import decode
+from reca.unreadable import UnreadableImage
 
 GOLDEN = Path(
     os.environ.get("RECA_REFERENCE_DIR") or Path(__file__).parent / "reference" / "golden"
@@ -69,7 +73,6 @@ REFUSED = {
     "wrong magic": b"\0" * 100,
     "svg renamed": SVG,
     "fits bomb": FITS,
-    "gif renamed": encode(gradient(), "GIF"),
     "html": b"<!doctype html><title>404</title>",
     "truncated jpeg": JPEG[: len(JPEG) // 2],
     "truncated png": PNG[: len(PNG) // 2],
@@ -99,6 +102,100 @@ def test_hostile_or_damaged_bytes_are_refused_quickly_and_by_name(case):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
 
 
+def raw_png(width: int, height: int, depth: int, colour: int, *extra: bytes) -> bytes:
+    """A whole PNG of zeros, packed a thousandfold."""
+    row = (width * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] + 7) // 8 + 1
+    pack = zlib.compressobj(6)
+    rows = b"".join(pack.compress(bytes(row)) for _ in range(height)) + pack.flush()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    body = b"".join([header, *extra, chunk(b"IDAT", rows), chunk(b"IEND", b"")])
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+TOO_LARGE = {
+    "8000 png of 74 bytes": lambda: png(8000, 8000),
+    "8192 rgba of 16 bits": lambda: png(8192, 8192, depth=16, colour=6),
+    "4600 rgb of 16 bits": lambda: png(4600, 4600, depth=16),
+    "webp of one colour": lambda: encode(Image.new("RGB", (5000, 5000)), "WEBP", lossless=True),
+    "gif of one colour": lambda: encode(Image.new("P", (8000, 8000)), "GIF"),
+    "tiff of one colour": lambda: encode(
+        Image.new("1", (8000, 8000)), "TIFF", compression="group4"
+    ),
+    "progressive jpeg": lambda: PROGRESSIVE,
+}
+# The frame header of a small file says that it is large.
+PROGRESSIVE = encode(gradient(), "JPEG", progressive=True, subsampling=0).replace(
+    struct.pack(">HH", 30, 40), struct.pack(">HH", 8000, 8000), 1
+)
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_small_files_that_unpack_to_much_are_refused_from_the_header(case, monkeypatch):
+    data = TOO_LARGE[case]()
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(UnreadableImage, match=r"pixels of [A-Z]+ take \d+ MiB to decode"):
+        decode(data, name="a")
+
+
+LARGE = {
+    "palette": lambda: raw_png(6100, 6100, 8, 3, chunk(b"PLTE", bytes(3)), chunk(b"tRNS", b"\0")),
+    "webp": lambda: encode(Image.new("RGBA", (4000, 3000)), "WEBP", lossless=True),
+    "photograph": lambda: encode(Image.new("RGB", (8660, 5773), "red"), "JPEG"),
+    "photograph, turned": lambda: encode(
+        Image.new("RGB", (6000, 4000), "red"), "JPEG", exif=turned(6)
+    ),
+}
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+MEASURE = """
+import sys
+from reca.images import decode
+from tests.test_images import WEBP
+decode(WEBP, name="loads what decoding needs")
+peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+for path in sys.argv[1:]:
+    data = open(path, "rb").read()
+    open("/proc/self/clear_refs", "w").write("5")
+    before = peak()
+    image = decode(data, name="a")
+    print(peak() - before, *image.size)
+    del image
+"""
+
+
+def test_the_largest_images_that_are_read_stay_within_200_megabytes(tmp_path):
+    paths = [tmp_path / name for name in LARGE]
+    for path, make in zip(paths, LARGE.values(), strict=True):
+        path.write_bytes(make())
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    found = [list(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert all(50e6 < kibibytes * 1024 < 200e6 for kibibytes, _, _ in found)
+    assert [size for _, *size in found] == [[6100, 6100], [4000, 3000], [4330, 2887], [4000, 6000]]
+
+
+def test_a_reduced_photograph_is_the_same_picture(monkeypatch):
+    image = gradient(100, 100).resize((800, 640))
+    data = encode(image, "JPEG", quality=95)
+    for megabytes, size in ((4, (800, 640)), (1, (400, 320)), (0.2, (200, 160)), (0.1, (100, 80))):
+        monkeypatch.setattr(images, "MAX_BYTES", megabytes * 1e6)
+        found = decode(data, name="a")
+        assert found.size == size
+        difference = np.asarray(found, int) - np.asarray(image.resize(size, Image.Resampling.BOX))
+        assert np.abs(difference).mean() < 3
+
+
 def test_limits_are_arguments():
     assert decode(PNG, name="a", max_pixels=1200).size == (40, 30)
     with pytest.raises(UnreadableImage, match="40 x 30 pixels, at most 1199"):
@@ -107,9 +204,57 @@ def test_limits_are_arguments():
         decode(PNG, name="a", max_side=39)
 
 
-@pytest.mark.parametrize("data", [PNG, WEBP], ids=["png", "webp"])
-def test_lossless_formats_are_exact(data):
-    assert np.array_equal(decode(data, name="a"), gradient())
+OTHER_FORMATS = {
+    "gif": encode(gradient().convert("P"), "GIF"),
+    "bmp": encode(gradient(), "BMP"),
+    "tiff": encode(gradient(), "TIFF"),
+    "tiff, packed": encode(gradient(), "TIFF", compression="tiff_adobe_deflate"),
+}
+
+
+@pytest.mark.parametrize(
+    "data", [PNG, WEBP, *OTHER_FORMATS.values()], ids=["png", "webp", *OTHER_FORMATS]
+)
+def test_lossless_formats_are_exact_whatever_the_name(data):
+    expected = gradient()
+    if data.startswith(b"GIF"):
+        expected = expected.convert("P").convert("RGB")
+    assert np.array_equal(decode(data, name="ocr_vqa/images/0001.jpg"), expected)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_other_formats_keep_the_same_limits(name):
+    data = OTHER_FORMATS[name]
+    for odd in (data + ZIP, data + SVG):
+        with pytest.raises(UnreadableImage, match="another document"):
+            decode(odd, name="a")
+    with pytest.raises(UnreadableImage, match="damaged or truncated"):
+        decode(data[: len(data) // 2], name="a")
+    with pytest.raises(UnreadableImage, match="at most 1199"):
+        decode(data, name="a", max_pixels=1199)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
+def test_no_flipped_byte_raises_anything_else_or_stores_an_address():
+    generator = np.random.default_rng(0)
+    for data in (PNG, JPEG, WEBP, *OTHER_FORMATS.values()):
+        for _ in range(60):
+            odd = bytearray(data)
+            odd[int(generator.integers(min(len(odd), 400)))] = int(generator.integers(256))
+            try:
+                decode(bytes(odd), name="a")
+            except UnreadableImage as fault:
+                assert "0x" not in fault.reason and "object" not in fault.reason
+
+
+def test_reasons_are_fixed_words():
+    for data in (b"\xff\xd8\xff" + bytes(60), b"GIF89a" + bytes(60), PNG[:60], WEBP[:60]):
+        with pytest.raises(UnreadableImage) as caught:
+            decode(data, name="a")
+        kind = caught.value.reason.split()[-1]
+        assert caught.value.reason == f"damaged or truncated {kind}"
+        assert kind in images.FORMATS
 
 
 def test_harmless_bytes_behind_the_image_are_allowed():
@@ -147,6 +292,45 @@ def test_transparency_is_composited_on_white():
     assert result[..., 0].tolist() == [[255, 0], [127, 191]]
 
 
+DEPTHS = [("L", depth) for depth in (1, 2, 4, 8, 16)] + [("RGB", 8), ("RGB", 16)]
+
+
+@pytest.mark.parametrize(("mode", "depth"), DEPTHS)
+def test_the_colour_that_a_png_declares_clear_becomes_white(mode, depth):
+    """Compared at the depth of the file: 16-bit colours that differ in the low byte alone are two."""
+    samples = 3 if mode == "RGB" else 1
+    clear, other = (300, 301) if depth == 16 else (0, 1)
+    bits = "".join(f"{value:0{depth}b}" * samples for value in (clear, other, clear, other))
+    row = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8))
+    header = struct.pack(">IIBBBBB", 4, 1, depth, 2 if mode == "RGB" else 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    data += chunk(b"tRNS", struct.pack(">H", clear) * samples)
+    data += chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    opaque = {1: 255, 2: 85, 4: 17, 8: 1, 16: 1}[depth]
+    assert np.asarray(decode(data, name="a"))[0, :, 0].tolist() == [255, opaque, 255, opaque]
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+def test_every_alpha_channel_is_composited(mode):
+    layers = Image.new("RGBA", (3, 2), (50, 50, 50, 128))
+    via = "LA" if mode == "La" else "RGBA"
+    image = layers.convert(via).convert(mode) if mode != "PA" else layers.convert("P").convert("PA")
+    if mode == "PA":
+        image.putalpha(128)
+    red = np.asarray(on_white(image, b""))[..., 0]
+    assert np.abs(red.astype(int) - 152).max() <= 2
+
+
+def test_samples_without_a_stated_range_are_refused():
+    for values in (np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70_000, np.int32)):
+        with pytest.raises(UnreadableImage, match=r"floating-point|more than 16 bits"):
+            decode(encode(Image.fromarray(values), "TIFF"), name="a")
+    within = np.full((4, 4), 513, np.int32)
+    assert decode(encode(Image.fromarray(within), "TIFF"), name="a").getpixel((0, 0)) == (2, 2, 2)
+    inverted = encode(Image.fromarray(within.astype(np.uint16)), "TIFF", tiffinfo={262: 0})
+    assert decode(inverted, name="a").getpixel((0, 0)) == (253, 253, 253)
+
+
 def test_palette_transparency_counts_too():
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
@@ -155,10 +339,11 @@ def test_palette_transparency_counts_too():
     assert decode(encode(image), name="p").getpixel((0, 0)) == (10, 20, 30)
 
 
-@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "GIF", "TIFF"])
 def test_animations_give_their_first_frame(format):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-    data = encode(frames[0], format, save_all=True, append_images=frames[1:], lossless=True)
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
     assert decode(data, name="a").getpixel((4, 4)) == (255, 0, 0)
 
 

@@ -160,7 +160,7 @@ WRONG_WORDS = {
     "no template": (["reconstruct", "p.png", "--prompt", ""], "the prompt is empty"),
     "no question": (["ask", "p.png", ""], "the question is empty; say what to ask"),
     "no picture": (["ask", "none.png", "what ?"], "none.png: cannot read (No such file"),
-    "text": (["reconstruct", "words.png"], "words.png: unreadable image: not a JPEG, PNG or WebP"),
+    "text": (["reconstruct", "words.png"], "words.png: unreadable image: not a JPEG, PNG, WebP, GIF, BMP or TIFF"),
     "no model": (["draw", "a circle", "--model", "folder.png"], "folder.png: no reca_model.json here"),
 }  # fmt: skip
 
@@ -218,7 +218,7 @@ def test_sections_and_experiments_that_are_wrong_are_one_line(tmp_path, monkeypa
     for words, message in (
         (["render", "--section", '{"images": 4}'], "--section.caption.noise is missing: must be a number"),
         (["render", "--section", '{"images": 0, "kind": "text"}'], "--section.images = 0: must be"),
-        (["report", "--experiment", "torn.yaml", "--results", "r"], "torn.yaml: not valid YAML"),
+        (["report", "--experiment", "torn.yaml", "--results", "r"], "torn.yaml, line 2: not valid YAML"),
         (["report", "--experiment", "none.yaml", "--results", "r"], "none.yaml: cannot read"),
     ):  # fmt: skip
         assert main([*words, "--out", "x"]) == 2

@@ -110,3 +110,7 @@ class Pictures:
 
     def fingerprint(self) -> str:
         return "pictures"
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        return {}

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reca.align.distributed import World, whole
+from reca.plain import json_value
 from reca.records import fsync_directory, read_json, sha256_file, sha256_json
 
 logger = logging.getLogger(__name__)
@@ -222,7 +223,7 @@ def verify(path: Path) -> None:
     manifest = path / MANIFEST
     try:
         text = manifest.read_text()
-        described = json.loads(text)
+        described = json_value(text, manifest)
         # other bytes with the same meaning are damage too
         intact = _canonical(described) == text and described["step"] == step_of(path)
         intact = intact and described.pop("sha256") == sha256_json(described)

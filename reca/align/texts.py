@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from reca.align.batches import EditRows, FeatureData
 from reca.align.recipe import Recipe
 from reca.cache import FeatureCache, open_cache
-from reca.data import open_dataset
+from reca.data import max_unreadable, open_dataset
+from reca.data.samples import read_texts
 from reca.prompts import bank
 from reca.records import MANIFEST, sha256_file
 
@@ -45,12 +46,10 @@ def feature_data(
     told: Sequence[Sample] = []
     if "text" in tasks:
         dataset = open_role(sources[TOLD], _given(folders, TOLD, "data"))
-        told = [dataset.texts(index) for index in range(len(dataset))]
+        told = read_texts(dataset, max_unreadable(sources[TOLD].options))
     captions: list[str] = []
     if draw is not None and "t2i" in tasks:
-        captions = [
-            _caption(s) for s in _samples(draw, sources[DRAWN], _given(folders, DRAWN, "data"))
-        ]
+        captions = _captions(_samples(draw, sources[DRAWN], _given(folders, DRAWN, "data")))
     asked = _samples(read, sources[READ], _given(folders, READ, "data")) if read is not None else []
     changed = open_cache(_given(caches, "edit", "cache")) if "edit" in tasks else None
     edits = []
@@ -81,7 +80,7 @@ def edits_of(ids: Sequence[str], samples: Sequence[Sample], where: Path) -> list
         source = sample.extra.get("source")
         if source is None:
             continue
-        if source not in rows or not sample.caption:
+        if not isinstance(source, str) or source not in rows or not sample.caption:
             problem = f"source {source!r} is no picture here" if sample.caption else "no caption"
             raise ValueError(
                 f"{where}: {sample.id}: {problem}; an edit needs a caption that says what to do, and `source`, the id "
@@ -113,9 +112,12 @@ def _samples(cache: FeatureCache, source: DataSource, folder: Path) -> list[Samp
     return found
 
 
-def _caption(sample: Sample) -> str:
-    if not sample.caption:
+def _captions(samples: Sequence[Sample]) -> list[str]:
+    """The caption of every sample; ValueError counts those that have none."""
+    without = [sample.id for sample in samples if not sample.caption]
+    if without:
         raise ValueError(
-            f"{sample.id}: no caption, but the recipe trains text-to-image; give a data set with captions"
+            f"{without[0]}: no caption, nor have {len(without) - 1} more of {len(samples)} samples, but the recipe "
+            "trains text-to-image; give a data set with captions"
         )
-    return sample.caption
+    return [str(sample.caption) for sample in samples]

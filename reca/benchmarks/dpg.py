@@ -7,7 +7,6 @@ tuple, question_natural_language. An answer counts only if it is exactly `yes`.
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, coverage_of, interval, mean
 from reca.benchmarks.items import Prompt
-from reca.benchmarks.reading import Ids, distinct_keys, one_file
+from reca.benchmarks.reading import Ids, one_file
+from reca.plain import read_json, texts
 
 VERSION = "ELLA 3c228f1"
 IMAGES_PER_PROMPT = 4
@@ -32,7 +32,7 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The 1,065 prompts, id = the item's name without `.txt`; role `prompts` is a folder with prompts.json."""
     path, ids = one_file(data["prompts"], "prompts.json", "the source of DPG-Bench"), Ids()
     found = []
-    for file, text in json.loads(path.read_text(), object_pairs_hook=distinct_keys(path)).items():
+    for file, text in texts(read_json(path), path).items():
         name = file.removesuffix(".txt")
         ids.add(name, path)
         found.append(Prompt(name, text, "dpg"))

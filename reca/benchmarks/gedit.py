@@ -18,6 +18,7 @@ from reca.benchmarks.graded import Graded, by_category, coverage_of, interval, m
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
 from reca.benchmarks.reading import Ids, Tables, columns, demand_columns
+from reca.plain import fields, read_json
 from reca.randomness import numpy_generator
 
 VERSION = "VIEScore 570eba6"
@@ -114,7 +115,8 @@ def requests(
     sources: Mapping[str, bytes],
 ) -> list[JudgeRequest]:
     """SC and PQ of every edit; results are resized to the source's size, all pictures go as JPEG of quality 75."""
-    texts = json.loads((Path(data["judge"]) / "judge_prompts.json").read_text())
+    path = Path(data["judge"]) / "judge_prompts.json"
+    texts = fields(read_json(path), path, SC=str, PQ=str)
     found = []
     for item in items:
         if (item.id, 0) not in pictures:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from reca.benchmarks import geneval_rules
 from reca.benchmarks.graded import Graded, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.reading import one_file
+from reca.plain import lines, read_json
 
 VERSION = "djghosh13 af4902f"
 IMAGES_PER_PROMPT = 12
@@ -22,13 +22,11 @@ METADATA, NAMES = "evaluation_metadata.jsonl", "object_names.txt"
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The prompts in file order; id = the five digits of the official folder, facts = the metadata line."""
-    found = []
-    for number, line in enumerate(
-        one_file(data["prompts"], METADATA, "source geneval").read_text().splitlines()
-    ):
-        facts = json.loads(line)
-        found.append(Prompt(f"{number:05d}", facts["prompt"], facts["tag"], facts))
-    return found
+    path = one_file(data["prompts"], METADATA, "source geneval")
+    return [
+        Prompt(f"{number:05d}", facts["prompt"], facts["tag"], facts)
+        for number, facts in enumerate(lines(path, prompt=str, tag=str))
+    ]
 
 
 def object_names(data: Mapping[str, Path]) -> list[str]:
@@ -52,7 +50,7 @@ def check_folder(folder: Path, items: Sequence[Prompt]) -> None:
         if not path.parent.name.isdecimal() or int(path.parent.name) not in ours:
             continue
         try:
-            told = json.loads(path.read_text())
+            told = read_json(path)
         except ValueError as error:
             raise ValueError(f"{path}: not a line of JSON ({error})") from error
         facts = ours[int(path.parent.name)].facts

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reca.benchmarks import kinds
 from reca.benchmarks.data import items_of, questions_of
 from reca.benchmarks.graded import Graded
+from reca.plain import fields, lines, texts
 from reca.records import read_json, write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -23,14 +24,7 @@ SCORES, ITEMS = "scores.json", "items.jsonl"
 
 def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """Rows of JSON-lines files; ValueError names file and line."""
-    rows = []
-    for path in paths:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-    return rows
+    return [row for path in paths for row in lines(path)]
 
 
 def graded(
@@ -48,7 +42,7 @@ def graded(
             asked = questions_of(benchmark, data)
             if kind.evidence == "judge":
                 return module.grade(asked, _verdicts(evidence), **options)
-            given = {k: v for path in answers for k, v in read_json(path).items()}
+            given = {k: v for path in answers for k, v in texts(read_json(path), path).items()}
             return module.grade(asked, given, **options)
         items = items_of(benchmark.kind, data, benchmark.prompts or benchmark.reconstructions)
         if kind.evidence == "judge":
@@ -93,8 +87,8 @@ def grade(
     described = _one_run([read_json(path / "samples.json") for path in samples])
     answers = [path / "answers.json" for path in samples if (path / "answers.json").is_file()]
     found = graded(benchmark, data, evidence, answers, benchmark.images_per_prompt)
-    cards = [read_json(path / "judge.json") for path in evidence if (path / "judge.json").is_file()]
-    return write(benchmark, found, out, described, cards)
+    cards = [path / "judge.json" for path in evidence if (path / "judge.json").is_file()]
+    return write(benchmark, found, out, described, [fields(read_json(p), p) for p in cards])
 
 
 def write(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
-from reca.benchmarks.reading import distinct_keys, one_file
+from reca.benchmarks.reading import one_file
+from reca.plain import fields, read_json
 
 VERSION = "Basic b250aa1"
 IMAGES_PER_PROMPT = 1
@@ -37,9 +37,13 @@ _DIGITS = 300  # of a longer number these: far out of range as well, and still a
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The edits; `facts["source"]` is the source picture's path below the role `images`."""
     path = one_file(data["prompts"], "singleturn.json", "source imgedit")
+    edits = {
+        key: fields(row, f"{path}: {key}", prompt=str, edit_type=str, id=str)
+        for key, row in fields(read_json(path), path).items()
+    }
     return [
         Prompt(key, row["prompt"], row["edit_type"], {"source": row["id"]})
-        for key, row in json.loads(path.read_text(), object_pairs_hook=distinct_keys(path)).items()
+        for key, row in edits.items()
     ]
 
 
@@ -55,12 +59,13 @@ def requests(
     sources: Mapping[str, bytes],
 ) -> list[JudgeRequest]:
     """One request per edit: the type's prompt, the source picture, the result."""
-    texts = json.loads(one_file(data["prompts"], "judge_prompt.json", "source imgedit").read_text())
+    path = one_file(data["prompts"], "judge_prompt.json", "source imgedit")
+    templates = fields(read_json(path), path, **dict.fromkeys({item.task for item in items}, str))
     return [
         JudgeRequest(
             item.id,
             (
-                texts[item.task].replace("<edit_prompt>", item.text),
+                templates[item.task].replace("<edit_prompt>", item.text),
                 Picture(sources[item.id], "png"),
                 Picture(pictures[item.id, 0], "png"),
             ),

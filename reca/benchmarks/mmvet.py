@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from reca.benchmarks.graded import Graded, by_category, coverage_of, interval, m
 from reca.benchmarks.items import Question
 from reca.benchmarks.judges.requests import JudgeRequest
 from reca.benchmarks.reading import Tables, hub_rows
+from reca.plain import fields, read_json
 
 VERSION = "few-shot prompt 75571cf"
 ROLES = ("questions", "judge")
@@ -44,7 +44,8 @@ def requests(
     asked: Sequence[Question], answers: Mapping[str, str], data: Mapping[str, Path]
 ) -> list[JudgeRequest]:
     """One request per answered question: the few-shot table and one row more."""
-    prompt = json.loads((Path(data["judge"]) / "mmvet_judge_prompt.json").read_text())["prompt"]
+    path = Path(data["judge"]) / "mmvet_judge_prompt.json"
+    prompt = fields(read_json(path), path, prompt=str)["prompt"]
     return [
         JudgeRequest(q.id, (prompt + row(q.text, q.answer, answers[q.id]),))
         for q in asked

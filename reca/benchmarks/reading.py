@@ -138,18 +138,6 @@ def one_file(folder: Path, name: str, source: str) -> Path:
     return found[0]
 
 
-def distinct_keys(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """A hook for `json.loads`: ValueError for an object that names a key twice, of which the last would stay."""
-
-    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        ids = Ids()
-        for key, _ in pairs:
-            ids.add(key, path)
-        return dict(pairs)
-
-    return made
-
-
 def answered(
     benchmark: str, asked: Sequence[Question], answers: Mapping[str, str], partial: bool
 ) -> tuple[Coverage, list[tuple[Question, str]]]:

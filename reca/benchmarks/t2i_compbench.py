@@ -13,6 +13,7 @@ from reca.benchmarks.graded import Graded, by_category, complete_mean, coverage_
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
 from reca.benchmarks.reading import Ids, one_file
+from reca.plain import fields, read_json, rows
 
 VERSION = "SRUM a53ba18"
 IMAGES_PER_PROMPT = 1
@@ -31,8 +32,9 @@ _SCORE = re.compile(r'"score"\s*:\s*"?(\d+)')
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     """The prompts by question id; categories with blanks, as the official means name them."""
     path, ids = one_file(data["prompts"], "val_comp.json", "source t2i-compbench"), Ids()
+    kinds = {"Question_id": object, "Question": str, "Category": str}
     found = []
-    for row in json.loads(path.read_text()):
+    for row in rows(read_json(path), path, **kinds):
         name = str(row["Question_id"])
         ids.add(name, path)
         found.append(Prompt(name, row["Question"], row["Category"].replace("_", " ")))
@@ -48,7 +50,8 @@ def requests(
     items: Sequence[Prompt], pictures: Mapping[tuple[str, int], bytes], data: Mapping[str, Path]
 ) -> list[JudgeRequest]:
     """One request per picture: the picture first, then the text."""
-    text = json.loads((Path(data["judge"]) / "judge_prompt.json").read_text())["prompt"]
+    path = Path(data["judge"]) / "judge_prompt.json"
+    text = fields(read_json(path), path, prompt=str)["prompt"]
     return [
         JudgeRequest(
             item.id,
@@ -67,7 +70,7 @@ def parse(reply: str) -> int | None:
     if block:
         try:
             return int(float(json.loads(block[0])["score"]))
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             pass
     found = _SCORE.search(text)
     return int(found[1][:_DIGITS]) if found else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from reca.benchmarks.graded import Graded, by_category, complete_mean, coverage_
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
 from reca.benchmarks.reading import Ids, one_file
+from reca.plain import fields, read_json, rows
 
 VERSION = "WISE_legacy eb51174"
 IMAGES_PER_PROMPT = 1
@@ -49,8 +49,9 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     found, ids = [], Ids()
     for name in FILES:
         path = one_file(data["prompts"], f"{name}.json", "source wise")
-        for row in json.loads(path.read_text()):
-            number = int(row["prompt_id"])
+        kinds = {"prompt_id": object, "Prompt": str, "Explanation": str, "Subcategory": str}
+        for row in rows(read_json(path), path, **kinds):
+            number = int(str(row["prompt_id"]))
             ids.add(str(number), path)
             facts = {"explanation": row["Explanation"], "subcategory": row["Subcategory"]}
             found.append(Prompt(str(number), row["Prompt"], category(number), facts))
@@ -74,7 +75,8 @@ def requests(
     items: Sequence[Prompt], pictures: Mapping[tuple[str, int], bytes], data: Mapping[str, Path]
 ) -> list[JudgeRequest]:
     """One request per picture: system text, then the protocol with prompt and explanation, then the picture (PNG)."""
-    texts = json.loads((Path(data["judge"]) / "judge_prompt.json").read_text())
+    path = Path(data["judge"]) / "judge_prompt.json"
+    texts = fields(read_json(path), path, system=str, user=str)
     return [
         JudgeRequest(
             item.id,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from reca.data.samples import Dataset, Sample
+from reca.data.samples import MAX_UNREADABLE, Dataset, Sample
 
-__all__ = ["KINDS", "Dataset", "Sample", "check_options", "open_dataset"]
+__all__ = ["KINDS", "Dataset", "Sample", "check_options", "max_unreadable", "open_dataset"]
 
 KINDS = ("world", "folder", "tar", "parquet", "llava")
+LIMIT = "max_unreadable"  # an option of every kind
 
 
 def open_dataset(kind: str, path: str | Path, **options: Any) -> Dataset:
@@ -20,23 +21,34 @@ def open_dataset(kind: str, path: str | Path, **options: Any) -> Dataset:
     Args:
         kind: one of `KINDS`; the laptop `world` is written as parquet and read as such.
         path: where the files are.
-        options: the reader's own, see its class (column names, limits, the image root).
+        options: the reader's own, see its class (column names, limits, the image root), and `max_unreadable`
+            (see the function), which whoever reads the samples keeps.
 
     Raises:
         ValueError: unknown kind or option, no such path, or files that the reader refuses.
     """
     check_options(kind, options)
+    max_unreadable(options)
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file or folder; fetch or build the data set first")
-    return _reader(kind)(Path(path), **options)
+    own = {name: value for name, value in options.items() if name != LIMIT}
+    return _reader(kind)(Path(path), **own)
+
+
+def max_unreadable(options: Mapping[str, Any]) -> float:
+    """The share of samples that may be unreadable (pictures or texts), from a data set's options."""
+    value = options.get(LIMIT, MAX_UNREADABLE)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{LIMIT} = {value!r}: must be a number from 0 to 1")
+    return float(value)
 
 
 def check_options(kind: str, options: Iterable[str]) -> None:
     """ValueError for an option that the reader of this kind does not have."""
-    allowed = list(inspect.signature(_reader(kind)).parameters)[1:]
+    allowed = [*list(inspect.signature(_reader(kind)).parameters)[1:], LIMIT]
     for name in options:
         if name not in allowed:
-            known = ", ".join(allowed) or "none"
+            known = ", ".join(allowed)
             raise ValueError(f"data kind {kind}: unknown option {name!r}; allowed: {known}")
 
 

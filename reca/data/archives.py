@@ -7,6 +7,7 @@ extracted, so no name can lead anywhere.
 
 from __future__ import annotations
 
+import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from reca.data.folder import natural_key, read_file
 from reca.data.hashes import hash_files
 from reca.data.tar import MAX_MEMBER_BYTES, read_index, read_member
-from reca.images import UnreadableImage
+from reca.unreadable import UnreadableImage
 
 LEDGER = ".reca-archive-hashes.json"
 
@@ -70,15 +71,12 @@ class ImageFolder:
 
     def _read_zip(self, archive: zipfile.ZipFile, name: str, sample: str) -> bytes:
         claimed = archive.getinfo(name).file_size
+        place = f"{name} in {Path(archive.filename or '').name}"
         if claimed > self.limit:
             raise UnreadableImage(sample, f"{name} claims {claimed} bytes; at most {self.limit}")
         try:
             return archive.read(name)  # checks size and CRC; safe in threads
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            OSError,
-            RuntimeError,
-            NotImplementedError,
-        ) as fault:
-            raise UnreadableImage(sample, f"{archive.filename}: {name}: {fault}") from fault
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as fault:
+            raise UnreadableImage(sample, f"{place} is damaged") from fault
+        except (RuntimeError, NotImplementedError) as fault:
+            raise UnreadableImage(sample, f"{place} is encrypted or oddly packed") from fault

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
-from dataclasses import replace
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from reca.data import metadata
 from reca.data.hashes import hash_files
-from reca.data.samples import Sample
-from reca.images import UnreadableImage
+from reca.data.metadata import Metadata
+from reca.data.names import check_unicode
+from reca.data.samples import NAMES_SHOWN, Sample
+from reca.data.text import caption_in_record, record_in_file, text_in_file
+from reca.images import SUFFIXES
+from reca.unreadable import UnreadableImage, UnreadableText
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in SUFFIXES)
 CAPTION_SUFFIXES = (".txt", ".json")
 LEDGER = ".reca-hashes.json"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of a folder: its path there, the files with its stem, and its row of `metadata.jsonl`."""
+
+    name: str
+    sidecars: dict[str, list[Path]] = field(default_factory=dict)  # ending -> files
+    row: dict[str, Any] = field(default_factory=dict)
+    fault: str | None = None  # a line of metadata.jsonl that names no picture
 
 
 class FolderDataset:
     """Images under a folder and its subfolders, in natural order of their paths (2 before 10).
 
-    A caption is `<stem>.txt`, or the string `caption` of `<stem>.json`, whose other keys become
-    `extra`. Hidden files are not read; other files are listed in `ignored`.
+    A caption is `<stem>.txt`, or the text under `caption` in `<stem>.json`, or the text under `caption` or `text` in
+    the picture's line of `metadata.jsonl`; the first of these that is there. Other keys become `extra`. Capitals in
+    endings do not matter. Hidden files are not read; other files are listed in `ignored` and logged.
     """
 
     def __init__(self, root: Path, caption: str = "caption") -> None:
@@ -30,46 +50,89 @@ class FolderDataset:
             (path for path in root.rglob("*") if path.is_file() and not _hidden(path, root)),
             key=lambda path: natural_key(path.relative_to(root).as_posix()),
         )
-        self.images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-        if not self.images:
-            raise ValueError(f"{root}: no image ({', '.join(IMAGE_SUFFIXES)}) in this folder")
-        sidecars = {path.with_suffix(suffix) for path in self.images for suffix in CAPTION_SUFFIXES}
-        self.sidecars = [path for path in files if path in sidecars]
-        used = {*self.images, *self.sidecars}
+        self.tables = [path for path in files if path.name.lower() == metadata.NAME]
+        described = Metadata()
+        for path in self.tables:
+            described.read(path, root)
+        self.pictures = self._pictures(files, described)
+        self.sidecars = [
+            path
+            for picture in self.pictures
+            for found in picture.sidecars.values()
+            for path in found
+        ]
+        used = {root / picture.name for picture in self.pictures}
+        used |= {*self.sidecars, *self.tables}
         self.ignored = [path for path in files if path not in used]
+        if not self.pictures:
+            found = f"; it holds {_kinds(self.ignored)}" if self.ignored else ""
+            raise ValueError(
+                f"{root}: no image ({', '.join(IMAGE_SUFFIXES)}) in this folder{found}"
+            )
+        if self.ignored:
+            log.warning("%s: %d files are not read: %s", root, len(self.ignored), self._named())
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.images)
+        return len(self.pictures)
 
     def __getitem__(self, index: int) -> Sample:
         """The image at `index`, with its caption."""
         told = self.texts(index)
-        return replace(told, image=read_file(self.images[index], told.id))
+        return replace(told, image=read_file(self.root / told.id, told.id))
 
     def texts(self, index: int) -> Sample:
         """The caption of the image at `index`."""
-        path = self.images[index]
-        caption, extra = self._sidecar(path)
-        name = path.relative_to(self.root).as_posix()
-        return Sample(id=name, caption=caption, extra=extra)
+        picture = self.pictures[index]
+        check_unicode(picture.name)
+        if picture.fault is not None:
+            raise UnreadableText(picture.name, picture.fault)
+        text, record = (_only(picture, suffix) for suffix in CAPTION_SUFFIXES)
+        row = dict(picture.row)
+        caption = caption_in_record(row, (self.caption, "text"), picture.name, metadata.NAME)
+        if record is not None:
+            sidecar = record_in_file(_bytes(record, picture), picture.name, record.name)
+            own = caption_in_record(sidecar, (self.caption,), picture.name, record.name)
+            caption, row = caption if own is None else own, {**row, **sidecar}
+        if text is not None:
+            caption = text_in_file(_bytes(text, picture), picture.name, text.name)
+        return Sample(id=picture.name, caption=caption, extra=row)
 
     def fingerprint(self) -> str:
         """Hash of all images and captions with their names."""
-        files = [path.relative_to(self.root).as_posix() for path in self.images + self.sidecars]
-        return hash_files(self.root, [*files], LEDGER)
+        there = [self.root / picture.name for picture in self.pictures]
+        there = [path for path in there if path.is_file()]  # a table may name others
+        files = [*there, *dict.fromkeys(self.sidecars), *self.tables]
+        return hash_files(self.root, [f.relative_to(self.root).as_posix() for f in files], LEDGER)
 
-    def _sidecar(self, path: Path) -> tuple[str | None, dict]:
-        text, record = (path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
-        caption = text.read_text(encoding="utf-8").strip() if text.is_file() else None
-        if not record.is_file():
-            return caption, {}
-        try:
-            extra = dict(json.loads(record.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as fault:
-            raise ValueError(f"{record}: expected a JSON object ({fault})") from fault
-        told = extra.pop(self.caption, None)
-        return caption if caption is not None else told, extra
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Names of the files that are not read, by the reason."""
+        names = [path.relative_to(self.root).as_posix() for path in self.ignored]
+        return {"neither image nor caption": names} if names else {}
+
+    def _pictures(self, files: list[Path], described: Metadata) -> list[Picture]:
+        """The files that are images, those that a table names, and the lines of it that name none."""
+        sidecars: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+        for path in files:
+            if path.suffix.lower() in CAPTION_SUFFIXES:
+                sidecars[path.with_suffix("")][path.suffix.lower()].append(path)
+        images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+        names = dict.fromkeys(path.relative_to(self.root).as_posix() for path in images)
+        rows = described.rows
+        pictures = [
+            Picture(
+                name, dict(sidecars.get((self.root / name).with_suffix(""), {})), rows.get(name, {})
+            )
+            for name in names | dict.fromkeys(rows)
+        ]
+        pictures += [Picture(place, fault=fault) for place, fault in described.faults.items()]
+        return sorted(pictures, key=lambda picture: natural_key(picture.name))
+
+    def _named(self) -> str:
+        names = [path.relative_to(self.root).as_posix() for path in self.ignored[:NAMES_SHOWN]]
+        more = ", ..." if len(self.ignored) > NAMES_SHOWN else ""
+        return f"{_kinds(self.ignored)} ({', '.join(names)}{more})"
 
 
 def read_file(path: Path, name: str) -> bytes:
@@ -89,3 +152,25 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
 
 def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _only(picture: Picture, suffix: str) -> Path | None:
+    """The one sidecar with this ending, None where there is none; two that differ in capitals are refused."""
+    found = picture.sidecars.get(suffix, [])
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise UnreadableText(picture.name, f"two captions, {names}")
+    return found[0] if found else None
+
+
+def _bytes(sidecar: Path, picture: Picture) -> bytes:
+    try:
+        return sidecar.read_bytes()
+    except OSError as fault:
+        reason = f"cannot read {sidecar.name} ({fault.strerror})"
+        raise UnreadableText(picture.name, reason) from fault
+
+
+def _kinds(paths: list[Path]) -> str:
+    counts = Counter(path.suffix.lower() or "without ending" for path in paths)
+    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common(NAMES_SHOWN))

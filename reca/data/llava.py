@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from reca.data.archives import ImageFolder
 from reca.data.hashes import hash_files
+from reca.data.names import relative_name
 from reca.data.samples import Conversation, Sample
-from reca.images import UnreadableImage
+from reca.data.text import text_of
+from reca.plain import kind_of, read_json
 from reca.records import sha256_file, sha256_json
+from reca.unreadable import UnreadableImage, UnreadableText
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ ASKS = ("human", "user")
 ANSWERS = ("gpt", "assistant")
 IMAGE_TAG = "<image>"
 LEDGER = ".reca-llava-hashes.json"
+MAX_BYTES = 8 * 2**30  # the 665k conversations of LLaVA-1.5 have one
 
 
 class LlavaDataset:
@@ -33,8 +36,8 @@ class LlavaDataset:
             files or inside zip and tar archives.
         max_malformed: share of entries that may be malformed; these are counted and left out.
 
-    Entries without an image are counted in `without_image`, malformed ones in `malformed` (with
-    their reasons).
+    Entries without an image are listed in `without_image`, malformed ones in `malformed` with their reasons: an
+    image that is no possible file's name, turns that do not alternate, or one that is no text (`reca.data.text`).
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class LlavaDataset:
         self.file = _single_json(path)
         folders = images if isinstance(images, Mapping) else {"": images or self.file.parent}
         self.folders = {first: ImageFolder(Path(folder)) for first, folder in folders.items()}
-        self.without_image = 0
+        self.text_only: list[str] = []
         self.malformed: list[tuple[str, str]] = []
         self.entries: list[tuple[str, str, Conversation]] = []
         records = _load(self.file)
@@ -93,14 +96,33 @@ class LlavaDataset:
     def _add(self, position: int, record: Any) -> None:
         name = f"{self.file.stem}/{position}"
         try:
-            if not record.get("image"):
-                self.without_image += 1
+            if not isinstance(record, dict):
+                raise ValueError(f"the entry is {kind_of(record)}, not an object")
+            if record.get("image") in (None, ""):
+                self.text_only.append(name)
                 return
-            image, turns = _safe_path(record["image"]), pair_turns(record["conversations"])
-        except (KeyError, TypeError, AttributeError, ValueError) as fault:
-            self.malformed.append((name, f"{type(fault).__name__}: {fault}"))
+            image = _image_name(record["image"])
+            turns = pair_turns(record.get("conversations"), name)
+        except UnreadableText as fault:
+            self.malformed.append((name, fault.reason))
             return
-        self.entries.append((f"{name}/{record.get('id', '')}", image, turns))
+        except ValueError as fault:
+            self.malformed.append((name, str(fault)))
+            return
+        own = record.get("id", "")
+        self.entries.append((f"{name}/{own if isinstance(own, str | int) else ''}", image, turns))
+
+    @property
+    def without_image(self) -> int:
+        """Number of entries that have no image."""
+        return len(self.text_only)
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Names of the entries that are not used, by the reason."""
+        found = {"entries without an image": self.text_only}
+        found["malformed entries"] = [f"{name}: {reason}" for name, reason in self.malformed]
+        return {reason: names for reason, names in found.items() if names}
 
     def _check(self, total: int, max_malformed: float) -> None:
         if self.malformed:
@@ -116,37 +138,48 @@ class LlavaDataset:
         log.info("%s: %d entries without image left out", self.file, self.without_image)
 
 
-def pair_turns(turns: Sequence[Mapping[str, str]]) -> Conversation:
-    """Pair the turns of people and assistant, each {"from": speaker, "value": text}.
+def pair_turns(turns: Any, name: str = "conversation") -> Conversation:
+    """Pair the turns of people and assistant, each {"from": speaker, "value": text}; `name` is the sample's.
 
     The image tag and the line breaks around it are removed from questions: where the image goes is
     the model family's business. Assistant turns before the first question are dropped.
 
     Raises:
-        ValueError: turns that do not alternate, an unknown speaker, or no turn.
+        UnreadableText: no list of such turns, turns that do not alternate, an unknown speaker, or a value that is no
+            text.
     """
-    speakers = [turn["from"] for turn in turns]
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise UnreadableText(name, "the conversation is not a list of turns")
+    speakers = [turn.get("from") for turn in turns]
     first = next((at for at, speaker in enumerate(speakers) if speaker in ASKS), len(turns))
     asked, answered = turns[first::2], turns[first + 1 :: 2]
     if not asked or len(asked) != len(answered):
-        raise ValueError(f"{len(turns)} turns do not make question and answer pairs")
-    if any(t["from"] not in ASKS for t in asked) or any(t["from"] not in ANSWERS for t in answered):
-        raise ValueError(f"speakers do not alternate: {', '.join(map(str, speakers))}")
+        raise UnreadableText(name, f"{len(turns)} turns do not make question and answer pairs")
+    expected = [kind for _ in asked for kind in (ASKS, ANSWERS)]
+    for speaker, allowed in zip(speakers[first:], expected, strict=True):
+        if speaker not in allowed:
+            shown = repr(speaker)[:40] if isinstance(speaker, str) else kind_of(speaker)
+            raise UnreadableText(name, f"speakers do not alternate: {shown} is not {allowed[0]!r}")
     return [
-        (_without_tag(question["value"]), str(answer["value"]))
+        (_without_tag(_value(question, name)), _value(answer, name))
         for question, answer in zip(asked, answered, strict=True)
     ]
+
+
+def _value(turn: Mapping[str, Any], name: str) -> str:
+    return text_of(turn.get("value"), name, f"the value of a {turn['from']} turn")
 
 
 def _without_tag(text: str) -> str:
     return "\n".join(filter(None, (part.strip() for part in text.split(IMAGE_TAG))))
 
 
-def _safe_path(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise ValueError(f"image path {name!r} leaves the image folder")
-    return path.as_posix()
+def _image_name(value: Any) -> str:
+    if isinstance(value, list):
+        raise ValueError(
+            f"the entry has a list of {len(value)} images; one image for each entry is read"
+        )
+    return relative_name(value, "the image path")
 
 
 def _single_json(path: Path) -> Path:
@@ -160,10 +193,7 @@ def _single_json(path: Path) -> Path:
 
 
 def _load(path: Path) -> list[Any]:
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise ValueError(f"{path}: not valid JSON ({fault}); fetch it again") from fault
+    records = read_json(path, MAX_BYTES)
     if not isinstance(records, list):
-        raise ValueError(f"{path}: expected a JSON list of entries, got {type(records).__name__}")
+        raise ValueError(f"{path}: expected a JSON list of entries, found {kind_of(records)}")
     return records

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,8 +15,10 @@ from reca.data.folder import natural_key
 from reca.data.hashes import hash_files
 from reca.data.llava import pair_turns
 from reca.data.samples import Conversation, Sample
-from reca.images import UnreadableImage
+from reca.data.text import text_of
+from reca.plain import json_value, kind_of
 from reca.records import sha256_json
+from reca.unreadable import UnreadableImage, UnreadableText
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,6 +39,7 @@ class ParquetDataset:
         path: file or folder.
         image, caption, id, conversations: column names. A default column may be missing, one that
             is named here may not. Images are raw bytes or the hub's struct of `bytes` and `path`.
+            A null in a caption's or conversations' column says that the row has none.
         extra: columns to keep in `Sample.extra`; default: all others.
         row_groups: row groups kept in memory. Random access reads whole row groups, so files with
             large ones are better read in order.
@@ -82,13 +84,19 @@ class ParquetDataset:
         return self._texts(index, self._row(index, images=False))
 
     def _texts(self, index: int, row: dict[str, Any]) -> Sample:
-        name = str(row[self.columns["id"]]) if "id" in self.columns else self._row_name(index)
+        own, caption = self._get(row, "id"), self._get(row, "caption")
+        name = self._row_name(index) if own is None else str(own)
         return Sample(
             id=name,
-            caption=self._get(row, "caption"),
+            caption=None if caption is None else text_of(caption, name),
             conversations=parse_conversations(self._get(row, "conversations"), name),
             extra={column: row[column] for column in self.extra},
         )
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Every row is a sample."""
+        return {}
 
     def fingerprint(self) -> str:
         """Hash of the files' names and contents and of the chosen columns."""
@@ -100,7 +108,10 @@ class ParquetDataset:
         index = range(len(self))[index]
         group = bisect.bisect_right(self._ends, index)
         start = self._ends[group - 1] if group else 0
-        return self._table(group, images).slice(index - start, 1).to_pylist()[0]
+        try:
+            return self._table(group, images).slice(index - start, 1).to_pylist()[0]
+        except UnicodeDecodeError as fault:  # Arrow stores texts unchecked
+            raise UnreadableText(self._row_name(index), "a column is not UTF-8") from fault
 
     def _get(self, row: dict[str, Any], role: str) -> Any:
         return row[self.columns[role]] if role in self.columns else None
@@ -134,26 +145,44 @@ def parse_conversations(value: Any, name: str) -> list[Conversation]:
     LLaVA writes it, a list of {"from", "value"}. None gives none.
 
     Raises:
-        ValueError: anything else; names the sample.
+        UnreadableText: anything else; names the sample.
     """
+    turns = _parsed(value, name) if isinstance(value, str) else value
+    if turns is None or turns == []:
+        return []
+    if not isinstance(turns, list):
+        raise UnreadableText(name, f"the conversations are {kind_of(turns)}, not a list")
+    if isinstance(turns[0], dict):
+        return [pair_turns(turns, name)]
+    return [[_pair(turn, name) for turn in _list(one, name)] for one in turns]
+
+
+def _parsed(text: str, name: str) -> Any:
     try:
-        turns = json.loads(value) if isinstance(value, str) else value
-        if not turns:
-            return []
-        if isinstance(turns[0], dict):
-            return [pair_turns(turns)]
-        return [[(str(question), str(answer)) for question, answer in turn] for turn in turns]
-    except (ValueError, TypeError, KeyError) as fault:
-        raise ValueError(f"{name}: conversations cannot be parsed ({fault})") from fault
+        return json_value(text, "the conversations")
+    except ValueError as fault:
+        raise UnreadableText(name, str(fault)) from fault
+
+
+def _pair(turn: Any, name: str) -> tuple[str, str]:
+    if len(_list(turn, name)) != 2:
+        raise UnreadableText(name, f"a turn has {len(turn)} parts, not a question and an answer")
+    return text_of(turn[0], name, "a question"), text_of(turn[1], name, "an answer")
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise UnreadableText(name, f"the conversations hold {kind_of(value)} in place of a list")
+    return value
 
 
 def _image_bytes(value: Any, name: str) -> bytes | None:
     """Raw bytes, or those of the hub's struct; a path without bytes is refused."""
     if value is None or isinstance(value, bytes):
         return value
-    if isinstance(value, dict) and value.get("bytes") is not None:
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return value["bytes"]
-    if isinstance(value, dict) and value.get("path") is None:
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None:
         return None
     raise UnreadableImage(name, "the image column holds no bytes; embed the images in the parquet")
 

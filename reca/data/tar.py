@@ -7,7 +7,6 @@ and size of each member in a small index beside it.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tarfile
@@ -18,17 +17,23 @@ from typing import Any
 
 from reca.data.folder import natural_key
 from reca.data.hashes import load_ledger, save_ledger, stamp
-from reca.data.samples import Sample
-from reca.images import UnreadableImage
+from reca.data.names import check_unicode
+from reca.data.samples import NAMES_SHOWN, Sample
+from reca.data.text import caption_in_record, record_in_file, text_in_file
+from reca.images import SUFFIXES
 from reca.records import sha256_file, sha256_json
+from reca.unreadable import UnreadableImage
 
 log = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = SUFFIXES
+TEXT_EXTENSIONS = ("txt", "json")
 INDEX_PREFIX = ".reca-index-"
 INDEX_VERSION = 1
 MAX_MEMBER_BYTES = 256 << 20
 BLOCK = tarfile.BLOCKSIZE
+NO_IMAGE = "keys without an image"
+NOT_READ = "members that are neither image nor txt nor json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class TarDataset:
     """The samples of `*.tar` in a folder (or of one file), in natural order of the shard names.
 
     The caption is the member `txt`, or the string under `caption` in the member `json`, whose other
-    keys become `extra`. Keys without an image are counted in `without_image`.
+    keys become `extra`. Keys without an image are counted in `without_image`, other members in `not_read`.
 
     Raises:
         ValueError: a shard is damaged, compressed, or holds what a data set has no business with:
@@ -68,13 +73,18 @@ class TarDataset:
         self.shards = _shards(path)
         self.entries: list[Entry] = []
         self.hashes: list[tuple[str, str]] = []
-        self.without_image = 0
+        self.left_out: dict[str, list[str]] = {}
         for shard in self.shards:
             self._add(shard, read_index(shard, max_member_bytes))
         if not self.entries:
             raise ValueError(f"{path}: no image in {len(self.shards)} tar shards")
-        if self.without_image:
-            log.warning("%s: %d keys have no image and are left out", path, self.without_image)
+        for reason, names in self.left_out.items():
+            log.warning("%s: %d %s (%s)", path, len(names), reason, ", ".join(names[:NAMES_SHOWN]))
+
+    @property
+    def without_image(self) -> int:
+        """Number of keys that have no image."""
+        return len(self.left_out.get(NO_IMAGE, []))
 
     def __len__(self) -> int:
         """Number of samples that have an image."""
@@ -82,12 +92,15 @@ class TarDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """The sample at `index`."""
-        entry, told = self.entries[index], self.texts(index)
+        told, entry = self.texts(index), self.entries[index]
         return replace(told, image=entry.read(_image_extensions(entry.members)[0]))
 
     def texts(self, index: int) -> Sample:
         """The texts of the sample at `index`."""
         entry = self.entries[index]
+        check_unicode(entry.name)
+        if not _image_extensions(entry.members):
+            raise UnreadableImage(entry.name, _dotted_reason(entry))
         caption, extra = self._texts(entry)
         return Sample(id=entry.name, caption=caption, extra=extra)
 
@@ -101,21 +114,24 @@ class TarDataset:
             images = _image_extensions(members)
             if len(images) > 1:
                 raise ValueError(f"{shard}: key {key} has several images ({', '.join(images)})")
-            if images:
-                self.entries.append(Entry(shard, key, members))
+            entry = Entry(shard, key, members)
+            if images or _dotted(members):
+                self.entries.append(entry)
             else:
-                self.without_image += 1
+                self.left_out.setdefault(NO_IMAGE, []).append(entry.name)
+            other = members.keys() - {*images, *TEXT_EXTENSIONS}
+            if images and other:
+                names = [f"{entry.name}.{extension}" for extension in sorted(other)]
+                self.left_out.setdefault(NOT_READ, []).extend(names)
 
-    def _texts(self, entry: Entry) -> tuple[str | None, dict]:
-        try:
-            extra = dict(json.loads(entry.read("json"))) if "json" in entry.members else {}
-            told = extra.pop(self.caption, None)
-            text = entry.read("txt").decode().strip() if "txt" in entry.members else told
-        except (ValueError, TypeError) as fault:
-            if isinstance(fault, UnreadableImage):
-                raise
-            raise UnreadableImage(entry.name, f"damaged txt or json member ({fault})") from fault
-        return text, extra
+    def _texts(self, entry: Entry) -> tuple[str | None, dict[str, Any]]:
+        caption, extra = None, {}
+        if "json" in entry.members:
+            extra = record_in_file(entry.read("json"), entry.name, "member json")
+            caption = caption_in_record(extra, (self.caption,), entry.name, "member json")
+        if "txt" in entry.members:
+            caption = text_in_file(entry.read("txt"), entry.name, "member txt")
+        return caption, extra
 
 
 def read_index(shard: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> dict[str, Any]:
@@ -143,9 +159,9 @@ def read_member(shard: Path, offset: int, size: int, sample: str) -> bytes:
         with open(shard, "rb", buffering=0) as file:
             data = os.pread(file.fileno(), size, offset)
     except OSError as fault:
-        raise UnreadableImage(sample, f"{shard}: {fault.strerror}") from fault
+        raise UnreadableImage(sample, f"{shard.name}: {fault.strerror}") from fault
     if len(data) != size:
-        raise UnreadableImage(sample, f"{shard} is shorter than its index says")
+        raise UnreadableImage(sample, f"{shard.name} is shorter than its index says")
     return data
 
 
@@ -223,3 +239,17 @@ def _by_key(shard: Path, members: list[list]) -> dict[str, dict[str, tuple[int, 
 
 def _image_extensions(members: dict[str, tuple[int, int]]) -> list[str]:
     return [extension for extension in IMAGE_EXTENSIONS if extension in members]
+
+
+def _dotted(members: dict[str, tuple[int, int]]) -> list[str]:
+    """Extensions that only end in an image's: the pictures `a.b.jpg`, whose key is `a`."""
+    return [name for name in members if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
+
+
+def _dotted_reason(entry: Entry) -> str:
+    extension = _dotted(entry.members)[0]
+    name = f"{entry.key.rpartition('/')[2]}.{extension}"
+    return (
+        f"the member {name!r} has dots in its stem: WebDataset ends a key at the first dot and reads "
+        f"{extension!r} as the ending; write it with other marks"
+    )

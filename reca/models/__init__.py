@@ -29,14 +29,17 @@ def build_model(family: str, network: Mapping[str, Any]) -> UnifiedModel:
 
 def load_model(directory: str | Path) -> UnifiedModel:
     """Load a model folder written by `UnifiedModel.save` (its `reca_model.json` names family and network)."""
-    import json
+    from reca.plain import fields, read_json
 
     path = Path(directory) / "reca_model.json"
     if not path.is_file():
         raise ValueError(
             f"{directory}: no reca_model.json here; give a folder written by `reca base` or `reca align`"
         )
-    described = json.loads(path.read_text())
-    model = build_model(described["family"], described["network"])
+    described = fields(read_json(path), path, family=str, network=dict)
+    try:
+        model = build_model(described["family"], described["network"])
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"{path}: network holds a value of the wrong kind ({error})") from error
     model.load(Path(directory))
     return model

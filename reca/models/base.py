@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from reca.models import build_model
+from reca.plain import fields
 from reca.records import MANIFEST, read_json, read_manifest, verify
 
 DESCRIPTION = "reca_model.json"
@@ -69,7 +70,7 @@ def _check_folder(folder: Path, family: str) -> None:
         raise ValueError(f"{folder}: no {DESCRIPTION} here; give the folder of a whole model")
     if (folder / MANIFEST).is_file():
         verify(folder)
-    found = read_json(folder / DESCRIPTION).get("family")
+    found = fields(read_json(folder / DESCRIPTION), folder / DESCRIPTION, family=str)["family"]
     if found != family:
         raise ValueError(
             f"{folder}: holds a model of family {found!r}, but {family!r} is configured"

@@ -6,7 +6,6 @@ file and put in the place of the module's own, so host memory holds every weight
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +13,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from reca.models.weights import check_manifest, manifest_of, safetensors_manifest
+from reca.models.weights import (
+    check_manifest,
+    manifest_of,
+    safetensors_manifest,
+    weight_map_of,
+)
 
 _INDEX = ".safetensors.index.json"
 
@@ -38,10 +42,7 @@ def shards_of(path: str | Path) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: is no safetensors index with a weight_map") from error
+    names = sorted(set(weight_map_of(index).values()))
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{index}: shard {name!r} is not a plain file name in this folder")

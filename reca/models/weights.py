@@ -7,7 +7,6 @@ file. A manifest maps a tensor's name to its shape and dtype.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import pickle
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from reca.plain import fields, read_json, texts
 from reca.records import sha256_file
 
 Manifest = Mapping[str, tuple[tuple[int, ...], str]]
@@ -138,13 +138,21 @@ def safetensors_manifest(path: str | Path) -> dict[str, tuple[tuple[int, ...], s
         raise ValueError(_unreadable(path, error)) from error
 
 
+def weight_map_of(index: Path) -> dict[str, str]:
+    """Tensor names and their shards from a hub index; ValueError names a file that is none."""
+    try:
+        return texts(fields(read_json(index), index, weight_map=dict)["weight_map"], "weight_map")
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{index}: ")
+        raise ValueError(
+            f"{index}: is no safetensors index with a weight_map ({reason})"
+        ) from error
+
+
 def _load_shards(index: Path) -> dict[str, Tensor]:
     """Read all shards that a hub index names; the index and the shards must agree."""
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: is no safetensors index with a weight_map") from error
+    weight_map = weight_map_of(index)
+    shards = sorted(set(weight_map.values()))
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         if Path(shard).name != shard:

@@ -6,12 +6,11 @@ in a file: a number in the page can be walked back through the trail.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reca import records
+from reca import plain, records
 from reca.benchmarks.choose import arm_of
 from reca.benchmarks.laptop import GENEVAL_TASKS
 from reca.benchmarks.laptop_edit import SCORES as SCORES_OF_EDITS
@@ -28,15 +27,10 @@ ITEMS, SCORES, LOG = "items.jsonl", "scores.json", "log.jsonl"
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; ValueError names the file and the line that is damaged."""
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(
-                f"{path}, line {number}: not JSON ({error}); run the stage again"
-            ) from error
-    return rows
+    try:
+        return plain.lines(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; run the stage again") from error
 
 
 def scored_models(results: Path, benchmark: str, names: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reca import records
 from reca.benchmarks import readings
+from reca.plain import fields
 from reca.report import expectations
 from reca.report.paper_map import COLUMNS, TITLES, Metric, Run, reported_rows, run_of
 from reca.report.statistics import t_interval
@@ -43,7 +44,7 @@ def collect(results: Path) -> list[dict[str, Any]]:
         experiment = parts[-6] if len(parts) == 6 else results.name
         model, run, benchmark = parts[-5:-2]
         arm, _, seed = run.rpartition("-")
-        scores = records.read_json(path)
+        scores = fields(records.read_json(path), path)
         if scores.get("benchmark") != benchmark or "summary" not in scores:
             continue  # the laptop's, which has a page of its own
         found.append(

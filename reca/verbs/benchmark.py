@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 from reca.benchmarks import kinds, readings
 from reca.config import section
 from reca.ownership import check_file, check_place
+from reca.plain import fields, json_object, read_json
 from reca.records import Stage, read_manifest, sha256_json
 from reca.schema import BenchmarkConfig, JudgeConfig, Sampler
 from reca.verbs.code import stage_code
@@ -288,15 +288,15 @@ def _check_scores(out: Path, folder: Path) -> None:
 
 def _is_scores(path: Path) -> bool:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = read_json(path)
+    except ValueError:
         return False
     return isinstance(found, dict) and {"coverage", "summary"} <= found.keys()
 
 
 def _cards(evidence: Path) -> list[dict[str, Any]]:
     path = evidence / "judge.json"
-    return [json.loads(path.read_text())] if path.is_file() else []
+    return [fields(read_json(path), path)] if path.is_file() else []
 
 
 def _sources(kind: str, arguments: Namespace) -> dict[str, Path]:
@@ -314,7 +314,7 @@ def _sources(kind: str, arguments: Namespace) -> dict[str, Path]:
 
 
 def _benchmark(kind: str, samples: int, arguments: Namespace) -> BenchmarkConfig:
-    options = json.loads(arguments.options) if arguments.options else {}
+    options = json_object(arguments.options, "--options") if arguments.options else {}
     if arguments.partial:
         options["partial"] = True
     judge = section(JudgeConfig, read_section(arguments.judge)) if arguments.judge else None

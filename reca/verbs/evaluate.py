@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 from reca.benchmarks.choose import arm_of
 from reca.benchmarks.choose import choose as choose_guidance
 from reca.config import section
+from reca.plain import fields, read_yaml
 from reca.records import Stage, read_json, read_manifest, sha256_json, write_json
 from reca.schema import BenchmarkConfig, Experiment, Sampler
 from reca.verbs.code import stage_code
@@ -71,7 +71,7 @@ def _guidance(file: str | None, run: str, sampler: Sampler) -> list[float] | dic
     """The levels of the configuration, or what was chosen for the arm of this run."""
     if file is None:
         return sampler.guidance
-    chosen, arm = read_json(file)["chosen"], arm_of(run)
+    chosen, arm = fields(read_json(file), file, chosen=dict)["chosen"], arm_of(run)
     if arm not in chosen:
         raise ValueError(f"{file}: no guidance chosen for arm {arm!r}; it has {sorted(chosen)}")
     return chosen[arm]
@@ -140,15 +140,7 @@ def _experiment(name: str) -> Experiment:
 
     if not name.endswith((".yaml", ".yml")):
         return config.load(name)
-    import yaml
-
-    try:
-        plain: dict[str, Any] = yaml.safe_load(Path(name).read_text())
-    except OSError as error:
-        raise ValueError(f"{name}: cannot read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name}: not valid YAML ({error}); compose it again") from error
-    return config.section(Experiment, plain)
+    return config.section(Experiment, fields(read_yaml(name), name))
 
 
 def _scored(results: Path) -> dict[str, Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.ownership import WorkFolder, check_place
+from reca.plain import json_value, read_json
 from reca.records import MANIFEST, SEAL, read_manifest, verify
 
 
@@ -18,13 +18,12 @@ def read_section(text: str) -> dict[str, Any]:
 
     FILE may be the `manifest.json` of a finished stage: its section makes the same stage again.
     """
+    is_file = text.startswith("@")
     try:
-        source = Path(text[1:]).read_text() if text.startswith("@") else text
-        section = json.loads(source)
-    except OSError as error:
-        raise ValueError(f"--section {text}: cannot read ({error.strerror})") from error
+        section = read_json(text[1:]) if is_file else json_value(text, "--section")
     except ValueError as error:
-        raise ValueError(f"--section: not valid JSON ({error}); give JSON or @FILE") from error
+        where = "--section @" if is_file else ""
+        raise ValueError(f"{where}{error}; give JSON or @FILE") from error
     if isinstance(section, dict) and {SEAL, "section"} <= section.keys():
         section = read_manifest(Path(text[1:]).parent)["section"]
     if not isinstance(section, dict):

@@ -50,6 +50,7 @@ def cache(arguments: Namespace) -> None:
     """Run the frozen encoders over a data set."""
     from reca.align.texts import open_role
     from reca.cache import build
+    from reca.data import max_unreadable
     from reca.devices import placed
     from reca.models import load_model
 
@@ -68,6 +69,7 @@ def cache(arguments: Namespace) -> None:
         use=arguments.use,
         code=stage_code("cache", family),
         dtype=plain.get("cache_dtype", "fp32"),
+        max_unreadable=max_unreadable(source.options),
         work=work_folder(arguments, "cache", read.values()).path,
         inputs=records_of(read),
         reads=read.values(),

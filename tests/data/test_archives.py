@@ -13,7 +13,7 @@ from PIL import Image
 
 from reca.data import open_dataset
 from reca.data.archives import ImageFolder
-from reca.images import UnreadableImage
+from reca.unreadable import UnreadableImage
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dot."}]
 

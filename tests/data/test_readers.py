@@ -18,7 +18,8 @@ from PIL import Image
 from reca.data import open_dataset
 from reca.data.llava import pair_turns
 from reca.data.samples import Corrupt, read_images
-from reca.images import UnreadableImage, decode, short_side_crop, squash, to_tensor
+from reca.images import decode, short_side_crop, squash, to_tensor
+from reca.unreadable import UnreadableImage
 
 
 def png(value: int = 0, size: tuple[int, int] = (4, 4)) -> bytes:
@@ -154,12 +155,12 @@ def test_corrupt_pictures_are_skipped_counted_and_named(damaged, workers):
     assert [index for index, _, _ in read] == [i for i in range(20) if i not in (7, 13)]
     assert [grey(sample.image) for _, sample, _ in read] == [index for index, _, _ in read]
     assert [name for name, _ in tally.bad] == ["7.png", "13.png"]
-    assert tally.describe().startswith("2 of 20 images unreadable: 7.png (zero bytes); 13.png (")
+    assert tally.describe().startswith("2 of 20 samples unreadable: 7.png (zero bytes); 13.png (")
 
 
 def test_too_many_corrupt_pictures_stop_the_run_at_the_first_one_too_many(damaged):
     read = []
-    with pytest.raises(ValueError, match=r"2 of 20 images unreadable: 7\.png.*13\.png.*5\.00%"):
+    with pytest.raises(ValueError, match=r"2 of 20 samples unreadable: 7\.png.*13\.png.*5\.00%"):
         for index, _, _ in read_images(
             open_dataset("folder", damaged), range(20), max_bad_fraction=0.05
         ):

@@ -15,7 +15,7 @@ from PIL import Image
 from reca.data import open_dataset
 from reca.data.order import Cursor, iterate
 from reca.data.tar import INDEX_PREFIX
-from reca.images import UnreadableImage
+from reca.unreadable import UnreadableImage, UnreadableText
 
 
 def png(value: int) -> bytes:
@@ -36,8 +36,9 @@ def write_shard(path: Path, first: int, count: int) -> None:
     with tarfile.open(path, "w") as archive:
         add(archive, "./", type=tarfile.DIRTYPE)
         for i in range(first, first + count):
+            record = {"caption": f"no {i}", "words": f"word {i}", "n": i}
             add(archive, f"./{i:04d}.png", png(i))
-            add(archive, f"./{i:04d}.json", json.dumps({"caption": f"no {i}", "n": i}).encode())
+            add(archive, f"./{i:04d}.json", json.dumps(record).encode())
             if i % 2:
                 add(archive, f"./{i:04d}.txt", f"text {i}\n".encode())
 
@@ -57,12 +58,12 @@ def test_samples_by_index_in_natural_order_of_shards(shards):
         assert sample.id == f"s{9 if i < 10 else 10}/{i:04d}"
         assert sample.image == png(i)
         assert sample.caption == (f"text {i}" if i % 2 else f"no {i}")
-        assert sample.extra == {"n": i}
+        assert sample.extra == {"words": f"word {i}", "n": i}
 
 
 def test_the_caption_key_is_an_option(shards):
-    sample = open_dataset("tar", shards / "s9.tar", caption="n")[2]
-    assert sample.caption == 2 and sample.extra == {"caption": "no 2"}
+    sample = open_dataset("tar", shards / "s9.tar", caption="words")[2]
+    assert sample.caption == "word 2" and sample.extra == {"caption": "no 2", "n": 2}
 
 
 @pytest.mark.parametrize("cut", [1, 4, 9, 10, 11, 17, 33])
@@ -213,5 +214,5 @@ def test_a_damaged_caption_is_an_unreadable_sample(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         add(archive, "0.png", png(0))
         add(archive, "0.json", b"{")
-    with pytest.raises(UnreadableImage, match=r"a/0.*damaged txt or json"):
+    with pytest.raises(UnreadableText, match=r"a/0: .*member json: expected a JSON object"):
         open_dataset("tar", tmp_path)[0]

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from reca.benchmarks.detectors.checkpoint import companion, network, tokenizer
+from reca.plain import json_lines, json_object
 from reca.records import write_atomic
 
 BLIP_HARMLESS = (r".*\.embeddings\.position_ids",)  # 0, 1, 2, ..., stored by older versions
@@ -152,9 +153,9 @@ def read_answers(path: Path, asked: Iterable[tuple[str, int, int]]) -> Iterator[
     """The answers of another environment, each checked against what was asked; ValueError names what lacks."""
     wanted = set(asked)
     seen: dict[tuple[str, int, int], dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in json_lines(path):
         try:
-            row = json.loads(line)
+            row = json_object(line, "the line")
             key = (str(row["id"]), int(row["sample"]), int(row["question"]))
             answer = str(row["answer"])
         except (ValueError, KeyError, TypeError) as error:
