@@ -301,7 +301,7 @@ def _is_current(out: Path, key: str, described: Mapping[str, Any]) -> bool:
 def _known_shard_rows(out: Path, plan: Plan) -> int | None:
     """Rows per shard of an older cache that covers the same, so that a hit encodes nothing."""
     try:
-        about = records.read_json(out / ABOUT)
+        about = records.read_json(records.verified(out / ABOUT))
         same = about["covers"] == plan.covers and about["shard_bytes"] == plan.shard_bytes
         return max(1, int(about["shard_rows"])) if same else None
     except (ValueError, LookupError, TypeError):
@@ -378,8 +378,8 @@ def _build(
         if _is_current(out, key, described):
             _log.info("%s: nothing changed, the cache is used as it is", out)
             return
+        workshop.adopt(out)  # by its manifest, so before that goes
         (out / records.MANIFEST).unlink(missing_ok=True)  # stale or damaged: never served again
-        workshop.adopt(out)
     found = _finish_shards(
         encoder, plan, workshop, lambda: _is_labelled(out, key, described), progress
     )

@@ -34,7 +34,8 @@ from reca.scratch import Scratch
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
-SEAL = "seal"  # the manifest's key for the hash of all its other keys
+SEAL = "seal"  # a record's key for the hash of all its other keys
+BOUND = "manifest"  # the key of `run.json` for the seal of the manifest beside it
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 OWN_PACKAGES = ("reca", "reca_kernels")
 
@@ -360,14 +361,15 @@ class Stage:
             if path.is_file():
                 os.chmod(path, 0o644)  # temp files begin private; results are for sharing
                 _fsync_file(path)
-        self._record_run()
+        body = {**self.described, "outputs": outputs}
+        self._record_run(sha256_json(body))
         if self.out.exists():
             shutil.rmtree(self.out)
         os.replace(self.scratch, self.out)
-        body = {**self.described, "outputs": outputs}
         write_json(self.out / MANIFEST, {**body, SEAL: sha256_json(body)})
 
-    def _record_run(self) -> None:
+    def _record_run(self, manifest: str) -> None:
+        """Write `run.json`, sealed and bound to the manifest that has the seal `manifest`."""
         usage = {
             "wall_seconds": time.time() - self.started,
             "cpu_seconds": _cpu_seconds() - self.cpu,
@@ -379,7 +381,8 @@ class Stage:
             "versions": versions(),
             "commit": git_commit(),
         }
-        write_json(self.scratch / RUN, {**facts, **usage, **_peak_memory_bytes(), **self.notes})
+        body = {**facts, **usage, **_peak_memory_bytes(), **self.notes, BOUND: manifest}
+        write_json(self.scratch / RUN, {**body, SEAL: sha256_json(body)})
 
 
 def _fsync_file(path: Path) -> None:
@@ -399,15 +402,30 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{directory}: no {MANIFEST}, so this stage is not complete; run `snakemake` to make it"
         )
-    manifest = read_json(path)
-    text = path.read_text()  # other bytes with the same meaning are damage too
-    body = (
-        {key: value for key, value in manifest.items() if key != SEAL}
-        if isinstance(manifest, dict)
-        else {}
-    )
-    if not body or manifest.get(SEAL) != sha256_json(body) or text != json_text(manifest):
+    return _opened(path, read_json(path))
+
+
+def _opened(path: Path, record: Any) -> dict[str, Any]:
+    """A record without its seal; ValueError where any byte differs, other bytes of the same meaning included."""
+    found = record if isinstance(record, dict) else {}
+    body = {key: value for key, value in found.items() if key != SEAL}
+    if not body or found.get(SEAL) != sha256_json(body) or path.read_text() != json_text(record):
         raise ValueError(f"{path}: changed since it was written; {_remedy(path.parent)}")
+    return body
+
+
+def read_run(directory: str | Path) -> dict[str, Any]:
+    """The `run.json` of a stage; ValueError where it is missing, was changed, or belongs to another manifest.
+
+    That of an older reca has no seal and is given as it is; it has no key `manifest`.
+    """
+    path = Path(directory) / RUN
+    record = read_json(path)
+    if isinstance(record, dict) and record and not {SEAL, BOUND} & record.keys():
+        return record
+    body = _opened(path, record)
+    if body.get(BOUND) != read_json(path.parent / MANIFEST).get(SEAL):
+        raise ValueError(f"{path}: belongs to another {MANIFEST}; {_remedy(path.parent)}")
     return body
 
 

@@ -51,7 +51,7 @@ def fit(
     """Minimise `loss(sample indices)` over `module` and return the last loss; continues from `work_dir` where it was.
 
     `size` is the number of samples and `data` their hash: a resume with other data or another recipe is refused.
-    RuntimeError on a loss that is not finite.
+    ValueError on a loss or gradient that is not finite; checkpoints are those of earlier steps.
     """
     world = World()
     names = dict(module.named_parameters())
@@ -87,11 +87,13 @@ def _step(
 ) -> tuple[float, float]:
     value = loss.item()
     if not math.isfinite(value):
-        raise RuntimeError(f"the loss is {value}; lower lr in the pretrain section")
+        raise ValueError(f"the loss is {value}; lower lr in the pretrain section")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     norm = float(clip_grad_norm_(weights, clip))
+    if not math.isfinite(norm):
+        raise ValueError(f"the gradient's norm is {norm}; lower lr in the pretrain section")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
