@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Any
 
 import reca
+from reca.finite import demand_json
 from reca.scratch import Scratch
 
 MANIFEST = "manifest.json"
@@ -48,7 +49,8 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a JSON value in canonical form (sorted keys, no blanks)."""
-    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256_bytes(text.encode())
 
 
 def sha256_file(path: str | Path) -> str:
@@ -96,13 +98,27 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, sorted and indented, so that equal content gives equal bytes."""
+    """Write JSON atomically, sorted and indented, so that equal content gives equal bytes.
+
+    ValueError names a number that is NaN or infinite, which JSON cannot hold.
+    """
+    demand_json(path, value)
     write_atomic(path, json_text(value))
+
+
+def write_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write JSON lines atomically, keys sorted; gives their number. ValueError as of `write_json`."""
+    found = list(rows)
+    demand_json(path, found)
+    write_atomic(
+        path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in found)
+    )
+    return len(found)
 
 
 def json_text(value: Any) -> str:
     """The one form in which the house writes JSON files."""
-    return json.dumps(value, sort_keys=True, indent=1) + "\n"
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: str | Path) -> Any:

@@ -229,8 +229,12 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 def gradient_norm(state: TrainState) -> float:
     """Global 2-norm of the gradient, before clipping."""
-    gradients = [weight.grad for weight in state.weights.values() if weight.grad is not None]
-    norm = get_total_norm(gradients)
+    return norm_of([weight.grad for weight in state.weights.values() if weight.grad is not None])
+
+
+def norm_of(tensors: Sequence[Tensor]) -> float:
+    """Global 2-norm of tensors, which may be sharded."""
+    norm = get_total_norm(tensors)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
@@ -319,6 +323,11 @@ def save(
     recipe: Recipe,
     world: World,
 ) -> Path:
-    """Write the checkpoint of a completed step."""
+    """Write the checkpoint of a completed step, unless its weights are not finite."""
+    if not math.isfinite(norm_of(list(state.weights.values()))):
+        raise ValueError(
+            f"step {step}: the weights are not finite after this step; checkpoints are those of earlier steps. "
+            "Lower align.lr or set align.clip, then run the same command"
+        )
     facts = {"run": record, "tally": asdict(state.tally), "versions": versions()}
     return checkpoint.save(folder, step, state.groups(), facts, keep=recipe.keep, world=world)

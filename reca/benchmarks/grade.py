@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reca.benchmarks import kinds
 from reca.benchmarks.data import items_of, questions_of
 from reca.benchmarks.graded import Graded
-from reca.records import read_json, write_atomic, write_json
+from reca.records import read_json, write_json, write_lines
 
 if TYPE_CHECKING:
     from reca.schema import BenchmarkConfig
@@ -123,8 +123,7 @@ def write(
         else None,
     }
     write_json(out / SCORES, result)
-    lines = (json.dumps(item, sort_keys=True) + "\n" for item in found.items)
-    write_atomic(out / ITEMS, "".join(lines))
+    write_lines(out / ITEMS, found.items)
     return result
 
 

@@ -21,6 +21,7 @@ from reca.align.log import TrainLog
 from reca.align.schedule import lr_factor
 from reca.align.state import TrainState
 from reca.data.order import Cursor
+from reca.finite import check_weights
 from reca.randomness import seed_of
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def fit(
                 line = {"step": step + 1, "loss": {"total": value}, "lr": rate, "grad_norm": norm}
                 journal.write(line, recipe.batch)
                 if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
+                    check_weights(f"{work_dir}, step {step + 1}", names.items())
                     journal.sync()
                     saved = {"run": record, "tally": asdict(state.tally)}
                     checkpoint.save(folder, step + 1, state.groups(), saved, keep=2, world=world)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reca.finite import check_weights
 from reca.models.weights import check_manifest, load_foreign, load_strictly, manifest_of
 
 
@@ -78,6 +79,7 @@ class Lpips(nn.Module):
         own = {f"lin{index}.model.1.weight": head.data for index, head in enumerate(model.heads)}
         remedy = "these are not the heads of LPIPS 0.1 (alex); fetch source lpips-alex again"
         check_manifest(heads[0], manifest_of(found), manifest_of(own), remedy=remedy)
+        check_weights(heads[0], found.items())
         for name, head in own.items():
             head.copy_(found[name])
         return model.to(device).eval()
