@@ -4,7 +4,8 @@ A stage names its inputs by sha256. Where such a hash is that of another stage's
 on there, wherever the folder lies now; so a moved or pulled results folder audits as well as a fresh one.
 Stages outside the audited folders that something in them was made from (shipped weights, data) are
 hashed again, too; where their own inputs are not in this checkout, as with weights that were made elsewhere and
-ship with it, the trail ends there and says so.
+ship with it, the trail ends there and says so. What `run.json` says of time and machine is sealed, too, and bound
+to the manifest beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reca.records import MANIFEST, read_json, sha256_file, verify
+from reca.records import BOUND, MANIFEST, read_json, read_run, sha256_file, verify
 from reca.scratch import PARTIAL
 
 
@@ -22,7 +23,8 @@ from reca.scratch import PARTIAL
 class Audit:
     """What an audit found: `problems` break the trail, `orphans` are files that no record covers.
 
-    `ends` are stages outside the audited folders that were made from what is not here.
+    `ends` are stages outside the audited folders that were made from what is not here; `unsealed` are stages of
+    an older reca, whose `run.json` has no seal.
     """
 
     stages: int = 0
@@ -30,6 +32,7 @@ class Audit:
     problems: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
+    unsealed: list[str] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
@@ -87,8 +90,19 @@ def _check_outputs(directory: Path, found: Audit) -> None:
         found.files += len(verify(directory)["outputs"])
     except (KeyError, TypeError) as error:
         found.problems.append(f"{directory / MANIFEST}: not a manifest of ours (no {error})")
+        return
     except ValueError as error:
         found.problems.append(str(error))
+    _check_run(directory, found)
+
+
+def _check_run(directory: Path, found: Audit) -> None:
+    try:
+        if BOUND not in read_run(directory):
+            found.unsealed.append(str(directory))
+    except ValueError as error:
+        if str(error) not in found.problems:  # a damaged manifest is one problem, not two
+            found.problems.append(str(error))
 
 
 def _inputs(manifest: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from reca import records
 from reca.cache_files import ABOUT, COLUMNS, INDEX, FeatureCache, open_cache
 from reca.cache_work import Workshop
 from reca.data.samples import MAX_UNREADABLE, Corrupt, Dataset, described, read_images
+from reca.finite import demand, finite_rows, named
 from reca.unreadable import UnreadableSample
 
 if TYPE_CHECKING:
@@ -126,23 +127,28 @@ class Encoder:
     workers: int
     tally: Corrupt
 
-    def encode(self, images: Sequence[Image]) -> Features:
-        """One batch on the CPU, floats in the cache's precision."""
+    def encode(self, images: Sequence[Image], names: Sequence[str]) -> Features:
+        """One batch on the CPU, floats in the cache's precision; NonFinite names pictures without finite features."""
         features = self.model.encode(images, self.use)
         for name, tensor in features.items():
             if len(tensor) != len(images):
                 rows = f"{len(tensor)} rows of {name!r} for {len(images)} images"
                 raise ValueError(f"{self.model.family}: encode gave {rows}")
-        return {
+        kept = {
             name: (rows.to(self.precision) if rows.is_floating_point() else rows).detach().cpu()
             for name, rows in features.items()
         }
+        for name, tensor in kept.items():
+            if tensor.is_floating_point() and tensor.numel():
+                with named(names):
+                    demand(finite_rows(tensor), f"features {name} in {str(tensor.dtype)[6:]}")
+        return kept
 
     def shard_rows(self, plan: Plan) -> int:
         """How many rows fit into a shard, by the size of the first readable picture's row."""
         ignored = Corrupt(len(plan.first), max_fraction=1.0)
-        for _, _, image in read_images(self.dataset, list(plan.first.values()), tally=ignored):
-            row_bytes = sum(tensor.nbytes for tensor in self.encode([image]).values())
+        for _, sample, image in read_images(self.dataset, list(plan.first.values()), tally=ignored):
+            row_bytes = sum(tensor.nbytes for tensor in self.encode([image], [sample.id]).values())
             return min(SHARD_ROWS, max(1, plan.shard_bytes // max(1, row_bytes)))
         raise ValueError("no readable image in the data set, so there is nothing to cache")
 
@@ -154,7 +160,8 @@ class Encoder:
         parts: list[Features] = []
         for batch in iter(lambda: list(islice(read, self.batch_size)), []):
             kept.extend(position for position, _, _ in batch)
-            parts.append(self.encode([image for _, _, image in batch]))
+            names = [sample.id for _, sample, _ in batch]
+            parts.append(self.encode([image for _, _, image in batch], names))
         features = (
             {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
         )
@@ -303,7 +310,7 @@ def _is_current(out: Path, key: str, described: Mapping[str, Any]) -> bool:
 def _known_shard_rows(out: Path, plan: Plan) -> int | None:
     """Rows per shard of an older cache that covers the same, so that a hit encodes nothing."""
     try:
-        about = records.read_json(out / ABOUT)
+        about = records.read_json(records.verified(out / ABOUT))
         same = about["covers"] == plan.covers and about["shard_bytes"] == plan.shard_bytes
         return max(1, int(about["shard_rows"])) if same else None
     except (ValueError, LookupError, TypeError):
@@ -335,7 +342,7 @@ def build(
         dataset: samples without an image are left out, and counted.
         out_dir: the stage's folder, with its manifest.
         use: why images are encoded, `draw` or `read`.
-        code: fingerprint of the modules that encode (`records.code_fingerprint`).
+        code: fingerprint of the modules that encode (`fingerprints.code_fingerprint`).
         dtype: precision of floating-point features; integers are kept exactly.
         batch_size: images per call of `encode`.
         shard_bytes: size of a shard, about.
@@ -384,8 +391,8 @@ def _build(
         if _is_current(out, key, described):
             _log.info("%s: nothing changed, the cache is used as it is", out)
             return
+        workshop.adopt(out)  # by its manifest, so before that goes
         (out / records.MANIFEST).unlink(missing_ok=True)  # stale or damaged: never served again
-        workshop.adopt(out)
     found = _finish_shards(
         encoder, plan, workshop, lambda: _is_labelled(out, key, described), progress
     )

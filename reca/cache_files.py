@@ -46,7 +46,7 @@ class FeatureCache:
     def info(self) -> dict[str, Any]:
         """Rows, distinct images, bytes, and the seconds of encoding that the cache stands for."""
         run = self.directory / records.RUN
-        seconds = records.read_json(run).get("encode_seconds") if run.is_file() else None
+        seconds = records.read_run(self.directory).get("encode_seconds") if run.is_file() else None
         return {
             "rows": len(self),
             "images": sum(len(shard["record"]["kept"]) for shard in self.about["shards"]),

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from reca import records
 from reca.cache_files import ABOUT
 from reca.ownership import WorkFolder
+from reca.sealed import seal, unseal
 
 if TYPE_CHECKING:
     from reca.models.unified import Features
@@ -91,35 +92,34 @@ class Workshop:
         data = save(stored, metadata={"key": key})
         records.write_atomic(self._features(key), data)
         record = {**record, "key": key, "sha256": records.sha256_bytes(data), "bytes": len(data)}
-        records.write_json(self._record(key), record)
+        records.write_atomic(self._record(key), seal(record))
         return record
 
     def finished(self, key: str) -> dict[str, Any] | None:
         """The record of a shard that is whole; None where there is none or a byte of it changed."""
-        features = self._features(key)
-        if not (self._record(key).is_file() and features.is_file()):
+        features, path = self._features(key), self._record(key)
+        if not (path.is_file() and features.is_file()):
             return None
-        try:
-            record = records.read_json(self._record(key))
-            if record["key"] == key and record["sha256"] == records.sha256_file(features):
-                return record
-        except (ValueError, KeyError) as problem:
-            _log.warning("%s", problem)
-        _log.warning("%s: damaged, it is encoded again", features)
+        record = unseal(path.read_bytes())
+        if record is None or record["key"] != key:
+            _log.warning("%s: damaged, its shard is encoded again", path)
+        elif record["sha256"] == records.sha256_file(features):
+            return record
+        else:
+            _log.warning("%s: damaged, it is encoded again", features)
         return None
 
     def adopt(self, cache: Path) -> None:
         """Offer the shards of an older cache; `finished` checks one before it is used."""
-        if not (cache / ABOUT).is_file():
+        if not (cache / ABOUT).is_file() or not (cache / records.MANIFEST).is_file():
             return
+        seconds = _shard_seconds(cache)
         try:
-            run = cache / records.RUN
-            seconds = records.read_json(run).get("shard_seconds", {}) if run.is_file() else {}
-            for shard in records.read_json(cache / ABOUT)["shards"]:
+            for shard in records.read_json(records.verified(cache / ABOUT))["shards"]:
                 key = shard["record"]["key"]
                 second_name(cache / shard["file"], self._features(key))
                 record = {**shard["record"], "seconds": seconds.get(key, 0.0)}
-                records.write_json(self._record(key), record)
+                records.write_atomic(self._record(key), seal(record))
         except (ValueError, LookupError, TypeError, OSError) as problem:
             _log.warning("%s: the older cache is damaged, it is made again (%s)", cache, problem)
 
@@ -132,6 +132,15 @@ class Workshop:
 
     def _record(self, key: str) -> Path:
         return self.folder / f"{key}.json"
+
+
+def _shard_seconds(cache: Path) -> dict[str, float]:
+    """What encoding each shard took; nothing where that was not recorded, or the record is damaged."""
+    try:
+        return dict(records.read_run(cache).get("shard_seconds", {}))
+    except ValueError as problem:
+        _log.warning("%s: what encoding took is not known (%s)", cache, problem)
+        return {}
 
 
 def second_name(source: Path, target: Path) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from reca import records
+from reca.finite import named
 from reca.images import decode
 from reca.imageset import Entry, ImageSetWriter, png
 from reca.kept import KeptPictures
@@ -173,10 +174,11 @@ def answers(
             columns = zip(*(question.image_ids for question in batch), strict=True)
             read = [_read(model, names, images) for names in columns]
             texts = [question.text for question in batch]
-            if len(read) == 1:
-                given = model.answer(texts, read[0], max_new_tokens)
-            else:
-                given = model.answer_about(texts, read, max_new_tokens)
+            with named([question.id for question in batch]):
+                if len(read) == 1:
+                    given = model.answer(texts, read[0], max_new_tokens)
+                else:
+                    given = model.answer_about(texts, read, max_new_tokens)
             found |= {question.id: text for question, text in zip(batch, given, strict=True)}
             progress(len(found), len(questions))
     return {question.id: found[question.id] for question in questions}
@@ -198,9 +200,13 @@ def draw(
     sampling: Sampling,
     noise: Sequence[torch.Generator],
 ) -> list[Image]:
-    """One picture per text, from text alone or from text and understanding features (RecA)."""
+    """One picture per text, from text alone or from text and understanding features (RecA).
+
+    NonFinite (a ValueError) names texts whose logits, latents or pixels are not finite.
+    """
     pushed_from = model.unconditional(len(texts)) if sampling.guidance > 0 else None
-    return model.generate(model.condition(texts, features), pushed_from, sampling, noise)
+    with named(texts):
+        return model.generate(model.condition(texts, features), pushed_from, sampling, noise)
 
 
 @contextmanager
@@ -367,7 +373,8 @@ def _rows(
     texts = [job.text for job in batch]
     sources = [decode(job.source, name=job.key) for job in batch if job.source is not None]
     if sources:
-        return model.edit(sources, texts, sampling, noise)
+        with named(texts):
+            return model.edit(sources, texts, sampling, noise)
     pictures = [job.image for job in batch if job.image is not None]
     features = model.encode(pictures, "draw") if pictures else None
     return draw(model, texts, features, sampling, noise)

@@ -11,11 +11,13 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from reca.finite import NonFinite, rows_of
 from reca.image_colours import UnknownSamples, on_white
 from reca.image_formats import FORMATS, SUFFIXES, decoding_bytes, end_of, format_of, unpacked_bytes
 from reca.unreadable import UnreadableImage
@@ -151,8 +153,7 @@ def to_image(tensor: torch.Tensor) -> Image.Image:
     Pixels are clamp((x + 1) / 2, 0, 1) * 255, truncated to uint8.
 
     Raises:
-        ValueError: another shape, or values that are not finite (the cast would hide them as
-        black).
+        ValueError: another shape, or (NonFinite) values that are not finite, which the cast would hide as black.
     """
     import torch
 
@@ -160,11 +161,18 @@ def to_image(tensor: torch.Tensor) -> Image.Image:
         raise ValueError(f"to_image expects a tensor [3, H, W], got {list(tensor.shape)}")
     values = tensor.detach().float().cpu()
     if not torch.isfinite(values).all():
-        raise ValueError(
-            "to_image got values that are not finite: the sampler or the decoder diverged"
-        )
+        raise NonFinite("pixels", [0])
     pixels = ((values + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def to_images(tensors: Iterable[torch.Tensor]) -> list[Image.Image]:
+    """`to_image` of each; its error names the row."""
+    found = []
+    for row, tensor in enumerate(tensors):
+        with rows_of([row]):
+            found.append(to_image(tensor))
+    return found
 
 
 def _format_of(data: bytes, name: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reca.devices import device_of, placed
+from reca.finite import named
 from reca.generate import draw as draw_rows
 from reca.generate import inference
 from reca.images import decode
@@ -39,7 +40,8 @@ def draw(
     model = open_model(model_dir, device)
     with inference(model):
         noise = [generator("draw", seed)]
-        return draw_rows(model, [prompt], None, _sampling(model, sampling, changes), noise)[0]
+        with named([prompt], model_dir):
+            return draw_rows(model, [prompt], None, _sampling(model, sampling, changes), noise)[0]
 
 
 def reconstruct(
@@ -59,7 +61,8 @@ def reconstruct(
     with inference(model):
         features = model.encode([picture], "draw")
         noise = [generator("reconstruct", seed)]
-        return draw_rows(model, [text], features, _sampling(model, sampling, changes), noise)[0]
+        with named([text], model_dir):
+            return draw_rows(model, [text], features, _sampling(model, sampling, changes), noise)[0]
 
 
 def edit(
@@ -77,7 +80,10 @@ def edit(
     picture, model = read_picture(image), open_model(model_dir, device)
     with inference(model):
         noise = [generator("edit", seed)]
-        return model.edit([picture], [instruction], _sampling(model, sampling, changes), noise)[0]
+        with named([instruction], model_dir):
+            return model.edit([picture], [instruction], _sampling(model, sampling, changes), noise)[
+                0
+            ]
 
 
 def ask(
@@ -93,7 +99,7 @@ def ask(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     picture, model = read_picture(image), open_model(model_dir, device)
-    with inference(model):
+    with inference(model), named([question], model_dir):
         return model.answer([question], model.encode([picture], "read"), max_new_tokens)[0]
 
 

@@ -1,11 +1,11 @@
 """Finished work of an unfinished stage: pictures with their sidecars, and rows of answers or findings.
 
 Both lie in a stage's work folder and are written one by one, so a killed run loses only what it was making.
+Sidecars and lines are sealed (`reca.sealed`): what the disk damaged is named, and made again.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from base64 import b64decode, b64encode
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from reca.imageset import Entry, named_entry, png
 from reca.records import sha256_bytes, write_atomic
+from reca.sealed import seal, unseal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +56,7 @@ class KeptPictures:
         if state is not None:
             sidecar["state"] = b64encode(state).decode()
         write_atomic(self._path(entry, "png"), data, durable=False)
-        write_atomic(self._path(entry, "json"), json.dumps(sidecar, sort_keys=True), durable=False)
+        write_atomic(self._path(entry, "json"), seal(sidecar), durable=False)
 
     def png(self, entry: Entry) -> bytes:
         """The file of a finished picture."""
@@ -69,11 +70,12 @@ class KeptPictures:
 
     def _sidecar(self, entry: Entry) -> Row | None:
         path = self._path(entry, "json")
-        try:
-            found = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+        if not path.is_file():
             return None
-        return found if isinstance(found, dict) else None
+        found = unseal(path.read_bytes())
+        if found is None:
+            _log.warning("%s: damaged; its picture is drawn again", path)
+        return found
 
     def _path(self, entry: Entry, ending: str) -> Path:
         named_entry(*entry, self.folder)
@@ -81,28 +83,33 @@ class KeptPictures:
 
 
 class KeptRows:
-    """Rows by key in an append-only file: a line counts when its end is on the disk."""
+    """Rows by key in an append-only file: a line counts when its end is on the disk and its seal holds.
+
+    Other lines stay where they are, are named in the log, and their rows are made again.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: dict[str, list[Row]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
         if path.exists():
-            for line in path.read_bytes().split(b"\n")[:-1]:
-                entry = self._entry(line)
-                self.rows[entry["key"]] = entry["rows"]
-                whole += len(line) + 1
-            os.truncate(path, whole)
+            self._read(path.read_bytes())
 
-    def _entry(self, line: bytes) -> Row:
-        try:
-            entry: Row = json.loads(line)
-            if isinstance(entry["key"], str) and isinstance(entry["rows"], list):
-                return entry
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise ValueError(f"{self.path}: not rows of ours ({line[:40]!r}); remove the file")
+    def _read(self, data: bytes) -> None:
+        *lines, torn = data.split(b"\n")
+        if torn:
+            _log.warning("%s: an unfinished last line is dropped and made again", self.path)
+        for number, line in enumerate(lines, 1):
+            entry = unseal(line)
+            if entry is None:
+                _log.warning(
+                    "%s, line %d: damaged, or of an older reca; made again", self.path, number
+                )
+            else:
+                self.rows[entry["key"]] = entry["rows"]
+        if lines and not self.rows and not lines[0].startswith(b'{"key": "'):
+            raise ValueError(f"{self.path}: not rows of ours ({lines[0][:40]!r}); remove the file")
+        os.truncate(self.path, data.rfind(b"\n") + 1)
 
     def of(self, key: str, rows: Callable[[], list[Row]]) -> list[Row]:
         """The rows of a key, made now unless an earlier sitting made them."""
@@ -115,7 +122,6 @@ class KeptRows:
         self.rows |= {key: list(rows) for key, rows in found.items()}
         with open(self.path, "ab") as file:
             for key, rows in found.items():
-                line = json.dumps({"key": key, "rows": list(rows)}, sort_keys=True)
-                file.write(line.encode() + b"\n")
+                file.write(seal({"key": key, "rows": list(rows)}).encode() + b"\n")
                 file.flush()
             os.fsync(file.fileno())

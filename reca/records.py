@@ -9,10 +9,8 @@ stage that ran again and gave the same bytes reruns nothing downstream.
 
 from __future__ import annotations
 
-import ast
 import errno
 import hashlib
-import importlib.util
 import json
 import os
 import platform
@@ -20,24 +18,24 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import reca
 from reca import plain
+from reca.finite import demand_json
 from reca.ownership import check_output, check_place, is_derived
 from reca.scratch import Scratch, new_file
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
-SEAL = "seal"  # the manifest's key for the hash of all its other keys
+SEAL = "seal"  # a record's key for the hash of all its other keys
+BOUND = "manifest"  # the key of `run.json` for the seal of the manifest beside it
 OWNS = "owns"  # in run.json: stage and files, for the time when Snakemake has removed the manifest
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-OWN_PACKAGES = ("reca", "reca_kernels")
 
 
 # ---- hashes ----------------------------------------------------------------------------------------------------------
@@ -48,7 +46,8 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a JSON value in canonical form (sorted keys, no blanks)."""
-    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256_bytes(text.encode())
 
 
 def sha256_file(path: str | Path) -> str:
@@ -95,13 +94,27 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, sorted and indented, so that equal content gives equal bytes."""
+    """Write JSON atomically, sorted and indented, so that equal content gives equal bytes.
+
+    ValueError names a number that is NaN or infinite, which JSON cannot hold.
+    """
+    demand_json(path, value)
     write_atomic(path, json_text(value))
+
+
+def write_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write JSON lines atomically, keys sorted; gives their number. ValueError as of `write_json`."""
+    found = list(rows)
+    demand_json(path, found)
+    write_atomic(
+        path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in found)
+    )
+    return len(found)
 
 
 def json_text(value: Any) -> str:
     """The one form in which the house writes JSON files."""
-    return json.dumps(value, sort_keys=True, indent=1) + "\n"
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: str | Path) -> Any:
@@ -111,78 +124,6 @@ def read_json(path: str | Path) -> Any:
         return plain.json_value(text, path)
     except ValueError as error:
         raise ValueError(f"{error}; delete it and run the stage again") from error
-
-
-# ---- code ------------------------------------------------------------------------------------------------------------
-@lru_cache(maxsize=512)
-def _source(module: str) -> Path | None:
-    """The file of a module of ours, found by its path: `find_spec` on a dotted name would import the parents."""
-    package, *rest = module.split(".")
-    spec = importlib.util.find_spec(package)
-    for location in (spec and spec.submodule_search_locations) or ():
-        path = Path(location, *rest)
-        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    return None
-
-
-def _is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-
-
-def _imports(tree: ast.AST) -> Iterator[str]:
-    """Module names that the code imports anywhere, type-checking blocks left out; `from a import b`
-    may name a module.
-    """
-    for node in ast.iter_child_nodes(tree):
-        if _is_type_checking(node):
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        yield from _imports(node)
-
-
-@lru_cache(maxsize=512)
-def _direct(module: str) -> tuple[str, tuple[str, ...]]:
-    source = _source(module)
-    if source is None:
-        return "", ()
-    text = source.read_bytes()
-    content = [sha256_bytes(text), *_data_hashes(source)]
-    own = (name for name in _imports(ast.parse(text)) if name.split(".")[0] in OWN_PACKAGES)
-    return sha256_json(content), tuple(sorted({name for name in own if _source(name)}))
-
-
-def _data_hashes(source: Path) -> list[str]:
-    """Hashes of a package's own data files (templates, manifests), which belong to its code."""
-    if source.name != "__init__.py":
-        return []
-    data = [p for p in source.parent.iterdir() if p.suffix in (".html", ".css", ".json")]
-    return [f"{path.name} {sha256_file(path)}" for path in sorted(data)]
-
-
-def code_modules(*modules: str) -> list[str]:
-    """The named modules and all own modules that they import, directly or not."""
-    missing = [module for module in modules if _source(module) is None]
-    if missing:
-        raise ValueError(f"no source found for module {missing[0]!r}")
-    seen: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        module = waiting.pop()
-        if module not in seen:
-            seen.add(module)
-            waiting.extend(_direct(module)[1])
-    return sorted(seen)
-
-
-def code_fingerprint(*modules: str) -> str:
-    """Hash of the sources that the modules run: an edit of one module changes exactly the stages that import it."""
-    return sha256_json({module: _direct(module)[0] for module in code_modules(*modules)})
 
 
 # ---- cost ------------------------------------------------------------------------------------------------------------
@@ -377,14 +318,14 @@ class Stage:
             if path.is_file():
                 os.chmod(path, mode)  # temp files begin private; results are for sharing
                 _fsync_file(path)
-        self._record_run(outputs)
+        body = {**self.described, "outputs": outputs}
+        self._record_run(sha256_json(body), sorted(outputs))
         self._check_out()
         self._room.replace(self.out)
-        body = {**self.described, "outputs": outputs}
         write_json(self.out / MANIFEST, {**body, SEAL: sha256_json(body)})
 
-    def _record_run(self, outputs: Mapping[str, Any]) -> None:
-        owns = {"stage": self.name, "files": sorted(outputs)}
+    def _record_run(self, manifest: str, files: list[str]) -> None:
+        """Write `run.json`, sealed and bound to the manifest that has the seal `manifest`."""
         usage = {
             "wall_seconds": time.time() - self.started,
             "cpu_seconds": _cpu_seconds() - self.cpu,
@@ -395,9 +336,10 @@ class Stage:
             "machine": machine(),
             "versions": versions(),
             "commit": git_commit(),
-            OWNS: {**owns, SEAL: sha256_json(owns)},
+            OWNS: {"stage": self.name, "files": files},
         }
-        write_json(self.scratch / RUN, {**facts, **usage, **_peak_memory_bytes(), **self.notes})
+        body = {**facts, **usage, **_peak_memory_bytes(), **self.notes, BOUND: manifest}
+        write_json(self.scratch / RUN, {**body, SEAL: sha256_json(body)})
 
 
 def _fsync_file(path: Path) -> None:
@@ -417,14 +359,14 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{directory}: no {MANIFEST}, so this stage is not complete; run `snakemake` to make it"
         )
-    manifest = read_json(path)
-    text = path.read_text()  # other bytes with the same meaning are damage too
-    body = (
-        {key: value for key, value in manifest.items() if key != SEAL}
-        if isinstance(manifest, dict)
-        else {}
-    )
-    if not body or manifest.get(SEAL) != sha256_json(body) or text != json_text(manifest):
+    return _opened(path, read_json(path))
+
+
+def _opened(path: Path, record: Any) -> dict[str, Any]:
+    """A record without its seal; ValueError where any byte differs, other bytes of the same meaning included."""
+    found = record if isinstance(record, dict) else {}
+    body = {key: value for key, value in found.items() if key != SEAL}
+    if not body or found.get(SEAL) != sha256_json(body) or path.read_text() != json_text(record):
         raise ValueError(f"{path}: changed since it was written; {_remedy(path.parent)}")
     return body
 
@@ -443,10 +385,24 @@ def _written(directory: Path, stage: str) -> set[str] | None:
 
 def _owns(directory: Path) -> dict[str, Any]:
     """Stage and files by `run.json`: Snakemake removes a manifest before it makes a stage again."""
-    record = read_json(directory / RUN)[OWNS]
-    if record.pop(SEAL) != sha256_json(record):
-        raise ValueError(f"{directory / RUN}: changed since it was written")
-    return record
+    path = directory / RUN
+    owns: dict[str, Any] = _opened(path, read_json(path))[OWNS]
+    return owns
+
+
+def read_run(directory: str | Path) -> dict[str, Any]:
+    """The `run.json` of a stage; ValueError where it is missing, was changed, or belongs to another manifest.
+
+    That of an older reca has no seal and is given as it is; it has no key `manifest`.
+    """
+    path = Path(directory) / RUN
+    record = read_json(path)
+    if isinstance(record, dict) and record and not {SEAL, BOUND} & record.keys():
+        return record
+    body = _opened(path, record)
+    if body.get(BOUND) != read_json(path.parent / MANIFEST).get(SEAL):
+        raise ValueError(f"{path}: belongs to another {MANIFEST}; {_remedy(path.parent)}")
+    return body
 
 
 def verify(directory: str | Path) -> dict[str, Any]:

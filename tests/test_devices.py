@@ -108,14 +108,13 @@ def test_stages_move_their_model(moves, tmp_path, stage, words):
     assert asked.value.args == ("the model", words[-1] if words else "auto")
 
 
-def test_pretraining_encodes_where_it_trains(moves, tmp_path):
-    from reca.pretrain.base import pretrain_base
+def test_pretraining_encodes_where_it_trains(moves, tmp_path, monkeypatch):
+    from reca.pretrain import base
 
-    (tmp_path / "start").mkdir()
-    (tmp_path / "start" / "reca_model.json").write_text("{}")
+    monkeypatch.setattr(base, "_start", lambda *_: tmp_path)
     places = {"folders": {}, "parts": {}, "seed": 0, "work": tmp_path, "out": tmp_path, "code": ""}
     with pytest.raises(Placed):
-        pretrain_base("showo", {}, {}, {}, **places)
+        base.pretrain_base("showo", {}, {}, {}, **places)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reca import records
+from reca import fingerprints, records
 
 
 def stage(out: Path, content: bytes = b"weights", **options: object) -> dict:
@@ -109,14 +109,14 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 
 
 def test_code_hash_follows_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = records.code_modules("reca.align.run")
+    modules = fingerprints.code_modules("reca.align.run")
     assert {"reca.align.trainer", "reca.cache", "reca.models.unified"} <= set(modules)
     assert not any(
         name.startswith(("reca.report", "reca.verbs", "reca.models.showo")) for name in modules
     )
     assert "reca.schema" not in modules, "type-checking imports must not count"
     with pytest.raises(ValueError, match="no source found"):
-        records.code_modules("reca.nowhere")
+        fingerprints.code_modules("reca.nowhere")
 
 
 def test_code_hash_covers_a_package_and_its_data(
@@ -127,11 +127,11 @@ def test_code_hash_covers_a_package_and_its_data(
     (package / "__init__.py").write_text("")
     (package / "page.html").write_text("old")
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = records.code_fingerprint("reca_kernels_probe")
-    for cached in (records._direct, records._source):
+    before = fingerprints.code_fingerprint("reca_kernels_probe")
+    for cached in (fingerprints._direct, fingerprints._source):
         cached.cache_clear()
     (package / "page.html").write_text("new")
-    assert records.code_fingerprint("reca_kernels_probe") != before
+    assert fingerprints.code_fingerprint("reca_kernels_probe") != before
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(

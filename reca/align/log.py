@@ -1,12 +1,13 @@
 """The record of a run: `log.jsonl` with one line per step, the same bytes whether or not the run was interrupted.
 
-Times differ from run to run, so they go to `timing.jsonl` beside it.
+Times differ from run to run, so they go to `timing.jsonl` beside it. Every line is sealed (`reca.sealed`): a
+step whose line was damaged on the disk is neither continued from nor published.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import os
 import sys
 import time
@@ -17,10 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 from reca.records import write_atomic
+from reca.sealed import seal, unseal, unsealed
 
 logger = logging.getLogger(__name__)
 
 LOG, TIMING = "log.jsonl", "timing.jsonl"
+KEYS = ("step", "loss", "lr", "grad_norm", "tokens", "skipped")  # of a line without a seal, once
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -60,16 +63,17 @@ class TrainLog:
             return
         now = time.monotonic()
         seconds, self.last = now - self.last, now
-        self.log.write(json.dumps(record) + "\n")
+        self.log.write(seal(record) + "\n")
         self.log.flush()
         timing = {"step": record["step"], "seconds": seconds, "tokens_per_second": tokens / seconds}
-        self.timing.write(json.dumps(timing) + "\n")
+        self.timing.write(seal(timing) + "\n")
         self.timing.flush()
         self._show(record, now)
         self._plot(record)
 
     def _show(self, record: Mapping[str, Any], now: float) -> None:
-        losses = " ".join(f"{name} {value:.4f}" for name, value in record["loss"].items())
+        shown = {name: math.nan if v is None else v for name, v in record["loss"].items()}
+        losses = " ".join(f"{name} {value:.4f}" for name, value in shown.items())
         self.bar.set_postfix_str(losses)
         self.bar.update()
         due = now - self.shown > SECONDS_BETWEEN_LINES or record["step"] == self.steps
@@ -83,7 +87,8 @@ class TrainLog:
         scalars = {f"loss/{name}": value for name, value in record["loss"].items()}
         scalars |= {name: record[name] for name in ("lr", "grad_norm")}
         for name, value in scalars.items():
-            self.writer.add_scalar(name, value, record["step"])
+            if value is not None:
+                self.writer.add_scalar(name, value, record["step"])
 
     def sync(self) -> None:
         """Make the lines durable; called before a checkpoint, which relies on them."""
@@ -105,24 +110,48 @@ class TrainLog:
 def truncate(path: Path, step: int, *, complete: bool) -> None:
     """Keep the lines of steps 1..`step`; later ones, or a torn last one, belong to work that is done again.
 
-    With `complete`, ValueError if one of these steps is missing.
+    With `complete`, ValueError if one of these steps is missing or its line is damaged.
     """
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept: list[str] = []
-    for line in lines:
-        if not _is_step(line, len(kept) + 1) or len(kept) == step:
-            break
-        kept.append(line)
-    if complete and len(kept) != step:
+    write_atomic(path, _joined(_checked(path, step) if complete else _lines(path, step)))
+
+
+def publish(log: Path, steps: int, target: str | Path) -> None:
+    """Copy the lines of steps 1..`steps` to `target`; ValueError names a line that is missing or damaged."""
+    write_atomic(target, _joined(_checked(log, steps)))
+
+
+def _checked(path: Path, step: int) -> list[bytes]:
+    kept = _lines(path, step)
+    if len(kept) < step:
+        number = len(kept) + 1
+        present = path.exists() and len(path.read_bytes().split(b"\n")) > number
+        fault = "damaged" if present else f"no line for step {number}"
         raise ValueError(
-            f"{path}: no line for step {len(kept) + 1}, though a checkpoint of step {step} exists; restore the "
+            f"{path}, line {number}: {fault}, though a checkpoint of step {step} exists; restore the "
             "log, or delete the working folder to start over"
         )
-    write_atomic(path, "".join(f"{line}\n" for line in kept))
+    return kept
 
 
-def _is_step(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)["step"] == step
-    except (ValueError, KeyError, TypeError):
-        return False
+def _lines(path: Path, step: int) -> list[bytes]:
+    """The lines of steps 1, 2, ... up to `step`, or up to the first that is missing or damaged."""
+    kept: list[bytes] = []
+    older = 0
+    for line in (path.read_bytes() if path.exists() else b"").split(b"\n")[:step]:
+        record = unseal(line)
+        if record is None and (record := unsealed(line, KEYS)) is not None:
+            older += 1
+        if record is None or record.get("step") != len(kept) + 1:
+            break
+        kept.append(line)
+    if older:
+        logger.warning(
+            "%s: %d lines of an older reca carry no seal; damage to them cannot be noticed",
+            path,
+            older,
+        )
+    return kept
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    return b"".join(line + b"\n" for line in lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from reca.align import distributed
 from reca.align.batches import TaskData
+from reca.align.log import LOG, publish
 from reca.align.recipe import Recipe
 from reca.align.state import load_trained
 from reca.align.texts import feature_data
@@ -32,6 +33,6 @@ def run(start: Path, data: TaskData, recipe: Recipe, *, seed: int, work: Path) -
 def write(start: Path, work: Path, out: Path) -> None:
     """Write the aligned model folder to `out` from the last checkpoint in `work`, which a sharded run left whole."""
     model = load_model(start)
-    load_trained(work / CHECKPOINTS, model)
+    step = load_trained(work / CHECKPOINTS, model)
     model.save(out)
-    (out / "log.jsonl").write_bytes((work / "log.jsonl").read_bytes())
+    publish(work / LOG, step, out / LOG)

@@ -26,14 +26,14 @@ from torch.nn.utils import get_total_norm
 from reca.align import checkpoint, distributed
 from reca.align.batches import TaskData, plan_step, with_features
 from reca.align.distributed import World
-from reca.align.log import LOG, TrainLog
+from reca.align.log import LOG, TrainLog, publish
 from reca.align.objective import MicroBatch, Objective
 from reca.align.preemption import Preempted, StopFlag
 from reca.align.recipe import Recipe
 from reca.align.schedule import learning_rate
 from reca.align.state import TrainState, build_state, freeze, weights_hash
 from reca.models.unified import UnifiedModel
-from reca.records import versions, write_atomic
+from reca.records import versions
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ CHECKPOINTS = "checkpoints"
 HOUSEKEEPING = ("checkpoint_every", "keep", "tensorboard")  # recipe fields that change no number
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(ValueError):
     """A loss or gradient norm was not finite; nothing of the step was kept. Carries step, task and sample indices."""
 
     def __init__(self, step: int, task: str, samples: Sequence[int], what: str) -> None:
@@ -62,7 +62,7 @@ class Summary:
     tokens: int
     samples: int
     skipped: int
-    loss: dict[str, float]  # of the last step of this sitting; empty where none was left to do
+    loss: dict[str, float | None]  # of the last step of this sitting, None where it was not finite
     seconds: float  # of this sitting
     checkpoint: Path
 
@@ -139,12 +139,13 @@ def align(
                     raise stopped
         if end == recipe.steps:
             state.adopt_average()
-            publish_log(work_dir / LOG, log, world)
+            if log is not None and world.first:
+                publish(work_dir / LOG, recipe.steps, log)
     return Summary(
         steps=end,
         resumed_from=start,
         **asdict(state.tally),
-        loss=losses,
+        loss=finite_or_none(losses),
         seconds=time.monotonic() - started,
         checkpoint=saved,
     )
@@ -241,8 +242,12 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 def gradient_norm(state: TrainState) -> float:
     """Global 2-norm of the gradient, before clipping."""
-    gradients = [weight.grad for weight in state.weights.values() if weight.grad is not None]
-    norm = get_total_norm(gradients)
+    return norm_of([weight.grad for weight in state.weights.values() if weight.grad is not None])
+
+
+def norm_of(tensors: Sequence[Tensor]) -> float:
+    """Global 2-norm of tensors, which may be sharded."""
+    norm = get_total_norm(tensors)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
@@ -310,12 +315,17 @@ def describe(
     """One line of `log.jsonl`, free of times and machine facts; a skipped step says so."""
     line = {
         "step": step,
-        "loss": dict(losses),
+        "loss": finite_or_none(losses),
         "lr": rate,
-        "grad_norm": norm,
+        "grad_norm": norm if math.isfinite(norm) else None,
         "tokens": dict(counts),
     }
     return line if finite else {**line, "skipped": True}
+
+
+def finite_or_none(values: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN and infinity as None, which JSON can hold."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def save(
@@ -326,12 +336,11 @@ def save(
     recipe: Recipe,
     world: World,
 ) -> Path:
-    """Write the checkpoint of a completed step."""
+    """Write the checkpoint of a completed step, unless its weights are not finite."""
+    if not math.isfinite(norm_of(list(state.weights.values()))):
+        raise ValueError(
+            f"step {step}: the weights are not finite after this step; checkpoints are those of earlier steps. "
+            "Lower align.lr or set align.clip, then run the same command"
+        )
     facts = {"run": record, "tally": asdict(state.tally), "versions": versions()}
     return checkpoint.save(folder, step, state.groups(), facts, keep=recipe.keep, world=world)
-
-
-def publish_log(own: Path, log: str | Path | None, world: World) -> None:
-    """Copy the complete step log to where the caller wants it."""
-    if log is not None and world.first:
-        write_atomic(log, own.read_text())

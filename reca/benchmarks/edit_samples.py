@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from reca.benchmarks.laptop_edit import SCORES, Asked, chance, edits, means, sco
 from reca.benchmarks.laptop_plan import sample_key
 from reca.data.world import draw_pixels
 from reca.imageset import ImageSet, ImageSetWriter, png
-from reca.records import read_json, write_atomic, write_json
+from reca.records import read_json, write_json, write_lines
 
 if TYPE_CHECKING:
     from reca.generate import Origin
@@ -106,8 +105,7 @@ def score_edits(section: BenchmarkConfig, samples: Path, out: Path) -> dict[str,
         "chance": chance(described["split"], section.prompts, section.seed),
     }
     write_json(out / "scores.json", result)
-    lines = (json.dumps(item, sort_keys=True) + "\n" for item in items)
-    write_atomic(out / "items.jsonl", "".join(lines))
+    write_lines(out / "items.jsonl", items)
     return result
 
 

@@ -6,7 +6,6 @@ reads the rows; it never needs a network again.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from reca.benchmarks import kinds
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.pictures import Cropped
+from reca.finite import demand_numbers, named
 from reca.images import decode
 from reca.kept import KeptRows
-from reca.records import sha256_bytes, sha256_json, write_atomic, write_json
+from reca.records import sha256_bytes, sha256_json, write_atomic, write_json, write_lines
 
 if TYPE_CHECKING:
     from reca.benchmarks.judges.collect import Judge
@@ -53,7 +53,9 @@ def seen(
     for number, (item, k) in enumerate(todo, 1):
         data = pictures[item.id, k]
         key = f"{item.id}/{k}/{sha256_bytes(data)}/{fixed}"
-        yield from kept.of(key, lambda item=item, k=k, data=data: look(item, k, data))  # type: ignore[misc]
+        with named([f"{item.id}/{k}"]):
+            rows = kept.of(key, lambda item=item, k=k, data=data: look(item, k, data))  # type: ignore[misc]
+        yield from rows
         if number % 50 == 0 or number == len(todo):
             _log.info("%d of %d pictures examined", number, len(todo))
 
@@ -98,9 +100,7 @@ def examine(
     rows = makers[kind.evidence](
         benchmark, items, pictures, data, samples, kept, out, sources or {}
     )
-    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    write_atomic(out / EVIDENCE, text)
-    return {"evidence": text.count("\n")}
+    return {"evidence": write_lines(out / EVIDENCE, rows)}
 
 
 def _source(data: Mapping[str, Path], role: str, benchmark: str) -> Path:
@@ -241,10 +241,12 @@ def _compared(
         truth = decode(sources[item.id], name=item.id).resize(again.size)
         row: Row = {"id": item.id}
         row |= {name: measure(truth, again) for name, measure in measures.items()}
+        demand_numbers({f"values of {name}": row[name] for name in measures})
         arrays = [np.asarray(image.convert("RGB")) for image in (truth, again)]
         row |= {"psnr": reconstruction.psnr(*arrays), "ssim": reconstruction.ssim(*arrays)}
         if inception is not None:
             row["features"] = [inception(image).tolist() for image in (truth, again)]
+            demand_numbers({"Inception features": sum(map(sum, row["features"]))})
         return [row]
 
     networks = {role: identity(folder) for role, folder in data.items() if role != "images"}
@@ -322,7 +324,7 @@ def _judged(
         found = verdicts(requests, fixed, book, attempts=attempts, readable=readable)
         summed = totals(book)
     rows = [{"id": name, "status": s, "reply": reply} for name, (s, reply) in found.items()]
-    write_atomic(out / EVIDENCE, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    write_lines(out / EVIDENCE, rows)
     shutil.copyfile(ledger, out / LEDGER)
     card = {"determinants": fixed, "totals": summed, "encoding": "as the official script sends"}
     write_json(out / "judge.json", card)

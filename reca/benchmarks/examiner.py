@@ -47,6 +47,8 @@ def detect(pixels: np.ndarray) -> list[dict[str, Any]]:
     """All objects in a picture as GenEval detections, with `place` (0..3) beside them; score 1, as
     nothing is uncertain.
     """
+    if pixels.dtype != np.uint8:  # floats may be NaN, which would be cast to some colour
+        raise ValueError(f"the examiner reads uint8 pixels, not {pixels.dtype}")
     colours = palette_indices(pixels)
     found = []
     for index in np.unique(colours[colours > 0]):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from reca.benchmarks import kinds
 from reca.benchmarks.data import items_of, questions_of
 from reca.benchmarks.graded import Graded
 from reca.plain import fields, lines, texts
-from reca.records import read_json, write_atomic, write_json
+from reca.records import read_json, write_json, write_lines
 
 if TYPE_CHECKING:
     from reca.schema import BenchmarkConfig
@@ -118,8 +117,7 @@ def write(
         else None,
     }
     write_json(out / SCORES, result)
-    lines = (json.dumps(item, sort_keys=True) + "\n" for item in found.items)
-    write_atomic(out / ITEMS, "".join(lines))
+    write_lines(out / ITEMS, found.items)
     return result
 
 

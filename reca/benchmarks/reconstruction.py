@@ -87,7 +87,12 @@ def _window(values: np.ndarray) -> np.ndarray:
 
 
 def frechet(one: np.ndarray, other: np.ndarray) -> float:
-    """The Frechet distance of two sets of features [N, D] seen as Gaussians, in float64."""
+    """The Frechet distance of two sets of features [N, D] seen as Gaussians, in float64; N is at least 2.
+
+    ValueError where a feature is not finite.
+    """
+    if not all(np.isfinite(rows).all() for rows in (one, other)):
+        raise ValueError("rfid: Inception features are not finite; examine the pictures again")
     means = [rows.astype(np.float64).mean(0) for rows in (one, other)]
     first, second = (np.cov(rows.astype(np.float64), rowvar=False) for rows in (one, other))
     shared = np.linalg.eigvals(first @ second)
@@ -116,6 +121,6 @@ def grade(
     shown["overall"] = shown.get("psnr")
     limits = {m: interval(("all", row["id"], row[m]) for row in items) for m in measured}
     notes: dict[str, Any] = {}
-    if features is not None:
+    if features is not None and len(features[0]) > 1:  # one picture has no covariance
         shown["rfid"], notes["rfid_pictures"] = frechet(*features), len(features[0])
     return Graded(shown, items, coverage, {k: v for k, v in limits.items() if v}, notes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from reca.benchmarks import examiner, laptop
 from reca.benchmarks.laptop_plan import Plan, plan, reconstruction_key, sample_key
 from reca.imageset import ImageSet
-from reca.records import read_json, write_atomic, write_json
+from reca.records import read_json, write_json, write_lines
 
 if TYPE_CHECKING:
     from reca.schema import BenchmarkConfig
@@ -52,9 +51,7 @@ def score(section: BenchmarkConfig, samples: Path, out: Path) -> dict[str, Any]:
         **_held_out(items),
     }
     write_json(out / "scores.json", result)
-    write_atomic(
-        out / "items.jsonl", "".join(json.dumps(item, sort_keys=True) + "\n" for item in items)
-    )
+    write_lines(out / "items.jsonl", items)
     return result
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from reca.data.folder import natural_key, read_file
 from reca.data.hashes import hash_files
-from reca.data.tar import MAX_MEMBER_BYTES, read_index, read_member
+from reca.data.tar import MAX_MEMBER_BYTES, Member, read_index, read_member
 from reca.unreadable import UnreadableImage
 
 LEDGER = ".reca-archive-hashes.json"
@@ -33,7 +33,7 @@ class ImageFolder:
         self.root, self.limit = root, max_member_bytes
         files = sorted(root.iterdir(), key=lambda path: natural_key(path.name))
         self.archives = [path for path in files if path.suffix in (".zip", ".tar")]
-        self._members: dict[str, zipfile.ZipFile | tuple[Path, int, int]] = {}
+        self._members: dict[str, zipfile.ZipFile | tuple[Path, Member]] = {}
         for archive in self.archives:
             members = self._of_zip(archive) if archive.suffix == ".zip" else self._of_tar(archive)
             if twice := members.keys() & self._members.keys():
@@ -65,9 +65,9 @@ class ImageFolder:
             raise ValueError(f"{archive}: damaged zip ({fault}); fetch it again") from fault
         return {info.filename: opened for info in opened.infolist() if not info.is_dir()}
 
-    def _of_tar(self, archive: Path) -> dict[str, tuple[Path, int, int]]:
-        members = read_index(archive, self.limit)["members"]
-        return {name: (archive, offset, size) for name, offset, size in members}
+    def _of_tar(self, archive: Path) -> dict[str, tuple[Path, Member]]:
+        members = map(Member._make, read_index(archive, self.limit)["members"])
+        return {member.name: (archive, member) for member in members}
 
     def _read_zip(self, archive: zipfile.ZipFile, name: str, sample: str) -> bytes:
         claimed = archive.getinfo(name).file_size

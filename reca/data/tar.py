@@ -1,19 +1,21 @@
 """Tar shards in the WebDataset layout, read in place: nothing is ever extracted.
 
 Members of one sample share a key (the path up to the first dot of the file name): `0017.jpg`,
-`0017.txt`, `0017.json`. The first pass over a shard checks every header and keeps the name, offset
-and size of each member in a small index beside it.
+`0017.txt`, `0017.json`. The first pass over a shard checks every header and keeps the place of each
+member in a small index beside it (see `reca.data.hashes` for when it counts). A member is read together with
+its header, which must have the name and size of the index: no index can send a sample to other bytes.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from reca.data.folder import natural_key
 from reca.data.hashes import load_ledger, save_ledger, stamp
@@ -29,11 +31,20 @@ log = logging.getLogger(__name__)
 IMAGE_EXTENSIONS = SUFFIXES
 TEXT_EXTENSIONS = ("txt", "json")
 INDEX_PREFIX = ".reca-index-"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 MAX_MEMBER_BYTES = 256 << 20
 BLOCK = tarfile.BLOCKSIZE
 NO_IMAGE = "keys without an image"
 NOT_READ = "members that are neither image nor txt nor json"
+
+
+class Member(NamedTuple):
+    """One file of a shard: its normal name, where its header and its bytes begin, and how many they are."""
+
+    name: str
+    header: int
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class Entry:
 
     shard: Path
     key: str
-    members: dict[str, tuple[int, int]]  # extension -> (offset, size) in bytes
+    members: dict[str, Member]  # by extension
 
     @property
     def name(self) -> str:
@@ -51,8 +62,7 @@ class Entry:
 
     def read(self, extension: str) -> bytes:
         """The bytes of one member; `UnreadableImage` if the shard no longer holds them."""
-        offset, size = self.members[extension]
-        return read_member(self.shard, offset, size, self.name)
+        return read_member(self.shard, self.members[extension], self.name)
 
 
 class TarDataset:
@@ -137,12 +147,12 @@ class TarDataset:
 def read_index(shard: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> dict[str, Any]:
     """The index of a shard, from the file beside it if that is valid.
 
-    Gives `members`, a list of [name, offset, size] in bytes, and the `sha256` of the shard.
+    Gives `members`, a list of what makes a `Member`, and the `sha256` of the shard.
 
     Raises:
         ValueError: see `TarDataset`.
     """
-    path = shard.with_name(f"{INDEX_PREFIX}{shard.name}.json")
+    path = index_of(shard)
     valid_for = {"version": INDEX_VERSION, "stamp": stamp(shard), "limit": max_member_bytes}
     index = load_ledger(path)
     if index.get("valid_for") == valid_for:
@@ -153,20 +163,43 @@ def read_index(shard: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> dict[st
     return index
 
 
-def read_member(shard: Path, offset: int, size: int, sample: str) -> bytes:
-    """The `size` bytes at `offset`; `UnreadableImage` of `sample` where they are not all there."""
+def index_of(shard: Path) -> Path:
+    """Where the index of a shard lies."""
+    return shard.with_name(f"{INDEX_PREFIX}{shard.name}.json")
+
+
+def read_member(shard: Path, member: Member, sample: str) -> bytes:
+    """The bytes of a member; `UnreadableImage` of `sample` where the shard does not have it there."""
+    start, length = member.header, member.offset - member.header
     try:
         with open(shard, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), size, offset)
+            whole = os.fstat(file.fileno()).st_size >= member.offset + member.size
+            data = os.pread(file.fileno(), length + member.size, start) if whole else b""
     except OSError as fault:
         raise UnreadableImage(sample, f"{shard.name}: {fault.strerror}") from fault
-    if len(data) != size:
+    if len(data) != length + member.size:
         raise UnreadableImage(sample, f"{shard.name} is shorter than its index says")
-    return data
+    if not _begins(data[:length], member):
+        raise UnreadableImage(
+            sample, f"{shard.name}: is not where the index says; remove {index_of(shard).name}"
+        )
+    return data[length:]
 
 
-def scan(shard: Path, max_member_bytes: int) -> Iterator[tuple[str, int, int]]:
-    """Check every header of an uncompressed tar and yield (name, offset, size) of its files."""
+def _begins(header: bytes, member: Member) -> bool:
+    """Whether this is the header of this very member."""
+    try:
+        found = tarfile.TarFile(fileobj=io.BytesIO(header)).next()
+    except (tarfile.TarError, ValueError):
+        return False
+    if found is None:
+        return False
+    name = PurePosixPath(found.name).as_posix()
+    return (name, found.size, found.offset_data) == (member.name, member.size, len(header))
+
+
+def scan(shard: Path, max_member_bytes: int) -> Iterator[Member]:
+    """Check every header of an uncompressed tar and yield its files."""
     total = shard.stat().st_size
     seen: set[str] = set()
     try:
@@ -178,7 +211,7 @@ def scan(shard: Path, max_member_bytes: int) -> Iterator[tuple[str, int, int]]:
                 if name in seen:
                     raise ValueError(f"{shard}: member {name!r} occurs twice")
                 seen.add(name)
-                yield name, member.offset_data, member.size
+                yield Member(name, member.offset, member.offset_data, member.size)
             end = archive.offset
     except (tarfile.TarError, OSError, EOFError, OverflowError) as fault:
         raise ValueError(
@@ -224,24 +257,24 @@ def _shards(path: Path) -> list[Path]:
     return found
 
 
-def _by_key(shard: Path, members: list[list]) -> dict[str, dict[str, tuple[int, int]]]:
-    keys: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, offset, size in members:
-        folder, _, file = name.rpartition("/")
+def _by_key(shard: Path, members: list[list]) -> dict[str, dict[str, Member]]:
+    keys: dict[str, dict[str, Member]] = {}
+    for member in map(Member._make, members):
+        folder, _, file = member.name.rpartition("/")
         stem, _, extension = file.partition(".")
         key = f"{folder}/{stem}" if folder else stem
         parts = keys.setdefault(key, {})
         if extension.lower() in parts:
             raise ValueError(f"{shard}: key {key} has two members {extension.lower()!r}")
-        parts[extension.lower()] = (offset, size)
+        parts[extension.lower()] = member
     return keys
 
 
-def _image_extensions(members: dict[str, tuple[int, int]]) -> list[str]:
+def _image_extensions(members: dict[str, Member]) -> list[str]:
     return [extension for extension in IMAGE_EXTENSIONS if extension in members]
 
 
-def _dotted(members: dict[str, tuple[int, int]]) -> list[str]:
+def _dotted(members: dict[str, Member]) -> list[str]:
     """Extensions that only end in an image's: the pictures `a.b.jpg`, whose key is `a`."""
     return [name for name in members if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from reca.finite import check_weights
 from reca.models.weights import (
     check_manifest,
     manifest_of,
@@ -67,7 +68,8 @@ def assign_strictly(
         expected: official names and shapes; None where they are the module's own.
 
     Raises:
-        ValueError: names that are missing, unexpected or of another shape, before anything is changed.
+        ValueError: names that are missing, unexpected or of another shape, before anything is changed; a weight that
+            is not finite, which leaves the module half filled.
     """
     shards = shards_of(path)
     found: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -79,6 +81,7 @@ def assign_strictly(
     check_manifest(path, found, expected or manifest_of(module.state_dict()))
     for shard in shards:
         for official, tensor in _tensors(shard):
+            check_weights(shard, [(official, tensor)])
             name, value = convert(official, tensor)
             wanted = dtype(name)
             _assign(module, name, value if wanted is None else value.to(wanted))

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from reca.finite import check_weights
 from reca.plain import fields, read_json, texts
 from reca.records import sha256_file
 
@@ -242,12 +243,13 @@ def load_strictly(
     optional: Iterable[str] = (),
     remedy: str = "",
 ) -> None:
-    """Copy tensors into a module; every name must fit, only `optional` ones may be absent.
+    """Copy tensors into a module; every name must fit, only `optional` ones may be absent, all values are finite.
 
     Nothing is copied when anything is wrong.
     """
     own = module.state_dict()
     check_manifest(where, manifest_of(tensors), manifest_of(own), optional, remedy)
+    check_weights(where, tensors.items())
     module.load_state_dict({name: tensors.get(name, own[name]) for name in own})
 
 
@@ -269,8 +271,9 @@ def _shown(entry: tuple[tuple[int, ...], str]) -> str:
 
 # ---- writing -----------------------------------------------------------------------------------
 def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write one safetensors file, whole or not at all; equal tensors give equal bytes."""
+    """Write one safetensors file, whole or not at all; equal tensors give equal bytes. All values must be finite."""
     path = Path(path)
+    check_weights(path, tensors.items())
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,8 @@ also go on from a whole model (`begin`). What is particular to a family stands i
 from __future__ import annotations
 
 import importlib
+import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -22,10 +24,13 @@ from reca.models import load_model
 from reca.models.unified import UnifiedModel, Use
 from reca.pretrain import pretraining_module
 from reca.prompts import bank
-from reca.records import sha256_json
+from reca.records import describe_files, sha256_json, write_atomic
+from reca.sealed import seal, unseal
 
 if TYPE_CHECKING:
     from reca.schema import DataSource, Fit
+
+_log = logging.getLogger(__name__)
 
 
 class FitPart(Protocol):
@@ -81,22 +86,15 @@ def pretrain_base(
     out: Path,
     code: str,
     begin: Path | None = None,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Run the phases one after another, in the order of their names; writes the base model and its logs to `out`.
 
     `begin` is a model folder to go on from, in place of `parts`. Gives the last losses by phase. Caches and
     checkpoints stay in `work`, so a killed run goes on inside its phase.
     """
-    start = work / "start"
-    if not (start / "reca_model.json").is_file():
-        if begin is not None:
-            continued(family, network, begin, seed=seed).save(start)
-        else:
-            pretraining_of(family).assemble(
-                network, prompts=bank("laptop"), seed=seed, parts=parts, out=start
-            )
+    start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
-    losses = {}
+    losses: dict[str, dict[str, float | None]] = {}
     for name in sorted(phases):
         caches = encoded(model, sources, folders, work / "cache", code)
         data = feature_data(phases[name], sources, folders, caches)
@@ -113,6 +111,33 @@ def pretrain_base(
         losses[name] = summary.loss
     model.save(out)
     return losses
+
+
+def _start(
+    family: str,
+    network: Mapping[str, Any],
+    parts: Mapping[str, Path],
+    begin: Path | None,
+    seed: int,
+    work: Path,
+) -> Path:
+    """The model folder before the first phase: kept from an earlier sitting where no byte changed, else made again."""
+    start, record = work / "start", work / "start.json"
+    if record.is_file() and start.is_dir():
+        found = unseal(record.read_bytes())
+        if found is not None and found["files"] == describe_files(start):
+            return start
+        _log.warning("%s: damaged; it is made again", start)
+    # of an older reca, or cut off by a kill: equal inputs give it again
+    shutil.rmtree(start, ignore_errors=True)
+    if begin is not None:
+        continued(family, network, begin, seed=seed).save(start)
+    else:
+        pretraining_of(family).assemble(
+            network, prompts=bank("laptop"), seed=seed, parts=parts, out=start
+        )
+    write_atomic(record, seal({"files": describe_files(start)}))
+    return start
 
 
 def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int) -> UnifiedModel:

@@ -23,6 +23,7 @@ from reca.align.preemption import Preempted, StopFlag
 from reca.align.schedule import lr_factor
 from reca.align.state import TrainState
 from reca.data.order import Cursor
+from reca.finite import check_weights
 from reca.randomness import seed_of
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def fit(
     """Minimise `loss(sample indices)` over `module` and return the last loss; continues from `work_dir` where it was.
 
     `size` is the number of samples and `data` their hash: a resume with other data or another recipe is refused.
-    RuntimeError on a loss that is not finite.
+    ValueError on a loss or gradient that is not finite; checkpoints are those of earlier steps.
     """
     world = World()
     names = dict(module.named_parameters())
@@ -80,6 +81,7 @@ def fit(
                 journal.write(line, recipe.batch)
                 due = (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps
                 if due or stop.received:
+                    check_weights(f"{work_dir}, step {step + 1}", names.items())
                     journal.sync()
                     saved = {"run": record, "tally": asdict(state.tally)}
                     checkpoint.save(folder, step + 1, state.groups(), saved, keep=2, world=world)
@@ -95,11 +97,13 @@ def _step(
 ) -> tuple[float, float]:
     value = loss.item()
     if not math.isfinite(value):
-        raise RuntimeError(f"the loss is {value}; lower lr in the pretrain section")
+        raise ValueError(f"the loss is {value}; lower lr in the pretrain section")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     norm = float(clip_grad_norm_(weights, clip))
+    if not math.isfinite(norm):
+        raise ValueError(f"the gradient's norm is {norm}; lower lr in the pretrain section")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

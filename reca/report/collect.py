@@ -159,7 +159,7 @@ def model_report(model: Path, benchmark: str, editing: str | None = None) -> dic
         "costs": stages.costs(graph),
         "caches": stages.caches(graph),
         "trail": stages.trail(graph),
-        "run": records.read_json(folders[0] / records.RUN),
+        "run": records.read_run(folders[0]),
     }
 
 

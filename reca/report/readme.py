@@ -34,8 +34,8 @@ def take(results: Path) -> dict[str, Any]:
 
     Costs are sums over all stages; wall time is from the first stage's start to the last one's end.
     """
-    runs = [records.read_json(path) for path in sorted(results.rglob(records.RUN))]
-    report = records.read_json(results / "report" / records.RUN)
+    runs = [records.read_run(path.parent) for path in sorted(results.rglob(records.RUN))]
+    report = records.read_run(results / "report")
     return {
         **records.read_json(results / "report" / "outcomes.json"),
         "made": {

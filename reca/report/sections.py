@@ -150,7 +150,7 @@ def _lines(runs: Logs, tasks: Sequence[str]) -> dict[str, list[figures.Point]]:
             (float(row["step"]), row["loss"][task])
             for row in rows
             for task in tasks
-            if task in row["loss"]
+            if row["loss"].get(task) is not None  # a skipped step has no loss
         ]
         if points:
             lines[run] = figures.thinned(points)

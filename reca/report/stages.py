@@ -48,8 +48,7 @@ def costs(graph: Graph) -> list[dict[str, Any]]:
     """Wall and CPU seconds (summed) and peak memory (largest) by kind of stage, from the `run.json` of each."""
     rows: dict[str, dict[str, Any]] = {}
     for folder, manifest in graph.items():
-        path = folder / records.RUN
-        run = records.read_json(path) if path.is_file() else {}
+        run = records.read_run(folder) if (folder / records.RUN).is_file() else {}
         name = manifest["stage"]
         row = rows.setdefault(
             name, {"stage": name, "jobs": 0, "wall": 0.0, "cpu": 0.0, "memory": 0}
@@ -67,7 +66,7 @@ def caches(graph: Graph) -> list[dict[str, Any]]:
     for folder, manifest in graph.items():
         if manifest["stage"] == "cache":
             about = records.read_json(records.verified(folder / "cache.json"))
-            run = records.read_json(folder / records.RUN)
+            run = records.read_run(folder)
             size = sum(entry["bytes"] for entry in manifest["outputs"].values())
             row = {"use": folder.name, "rows": about["rows"], "bytes": size}
             found.append({**row, "seconds": run.get("encode_seconds")})

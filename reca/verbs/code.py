@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from reca.fingerprints import code_fingerprint
 from reca.models import family_module
 from reca.pretrain import pretraining_module
-from reca.records import code_fingerprint
 
 STAGES = {
     "fetch": ("reca.sources",),

@@ -20,6 +20,11 @@ def audit(arguments: Namespace) -> int:
         print(f"orphan: {orphan} (no record covers it)")
     for end in found.ends:
         print(f"ends: {end}")
+    if found.unsealed:
+        print(
+            f"unsealed: run.json of {len(found.unsealed)} stages, made by an older reca: their times and machines "
+            f"cannot be checked (for instance {found.unsealed[0]})"
+        )
     print(
         f"{found.stages} stages, {found.files} files hashed: {len(found.problems)} broken, "
         f"{len(found.orphans)} orphans"

@@ -180,6 +180,7 @@ def test_nan_steps_can_be_skipped_and_are_counted(tmp_path):
     _, summary = run(tmp_path, data=poisoned(bad), changes=changes)
     assert summary.skipped == 1
     assert [line.get("skipped", False) for line in read_log(tmp_path)] == [False, True]
+    assert read_log(tmp_path)[1]["loss"] == {"reca": None} == summary.loss  # JSON knows no NaN
     paths = [tmp_path / CHECKPOINTS / f"step-{step:010d}" for step in (1, 2)]
     one, two = (dict(checkpoint.read_tensors(path, "trainable")) for path in paths)
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -212,12 +213,15 @@ def test_log_has_each_step_once_and_is_published(tmp_path):
     assert len(timing) == 20 and json.loads(timing[0])["seconds"] > 0
 
 
-def test_truncated_log_drops_later_and_torn_lines(tmp_path):
+def test_truncated_log_drops_later_and_torn_lines(tmp_path, caplog):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     truncate(path, 2, complete=True)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-    with pytest.raises(ValueError, match=r"log.jsonl: no line for step 3, though a checkpoint"):
+    assert "2 lines of an older reca carry no seal" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"log.jsonl, line 3: no line for step 3, though a checkpoint"
+    ):
         truncate(path, 5, complete=True)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from reca.finite import NonFinite
+
 COLOURS = (
     "red",
     "orange",
@@ -62,7 +64,10 @@ def logits(image_embeddings: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 def choose(image_embeddings: np.ndarray, vectors: np.ndarray) -> list[str]:
     """The colour of each picture; of equals the first in the list."""
-    return [COLOURS[index] for index in logits(image_embeddings, vectors).argmax(-1)]
+    found = logits(image_embeddings, vectors)
+    if not np.isfinite(found).all():
+        raise NonFinite("CLIP similarities", [0])  # of crops of one picture
+    return [COLOURS[index] for index in found.argmax(-1)]
 
 
 def _normalised(rows: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from reca.finite import demand, finite_rows
+
 Size = tuple[int, int]  # rows, columns
 TOP = 100
 
@@ -39,6 +41,7 @@ def instances(
     `class_logits` [Q, C + 1], the last column meaning no object; `mask_logits` [Q, h, w] at a quarter of
     `padded`. Score = class probability x mean of sigmoid(mask) where the mask's logit is above 0.
     """
+    demand(finite_rows(class_logits[None]) & finite_rows(mask_logits[None]), "detector logits")
     probability = class_logits.float().softmax(-1)[:, :-1]
     classes = probability.shape[1]
     best, flat = probability.flatten().topk(min(top, probability.numel()))

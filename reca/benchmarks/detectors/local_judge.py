@@ -11,6 +11,7 @@ from PIL import Image
 from reca.benchmarks.detectors.vqa import ChatModel
 from reca.benchmarks.judges.body import Reply
 from reca.benchmarks.judges.requests import JudgeRequest
+from reca.finite import named
 from reca.images import decode
 from reca.records import read_manifest, sha256_json
 from reca.schema import JudgeConfig
@@ -51,4 +52,6 @@ class LocalJudge:
             else:
                 parts.append(decode(part.sent()[1], name=request.id))
         longest = self.config.max_tokens or LONGEST
-        return Reply(self.chat.reply(parts, longest, request.system), False, self.config.model, {})
+        with named([request.id]):
+            reply = self.chat.reply(parts, longest, request.system)
+        return Reply(reply, False, self.config.model, {})

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from reca.benchmarks.detectors.checkpoint import companion, network
 from reca.benchmarks.detectors.mask2former import CLIP_HARMLESS
+from reca.finite import check_weights
 from reca.models.weights import check_manifest, load_foreign, load_strictly, manifest_of
 
 
@@ -80,6 +81,7 @@ class Lpips(nn.Module):
         own = {f"lin{index}.model.1.weight": head.data for index, head in enumerate(model.heads)}
         remedy = "these are not the heads of LPIPS 0.1 (alex); fetch source lpips-alex again"
         check_manifest(heads[0], manifest_of(found), manifest_of(own), remedy=remedy)
+        check_weights(heads[0], found.items())
         for name, head in own.items():
             head.copy_(found[name])
         return model.to(device).eval()

@@ -7,7 +7,6 @@ scores are `dpg(mplug)`. A scorer of transformers is named as such and never com
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +15,9 @@ import torch
 from PIL import Image
 
 from reca.benchmarks.detectors.checkpoint import companion, network, tokenizer
+from reca.finite import demand
 from reca.plain import json_lines, json_object
-from reca.records import write_atomic
+from reca.records import write_lines
 
 BLIP_HARMLESS = (r".*\.embeddings\.position_ids",)  # 0, 1, 2, ..., stored by older versions
 YES_OR_NO = " Answer yes or no."
@@ -56,9 +56,19 @@ class BlipVqa:
                 max_new_tokens=LONGEST,
                 num_beams=1,
                 do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
             )
-            found.append(self.tokenizer.decode(answer[0], skip_special_tokens=True).strip())
+            said = _finite(answer)[0]
+            found.append(self.tokenizer.decode(said, skip_special_tokens=True).strip())
         return found
+
+
+def _finite(made: Any) -> torch.Tensor:
+    """The ids [1, T] that transformers generated; NonFinite where a logit that chose one of them was not finite."""
+    if made.logits:
+        demand(torch.stack([step.amax() for step in made.logits]).isfinite().all()[None], "logits")
+    return made.sequences
 
 
 class ChatModel:
@@ -87,9 +97,15 @@ class ChatModel:
         """The greedy reply to texts and pictures in order."""
         inputs = self._inputs(parts, system)
         made = self.model.generate(
-            **inputs, max_new_tokens=longest, num_beams=1, do_sample=False, repetition_penalty=1.0
+            **inputs,
+            max_new_tokens=longest,
+            num_beams=1,
+            do_sample=False,
+            repetition_penalty=1.0,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
-        new = made[0, inputs["input_ids"].shape[1] :]
+        new = _finite(made)[0, inputs["input_ids"].shape[1] :]
         return str(self.tokenizer.decode(new, skip_special_tokens=True))
 
     def _inputs(
@@ -146,7 +162,7 @@ def first_word(reply: str) -> str:
 # ---- the file interface ------------------------------------------------------------------------------
 def write_questions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write questions.jsonl for another environment."""
-    write_atomic(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    write_lines(path, rows)
 
 
 def read_answers(path: Path, asked: Iterable[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """The ledger of judge replies: append-only JSON lines, each synced to the disk before it counts.
 
 A reply that was paid for is never asked for again: its key is the hash of all that determines it. A
-line that a killed process left unfinished is ignored and closed off; everything before it stands.
+line that a killed process left unfinished is ignored and closed off; everything before it stands. Every
+line is sealed (`reca.sealed`): a damaged one is refused by its number, since neither its reply can be
+believed nor can it be made again for nothing. Lines of an older reca have no seal; they count, with a warning.
 Scoring reads the ledger and nothing else, so a changed parser costs nothing.
 """
 
@@ -9,17 +11,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
 from reca.records import fsync_directory
+from reca.sealed import holds_seal, seal, unseal, unsealed
 
 Status = Literal["reply", "refused"]
 _log = logging.getLogger(__name__)
@@ -40,6 +42,9 @@ class Entry:
     determinants: dict[str, Any] = field(default_factory=dict)
 
 
+_FIELDS = tuple(each.name for each in fields(Entry))
+
+
 class Ledger:
     """Replies by key, in one file. One process writes at a time; readers need no lock.
 
@@ -53,6 +58,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
         self._whole = 0  # bytes up to which the file is whole
+        self._unended = False  # whether only the end of its last line is missing
         if self.path.exists():
             self._read()
         self._file: Any = None
@@ -100,25 +106,58 @@ class Ledger:
         if self.path.stat().st_size > self._whole:
             os.ftruncate(self._file.fileno(), self._whole)
             os.fsync(self._file.fileno())
+        if self._unended:
+            self._append(b"\n")
+            self._whole += 1
 
     def _read(self) -> None:
-        data = self.path.read_bytes()
-        lines = data.split(b"\n")
-        for number, line in enumerate(lines[:-1], 1):  # the last piece has no line end: unfinished
-            try:
-                entry = _checked(Entry(**json.loads(line)))
-            except (ValueError, TypeError, RecursionError) as error:
-                raise ValueError(
-                    f"{self.path}, line {number}: damaged ({error}); restore the ledger, or remove this line"
-                ) from error
+        *lines, last = self.path.read_bytes().split(b"\n")
+        older = 0
+        for number, line in enumerate(lines, 1):
+            entry, sealed = self._entry(line, number)
+            older += not sealed
             self._entries.setdefault(entry.key, entry)
             self._whole += len(line) + 1
-        if lines[-1]:
+        if older:
+            _log.warning(
+                "%s: %d lines of an older reca carry no seal; damage to them cannot be noticed",
+                self.path,
+                older,
+            )
+        self._read_last(last, len(lines) + 1)
+
+    def _read_last(self, piece: bytes, number: int) -> None:
+        """What follows the last line end: a whole line counts without its end, a part of one is ignored."""
+        self._unended = _opened(piece) is not None
+        if self._unended:
+            entry, _ = self._entry(piece, number)
+            self._entries.setdefault(entry.key, entry)
+            self._whole += len(piece)
+        elif holds_seal(piece) or _opened(piece[:-1]) is not None:
+            # a kill leaves a part of a line, never more than a line
+            raise self._damaged(number, "its line end is another byte")
+        elif piece:
             _log.warning("%s: an unfinished last line is ignored", self.path)
+
+    def _entry(self, line: bytes, number: int) -> tuple[Entry, bool]:
+        """The entry of a line, and whether its seal vouches for it; ValueError where neither fits."""
+        value = _opened(line)
+        if value is None:
+            raise self._damaged(number, "its seal does not fit")
+        try:
+            return _checked(Entry(**value)), unseal(line) is not None
+        except (ValueError, TypeError) as error:
+            raise self._damaged(number, str(error)) from error
+
+    def _damaged(self, number: int, reason: str) -> ValueError:
+        return ValueError(
+            f"{self.path}, line {number}: damaged ({reason}); restore the ledger from a copy, or remove this "
+            "line to pay for its reply again"
+        )
 
     def add(self, entry: Entry) -> None:
         """Append an entry; it is on the disk when this returns. ValueError where the disk refuses it."""
-        line = json.dumps(asdict(entry), sort_keys=True, ensure_ascii=True).encode() + b"\n"
+        line = seal(asdict(entry)).encode() + b"\n"
         with self._lock:
             self._append(line)
             self._whole += len(line)
@@ -154,6 +193,11 @@ class Ledger:
     def cost(self) -> float:
         """What all replies cost so far."""
         return sum(entry.cost for entry in self._entries.values())
+
+
+def _opened(line: bytes) -> dict[str, Any] | None:
+    sealed = unseal(line)
+    return unsealed(line, _FIELDS) if sealed is None else sealed
 
 
 def _checked(entry: Entry) -> Entry:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from reca.finite import chosen_finite, demand, finite_rows, rows_of
 from reca.models.bagel.context import (
     Block,
     Context,
@@ -81,6 +82,7 @@ def _latents(
     ids = position_ids(grid, model.config.max_latent_size).to(device)
     drawn = GuidedVelocity(model.network, contexts[0], contexts[1:], ids)
     x, _ = sample(drawn, noise.to(device), options)
+    demand(finite_rows(x), "latents")
     return unpatchify(x, grid, model.config.latent_patch_size)
 
 
@@ -170,9 +172,10 @@ def edit(
             [texts[r] for r in rows],
             [generators[r] for r in rows],
         )
-        with autocast(model):
-            found = _edited(model, *chosen, options)
-        done |= zip(rows, model.frozen.decode(found), strict=True)
+        with rows_of(rows):
+            with autocast(model):
+                found = _edited(model, *chosen, options)
+            done |= zip(rows, model.frozen.decode(found), strict=True)
     return [done[row] for row in range(len(images))]
 
 
@@ -236,7 +239,7 @@ def greedy(
 ) -> list[list[int]]:
     """Greedy ids behind a context, without the BOS that starts them; a row ends at EOS.
 
-    `collect` receives each step's logits [B, V].
+    `collect` receives each step's logits [B, V]. NonFinite names rows whose logits were not finite.
     """
     special = network.config.special
     rows: list[list[int]] = [[] for _ in range(len(context))]
@@ -244,6 +247,7 @@ def greedy(
     tokens = torch.full((len(context), 1), special.bos, device=device)
     one = torch.ones(len(context), dtype=torch.long, device=device)
     ended = torch.zeros(len(context), dtype=torch.bool, device=device)
+    finite = torch.ones_like(ended)
     for _ in range(most):
         block = Block(network.embed(tokens), True, one)
         context, hidden = extend(network, context, [block], frozen=True)
@@ -251,10 +255,12 @@ def greedy(
         if collect is not None:
             collect.append(logits)
         tokens = logits.argmax(-1, keepdim=True)
+        finite = finite & (ended | chosen_finite(logits, tokens[:, 0]))
         for row, token, over in zip(rows, tokens[:, 0].tolist(), ended.tolist(), strict=True):
             if not over:
                 row.append(token)
         ended |= tokens[:, 0] == special.eos
         if bool(ended.all()):
             break
+    demand(finite, "logits of the answers")
     return rows

@@ -51,7 +51,7 @@ class FrozenVae(nn.Module):
         small = latents.shape[-1] * latents.shape[-2] <= 64 * 64
         chunks = latents.split(len(latents) if small else 1)
         pixels = [vision.decoded(self.vae, chunk.float(), self.config) for chunk in chunks]
-        return [pictures.to_image(picture) for chunk in pixels for picture in chunk]
+        return pictures.to_images(picture for chunk in pixels for picture in chunk)
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reca import records
+from reca.finite import demand, finite_rows
 from reca.models.harmon import layout as layouts
 from reca.models.harmon import sampler as sampling_rules
 from reca.models.harmon import weights
@@ -310,6 +311,7 @@ class HarmonModel(UnifiedModel):
         drawing = self.drawing(condition, unconditional if options.guided else None)
         orders = noise.orders(self.config.tokens)
         *_, last = sampling_rules.sample(drawing, orders, options, noise)
+        demand(finite_rows(last.tokens), "latents")
         return last.tokens.unflatten(1, self.config.grid)
 
     def drawing(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from reca.finite import chosen_finite, demand
 from reca.models.harmon import layout as layouts
 from reca.models.harmon.denoiser import Denoiser
 from reca.models.harmon.network import Harmon, for_sampling
@@ -232,21 +233,26 @@ def greedy(
 ) -> Iterator[Tensor]:
     """Most likely next ids [B], token by token, until every row has said `end`.
 
-    `embeddings` [B, T, H] and `mask` [B, T] are the questions, padded right; padding stays hidden.
+    `embeddings` [B, T, H] and `mask` [B, T] are the questions, padded right; padding stays hidden. NonFinite, behind
+    the last token, names rows whose logits were not finite.
     """
     cache = DynamicCache()
     hidden = network.hidden(embeddings, mask=mask, positions=layouts.positions(mask), cache=cache)
     position = mask.sum(dim=1, keepdim=True)
     last = hidden.gather(1, (position - 1).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
     finished = torch.zeros_like(position[:, 0], dtype=torch.bool)
+    finite = torch.ones_like(finished)
     for _ in range(max_new_tokens):
-        token = network.llm.lm_head(last[:, 0]).argmax(dim=-1)
+        logits = network.llm.lm_head(last[:, 0])
+        token = logits.argmax(dim=-1)
+        finite = finite & (finished | chosen_finite(logits, token))
         yield token
         finished = finished | (token == end)
         if bool(finished.all()):
-            return
+            break
         mask = torch.cat([mask, torch.ones_like(position)], dim=1)
         last = network.hidden(
             network.embed(token.unsqueeze(1)), mask=mask, positions=position, cache=cache
         )
         position = position + 1
+    demand(finite, "logits of the answers")

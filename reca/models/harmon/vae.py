@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reca import images as pictures
+from reca.finite import NonFinite, rows_of
 from reca.models.harmon.config import HarmonConfig
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ def to_picture(pixels: Tensor) -> Image.Image:
     """Decoded [3, H, W] as a picture: clamp(127.5 x + 128, 0, 255) truncated. ValueError where not finite."""
     values = pixels.detach().float().cpu()
     if not torch.isfinite(values).all():
-        raise ValueError(
-            "a decoded picture is not finite: the reverse process or the decoder diverged"
-        )
+        raise NonFinite("pixels", [0])
     scaled = (127.5 * values + 128).clamp(0, 255).to(torch.uint8)
     return Image.fromarray(scaled.permute(1, 2, 0).contiguous().numpy())
 
@@ -138,7 +137,11 @@ class FrozenVae(nn.Module):
 
     def pictures(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of scaled latents, one at a time: a 512-pixel decode needs gigabytes."""
-        return [to_picture(self.decode(one.unsqueeze(0))[0]) for one in latents]
+        found = []
+        for row, one in enumerate(latents):
+            with rows_of([row]):
+                found.append(to_picture(self.decode(one.unsqueeze(0))[0]))
+        return found
 
     def fingerprint(self, use: Use) -> str:
         """Hash of weights, sizes and preparation behind `encode(..., use)`; kept until a weight changes."""

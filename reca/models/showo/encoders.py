@@ -136,7 +136,7 @@ class FrozenEncoders(nn.Module):
     def decode(self, codes: Tensor) -> list[Image]:
         """Pictures of codes [B, N]."""
         pixels = self.magvit.detokenise(codes.long().to(self._device))
-        return [pictures.to_image(picture) for picture in pixels]
+        return pictures.to_images(pixels)
 
     # ---- identity --------------------------------------------------------------------------------
     def fingerprint(self, use: Use) -> str:

@@ -15,6 +15,7 @@ from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
 from reca import records
+from reca.finite import demand
 from reca.models.showo import layout as layouts
 from reca.models.showo import sampler as sampling_rules
 from reca.models.showo import weights
@@ -325,6 +326,7 @@ class ShowoModel(UnifiedModel):
         masked = torch.ones(shape, dtype=torch.bool, device=device)
         logits = self.code_logits(condition, pushed_from)
         *_, last = sampling_rules.sample(logits, masked, options, noise)
+        demand(last.finite, "logits of the image codes")
         return last.codes
 
     def code_logits(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from reca.finite import chosen_finite, demand, finite_rows
 from reca.models.showo.layout import PAD, Layout
 
 if TYPE_CHECKING:
@@ -102,13 +103,14 @@ def _choose(name: str, value: str, allowed: Sequence[str]) -> None:
 @dataclass(frozen=True)
 class Step:
     """What one sampler step did: `codes` [B, N] drawn or kept, and the slots [B, N] that are
-    `masked` again.
+    `masked` again; `finite` [B] says where all logits up to here were.
     """
 
     codes: Tensor
     masked: Tensor
     probabilities: Tensor
     temperature: float
+    finite: Tensor
 
 
 class RowNoise:
@@ -170,6 +172,7 @@ def sample(logits: Logits, masked: Tensor, options: SamplerOptions, noise: Noise
     slots = masked.shape[1]
     codes = torch.zeros_like(masked, dtype=torch.long)
     tau = options.confidence_temperature
+    finite = torch.ones_like(masked[:, 0])
     for step in range(options.steps):
         ratio = (step + 1) / options.steps
         wanted = math.floor(float(cosine_ratio(torch.tensor(ratio))) * slots)
@@ -184,7 +187,10 @@ def sample(logits: Logits, masked: Tensor, options: SamplerOptions, noise: Noise
             masked = remask(torch.zeros_like(chosen), masked, wanted, uniform)
         else:
             masked = remask(chosen, masked, wanted, tau * _gumbel(uniform))
-        yield Step(codes, masked, probabilities, tau)
+        finite = finite & finite_rows(
+            chosen
+        )  # softmax makes NaN of a slot with any NaN or infinity
+        yield Step(codes, masked, probabilities, tau, finite)
 
 
 def _confidence_temperature(options: SamplerOptions, before: float, ratio: float) -> float:
@@ -244,7 +250,7 @@ def greedy(
     """Next-token logits [B, V] and their argmax [B], token by token, until every row has said eos.
 
     `layout` ends where the answers begin (`layout.question`). Old rows never see new columns, so
-    their keys are kept.
+    their keys are kept. NonFinite, behind the last token, names rows whose logits were not finite.
     """
     cache = DynamicCache()
     hidden = network.hidden(
@@ -256,13 +262,15 @@ def greedy(
     visible = (layout.roles != PAD).unsqueeze(1)  # [B, 1, keys]
     position = layout.positions[:, -1:]
     finished = torch.zeros_like(layout.ids[:, 0], dtype=torch.bool)
+    finite = torch.ones_like(finished)
     for _ in range(max_new_tokens):
         logits = network.head(hidden[:, -1]).float()
         token = logits.argmax(dim=-1)
+        finite = finite & (finished | chosen_finite(logits, token))
         yield logits, token
         finished = finished | (token == network.config.ids.eos)
         if bool(finished.all()):
-            return
+            break
         position = position + 1
         visible = torch.cat([visible, torch.ones_like(visible[..., :1])], dim=-1)
         hidden = network.hidden(
@@ -271,3 +279,4 @@ def greedy(
             position_ids=position,
             past_key_values=cache,
         )
+    demand(finite, "logits of the answers")

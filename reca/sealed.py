@@ -1,0 +1,65 @@
+"""Lines and small records that carry a hash of their own bytes, so that a damaged one is never believed.
+
+    {"step": 1, "loss": {"i2t": 2.5}, "seal": "0f3a9c51d2e47b86"}
+
+Whatever is written piece by piece (step logs, kept rows, judge ledgers, sidecars) has no manifest yet. Such a
+line is a JSON object whose last key holds the first 16 hex digits of the sha256 of the line without it. Every
+byte counts: other bytes with the same meaning are damage, too. A seal finds accidents; it keeps out nobody who
+can write the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+SEAL = "seal"
+DIGITS = 16
+_TAIL = re.compile(rb', "seal": "([0-9a-f]{%d})"\}' % DIGITS)
+_LENGTH = len(', "seal": ""}') + DIGITS
+
+
+def seal(value: Mapping[str, Any]) -> str:
+    """One line of ASCII JSON (no line end) that ends in its seal; ValueError for NaN, infinities and no content."""
+    if not value or SEAL in value:
+        raise ValueError(f"cannot seal {dict(value)!r}: it must have keys, and none named {SEAL!r}")
+    body = json.dumps(dict(value), allow_nan=False)
+    return f'{body[:-1]}, "{SEAL}": "{_digest(body.encode())}"}}'
+
+
+def unseal(line: bytes) -> dict[str, Any] | None:
+    """What was sealed; None where a byte of the line differs from what `seal` wrote."""
+    tail = _TAIL.fullmatch(line, max(0, len(line) - _LENGTH))
+    if tail is None:
+        return None
+    body = line[: tail.start()] + b"}"
+    return _object(body) if _digest(body).encode() == tail[1] else None
+
+
+def holds_seal(piece: bytes) -> bool:
+    """Whether a seal lies anywhere in it. What a killed writer left of a line holds none: it is written last."""
+    return _TAIL.search(piece) is not None  # a text cannot imitate it: JSON escapes its quotes
+
+
+def unsealed(line: bytes, keys: Collection[str]) -> dict[str, Any] | None:
+    """A line of an older reca, which wrote no seals: an object with no other than these keys; else None.
+
+    A sealed line of which one byte is damaged is none of these: it still has a key too many, or is no JSON.
+    """
+    value = _object(line)
+    return value if value is not None and value.keys() <= set(keys) else None
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:DIGITS]
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
