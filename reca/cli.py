@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import reca
-from reca.ownership import check_file
+from reca.log_file import start_log
 
 
 @dataclass(frozen=True)
@@ -476,7 +473,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     module, _, function = parsed.runs.partition(":")
     try:
-        _start_log(getattr(parsed, "log", None))
+        start_log(getattr(parsed, "log", None))
         return int(getattr(importlib.import_module(module), function)(parsed) or 0)
     except BrokenPipeError:  # the reader of a pipe (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -492,24 +489,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"reca {parsed.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-
-
-def _is_log(path: Path) -> bool:
-    """Whether a file begins as our logs do; lines are added to no other."""
-    with open(path, "rb") as file:
-        return re.match(rb"\d\d:\d\d:\d\d \S+: ", file.read(200)) is not None
-
-
-def _start_log(file: str | None) -> None:
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if file:
-        check_file("--log", Path(file), _is_log)
-        os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
-        handlers.append(logging.FileHandler(file, mode="a"))
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=handlers,
-        force=True,
-    )

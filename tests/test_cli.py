@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reca import cli
+from reca import log_file
 from reca.cli import VERBS, main, parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -235,7 +235,7 @@ def test_audit_exit_code_tells_a_broken_trail(tmp_path, monkeypatch, capsys):
 def test_log_file_is_written_beside_stderr(tmp_path):
     import logging
 
-    cli._start_log(str(tmp_path / "logs" / "x.log"))
+    log_file.start_log(str(tmp_path / "logs" / "x.log"))
     logging.getLogger("reca.test").info("a line")
     assert "reca.test: a line" in (tmp_path / "logs" / "x.log").read_text()
     logging.basicConfig(force=True)
