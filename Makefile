@@ -90,5 +90,8 @@ pull: setup
 readme: setup
 	@$(RUN) python3 -m reca.report.readme --take "results/$$RECORDED"
 
+# Files that no stage wrote stay where they are, and are named.
 clean:
-	rm -rf "$(VENV)" .snakemake build logs benchmarks work results data .pytest_cache .mypy_cache .ruff_cache
+	@if [ -x "$(BIN)/python" ]; then $(RUN) python -m reca.clean; \
+	else echo "make clean: no $(VENV), so results and data stay (make setup, then make clean)"; fi
+	rm -rf "$(VENV)" .snakemake .pytest_cache .mypy_cache .ruff_cache

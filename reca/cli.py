@@ -16,7 +16,7 @@ from typing import Any
 
 import reca
 from reca.exits import demand_address_space, line_of
-from reca.logs import start_log
+from reca.log_file import start_log
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,10 @@ def _override(text: str, folder: Path) -> str:
     key, separator, _ = text.partition("=")
     if not separator and not text.startswith("~"):
         raise ValueError(f"override {text!r} has no '='; write key=value, for example seeds=[0]")
+    if ":" in key:
+        raise ValueError(
+            f"override {text!r}: names of a key are joined by dots, not by colons; write {key.replace(':', '.')}=..."
+        )
     is_group = "@" in key or (folder / key).is_dir()
     return text if is_group or key.startswith(("+", "~")) else f"++{text}"
 
@@ -195,14 +199,14 @@ def write_resolved(experiment: Experiment, path: str | Path) -> bool:
     from reca.records import write_atomic
 
     text, path = resolved_text(experiment), Path(path)
-    check_file("--out", path, _is_resolved)
+    check_file("--out", path, is_resolved)
     if path.is_file() and path.read_text() == text:
         return False
     write_atomic(path, text)
     return True
 
 
-def _is_resolved(path: Path) -> bool:
+def is_resolved(path: Path) -> bool:
     """Whether a file holds a whole experiment, as `write_resolved` writes it; a source has fewer keys or `defaults`."""
     import yaml
 

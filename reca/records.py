@@ -272,7 +272,7 @@ class Stage:
 
     def _check_out(self) -> None:
         check_place("--out", self.out, self.reads)
-        check_output(self.out, self.name, _written(self.out, self.name))
+        check_output(self.out, self.name, written(self.out, self.name))
 
     def note(self, **facts: Any) -> None:
         """Add facts that may differ from run to run to `run.json`."""
@@ -371,12 +371,14 @@ def _opened(path: Path, record: Any) -> dict[str, Any]:
     return body
 
 
-def _written(directory: Path, stage: str) -> set[str] | None:
-    """All files that `stage` wrote into a folder by the folder's own sealed records; None where they do not say."""
+def written(directory: Path, stage: str | None = None) -> set[str] | None:
+    """All files that a stage (`stage`, or any) wrote into a folder by the folder's own sealed records; None where
+    they do not say.
+    """
     for read in (read_manifest, _owns):
         try:
             record = read(directory)
-            if record["stage"] == stage:
+            if stage in (None, record["stage"]):
                 return {*record.get("outputs", record.get("files", ())), MANIFEST, RUN}
         except (ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reca import cli
+from reca import log_file
 from reca.cli import VERBS, main, parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,7 +117,7 @@ def test_machine_trouble_is_exit_1(monkeypatch, capsys):
         (
             RuntimeError("CUDA out of memory. Tried to allocate 328 MiB"),
             1,
-            "`reca plan EXPERIMENT`",
+            "the GPU's memory is too small",
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
         (RecursionError("maximum recursion depth exceeded"), 2, "an input is nested too deeply"),
@@ -269,7 +269,7 @@ def test_audit_exit_code_tells_a_broken_trail(tmp_path, monkeypatch, capsys):
 def test_log_file_is_written_beside_stderr(tmp_path):
     import logging
 
-    cli._start_log(str(tmp_path / "logs" / "x.log"))
+    log_file.start_log(str(tmp_path / "logs" / "x.log"))
     logging.getLogger("reca.test").info("a line")
     assert "reca.test: a line" in (tmp_path / "logs" / "x.log").read_text()
     logging.basicConfig(force=True)

@@ -364,6 +364,10 @@ def test_no_function_is_resolved_in_an_experiment(own_config, monkeypatch, call)
     assert load_own(own_config, f"{OWN}title: ${{question}}\n").title.startswith("Does every stage")
 
 
+def test_a_colon_in_the_key_of_an_override_gets_a_hint():
+    assert "write models.showo_tiny.align.steps=..." in message("models:showo_tiny.align:steps=1")
+
+
 def test_a_byte_order_mark_is_no_text(own_config):
     plain = load_own(own_config, OWN)
     assert load_own(own_config, codecs.BOM_UTF8 + OWN.encode()) == plain

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reca import records
+from reca import config, records
+from reca.clean import clean
 from reca.cli import main
 from reca.imageset import ImageSetWriter
 from reca.ownership import WorkFolder
@@ -194,6 +195,25 @@ def test_a_work_folder_is_used_and_removed_only_where_it_is_ours(here):
     (here / "mine/deep").rmdir()
     with pytest.raises(ValueError, match=r"holds log\.jsonl"):
         WorkFolder(Path("mine"), "align").check([])
+
+
+def test_cleaning_keeps_what_no_stage_wrote(here):
+    for name in ("data/world/notes.txt", "logs/x/a.log", "logs/notes.txt", "build/mine.yaml"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("mine")
+    Path(
+        "results/x/scores/manifest.json"
+    ).unlink()  # as Snakemake does before it makes a stage again
+    WorkFolder(Path("work/x/a"), "align").claim()
+    Path("data/mine").symlink_to(here / "mine")
+    config.write_resolved(config.load("laptop"), "build/laptop.yaml")
+    left = {str(path) for path in clean()}
+    stays = {
+        f"data/world/{name}" for name in ("notes.txt", "data.parquet", "manifest.json", "run.json")
+    }
+    assert left == stays | {"data/mine", "logs/notes.txt", "build/mine.yaml"}
+    assert tree(here).keys() == left | {"file", "link", "mine/deep/notes.txt"}
+    assert not Path("results").exists() and not Path("work").exists()
 
 
 def test_a_set_of_pictures_replaces_only_a_set(here):

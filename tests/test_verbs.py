@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -317,6 +318,18 @@ def test_a_work_folder_that_holds_more_is_refused(inside, capfd, work):
     error = capfd.readouterr().err
     assert f"--work {work}: " in error and "holds" in error and error.count("\n") == 1
     assert (inside / "base/manifest.json").is_file()
+
+
+def test_a_full_disk_is_found_before_training(inside, monkeypatch, capfd):
+    """The path and the bytes are named; no work folder and no step of training is left."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert main(["align", *_section_for("align")]) == 2
+    size = sum(path.stat().st_size for path in (inside / "base").rglob("*") if path.is_file())
+    assert capfd.readouterr().err.endswith(
+        f"reca align: x: cannot write {size} bytes here (only 1000 bytes are free); free space or choose a "
+        "writable folder\n"
+    )
+    assert not (inside / "x").exists() and not (inside / "work/x").exists()
 
 
 # ---- damage --------------------------------------------------------------------------------------

@@ -114,11 +114,16 @@ def check_room(folder: Path, size: int, *, saves: int, keep: int) -> None:
 
     A save needs room for one checkpoint more than are kept.
     """
-    there = len(_steps(folder))
-    needed = size * max(0, min(saves, keep + 1 - there))
-    with _explained(folder, needed):
-        _make_room(folder, folder / ".saving-probe", needed)
-        (folder / ".saving-probe").rmdir()
+    needed = size * max(0, min(saves, keep + 1 - len(_steps(folder))))
+    probe = folder / ".saving-probe"
+    try:
+        _make_room(folder, probe, needed)
+        probe.rmdir()
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot write {needed} bytes of checkpoints ({error.strerror}); free space or choose "
+            "another folder"
+        ) from error
 
 
 def _make_room(folder: Path, temporary: Path, needed: int) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,22 @@ def test_signal_saves_and_asks_for_requeue(tmp_path, signals, code):
     assert found.step == len(lines(tmp_path)) < steps and not found.broken  # no step is wasted
     _, summary = run(tmp_path, changes={"steps": steps}, stop_at=found.step + 1)
     assert summary.resumed_from == found.step
+
+
+def test_a_full_work_folder_is_found_before_the_first_step(tmp_path, monkeypatch):
+    """Room for all checkpoints that a run will keep, and for the one that is being written."""
+    run(tmp_path / "first", changes={"steps": 6, "checkpoint_every": 2, "keep": 1})
+    saved = checkpoint.latest(tmp_path / "first" / CHECKPOINTS).path
+    size = sum(file.stat().st_size for file in saved.glob("*.safetensors"))
+    usage = SimpleNamespace(free=size // 2)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        ValueError, match=r"checkpoints: cannot write \d+ bytes of checkpoints"
+    ) as caught:
+        run(tmp_path / "second", changes={"steps": 6, "checkpoint_every": 2, "keep": 1})
+    needed = int(str(caught.value).split("write ")[1].split()[0])
+    assert needed <= 2 * size < 2.5 * needed  # headers of the files are not counted
+    assert not (tmp_path / "second/log.jsonl").exists()
 
 
 def test_handlers_are_restored(tmp_path):

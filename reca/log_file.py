@@ -1,4 +1,4 @@
-"""Where a verb's log lines go: to stderr, and to the end of a file of ours where one is named."""
+"""The log of a verb: on standard error, and in a file where one is named."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from pathlib import Path
 from reca.ownership import check_file
 
 
+def _is_log(path: Path) -> bool:
+    """Whether a file begins as our logs do; lines are added to no other."""
+    with open(path, "rb") as file:
+        return re.match(rb"\d\d:\d\d:\d\d \S+: ", file.read(200)) is not None
+
+
 def start_log(file: str | None) -> None:
-    """Log to stderr and, where given, to the end of `file`; ValueError where that file is none of our logs."""
+    """Log to standard error and, where one is named, to a file; ValueError where that holds anything but such a log."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file:
         check_file("--log", Path(file), _is_log)
@@ -25,9 +31,3 @@ def start_log(file: str | None) -> None:
         handlers=handlers,
         force=True,
     )
-
-
-def _is_log(path: Path) -> bool:
-    """Whether a file begins as our logs do; lines are added to no other."""
-    with open(path, "rb") as file:
-        return re.match(rb"\d\d:\d\d:\d\d \S+: ", file.read(200)) is not None
