@@ -224,6 +224,11 @@ def test_check_finds_it_before_anything_runs(override, capsys):
     assert BEFORE_A_RUN[override] in error and error.count("\n") == 1
 
 
+def test_check_knows_the_share_that_may_be_unreadable(capsys):
+    assert main(["check", "laptop", "data.reconstruct.options={max_unreadable: 2}"]) == 2
+    assert "max_unreadable = 2: must be a number from 0 to 1" in capsys.readouterr().err
+
+
 def test_check_knows_the_options_of_readers(capsys):
     assert main(["check", "laptop", "data.reconstruct.options.colunm=x"]) == 2
     assert "data.reconstruct.options: data kind world: unknown option 'colunm'" in (

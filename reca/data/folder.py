@@ -16,6 +16,7 @@ from reca.data.names import check_unicode
 from reca.data.samples import NAMES_SHOWN, Sample
 from reca.data.text import caption_in_record, record_in_file, text_in_file
 from reca.images import SUFFIXES
+from reca.records import MANIFEST, RUN
 from reca.unreadable import UnreadableImage, UnreadableText
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class FolderDataset:
             for path in found
         ]
         used = {root / picture.name for picture in self.pictures}
-        used |= {*self.sidecars, *self.tables}
+        used |= {*self.sidecars, *self.tables, root / MANIFEST, root / RUN}
         self.ignored = [path for path in files if path not in used]
         if not self.pictures:
             found = f"; it holds {_kinds(self.ignored)}" if self.ignored else ""

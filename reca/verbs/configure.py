@@ -87,11 +87,12 @@ def _parameters(model: ModelConfig) -> int:
 
 def _data(experiment: Experiment) -> None:
     """Readers know their options, and what the repository ships is there; ValueError names the key."""
-    from reca.data import check_options
+    from reca.data import check_options, max_unreadable
 
     for role, source in experiment.data.items():
         try:
             check_options(source.kind, source.options)
+            max_unreadable(source.options)
         except ValueError as error:
             raise ValueError(f"data.{role}.options: {error}") from error
     for name, model in experiment.models.items():

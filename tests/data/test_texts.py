@@ -267,6 +267,7 @@ def test_metadata_is_read_in_all_folders_and_endings_in_any_case(tmp_path):
 
 def test_files_that_a_folder_does_not_read_are_counted_and_named(tmp_path, caplog):
     (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "manifest.json").write_text("{}")  # of a fetched source: the house's own record
     for name in ("captions.csv", "b.svg", "notes.txt", "b.avif", "metadata.csv", "README"):
         (tmp_path / name).write_text("?")
     with caplog.at_level(logging.WARNING):
