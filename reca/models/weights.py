@@ -68,7 +68,7 @@ def load_foreign(
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # on damaged bytes the unpickler raises whatever its last step raises
+    except Exception as error:  # whatever the unpickler's last step raises on damaged bytes
         raise ValueError(f"{path}: is no plain checkpoint of tensors: {_line(error)}") from error
     if inside is not None and isinstance(content, dict):
         content = content.get(inside)
