@@ -24,12 +24,13 @@ RECORDED = laptop
 # Values reach the shell as its variables, so none is read as a command.
 export CORES EXPERIMENT RECORDED TORCH_INDEX
 
-.PHONY: help setup reproduce smoke test lint record pull readme clean
+.PHONY: help setup reproduce smoke test reliability lint record pull readme clean
 
 help:
 	@echo "make setup      virtual environment in $(VENV) with the pinned packages"
 	@echo "make reproduce  setup, then experiment $$EXPERIMENT; prints where the report is"
 	@echo "make test       setup, then the tests"
+	@echo "make reliability  setup, then the fault campaign in full (20 minutes); writes docs/reliability.md"
 	@echo "make smoke      setup, then the laptop experiment in its smallest size"
 	@echo "make lint       format, style and type checks of code and workflow"
 	@echo "make record     hand finished results of experiment $$RECORDED to DVC"
@@ -61,6 +62,10 @@ smoke: setup
 
 test: setup
 	@$(RUN) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python3 -m pytest $(PYTEST_OPTIONS)
+
+# Kills, changed bytes, hostile files and more, each kind with its figures; seeds in docs/reliability.md.
+reliability: setup
+	@$(RUN) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest $(PYTEST_OPTIONS) --faults full --faults-record
 
 lint: setup
 	@$(RUN) python3 -m ruff check .

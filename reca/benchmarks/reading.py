@@ -22,7 +22,11 @@ def columns(path: Path) -> list[str]:
 
     try:
         names: list[str] = pq.read_schema(path).names
-    except (OSError, pa.ArrowException) as error:
+    except (
+        OSError,
+        ValueError,
+        pa.ArrowException,
+    ) as error:  # ValueError: names that are not UTF-8
         said = str(error).splitlines()[0]
         raise ValueError(f"{path}: no parquet table ({said}); fetch its source again") from error
     return names

@@ -61,7 +61,7 @@ class ImageFolder:
     def _of_zip(self, archive: Path) -> dict[str, zipfile.ZipFile]:
         try:
             opened = zipfile.ZipFile(archive)
-        except (zipfile.BadZipFile, OSError) as fault:
+        except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeError) as fault:
             raise ValueError(f"{archive}: damaged zip ({fault}); fetch it again") from fault
         return {info.filename: opened for info in opened.infolist() if not info.is_dir()}
 

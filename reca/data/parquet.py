@@ -131,7 +131,7 @@ class ParquetDataset:
                 self._cache.move_to_end(key)
                 return self._cache[key]
             columns = [name for role, name in self.columns.items() if images or role != "image"]
-            table = _read_group(*self._groups[group][:2], [*columns, *self.extra])
+            table = _read_group(*self._groups[group], [*columns, *self.extra])
             self._cache[key] = table
             while len(self._cache) > self._row_groups:
                 self._cache.popitem(last=False)
@@ -197,7 +197,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def _row_groups(files: list[Path]) -> list[tuple[Path, int, int]]:
-    """(file, row group, rows) of every row group; only the footers are read."""
+    """(file, row group, rows) of every row group; only the footers are read.
+
+    ValueError names a file whose footer is damaged: a wrong number of rows, names that are not UTF-8.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -205,22 +208,29 @@ def _row_groups(files: list[Path]) -> list[tuple[Path, int, int]]:
     for file in files:
         try:
             footer = pq.read_metadata(file)
-        except (pa.ArrowException, OSError) as fault:
+            rows = [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
+            _ = footer.schema.to_arrow_schema().names  # refuses names that are not UTF-8
+            if min(rows, default=0) < 0:
+                raise ValueError(f"a row group claims {min(rows)} rows")
+        except (pa.ArrowException, OSError, ValueError) as fault:
             raise ValueError(
                 f"{file}: not a whole parquet file ({fault}); fetch it again"
             ) from fault
-        groups += [(file, g, footer.row_group(g).num_rows) for g in range(footer.num_row_groups)]
+        groups += [(file, group, count) for group, count in enumerate(rows)]
     return groups
 
 
-def _read_group(file: Path, group: int, columns: list[str]) -> pa.Table:
+def _read_group(file: Path, group: int, rows: int, columns: list[str]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file) as parquet:
-            return parquet.read_row_group(group, columns=columns)
-    except (pa.ArrowException, OSError) as fault:
+            table = parquet.read_row_group(group, columns=columns)
+        if len(table) != rows:
+            raise ValueError(f"{len(table)} rows in place of {rows}")
+        return table
+    except (pa.ArrowException, OSError, ValueError) as fault:
         raise ValueError(
             f"{file}: row group {group} is damaged ({fault}); fetch it again"
         ) from fault

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pathlib
-import random
 import resource
 import shutil
 from collections import namedtuple
@@ -17,6 +16,7 @@ import torch
 
 from reca.align import checkpoint
 from reca.align.distributed import World
+from tests.file_operations import CUT, kill_points, tamper
 
 GROUPS = ("trainable", "optimizer", "ema")
 
@@ -48,68 +48,38 @@ POINTS = [
 ]
 
 
-def tamper(fail_at: int, after: bool, fail, patch=setattr) -> list[str]:
-    """Let the n-th file operation fail, before or after its effect; gives the list of operations done."""
-    done: list[str] = []
+def test_crash_at_every_file_operation(tmp_path, campaign):
+    def crash(name):
+        save(tmp_path / name, 2, keep=1)
 
-    def wrap(original, name):
-        def call(*args, **options):
-            done.append(name)
-            failing = len(done) == fail_at
-            if failing and not after:
-                fail()
-            result = original(*args, **options)
-            if failing:
-                fail()
-            return result
-
-        return call
-
-    for owner, name in POINTS:
-        patch(owner, name, wrap(getattr(owner, name), name))
-    return done
-
-
-def crash_while_saving(folder, fail_at: int, after: bool) -> int:
-    """Save in a child that is gone at the n-th file operation, no clean-up runs; 0 if it came through."""
-    child = os.fork()
-    if child == 0:
-        tamper(fail_at, after, lambda: os._exit(9))
-        save(folder, 2, keep=1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for number in range(1, 60):
+        for moment in ("before", "after"):
+            save(tmp_path / f"{number}-{moment}", 1)
+    for name, code in kill_points(POINTS, crash):
+        folder = tmp_path / name
+        found = checkpoint.latest(folder)
+        assert_holds(folder, found.step)
+        assert found.step in (1, 2)
+        if code == 0:
+            assert found.step == 2
+            continue
+        assert code == CUT
+        campaign.count(1)
+        checkpoint.recover(folder)
+        assert not list(folder.glob(".*"))
+        if found.step == 1:
+            save(folder, 2, keep=1)
+            assert_holds(folder, 2)
+    assert campaign.tried >= 24  # at least 12, each before and after its effect
 
 
-def test_crash_at_every_file_operation(tmp_path):
-    points = 0
-    for after in (False, True):
-        for fail_at in range(1, 60):
-            folder = tmp_path / f"{fail_at}-{after}"
-            save(folder, 1)
-            code = crash_while_saving(folder, fail_at, after)
-            found = checkpoint.latest(folder)
-            assert_holds(folder, found.step)
-            assert found.step in (1, 2)
-            if code == 0:
-                assert found.step == 2
-                break
-            assert code == 9
-            points += 1
-            checkpoint.recover(folder)
-            assert not list(folder.glob(".*"))
-            if found.step == 1:
-                save(folder, 2, keep=1)
-                assert_holds(folder, 2)
-    assert points >= 24  # at least 12, each before and after its effect
-
-
-def test_error_at_every_file_operation(tmp_path, monkeypatch):
+def test_error_at_every_file_operation(tmp_path, monkeypatch, campaign):
     refused = 0
     for fail_at in range(1, 60):
         folder = tmp_path / str(fail_at)
         save(folder, 1)
         with monkeypatch.context() as patch:
-            done = tamper(fail_at, False, fail_with(errno.EIO), patch.setattr)
+            done = tamper(POINTS, fail_at, False, fail_with(errno.EIO), patch.setattr)
             try:
                 save(folder, 2, keep=1)
             except ValueError as error:
@@ -120,6 +90,7 @@ def test_error_at_every_file_operation(tmp_path, monkeypatch):
         assert not list(folder.glob(".saving-*"))
         if len(done) < fail_at:
             break
+        campaign.count(1)
     assert refused >= 12
 
 
@@ -176,9 +147,8 @@ def test_folder_that_is_a_file(tmp_path):
 
 
 # ---- R5 ----------------------------------------------------------------------------------------
-def test_every_flipped_byte_is_found_and_named(tmp_path):
+def test_every_flipped_byte_is_found_and_named(tmp_path, campaign):
     path = save(tmp_path, 1)
-    chosen = random.Random(5)
     files = sorted(path.iterdir())
     assert [file.name for file in files] == [
         "ema-00001.safetensors",
@@ -187,15 +157,16 @@ def test_every_flipped_byte_is_found_and_named(tmp_path):
         "state.json",
         "trainable-00001.safetensors",
     ]
-    for number in range(100):
+    for number, chosen in enumerate(campaign.draws(100, full=1000)):
         file = files[number % len(files)]
         intact = file.read_bytes()
         damaged = bytearray(intact)
         damaged[chosen.randrange(len(intact))] ^= chosen.randrange(1, 256)
         file.write_bytes(damaged)
-        found = checkpoint.latest(tmp_path)
-        assert found.path is None
-        assert found.broken[0][1].startswith(str(file))
+        with campaign.case(file.name):
+            found = checkpoint.latest(tmp_path)
+            assert found.path is None
+            assert found.broken[0][1].startswith(str(file))
         file.write_bytes(intact)
     assert_holds(tmp_path, 1)
 

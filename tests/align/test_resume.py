@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import time
 from dataclasses import replace
@@ -58,21 +57,26 @@ def test_killed_run_continues_bit_for_bit(straight, tmp_path, reads):
     assert_same_run(straight[0], tmp_path)
 
 
-def test_killed_at_random_times(straight, tmp_path):
-    chosen = random.Random(0)
-    for _ in range(6):
-        before = checkpoint.latest(tmp_path / CHECKPOINTS).step
-        child = runs.start(runs.run_all, tmp_path, {"checkpoint_every": 1})
-        wait_for(
-            lambda at=before, child=child: len(lines(tmp_path)) > at + 1 or not child.is_alive()
-        )
-        time.sleep(chosen.uniform(0, 0.05))
-        child.kill()
-        child.join(60)
-        found = checkpoint.latest(tmp_path / CHECKPOINTS)
-        assert found.path is not None and found.step >= before and not found.broken
-    run(tmp_path, changes={"checkpoint_every": 1})
-    assert_same_run(straight[0], tmp_path)
+def test_killed_at_random_times(straight, tmp_path, campaign):
+    """Six kills of one run, which then ends as the undisturbed one; many runs in the full campaign."""
+    for number, chosen in enumerate(campaign.draws(1, full=15)):
+        folder = tmp_path / str(number)
+        for _ in range(6):
+            before = checkpoint.latest(folder / CHECKPOINTS).step
+            child = runs.start(runs.run_all, folder, {"checkpoint_every": 1})
+            wait_for_lines(folder, before + 2, child)
+            time.sleep(chosen.uniform(0, 0.05))
+            child.kill()
+            child.join(60)
+            found = checkpoint.latest(folder / CHECKPOINTS)
+            assert found.path is not None and found.step >= before and not found.broken
+            campaign.count(child.exitcode == -signal.SIGKILL)
+        run(folder, changes={"checkpoint_every": 1})
+        assert_same_run(straight[0], folder)
+
+
+def wait_for_lines(folder, count, child) -> None:
+    wait_for(lambda: len(lines(folder)) >= count or not child.is_alive())
 
 
 def wait_for(holds, seconds: float = 60.0) -> None:

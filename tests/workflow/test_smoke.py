@@ -90,7 +90,7 @@ def test_new_time_stamps_alone_rerun_nothing(finished_copy):
     assert finished_copy.plan() == {}
 
 
-def test_killed_again_and_again_it_ends_with_the_same_hashes(tmp_path, finished):
+def test_killed_again_and_again_it_ends_with_the_same_hashes(tmp_path, finished, campaign):
     """SIGKILL at four moments, of all processes or of the driver alone; then DVC goes on, on all cores.
 
     So `dvc repro` gives what `snakemake` gave on one core, and the second time does nothing.
@@ -102,6 +102,7 @@ def test_killed_again_and_again_it_ends_with_the_same_hashes(tmp_path, finished)
     kill_at(made, "*/laptop-test-samples.log", after=2)
     made.run("dvc", "repro")
     assert made.hashes() == finished.hashes()
+    campaign.count(4)
     assert "Running stage" not in made.run("dvc", "repro")
     assert "up to date" in made.run("dvc", "status")
     assert made.plan() == {}
@@ -128,6 +129,18 @@ def kill_at(checkout: Checkout, logs: str, *, after: float, driver_only: bool = 
             driver.kill()
         else:
             os.killpg(driver.pid, signal.SIGKILL)
+
+
+def test_killed_at_random_times_it_ends_with_the_same_hashes(tmp_path, campaign, request):
+    if not campaign.full:
+        pytest.skip("ten kills at random times belong to `make reliability`")
+    made = copy_to(tmp_path / "clone")
+    for number, rng in enumerate(campaign.draws(0, full=10)):
+        kill_at(made, "**/*.log", after=rng.uniform(0, 6), driver_only=number % 2 == 0)
+        campaign.count(1)
+    made.snakemake("--cores", "2")
+    assert made.hashes() == request.getfixturevalue("finished").hashes()
+    assert made.plan() == {}
 
 
 STAGES_AGAIN = {

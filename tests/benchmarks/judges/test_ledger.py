@@ -108,7 +108,7 @@ with Ledger(sys.argv[2]) as ledger:
 """
 
 
-def test_killed_again_and_again_nothing_is_paid_twice(tmp_path):
+def test_killed_again_and_again_nothing_is_paid_twice(tmp_path, campaign):
     """SIGKILL at three moments: only what was in flight (at most the concurrency) can be asked again."""
     path = tmp_path / "ledger.jsonl"
     kills = 3
@@ -130,6 +130,7 @@ def test_killed_again_and_again_nothing_is_paid_twice(tmp_path):
         assert len(server.asked) <= 60 + kills * 4
     keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 60
+    campaign.count(kills)
 
 
 # ---- the file ------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ def filled(path, count=3):
     return path.read_bytes()
 
 
-def test_an_unfinished_last_line_is_cut_off_at_every_place(tmp_path):
+def test_an_unfinished_last_line_is_cut_off_at_every_place(tmp_path, campaign):
     path = tmp_path / "l.jsonl"
     whole = filled(path)
     last = len(whole.splitlines(keepends=True)[-1])
@@ -157,6 +158,7 @@ def test_an_unfinished_last_line_is_cut_off_at_every_place(tmp_path):
             if entry(2).key not in ledger:
                 ledger.add(entry(2))
         assert path.read_bytes() == whole
+        campaign.count(1)
 
 
 DAMAGED = (
@@ -169,7 +171,7 @@ DAMAGED = (
 )  # fmt: skip
 
 
-def test_damage_before_the_end_is_named(tmp_path):
+def test_damage_before_the_end_is_named(tmp_path, campaign):
     path = tmp_path / "l.jsonl"
     lines = filled(path).splitlines(keepends=True)
     for damaged in DAMAGED:
@@ -179,6 +181,7 @@ def test_damage_before_the_end_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"line 2: damaged"), Ledger(path):
             pass
         assert path.read_bytes() == lines[0] + damaged + lines[2]  # nothing is cut away
+        campaign.count(1)
     path.write_bytes(b"".join(lines))
     with Ledger(path) as ledger:  # the failed attempts hold no lock
         assert len(ledger) == 3
