@@ -284,6 +284,10 @@ KINDS = (
                "large_bodies_that_are_no_replies_end_quickly", "any_body_is_a_reply_or_none",
                "a_paid_reply_that_cannot_be_read_is_in_the_ledger_and_counts_against_the_cap",
                "a_deep_reply_is_read_and_paid_for_once")),
+    Kind("S8", JUDGES, "a canary key through a whole run, from sources over a judge to the page",
+         "not even a prefix in any file",
+         tests("workflow/test_paper_run", "from_sources_to_the_page_and_nothing_twice")
+         + tests("benchmarks/judges/test_body", "a_key_that_the_server_echoes_in_pieces_is_nowhere")),
     Kind("S8", JUDGES, "keys echoed by servers, in wrong form, or of another host",
          "not even a prefix in errors, logs, replies and files",
          tests("benchmarks/judges/test_endpoint", "the_key_is_never_shown",
