@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from reca.plain import check_yaml_files
+from reca.plain import check_yaml_files, read_yaml
 from reca.schema import Experiment
 from reca.structure import build, json_schema, suggestion
 
@@ -81,7 +81,7 @@ def compose_plain(experiment: str, overrides: Sequence[str], folder: Path) -> di
     from yaml import YAMLError
 
     groups = (path for path in folder.glob("*/*.yaml") if path.parent.name != "experiment")
-    check_yaml_files([folder / "experiment" / f"{experiment}.yaml", *groups])
+    check_yaml_files([folder / "config.yaml", *_lineage(experiment, folder), *groups])
     choices = [f"experiment={experiment}", *(_override(text, folder) for text in overrides)]
     GlobalHydra.instance().clear()  # Snakemake may evaluate this more than once
     try:
@@ -94,10 +94,34 @@ def compose_plain(experiment: str, overrides: Sequence[str], folder: Path) -> di
             plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(_refused(error)) from error
+    except RecursionError as error:  # the files are within limits
+        longest = max(overrides, key=len, default="")
+        raise ValueError(f"override {longest[:80]!r}: nested too deeply") from error
     finally:
         GlobalHydra.instance().clear()
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _lineage(experiment: str, folder: Path) -> Iterator[Path]:
+    """An experiment's file and those of the experiments that its defaults lists name; each is within limits.
+
+    No other experiment's: a faulty one must not stop the rest.
+    """
+    todo, found = [experiment], set()
+    while todo:
+        path = folder / "experiment" / f"{todo.pop()}.yaml"
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        plain = read_yaml(path)
+        named = plain.get("defaults") if isinstance(plain, dict) else None
+        for entry in named if isinstance(named, list) else ():
+            values = entry.values() if isinstance(entry, dict) else [entry]
+            todo += [
+                Path(value).name.removesuffix(".yaml") for value in values if isinstance(value, str)
+            ]
+        yield path
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from reca.imageset import Entry, named_entry, png
 from reca.records import sha256_bytes, write_atomic
-from reca.sealed import seal, unseal
+from reca.sealed import begins_like, seal, unseal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,8 +107,9 @@ class KeptRows:
                 )
             else:
                 self.rows[entry["key"]] = entry["rows"]
-        if lines and not self.rows and not lines[0].startswith(b'{"key": "'):
-            raise ValueError(f"{self.path}: not rows of ours ({lines[0][:40]!r}); remove the file")
+        first = lines[0] if lines else torn
+        if not self.rows and not begins_like(first, "key"):
+            raise ValueError(f"{self.path}: not rows of ours ({first[:40]!r}); remove the file")
         os.truncate(self.path, data.rfind(b"\n") + 1)
 
     def of(self, key: str, rows: Callable[[], list[Row]]) -> list[Row]:

@@ -321,7 +321,7 @@ class Stage:
         body = {**self.described, "outputs": outputs}
         self._record_run(sha256_json(body), sorted(outputs))
         self._check_out()
-        self._room.replace(self.out)
+        self._room.replace()
         write_json(self.out / MANIFEST, {**body, SEAL: sha256_json(body)})
 
     def _record_run(self, manifest: str, files: list[str]) -> None:

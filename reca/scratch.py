@@ -41,11 +41,13 @@ class Scratch:
     """
 
     def __init__(self, out: Path, needs: int = 0) -> None:
+        # Neither `new/..` nor a link on the way may name another place once a folder was moved.
+        out = Path(os.path.relpath(out.resolve()))
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
         if free < needs:
             raise OSError(errno.ENOSPC, f"only {free} bytes are free")
-        self._prefix, self._parent = f".{out.name}{PARTIAL}", out.parent
+        self._out, self._prefix, self._parent = out, f".{out.name}{PARTIAL}", out.parent
         for path in out.parent.glob(f"{glob.escape(self._prefix)}*"):
             if _ENDING.fullmatch(path.name.removeprefix(self._prefix)) and not path.is_symlink():
                 _remove_if_dead(path)
@@ -54,17 +56,17 @@ class Scratch:
         with suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def replace(self, out: Path) -> None:
-        """Give the folder its name; a former one is moved away first, so that no moment has files of both."""
-        if not out.is_dir():
-            os.replace(self.path, out)
+    def replace(self) -> None:
+        """Give the folder the name `out`; a former one is moved away first, so that no moment has files of both."""
+        if not self._out.is_dir():
+            os.replace(self.path, self._out)
             return
         former = new_folder(self._parent, self._prefix)
-        os.replace(out, former)
+        os.replace(self._out, former)
         try:
-            os.replace(self.path, out)
+            os.replace(self.path, self._out)
         except OSError:
-            os.replace(former, out)
+            os.replace(former, self._out)
             raise
         shutil.rmtree(former, ignore_errors=True)  # what is left of it, the next writer removes
 

@@ -44,6 +44,12 @@ def holds_seal(piece: bytes) -> bool:
     return _TAIL.search(piece) is not None  # a text cannot imitate it: JSON escapes its quotes
 
 
+def begins_like(piece: bytes, key: str) -> bool:
+    """Whether what has no line end may be the start of a line whose first key is `key`; another file's text is not."""
+    start = f'{{"{key}": "'.encode()
+    return piece[: len(start)] == start[: len(piece)]
+
+
 def unsealed(line: bytes, keys: Collection[str]) -> dict[str, Any] | None:
     """A line of an older reca, which wrote no seals: an object with no other than these keys; else None.
 

@@ -422,3 +422,20 @@ def test_sampler_options_known_while_planning_are_those_of_the_family():
 def test_a_models_own_seeds_are_checked(seeds, said):
     with pytest.raises(ValueError, match=rf"models\.showo_clip_512\.seeds.*{said}"):
         config.load("paper", [f"models.showo_clip_512.seeds={seeds}"])
+
+
+@pytest.mark.parametrize("text", [f"title: {'[' * 9999}", "a: &a [1]\nb: [*a, *b]"])
+def test_odd_yaml_that_an_experiment_inherits_is_named(tmp_path, text):
+    """Hydra loads parents by itself; an alias bomb in one took minutes."""
+    folder = shutil.copytree(FOLDER, tmp_path / "config")
+    (folder / "experiment/parent.yaml").write_text(f"# @package _global_\n{text}\n")
+    (folder / "experiment/child.yaml").write_text(
+        "# @package _global_\ndefaults: [laptop, {/experiment: parent}, _self_]\nname: child\n"
+    )
+    with pytest.raises(ValueError, match=r"parent\.yaml"):
+        config.load("child", (), folder)
+    assert config.load("laptop_smoke", (), folder).name == "laptop_smoke"  # others go on
+
+
+def test_an_override_that_is_nested_too_deeply_is_named():
+    assert message("title=" + "[" * 9999 + "]" * 9999).startswith("override 'title=[[")

@@ -119,6 +119,8 @@ def test_rows_survive_a_torn_end_and_foreign_rows_are_named(tmp_path):
     assert rows.rows == {"a": [{"answer": "yes"}], "b": []}
     assert rows.of("c", lambda: [{"answer": "no"}]) == [{"answer": "no"}]
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "b", "c"]
-    path.write_text('{"key": 3}\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl: not rows of ours .* remove the file"):
-        KeptRows(path)
+    for foreign in ('{"key": 3}\n', "a note without a line end"):
+        path.write_text(foreign)
+        with pytest.raises(ValueError, match=r"rows\.jsonl: not rows of ours .* remove the file"):
+            KeptRows(path)
+        assert path.read_text() == foreign

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from reca.ownership import WorkFolder
 from reca.records import Stage
 from reca.schema import World
 from reca.verbs import interact
+from reca.verbs.inputs import work_folder
 
 CAPTION = dict.fromkeys(("noise", "relation", "count", "two", "colour", "single_colour"), 0.3)
 WORLD = json.dumps(asdict(World(images=2, caption=CAPTION)))
@@ -80,6 +82,7 @@ def test_what_is_not_the_stages_own_is_refused_and_untouched(here, capsys, case)
     [
         ["choose", "--scores", "results/x/scores", "--out", "results/x/guidance.json"],
         ["choose", "--scores", "results/x/scores", "--out", "results/x/scores/deep/guidance.json"],
+        ["choose", "--scores", "results/x/scores", "--out", "new/manifest.json"],
         ["paper", "--results", "results", "--out", "results"],
         ["report", "--experiment", "laptop", "--results", "results/x", "--out", "results/x"],
         ["render", "--section", WORLD, "--out", "r", "--log", "file"],
@@ -88,15 +91,27 @@ def test_what_is_not_the_stages_own_is_refused_and_untouched(here, capsys, case)
         ["reconstruct", "photo.png", "--out", "photo.png"],
         ["score", "geneval", "mine", "--out", "mine"],
         ["score", "geneval", "mine", "--out", "results/x/scores"],
+        ["score", "geneval", "mine", "--out", "theirs"],
     ],
 )
 def test_every_verb_refuses_what_it_did_not_write(here, capsys, words):
     Image.new("RGB", (8, 8)).save(here / "photo.png")
+    (here / "theirs").mkdir()
+    (here / "theirs/items.jsonl").write_text("a name that `reca score` writes, too")
     files = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
     assert main(words) == 2
     error = capsys.readouterr().err.splitlines()
     assert ("--out" in error[-1] or "--log" in error[-1]) and len(error) == 1
     assert {p: p.read_bytes() for p in here.rglob("*") if p.is_file()} == files
+
+
+def test_a_roundabout_name_is_the_same_folder(here):
+    """`world/..` would name nothing while `world` is moved away."""
+    for out in ("data/world/../world", "data/new/../new", "./data/world/", "linked/world"):
+        (here / "linked").is_symlink() or (here / "linked").symlink_to("data")
+        make(out, "render", {"data.parquet": out})
+        assert (Path(out) / "data.parquet").read_text() == out
+    assert sorted(path.name for path in (here / "data").iterdir()) == ["new", "world"]
 
 
 @pytest.mark.parametrize("place", ["in", "the very folder", "above"])
@@ -195,6 +210,14 @@ def test_a_work_folder_is_used_and_removed_only_where_it_is_ours(here):
     (here / "mine/deep").rmdir()
     with pytest.raises(ValueError, match=r"holds log\.jsonl"):
         WorkFolder(Path("mine"), "align").check([])
+
+
+@pytest.mark.parametrize(("out", "work"), [("new", "new/work"), ("new", "new"), ("work", None)])
+def test_unfinished_work_does_not_lie_in_the_output(here, out, work):
+    """Found before the work: at the end of it the output would hold what the stage did not write."""
+    with pytest.raises(ValueError, match="--work"):
+        work_folder(Namespace(out=out, work=work), "align")
+    assert not (here / out).exists()
 
 
 def test_cleaning_keeps_what_no_stage_wrote(here):

@@ -213,7 +213,9 @@ def test_a_planted_index_neither_redirects_nor_mislabels(tmp_path, monkeypatch, 
                     patch.setattr(hashes, "_owners", lambda path: (-1,))
                 assert use() == right
         else:
-            with pytest.raises(ValueError, match=r"0.*s\.tar: .*index says; remove \.reca-index-s"):
+            with pytest.raises(
+                ValueError, match=r"s/\d: .*s\.tar: .*index says; remove \.reca-index-s"
+            ):
                 use()
     assert "another user wrote it" in caplog.text
 

@@ -207,12 +207,21 @@ def _from_file(
         for item in items:
             for k in range(samples):
                 if (item.id, k) in pictures:
-                    write_atomic(folder / dpg.official_name(item, k), pictures[item.id, k])
+                    _add(folder / dpg.official_name(item, k), pictures[item.id, k])
         raise ValueError(
             f"{folder}: questions.jsonl and the pictures are written; answer them there with the scorer "
             "of your choice as answers.jsonl, and run this again"
         )
     return vqa.read_answers(answers, [(r["id"], r["sample"], r["question"]) for r in asked])
+
+
+def _add(path: Path, picture: bytes) -> None:
+    """Write a picture; ValueError where another one has its name: the folder may hold the user's own."""
+    if path.exists() and path.read_bytes() != picture:
+        raise ValueError(
+            f"{path}: is another picture than the one to ask about; name an empty folder of answers"
+        )
+    write_atomic(path, picture)
 
 
 def _compared(

@@ -10,7 +10,7 @@ from typing import Any
 
 from reca.benchmarks import kinds, readings
 from reca.config import section
-from reca.ownership import check_file, check_place
+from reca.ownership import WorkFolder, check_file, check_place, is_work
 from reca.plain import fields, json_object, read_json
 from reca.records import Stage, read_manifest, sha256_json
 from reca.schema import BenchmarkConfig, JudgeConfig, Sampler
@@ -254,6 +254,7 @@ def score_folder(arguments: Namespace) -> None:
     benchmark = _benchmark(kind, samples, arguments)
     evidence = Path(arguments.evidence[0]) if arguments.evidence else out / "evidence"
     if not arguments.evidence:
+        WorkFolder(out / "work", "score").claim()
         there = [item for item in items if any((item.id, k) in pictures for k in range(samples))]
         edits = kinds.kind(kind).needs == "edit"
         look(
@@ -284,6 +285,11 @@ def _check_scores(out: Path, folder: Path) -> None:
                 f"--out {out}: holds {entry.name}, which `reca score` did not write; name another folder"
             )
     check_file("--out", out / "scores.json", _is_scores)
+    found = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
+    if found and not (_is_scores(out / "scores.json") or is_work(out / "work")):
+        raise ValueError(
+            f"--out {out}: holds {found[0]} and nothing that tells it is an earlier run's; name another folder"
+        )
 
 
 def _is_scores(path: Path) -> bool:

@@ -9,7 +9,7 @@ from reca.benchmarks.choose import arm_of
 from reca.benchmarks.choose import choose as choose_guidance
 from reca.config import section
 from reca.plain import fields, read_yaml
-from reca.records import Stage, read_json, read_manifest, sha256_json, write_json
+from reca.records import MANIFEST, RUN, Stage, read_json, read_manifest, sha256_json, write_json
 from reca.schema import BenchmarkConfig, Experiment, Sampler
 from reca.verbs.code import stage_code
 from reca.verbs.inputs import of_section, read_section, records_of, work_folder
@@ -109,6 +109,8 @@ def choose(arguments: Namespace) -> None:
     out, code = Path(arguments.out), stage_code("choose")
     if out.parent == Path("."):
         raise ValueError(f"--out {out}: name a file in a folder of its own, it becomes a stage")
+    if out.name in (MANIFEST, RUN):
+        raise ValueError(f"--out {out}: the stage's own record has this name; name another file")
     with Stage("choose", out.parent, inputs=inputs, section={}, code=code) as stage:
         chosen = choose_guidance(read_json(folder / SCORES) for folder in folders)
         write_json(stage.scratch / out.name, chosen)

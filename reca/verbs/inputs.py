@@ -66,6 +66,11 @@ def work_folder(
                 f"--work {work.path}: is removed at the end of the stage, but holds --out {out}; "
                 "name a folder of its own, such as work/NAME"
             )
+    if work.path.resolve().is_relative_to(out.resolve()):
+        raise ValueError(
+            f"--work {work.path}: lies in --out {out}, which the stage replaces; name a folder of its own, "
+            "such as work/NAME"
+        )
     work.check(reads)
     return work
 

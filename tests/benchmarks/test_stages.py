@@ -376,6 +376,10 @@ def test_dpg_through_files(inside, tmp_path, capsys):
     )
     run("score", *words, expect=2)
     assert "questions.jsonl and the pictures are written" in capsys.readouterr().err
+    (tmp_path / "mplug/one_1.jpg").write_bytes(b"mine")
+    run("score", *words, expect=2)
+    assert "one_1.jpg: is another picture" in capsys.readouterr().err
+    assert (tmp_path / "mplug/one_1.jpg").read_bytes() == b"mine"
     asked = [
         json.loads(line) for line in (tmp_path / "mplug/questions.jsonl").read_text().splitlines()
     ]

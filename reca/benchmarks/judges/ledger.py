@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, get_args
 
 from reca.records import fsync_directory
-from reca.sealed import holds_seal, seal, unseal, unsealed
+from reca.sealed import begins_like, holds_seal, seal, unseal, unsealed
 
 Status = Literal["reply", "refused"]
 _log = logging.getLogger(__name__)
@@ -136,6 +136,10 @@ class Ledger:
         elif holds_seal(piece) or _opened(piece[:-1]) is not None:
             # a kill leaves a part of a line, never more than a line
             raise self._damaged(number, "its line end is another byte")
+        elif not self._entries and not begins_like(piece, "key"):
+            raise ValueError(
+                f"{self.path}: no ledger of replies ({piece[:40]!r}); name another file"
+            )
         elif piece:
             _log.warning("%s: an unfinished last line is ignored", self.path)
 

@@ -187,6 +187,14 @@ def test_damage_before_the_end_is_named(tmp_path, campaign):
         assert len(ledger) == 3
 
 
+def test_a_file_of_the_users_is_no_ledger(tmp_path):
+    path = tmp_path / "notes"
+    path.write_text("a note without a line end")
+    with pytest.raises(ValueError, match="no ledger of replies"), Ledger(path):
+        pass
+    assert path.read_text() == "a note without a line end"
+
+
 def test_a_full_disk_leaves_the_ledger_whole(tmp_path, monkeypatch):
     path = tmp_path / "l.jsonl"
     whole = filled(path)
