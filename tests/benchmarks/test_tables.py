@@ -170,7 +170,7 @@ def test_ids_of_prompts_that_come_again_are_refused(tmp_path):
     folder = small.imgedit(tmp_path / "e")
     text = (folder / "singleturn.json").read_text()
     (folder / "singleturn.json").write_text(text.replace('"12":', '"7":'))
-    with pytest.raises(ValueError, match=r"singleturn\.json: 7 is there twice"):
+    with pytest.raises(ValueError, match=r"singleturn\.json: .*the key '7' occurs twice"):
         data.items_of("imgedit", {"prompts": folder})
     folder = small.dpg(tmp_path / "dpg")
     table_ = folder / "dpg_bench.csv"
@@ -178,7 +178,7 @@ def test_ids_of_prompts_that_come_again_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"dpg_bench\.csv: one, proposition 1 is there twice"):
         kinds.module("dpg").questions({"questions": folder})
     (folder / "prompts.json").write_text('{"one.txt": "a", "one": "b"}')
-    with pytest.raises(ValueError, match=r"prompts\.json: one is there twice"):
+    with pytest.raises(ValueError, match=r"prompts\.json: .*the key 'one.*' occurs twice"):
         data.items_of("dpg", {"prompts": folder})
     edits = [
         {"key": "k", "task_type": "ps_human", "instruction": str(i), "instruction_language": "en",
