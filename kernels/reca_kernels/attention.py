@@ -287,7 +287,7 @@ class Triton(torch.autograd.Function):
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         (queries, heads, width), block = q.shape, tuned.attention("forward", q.dtype, q.shape[2])
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        lse = torch.empty(heads, queries, device=q.device)
+        lse = torch.empty(heads, queries, dtype=torch.float32, device=q.device)
         if queries:
             lists = layout.tiles(block["BQ"], block["BK"])
             forward_kernel[(ceil_div(queries, block["BQ"]), heads)](

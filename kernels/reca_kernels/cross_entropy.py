@@ -128,9 +128,11 @@ def _softmax_(
     aim = wanted.unsqueeze(1)
     greatest = logits.amax(1, keepdim=True)
     hit = logits.gather(1, aim)
-    mean = logits.mean(1, keepdim=True) if smoothing else hit
+    mean = logits.mean(1, keepdim=True) if smoothing else None
     mass = logits.sub_(greatest).exp_().sum(1, keepdim=True)
-    loss = greatest + mass.log() - (1 - smoothing) * hit - smoothing * mean
+    loss = greatest + mass.log() - (1 - smoothing) * hit
+    if mean is not None:  # 0 times a mean of -inf would be nan
+        loss = loss - smoothing * mean
     if differentiate:
         logits.div_(mass)
         logits.scatter_add_(1, aim, torch.full_like(hit, smoothing - 1))
@@ -262,7 +264,7 @@ class Triton(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         """Slab by slab: the derivative by the logits, then its products with weight and hidden."""
-        scale = torch.full((1,), ctx.scale, device=incoming.device)
+        scale = torch.full((1,), ctx.scale, dtype=torch.float32, device=incoming.device)
         if ctx.scalar:
             scale = scale * incoming.float()
         weigh = None if ctx.scalar else incoming.float().contiguous()
@@ -287,7 +289,7 @@ def _log_sums(
     splits = min(max(512 // max(row_tiles, 1), 1), column_tiles)
     span = ceil_div(column_tiles, splits) * block["BV"]
     splits = ceil_div(stop - start, span)
-    top, mass, hit, total = torch.zeros(4, splits, m, device=hidden.device).unbind(0)
+    top, mass, hit, total = hidden.new_zeros(4, splits, m, dtype=torch.float32).unbind(0)
     if m:
         log_sum_kernel[(row_tiles, splits)](
             hidden, weight[start:stop], None if bias is None else bias[start:stop], rows, wanted,
@@ -316,7 +318,7 @@ def _slabs(
     (start, stop), m, block = vocab, len(wanted), tuned.cross_entropy(hidden.dtype)
     d_weight = torch.zeros_like(weight) if needs[1] else None
     d_bias = torch.zeros_like(bias) if needs[2] and bias is not None else None
-    made = torch.zeros(m, hidden.shape[1], device=hidden.device) if needs[0] else None
+    made = hidden.new_zeros(m, hidden.shape[1], dtype=torch.float32) if needs[0] else None
     slab = max(_SLAB_BYTES // (hidden.element_size() * max(m, 1)) // 128 * 128, 128)
     for first in range(0, stop - start if m else 0, slab):
         width = min(slab, stop - start - first)

@@ -214,7 +214,7 @@ class Triton(torch.autograd.Function):
         )
         ctx.scale = 1 / max(count, 1) if reduction == "mean" else 1.0
         ctx.scalar = reduction != "none"
-        losses = torch.zeros(count, device=hidden.device)
+        losses = torch.zeros(count, dtype=torch.float32, device=hidden.device)
         if count:
             error_kernel[(ceil_div(count, block["BM"]),)](
                 hidden, weight, bias, clean, noise, rows, losses, count, hidden.shape[1],
@@ -228,7 +228,7 @@ class Triton(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         """Chunk by chunk: residuals and the gradient of hidden, then their product with hidden."""
-        scale = torch.full((1,), ctx.scale, device=incoming.device)
+        scale = torch.full((1,), ctx.scale, dtype=torch.float32, device=incoming.device)
         if ctx.scalar:
             scale = scale * incoming.float()
         weigh = None if ctx.scalar else incoming.float().contiguous()
@@ -248,9 +248,9 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     (channels, width), block = weight.shape, tuned.flow(hidden.dtype, len(weight))
     d_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device)
-    parts = torch.empty(_SPLITS, channels, width, device=hidden.device)
-    d_weight = torch.zeros(channels, width, device=hidden.device)
-    d_bias = torch.zeros(channels, device=hidden.device)
+    parts = hidden.new_empty(_SPLITS, channels, width, dtype=torch.float32)
+    d_weight = hidden.new_zeros(channels, width, dtype=torch.float32)
+    d_bias = hidden.new_zeros(channels, dtype=torch.float32)
     every = torch.arange(len(hidden), device=hidden.device) if rows is None else rows
     for first in range(0, len(every), _CHUNK_TRITON):
         chunk = every[first : first + _CHUNK_TRITON]

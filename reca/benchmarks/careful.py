@@ -135,12 +135,15 @@ def _texts_in(text: str, texts: Mapping[str, str]) -> tuple[str, set[str]]:
 
 # ---- yes and no --------------------------------------------------------------------------------------
 _FIRST = re.compile(r"[\W_]*(yes|yeah|yep|true|no|nope|false)\b", re.IGNORECASE)
+_NO_WHAT = re.compile(r"\s+(?:idea|way|answer|information|doubt|problem)\b", re.IGNORECASE)
 _BOTH = re.compile(r"\W*(?:or|and)?\W*(?:yes|no)\b", re.IGNORECASE)
 _SAID = re.compile(r"\banswer(?:\s+is)?\W*(yes|no)\b", re.IGNORECASE)
 _ABSENT = re.compile(
-    r"\A\W*not\b|\bno\b|\bthere(?: is|'s| are)(?: not|n't)\b|\b(?:is|are)(?: not|n't) (?:any|a|an|in|there|visible|"
-    r"present|shown|depicted)\b|\b(?:do not|don't|cannot|can't|can not) see\b|"
-    r"\A\W*(?:\u4e0d\u662f|\u6ca1|\u5426|\u4e0d\u5b58\u5728)",
+    r"\A\W*not\b|\bno\b(?! doubt\b| problem\b)|\bthere(?: is|'s| are)(?: not|n't)\b"
+    r"|\b(?:is|are)(?: not|n't) (?:any|a|an|in|there|visible|present|shown|depicted)\b"
+    r"|\bdo(?:es)?(?: not|n't) (?:contain|show|have|include|depict|feature|think so)\b"
+    r"|\b(?:do not|don't|cannot|can't|can not) see\b"
+    r"|\A\W*(?:\u4e0d\u662f|\u6ca1|\u5426|\u4e0d\u5b58\u5728)",
     re.IGNORECASE,
 )
 _PRESENT = re.compile(
@@ -157,7 +160,7 @@ def yes_or_no(reply: str) -> Literal["yes", "no"] | None:
     if text.lower() in ("y", "n"):
         return "yes" if text.lower() == "y" else "no"
     first = _FIRST.match(text)
-    if first and not re.match(r"\s+(?:idea|way|answer|information)\b", text[first.end() :][:_NEAR]):
+    if first and not _NO_WHAT.match(text, first.end()):
         if _BOTH.match(text, first.end()):
             return None
         return "yes" if first[1].lower() in _YES else "no"

@@ -67,6 +67,7 @@ _NO_SCORES = re.compile(
 _UNQUOTED = re.compile(
     r"\{\s*score\s*:\s*(\d{1,300}(?:\.\d+)?)\s*,\s*reasoning\s*:\s*(.*)\}", re.DOTALL
 )
+_KEY = re.compile(r'"score"\s*:')
 _NEAR = 80  # characters before a list that may introduce or deny it
 _BARE_LIST = "System: output is simply a list of scores"
 _BARE_NUMBER = "System: output is simply a number"
@@ -203,11 +204,12 @@ def _states_scores(reply: str) -> bool:
 
 
 def doubts(reply: str) -> list[str]:
-    """`incomplete` for one number where two were asked for, `inexact` for more than two."""
+    """`incomplete` for one number where two were asked for, `inexact` for more than two and for several scores."""
     if score(reply) is None:
         return []
     count = len((parse(reply) or {"score": []})["score"])
-    if count > ASKED:
+    several = len(_KEY.findall(_between(reply) or "")) > 1  # of equal keys JSON takes the last
+    if count > ASKED or several:
         return [readings.INEXACT]
     return [readings.INCOMPLETE] if count < ASKED else []
 

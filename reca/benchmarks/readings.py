@@ -21,8 +21,13 @@ MEANING = {
     INEXACT: "replies of which the published rule reads a part of a number, or one of several",
     DIFFERENT: "replies that the published and the careful reader take for different answers",
 }
-# What may follow a digit of a larger statement: 10, 2.5, 4/5, 1-2, 1 to 2, 8 out of 10, 85 %.
-_GOES_ON = re.compile(r"\d|[.,]\d|\s*(?:/|-|\u2013|to\b|or\b|out of\b)\s*\d|\s*%", re.IGNORECASE)
+# What may follow a digit of a larger statement: 10, 2.5, 1e9, 1_000, 1\u00bd, 4/5, 1-2, 1~2, 1 to 2, 1 and 2,
+# 8 out of 10, 0 1 2, 85 %; a digit that begins an enumeration (`2 1. Realism`) is none of it.
+_GOES_ON = re.compile(
+    r"\d|[.,_]\d|e[+-]?\d|[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u209f\u2150-\u218f]"
+    r"|\s*(?:[/~\uff5e\u2010-\u2015-]|to\b|or\b|and\b|out of\b)\s*\d|[^\S\n]+\d(?![.)]|\w)|\s*%",
+    re.IGNORECASE,
+)
 
 
 def goes_on(text: str, end: int) -> bool:

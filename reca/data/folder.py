@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in SUFFIXES)
 CAPTION_SUFFIXES = (".txt", ".json")
 LEDGER = ".reca-hashes.json"
+_IGNORED = "neither image nor caption"
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,19 @@ class FolderDataset:
 
     A caption is `<stem>.txt`, or the text under `caption` in `<stem>.json`, or the text under `caption` or `text` in
     the picture's line of `metadata.jsonl`; the first of these that is there. Other keys become `extra`. Capitals in
-    endings do not matter. Hidden files are not read; other files are listed in `ignored` and logged.
+    endings do not matter. Hidden files are not read; other files are listed in `ignored` and logged, and so are links
+    to folders, which are not followed, and links to nothing.
     """
 
     def __init__(self, root: Path, caption: str = "caption") -> None:
         self.root = root
         self.caption = caption
-        files = sorted(
-            (path for path in root.rglob("*") if path.is_file() and not _hidden(path, root)),
+        entries = sorted(
+            (path for path in root.rglob("*") if not _hidden(path, root)),
             key=lambda path: natural_key(path.relative_to(root).as_posix()),
         )
+        files = [path for path in entries if path.is_file()]
+        self.not_files = [path for path in entries if not path.is_file() and not _walked(path)]
         self.tables = [path for path in files if path.name.lower() == metadata.NAME]
         described = Metadata()
         for path in self.tables:
@@ -72,6 +76,10 @@ class FolderDataset:
             )
         if self.ignored:
             log.warning("%s: %d files are not read: %s", root, len(self.ignored), self._named())
+        for reason, names in self.left_out.items():
+            if reason != _IGNORED:
+                shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if names[NAMES_SHOWN:] else "")
+                log.warning("%s: %d %s are not read: %s", root, len(names), reason, shown)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -109,8 +117,12 @@ class FolderDataset:
     @property
     def left_out(self) -> dict[str, list[str]]:
         """Names of the files that are not read, by the reason."""
-        names = [path.relative_to(self.root).as_posix() for path in self.ignored]
-        return {"neither image nor caption": names} if names else {}
+        found: dict[str, list[str]] = defaultdict(list)
+        for path in self.ignored:
+            found[_IGNORED].append(path.relative_to(self.root).as_posix())
+        for path in self.not_files:
+            found[_what_it_is(path)].append(path.relative_to(self.root).as_posix())
+        return dict(found)
 
     def _pictures(self, files: list[Path], described: Metadata) -> list[Picture]:
         """The files that are images, those that a table names, and the lines of it that name none."""
@@ -153,6 +165,17 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
 
 def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _walked(path: Path) -> bool:
+    """Whether a folder's files are among those found below the root: links to folders are not followed."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _what_it_is(path: Path) -> str:
+    if path.is_dir():
+        return "links to folders"
+    return "special files" if path.exists() else "links to nothing"
 
 
 def _only(picture: Picture, suffix: str) -> Path | None:

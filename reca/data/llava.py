@@ -161,7 +161,7 @@ def pair_turns(turns: Any, name: str = "conversation") -> Conversation:
             shown = repr(speaker)[:40] if isinstance(speaker, str) else kind_of(speaker)
             raise UnreadableText(name, f"speakers do not alternate: {shown} is not {allowed[0]!r}")
     return [
-        (_without_tag(_value(question, name)), _value(answer, name))
+        (_question(question, name), _value(answer, name))
         for question, answer in zip(asked, answered, strict=True)
     ]
 
@@ -170,8 +170,10 @@ def _value(turn: Mapping[str, Any], name: str) -> str:
     return text_of(turn.get("value"), name, f"the value of a {turn['from']} turn")
 
 
-def _without_tag(text: str) -> str:
-    return "\n".join(filter(None, (part.strip() for part in text.split(IMAGE_TAG))))
+def _question(turn: Mapping[str, Any], name: str) -> str:
+    parts = (part.strip() for part in _value(turn, name).split(IMAGE_TAG))
+    what = f"the value of a {turn['from']} turn, the image tag apart,"
+    return text_of("\n".join(filter(None, parts)), name, what)
 
 
 def _image_name(value: Any) -> str:

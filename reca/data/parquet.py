@@ -154,7 +154,10 @@ def parse_conversations(value: Any, name: str) -> list[Conversation]:
         raise UnreadableText(name, f"the conversations are {kind_of(turns)}, not a list")
     if isinstance(turns[0], dict):
         return [pair_turns(turns, name)]
-    return [[_pair(turn, name) for turn in _list(one, name)] for one in turns]
+    found = [[_pair(turn, name) for turn in _list(one, name)] for one in turns]
+    if not all(found):
+        raise UnreadableText(name, "a conversation has no turns")
+    return found
 
 
 def _parsed(text: str, name: str) -> Any:

@@ -32,10 +32,11 @@ LETTERS = {
     ],
 }  # fmt: skip
 SAID = {
-    "yes": ["Yes", "yes.", "YES", "**Yes**", "y", "true", "Yes, there is", "There is a dog", "Answer: yes", "\u662f"],
+    "yes": ["Yes", "yes.", "YES", "**Yes**", "y", "true", "Yes, there is", "There is a dog", "Answer: yes", "\u662f",
+            "No doubt, yes", "No problem: yes, there is"],
     "no": ["No", "NO", "No\n", "**No**", "no there is not", "There is no dog", "There isn't a dog", "Not really", "n",
            "I don't see any dog", "I cannot see a dog", "No, I can't see one", "The answer is no.", "\u4e0d\u662f",
-           "\u6ca1\u6709"],
+           "\u6ca1\u6709", "The image does not contain a dog.", "It doesn't show any dog", "I don't think so"],
     None: ["", "I cannot tell.", "Not sure", "No idea", "yes or no", "Yes/No", "I do not know", "Unclear",
            "\u662f\u5426",
            "It is not possible to tell", "A dog that is not asleep", "Know", "maybe", "\ud800"],

@@ -27,6 +27,11 @@ DOUBTS = {
         WISE.format("2.5"): LOOSE,
         WISE.format("1/2"): LOOSE,
         WISE.format("0 to 2"): LOOSE,
+        **{
+            WISE.format(one): LOOSE
+            for one in ("1e9", "1~2", "1 \u2014 2", "1\u00bd", "1 and 2", "0 1 2")
+        },
+        **{WISE.format(one): [] for one in ("2 - good", "2.", "2, as", "2 ", "2*")},
         WISE.format(1) + "\nConsistency: 2": LOOSE,
         WISE.format(1) + "\nConsistency: 1": [],
         "Consistency: 10": PART + LOOSE,
@@ -46,6 +51,7 @@ DOUBTS = {
         '{"score": [7]}': PART,
         "7": PART,
         '{"score": [7, 8, 9]}': LOOSE,
+        '{"score": [7, 8], "score": [1, 1]}': LOOSE,
         '{"score": [70]}': [],
     },
     t2i_compbench: {

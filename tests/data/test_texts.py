@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -199,6 +200,10 @@ LLAVA_ENTRIES = {
     "null answer": ({"conversations": [("human", "q"), ("gpt", None)]}, "gpt turn is null"),
     "list answer": ({"conversations": [("human", "q"), ("gpt", ["a"])]}, "is a list"),
     "blank question": ({"conversations": [("human", " "), ("gpt", "a")]}, "empty or blank"),
+    "tag alone": (
+        {"conversations": [("human", "<image>\n"), ("gpt", "a")]},
+        "the image tag apart, is empty",
+    ),
     "image list": ({"image": ["a.png", "b.png"]}, "a list of 2 images"),
     "image number": ({"image": 7}, "image path is a number"),
     "long name": ({"image": "a" * 5000 + ".png"}, r"too long for a file's name \(5004 bytes\)"),
@@ -207,6 +212,11 @@ LLAVA_ENTRIES = {
     "no conversations": ({"conversations": None}, "not a list of turns"),
     "turns of text": ({"conversations": ["q", "a"]}, "not a list of turns"),
 }
+
+
+def test_a_conversation_without_turns_is_no_conversation(tmp_path):
+    with pytest.raises(UnreadableText, match="a conversation has no turns"):
+        write_parquet(tmp_path, "conversations", ["[[]]"])[0]
 
 
 @pytest.mark.parametrize("case", LLAVA_ENTRIES)
@@ -237,6 +247,26 @@ def test_deep_llava_files_are_one_line(tmp_path):
 
 
 # ---- what a folder holds -----------------------------------------------------------------------
+def test_links_that_lead_to_no_file_are_named(tmp_path, caplog):
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder in (data, elsewhere):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(png())
+    (data / "b.png").symlink_to(elsewhere / "a.png")
+    (data / "c.png").symlink_to(elsewhere / "gone.png")
+    (data / "more").symlink_to(elsewhere)
+    os.mkfifo(data / "pipe.png")
+    dataset = open_dataset("folder", data)
+    assert [dataset[at].id for at in range(len(dataset))] == ["a.png", "b.png"]
+    left = {
+        "links to nothing": ["c.png"],
+        "links to folders": ["more"],
+        "special files": ["pipe.png"],
+    }
+    assert dataset.left_out == left
+    assert all(reason in caplog.text and names[0] in caplog.text for reason, names in left.items())
+
+
 def test_metadata_is_read_in_all_folders_and_endings_in_any_case(tmp_path):
     (tmp_path / "b").mkdir()
     for name in ("d.PNG", "e.JPG", "b/f.Gif", "b/g.tiff", "b/raw"):

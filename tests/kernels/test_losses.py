@@ -135,6 +135,42 @@ def test_banned_columns(first: int, last: int, implementation: str, smoothing: f
 
 
 @pytest.mark.parametrize("implementation", BOTH)
+def test_a_banned_target_costs_infinity(implementation: str) -> None:
+    hidden, weight = normal(torch.float32, 9, 16), normal(torch.float32, 160, 16, seed=1)
+    bias = normal(torch.float32, 160, seed=2)
+    bias[40:80] = float("-inf")
+    targets = torch.arange(36, 45, device=DEVICE)
+    loss = linear_cross_entropy(
+        hidden, weight, targets, bias, reduction="none", implementation=implementation
+    )
+    wanted = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="none")
+    torch.testing.assert_close(loss, wanted)
+    assert loss.isinf().tolist() == [at >= 4 for at in range(9)]
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_the_default_type_changes_nothing(implementation: str) -> None:
+    """Sums stay fp32 where a caller has made bf16 the default, as loaders of checkpoints do."""
+    x, w = normal(torch.float32, 40, 16), normal(torch.float32, 20, 16, seed=1)
+    targets, data = torch.arange(40, device=DEVICE) % 20, normal(torch.float32, 40, 20, seed=2)
+    found = []
+    for default in (torch.float32, torch.bfloat16):
+        torch.set_default_dtype(default)
+        try:
+            leaves = [t.clone().requires_grad_() for t in (x, w)]
+            losses = [
+                linear_cross_entropy(*leaves, targets, implementation=implementation),
+                flow_matching_loss(*leaves, None, data, -data, implementation=implementation),
+            ]
+            sum(losses).backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append([*losses, *(leaf.grad for leaf in leaves)])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("implementation", BOTH)
 def test_layouts_in_memory(implementation: str) -> None:
     """Transposed, strided, expanded and misaligned views give what their copies give."""
     targets = drawn_targets(12, 0, 33, 0)

@@ -14,6 +14,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from reca.finite import check_weights
+
 _FILLED = 0.9  # of an embedding's rows, at least, have a word
 _SHOWN = 4  # names per kind in a message
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
@@ -23,7 +25,8 @@ def network(kind: Any, folder: Path, harmless: Iterable[str] = (), **options: An
     """A network of class `kind` from a folder's safetensors, in evaluation mode.
 
     `harmless`: patterns (whole names) of tensors that may be missing or unexpected. ValueError names the file and
-    the tensors where anything else is missing, unexpected or of another shape; pickled weights are not opened.
+    the tensors where anything else is missing, unexpected, of another shape or not finite; pickled weights are not
+    opened.
     """
     file = _weights(folder)
     try:
@@ -49,6 +52,7 @@ def network(kind: Any, folder: Path, harmless: Iterable[str] = (), **options: An
         raise ValueError(
             f"{file}: is no whole {kind.__name__}: {'; '.join(texts)}; fetch its source again"
         )
+    check_weights(file, model.named_parameters())
     return model.eval()
 
 
