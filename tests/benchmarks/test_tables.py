@@ -178,7 +178,7 @@ def test_ids_of_prompts_that_come_again_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"dpg_bench\.csv: one, proposition 1 is there twice"):
         kinds.module("dpg").questions({"questions": folder})
     (folder / "prompts.json").write_text('{"one.txt": "a", "one": "b"}')
-    with pytest.raises(ValueError, match=r"prompts\.json: .*the key 'one.*' occurs twice"):
+    with pytest.raises(ValueError, match=r"prompts\.json: one is there twice"):
         data.items_of("dpg", {"prompts": folder})
     edits = [
         {"key": "k", "task_type": "ps_human", "instruction": str(i), "instruction_language": "en",
