@@ -45,17 +45,17 @@ def feature_data(
     read = open_cache(_given(caches, "read", "cache")) if reading else None
     told: Sequence[Sample] = []
     if "text" in tasks:
-        dataset = open_role(sources[TOLD], _given(folders, TOLD, "data"))
-        told = read_texts(dataset, max_unreadable(sources[TOLD].options))
+        source, folder = _role(sources, folders, TOLD)
+        told = read_texts(open_role(source, folder), max_unreadable(source.options))
     captions: list[str] = []
     if draw is not None and "t2i" in tasks:
-        captions = _captions(_samples(draw, sources[DRAWN], _given(folders, DRAWN, "data")))
-    asked = _samples(read, sources[READ], _given(folders, READ, "data")) if read is not None else []
+        captions = _captions(_samples(draw, *_role(sources, folders, DRAWN)))
+    asked = _samples(read, *_role(sources, folders, READ)) if read is not None else []
     changed = open_cache(_given(caches, "edit", "cache")) if "edit" in tasks else None
     edits = []
     if changed is not None:
-        folder = _given(folders, CHANGED, "data")
-        edits = edits_of(changed.ids, _samples(changed, sources[CHANGED], folder), folder)
+        source, folder = _role(sources, folders, CHANGED)
+        edits = edits_of(changed.ids, _samples(changed, source, folder), folder)
     return FeatureData(
         draw=draw,
         read=read,
@@ -98,6 +98,17 @@ def _given(folders: Mapping[str, Path], name: str, option: str) -> Path:
             f"the recipe needs --{option} {name}=DIR, but only {sorted(folders)} are given"
         )
     return folders[name]
+
+
+def _role(
+    sources: Mapping[str, DataSource], folders: Mapping[str, Path], role: str
+) -> tuple[DataSource, Path]:
+    """How the data of a role are read, and where they are; ValueError where one of both is not given."""
+    if role not in sources:
+        raise ValueError(
+            f"the recipe reads data of role {role!r}, but the configuration has only {sorted(sources)}; add data.{role}"
+        )
+    return sources[role], _given(folders, role, "data")
 
 
 def _samples(cache: FeatureCache, source: DataSource, folder: Path) -> list[Sample]:

@@ -6,7 +6,6 @@ tuple, question_natural_language. An answer counts only if it is exactly `yes`.
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, coverage_of, interval, mean
 from reca.benchmarks.items import Prompt
-from reca.benchmarks.reading import Ids, one_file
+from reca.benchmarks.reading import Ids, csv_rows, one_file
 from reca.plain import read_json, texts
 
 VERSION = "ELLA 3c228f1"
@@ -43,15 +42,14 @@ def questions(data: Mapping[str, Path]) -> list[dict[str, Any]]:
     """All rows of the question table, in file order; ValueError names a damaged line."""
     path = one_file(data["questions"], "dpg_bench.csv", "the source of DPG-Bench")
     rows, ids = [], Ids()
-    with open(path, newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            try:
-                rows.append({**row, "proposition_id": int(row["proposition_id"])})
-                parents(row)
-                name = f"{row['item_id']}, proposition {int(row['proposition_id'])}"
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {number}: not a question ({error})") from error
-            ids.add(name, path)
+    for number, row in csv_rows(path):
+        try:
+            rows.append({**row, "proposition_id": int(row["proposition_id"])})
+            parents(row)
+            name = f"{row['item_id']}, proposition {int(row['proposition_id'])}"
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: not a question ({error})") from error
+        ids.add(name, path)
     return rows
 
 

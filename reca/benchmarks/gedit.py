@@ -17,7 +17,7 @@ from reca.benchmarks import readings
 from reca.benchmarks.graded import Graded, by_category, coverage_of, interval, mean
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.judges.requests import JudgeRequest, Picture
-from reca.benchmarks.reading import Ids, Tables, columns, demand_columns
+from reca.benchmarks.reading import Ids, Tables, columns, demand_columns, demand_some, demand_text
 from reca.plain import fields, read_json
 from reca.randomness import numpy_generator
 
@@ -84,8 +84,10 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
         for row in pq.read_table(path, columns=NEEDED).to_pylist():
             if row["instruction_language"] == "en":
                 ids.add(str(row["key"]), path)
+                demand_text(path, str(row["key"]), "instruction", row["instruction"])
                 facts = {"intersection": bool(row["Intersection_exist"]), "source": row["key"]}
                 found.append(Prompt(str(row["key"]), row["instruction"], row["task_type"], facts))
+    demand_some(data["prompts"], found)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import Tables, answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, demand_option, hub_rows
 
 VERSION = "InternVL rules"
 ROLES = ("questions",)
@@ -55,6 +55,7 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
                 f"{path}: {picture} has more than {PER_PICTURE} questions; fetch the pinned revision of its source "
                 "into a folder of its own"
             )
+        demand_option(path, picture, str(row["answer"]).strip().lower(), ("yes", "no"))
         text = str(row["question"]).replace(" Please answer yes or no.", "") + SUFFIX
         identity = f"{picture}#{seen[picture]}"
         found.append(Question(identity, picture, text, str(row["answer"]), str(row["category"])))

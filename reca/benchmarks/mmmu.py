@@ -77,9 +77,17 @@ def picture_place(image_id: str) -> tuple[str, str]:
 def _options(path: Path, name: str, cell: Any) -> list[str]:
     """The options of a row: a Python list in one text, as the table was published, or a real list."""
     found = _literal(path, name, cell) if isinstance(cell, str) else cell
-    if not isinstance(found, list | tuple) or len(found) > len(LETTERS):
+    if (
+        not isinstance(found, list | tuple)
+        or len(found) > len(LETTERS)
+        or not all(map(_is_cell, found))
+    ):
         raise ValueError(f"{path}: {name}: the options are no list of at most {len(LETTERS)}")
     return [str(option) for option in found]
+
+
+def _is_cell(option: Any) -> bool:
+    return isinstance(option, str | int | float)
 
 
 def _listed(path: Path, name: str, answer: Any) -> list[str]:

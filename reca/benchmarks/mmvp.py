@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,16 @@ from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
 from reca.benchmarks.mmbench import choice
-from reca.benchmarks.reading import Ids, answered, demand_columns, demand_option, one_file
+from reca.benchmarks.reading import (
+    Ids,
+    answered,
+    csv_rows,
+    demand_columns,
+    demand_option,
+    demand_some,
+    demand_text,
+    one_file,
+)
 
 VERSION = "letter rule, pairs"
 ROLES = ("questions",)
@@ -25,21 +33,25 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
     """The 300 questions of `Questions.csv`, in file order: rows 2i and 2i + 1 are a pair."""
     table, ids = one_file(data["questions"], "Questions.csv", "source mmvp"), Ids()
     found = []
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        names = list(rows.fieldnames or ())
-        first = "Index" if "Index" in names else "lndex"  # as the published table misspells it
-        demand_columns(table, names, (first, "Question", "Options", "Correct Answer"))
-        for row in rows:
-            index = row[first]
-            options = {k.upper(): v.strip() for k, v in _OPTION.findall(row["Options"])}
-            listed = "\n".join(f"{name}. {text}" for name, text in options.items())
-            answer = row["Correct Answer"].strip("() ").upper()
-            text = f"{row['Question']}\n{listed}{SUFFIX}"
-            ids.add(index, table)
-            demand_option(table, index, answer, options)
-            found.append(Question(index, index, text, answer, "mmvp", {"options": options}))
+    for _, row in csv_rows(table):
+        first = "Index" if "Index" in row else "lndex"  # as the published table misspells it
+        needed = (first, "Question", "Options", "Correct Answer")
+        demand_columns(table, list(row), needed)
+        index, question, options, answer = (row[name] for name in needed)
+        ids.add(index, table)
+        demand_text(table, index, "question", question)
+        found.append(_question(table, index, question, options, answer))
+    demand_some(table, found)
     return found
+
+
+def _question(table: Path, index: str, question: str, listed: str, truth: str) -> Question:
+    options = {k.upper(): v.strip() for k, v in _OPTION.findall(listed)}
+    shown = "\n".join(f"{name}. {text}" for name, text in options.items())
+    answer = truth.strip("() ").upper()
+    demand_option(table, index, answer, options)
+    text = f"{question}\n{shown}{SUFFIX}"
+    return Question(index, index, text, answer, "mmvp", {"options": options})
 
 
 # ---- scores: pure ----------------------------------------------------------------------------------

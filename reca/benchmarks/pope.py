@@ -9,7 +9,7 @@ from typing import Any
 from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, by_category, interval, mean
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import Tables, answered, hub_rows
+from reca.benchmarks.reading import Tables, answered, demand_option, hub_rows
 
 VERSION = "InternVL rules"
 ROLES = ("questions",)
@@ -30,16 +30,13 @@ _NO = {"No", "not", "no"}
 def questions(data: Mapping[str, Path]) -> list[Question]:
     """All questions of the three files; `kind` is the file."""
     rows = hub_rows(data["questions"], "POPE", NEEDED, TABLES, _id)
-    return [
-        Question(
-            _id(row),
-            str(row["image_source"]),
-            str(row["question"]) + SUFFIX,
-            str(row["answer"]).strip().lower(),
-            str(row["category"]),
-        )
-        for _, row in rows
-    ]
+    found = []
+    for path, row in rows:
+        name, answer = _id(row), str(row["answer"]).strip().lower()
+        demand_option(path, name, answer, ("yes", "no"))
+        text = str(row["question"]) + SUFFIX
+        found.append(Question(name, str(row["image_source"]), text, answer, str(row["category"])))
+    return found
 
 
 def _id(row: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +12,10 @@ from typing import Any
 
 from reca.benchmarks.graded import Coverage, coverage_of
 from reca.benchmarks.items import Question
+from reca.plain import kind_of, read_text
 
 # columns with pixels, never read for the questions
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\b")  # as the hub numbers the files of a split
 _PICTURE = re.compile(r"image|image_\d+|decoded_image")
 
 
@@ -78,7 +82,22 @@ class Tables:
             raise ValueError(
                 f"{root}: no table {self.split}-*.parquet of {name} here, found {there}; fetch its source"
             )
+        _demand_all_parts(tables)
         return tables
+
+
+def _demand_all_parts(tables: Sequence[Path]) -> None:
+    """ValueError where one of the files `<split>-00001-of-00003.parquet` of a folder is not there."""
+    sets: dict[tuple[Path, int], set[int]] = {}
+    for path in tables:
+        if match := _PART.search(path.name):
+            sets.setdefault((path.parent, int(match[2])), set()).add(int(match[1]))
+    for (folder, count), found in sets.items():
+        if lacking := sorted(set(range(count)) - found):
+            raise ValueError(
+                f"{folder}: {len(found)} of {count} tables are here, number {lacking[0]} is missing; fetch its source "
+                "again"
+            )
 
 
 class Ids:
@@ -108,7 +127,8 @@ def hub_rows(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Rows of the parquet tables below a folder with their files, in order of names, without their pictures.
 
-    ValueError where nothing is found, a table has not all columns of `needed`, or two rows have the same `key`.
+    ValueError where nothing is found, a table has not all columns of `needed`, two rows have the same `key`, or one
+    has no question or no answer.
     """
     import pyarrow.parquet as pq
 
@@ -118,8 +138,45 @@ def hub_rows(
         demand_columns(path, names, needed)
         kept = [name for name in names if not _PICTURE.fullmatch(name)]
         for row in pq.read_table(path, columns=kept).to_pylist():
-            ids.add(key(row), path)
+            name = key(row)
+            ids.add(name, path)
+            demand_text(path, name, "question", row["question"])
+            if row["answer"] in (None, ""):
+                raise ValueError(
+                    f"{path}: {name}: has no answer; fetch the pinned revision of its source"
+                )
             yield path, row
+
+
+def demand_some(where: Path, found: Sequence[Any]) -> None:
+    """ValueError for a benchmark without a single question or prompt, whose score would be of nothing."""
+    if not found:
+        raise ValueError(f"{where}: holds nothing to ask; fetch the pinned revision of its source")
+
+
+def demand_text(path: Path, name: str, column: str, value: Any) -> None:
+    """ValueError where a question or an instruction is no text: it would be asked as `None`."""
+    if not isinstance(value, str) or not value.strip():
+        said = "blank" if isinstance(value, str) else kind_of(value)
+        raise ValueError(
+            f"{path}: {name}: its {column} is {said}; fetch the pinned revision of its source"
+        )
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(last line's number, cells by column) of every row of a CSV table; ValueError names a row without its cells."""
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        for row in rows:
+            beyond = row.pop(None, [])  # blank where lines end with a comma
+            if any(beyond) or None in row.values():
+                columns = len(rows.fieldnames or ())
+                raise csv.Error(f"a row of another length than the {columns} columns")
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {rows.line_num}: {error}; fetch its source again"
+        ) from error
 
 
 def demand_option(path: Path, name: str, answer: str, options: Iterable[str]) -> None:

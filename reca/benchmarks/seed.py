@@ -9,7 +9,7 @@ from typing import Any
 from reca.benchmarks import careful, readings
 from reca.benchmarks.graded import Graded, interval, mean
 from reca.benchmarks.items import Question
-from reca.benchmarks.reading import Tables, answered, demand_option, hub_rows
+from reca.benchmarks.reading import Tables, answered, demand_option, demand_some, hub_rows
 
 VERSION = "lmms-eval rules, pictures"
 ROLES = ("questions",)
@@ -37,6 +37,7 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
         name, kind = str(row["question_id"]), str(row["question_type_id"])
         demand_option(path, name, str(row["answer"]).strip().upper(), options)
         found.append(Question(name, name, text, str(row["answer"]), kind, {"options": options}))
+    demand_some(data["questions"], found)
     return found
 
 

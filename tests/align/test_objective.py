@@ -14,8 +14,10 @@ from reca.align.distributed import World
 from reca.align.objective import derangement, task_loss
 from reca.align.recipe import Recipe, TaskRecipe, for_arm
 from reca.align.schedule import learning_rate
+from reca.align.texts import feature_data
 from reca.models.unified import reconstruction_loss, text_to_image_loss
 from reca.randomness import generator
+from reca.schema import DataSource
 from tests.align.runs import recipe
 from tests.align.toy import Rows, Toy, toy_data
 
@@ -192,6 +194,14 @@ def test_schedule_is_the_published_formula():
         assert learning_rate(chosen, step) == optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
+
+
+def test_a_task_without_its_data_is_named():
+    told = recipe(tasks={"text": TaskRecipe(1.0, 4)})
+    with pytest.raises(ValueError, match=r"role 'text', but the configuration has only \[\]; add"):
+        feature_data(told, {}, {}, {})
+    with pytest.raises(ValueError, match="the recipe needs --data text=DIR"):
+        feature_data(told, {"text": DataSource(kind="folder")}, {}, {})
 
 
 def test_schedule_variants():

@@ -126,7 +126,70 @@ def test_options_of_mmmu_as_a_real_list(tmp_path):
     assert question.facts["gold"] == ["12", "twelve"] and not question.facts["options"]
 
 
+@pytest.mark.parametrize("kind", [*HUB, "gedit"])
+def test_a_question_that_is_no_text_and_a_missing_answer_are_named(tmp_path, kind):
+    """They would be asked as `None`, or be graded against it."""
+    edit = {"key": "k", "task_type": "ps_human", "instruction": "x", "instruction_language": "en",
+            "Intersection_exist": True}  # fmt: skip
+    row = edit if kind == "gedit" else HUB[kind][0]
+    asked = "instruction" if kind == "gedit" else "question"
+    wrong = [{asked: None}, {asked: ["a", "b"]}, {asked: " "}]
+    wrong += [] if kind == "gedit" else [{"answer": None}]
+    wrong += [{"answer": "maybe"}] if kind == "pope" else []
+    read = kinds.module(kind).prompts if kind == "gedit" else kinds.module(kind).questions
+    name = "train-0.parquet" if kind == "gedit" else place(kind)
+    for number, change in enumerate(wrong):
+        path = tmp_path / f"{number}/{name}"
+        table(path, [{**row, **change}])
+        with pytest.raises(ValueError) as raised:
+            read({"questions": path.parent, "prompts": path.parent})
+        said = str(raised.value)
+        assert (
+            said.startswith(f"{path}: ")
+            and "fetch the pinned revision" in said
+            and "\n" not in said
+        )
+
+
+def test_a_table_of_which_a_file_is_missing_is_refused(tmp_path):
+    row = HUB["mmbench"][0]
+    for number in (0, 2):
+        path = tmp_path / f"en/dev-0000{number}-of-00003.parquet"
+        table(path, [{**row, "index": number}])
+    with pytest.raises(ValueError, match=r"en: 2 of 3 tables are here, number 1 is missing; fetch"):
+        mmbench.questions({"questions": tmp_path})
+    table(tmp_path / "en/dev-00001-of-00003.parquet", [{**row, "index": 1}])
+    assert len(mmbench.questions({"questions": tmp_path})) == 3
+
+
+def test_tables_of_other_rows_alone_are_refused(tmp_path):
+    """SEED's videos, GEdit's Chinese half."""
+    row = {**HUB["seed"][0], "data_type": "video"}
+    with pytest.raises(ValueError, match="holds nothing to ask; fetch"):
+        kinds.module("seed").questions({"questions": table(tmp_path / place("seed"), [row]).parent})
+    edit = {"key": "k", "task_type": "ps_human", "instruction": "x", "instruction_language": "cn",
+            "Intersection_exist": True}  # fmt: skip
+    with pytest.raises(ValueError, match="holds nothing to ask; fetch"):
+        kinds.module("gedit").prompts({"prompts": table(tmp_path / "g/train-0.parquet", [edit])})
+
+
+@pytest.mark.parametrize("fault", ["latin-1", "cut row", "open quote", "long cell"])
+def test_a_csv_that_is_no_whole_table_is_named(tmp_path, fault):
+    rows = {
+        "latin-1": "1,caf\xe9,(a) x (b) y,(a)\n".encode("latin-1"),
+        "cut row": b"1,Where?\n",
+        "open quote": b'1,"Where?,(a) x (b) y,(a)\n2,Who?,(a) x (b) y,(b)\n',
+        "long cell": b"1," + b"q" * 200_000 + b",(a) x (b) y,(a)\n",
+    }
+    path = tmp_path / "Questions.csv"
+    path.write_bytes(b"lndex,Question,Options,Correct Answer\n" + rows[fault])
+    with pytest.raises(ValueError) as raised:
+        mmvp.questions({"questions": tmp_path})
+    assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
+
+
 WRONG = {
+    "options of null": ("[None, 'y']", "B", "the options are no list of at most 9"),
     "no list": ("x, y", "B", "'x, y' is no list"),
     "a call": ("__import__('os')", "B", "is no list"),
     "deep": ("[" * 5000 + "]" * 5000, "B", "is no list"),

@@ -190,7 +190,7 @@ def test_a_folder_of_edits_trains_the_drawing_side(model, tmp_path):
     "changes, message",
     [
         ({"source": "three.png"}, "source 'three.png' is no picture here"),
-        ({"caption": ""}, r"one-edited.png \('caption' of one-edited.json is empty or blank\)"),
+        ({"caption": ""}, r"one-edited\.png \('caption' of one-edited\.json is empty or blank\)"),
         ({"source": None}, "no picture names a `source`"),
     ],
 )
