@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from reca import records
+from reca.plain import fields, rows
 
 if TYPE_CHECKING:
     from reca.models.unified import Features
@@ -126,8 +127,13 @@ def open_cache(
     if not verify:
         for name in (ABOUT, INDEX):
             records.verified(directory / name)
-    about = records.read_json(directory / ABOUT)
-    if encoder is not None and about["covers"]["encoder"] != encoder:
+    about = fields(
+        records.read_json(directory / ABOUT), directory / ABOUT, key=str, covers=dict, features=dict
+    )
+    for shape in about["features"].values():
+        fields(shape, directory / ABOUT, shape=list, dtype=str)
+    rows(about.get("shards"), directory / ABOUT, file=str, record=dict)
+    if encoder is not None and about["covers"].get("encoder") != encoder:
         raise ValueError(
             f"{directory}: made by another encoder than this model's; build the cache again"
         )

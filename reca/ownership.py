@@ -65,14 +65,22 @@ def check_place(option: str, folder: Path, reads: Iterable[Path]) -> None:
         )
 
 
-def check_output(folder: Path, stage: str, written: Set[str] | None) -> None:
+def check_output(
+    folder: Path, stage: str, written: Set[str] | None, *, older: bool = False
+) -> None:
     """ValueError where a folder holds a file that the stage did not write.
 
-    `written` are the files that the folder's own records name as this stage's, None where no record does.
+    `written` are the files that the folder's own records name as this stage's, None where no record does: with
+    `older`, because an older reca wrote it.
     """
     if not folder.is_dir():
         return
     remedy = "nothing was changed; name another folder, or move what is in this one"
+    if older:
+        remedy = (
+            "its run.json is of an older reca, which listed no files: where all in it is reca's own, remove the "
+            "folder and run again"
+        )
     for name in files_in(folder):
         if written is None:
             raise ValueError(

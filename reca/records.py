@@ -272,7 +272,9 @@ class Stage:
 
     def _check_out(self) -> None:
         check_place("--out", self.out, self.reads)
-        check_output(self.out, self.name, written(self.out, self.name))
+        check_output(
+            self.out, self.name, written(self.out, self.name), older=_is_older(self.out / RUN)
+        )
 
     def note(self, **facts: Any) -> None:
         """Add facts that may differ from run to run to `run.json`."""
@@ -390,6 +392,15 @@ def _owns(directory: Path) -> dict[str, Any]:
     path = directory / RUN
     owns: dict[str, Any] = _opened(path, read_json(path))[OWNS]
     return owns
+
+
+def _is_older(path: Path) -> bool:
+    """Whether a `run.json` was written by a reca that listed no files there."""
+    try:
+        record = read_json(path)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and "wall_seconds" in record and OWNS not in record
 
 
 def read_run(directory: str | Path) -> dict[str, Any]:

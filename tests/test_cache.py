@@ -399,6 +399,15 @@ def test_an_incomplete_cache_does_not_exist(tmp_path):
         open_cache(tmp_path / "c")
 
 
+def test_a_label_of_another_form_is_named(tmp_path, monkeypatch):
+    make(tmp_path / "c")
+    monkeypatch.setattr("reca.records.verified", lambda path: path)  # as where the record fits it
+    for text in ("null", "[]", "{}", '{"key": "", "covers": {}, "features": {"a": 1}}'):
+        (tmp_path / "c" / ABOUT).write_text(text)
+        with pytest.raises(ValueError, match=r"cache\.json: "):
+            open_cache(tmp_path / "c")
+
+
 def _header(text: bytes, declared: int | None = None, data: bytes = b"\0" * 8) -> bytes:
     return (len(text) if declared is None else declared).to_bytes(8, "little") + text + data
 

@@ -105,6 +105,20 @@ def test_every_verb_refuses_what_it_did_not_write(here, capsys, words):
     assert {p: p.read_bytes() for p in here.rglob("*") if p.is_file()} == files
 
 
+def test_what_an_older_reca_left_is_named_as_such(here):
+    """Snakemake has removed the manifest, and an older run.json lists no files: the remedy is another one."""
+    run = here / "data/world/run.json"
+    (here / "data/world/manifest.json").unlink()
+    record = json.loads(run.read_text())
+    run.write_text(
+        json.dumps({k: v for k, v in record.items() if k not in ("owns", "seal", "manifest")})
+    )
+    before = tree(here)
+    with pytest.raises(ValueError, match=r"of an older reca, .* remove the folder and run again"):
+        make("data/world", "render")
+    assert tree(here) == before
+
+
 def test_a_roundabout_name_is_the_same_folder(here):
     """`world/..` would name nothing while `world` is moved away."""
     for out in ("data/world/../world", "data/new/../new", "./data/world/", "linked/world"):

@@ -13,10 +13,10 @@ import numpy as np
 from reca.benchmarks import examiner
 from reca.benchmarks.items import Prompt
 from reca.benchmarks.laptop_edit import SCORES, Asked, chance, edits, means, score_edit
-from reca.benchmarks.laptop_plan import sample_key
+from reca.benchmarks.laptop_plan import read_samples, sample_key
 from reca.data.world import draw_pixels
 from reca.imageset import ImageSet, ImageSetWriter, png
-from reca.records import read_json, write_json, write_lines
+from reca.records import write_json, write_lines
 
 if TYPE_CHECKING:
     from reca.generate import Origin
@@ -90,7 +90,7 @@ def source_png(asked: Asked) -> bytes:
 
 def score_edits(section: BenchmarkConfig, samples: Path, out: Path) -> dict[str, Any]:
     """Score one run's edits: means by guidance in `scores.json`, every edit in `items.jsonl`."""
-    described = read_json(samples / "samples.json")
+    described = read_samples(samples)
     levels, asked = asked_for(section, described["split"], described["guidance"])
     pictures = ImageSet(samples / "images.tar")
     items = [_item(one, level, pictures) for level in levels for one in asked]

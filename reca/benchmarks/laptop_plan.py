@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from reca.benchmarks import laptop
 from reca.benchmarks.items import Prompt, Question
 from reca.data.world import Scene
+from reca.plain import fields
+from reca.records import read_json
 
 if TYPE_CHECKING:
     from reca.schema import BenchmarkConfig
@@ -75,3 +78,9 @@ def sample_key(level: float, prompt: str) -> str:
 def reconstruction_key(index: int) -> str:
     """The name of a held-out scene drawn again."""
     return f"reconstruct/scene-{index:04d}"
+
+
+def read_samples(folder: Path) -> dict[str, Any]:
+    """What `samples.json` of a run says was asked; ValueError names the file and the key that is missing or odd."""
+    path = folder / "samples.json"
+    return fields(read_json(path), path, run=str, split=str, seed=int, guidance=object)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reca.benchmarks import examiner, laptop
-from reca.benchmarks.laptop_plan import Plan, plan, reconstruction_key, sample_key
+from reca.benchmarks.laptop_plan import Plan, plan, read_samples, reconstruction_key, sample_key
 from reca.imageset import ImageSet
+from reca.plain import texts
 from reca.records import read_json, write_json, write_lines
 
 if TYPE_CHECKING:
@@ -31,13 +32,13 @@ def score(section: BenchmarkConfig, samples: Path, out: Path) -> dict[str, Any]:
         from reca.benchmarks.edit_samples import score_edits
 
         return score_edits(section, samples, out)
-    described = read_json(samples / "samples.json")
+    described = read_samples(samples)
     asked = plan(section, described["split"], described["guidance"])
-    pictures = ImageSet(samples / "images.tar")
+    pictures, answers = ImageSet(samples / "images.tar"), samples / "answers.json"
     items = [
         *_prompt_items(asked, pictures),
         *_reconstruction_items(asked, pictures),
-        *_question_items(asked, read_json(samples / "answers.json")),
+        *_question_items(asked, texts(read_json(answers), answers)),
     ]
     result = {
         **{key: described[key] for key in ("run", "split", "seed")},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from reca.benchmarks.choose import arm_of
 from reca.benchmarks.choose import choose as choose_guidance
@@ -112,8 +113,12 @@ def choose(arguments: Namespace) -> None:
     if out.name in (MANIFEST, RUN):
         raise ValueError(f"--out {out}: the stage's own record has this name; name another file")
     with Stage("choose", out.parent, inputs=inputs, section={}, code=code) as stage:
-        chosen = choose_guidance(read_json(folder / SCORES) for folder in folders)
+        chosen = choose_guidance(_development(folder / SCORES) for folder in folders)
         write_json(stage.scratch / out.name, chosen)
+
+
+def _development(path: Path) -> dict[str, Any]:
+    return fields(read_json(path), path, run=str, split=str, guidance=dict)
 
 
 def report(arguments: Namespace) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from reca.benchmarks.choose import choose
+from reca.benchmarks.laptop_plan import read_samples
+from reca.verbs.evaluate import _development
 
 
 def score(run: str, split: str = "development", **levels: tuple[float, float]) -> dict:
@@ -30,3 +32,17 @@ def test_best_mean_over_seeds_per_arm_and_outcome() -> None:
 def test_test_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match="reca-0: guidance is chosen on development prompts"):
         choose([score("reca-0", split="test", g0=(1, 1))])
+
+
+@pytest.mark.parametrize("text", ["null", "[]", '{"run": 1}', '{"run": "reca-0", "split": []}'])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("samples.json", read_samples),
+        ("scores.json", lambda folder: _development(folder / "scores.json")),
+    ],
+)
+def test_records_of_another_form_are_named(tmp_path, name, read, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=name):
+        read(tmp_path)

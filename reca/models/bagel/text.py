@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reca.models.bagel.config import BagelConfig
+from reca.models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -35,9 +36,7 @@ THINK_TO_ANSWER = (
 
 def load_tokenizer(folder: Path, config: BagelConfig) -> PreTrainedTokenizerFast:
     """Read a tokenizer folder; ValueError when its markers do not have the network's ids."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer: Any = read_tokenizer(folder)
     check_vocabulary(tokenizer, config, str(folder))
     return tokenizer
 

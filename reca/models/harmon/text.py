@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reca.models.harmon.layout import IGNORE, IMAGE, IMAGE_AT
+from reca.models.tokenizer import read_tokenizer
 
 END = "<|im_end|>"
 _OPEN = "<|im_start|>user\n"
@@ -19,9 +20,7 @@ _UNCONDITIONAL = "Generate an image."
 
 def load_tokenizer(folder: Path, end: int) -> Any:
     """Read a tokenizer folder; ValueError where its tokens are not those that the network counts on."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = read_tokenizer(folder)
     check_vocabulary(tokenizer, end, str(folder))
     return tokenizer
 

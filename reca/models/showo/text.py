@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reca.models.showo.layout import IGNORE
+from reca.models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -35,9 +36,7 @@ def load_tokenizer(folder: Path, special: SpecialIds) -> PreTrainedTokenizerFast
 
     ValueError when its ids do not fit the network's vocabulary.
     """
-    from transformers import AutoTokenizer
-
-    loaded: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    loaded: Any = read_tokenizer(folder)
     tokenizer = _extended(loaded)
     check_vocabulary(tokenizer, special, str(folder))
     return tokenizer
