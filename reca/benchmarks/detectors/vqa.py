@@ -16,7 +16,7 @@ from PIL import Image
 
 from reca.benchmarks.detectors.checkpoint import companion, network, tokenizer
 from reca.finite import demand
-from reca.plain import json_lines, json_object
+from reca.plain import fields, json_lines, json_object
 from reca.records import write_lines
 
 BLIP_HARMLESS = (r".*\.embeddings\.position_ids",)  # 0, 1, 2, ..., stored by older versions
@@ -173,7 +173,7 @@ def read_answers(path: Path, asked: Iterable[tuple[str, int, int]]) -> Iterator[
         try:
             row = json_object(line, "the line")
             key = (str(row["id"]), int(row["sample"]), int(row["question"]))
-            answer = str(row["answer"])
+            answer = fields(row, "the line", answer=str)["answer"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: no answer ({error})") from error
         if key not in wanted:

@@ -106,6 +106,7 @@ WRONG = {
     "not asked": ([row(1), row(2), row(3)], "line 3: .* was not asked"),
     "two answers": ([row(1), row(1, "no")], "line 2: .* has two answers"),
     "no answer": ([{"id": "item"}], "line 1: no answer"),
+    "null": ([row(1, None)], "line 1: no answer"),
 }
 
 
