@@ -106,10 +106,18 @@ def _check_run(directory: Path, found: Audit) -> None:
 
 
 def _inputs(manifest: Path) -> dict[str, Any]:
+    """The inputs that a manifest records; what is damaged in it is reported with the outputs."""
     try:
-        return read_json(manifest)["inputs"]
-    except (KeyError, TypeError, ValueError):
-        return {}  # reported with the outputs
+        inputs = read_json(manifest)["inputs"].items()
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return {name: record for name, record in inputs if _is_record(record)}
+
+
+def _is_record(record: Any) -> bool:
+    return isinstance(record, dict) and all(
+        isinstance(record.get(key), str) for key in ("path", "sha256")
+    )
 
 
 def _upstream(inputs: dict[str, Any], root: Path, known: set[str]) -> list[Path]:

@@ -16,6 +16,9 @@ from types import TracebackType
 
 DERIVED = ".reca-"  # indexes that readers keep beside data; they can be made again at any time
 MARK = ".reca-work-"  # in a work folder, followed by the name of its stage
+_ATOMIC = re.compile(
+    r"(.*/)?\.([^/]+)\.[0-9a-f]{16}"
+)  # as `records.write_atomic` names what it writes
 _MARK_TEXT = "Unfinished work of a reca stage: it goes on from here, and removes it when it ends.\n"
 _WORK_NAMES = re.compile(
     r"\.reca-work-.+|checkpoints|lock|log\.jsonl|timing\.jsonl|tensorboard|\..+\.jsonl\..+"  # training
@@ -86,10 +89,16 @@ def check_output(
             raise ValueError(
                 f"--out {folder}: holds {name} and no record of stage {stage!r}, so it is not replaced; {remedy}"
             )
-        if name not in written and not is_derived(name):
+        if name not in written and not is_derived(name) and not _is_cut_off(name, written):
             raise ValueError(
                 f"--out {folder}: holds {name}, which stage {stage!r} did not write; {remedy}"
             )
+
+
+def _is_cut_off(name: str, written: Set[str]) -> bool:
+    """Whether this is what a killed writer left of one of these files."""
+    found = _ATOMIC.fullmatch(name)
+    return found is not None and f"{found[1] or ''}{found[2]}" in written
 
 
 def check_file(option: str, path: Path, ours: Callable[[Path], bool]) -> None:

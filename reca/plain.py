@@ -245,9 +245,21 @@ def _no_yaml(error: Any, where: object) -> ValueError:
 
 
 def check_yaml_files(paths: Iterable[Path]) -> None:
-    """`check_yaml` of every file; ValueError names the first that cannot be read or exceeds a limit."""
+    """`check_yaml` of every file of a configuration; ValueError names the first that cannot be read, exceeds a limit,
+    or has no keys.
+    """
+    import yaml
+
     for path in paths:
-        check_yaml(read_text(path, MAX_YAML_BYTES), path)
+        text = read_text(path, MAX_YAML_BYTES)
+        check_yaml(text, path)
+        roots = (e for e in yaml.parse(text, Loader=_parser()) if isinstance(e, yaml.NodeEvent))
+        root = next(roots, None)
+        if isinstance(root, yaml.ScalarEvent | yaml.SequenceStartEvent):
+            found = (
+                "a list" if isinstance(root, yaml.SequenceStartEvent) else repr(root.value[:_SHOWN])
+            )
+            raise ValueError(f"{path}: must have keys (`name: value`), but is {found}")
 
 
 class _Size:

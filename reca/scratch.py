@@ -42,7 +42,7 @@ class Scratch:
 
     def __init__(self, out: Path, needs: int = 0) -> None:
         # Neither `new/..` nor a link on the way may name another place once a folder was moved.
-        out = Path(os.path.relpath(out.resolve()))
+        out = out.resolve() if out.is_absolute() else Path(os.path.relpath(out.resolve()))
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
         if free < needs:

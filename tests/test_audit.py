@@ -129,6 +129,13 @@ def test_foreign_manifest_is_a_problem(trail):
     assert any("changed since it was written" in problem for problem in run().problems)
 
 
+@pytest.mark.parametrize("key", ["inputs", "path", "sha256", "outputs", "seal"])
+def test_a_manifest_with_another_key_is_a_problem(trail, key):
+    path = trail / "results/base/manifest.json"
+    path.write_text(path.read_text().replace(f'"{key}"', f'"{key[:-1]}x"'))
+    assert any("results/base/manifest.json: changed" in problem for problem in run().problems)
+
+
 def test_nothing_to_audit_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing to audit"):
         audit([tmp_path])

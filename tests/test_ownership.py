@@ -140,7 +140,7 @@ def test_a_folder_that_is_read_is_not_written(here, place):
 
 
 @pytest.mark.parametrize(
-    "state", ["whole", "no manifest", "changed manifest", "empty", "absent", "file gone"]
+    "state", ["whole", "no manifest", "killed", "changed manifest", "empty", "absent", "file gone"]
 )
 def test_a_stages_own_folder_is_replaced(here, state):
     """Snakemake removes manifest.json before a stage runs again, as our own messages advise."""
@@ -148,6 +148,8 @@ def test_a_stages_own_folder_is_replaced(here, state):
     (folder / ".reca-hashes.json").write_text("{}")  # an index of a reader's
     if state == "no manifest":
         manifest.unlink()
+    elif state == "killed":  # while it wrote the manifest, its last file
+        manifest.rename(folder / f".manifest.json.{'0' * 16}")
     elif state == "changed manifest":
         manifest.write_text(manifest.read_text().replace("render", "other"))
     elif state == "file gone":
