@@ -30,7 +30,7 @@ help:
 	@echo "make setup      virtual environment in $(VENV) with the pinned packages"
 	@echo "make reproduce  setup, then experiment $$EXPERIMENT; prints where the report is"
 	@echo "make test       setup, then the tests"
-	@echo "make reliability  setup, then the fault campaign in full (20 minutes); writes docs/reliability.md"
+	@echo "make reliability  setup, then the fault campaign in full (15 minutes); writes docs/reliability.md"
 	@echo "make smoke      setup, then the laptop experiment in its smallest size"
 	@echo "make lint       format, style and type checks of code and workflow"
 	@echo "make record     hand finished results of experiment $$RECORDED to DVC"
@@ -65,7 +65,7 @@ test: setup
 
 # Kills, changed bytes, hostile files and more, each kind with its figures; seeds in docs/reliability.md.
 reliability: setup
-	@$(RUN) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest $(PYTEST_OPTIONS) --faults full --faults-record
+	@$(RUN) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python3 -m pytest $(PYTEST_OPTIONS) --faults full --faults-record
 
 lint: setup
 	@$(RUN) python3 -m ruff check .
