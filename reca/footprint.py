@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from reca.align.recipe import Recipe
-    from reca.models.unified import UnifiedModel, Workload
+    from reca.models.unified import MemoryProfile, UnifiedModel
 
 GIB = 2**30
 CACHED_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -79,7 +79,7 @@ def footprint(model: UnifiedModel, recipe: Recipe, gpus: int, half: bool) -> Foo
         parts["blocks gathered for a layer"] = 2 * _largest_block(model) * FULL
     if half and not recipe.activation_checkpointing:
         parts["weights in bfloat16"] = count * CACHED_BYTES["bf16"]  # whole: of the gathered blocks
-    load = model.workload()
+    load = model.memory_profile()
     if load is not None:
         parts |= _activations(load, recipe, 2 if half else FULL)
     every = sum(w.numel() for w in named.values())
@@ -96,7 +96,7 @@ def _largest_block(model: nn.Module) -> int:
     return max(sizes, default=0)
 
 
-def _activations(load: Workload, recipe: Recipe, size: int) -> dict[str, float]:
+def _activations(load: MemoryProfile, recipe: Recipe, size: int) -> dict[str, float]:
     """Activations of the largest micro-batch; with checkpointing one layer whole and the others' inputs.
 
     A head comes last and is gone before the first layer is computed again, so only the larger of the two counts. Its

@@ -204,9 +204,9 @@ def draw(
 
     NonFinite (a ValueError) names texts whose logits, latents or pixels are not finite.
     """
-    pushed_from = model.unconditional(len(texts)) if sampling.guidance > 0 else None
+    unconditional = model.unconditional(len(texts)) if sampling.guidance > 0 else None
     with named(texts):
-        return model.generate(model.condition(texts, features), pushed_from, sampling, noise)
+        return model.generate(model.condition(texts, features), unconditional, sampling, noise)
 
 
 @contextmanager
@@ -244,7 +244,7 @@ def _job(
         "guidance": sampling.guidance,
         "steps": sampling.steps,
         "temperature": sampling.temperature,
-        "options": dict(sampling.extra or {}),
+        "options": dict(sampling.options or {}),
     }
     if image is not None:
         recipe["image_sha256"] = records.sha256_bytes(image.tobytes())

@@ -83,9 +83,9 @@ def kept_for_drawing(model, batch):
 
     features = model.encode(harmon_tiny.pictures(batch), "draw")
     condition = model.condition(["describe the image"] * batch, features)
-    draws = model.draws(batch, torch.Generator().manual_seed(0))
+    noise = model.sample_noise(batch, torch.Generator().manual_seed(0))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model.generation_loss(features, condition, draws).mean
+        loss = model.generation_loss(features, condition, noise).mean
     del loss
     return sum(seen.values())
 

@@ -80,7 +80,7 @@ def test_guidance_levels_share_noise_and_lie_apart(tmp_path):
 
 
 def test_the_recipe_tells_how_a_picture_was_drawn(tmp_path):
-    sampling = Sampling(guidance=2.0, steps=3, temperature=0.5, extra={"rule": "linear"})
+    sampling = Sampling(guidance=2.0, steps=3, temperature=0.5, options={"rule": "linear"})
     pictures, _ = draw(tmp_path / "s.tar", sampling=sampling, prompts=PROMPTS[:1])
     assert pictures.recipe("p0") == {
         "prompt": PROMPTS[0].text,

@@ -215,20 +215,20 @@ def _plan(
 
     if task == "edit":
         edits = data.edits_of(indices)
-        draws = model.edit_draws(batch, drawn_for("draws"))
+        noise = model.sample_edit_noise(batch, drawn_for("draws"))
         return MicroBatch(
             task,
             [edit.target for edit in edits],
-            draws.count,
+            noise.count,
             texts=[edit.instruction for edit in edits],
-            draws=draws,
+            noise=noise,
             sources=[edit.source for edit in edits],
         )
     if role != "draw":
         found = data.conversations(role, indices)
         turns = pick_turns(found, recipe.turns_per_sample, drawn_for("turns"))
         conversation = model.conversation(turns, with_image=role == "read")
-        conversation = model.with_draws(conversation, drawn_for("draws"))
+        conversation = model.with_noise(conversation, drawn_for("draws"))
         return MicroBatch(task, indices, conversation.count, conversation=conversation)
     if task == "t2i":
         texts = data.captions(indices)
@@ -236,9 +236,9 @@ def _plan(
         texts = pick_prompts(data.prompts, batch, recipe.prompt_per, drawn_for("prompt"))
     shuffle = recipe.shuffle_condition and task == "reca"
     partner = derangement(batch, drawn_for("shuffle")) if shuffle else None
-    draws = model.draws(batch, drawn_for("draws"))
-    count = model.loss_count(draws, with_image=task == "reca")
-    return MicroBatch(task, indices, count, texts=texts, draws=draws, partner=partner)
+    noise = model.sample_noise(batch, drawn_for("draws"))
+    count = model.loss_count(noise, with_image=task == "reca")
+    return MicroBatch(task, indices, count, texts=texts, noise=noise, partner=partner)
 
 
 def pick_prompts(prompts: Sequence[str], batch: int, per: str, drawn: torch.Generator) -> list[str]:

@@ -38,7 +38,7 @@ class MicroBatch:
     indices: list[int]
     count: int
     texts: Sequence[str] = ()
-    draws: Any = None
+    noise: Any = None
     conversation: Any = None
     partner: Tensor | None = None
     features: Features = field(default_factory=dict)  # empty until loaded, and for the task text
@@ -52,13 +52,13 @@ def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
     if batch.task == "reca" and batch.partner is not None:
         return shuffled_loss(model, batch, batch.partner)
     if batch.task == "reca":
-        return reconstruction_loss(model, batch.texts, batch.features, batch.draws)
+        return reconstruction_loss(model, batch.texts, batch.features, batch.noise)
     if batch.task == "t2i":
-        return text_to_image_loss(model, batch.texts, batch.features, batch.draws)
+        return text_to_image_loss(model, batch.texts, batch.features, batch.noise)
     if batch.task in ("i2t", "text"):
         return model.answer_loss(batch.conversation, batch.features or None)
     if batch.task == "edit":
-        return model.edit_loss(batch.features, batch.source, batch.texts, batch.draws)
+        return model.edit_loss(batch.features, batch.source, batch.texts, batch.noise)
     raise ValueError(f"task {batch.task!r} is not known; choose one of: {', '.join(TASKS)}")
 
 
@@ -66,7 +66,7 @@ def shuffled_loss(model: UnifiedModel, batch: MicroBatch, partner: Tensor) -> Lo
     """The control for L_reca: the same target and prompt, conditioned on the embeddings of another image."""
     other = {name: rows[partner.to(rows.device)] for name, rows in batch.features.items()}
     condition = model.condition(batch.texts, other)
-    return model.generation_loss(batch.features, condition, batch.draws)
+    return model.generation_loss(batch.features, condition, batch.noise)
 
 
 def derangement(size: int, generator: torch.Generator) -> Tensor:

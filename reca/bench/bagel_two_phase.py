@@ -20,7 +20,7 @@ from torch import Tensor
 
 from reca.bench import processor
 from reca.models import build_model
-from reca.models.bagel.batch import Condition, FlowDraws
+from reca.models.bagel.batch import Condition, FlowNoise
 from reca.models.bagel.model import BagelModel
 from reca.randomness import generator
 from reca.records import versions, write_json
@@ -76,14 +76,14 @@ class Sample:
         seen = torch.randn(batch, 256, config.vit.hidden_size, generator=drawn)
         texts = torch.randint(0, 250, (batch, TEMPLATE), generator=drawn).tolist()
         self.condition = Condition(texts, seen, torch.full((batch, 2), 16))
-        self.draws: FlowDraws = model.draws(batch, drawn)
+        self.noise: FlowNoise = model.sample_noise(batch, drawn)
 
 
 def step(model: BagelModel, sample: Sample, kind: Any) -> Tensor:
     """Loss and backward pass of one kind."""
     model.options = replace(model.options, step=kind)
     model.zero_grad(set_to_none=True)
-    loss = model.generation_loss(sample.target, sample.condition, sample.draws).mean
+    loss = model.generation_loss(sample.target, sample.condition, sample.noise).mean
     loss.backward()
     return loss.detach()
 
@@ -101,7 +101,7 @@ def kept_bytes(model: BagelModel, sample: Sample, kind: Any) -> int:
 
     model.options = replace(model.options, step=kind)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model.generation_loss(sample.target, sample.condition, sample.draws).mean
+        loss = model.generation_loss(sample.target, sample.condition, sample.noise).mean
     del loss
     return sum(seen.values())
 

@@ -59,7 +59,7 @@ class Counted(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn from a condition; families add their own options in `extra` (checked by the family).
+    """How pictures are drawn from a condition; families add their own `options` (checked by the family).
 
     ValueError for numbers that no sampler can use: an infinite guidance or a NaN would still draw something.
     """
@@ -67,7 +67,7 @@ class Sampling:
     guidance: float = 0.0
     steps: int = 16
     temperature: float = 1.0
-    extra: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < math.inf:
@@ -91,7 +91,7 @@ class DecayGroups:
 
 
 @dataclass(frozen=True)
-class Workload:
+class MemoryProfile:
     """What one training sample asks of memory, in counts; `reca plan` turns it into bytes.
 
     `tokens` run with gradients through `layers` of `width` with gated or plain MLPs of `inner`. `prefix_tokens` run
@@ -135,19 +135,19 @@ class UnifiedModel(nn.Module, ABC):
         """What the generator is conditioned on: from text alone, or from text and understanding features (RecA)."""
 
     @abstractmethod
-    def draws(self, batch: int, generator: torch.Generator) -> Counted:
+    def sample_noise(self, batch: int, generator: torch.Generator) -> Counted:
         """Every random number that one generation loss needs, drawn at the edge, on the CPU."""
 
-    def loss_count(self, draws: Any, with_image: bool) -> int:
+    def loss_count(self, noise: Any, with_image: bool) -> int:
         """Tokens that `generation_loss` will run over, known before any forward pass.
 
         `with_image`: the condition carries understanding features (RecA). A family whose text-to-image loss covers
         more than what is drawn (Show-o's boundary tokens) overrides this.
         """
-        return draws.count
+        return noise.count
 
     @abstractmethod
-    def generation_loss(self, target: Features, condition: Any, draws: Any) -> Loss:
+    def generation_loss(self, target: Features, condition: Any, noise: Any) -> Loss:
         """The loss the model draws with. RecA and text-to-image are this one function with two conditions."""
 
     @abstractmethod
@@ -156,7 +156,7 @@ class UnifiedModel(nn.Module, ABC):
     ) -> Counted:
         """Tokenise B conversations, each a list of (question, answer) turns, with labels on the answers only."""
 
-    def with_draws(self, conversation: Any, generator: torch.Generator) -> Any:
+    def with_noise(self, conversation: Any, generator: torch.Generator) -> Any:
         """The conversation with every random number that its loss needs, drawn at the edge, on the CPU.
 
         A family that trains its reader with dropout (Harmon) overrides this; for the others reading is not random.
@@ -168,12 +168,12 @@ class UnifiedModel(nn.Module, ABC):
         """Image-to-text loss (text-to-text where `features` is None)."""
 
     # Not abstract: see `edit`.
-    def edit_draws(self, batch: int, generator: torch.Generator) -> Counted:
+    def sample_edit_noise(self, batch: int, generator: torch.Generator) -> Counted:
         """Every random number that one edit loss needs; ValueError where the family cannot edit."""
         raise ValueError(f"family {self.family} draws and reads but cannot edit; use a BAGEL")
 
     def edit_loss(
-        self, target: Features, source: Features, instructions: Sequence[str], draws: Any
+        self, target: Features, source: Features, instructions: Sequence[str], noise: Any
     ) -> Loss:
         """The loss of drawing `target` from `source` and what to do; rows come from `encode(images, "edit")`."""
         raise ValueError(f"family {self.family} draws and reads but cannot edit; use a BAGEL")
@@ -194,7 +194,7 @@ class UnifiedModel(nn.Module, ABC):
     def check_sampling(self, sampling: Sampling) -> None:
         """ValueError where this family cannot draw so, known before any training (`reca check`).
 
-        A family with options of its own in `sampling.extra` overrides this; by default nothing is refused.
+        A family with options of its own in `sampling.options` overrides this; by default nothing is refused.
         """
 
     # Not abstract: stages state how they draw.
@@ -243,7 +243,7 @@ class UnifiedModel(nn.Module, ABC):
         """The family's published weight-decay groups over the trainable names."""
 
     # Not abstract: only `reca plan` asks, and it says where a family gives no estimate.
-    def workload(self) -> Workload | None:
+    def memory_profile(self) -> MemoryProfile | None:
         """Counts for an estimate of activation memory per RecA sample; None: the family gives none."""
         return None
 
@@ -262,24 +262,24 @@ class UnifiedModel(nn.Module, ABC):
         """
 
 
-def warn_of_cut(rows: Sequence[Sequence[int]], end: int) -> None:
+def warn_truncated(rows: Sequence[Sequence[int]], end: int) -> None:
     """Log how many rows of generated ids ran into their limit before they said `end`."""
     if cut := [len(row) for row in rows if end not in row]:
         _log.warning("%d of %d answers are cut at %d tokens", len(cut), len(rows), max(cut))
 
 
 def reconstruction_loss(
-    model: UnifiedModel, prompts: Sequence[str], features: Features, draws: Any
+    model: UnifiedModel, prompts: Sequence[str], features: Features, noise: Any
 ) -> Loss:
     """L_RecA = L_gen(f([prompt template, h_v(x)]), x): draw the image again from its own understanding embeddings.
 
     `features` rows come from `encode(images, "draw")`; source: paper eq. 3, DESIGN section 1.
     """
-    return model.generation_loss(features, model.condition(prompts, features), draws)
+    return model.generation_loss(features, model.condition(prompts, features), noise)
 
 
 def text_to_image_loss(
-    model: UnifiedModel, captions: Sequence[str], features: Features, draws: Any
+    model: UnifiedModel, captions: Sequence[str], features: Features, noise: Any
 ) -> Loss:
     """L_t2i: the same loss, the same target, conditioned on a caption instead of the image's own embeddings."""
-    return model.generation_loss(features, model.condition(captions), draws)
+    return model.generation_loss(features, model.condition(captions), noise)

@@ -64,7 +64,7 @@ def edit(arguments: Namespace) -> None:
     out = _picture_file(arguments.out, arguments.image)
     folder = model_folder(arguments.model)
     drawing = _drawing(arguments)
-    image = inference.edit(folder, arguments.image, arguments.instruction, extra=extra, **drawing)
+    image = inference.edit(folder, arguments.image, arguments.instruction, options=extra, **drawing)
     _save(image, out)
 
 

@@ -13,7 +13,7 @@ from reca.align import distributed
 from reca.align.batches import FeatureData
 from reca.align.recipe import Recipe, TaskRecipe
 from reca.align.trainer import align
-from reca.models.bagel.batch import FlowDraws
+from reca.models.bagel.batch import FlowNoise
 from reca.models.bagel.model import BagelModel
 from reca.randomness import generator
 from tests.models import bagel_tiny as tiny
@@ -48,13 +48,13 @@ def recipe(batch: int) -> Recipe:
 def model_and_data(folder: Path) -> tuple[BagelModel, FeatureData]:
     """A model whose draws are the same for every row, so that ranks only split the batch."""
     model = tiny.model(folder)
-    one = model.draws(1, generator("ranks"))
+    one = model.sample_noise(1, generator("ranks"))
 
-    def drawn(batch: int, _: torch.Generator) -> FlowDraws:
-        parts = (one.raw, one.noise, one.posterior, torch.ones(1))
-        return FlowDraws(*(part.expand(batch, *part.shape[1:]) for part in parts))
+    def drawn(batch: int, _: torch.Generator) -> FlowNoise:
+        parts = (one.raw, one.gaussian, one.posterior, torch.ones(1))
+        return FlowNoise(*(part.expand(batch, *part.shape[1:]) for part in parts))
 
-    model.draws = drawn  # type: ignore[method-assign]
+    model.sample_noise = drawn  # type: ignore[method-assign]
     data = FeatureData(
         draw=Rows(model.encode(tiny.pictures(8), "draw")), prompts=["describe the image"]
     )

@@ -96,10 +96,10 @@ def test_ranks_draw_apart(data: FeatureData, tmp_path: Path) -> None:
     ]
     for one, other in zip(*plans, strict=True):
         if one.task == "reca":
-            assert not torch.equal(one.draws.t, other.draws.t)
-            assert not torch.equal(one.draws.orders, other.draws.orders)
-            assert one.draws.dropout != other.draws.dropout
+            assert not torch.equal(one.noise.t, other.noise.t)
+            assert not torch.equal(one.noise.orders, other.noise.orders)
+            assert one.noise.dropout != other.noise.dropout
         else:
             assert one.conversation.dropout != other.conversation.dropout
-    micro = [batch.draws.t for batch in plans[0] if batch.task == "reca"]
+    micro = [batch.noise.t for batch in plans[0] if batch.task == "reca"]
     assert not torch.equal(*micro)

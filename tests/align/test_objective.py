@@ -33,7 +33,7 @@ def planned(task: str, *, step: int = 0, world: World | None = None, **changes):
 
 def test_reca_draws_the_image_from_its_own_embeddings():
     model, batch = planned("reca")
-    expected = reconstruction_loss(model, batch.texts, batch.features, batch.draws)
+    expected = reconstruction_loss(model, batch.texts, batch.features, batch.noise)
     assert torch.equal(task_loss(model, batch).total, expected.total)
     rows = toy_data().draw.rows(batch.indices)
     assert all(torch.equal(batch.features[name], rows[name]) for name in rows)
@@ -42,7 +42,7 @@ def test_reca_draws_the_image_from_its_own_embeddings():
 def test_t2i_uses_the_captions_and_no_embeddings():
     model, batch = planned("t2i")
     assert list(batch.texts) == [f"caption {index}" for index in batch.indices]
-    expected = text_to_image_loss(model, batch.texts, batch.features, batch.draws)
+    expected = text_to_image_loss(model, batch.texts, batch.features, batch.noise)
     blind = {**batch.features, "understanding": torch.full((4, 5), float("nan"))}
     assert torch.equal(task_loss(model, replace(batch, features=blind)).total, expected.total)
 
@@ -58,7 +58,7 @@ def test_shuffled_control_keeps_the_target_and_swaps_the_condition():
     others = [batch.indices[row] for row in batch.partner]
     seen = toy_data().draw.rows(others)["understanding"]
     expected = reconstruction_loss(
-        model, batch.texts, {**batch.features, "understanding": seen}, batch.draws
+        model, batch.texts, {**batch.features, "understanding": seen}, batch.noise
     )
     assert torch.equal(task_loss(model, batch).total, expected.total)
     own = task_loss(model, replace(batch, partner=None))
@@ -71,12 +71,12 @@ def test_arms_share_images_and_masks():
     for arm in ("reca", "shuffled", "sft"):
         arm_recipe = for_arm(plain, arm)
         plans[arm] = plan_step(Toy(), toy_data(), arm_recipe, seed=0, step=5, world=World())
-    drawn = {arm: [b for b in plan if b.draws is not None] for arm, plan in plans.items()}
+    drawn = {arm: [b for b in plan if b.noise is not None] for arm, plan in plans.items()}
     assert {b.task for b in drawn["sft"]} == {"t2i"} and len(plans["sft"]) == len(plans["reca"])
     for arm in ("shuffled", "sft"):
         for own, other in zip(drawn["reca"], drawn[arm], strict=True):
             assert own.indices == other.indices
-            assert torch.equal(own.draws.mask, other.draws.mask)
+            assert torch.equal(own.noise.mask, other.noise.mask)
 
 
 def test_derangements_are_uniform_enough_and_never_fixed():
@@ -106,7 +106,7 @@ def test_one_rank_and_two_see_the_same_samples_per_step():
         half = {"tasks": {"reca": TaskRecipe(1.0, 2)}}
         two = [planned("reca", step=step, world=World(rank, 2), **half)[1] for rank in range(2)]
         assert sorted(one) == sorted(two[0].indices + two[1].indices)
-    assert not torch.equal(two[0].draws.mask, two[1].draws.mask)
+    assert not torch.equal(two[0].noise.mask, two[1].noise.mask)
 
 
 def test_prompts_per_sample_or_per_batch():

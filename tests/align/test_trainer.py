@@ -194,7 +194,7 @@ def test_too_many_skipped_steps_stop_the_run(tmp_path):
 
 def test_a_wrong_token_count_is_noticed(tmp_path):
     model = Toy()
-    model.loss_count = lambda draws, with_image: draws.count + (not with_image)  # wrong for t2i
+    model.loss_count = lambda noise, with_image: noise.count + (not with_image)  # wrong for t2i
     with pytest.raises(AssertionError, match="t2i: loss over"):
         run(tmp_path, model=model)
 

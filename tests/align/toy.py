@@ -83,7 +83,7 @@ class Toy(UnifiedModel):
             state = state + self._seen(features)
         return state
 
-    def draws(self, batch, generator):
+    def sample_noise(self, batch, generator):
         if self.hide_all:
             return ToyDraws(torch.ones(batch, TOKENS, dtype=torch.bool))
         ratio = torch.rand(batch, 1, generator=generator)
@@ -94,13 +94,13 @@ class Toy(UnifiedModel):
             x = block(x)
         return self.head(x * self.shift)
 
-    def generation_loss(self, target, condition, draws):
-        mask = draws.mask.to(target["target"].device)
+    def generation_loss(self, target, condition, noise):
+        mask = noise.mask.to(target["target"].device)
         seen = torch.where(mask, CODES, target["target"])  # (B, N)
         x = self.embedding(seen).cumsum(1) + condition[:, None]
         logits = self._run(x)
         total = cross_entropy(logits[mask].float(), target["target"][mask], reduction="sum")
-        return Loss(total, draws.count)
+        return Loss(total, noise.count)
 
     def conversation(self, turns, with_image=True):
         questions = ["".join(q for q, _ in turn) for turn in turns]

@@ -38,18 +38,18 @@ def rows(model):
 
 
 def drawn(model, dropout=1.0):
-    found = model.edit_draws(3, torch.Generator().manual_seed(1))
+    found = model.sample_edit_noise(3, torch.Generator().manual_seed(1))
     return replace(found, dropout=torch.full((3, 3), float(dropout)))
 
 
-def packed_loss(model, target, source, ids, draws, dropped):
+def packed_loss(model, target, source, ids, noise, dropped):
     """The same loss in the reference's one packed pass."""
     config, patch = model.config, model.config.latent_patch_size
     clean, wanted = (
         patchify(model.frozen.latents(f["target"], noise), patch)
-        for f, noise in ((source, draws.source), (target, draws.target))
+        for f, noise in ((source, noise.source), (target, noise.target))
     )
-    point = noised(wanted, draws.noise, draws.raw, model.options.timestep_shift)
+    point = noised(wanted, noise.gaussian, noise.raw, model.options.timestep_shift)
     side, grid = (config.latent_side,) * 2, tuple(source["grid"][0].tolist())
     samples, latents, times, vit = [], [], [], []
     for row, text in enumerate(ids):
@@ -84,12 +84,12 @@ def test_batches_equal_the_packed_pass_with_every_dropout(model, lost):
         "one each": torch.eye(3),
         "all": torch.ones(3, 3),
     }[lost].bool()
-    draws = replace(drawn(model), dropout=1 - dropped.float())
+    noise = replace(drawn(model), dropout=1 - dropped.float())
     found = {}
     ids = model.text.ids(TEXTS)
     losses = {
-        "ours": lambda: model.edit_loss(target, source, TEXTS, draws).total,
-        "packed": lambda: packed_loss(model, target, source, ids, draws, dropped),
+        "ours": lambda: model.edit_loss(target, source, TEXTS, noise).total,
+        "packed": lambda: packed_loss(model, target, source, ids, noise, dropped),
     }
     for name, loss in losses.items():
         model.zero_grad(set_to_none=True)
@@ -108,13 +108,13 @@ def test_only_the_drawing_side_learns_and_source_latents_are_part_of_it(model):
     target, source = rows(model)
     for name, weight in model.named_parameters():
         weight.requires_grad_(name in set(model.trainable_parameters()))
-    draws = drawn(model)
+    noise = drawn(model)
     gradients = []
     for seen in (source, {**source, "target": target["target"]}):
         model.zero_grad(set_to_none=True)
-        loss = model.edit_loss(target, seen, TEXTS, draws)
+        loss = model.edit_loss(target, seen, TEXTS, noise)
         loss.mean.backward()
-        assert loss.count == draws.count
+        assert loss.count == noise.count
         touched = {n for n, w in model.named_parameters() if w.grad is not None}
         assert touched == set(model.trainable_parameters())
         gradients.append(model.network.vae2llm.weight.grad.clone())
@@ -122,7 +122,7 @@ def test_only_the_drawing_side_learns_and_source_latents_are_part_of_it(model):
 
 
 def test_the_draws_are_the_whole_randomness(model):
-    first, again = (model.edit_draws(3, torch.Generator().manual_seed(5)) for _ in "ab")
+    first, again = (model.sample_edit_noise(3, torch.Generator().manual_seed(5)) for _ in "ab")
     assert all(
         torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True)
     )
@@ -134,7 +134,7 @@ def test_the_draws_are_the_whole_randomness(model):
 def test_a_family_that_cannot_edit_says_so(tmp_path):
     plain = showo_tiny.model(tmp_path)
     with pytest.raises(ValueError, match="showo draws and reads but cannot edit"):
-        plain.edit_draws(2, torch.Generator())
+        plain.sample_edit_noise(2, torch.Generator())
 
 
 # ---- a user's own folder of edits ----------------------------------------------------------------

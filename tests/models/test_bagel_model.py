@@ -24,8 +24,8 @@ def model(tmp_path_factory):
     return tiny.model(tmp_path_factory.mktemp("words"))
 
 
-def draws(model, rows=3, seed=1):
-    return model.draws(rows, generator("bagel test", seed))
+def sample_noise(model, rows=3, seed=1):
+    return model.sample_noise(rows, generator("bagel test", seed))
 
 
 def noise(rows, name="noise"):
@@ -88,7 +88,7 @@ def test_the_fingerprint_follows_weights_and_options(tmp_path):
 # ---- losses ------------------------------------------------------------------------------------
 def test_two_phases_equal_the_packed_pass(tmp_path):
     model = tiny.model(tmp_path)
-    features, drawn = model.encode(tiny.pictures(3), "draw"), draws(model)
+    features, drawn = model.encode(tiny.pictures(3), "draw"), sample_noise(model)
     drawn = replace(drawn, text_dropout=torch.tensor([0.05, 0.5, 0.5]))  # the first is dropped
     found = {}
     for step in ("two_phase", "packed"):
@@ -109,8 +109,8 @@ def test_two_phases_equal_the_packed_pass(tmp_path):
 def test_only_what_reca_trains_gets_gradients(model):
     features = model.encode(tiny.pictures(3), "draw")
     for loss in (
-        reconstruction_loss(model, TEXTS, features, draws(model)),
-        text_to_image_loss(model, TEXTS, features, draws(model)),
+        reconstruction_loss(model, TEXTS, features, sample_noise(model)),
+        text_to_image_loss(model, TEXTS, features, sample_noise(model)),
     ):
         model.zero_grad(set_to_none=True)
         loss.mean.backward()
@@ -121,7 +121,7 @@ def test_only_what_reca_trains_gets_gradients(model):
 
 
 def test_the_condition_matters_and_text_can_be_dropped(model):
-    features, drawn = model.encode(tiny.pictures(3), "draw"), draws(model)
+    features, drawn = model.encode(tiny.pictures(3), "draw"), sample_noise(model)
     kept = replace(drawn, text_dropout=torch.ones(3))
     dropped = replace(drawn, text_dropout=torch.zeros(3))
     told = text_to_image_loss(model, TEXTS, features, kept).total
@@ -134,7 +134,7 @@ def test_the_condition_matters_and_text_can_be_dropped(model):
 
 def test_templates_can_be_dropped_more_often_than_captions(tmp_path):
     model = tiny.model(tmp_path, template_dropout=1.0)
-    features, drawn = model.encode(tiny.pictures(3), "draw"), draws(model)
+    features, drawn = model.encode(tiny.pictures(3), "draw"), sample_noise(model)
     kept = replace(drawn, text_dropout=torch.full((3,), 0.5))
     seen = [reconstruction_loss(model, t, features, kept).total for t in (TEXTS, TEXTS[::-1])]
     told = [text_to_image_loss(model, t, features, kept).total for t in (TEXTS, TEXTS[::-1])]
@@ -144,14 +144,14 @@ def test_templates_can_be_dropped_more_often_than_captions(tmp_path):
 def test_freezing_can_be_lifted(tmp_path):
     model = tiny.model(tmp_path, freeze_und=False, step="packed")
     features = model.encode(tiny.pictures(3), "draw")
-    reconstruction_loss(model, TEXTS, features, draws(model)).mean.backward()
+    reconstruction_loss(model, TEXTS, features, sample_noise(model)).mean.backward()
     assert model.network.connector.fc1.weight.grad is not None
     assert "network.connector.fc1.weight" in model.trainable_parameters()
 
 
 def test_the_vae_condition_of_the_ablation(tmp_path):
     model = tiny.model(tmp_path, condition="vae", step="packed")
-    features, drawn = model.encode(tiny.pictures(3), "draw"), draws(model)
+    features, drawn = model.encode(tiny.pictures(3), "draw"), sample_noise(model)
     assert features["understanding"].shape == (3, 8, 4, 4) and "grid" not in features
     loss = reconstruction_loss(model, TEXTS, features, drawn)
     assert loss.count == drawn.count  # the clean tokens carry none
@@ -254,13 +254,13 @@ def test_reconstruction_with_both_guidances(model):
     condition = model.condition(TEXTS[:2], features)
     extra = {"image_guidance": 2.0, "renormalise": "text_channel", "renorm_min": 1.0}
     plain = model.generate(condition, None, SAMPLING, noise(2))
-    pushed = model.generate(condition, None, replace(SAMPLING, extra=extra), noise(2))
+    pushed = model.generate(condition, None, replace(SAMPLING, options=extra), noise(2))
     assert [pixels(i) for i in plain] != [pixels(i) for i in pushed]
 
 
 def test_editing_rows_of_several_sizes(model):
     images = [*tiny.pictures(2), tiny.pictures(3)[2].resize((32, 16))]
-    sampling = replace(SAMPLING, extra={"image_guidance": 1.5, "renormalise": "text_channel"})
+    sampling = replace(SAMPLING, options={"image_guidance": 1.5, "renormalise": "text_channel"})
     found = model.edit(images, TEXTS, sampling, noise(3))
     assert [image.size for image in found] == [(16, 16), (16, 16), (16, 8)]
     again = model.edit(images[2:], TEXTS[2:], sampling, [generator("noise", 2)])
@@ -276,7 +276,7 @@ def test_thinking_puts_a_thought_before_the_picture(tmp_path, monkeypatch):
 
     model = tiny.model(tmp_path)
     monkeypatch.setattr(drawing, "THINK_TO_DRAW", "describe the image")
-    sampling = replace(SAMPLING, extra={"think": True, "think_tokens": 3})
+    sampling = replace(SAMPLING, options={"think": True, "think_tokens": 3})
     condition = model.condition(["a red circle"])
     (full, without), thoughts = drawing.thinking_contexts(model, condition, 3)
     asked = 2 + 3 + 2 + 3  # the system prompt and the prompt, each framed
@@ -291,8 +291,8 @@ def test_thinking_puts_a_thought_before_the_picture(tmp_path, monkeypatch):
     [
         (Sampling(2.0, 1), "at least 2"),
         (Sampling(2.0, 4, 0.5), "has none"),
-        (Sampling(2.0, 4, extra={"order": "random"}), "unknown order"),
-        (Sampling(2.0, 4, extra={"renormalise": "local"}), "global, channel, text_channel"),
+        (Sampling(2.0, 4, options={"order": "random"}), "unknown order"),
+        (Sampling(2.0, 4, options={"renormalise": "local"}), "global, channel, text_channel"),
     ],
 )
 def test_sampling_that_bagel_does_not_know(model, sampling, said):

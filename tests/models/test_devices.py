@@ -92,13 +92,13 @@ def test_encoding_and_its_cache(pair, tmp_path):
 
 def test_drawing_losses(pair):
     here, there = pair
-    draws = here.draws(2, torch.Generator().manual_seed(1))
+    noise = here.sample_noise(2, torch.Generator().manual_seed(1))
     if here.family == "harmon":
-        draws = replace(draws, dropout=None)  # a device has a generator of its own for it
+        noise = replace(noise, dropout=None)  # a device has a generator of its own for it
     features = here.encode(PICTURES, "draw")
     given = {name: tensor.to("cuda") for name, tensor in features.items()}
     for loss, texts in ((reconstruction_loss, TEXTS), (text_to_image_loss, CAPTIONS)):
-        expected, found = loss(here, texts, features, draws), loss(there, texts, given, draws)
+        expected, found = loss(here, texts, features, noise), loss(there, texts, given, noise)
         assert found.count == expected.count
         same(found.total, expected.total)
 
@@ -150,17 +150,17 @@ def test_answers_with_and_without_pictures(pair):
 def test_bagel_edits_and_thinks(tmp_path, think, monkeypatch):
     monkeypatch.setattr("reca.models.bagel.drawing.THINK_TO_DRAW", TEXTS[0])  # known words
     here, there = (MODELS["bagel"](tmp_path / "words") for _ in range(2))
-    plan = Sampling(4.0, 3, extra={"image_guidance": 1.5, "renormalise": "text_channel"})
+    plan = Sampling(4.0, 3, options={"image_guidance": 1.5, "renormalise": "text_channel"})
     with GpuInName(), torch.no_grad():
         moved(there)
         if think:
-            plan = Sampling(4.0, 3, extra={"think": True, "think_tokens": 3})
+            plan = Sampling(4.0, 3, options={"think": True, "think_tokens": 3})
             made = [pixels(draw(m, CAPTIONS, None, plan, generators())) for m in (here, there)]
         else:
             made = [pixels(m.edit(PICTURES, TEXTS, plan, generators())) for m in (here, there)]
             features = here.encode(PICTURES, "edit")
             given = {name: tensor.to("cuda") for name, tensor in features.items()}
-            draws = here.edit_draws(2, torch.Generator().manual_seed(1))
-            expected = here.edit_loss(features, features, TEXTS, draws)
-            same(there.edit_loss(given, given, TEXTS, draws).total, expected.total)
+            noise = here.sample_edit_noise(2, torch.Generator().manual_seed(1))
+            expected = here.edit_loss(features, features, TEXTS, noise)
+            same(there.edit_loss(given, given, TEXTS, noise).total, expected.total)
     assert np.abs(made[0] - made[1]).max() <= 1

@@ -36,7 +36,7 @@ def drawn(model: HarmonModel) -> dict[str, torch.Tensor]:
 
 
 def spoken(model: HarmonModel, with_image: bool = True) -> harmon.Conversation:
-    return model.with_draws(model.conversation(TURNS, with_image), generator("spoken"))
+    return model.with_noise(model.conversation(TURNS, with_image), generator("spoken"))
 
 
 # ---- features -----------------------------------------------------------------------------------
@@ -83,7 +83,9 @@ def test_fingerprint_sees_the_vae_and_only_it(model: HarmonModel) -> None:
 # ---- drawing losses --------------------------------------------------------------------------------
 def test_gradients_reach_exactly_the_trainable_parameters(model: HarmonModel, drawn: dict) -> None:
     model.zero_grad(set_to_none=True)
-    loss = reconstruction_loss(model, PROMPTS, drawn, model.draws(2, generator("draws"))).mean
+    loss = reconstruction_loss(
+        model, PROMPTS, drawn, model.sample_noise(2, generator("draws"))
+    ).mean
     read = model.encode(tiny.pictures(2), "read")
     (loss + model.answer_loss(spoken(model), read).mean).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
@@ -94,13 +96,13 @@ def test_gradients_reach_exactly_the_trainable_parameters(model: HarmonModel, dr
 
 
 def test_counts_are_known_beforehand(model: HarmonModel, drawn: dict) -> None:
-    draws = model.draws(2, generator("count"))
-    assert 0.7 * 16 <= draws.masked <= 16 and draws.count == 2 * 2 * draws.masked
+    noise = model.sample_noise(2, generator("count"))
+    assert 0.7 * 16 <= noise.masked <= 16 and noise.count == 2 * 2 * noise.masked
     for with_image, loss in (
-        (True, reconstruction_loss(model, PROMPTS, drawn, draws)),
-        (False, text_to_image_loss(model, CAPTIONS, drawn, draws)),
+        (True, reconstruction_loss(model, PROMPTS, drawn, noise)),
+        (False, text_to_image_loss(model, CAPTIONS, drawn, noise)),
     ):
-        assert loss.count == model.loss_count(draws, with_image) == draws.count
+        assert loss.count == model.loss_count(noise, with_image) == noise.count
     read = model.encode(tiny.pictures(2), "read")
     talk = spoken(model)
     assert model.answer_loss(talk, read).count == talk.count == (3 + 1) + (1 + 1) + (3 + 1)
@@ -109,19 +111,21 @@ def test_counts_are_known_beforehand(model: HarmonModel, drawn: dict) -> None:
 
 
 def test_draws_cover_the_rate_and_differ_by_rank(model: HarmonModel) -> None:
-    masked = {model.draws(1, generator(0, step, 0, "draws")).masked for step in range(60)}
+    masked = {model.sample_noise(1, generator(0, step, 0, "draws")).masked for step in range(60)}
     assert min(masked) == 12 and max(masked) == 16  # ceil(16 * [0.7, 1])
-    one, other = (model.draws(2, generator(0, 0, rank, "draws")) for rank in (0, 1))
-    assert not torch.equal(one.noise, other.noise) and one.dropout != other.dropout
-    again = model.draws(2, generator(0, 0, 0, "draws"))
+    one, other = (model.sample_noise(2, generator(0, 0, rank, "draws")) for rank in (0, 1))
+    assert not torch.equal(one.gaussian, other.gaussian) and one.dropout != other.dropout
+    again = model.sample_noise(2, generator(0, 0, 0, "draws"))
     assert torch.equal(one.t, again.t) and one.dropout == again.dropout
 
 
 def test_the_condition_is_seen_and_its_gradient_scaled(model: HarmonModel, drawn: dict) -> None:
-    draws = replace(model.draws(2, generator("seen")), text_dropout=torch.ones(2), dropout=None)
+    noise = replace(
+        model.sample_noise(2, generator("seen")), text_dropout=torch.ones(2), dropout=None
+    )
     other = {"target": drawn["target"].flip(0)}
-    own = model.generation_loss(drawn, model.condition(PROMPTS, drawn), draws).total
-    shuffled = model.generation_loss(drawn, model.condition(PROMPTS, other), draws).total
+    own = model.generation_loss(drawn, model.condition(PROMPTS, drawn), noise).total
+    shuffled = model.generation_loss(drawn, model.condition(PROMPTS, other), noise).total
     assert not torch.allclose(own, shuffled)
     x = torch.ones(3, requires_grad=True)
     assert torch.equal(scaled_gradient(x, 0.1), x)
@@ -135,14 +139,16 @@ def test_dropped_text_keeps_the_picture_unless_asked(
 ) -> None:
     monkeypatch.setattr(model, "options", HarmonOptions(dropout_hides_image=hides))
     never, always = (
-        replace(model.draws(2, generator("drop")), text_dropout=torch.full((2,), u), dropout=None)
+        replace(
+            model.sample_noise(2, generator("drop")), text_dropout=torch.full((2,), u), dropout=None
+        )
         for u in (1.0, 0.0)
     )
     with torch.no_grad():
         other = {"target": drawn["target"].flip(0)}
         dropped, elsewhere, kept = (
-            model.generation_loss(drawn, model.condition(PROMPTS, features), draws).total
-            for features, draws in ((drawn, always), (other, always), (drawn, never))
+            model.generation_loss(drawn, model.condition(PROMPTS, features), noise).total
+            for features, noise in ((drawn, always), (other, always), (drawn, never))
         )
         plain = text_to_image_loss(model, CAPTIONS, drawn, always).total
     assert not torch.allclose(dropped, kept)
@@ -151,14 +157,14 @@ def test_dropped_text_keeps_the_picture_unless_asked(
 
 
 def test_dropout_is_a_function_of_its_seed(model: HarmonModel, drawn: dict) -> None:
-    draws = model.draws(2, generator("dropout"))
-    assert draws.dropout is not None
+    noise = model.sample_noise(2, generator("dropout"))
+    assert noise.dropout is not None
     condition = model.condition(PROMPTS, drawn)
     before = torch.get_rng_state()
-    one, again = (model.generation_loss(drawn, condition, draws).total for _ in range(2))
+    one, again = (model.generation_loss(drawn, condition, noise).total for _ in range(2))
     assert torch.equal(one, again) and torch.equal(torch.get_rng_state(), before)
-    for dropout in (None, Dropout(draws.dropout.seed + 1)):
-        changed = model.generation_loss(drawn, condition, replace(draws, dropout=dropout)).total
+    for dropout in (None, Dropout(noise.dropout.seed + 1)):
+        changed = model.generation_loss(drawn, condition, replace(noise, dropout=dropout)).total
         assert not torch.allclose(one, changed)
     talk, read = spoken(model), model.encode(tiny.pictures(2), "read")
     answered = model.answer_loss(talk, read).total
@@ -178,9 +184,9 @@ def test_frozen_condition_caches_embeddings(
     frozen = tiny.model(tmp_path, frozen_condition=True)
     features = frozen.encode(tiny.pictures(2), "draw")
     assert features["understanding"].shape == (2, 19, 32)
-    draws = replace(model.draws(2, generator("frozen")), dropout=None)
-    live = reconstruction_loss(model, PROMPTS, drawn, draws)
-    fixed = reconstruction_loss(frozen, PROMPTS, features, draws)
+    noise = replace(model.sample_noise(2, generator("frozen")), dropout=None)
+    live = reconstruction_loss(model, PROMPTS, drawn, noise)
+    fixed = reconstruction_loss(frozen, PROMPTS, features, noise)
     assert torch.allclose(live.total, fixed.total)  # the same number; only the gradient is another
     encoder = "mar.encoder_blocks.0.attn.qkv.weight"
     gradients = []
@@ -322,7 +328,7 @@ def test_pictures(model: HarmonModel) -> None:
     images = model.generate(
         model.condition(CAPTIONS),
         model.unconditional(2),
-        Sampling(3.0, steps=20, extra={"schedule": "linear"}),  # more steps than latents
+        Sampling(3.0, steps=20, options={"schedule": "linear"}),  # more steps than latents
         [generator("row", row) for row in range(2)],
     )
     assert [image.size for image in images] == [(16, 16)] * 2
@@ -335,8 +341,8 @@ def test_generation_checks_its_arguments(model: HarmonModel) -> None:
     with pytest.raises(ValueError, match="needs an unconditional"):
         model.generate(condition, None, Sampling(guidance=2.0), [generator(1), generator(2)])
     for wrong, complaint in [
-        (Sampling(extra={"order": "random"}), "unknown order; known: schedule"),
-        (Sampling(extra={"schedule": "cosine"}), "choose constant or linear"),
+        (Sampling(options={"order": "random"}), "unknown order; known: schedule"),
+        (Sampling(options={"schedule": "cosine"}), "choose constant or linear"),
     ]:
         with pytest.raises(ValueError, match=complaint):
             model.generate(condition, None, wrong, [generator(1), generator(2)])
@@ -388,8 +394,8 @@ def test_round_trip(model: HarmonModel, drawn: dict, tmp_path: Path) -> None:
     model.save(tmp_path)
     again = load_model(tmp_path)
     assert again.encoder_fingerprint("draw") == model.encoder_fingerprint("draw")
-    draws = model.draws(2, generator("round trip"))
-    losses = [reconstruction_loss(m, PROMPTS, drawn, draws).total for m in (model, again)]
+    noise = model.sample_noise(2, generator("round trip"))
+    losses = [reconstruction_loss(m, PROMPTS, drawn, noise).total for m in (model, again)]
     assert torch.equal(*losses)
     described = json.loads((tmp_path / "reca_model.json").read_text())
     assert (described["family"], described["format"]) == ("harmon", 1)

@@ -87,8 +87,8 @@ def test_gradients_reach_exactly_the_trainable_parameters(
     model: ShowoModel, drawn: dict[str, torch.Tensor]
 ) -> None:
     model.zero_grad(set_to_none=True)
-    draws = model.draws(2, generator("draws"))
-    loss = reconstruction_loss(model, PROMPTS, drawn, draws).mean + answered(model)
+    noise = model.sample_noise(2, generator("draws"))
+    loss = reconstruction_loss(model, PROMPTS, drawn, noise).mean + answered(model)
     loss.backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert reached == set(model.trainable_parameters())
@@ -103,7 +103,7 @@ def test_reca_reaches_embeddings_as_asked(
 ) -> None:
     monkeypatch.setattr(model, "options", ShowoOptions(reca_embedding_grad=asked))
     model.zero_grad(set_to_none=True)
-    reconstruction_loss(model, PROMPTS, drawn, model.draws(2, generator(1))).mean.backward()
+    reconstruction_loss(model, PROMPTS, drawn, model.sample_noise(2, generator(1))).mean.backward()
     expected = asked if asked is not None else model.config.understanding == "vq"
     embeddings = model.network.showo.model.embed_tokens.weight.grad
     assert (embeddings is not None) == expected
@@ -111,11 +111,11 @@ def test_reca_reaches_embeddings_as_asked(
 
 
 def test_counts_are_known_beforehand(model: ShowoModel, drawn: dict[str, torch.Tensor]) -> None:
-    draws = model.draws(2, generator("count"))
-    reconstructed = reconstruction_loss(model, PROMPTS, drawn, draws)
-    captioned = text_to_image_loss(model, CAPTIONS, drawn, draws)
-    assert reconstructed.count == model.loss_count(draws, with_image=True) == draws.count
-    assert captioned.count == model.loss_count(draws, with_image=False) == draws.count + 4
+    noise = model.sample_noise(2, generator("count"))
+    reconstructed = reconstruction_loss(model, PROMPTS, drawn, noise)
+    captioned = text_to_image_loss(model, CAPTIONS, drawn, noise)
+    assert reconstructed.count == model.loss_count(noise, with_image=True) == noise.count
+    assert captioned.count == model.loss_count(noise, with_image=False) == noise.count + 4
     spoken = model.conversation(TURNS)
     read = model.encode(tiny.pictures(2), "read")
     assert model.answer_loss(spoken, read).count == spoken.count == (3 + 1) + (1 + 1) + (3 + 1)
@@ -126,9 +126,9 @@ def test_counts_are_known_beforehand(model: ShowoModel, drawn: dict[str, torch.T
 def test_only_text_to_image_drops_its_text(
     model: ShowoModel, drawn: dict[str, torch.Tensor]
 ) -> None:
-    draws = model.draws(2, generator("dropout"))
-    always = showo.MaskDraws(draws.t, draws.u, torch.zeros(2))
-    never = showo.MaskDraws(draws.t, draws.u, torch.ones(2))
+    noise = model.sample_noise(2, generator("dropout"))
+    always = showo.MaskNoise(noise.t, noise.u, torch.zeros(2))
+    never = showo.MaskNoise(noise.t, noise.u, torch.ones(2))
     with torch.no_grad():
         empty = model.generation_loss(drawn, model.unconditional(2), never).total
         assert torch.equal(text_to_image_loss(model, CAPTIONS, drawn, always).total, empty)
@@ -168,7 +168,7 @@ def test_unknown_words_and_long_prompts_are_named(
 def test_a_picture_does_not_depend_on_its_batch(
     model: ShowoModel, drawn: dict[str, torch.Tensor], guidance: float, reconstruct: bool
 ) -> None:
-    sampling = Sampling(guidance, steps=6, extra={"order": "random"})
+    sampling = Sampling(guidance, steps=6, options={"order": "random"})
 
     def draw(rows: list[int]) -> list[bytes]:
         texts = [(PROMPTS if reconstruct else CAPTIONS)[row] for row in rows]
@@ -191,10 +191,10 @@ def test_prefix_reuse_equals_the_whole_forward(
     model: ShowoModel, drawn: dict[str, torch.Tensor]
 ) -> None:
     """The logits behind the cached prefix are those of the training forward on the same ids."""
-    draws = model.draws(2, generator("prefix"))
-    masked, n = draws.masked, model.config.num_vq_tokens
+    noise = model.sample_noise(2, generator("prefix"))
+    masked, n = noise.masked, model.config.num_vq_tokens
     for condition in (model.condition(CAPTIONS), model.condition(PROMPTS, drawn)):
-        never = showo.MaskDraws(draws.t, draws.u, torch.ones(2))
+        never = showo.MaskNoise(noise.t, noise.u, torch.ones(2))
         with torch.no_grad():
             layout = model.generation_layout(drawn["target"], condition, never)
             hidden = model.hidden(layout, condition.understanding)[:, -1 - n : -1]
@@ -243,8 +243,8 @@ def test_round_trip(model: ShowoModel, drawn: dict[str, torch.Tensor], tmp_path:
         for a, b in zip(*(m.state_dict().values() for m in (model, again)), strict=True)
     )
     assert again.encoder_fingerprint("draw") == model.encoder_fingerprint("draw")
-    draws = model.draws(2, generator("round trip"))
-    losses = [reconstruction_loss(m, PROMPTS, drawn, draws).total for m in (model, again)]
+    noise = model.sample_noise(2, generator("round trip"))
+    losses = [reconstruction_loss(m, PROMPTS, drawn, noise).total for m in (model, again)]
     assert torch.equal(*losses)
     described = json.loads((tmp_path / "reca_model.json").read_text())
     assert (described["family"], described["format"]) == ("showo", 1)

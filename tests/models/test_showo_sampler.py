@@ -89,11 +89,11 @@ def test_confidence_temperature_schedules(schedule: str, expected: list[float]) 
 
 
 def test_options_are_checked() -> None:
-    options = SamplerOptions.of(Sampling(2.0, 8, extra={"order": "random"}))
+    options = SamplerOptions.of(Sampling(2.0, 8, options={"order": "random"}))
     assert (options.guidance, options.steps, options.order) == (2.0, 8, "random")
     for sampling, complaint in [
-        (Sampling(extra={"ordr": "random"}), "unknown ordr; known"),
-        (Sampling(extra={"order": "up"}), "confidence, random"),
+        (Sampling(options={"ordr": "random"}), "unknown ordr; known"),
+        (Sampling(options={"order": "up"}), "confidence, random"),
     ]:
         with pytest.raises(ValueError, match=complaint):
             SamplerOptions.of(sampling)

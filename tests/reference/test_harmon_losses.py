@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reca.models.harmon import layout as layouts
 from reca.models.harmon.layout import IGNORE
-from reca.models.harmon.model import Condition, Conversation, DiffusionDraws, HarmonModel
+from reca.models.harmon.model import Condition, Conversation, DiffusionNoise, HarmonModel
 from reca.models.unified import Loss
 from tests.reference import golden_cases as golden
 from tests.reference.harmon_model import VB, Notebook, model_of, rows_of
@@ -34,12 +34,12 @@ class Case:
         self.notes.watch(network.mar, "encode").watch(network.mar, "decode")
         self.loss = self._loss()
 
-    def draws(self) -> DiffusionDraws:
+    def sample_noise(self) -> DiffusionNoise:
         stored = self.stored
         orders = stored["draw/orders"]
         masked = layouts.masked_count(orders.shape[1], stored["draw/mask_rate"].item())
         kept = torch.ones(len(orders))
-        return DiffusionDraws(orders, masked, stored["draw/t"], stored["draw/noise"], kept)
+        return DiffusionNoise(orders, masked, stored["draw/t"], stored["draw/noise"], kept)
 
     def _loss(self) -> Loss:
         stored = self.stored
@@ -52,9 +52,9 @@ class Case:
             return loss
         latents = stored["latents"]
         condition = Condition(rows, latents=latents if self.kind == "recon" else None)
-        draws = self.draws()
-        loss = self.model.generation_loss({"target": latents}, condition, draws)
-        assert loss.count == draws.count
+        noise = self.sample_noise()
+        loss = self.model.generation_loss({"target": latents}, condition, noise)
+        assert loss.count == noise.count
         return loss
 
     def found(self) -> dict[str, Tensor]:
@@ -92,19 +92,19 @@ class Case:
 
     def _drawn(self) -> dict[str, Tensor]:
         """z, and the loss of every row, masked or not, which training does not compute."""
-        draws = self.draws()
+        noise = self.sample_noise()
         z = self.notes.calls["decode"][0][2]
         latents = self.stored["latents"].flatten(0, 2)
-        repeats = len(draws.t) // len(latents)
+        repeats = len(noise.t) // len(latents)
         with torch.no_grad():
             mse, vb = self.model.network.mar.diffloss.losses(
                 latents.repeat(repeats, 1),
                 z.flatten(0, 1).repeat(repeats, 1),
-                draws.t,
-                draws.noise,
+                noise.t,
+                noise.gaussian,
             )
-        hidden, _ = layouts.places(draws.orders, draws.masked)
-        mask = torch.zeros(draws.orders.shape).scatter(1, hidden, 1.0)
+        hidden, _ = layouts.places(noise.orders, noise.masked)
+        mask = torch.zeros(noise.orders.shape).scatter(1, hidden, 1.0)
         return {
             "gen/x_enc_out": self.notes.calls["with_context"][0][2],
             "gen/z_dec": z,

@@ -18,7 +18,7 @@ from reca.align.schedule import learning_rate, published_rate
 from reca.align.state import build_state, freeze
 from reca.align.trainer import backward, gradient_norm, update
 from reca.data.order import published_order
-from reca.models.harmon.model import Condition, Conversation, DiffusionDraws, HarmonModel
+from reca.models.harmon.model import Condition, Conversation, DiffusionNoise, HarmonModel
 from tests.reference import golden_cases as golden
 from tests.reference.harmon_model import VB, model_of, rows_of
 
@@ -53,8 +53,8 @@ class Stored:
         mask = own["mask"]
         orders = mask.argsort(dim=1, descending=True, stable=True)  # masked places first
         masked, kept = int(mask[0].sum()), torch.ones(len(mask))
-        draws = DiffusionDraws(orders, masked, own["t"], own["noise"], kept)
-        return MicroBatch("reca", [number], draws.count, texts=rows, draws=draws)  # type: ignore[arg-type]
+        noise = DiffusionNoise(orders, masked, own["t"], own["noise"], kept)
+        return MicroBatch("reca", [number], noise.count, texts=rows, noise=noise)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", golden.cases("harmon", __file__, "train_step*"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reca.models.showo.batch import Condition, Conversation, MaskDraws
+from reca.models.showo.batch import Condition, Conversation, MaskNoise
 from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.model import ShowoModel
 from reca.models.showo.network import ShowoConfig, clip_features
@@ -56,9 +56,9 @@ class Case:
     def pixels(self, task: str) -> Tensor:
         return golden.images(self.stored[f"{task}.images_u8"])
 
-    def draws(self, task: str) -> MaskDraws:
+    def sample_noise(self, task: str) -> MaskNoise:
         t, u = (self.stored[f"{task}.{name}"] for name in ("t", "perm_uniform"))
-        return MaskDraws(t, u, self.stored.get("t2i.cond_dropout_uniform", torch.ones_like(t)))
+        return MaskNoise(t, u, self.stored.get("t2i.cond_dropout_uniform", torch.ones_like(t)))
 
     def recon_prompts(self) -> list[list[int]]:
         """The stand-in prompts, read back from the stored ids: from behind eoi to the last eos."""
@@ -109,7 +109,7 @@ class Case:
         if task == "mmu":
             return self.model.conversation_layout(self.conversation(), self.understanding("mmu"))
         return self.model.generation_layout(
-            self.codes(task), self.condition(task), self.draws(task)
+            self.codes(task), self.condition(task), self.sample_noise(task)
         )
 
     def loss(self, task: str) -> Loss:
@@ -117,7 +117,7 @@ class Case:
             features = {"understanding": self.understanding("mmu")}
             return self.model.answer_loss(self.conversation(), features)
         target = {"target": self.codes(task)}
-        return self.model.generation_loss(target, self.condition(task), self.draws(task))
+        return self.model.generation_loss(target, self.condition(task), self.sample_noise(task))
 
     def total(self) -> Tensor:
         weights = self.described["coefficients"]
@@ -267,7 +267,9 @@ def test_losses_and_gradients(case: Case) -> None:
         loss = case.loss(task)
         golden.assert_number(task, loss.mean.item(), case.described[f"loss_{task}"])
         if task != "mmu":
-            assert loss.count == case.model.loss_count(case.draws(task), with_image=task == "recon")
+            assert loss.count == case.model.loss_count(
+                case.sample_noise(task), with_image=task == "recon"
+            )
         else:
             assert loss.count == case.conversation().count
     case.model.zero_grad(set_to_none=True)

@@ -27,14 +27,14 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class FlowDraws:
-    """Draws of a velocity loss: raw times [B], noise [B, N, C], posterior noise [B, z, h, w], text dropout [B].
+class FlowNoise:
+    """Noise of a velocity loss: raw times [B], `gaussian` [B, N, C], `posterior` [B, z, h, w], `text_dropout` [B].
 
     `condition` [B, z, h', w'] is the posterior noise of a VAE condition (ablation).
     """
 
     raw: Tensor
-    noise: Tensor
+    gaussian: Tensor
     posterior: Tensor
     text_dropout: Tensor
     condition: Tensor | None = None
@@ -42,7 +42,7 @@ class FlowDraws:
     @property
     def count(self) -> int:
         """Latent tokens that carry the loss."""
-        return self.noise.shape[0] * self.noise.shape[1]
+        return self.gaussian.shape[0] * self.gaussian.shape[1]
 
 
 @dataclass(frozen=True)

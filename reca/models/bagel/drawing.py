@@ -88,9 +88,9 @@ def _latents(
 
 def options_of(sampling: Sampling) -> tuple[FlowOptions, bool, int]:
     """How latents are integrated, whether the model thinks first, and in how many tokens at most."""
-    extra = dict(sampling.extra or {})
+    extra = dict(sampling.options or {})
     think, most = bool(extra.pop("think", False)), int(extra.pop("think_tokens", 500))
-    return FlowOptions.of(replace(sampling, extra=extra)), think, most
+    return FlowOptions.of(replace(sampling, options=extra)), think, most
 
 
 # ---- text to image -----------------------------------------------------------------------------

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EditDraws:
-    """Raw times [B], noise [B, N, C], posterior noise of target and source [B, z, h, w], and uniform numbers [B, 3].
+class EditNoise:
+    """Noise of an edit loss: raw times [B], `gaussian` [B, N, C], posterior noise of target and source [B, z, h, w].
 
-    The three decide whether a row loses its clean latents, what was seen, and its text.
+    `dropout` [B, 3] are uniform numbers that decide whether a row loses its clean latents, what was seen, and its text.
     """
 
     raw: Tensor
-    noise: Tensor
+    gaussian: Tensor
     target: Tensor
     source: Tensor
     dropout: Tensor
@@ -41,10 +41,10 @@ class EditDraws:
     @property
     def count(self) -> int:
         """Latent tokens that carry the loss."""
-        return self.noise.shape[0] * self.noise.shape[1]
+        return self.gaussian.shape[0] * self.gaussian.shape[1]
 
 
-def draws(model: BagelModel, batch: int, generator: torch.Generator) -> EditDraws:
+def sample_noise(model: BagelModel, batch: int, generator: torch.Generator) -> EditNoise:
     """Normal: time, noise, both posteriors; uniform: dropout; in this order."""
     config = model.config
     side = config.latent_side * config.latent_patch_size
@@ -55,7 +55,7 @@ def draws(model: BagelModel, batch: int, generator: torch.Generator) -> EditDraw
 
     raw, noise = normal(), normal(config.latent_tokens, config.latent_width)
     target, source = normal(*latent), normal(*latent)
-    return EditDraws(raw, noise, target, source, torch.rand(batch, 3, generator=generator))
+    return EditNoise(raw, noise, target, source, torch.rand(batch, 3, generator=generator))
 
 
 def loss(
@@ -63,7 +63,7 @@ def loss(
     target: Features,
     source: Features,
     instructions: Sequence[str],
-    drawn: EditDraws,
+    drawn: EditNoise,
 ) -> Tensor:
     """Velocity loss summed over the target's latent tokens, scalar."""
     device, patch = model.network.vae2llm.weight.device, model.config.latent_patch_size
@@ -73,7 +73,7 @@ def loss(
 
     wanted = patchify(latents(target, drawn.target), patch)
     shift = model.options.timestep_shift
-    point = noised(wanted, drawn.noise.to(device), drawn.raw.to(device), shift)
+    point = noised(wanted, drawn.gaussian.to(device), drawn.raw.to(device), shift)
     vit = model.vit_block(source["understanding"], source["grid"])
     clean = clean_block(model, latents(source, drawn.source))
     options = model.options

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reca import records
 from reca.models.bagel import editing, weights
-from reca.models.bagel.batch import IGNORE, Condition, Conversation, FlowDraws, padded
+from reca.models.bagel.batch import IGNORE, Condition, Conversation, FlowNoise, padded
 from reca.models.bagel.config import BagelConfig, BagelOptions, parse
 from reca.models.bagel.context import Block, Context, empty, extend, picture_block, text_block
 from reca.models.bagel.encoders import FrozenVae, Reader, positions
@@ -35,11 +35,11 @@ from reca.models.unified import (
     DecayGroups,
     Features,
     Loss,
+    MemoryProfile,
     Sampling,
     UnifiedModel,
     Use,
-    Workload,
-    warn_of_cut,
+    warn_truncated,
 )
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class BagelModel(UnifiedModel):
             return Condition(ids)
         return Condition(ids, features["understanding"], features.get("grid"))
 
-    def draws(self, batch: int, generator: torch.Generator) -> FlowDraws:
+    def sample_noise(self, batch: int, generator: torch.Generator) -> FlowNoise:
         """Normal: time, noise, posterior; uniform: text dropout; normal: a VAE condition's posterior; in this order."""
         config = self.config
         side = config.latent_side * config.latent_patch_size
@@ -124,31 +124,31 @@ class BagelModel(UnifiedModel):
         drawn = (normal(), normal(config.latent_tokens, config.latent_width), normal(z, side, side))
         dropout = torch.rand(batch, generator=generator)
         if self.options.condition == "vit":
-            return FlowDraws(*drawn, dropout)
+            return FlowNoise(*drawn, dropout)
         small = config.condition_resolution // config.vae.downsample
-        return FlowDraws(*drawn, dropout, normal(z, small, small))
+        return FlowNoise(*drawn, dropout, normal(z, small, small))
 
-    def generation_loss(self, target: Features, condition: Condition, draws: FlowDraws) -> Loss:
+    def generation_loss(self, target: Features, condition: Condition, noise: FlowNoise) -> Loss:
         """Velocity loss (SPEC 3), summed over latent tokens; `options.step` says in how many phases."""
         config, device = self.config, self._device
-        clean = self.frozen.latents(target["target"].to(device), draws.posterior.to(device))
+        clean = self.frozen.latents(target["target"].to(device), noise.posterior.to(device))
         tokens = patchify(clean, config.latent_patch_size)
         shift = self.options.timestep_shift
-        point = noised(tokens, draws.noise.to(device), draws.raw.to(device), shift)
-        condition = self._with_dropped_texts(condition, draws)
+        point = noised(tokens, noise.gaussian.to(device), noise.raw.to(device), shift)
+        condition = self._with_dropped_texts(condition, noise)
         if self.options.step == "packed":
-            return Loss(self._packed_loss(condition, draws, point), draws.count)
+            return Loss(self._packed_loss(condition, noise, point), noise.count)
         with torch.no_grad():
             blocks = self.blocks(condition)
         kernels = self.options.implementation
         total = two_phase_loss(self.network, blocks, point, self._latent_ids, kernels)
-        return Loss(total, draws.count)
+        return Loss(total, noise.count)
 
-    def _with_dropped_texts(self, condition: Condition, draws: FlowDraws) -> Condition:
+    def _with_dropped_texts(self, condition: Condition, noise: FlowNoise) -> Condition:
         share = self.options.text_dropout
         if condition.seen is not None and self.options.template_dropout is not None:
             share = self.options.template_dropout
-        dropped = (draws.text_dropout < share).tolist()
+        dropped = (noise.text_dropout < share).tolist()
         texts = [None if drop else t for t, drop in zip(condition.texts, dropped, strict=True)]
         return Condition(texts, condition.seen, condition.grid)
 
@@ -173,9 +173,9 @@ class BagelModel(UnifiedModel):
             self.network, embeddings, None if valid is None else valid.to(weight.device)
         )
 
-    def _packed_loss(self, condition: Condition, draws: FlowDraws, point: Noised) -> Tensor:
+    def _packed_loss(self, condition: Condition, noise: FlowNoise, point: Noised) -> Tensor:
         packed = on_device(self.drawing_pack(condition), self._device)
-        inputs = self._pack_inputs(condition, draws, point, packed)
+        inputs = self._pack_inputs(condition, noise, point, packed)
         kernels = self.options.implementation
         states = run_pack(
             self.network,
@@ -212,7 +212,7 @@ class BagelModel(UnifiedModel):
         return Split("vae", grid=(high, wide))
 
     def _pack_inputs(
-        self, condition: Condition, draws: FlowDraws, point: Noised, packed: Packed
+        self, condition: Condition, noise: FlowNoise, point: Noised, packed: Packed
     ) -> PackInputs:
         """ViT states, and per row the clean latents (time 0) before the noisy ones."""
         width = self.config.vit.hidden_size
@@ -223,23 +223,23 @@ class BagelModel(UnifiedModel):
             rows = zip(condition.seen.to(self._device), sizes, strict=True)
             vit = torch.cat([states[:size] for states, size in rows]).to(self._dtype)
         elif condition.seen is not None:
-            assert draws.condition is not None, "drawn with options.condition vae"
-            noise = draws.condition.to(self._device)
-            clean = self.frozen.latents(condition.seen.to(self._device), noise)
+            assert noise.condition is not None, "drawn with options.condition vae"
+            posterior = noise.condition.to(self._device)
+            clean = self.frozen.latents(condition.seen.to(self._device), posterior)
             clean = patchify(clean, self.config.latent_patch_size)
             x, t = torch.cat([clean, x], dim=1), torch.cat([t.new_zeros(clean.shape[:2]), t], dim=1)
         return PackInputs(vit, x.flatten(0, 1), t.flatten())
 
     # ---- edit loss -------------------------------------------------------------------------------
-    def edit_draws(self, batch: int, generator: torch.Generator) -> Any:
+    def sample_edit_noise(self, batch: int, generator: torch.Generator) -> Any:
         """Draws of an edit loss; see `reca.models.bagel.editing`."""
-        return editing.draws(self, batch, generator)
+        return editing.sample_noise(self, batch, generator)
 
     def edit_loss(
-        self, target: Features, source: Features, instructions: Sequence[str], draws: Any
+        self, target: Features, source: Features, instructions: Sequence[str], noise: Any
     ) -> Loss:
         """Velocity loss of the target behind [VAE(source)][ViT(source)][text] (SPEC 2), summed over latent tokens."""
-        return Loss(editing.loss(self, target, source, instructions, draws), draws.count)
+        return Loss(editing.loss(self, target, source, instructions, noise), noise.count)
 
     # ---- reading losses --------------------------------------------------------------------------
     def conversation(
@@ -293,7 +293,7 @@ class BagelModel(UnifiedModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Draw one picture per row (SPEC 4); `sampling.extra` are the options of `FlowOptions`.
+        """Draw one picture per row (SPEC 4); `sampling.options` are the options of `FlowOptions`.
 
         Guidance pushes away from the context without the last text, which keeps a picture that was seen.
         """
@@ -345,7 +345,7 @@ class BagelModel(UnifiedModel):
         with autocast(self):
             context = self.question_context(questions, pictures)
             rows = greedy(self.network, context, max_new_tokens)
-        warn_of_cut(rows, self.config.special.eos)
+        warn_truncated(rows, self.config.special.eos)
         return [self.text.decoded(row) for row in rows]
 
     def question_context(self, questions: Sequence[str], pictures: Sequence[Features]) -> Context:
@@ -376,7 +376,7 @@ class BagelModel(UnifiedModel):
         """One group: the published weight decay is 0."""
         return DecayGroups(decay=tuple(self.trainable_parameters()), no_decay=())
 
-    def workload(self) -> Workload:
+    def memory_profile(self) -> MemoryProfile:
         """The noise block with gradients; behind a prefix of the condition and a template of 40 tokens (SPEC 5), which
         runs without in two phases.
         """
@@ -386,7 +386,7 @@ class BagelModel(UnifiedModel):
         ) ** 2
         values = config.vit.hidden_size if is_vit else 2 * config.latent_width
         prefix, two_phases = seen + 2 + 42, self.options.step == "two_phase"
-        return Workload(
+        return MemoryProfile(
             tokens=config.latent_tokens + 2 + (0 if two_phases else prefix),
             layers=llm.num_hidden_layers,
             width=llm.hidden_size,

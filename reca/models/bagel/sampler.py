@@ -58,7 +58,7 @@ class FlowOptions:
     @classmethod
     def of(cls, sampling: Sampling) -> FlowOptions:
         """The contract's `Sampling` with this family's `extra`; ValueError on an unknown key."""
-        extra: Mapping[str, Any] = dict(sampling.extra or {})
+        extra: Mapping[str, Any] = dict(sampling.options or {})
         known = {f.name for f in fields(cls)} - {"steps", "guidance"}
         if unknown := sorted(set(extra) - known):
             raise ValueError(

@@ -37,15 +37,15 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class DiffusionDraws:
-    """All that a drawing loss draws: token `orders` [B, L] of which the first `masked` are hidden, `t` and `noise` of
-    every row [repeats * B * L] in repeat-major order, `text_dropout` [B], and where MAR's dropout draws from.
+class DiffusionNoise:
+    """Noise of a diffusion loss: token `orders` [B, L] of which the first `masked` are hidden, `t` and `gaussian`
+    [repeats * B * L, ...] in repeat-major order, `text_dropout` [B], and the seed of MAR's dropout.
     """
 
     orders: Tensor
     masked: int
     t: Tensor
-    noise: Tensor
+    gaussian: Tensor
     text_dropout: Tensor
     dropout: Dropout | None = None
 

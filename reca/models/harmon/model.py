@@ -18,7 +18,7 @@ from reca.finite import demand, finite_rows
 from reca.models.harmon import layout as layouts
 from reca.models.harmon import sampler as sampling_rules
 from reca.models.harmon import weights
-from reca.models.harmon.batch import Condition, Conversation, DiffusionDraws
+from reca.models.harmon.batch import Condition, Conversation, DiffusionNoise
 from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.diffusion import SLICE
 from reca.models.harmon.layout import IGNORE, Prompts
@@ -30,11 +30,11 @@ from reca.models.unified import (
     DecayGroups,
     Features,
     Loss,
+    MemoryProfile,
     Sampling,
     UnifiedModel,
     Use,
-    Workload,
-    warn_of_cut,
+    warn_truncated,
 )
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class HarmonModel(UnifiedModel):
             return Condition(rows, dropped, understanding=features["understanding"])
         return Condition(rows, dropped, latents=features["target"])
 
-    def draws(self, batch: int, generator: torch.Generator) -> DiffusionDraws:
+    def sample_noise(self, batch: int, generator: torch.Generator) -> DiffusionNoise:
         """In this order: mask rate, orders, timesteps, noise, text dropout, the seed of MAR's dropout (SPEC d1)."""
         tokens, mar = self.config.tokens, self.config.mar
         uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
@@ -137,7 +137,7 @@ class HarmonModel(UnifiedModel):
         t = torch.randint(1000, (rows,), generator=generator)
         noise = torch.randn(rows, mar.latent_channels, generator=generator)
         text_dropout = torch.rand(batch, generator=generator)
-        return DiffusionDraws(orders, masked, t, noise, text_dropout, self._dropout(generator))
+        return DiffusionNoise(orders, masked, t, noise, text_dropout, self._dropout(generator))
 
     def _dropout(self, generator: torch.Generator) -> Dropout | None:
         if not (self.config.mar.dropout or self.config.mar.attention_dropout):
@@ -146,41 +146,41 @@ class HarmonModel(UnifiedModel):
 
     # ---- drawing loss ------------------------------------------------------------------------------
     def generation_loss(
-        self, target: Features, condition: Condition, draws: DiffusionDraws
+        self, target: Features, condition: Condition, noise: DiffusionNoise
     ) -> Loss:
         """Noise error and variational bound on the masked tokens, `repeats` noise draws each, in fp32 (SPEC d1, d2)."""
         latents = target["target"].to(self.device).float().flatten(1, 2)  # [B, L, C]
-        hidden, _ = layouts.places(draws.orders, draws.masked)
-        z = self.token_conditions(latents, condition, draws)
-        rows = self._loss_rows(hidden, draws)
+        hidden, _ = layouts.places(noise.orders, noise.masked)
+        z = self.token_conditions(latents, condition, noise)
+        rows = self._loss_rows(hidden, noise)
         own = rows % latents.shape[:2].numel()  # repeats share target and condition
         mse, vb = self.network.mar.diffloss.losses(
             latents.flatten(0, 1)[own],
             z.flatten(0, 1)[own],
-            draws.t.to(self.device)[rows],
-            draws.noise.to(self.device)[rows],
-            slices=-(-len(draws.t) // SLICE),  # by all rows: ranks mask unequal numbers of them
+            noise.t.to(self.device)[rows],
+            noise.gaussian.to(self.device)[rows],
+            slices=-(-len(noise.t) // SLICE),  # by all rows: ranks mask unequal numbers of them
         )
         return Loss((mse + vb).sum(), len(rows))
 
-    def _loss_rows(self, hidden: Tensor, draws: DiffusionDraws) -> Tensor:
+    def _loss_rows(self, hidden: Tensor, noise: DiffusionNoise) -> Tensor:
         """Indices of the rows with a loss among [repeats, B, L], flat; hidden places [B, K] are theirs."""
-        batch, tokens = draws.orders.shape
-        repeats = len(draws.t) // (batch * tokens)
+        batch, tokens = noise.orders.shape
+        repeats = len(noise.t) // (batch * tokens)
         within = hidden + tokens * torch.arange(batch).unsqueeze(1)  # [B, K]
         block = batch * tokens * torch.arange(repeats).view(-1, 1, 1)
         return (block + within).flatten().to(self.device)
 
     def token_conditions(
-        self, latents: Tensor, condition: Condition, draws: DiffusionDraws
+        self, latents: Tensor, condition: Condition, noise: DiffusionNoise
     ) -> Tensor:
         """The head's conditions z [B, L, D] for latents [B, L, C], of which the masked ones are not seen."""
-        grid, dropout = self.config.grid, draws.dropout
-        _, visible = layouts.places(draws.orders, draws.masked)
+        grid, dropout = self.config.grid, noise.dropout
+        _, visible = layouts.places(noise.orders, noise.masked)
         visible = visible.to(self.device)
         mar = self.network.mar
         seen = mar.encode(latents, grid, visible, dropout and dropout.branch(1))
-        embeddings, mask = self._prompt(condition, draws)
+        embeddings, mask = self._prompt(condition, noise)
         image = self.network.to_llm(seen)
         embeddings = torch.cat([embeddings, image.to(embeddings.dtype)], dim=1)
         mask = torch.cat([mask, mask.new_ones(image.shape[:2])], dim=1)
@@ -188,16 +188,16 @@ class HarmonModel(UnifiedModel):
         encoded = self.network.with_context(seen, hidden[:, -image.shape[1] :])
         return mar.decode(encoded, grid, visible, dropout and dropout.branch(2))
 
-    def _prompt(self, condition: Condition, draws: DiffusionDraws) -> tuple[Tensor, Tensor]:
+    def _prompt(self, condition: Condition, noise: DiffusionNoise) -> tuple[Tensor, Tensor]:
         """Embeddings [B, P, H] and mask [B, P] of the prompts, single texts dropped, the picture put in."""
-        dropped = draws.text_dropout < self.options.text_dropout
+        dropped = noise.text_dropout < self.options.text_dropout
         texts = [
             condition.dropped if drop else text
             for text, drop in zip(condition.texts, dropped.tolist(), strict=True)
         ]
         hide = self.options.dropout_hides_image and condition.has_image
         seen = ~dropped.to(self.device) if hide else None
-        return self._embedded(texts, self._image(condition, draws.dropout), seen)
+        return self._embedded(texts, self._image(condition, noise.dropout), seen)
 
     def _image(self, condition: Condition, dropout: Dropout | None = None) -> Tensor | None:
         """The picture's understanding embeddings [B, L + S, H]; their gradient is scaled down (SPEC e)."""
@@ -238,7 +238,7 @@ class HarmonModel(UnifiedModel):
             [ids[:room] for ids, _ in coded], [labels[:room] for _, labels in coded]
         )
 
-    def with_draws(self, conversation: Conversation, generator: torch.Generator) -> Conversation:
+    def with_noise(self, conversation: Conversation, generator: torch.Generator) -> Conversation:
         """Draw the seed of the reader's dropout."""
         return replace(conversation, dropout=self._dropout(generator))
 
@@ -274,7 +274,7 @@ class HarmonModel(UnifiedModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Draw one picture per row (SPEC d4, d5); options in `sampling.extra` are those of `SamplerOptions`."""
+        """Draw one picture per row (SPEC d4, d5); options in `sampling.options` are those of `SamplerOptions`."""
         latents = self.draw_latents(condition, unconditional, sampling, generators)
         return self.frozen.pictures(latents)
 
@@ -364,7 +364,7 @@ class HarmonModel(UnifiedModel):
         steps = sampling_rules.greedy(self.network, embeddings, mask, end, max_new_tokens)
         tokens = list(steps)
         rows = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in questions]
-        warn_of_cut(rows, end)
+        warn_truncated(rows, end)
         return [self.text.decoded(row) for row in rows]
 
     @property
@@ -394,7 +394,7 @@ class HarmonModel(UnifiedModel):
             no_decay=tuple(name for name in names if not decays(name)),
         )
 
-    def workload(self) -> Workload:
+    def memory_profile(self) -> MemoryProfile:
         """One RecA sequence in the language model: condition, 40 tokens of text, visible latents at the mean mask rate
         (0.867), buffers. The MAR's blocks are counted as language model layers that keep as many values, and the head
         runs on the masked places, `repeats` times. With `frozen_condition` the understanding embeddings are cached too.
@@ -407,7 +407,7 @@ class HarmonModel(UnifiedModel):
         encoder = mar.encoder_depth * mar.encoder_width * (tokens - 40)
         decoder = mar.decoder_depth * mar.decoder_width * seen
         read = seen * width if self.options.frozen_condition else 0
-        return Workload(
+        return MemoryProfile(
             tokens=tokens,
             layers=config.llm_value("num_hidden_layers")
             + round((encoder + decoder) / (tokens * width)),

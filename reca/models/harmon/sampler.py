@@ -46,17 +46,17 @@ class SamplerOptions:
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "linear"):
             raise ValueError(
-                f"sampling.extra.schedule is {self.schedule!r}; choose constant or linear"
+                f"sampling.options.schedule is {self.schedule!r}; choose constant or linear"
             )
 
     @classmethod
     def of(cls, sampling: Sampling) -> SamplerOptions:
         """Read the contract's `Sampling`; ValueError on an option in `extra` that Harmon does not know."""
-        extra: dict[str, Any] = dict(sampling.extra or {})
+        extra: dict[str, Any] = dict(sampling.options or {})
         known = {f.name for f in fields(cls)} - {"guidance", "steps", "temperature"}
         if unknown := sorted(set(extra) - known):
             raise ValueError(
-                f"sampling.extra: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+                f"sampling.options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
             )
         return cls(sampling.guidance, sampling.steps, sampling.temperature, **extra)
 

@@ -25,7 +25,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class MaskDraws:
+class MaskNoise:
     """Uniform draws of a drawing loss: time `t` [B], slot order `u` [B, N], `text_dropout` [B]."""
 
     t: Tensor

@@ -19,7 +19,7 @@ from reca.finite import demand
 from reca.models.showo import layout as layouts
 from reca.models.showo import sampler as sampling_rules
 from reca.models.showo import weights
-from reca.models.showo.batch import Condition, Conversation, MaskDraws
+from reca.models.showo.batch import Condition, Conversation, MaskNoise
 from reca.models.showo.encoders import FrozenEncoders
 from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.network import Showo, ShowoConfig
@@ -29,11 +29,11 @@ from reca.models.unified import (
     DecayGroups,
     Features,
     Loss,
+    MemoryProfile,
     Sampling,
     UnifiedModel,
     Use,
-    Workload,
-    warn_of_cut,
+    warn_truncated,
 )
 
 if TYPE_CHECKING:
@@ -109,39 +109,39 @@ class ShowoModel(UnifiedModel):
                 )
         return Condition(prompts, features["understanding"])
 
-    def draws(self, batch: int, generator: torch.Generator) -> MaskDraws:
+    def sample_noise(self, batch: int, generator: torch.Generator) -> MaskNoise:
         """Uniform draws in this order: t, slot order, text dropout (used by text-to-image only)."""
         shapes = [(batch,), (batch, self.config.num_vq_tokens), (batch,)]
-        return MaskDraws(*(torch.rand(shape, generator=generator) for shape in shapes))
+        return MaskNoise(*(torch.rand(shape, generator=generator) for shape in shapes))
 
-    def loss_count(self, draws: MaskDraws, with_image: bool) -> int:
+    def loss_count(self, noise: MaskNoise, with_image: bool) -> int:
         """Masked slots, and in text-to-image also soi and eoi of each row."""
         boundary = not with_image and self.options.t2i_boundary_tokens
-        return draws.count + 2 * len(draws.t) * boundary
+        return noise.count + 2 * len(noise.t) * boundary
 
-    def generation_loss(self, target: Features, condition: Condition, draws: MaskDraws) -> Loss:
+    def generation_loss(self, target: Features, condition: Condition, noise: MaskNoise) -> Loss:
         """Cross-entropy on the masked codes (SPEC 3.1, 3.6), over the full vocabulary unless
         `loss_vocab` is image.
         """
-        layout = self.generation_layout(target["target"], condition, draws)
+        layout = self.generation_layout(target["target"], condition, noise)
         is_reca = condition.understanding is not None
         hidden = self.hidden(layout, condition.understanding, self._embeddings_learn(is_reca))
         vocab = self.config.ids.codes if self.options.loss_vocab == "image" else None
         return self._token_loss(hidden, layout, vocab)
 
-    def generation_layout(self, codes: Tensor, condition: Condition, draws: MaskDraws) -> Layout:
+    def generation_layout(self, codes: Tensor, condition: Condition, noise: MaskNoise) -> Layout:
         """The training sequences of `generation_loss`: masked codes behind their condition."""
-        masked = draws.masked
+        masked = noise.masked
         wanted = codes.long().cpu() + self.config.ids.first_image
         image = wanted.masked_fill(masked, self.config.ids.mask)
         if condition.understanding is None:
-            condition = self._with_dropped_texts(condition, draws)
+            condition = self._with_dropped_texts(condition, noise)
         targets = wanted.masked_fill(~masked, IGNORE)
         layout = self._drawing_layout(condition, image, targets, self._max_text_training)
         return self._prepared(layout)
 
-    def _with_dropped_texts(self, condition: Condition, draws: MaskDraws) -> Condition:
-        dropped = (draws.text_dropout < self.options.text_dropout).tolist()
+    def _with_dropped_texts(self, condition: Condition, noise: MaskNoise) -> Condition:
+        dropped = (noise.text_dropout < self.options.text_dropout).tolist()
         empty = [self.config.ids.bos, self.config.ids.eos]
         return Condition(
             [empty if drop else text for text, drop in zip(condition.texts, dropped, strict=True)]
@@ -287,7 +287,7 @@ class ShowoModel(UnifiedModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Draw one picture per row (SPEC 4.2); options in `sampling.extra` are those of
+        """Draw one picture per row (SPEC 4.2); options in `sampling.options` are those of
         `SamplerOptions`.
         """
         return self.frozen.decode(self.draw_codes(condition, unconditional, sampling, generators))
@@ -319,12 +319,12 @@ class ShowoModel(UnifiedModel):
             )
         if options.guidance > 0 and unconditional is None:
             raise ValueError("sampling.guidance > 0 needs an unconditional condition")
-        pushed_from = unconditional if options.guidance > 0 else None
+        unconditional = unconditional if options.guidance > 0 else None
         noise = sampling_rules.RowNoise(generators, self.config.codebook_size)
         device = self.network.showo.lm_head.weight.device
         shape = (len(condition), self.config.num_vq_tokens)
         masked = torch.ones(shape, dtype=torch.bool, device=device)
-        logits = self.code_logits(condition, pushed_from)
+        logits = self.code_logits(condition, unconditional)
         *_, last = sampling_rules.sample(logits, masked, options, noise)
         demand(last.finite, "logits of the image codes")
         return last.codes
@@ -379,7 +379,7 @@ class ShowoModel(UnifiedModel):
         )
         tokens = [token for _, token in steps]
         rows = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in questions]
-        warn_of_cut(rows, self.config.ids.eos)
+        warn_truncated(rows, self.config.ids.eos)
         return [self.text.decoded(row) for row in rows]
 
     def question_layout(
@@ -404,11 +404,11 @@ class ShowoModel(UnifiedModel):
             no_decay=tuple(name for name in names if "bias" in name),
         )
 
-    def workload(self) -> Workload:
+    def memory_profile(self) -> MemoryProfile:
         """One RecA sequence: head, understanding tokens, text and image codes (SPEC 3.2)."""
         llm, is_clip = self.config.llm, self.config.understanding == "clip"
         seen = self.config.clip_tokens if is_clip else self.config.num_vq_tokens // 4
-        return Workload(
+        return MemoryProfile(
             tokens=seen + self.config.head_text + 3 + self.config.num_vq_tokens,
             layers=llm["num_hidden_layers"],
             width=llm["hidden_size"],

@@ -85,18 +85,20 @@ class SamplerOptions:
         """Read the contract's `Sampling`; ValueError on an option in `extra` that Show-o does not
         know.
         """
-        extra: dict[str, Any] = dict(sampling.extra or {})
+        extra: dict[str, Any] = dict(sampling.options or {})
         known = {f.name for f in fields(cls)} - {"guidance", "steps", "temperature"}
         if unknown := sorted(set(extra) - known):
             raise ValueError(
-                f"sampling.extra: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+                f"sampling.options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
             )
         return cls(sampling.guidance, sampling.steps, sampling.temperature, **extra)
 
 
 def _choose(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ValueError(f"sampling.extra.{name} is {value!r}; choose one of: {', '.join(allowed)}")
+        raise ValueError(
+            f"sampling.options.{name} is {value!r}; choose one of: {', '.join(allowed)}"
+        )
 
 
 # ---- one picture (SPEC 4.2) ----------------------------------------------------------------------
