@@ -9,7 +9,6 @@ sha256 of every file. What a crash leaves behind is a hidden folder that nobody 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import lock_descriptor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -301,12 +301,10 @@ def exclusive(folder: Path) -> Iterator[None]:
             f"{folder}: cannot write here ({error.strerror}); choose a writable folder"
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock_descriptor(lock.fileno(), blocking=False):
             raise ValueError(
                 f"{folder}: another process trains here; wait for it or choose another folder"
-            ) from error
+            )
         yield
 
 

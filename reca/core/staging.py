@@ -7,7 +7,6 @@ is told apart from what is being written, and the next writer of the same output
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import os
 import re
@@ -15,6 +14,8 @@ import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 PARTIAL = ".partial-"  # between the output's name and a random ending
 _ENDING = re.compile(r"[0-9a-f]{16}")
@@ -54,7 +55,7 @@ class Scratch:
         self.path = new_folder(out.parent, self._prefix)
         self._lock = os.open(self.path, os.O_RDONLY)
         with suppress(OSError):
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_descriptor(self._lock, blocking=False)
 
     def replace(self) -> None:
         """Give the folder the name `out`; a former one is moved away first, so that no moment has files of both."""
@@ -77,10 +78,10 @@ class Scratch:
 
 
 def _remove_if_dead(path: Path) -> None:
-    with suppress(OSError):  # locked: its writer lives
+    with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+            if lock_descriptor(descriptor, blocking=False):
+                shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(descriptor)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import lock_descriptor
 from safetensors.torch import save
 
 from reca.core import artifacts
@@ -43,10 +44,10 @@ class Workshop:
         descriptor = self._hold()
         try:
             yield
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._work.remove()
-        except BlockingIOError:
-            _log.debug("%s: another process still works here", self.folder)
+            if lock_descriptor(descriptor, blocking=False):
+                self._work.remove()
+            else:
+                _log.debug("%s: another process still works here", self.folder)
         finally:
             os.close(descriptor)
 
@@ -77,12 +78,7 @@ class Workshop:
     def lock(self, name: str, wait: bool) -> Iterator[bool]:
         """Hold a named lock, which the kernel frees if the process dies; False: another has it."""
         with open(self.folder / f"{name}.lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield lock_descriptor(file.fileno(), blocking=wait)
 
     def write(self, key: str, features: Features, record: dict[str, Any]) -> dict[str, Any]:
         """Finish a shard: the features first, then the record, which is returned with their hash."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from reca.core.documents import read_yaml
-from reca.sources.download import Expected, check_url, safe_relative
+from reca.sources.checks import Expected, check_url, safe_relative
 
 SOURCES_FILE = Path("config/sources.yaml")
 Kind = Literal["hub", "url", "git-raw", "mirror"]

@@ -12,7 +12,9 @@ import fnmatch
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -28,17 +30,8 @@ from reca.sources.catalogue import (
     is_hex,
     load_sources,
 )
-from reca.sources.download import (
-    DEFAULT_POLICY,
-    UNKNOWN,
-    Digest,
-    Expected,
-    Policy,
-    check_url,
-    download,
-    safe_relative,
-    verify,
-)
+from reca.sources.checks import UNKNOWN, Digest, Expected, safe_relative, verify
+from reca.sources.parts import DEFAULT_POLICY, Policy
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +157,9 @@ def _discover(source: Source, mirror: Path | None, endpoints: Endpoints) -> Sour
             if path.is_file()
         }
         return replace(source, files=_select(source, present, str(folder)))
-    revision, present = _list_hub(source, endpoints)
+    from reca.sources import hub
+
+    revision, present = hub.list_files(source, endpoints.hub, DEFAULT_POLICY)
     return replace(source, revision=revision, files=_select(source, present, str(source.id)))
 
 
@@ -186,51 +181,6 @@ def _select(
     return tuple(chosen[path] for path in sorted(chosen))
 
 
-def _list_hub(source: Source, endpoints: Endpoints) -> tuple[str, dict[str, SourceFile]]:
-    """Commit and files of a hub repository, with the hashes that the hub states for them."""
-    from huggingface_hub import HfApi
-
-    # HTTPError is that of the hub's own HTTP library: a refused connection raises it bare.
-    from huggingface_hub.errors import HTTPError
-
-    check_url(endpoints.hub)
-    api = HfApi(endpoint=endpoints.hub, token=_token() or False)
-    try:
-        info = api.repo_info(
-            str(source.id),
-            repo_type=source.repo,
-            revision=source.revision,
-            timeout=DEFAULT_POLICY.read_seconds,
-            files_metadata=True,
-        )
-    except (HTTPError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{source.name}: cannot list {source.id} ({reason}); check the network and, for a "
-            "gated repository, HF_TOKEN; or use a mirror folder"
-        ) from error
-    commit = str(info.sha)
-    if not is_hex(commit, HEX_DIGITS["revision"]):
-        raise ValueError(f"{source.name}: {source.id} states no commit, but {commit!r}")
-    if source.revision not in (None, commit):
-        raise ValueError(f"{source.name}: asked for {source.revision}, the hub gave {commit}")
-    files = (
-        SourceFile(
-            path=item.rfilename,
-            save_as=item.rfilename,
-            sha256=item.lfs.sha256 if item.lfs else None,
-            git_blob=None if item.lfs else item.blob_id,
-            bytes=item.lfs.size if item.lfs else item.size,
-        )
-        for item in getattr(info, "siblings", None) or ()
-    )
-    return commit, {file.path: file for file in files}
-
-
-def _token() -> str | None:
-    return os.environ.get("HF_TOKEN") or None
-
-
 def origin_url(source: Source, file: SourceFile, endpoints: Endpoints) -> str:
     """The address of one file at its origin; ValueError where the network cannot give it."""
     if source.kind == "url":
@@ -244,15 +194,9 @@ def origin_url(source: Source, file: SourceFile, endpoints: Endpoints) -> str:
         raise ValueError(f"{source.name}: no revision is pinned; run `reca pin {source.name}`")
     if source.kind == "git-raw":
         return f"{endpoints.git_raw}/{source.id}/{source.revision}/{quote(file.path)}"
-    from huggingface_hub import hf_hub_url
+    from reca.sources import hub
 
-    return hf_hub_url(
-        str(source.id),
-        file.path,
-        repo_type=source.repo,
-        revision=source.revision,
-        endpoint=endpoints.hub,
-    )
+    return hub.file_url(source, file.path, endpoints.hub)
 
 
 # ---- the verbs -----------------------------------------------------------------------------------
@@ -265,6 +209,7 @@ class _Way:
     mirror: Path | None
     endpoints: Endpoints
     policy: Policy
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def bring(self, file: SourceFile) -> tuple[Digest, str]:
         """Put one verified file into the work folder; its digest and how it came."""
@@ -277,10 +222,45 @@ class _Way:
         found = self._in_mirror(file)
         if found is not None:
             return _copy(found, target, file.expected), "mirror"
+        return self._from_network(file, target), "network"
+
+    def _from_network(self, file: SourceFile, target: Path) -> Digest:
         url = origin_url(self.source, file, self.endpoints)
-        token = _token() if self.source.kind == "hub" else None
         log.info("%s: %s", self.source.name, url)
-        return download(url, target, file.expected, policy=self.policy, token=token), "network"
+        if self.source.kind == "hub":
+            from reca.sources import hub
+
+            return hub.download(
+                self.source,
+                file,
+                target,
+                endpoint=self.endpoints.hub,
+                policy=self.policy,
+                stop=self.stop,
+            )
+        from reca.sources.download import download
+
+        return download(url, target, file.expected, policy=self.policy, stop=self.stop)
+
+    def bring_all(self) -> list[tuple[SourceFile, Digest, str]]:
+        """`bring` every file, several at once; the first failure stops the others, whose parts are kept."""
+        with ThreadPoolExecutor(self.policy.files, "fetch") as pool:
+            jobs = [pool.submit(self.bring, file) for file in self.source.files]
+            try:
+                for job in as_completed(jobs):
+                    job.result()
+            except BaseException:
+                self._end(pool)
+                raise
+        return [(file, *job.result()) for file, job in zip(self.source.files, jobs, strict=True)]
+
+    def _end(self, pool: ThreadPoolExecutor) -> None:
+        self.stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        if self.source.kind == "hub":
+            from reca.sources import hub
+
+            hub.abort()
 
     def _in_mirror(self, file: SourceFile) -> Path | None:
         """`<mirror>/<source>/<file>`, else any file of the mirror with the right content."""
@@ -366,7 +346,7 @@ def fetch(
         log.warning("%s is not pinned: its content is taken on trust", name)
         source = _discover(source, mirror, endpoints)
     way = _Way(source, work / name, mirror, endpoints, policy)
-    brought = [(file, *way.bring(file)) for file in source.files]
+    brought = way.bring_all()
     for file, _, _ in brought:
         _place(way.work / file.save_as, out_dir / file.save_as)
     return [_record(source, *item, endpoints) for item in brought]

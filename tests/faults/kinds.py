@@ -294,7 +294,7 @@ KINDS = (
                "a_key_that_no_header_can_carry_is_refused_unshown", "a_reply_that_holds_the_key_is_kept_without_it",
                "a_netrc_does_not_take_the_place_of_the_key")
          + tests("benchmarks/judges/test_ledger", "the_key_is_in_no_file")
-         + tests("test_downloads", "token_stays_with_its_origin_and_out_of_logs")
+         + tests("sources/test_hub", "the_token_stays_with_the_hub")
          + tests("sources/test_sources", "token_from_the_environment_is_sent_and_never_kept")),
     Kind("S9", JUDGES, "caps on cost",
          "never passed; the next run goes on",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,8 +15,8 @@ import huggingface_hub.constants
 import pytest
 import yaml
 
-from reca.sources.download import Policy
 from reca.sources.fetch import Endpoints, fetch, pin
+from reca.sources.parts import Policy
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUE = ROOT / "config" / "sources.yaml"
@@ -48,6 +48,10 @@ class Hub(ThreadingHTTPServer):
         self.files, self.commit = dict(REPOSITORY), COMMIT
         self.requests: list[str] = []
         self.tokens: set[str | None] = set()
+        self.ranges: list[tuple[str, int]] = []  # file and first byte of each answer
+        self.cut: int | None = None  # byte of the file at which bodies break off
+        self.xet: dict[str, str] = {}
+        self.broken: Callable[[HubHandler], None] | None = None
 
     @property
     def url(self) -> str:
@@ -70,28 +74,61 @@ class Hub(ThreadingHTTPServer):
 class HubHandler(BaseHTTPRequestHandler):
     server: Hub
 
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.server.requests.append(path)
+        if self.command == "GET":
+            self.server.requests.append(path)
         self.server.tokens.add(self.headers.get("Authorization"))
+        self.close_connection = True
+        if self.server.broken is not None:
+            self.server.broken(self)
+            return
         if re.fullmatch(r"/api/(models|datasets)/owner/name(/revision/\w+)?", path):
             self.answer(json.dumps(self.server.listing()).encode(), "application/json")
             return
         found = re.fullmatch(
             r"/(?:datasets/)?owner/name/(?:resolve/)?([0-9a-f]{40})/(?P<file>.+)", path
         )
-        data = self.server.files.get(found["file"]) if found else None
-        if data is None or (found and found[1] != self.server.commit):
-            self.send_error(404)
-            return
-        self.answer(data, "application/octet-stream")
+        if found and found[1] != self.server.commit:
+            self.fail(404, "RevisionNotFound")
+        elif not found or found["file"] not in self.server.files:
+            self.fail(404, "EntryNotFound")
+        else:
+            self.file(found["file"])
 
-    def answer(self, body: bytes, kind: str) -> None:
-        self.send_response(200)
+    def file(self, name: str) -> None:
+        """The bytes of a file, or those that the Range asks for, with the headers that the hub gives."""
+        data = self.server.files[name]
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        self.server.ranges.append((name, start)) if self.command == "GET" else None
+        span = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
+        tag = blob(data) if name.endswith((".json", ".py")) else sha(data)
+        headers = {"X-Repo-Commit": self.server.commit, "ETag": f'"{tag}"', **span}
+        sent = None if self.server.cut is None else max(0, self.server.cut - start)
+        self.answer(
+            data[start:], "application/octet-stream", sent=sent, **headers, **self.server.xet
+        )
+
+    def fail(self, status: int, code: str) -> None:
+        self.answer(b"", "text/plain", status=status, **{"X-Error-Code": code})
+
+    def answer(
+        self, body: bytes, kind: str, status: int = 0, sent: int | None = None, **headers: str
+    ) -> None:
+        self.send_response(status or (206 if "Content-Range" in headers else 200))
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command == "GET":
+            self.wfile.write(body[:sent])
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep pytest's output clean."""

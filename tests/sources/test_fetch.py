@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from reca.sources import fetch as sources_module
 from reca.sources.fetch import fetch, list_sources, read_lock, resolved
-from tests.sources.conftest import COMMIT, HUB_ENTRY, REPOSITORY, WANTED, House, Hub, blob, sha
+from tests.sources.conftest import (
+    COMMIT,
+    FAST,
+    HUB_ENTRY,
+    REPOSITORY,
+    WANTED,
+    House,
+    Hub,
+    blob,
+    sha,
+)
 
 
 # ---- pinning -------------------------------------------------------------------------------------
@@ -71,7 +82,7 @@ def test_interrupted_fetch_keeps_what_it_had(house: House, hub: Hub) -> None:
     house.pin()
     spoilt = hub.files.pop("sub/data-0.parquet")
     with pytest.raises(ValueError, match="404"):
-        house.fetch()
+        house.fetch(policy=replace(FAST, files=1))
     hub.files["sub/data-0.parquet"] = spoilt
     hub.requests.clear()
     assert house.fetch() == WANTED

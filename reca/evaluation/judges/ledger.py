@@ -10,7 +10,6 @@ Scoring reads the ledger and nothing else, so a changed parser costs nothing.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -19,6 +18,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
+
+from filelock import lock_descriptor
 
 from reca.core.artifacts import fsync_directory
 from reca.core.sealed import begins_like, holds_seal, seal, unseal, unsealed
@@ -79,15 +80,15 @@ class Ledger:
     def _take(self) -> None:
         """Lock the file for this process, read what is there, and make its name last as its lines do."""
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{self.path}: another process is asking this judge; wait for it, or stop it"
-            ) from error
+            locked = lock_descriptor(self._file.fileno(), blocking=False)
         except OSError as error:
             raise ValueError(
                 f"{self.path}: cannot be locked ({error.strerror}); put the ledger on another disk"
             ) from error
+        if not locked:
+            raise ValueError(
+                f"{self.path}: another process is asking this judge; wait for it, or stop it"
+            )
         self._entries, self._whole = {}, 0
         self._read()
         self._close_off()
