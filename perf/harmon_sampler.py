@@ -241,7 +241,7 @@ def measure_decoder(model: HarmonModel, pictures: int) -> dict[str, float]:
     rows, columns = model.config.grid
     latents = torch.randn(2, rows, columns, model.config.mar.latent_channels)
     pixels = latents.permute(0, 3, 1, 2).contiguous() / model.config.vae.scale
-    direct, _ = clocked(lambda: model.frozen.vae.decode(pixels).sample)
+    direct, _ = clocked(lambda: model.frozen.vae.decode(pixels))
     ours, _ = clocked(lambda: model.frozen.decode(latents[:1]))
     return {"direct_seconds": direct * pictures, "ours_seconds": ours * pictures}
 

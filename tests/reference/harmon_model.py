@@ -8,9 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
+from reca.models.common.autoencoder_kl import AutoencoderKL
 from reca.models.harmon import weights
 from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.layout import IMAGE, IMAGE_AT

@@ -23,17 +23,18 @@ def test_standardising_changes_no_picture():
     model, images = vae(), torch.rand(24, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         model.quant_conv.bias.add_(torch.randn(8))
-        before = model.encode(images).latent_dist
-        decoded = model.decode(before.mean).sample
+        before, before_log_variance = model.moments(images)
+        decoded = model.decode(before)
     standardise(model, images)
     with torch.no_grad():
-        behind = model.encode(images).latent_dist
-        again = model.decode(behind.mean).sample
+        behind, behind_log_variance = model.moments(images)
+        again = model.decode(behind)
     assert torch.allclose(decoded, again, atol=1e-4)
-    assert torch.allclose(behind.mean.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4)
-    assert torch.allclose(behind.mean.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3)
-    spread = before.mean.std(dim=(0, 2, 3)).view(1, -1, 1, 1)
-    assert torch.allclose(behind.std * spread, before.std, rtol=1e-3)
+    assert torch.allclose(behind.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(behind.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3)
+    spread = before.std(dim=(0, 2, 3)).view(1, -1, 1, 1)
+    deviations = [(0.5 * v).exp() for v in (behind_log_variance, before_log_variance)]
+    assert torch.allclose(deviations[0] * spread, deviations[1], rtol=1e-3)
 
 
 def test_the_vaes_loss_falls_and_depends_on_its_noise():

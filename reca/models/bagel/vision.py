@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image as Pillow
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig
@@ -17,6 +16,7 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from reca.core.images import to_tensor
 from reca.models.bagel.config import VaeConfig, VisionConfig
+from reca.models.common.autoencoder_kl import AutoencoderKL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -144,24 +144,13 @@ class VisionTower(nn.Module):
 # ---- the autoencoder ---------------------------------------------------------------------------
 def build_vae(config: VaeConfig) -> nn.Module:
     """FLUX's autoencoder of these sizes; only its scale and shift are ours to apply."""
-    levels = len(config.ch_mult)
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=["DownEncoderBlock2D"] * levels,
-        up_block_types=["UpDecoderBlock2D"] * levels,
-        block_out_channels=[config.ch * factor for factor in config.ch_mult],
-        layers_per_block=config.num_res_blocks,
+    return AutoencoderKL(
+        [config.ch * factor for factor in config.ch_mult],
+        resnets=config.num_res_blocks,
         latent_channels=config.z_channels,
-        norm_num_groups=config.norm_groups,
-        act_fn="silu",
-        scaling_factor=config.scale_factor,
-        shift_factor=config.shift_factor,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=True,
+        groups=config.norm_groups,
+        quant_conv=False,
     )
-    return cast("nn.Module", vae)  # the stubs of diffusers hide the base class
 
 
 def moments(vae: nn.Module, pixels: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from reca.models.bagel.network import GEN, Bagel, FixedTable, sincos_table
 from reca.models.checkpoint_io import manifest_of, save_safetensors
+from reca.models.common.autoencoder_kl import AutoencoderKL
 from reca.models.streaming import assign_strictly
 
 RELEASED = ("BAGEL-7B-MoT_ema", "BAGEL-7B-MoT_ae")
@@ -56,7 +56,7 @@ def is_trained(name: str) -> bool:
 # ---- the VAE's two sets of names ----------------------------------------------------------------
 def official_vae_names(vae: nn.Module) -> dict[str, str]:
     """Official name by diffusers name."""
-    levels = len(cast("Any", vae).config.block_out_channels)
+    levels = cast("AutoencoderKL", vae).levels
     return {name: _official_vae_name(name, levels) for name in vae.state_dict()}
 
 

@@ -1,4 +1,4 @@
-"""The frozen side of Harmon: pictures to latents, latents to pictures (KL-16 VAE as diffusers' AutoencoderKL).
+"""The frozen side of Harmon: pictures to latents, latents to pictures (KL-16 VAE).
 
 Source: reference/harmon/SPEC.md sections b and f. Letters: B batch, (m, n) latent grid, C channels.
 """
@@ -9,16 +9,16 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
 from reca.core import images as pictures
 from reca.core.finite import NonFinite, rows_of
+from reca.models.common.autoencoder_kl import AutoencoderKL
 from reca.models.harmon.config import HarmonConfig
 
 if TYPE_CHECKING:
@@ -73,20 +73,15 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 
 # ---- the autoencoder -------------------------------------------------------------------------------
-def build_vae(config: HarmonConfig) -> Any:
-    """The (untrained) AutoencoderKL: attention at the encoder's last level and in the middle only."""
-    vae, levels = config.vae, len(config.vae.multipliers)
+def build_vae(config: HarmonConfig) -> AutoencoderKL:
+    """The (untrained) autoencoder: attention at the encoder's last level and in the middle only."""
+    vae = config.vae
     return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * (levels - 1) + ("AttnDownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=tuple(vae.width * multiplier for multiplier in vae.multipliers),
-        layers_per_block=vae.resnets,
+        [vae.width * multiplier for multiplier in vae.multipliers],
+        resnets=vae.resnets,
         latent_channels=config.mar.latent_channels,
-        norm_num_groups=vae.groups,
-        act_fn="silu",
-        scaling_factor=vae.scale,
+        groups=vae.groups,
+        encoder_attention=True,
     )
 
 
@@ -96,7 +91,7 @@ class FrozenVae(nn.Module):
     def __init__(self, config: HarmonConfig, drawing: Drawing = "stretch", chunk: int = 16) -> None:
         super().__init__()
         self.config, self.drawing, self.chunk = config, drawing, chunk
-        self.vae: Any = build_vae(config)
+        self.vae = build_vae(config)
         self.requires_grad_(False)
         self._fingerprint: tuple[tuple[int, ...], str] = ((), "")
 
@@ -123,9 +118,8 @@ class FrozenVae(nn.Module):
     def latents(self, pixels: Tensor) -> Tensor:
         """Scaled posterior means [B, m, n, C] of pixels [B, 3, H, W]; nothing is drawn."""
         pixels = pixels.to(self.vae.dtype)
-        return (self.vae.encode(pixels).latent_dist.mode() * self.config.vae.scale).permute(
-            0, 2, 3, 1
-        )
+        mean, _ = self.vae.moments(pixels)
+        return (mean * self.config.vae.scale).permute(0, 2, 3, 1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -133,7 +127,7 @@ class FrozenVae(nn.Module):
         unscaled = latents.to(self.vae.dtype).permute(0, 3, 1, 2) / self.config.vae.scale
         if unscaled.device.type == "cpu":  # convolutions there are faster with channels innermost
             unscaled = unscaled.contiguous(memory_format=torch.channels_last)
-        return self.vae.decode(unscaled).sample
+        return self.vae.decode(unscaled)
 
     def pictures(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of scaled latents, one at a time: a 512-pixel decode needs gigabytes."""

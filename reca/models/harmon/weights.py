@@ -68,7 +68,7 @@ _ATTENTION = re.compile(r"attn.*\.(q|k|v|proj_out)\.weight$")
 
 
 def official_vae_name(name: str, levels: int) -> str:
-    """The official name of a tensor of diffusers' AutoencoderKL with so many levels."""
+    """The official name of a tensor of `AutoencoderKL` with so many levels."""
     for pattern, official in _PARTS:
         if found := re.match(pattern, name):
             if "{u}" in official:
@@ -82,7 +82,7 @@ def official_vae_name(name: str, levels: int) -> str:
 
 def official_vae_state(vae: Any) -> dict[str, Tensor]:
     """The VAE under its official names, without `vae.`; attention weights are 1 x 1 convolutions there."""
-    levels = len(vae.config["block_out_channels"])
+    levels = vae.levels
     state: dict[str, Tensor] = {}
     for name, tensor in vae.state_dict().items():
         official = official_vae_name(name, levels)
@@ -93,7 +93,7 @@ def official_vae_state(vae: Any) -> dict[str, Tensor]:
 
 def load_vae(vae: Any, official: Mapping[str, Tensor], where: str | Path) -> None:
     """Copy official tensors into the VAE, strictly; what its training left beside them is left out and reported."""
-    levels = len(vae.config["block_out_channels"])
+    levels = vae.levels
     ours = {official_vae_name(name, levels): name for name in vae.state_dict()}
     tensors = {}
     for name, tensor in _own(official, _OWN_VAE, where).items():

@@ -33,9 +33,10 @@ def vae_loss(vae: Any, images: Tensor, noise: Tensor) -> Tensor:
 
     No perceptual or adversarial term: the pictures [B, 3, H, W] are drawn, not photographed.
     """
-    posterior = vae.encode(images).latent_dist
-    error = vae.decode(posterior.mean + posterior.std * noise).sample - images
-    divergence = posterior.mean.square() + posterior.var - 1 - posterior.logvar
+    mean, log_variance = vae.moments(images)
+    log_variance = log_variance.clamp(-30, 20)
+    error = vae.decode(mean + torch.exp(0.5 * log_variance) * noise) - images
+    divergence = mean.square() + log_variance.exp() - 1 - log_variance
     return error.abs().mean() + error.square().mean() + DIVERGENCE * 0.5 * divergence.mean()
 
 
@@ -45,7 +46,7 @@ def standardise(vae: Any, images: Tensor) -> None:
 
     Decoded pictures stay the same; the diffusion head then finds latents of the size of its noise.
     """
-    means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(_CHUNK)])
+    means = torch.cat([vae.moments(part)[0] for part in images.split(_CHUNK)])
     mean, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
     before, behind, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
     before.weight[:channels] /= spread.view(-1, 1, 1, 1)
