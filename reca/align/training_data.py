@@ -10,23 +10,16 @@ from reca.align.batches import EditRows, FeatureData
 from reca.config.recipe import Recipe
 from reca.core.artifacts import MANIFEST, sha256_file
 from reca.data.dataset import read_texts
-from reca.data.formats import max_unreadable, open_dataset
+from reca.data.formats import max_unreadable
 from reca.data.prompts import bank
 from reca.features.build import FeatureCache, open_cache
+from reca.features.roles import open_role
 
 if TYPE_CHECKING:
     from reca.config.schema import DataSource
-    from reca.data.formats import Dataset, Sample
+    from reca.data.formats import Sample
 
 DRAWN, READ, TOLD, CHANGED = "reconstruct", "answer", "text", "edit"  # roles in a configuration
-
-
-def open_role(
-    source: DataSource, folder: Path, companions: Mapping[str, Path] | None = None
-) -> Dataset:
-    """The data set of one role at `folder`; `companions` are the folders of the images that it points into."""
-    images = {"images": dict(companions)} if companions else {}
-    return open_dataset(source.kind, folder, **source.options, **images)
 
 
 def feature_data(

@@ -48,10 +48,10 @@ def _chosen(folder: Path, file: str | None, role: str) -> Path:
 
 def cache(arguments: Namespace) -> None:
     """Run the frozen encoders over a data set."""
-    from reca.align.training_data import open_role
     from reca.core.devices import placed
     from reca.data.formats import max_unreadable
     from reca.features.build import build
+    from reca.features.roles import open_role
     from reca.models.registry import load_model
 
     plain = read_section(arguments.section)

@@ -1,84 +1,226 @@
-"""Hashes of the code that a stage runs, so that an edit of one module reruns exactly the stages that import it."""
+"""Hashes of the code that a stage runs, so that an edit reruns exactly the stages whose results it can change.
+
+What is hashed is the syntax tree without docstrings: comments, layout and docstrings rerun nothing.
+"""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 
-from reca.core.artifacts import sha256_bytes, sha256_file, sha256_json
+from reca.core.artifacts import sha256_file, sha256_json
 
 OWN_PACKAGES = ("reca", "reca_kernels")
+# Modules that only pass on functions of others: an import of one name follows that name, not the whole module, so
+# that a kernel belongs to the stages of the families that call it.
+FACADES = ("reca_kernels", "reca_kernels.face")
+# Compares a kernel with its reference before the first use; results come from one of the two, which are hashed.
+UNCOUNTED = ("reca_kernels.selfcheck",)
+DATA_FILES = (".html", ".css", ".json")
+
+Vertex = tuple[str, str | None]
+"""A module, and the name in it that is used where the module is a facade (None: all of it)."""
 
 
-@lru_cache(maxsize=512)
-def _source(module: str) -> Path | None:
-    """The file of a module of ours, found by its path: `find_spec` on a dotted name would import the parents."""
-    package, *rest = module.split(".")
-    spec = importlib.util.find_spec(package)
-    for location in (spec and spec.submodule_search_locations) or ():
-        path = Path(location, *rest)
+@dataclass(frozen=True)
+class Part:
+    """A piece of code: the hash of its syntax tree, and the names that it imports as (module, name or None)."""
+
+    digest: str
+    imports: tuple[Vertex, ...]
+    uses: frozenset[str] = frozenset()
+
+
+class SourceTree:
+    """The sources of our packages, each file read and parsed once.
+
+    Args:
+        roots: package -> its folder; default: where Python finds the packages.
+    """
+
+    def __init__(self, roots: Mapping[str, Path] | None = None) -> None:
+        self._roots = dict(roots or {})
+        self._wholes: dict[str, Part] = {}
+        self._facades: dict[str, dict[str, Part]] = {}
+
+    def source(self, module: str) -> Path | None:
+        """The file of a module of ours, found by its path: `find_spec` on a dotted name would import the parents."""
+        package, *rest = module.split(".")
+        path = Path(self._root(package), *rest)
         for candidate in (path.with_suffix(".py"), path / "__init__.py"):
             if candidate.is_file():
                 return candidate
-    return None
+        return None
+
+    def reached(
+        self, modules: Collection[str], hidden: Mapping[str, Collection[str]] | None = None
+    ) -> set[Vertex]:
+        """All code of ours that the modules import, directly or not, lazily or not.
+
+        `hidden`: module -> modules that it imports and that do not count. ValueError for a module without a source.
+        """
+        missing = [module for module in modules if self.source(module) is None]
+        if missing:
+            raise ValueError(f"no source found for module {missing[0]!r}")
+        seen: set[Vertex] = set()
+        waiting: list[Vertex] = [(module, None) for module in modules]
+        while waiting:
+            vertex = waiting.pop()
+            if vertex not in seen:
+                seen.add(vertex)
+                left_out = (hidden or {}).get(vertex[0], ())
+                waiting.extend(found for found in self._edges(vertex) if found[0] not in left_out)
+        return seen
+
+    def fingerprint(
+        self, modules: Collection[str], hidden: Mapping[str, Collection[str]] | None = None
+    ) -> str:
+        """Hash (hex sha256) of the syntax trees of all that `reached` gives."""
+        found = sorted(
+            self.reached(modules, hidden), key=lambda vertex: (vertex[0], vertex[1] or "")
+        )
+        return sha256_json(
+            [[module, name, self._part((module, name)).digest] for module, name in found]
+        )
+
+    def _root(self, package: str) -> Path:
+        if package not in self._roots:
+            spec = importlib.util.find_spec(package)
+            locations = list((spec and spec.submodule_search_locations) or ())
+            self._roots[package] = Path(locations[0]) if locations else Path(package)
+        return self._roots[package]
+
+    def _part(self, vertex: Vertex) -> Part:
+        module, name = vertex
+        return self._whole(module) if name is None else self._facade(module)[name]
+
+    def _edges(self, vertex: Vertex) -> Iterator[Vertex]:
+        module, name = vertex
+        part = self._part(vertex)
+        for target, wanted in part.imports:
+            yield from self._targets(target, wanted)
+        if name is not None:
+            yield from ((module, used) for used in part.uses & self._facade(module).keys())
+
+    def _targets(self, module: str, name: str | None) -> Iterator[Vertex]:
+        """What an import of `name` from `module` runs: the module, and `name` where it is a module itself."""
+        if module.split(".")[0] not in OWN_PACKAGES or module in UNCOUNTED:
+            return
+        if name is not None and self.source(f"{module}.{name}"):
+            if f"{module}.{name}" not in UNCOUNTED:
+                yield f"{module}.{name}", None
+            name = None
+            if module in FACADES:
+                return
+        if module in FACADES and name in self._facade(module):
+            yield module, name
+        elif self.source(module):
+            yield module, None
+
+    def _whole(self, module: str) -> Part:
+        if module not in self._wholes:
+            path = self.source(module)
+            assert path is not None, module
+            digest, imports = _parsed(path.read_bytes())
+            data = _data_hashes(path)
+            self._wholes[module] = Part(sha256_json([digest, *data]) if data else digest, imports)
+        return self._wholes[module]
+
+    def _facade(self, module: str) -> dict[str, Part]:
+        if module not in self._facades:
+            path = self.source(module)
+            assert path is not None, module
+            self._facades[module] = dict(_definitions(ast.parse(path.read_bytes())))
+        return self._facades[module]
 
 
-def _is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+def _definitions(tree: ast.Module) -> Iterator[tuple[str, Part]]:
+    """The names that a module binds at its top level, with the code of each."""
+    for node in tree.body:
+        uses = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                yield alias.asname or alias.name, Part("", ((node.module, alias.name),))
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name, Part(_digest(node), tuple(_imports(node)), uses)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    yield target.id, Part(_digest(node), tuple(_imports(node)), uses)
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
-    """Module names that the code imports anywhere, type-checking blocks left out; `from a import b`
-    may name a module.
-    """
-    for node in ast.iter_child_nodes(tree):
-        if _is_type_checking(node):
+@lru_cache(maxsize=4096)
+def _parsed(text: bytes) -> tuple[str, tuple[Vertex, ...]]:
+    tree = ast.parse(text)
+    return _digest(tree), tuple(sorted(set(_imports(tree)), key=str))
+
+
+def _digest(node: ast.AST) -> str:
+    words: list[str] = []
+    _write(node, words)
+    return sha256("\0".join(words).encode()).hexdigest()
+
+
+def _write(node: ast.AST, words: list[str]) -> None:
+    """The tree as words: node types, fields, constants; positions, contexts and docstrings left out."""
+    words.append(type(node).__name__)
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            words.append("[")
+            for item in value[_docstring(node, name, value) :]:
+                if isinstance(item, ast.AST):
+                    _write(item, words)
+                else:
+                    words.append(repr(item))
+            words.append("]")
+        elif not isinstance(value, ast.AST):
+            words.append(repr(value))
+        elif name != "ctx":
+            _write(value, words)
+
+
+def _docstring(node: ast.AST, name: str, body: list[ast.AST]) -> int:
+    """1 where the body opens with a docstring, else 0."""
+    if name != "body" or not body:
+        return 0
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return 0
+    first = body[0]
+    constant = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return int(constant and isinstance(first.value.value, str))  # type: ignore[attr-defined]
+
+
+def _imports(node: ast.AST) -> Iterator[Vertex]:
+    """What the code imports anywhere, type-checking blocks left out."""
+    for child in (
+        [node] if isinstance(node, ast.Import | ast.ImportFrom) else ast.iter_child_nodes(node)
+    ):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
             continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        yield from _imports(node)
-
-
-@lru_cache(maxsize=512)
-def _direct(module: str) -> tuple[str, tuple[str, ...]]:
-    source = _source(module)
-    if source is None:
-        return "", ()
-    text = source.read_bytes()
-    content = [sha256_bytes(text), *_data_hashes(source)]
-    own = (name for name in _imports(ast.parse(text)) if name.split(".")[0] in OWN_PACKAGES)
-    return sha256_json(content), tuple(sorted({name for name in own if _source(name)}))
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, None) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
+            yield from ((child.module, alias.name) for alias in child.names)
+        elif not isinstance(child, ast.expr_context | ast.operator):
+            yield from _imports(child)
 
 
 def _data_hashes(source: Path) -> list[str]:
     """Hashes of a package's own data files (templates, manifests), which belong to its code."""
     if source.name != "__init__.py":
         return []
-    data = [p for p in source.parent.iterdir() if p.suffix in (".html", ".css", ".json")]
+    data = [path for path in source.parent.iterdir() if path.suffix in DATA_FILES]
     return [f"{path.name} {sha256_file(path)}" for path in sorted(data)]
 
 
-def code_modules(*modules: str) -> list[str]:
-    """The named modules and all own modules that they import, directly or not."""
-    missing = [module for module in modules if _source(module) is None]
-    if missing:
-        raise ValueError(f"no source found for module {missing[0]!r}")
-    seen: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        module = waiting.pop()
-        if module not in seen:
-            seen.add(module)
-            waiting.extend(_direct(module)[1])
-    return sorted(seen)
-
-
-def code_fingerprint(*modules: str) -> str:
-    """Hash of the sources that the modules run: an edit of one module changes exactly the stages that import it."""
-    return sha256_json({module: _direct(module)[0] for module in code_modules(*modules)})
+@lru_cache(maxsize=1)
+def installed() -> SourceTree:
+    """The sources that Python would run in this process."""
+    return SourceTree()

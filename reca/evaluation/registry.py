@@ -20,7 +20,6 @@ class Kind:
     scorer: str = ""  # the default name of the network that sees or answers
 
 
-TOY_TASKS = {"laptop": "reca.toyworld.tasks", "laptop_edit": "reca.toyworld.edit_tasks"}
 KINDS = {
     "geneval": Kind("draw", "detector", "hf-detector"),
     "dpg": Kind("draw", "vqa", "blip-vqa"),
@@ -55,7 +54,7 @@ def module(name: str) -> ModuleType:
 
 def task_module(name: str) -> str:
     """Module path of a benchmark's prompts and scoring; fingerprints are taken of it without importing it."""
-    return TOY_TASKS.get(name, f"reca.evaluation.tasks.{name}")
+    return f"reca.evaluation.tasks.{name}"
 
 
 def label(name: str, scorer: str | None, judge: str | None) -> str:

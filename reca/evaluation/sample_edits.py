@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reca.core.artifacts import write_json, write_lines
+from reca.evaluation.tasks.laptop_edit import SCORES, Asked, chance, edits, means, score_edit
+from reca.evaluation.tasks.laptop_prompts import read_samples, sample_key
 from reca.inference.imageset import ImageSet, ImageSetWriter, png
 from reca.inference.items import Prompt
 from reca.toyworld import examiner
-from reca.toyworld.edit_tasks import SCORES, Asked, chance, edits, means, score_edit
-from reca.toyworld.prompts import read_samples, sample_key
 from reca.toyworld.scenes import draw_pixels
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from PIL import Image
 
 from reca.core.artifacts import write_json
 from reca.data.prompts import bank
+from reca.evaluation.tasks.laptop_prompts import Plan, plan
 from reca.inference.generate import Origin, answers, generate, reconstruct
 from reca.inference.imageset import ImageSetWriter
 from reca.models.contract import Sampling
-from reca.toyworld.prompts import Plan, plan
 from reca.toyworld.scenes import draw_pixels
 
 if TYPE_CHECKING:

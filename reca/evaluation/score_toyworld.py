@@ -11,9 +11,16 @@ import numpy as np
 
 from reca.core.artifacts import read_json, write_json, write_lines
 from reca.core.documents import texts
+from reca.evaluation.tasks import laptop
+from reca.evaluation.tasks.laptop_prompts import (
+    Plan,
+    plan,
+    read_samples,
+    reconstruction_key,
+    sample_key,
+)
 from reca.inference.imageset import ImageSet
-from reca.toyworld import examiner, tasks
-from reca.toyworld.prompts import Plan, plan, read_samples, reconstruction_key, sample_key
+from reca.toyworld import examiner
 
 if TYPE_CHECKING:
     from reca.config.schema import BenchmarkConfig
@@ -48,7 +55,7 @@ def score(section: BenchmarkConfig, samples: Path, out: Path) -> dict[str, Any]:
             kind: sum(item["kind"] == kind for item in items)
             for kind in ("prompt", "question", "reconstruction")
         },
-        "chance": tasks.chance(described["split"], CHANCE_PROMPTS, section.seed, CHANCE_PICTURES),
+        "chance": laptop.chance(described["split"], CHANCE_PROMPTS, section.seed, CHANCE_PICTURES),
         **_held_out(items),
     }
     write_json(out / "scores.json", result)
@@ -65,7 +72,7 @@ def _prompt_items(asked: Plan, pictures: ImageSet) -> Iterable[Item]:
         for prompt in prompts:
             for index in range(asked.images_per_prompt):
                 seen = examiner.detect(_pixels(pictures, sample_key(level, prompt.id), index))
-                value = tasks.score_prompt(prompt, seen)
+                value = laptop.score_prompt(prompt, seen)
                 yield {
                     "kind": "prompt",
                     "id": prompt.id,
@@ -80,7 +87,7 @@ def _prompt_items(asked: Plan, pictures: ImageSet) -> Iterable[Item]:
 def _reconstruction_items(asked: Plan, pictures: ImageSet) -> Iterable[Item]:
     for index, scene in enumerate(asked.scenes[: asked.reconstructions]):
         seen = examiner.detect(_pixels(pictures, reconstruction_key(index)))
-        values = tasks.reconstruction_scores(seen, scene)
+        values = laptop.reconstruction_scores(seen, scene)
         yield {"kind": "reconstruction", "id": f"scene-{index:04d}", **values}
 
 
@@ -91,7 +98,7 @@ def _question_items(asked: Plan, answers: Mapping[str, str]) -> Iterable[Item]:
             f"{len(missing)} of {len(asked.questions)} questions have no answer, for instance {missing[0]}"
         )
     for question in asked.questions:
-        right = float(tasks.same_answer(answers[question.id], question.answer))
+        right = float(laptop.same_answer(answers[question.id], question.answer))
         yield {"kind": "question", "id": question.id, "task": question.kind, "score": right}
 
 
@@ -103,7 +110,7 @@ def _by_level(items: Sequence[Item]) -> dict[str, dict[str, float]]:
             levels[str(item["guidance"])].append((item["task"], item["score"]))
             objects[str(item["guidance"])].append(item["objects"])
     return {
-        level: {**tasks.task_means(rows), "objects": float(np.mean(objects[level]))}
+        level: {**laptop.task_means(rows), "objects": float(np.mean(objects[level]))}
         for level, rows in levels.items()
     }
 
@@ -118,5 +125,5 @@ def _held_out(items: Sequence[Item]) -> dict[str, Any]:
     asked = [(item["task"], item["score"]) for item in items if item["kind"] == "question"]
     if asked:
         overall = float(np.mean([value for _, value in asked]))
-        found["understanding"] = {**tasks.task_means(asked), "overall": overall}
+        found["understanding"] = {**laptop.task_means(asked), "overall": overall}
     return found

@@ -12,10 +12,10 @@ from typing import Any
 
 from reca.core import artifacts, documents
 from reca.evaluation.choose import arm_of
+from reca.evaluation.tasks.laptop import GENEVAL_TASKS
+from reca.evaluation.tasks.laptop_edit import SCORES as SCORES_OF_EDITS
 from reca.report import stages
 from reca.report.outcomes import guidance_of, only_guidance, outcomes, understanding_by_kind
-from reca.toyworld.edit_tasks import SCORES as SCORES_OF_EDITS
-from reca.toyworld.tasks import GENEVAL_TASKS
 
 ITEMS, SCORES, LOG = "items.jsonl", "scores.json", "log.jsonl"
 

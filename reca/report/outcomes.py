@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from reca.evaluation.choose import arm_of
+from reca.evaluation.tasks.laptop import GENEVAL_TASKS
 from reca.report import statistics
 from reca.toyworld.edits import EDITS
-from reca.toyworld.tasks import GENEVAL_TASKS
 
 PRIMARY = ("dense", "geneval")
 SECONDARY = (

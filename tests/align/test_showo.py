@@ -74,7 +74,7 @@ def prepared(
     (root / "prompts.txt").write_text("describe the image\nwhat are on the image ?\n")
     folders = {"reconstruct": root / "talks.json", "answer": root / "talks.json"}
     sources = {"reconstruct": source, "answer": source}
-    from reca.align.training_data import open_role
+    from reca.features.roles import open_role
 
     caches = {use: root / use for use in ("draw", "read")}
     for use, folder in caches.items():

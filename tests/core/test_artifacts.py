@@ -109,14 +109,14 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 
 
 def test_code_hash_follows_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = fingerprints.code_modules("reca.align.run")
+    modules = {m for m, _ in fingerprints.installed().reached(["reca.align.run"])}
     assert {"reca.align.trainer", "reca.features.build", "reca.models.contract"} <= set(modules)
     assert not any(
         name.startswith(("reca.report", "reca.commands", "reca.models.showo")) for name in modules
     )
     assert "reca.config.schema" not in modules, "type-checking imports must not count"
     with pytest.raises(ValueError, match="no source found"):
-        fingerprints.code_modules("reca.nowhere")
+        fingerprints.installed().reached(["reca.nowhere"])
 
 
 def test_code_hash_covers_a_package_and_its_data(
@@ -127,11 +127,11 @@ def test_code_hash_covers_a_package_and_its_data(
     (package / "__init__.py").write_text("")
     (package / "page.html").write_text("old")
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = fingerprints.code_fingerprint("reca_kernels_probe")
+    before = fingerprints.SourceTree().fingerprint(["reca_kernels_probe"])
     for cached in (fingerprints._direct, fingerprints._source):
         cached.cache_clear()
     (package / "page.html").write_text("new")
-    assert fingerprints.code_fingerprint("reca_kernels_probe") != before
+    assert fingerprints.SourceTree().fingerprint(["reca_kernels_probe"]) != before
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(

@@ -6,7 +6,7 @@ import pytest
 
 from reca.commands.evaluate import _development
 from reca.evaluation.choose import choose
-from reca.toyworld.prompts import read_samples
+from reca.evaluation.tasks.laptop_prompts import read_samples
 
 
 def score(run: str, split: str = "development", **levels: tuple[float, float]) -> dict:

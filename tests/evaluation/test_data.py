@@ -21,7 +21,7 @@ from reca.evaluation.judges.requests import Picture
 from reca.evaluation.pictures import of_folder, samples_in
 from reca.evaluation.reading import hub_rows
 from reca.evaluation.sample import shard_of
-from reca.evaluation.tasks import (  # fmt: skip
+from reca.evaluation.tasks import (
     dpg,
     gedit,
     geneval,

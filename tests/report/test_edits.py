@@ -9,9 +9,9 @@ from PIL import Image
 from reca.config.schema import BenchmarkConfig
 from reca.core import artifacts
 from reca.evaluation.sample_edits import asked_for, score_edits
+from reca.evaluation.tasks.laptop_prompts import sample_key
 from reca.inference.imageset import ImageSetWriter
 from reca.report import collect, page, pictures, sections
-from reca.toyworld.prompts import sample_key
 from reca.toyworld.scenes import draw_pixels
 
 SECTION = BenchmarkConfig(kind="laptop_edit", prompts=4)

@@ -14,9 +14,9 @@ from reca.config.compose import load, resolved
 from reca.core import artifacts
 from reca.core.rng import numpy_generator
 from reca.evaluation.choose import choose
+from reca.evaluation.tasks import laptop
+from reca.evaluation.tasks.laptop_prompts import reconstruction_key, sample_key
 from reca.inference.imageset import ImageSetWriter
-from reca.toyworld import tasks
-from reca.toyworld.prompts import reconstruction_key, sample_key
 from reca.toyworld.scenes import draw_pixels, draw_scene
 
 MODEL, CODE = "showo_tiny", "c0de" * 16
@@ -132,7 +132,7 @@ class Tree:
     # ---- contents ------------------------------------------------------------------------------------------------
     def prompts(self, split: str) -> list[Any]:
         size = self.benchmark["development_prompts" if split == "development" else "prompts"]
-        return tasks.prompts(split, size, self.benchmark["seed"])
+        return laptop.prompts(split, size, self.benchmark["seed"])
 
     def levels_of(self, arm: str, split: str) -> list[float]:
         """Every level on development prompts, the chosen ones on the test's."""
@@ -176,14 +176,14 @@ class Tree:
                     "task": prompt.task,
                     "guidance": level,
                     "score": float(
-                        generator.binomial(1 if prompt.task in tasks.GENEVAL_TASKS else 3, likely)
+                        generator.binomial(1 if prompt.task in laptop.GENEVAL_TASKS else 3, likely)
                     )
-                    / (1 if prompt.task in tasks.GENEVAL_TASKS else 3),
+                    / (1 if prompt.task in laptop.GENEVAL_TASKS else 3),
                 }
                 for prompt in self.prompts(split)
             ]
             items += rows
-            by_level[str(level)] = tasks.task_means((r["task"], r["score"]) for r in rows)
+            by_level[str(level)] = laptop.task_means((r["task"], r["score"]) for r in rows)
         for index in range(self.benchmark["reconstructions"]):
             share = float(generator.choice([0.0, 0.5, 1.0]))
             items.append(
@@ -209,7 +209,7 @@ class Tree:
             "understanding": {**kinds, "overall": sum(kinds.values()) / len(kinds)},
             "reconstruction": {"exact": skill / 2, "objects": skill},
             "chance": {
-                **dict.fromkeys((*tasks.GENEVAL_TASKS, "geneval"), 0.05),
+                **dict.fromkeys((*laptop.GENEVAL_TASKS, "geneval"), 0.05),
                 "dense": 0.11,
                 "dense_placed": 0.02,
             },

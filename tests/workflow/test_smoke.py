@@ -46,7 +46,7 @@ EDITS = {
     "trainer": ("reca/align/trainer.py", '"""', '"""Edited. ', ARMS),
     "choice of guidance": ("reca/evaluation/choose.py", '"""', '"""Edited. ', {**TESTS, "choose": 1}),
     "page": ("reca/report/page.py", '"""', '"""Edited. ', {"report": 1}),
-    "scoring": ("reca/toyworld/tasks.py", '"""', '"""Edited. ', CHOICE),
+    "scoring": ("reca/evaluation/tasks/laptop.py", '"""', '"""Edited. ', CHOICE),
     "network": (
         "reca/models/showo/network.py", '"""', '"""Edited. ',
         {"base": 1, "cache": 2, "align": 3, **CHOICE},

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from reca.align.trainer import align
-from reca.align.training_data import CHANGED, DRAWN, READ, feature_data, open_role
+from reca.align.training_data import CHANGED, DRAWN, READ, feature_data
 from reca.config.recipe import Recipe
 from reca.core.artifacts import describe_files, sha256_json, write_atomic
 from reca.core.devices import placed
 from reca.core.sealed import seal, unseal
 from reca.data.prompts import bank
 from reca.features import build as cache
+from reca.features.roles import open_role
 from reca.models.contract import UnifiedModel, Use
 from reca.models.registry import load_model
 from reca.toyworld.edits import WORDS

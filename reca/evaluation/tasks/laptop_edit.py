@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from reca.core.rng import numpy_generator
+from reca.evaluation.tasks.laptop import SPLITS
 from reca.toyworld import examiner
 from reca.toyworld.edits import EDITS, Edit, draw_edit
 from reca.toyworld.scenes import Scene, draw_pixels, draw_scene
-from reca.toyworld.tasks import SPLITS
 
 Detections = Sequence[Mapping[str, Any]]
 SCORES = ("edit", "edit_followed", "edit_kept")

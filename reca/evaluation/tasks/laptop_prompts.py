@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from reca.core.artifacts import read_json
 from reca.core.documents import fields
+from reca.evaluation.tasks import laptop
 from reca.inference.items import Prompt, Question
-from reca.toyworld import tasks
 from reca.toyworld.scenes import Scene
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def plan(
         return _test_plan(section, {"dense": levels[0], "geneval": levels[0]})
     wanted = [
         p
-        for p in tasks.prompts(split, section.development_prompts, section.seed)
+        for p in laptop.prompts(split, section.development_prompts, section.seed)
         if p.task != "dense_placed"
     ]
     return Plan({level: wanted for level in levels}, section.images_per_prompt)
@@ -56,11 +56,11 @@ def plan(
 def _test_plan(section: BenchmarkConfig, chosen: Mapping[str, float]) -> Plan:
     levels = {chosen["dense"], chosen["geneval"]}
     prompts: dict[float, list[Prompt]] = {level: [] for level in sorted(levels)}
-    for prompt in tasks.prompts("test", section.prompts, section.seed):
-        prompts[chosen["dense" if prompt.task in tasks.DENSE_TASKS else "geneval"]].append(prompt)
+    for prompt in laptop.prompts("test", section.prompts, section.seed):
+        prompts[chosen["dense" if prompt.task in laptop.DENSE_TASKS else "geneval"]].append(prompt)
     asked = -(-section.questions // QUESTIONS_PER_SCENE)
-    scenes = tasks.held_out_scenes("test", max(asked, section.reconstructions), section.seed)
-    questions = tasks.held_out_questions(scenes[:asked], QUESTIONS_PER_SCENE, "test", section.seed)
+    scenes = laptop.held_out_scenes("test", max(asked, section.reconstructions), section.seed)
+    questions = laptop.held_out_questions(scenes[:asked], QUESTIONS_PER_SCENE, "test", section.seed)
     return Plan(
         prompts,
         section.images_per_prompt,

@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
+from reca.evaluation.tasks import laptop
 from reca.inference.items import Prompt
-from reca.toyworld import examiner, tasks
+from reca.toyworld import examiner
 from reca.toyworld.scenes import COLOURS, SHAPE_NAMES, SHAPES, Scene, Thing, draw_pixels, draw_scene
 
 
@@ -62,9 +63,9 @@ def test_true_pictures_of_a_prompt_score_one() -> None:
             {"class": "circle", "count": 1, "position": ["left of", 0]},
         ]
     }
-    assert tasks.score_prompt(Prompt("p", "", "position", {"tag": "position", **facts}), seen) == 1
+    assert laptop.score_prompt(Prompt("p", "", "position", {"tag": "position", **facts}), seen) == 1
     facts["include"][1]["position"] = ["right of", 0]
-    assert tasks.score_prompt(Prompt("p", "", "position", {"tag": "position", **facts}), seen) == 0
+    assert laptop.score_prompt(Prompt("p", "", "position", {"tag": "position", **facts}), seen) == 0
 
 
 def test_counting_is_exact_but_extra_objects_are_forgiven_elsewhere() -> None:
@@ -74,39 +75,39 @@ def test_counting_is_exact_but_extra_objects_are_forgiven_elsewhere() -> None:
         "include": [{"class": "bolt", "count": 2}],
         "exclude": [{"class": "bolt", "count": 3}],
     }
-    assert tasks.score_prompt(Prompt("p", "", "counting", two), three) == 0
+    assert laptop.score_prompt(Prompt("p", "", "counting", two), three) == 0
     one = {"tag": "single_object", "include": [{"class": "bolt", "count": 1}]}
-    assert tasks.score_prompt(Prompt("p", "", "single_object", one), three) == 1
+    assert laptop.score_prompt(Prompt("p", "", "single_object", one), three) == 1
 
 
 def test_facts_are_matched_one_to_one() -> None:
     fact = {"class": "flag", "color": "red"}
     one = [{"class": "flag", "color": "red", "place": 0}]
-    assert tasks.share_of_facts([fact, fact], one) == 0.5
-    assert tasks.share_of_facts([fact, fact], one * 2) == 1
-    assert tasks.share_of_facts([{**fact, "place": 1}], one) == 0
+    assert laptop.share_of_facts([fact, fact], one) == 0.5
+    assert laptop.share_of_facts([fact, fact], one * 2) == 1
+    assert laptop.share_of_facts([{**fact, "place": 1}], one) == 0
 
 
 def test_splits_are_fixed_and_apart() -> None:
-    test, again = (tasks.prompts("test", 30, 3) for _ in range(2))
-    development = tasks.prompts("development", 30, 3)
+    test, again = (laptop.prompts("test", 30, 3) for _ in range(2))
+    development = laptop.prompts("development", 30, 3)
     assert test == again
     dense = [{p.text for p in split if p.task == "dense"} for split in (test, development)]
     assert not dense[0] & dense[1]
-    assert tasks.prompts("test", 30, 4) != test
+    assert laptop.prompts("test", 30, 4) != test
     with pytest.raises(ValueError, match="choose one of: development, test"):
-        tasks.prompts("train", 1, 0)
+        laptop.prompts("train", 1, 0)
 
 
 def test_chance_levels_are_low() -> None:
-    chance = tasks.chance("test", 50, 0, pictures=600)
+    chance = laptop.chance("test", 50, 0, pictures=600)
     assert chance["single_object"] < 0.35
     assert all(chance[task] < 0.12 for task in chance if task not in ("single_object", "geneval"))
 
 
 def test_questions_are_answered_by_their_scene() -> None:
-    scenes = tasks.held_out_scenes("test", 20, 0)
-    asked = tasks.held_out_questions(scenes, 3, "test", 0)
+    scenes = laptop.held_out_scenes("test", 20, 0)
+    asked = laptop.held_out_questions(scenes, 3, "test", 0)
     assert {q.kind for q in asked} >= {"describe", "colour", "exist"}
     assert len({q.id for q in asked}) == len(asked)
-    assert tasks.same_answer(" The  Circle", "the circle")
+    assert laptop.same_answer(" The  Circle", "the circle")

@@ -11,9 +11,10 @@ from PIL import Image
 from reca.config.schema import BenchmarkConfig, Sampler
 from reca.core.images import decode
 from reca.evaluation.sample_edits import asked_for, make_edits, score_edits, source_png
+from reca.evaluation.tasks import laptop_edit
+from reca.evaluation.tasks.laptop_edit import chance, edits, score_edit
 from reca.inference.generate import Origin
-from reca.toyworld import edit_tasks, examiner
-from reca.toyworld.edit_tasks import chance, edits, score_edit
+from reca.toyworld import examiner
 from reca.toyworld.edits import EDITS, Edit
 from reca.toyworld.scenes import Scene, Thing, draw_pixels
 
@@ -121,7 +122,7 @@ def test_the_stages_score_what_a_model_made(tmp_path):
     found = score_edits(section, tmp_path, tmp_path)
     assert found["guidance"]["2.0"] == dict.fromkeys(found["guidance"]["2.0"], 1.0)
     assert found["guidance"]["1.0"]["edit"] == 0 and found["guidance"]["1.0"]["edit_kept"] == 1
-    assert set(found["guidance"]["1.0"]) == {*edit_tasks.SCORES, *(f"edit_{k}" for k in EDITS)}
+    assert set(found["guidance"]["1.0"]) == {*laptop_edit.SCORES, *(f"edit_{k}" for k in EDITS)}
     rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     assert len(rows) == 40 and {row["kind"] for row in rows} == {"edit"}
 
