@@ -1,0 +1,1 @@
+"""What model families have in common: everything around a network that is not its own mathematics."""
