@@ -11,7 +11,6 @@ from PIL import Image
 
 from reca.cli import main
 from reca.models import build_model
-from reca.models.showo.text import load_tokenizer
 from reca.pretrain.words import build_tokenizer
 from reca.prompts import bank
 from reca.records import read_json, read_manifest
@@ -60,7 +59,7 @@ def chain(tmp_path_factory):
         torch.manual_seed(0)
         shipped = build_model("showo", network())
         build_tokenizer(bank("laptop")).save_pretrained("words")
-        shipped.set_tokenizer(load_tokenizer(root / "words", shipped.config.ids))
+        shipped.read_tokenizer(root / "words")
         shipped.save(root / "shipped")
         weights = {"kind": "shipped", "path": "shipped"}
         run("render", section=asdict(WORLD), out="data/world")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reca.models.showo.magvit import Magvit, commitment_loss, entropy_loss
 from reca.models.showo.options import parse
-from reca.models.showo.weights import save_official
+from reca.models.showo.weights import MAGVIT
 from reca.pretrain.fit import fit, seeded
 from reca.pretrain.pictures import read_world
 
@@ -50,5 +50,5 @@ def pretrain_tokenizer(
         work_dir=work,
         data=pictures.fingerprint,
     )
-    save_official(magvit, out / FILE)
+    MAGVIT.save(magvit, out / FILE)
     return loss

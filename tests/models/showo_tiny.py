@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from reca.models import build_model
 from reca.models.showo.model import ShowoModel
-from reca.models.showo.text import load_tokenizer
 from reca.prompts import bank
 from reca.randomness import numpy_generator
 
@@ -79,7 +78,7 @@ def of_network(folder: object, described: dict) -> ShowoModel:
     torch.manual_seed(0)
     built = build_model("showo", described)
     tokenizer_files().save_pretrained(str(folder))
-    built.set_tokenizer(load_tokenizer(folder, built.config.ids))
+    built.read_tokenizer(folder)
     return built.eval()
 
 

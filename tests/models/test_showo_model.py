@@ -156,7 +156,7 @@ def test_a_conversation_is_cut_to_its_room(model: ShowoModel) -> None:
 def test_unknown_words_and_long_prompts_are_named(
     model: ShowoModel, drawn: dict[str, torch.Tensor]
 ) -> None:
-    with pytest.raises(ValueError, match="lacks 'purple', 'dog'"):
+    with pytest.raises(ValueError, match="not in this model's vocabulary: 'purple', 'dog'"):
         model.condition(["a purple red dog"])
     with pytest.raises(ValueError, match=r"prompt 'red red .* the RecA layout holds"):
         model.condition(["red " * 40], drawn)
@@ -228,7 +228,7 @@ def test_answers_stop_and_do_not_depend_on_their_batch(model: ShowoModel) -> Non
         steps = sampler.greedy(model.network, asked, model.embeddings(asked, None), 9)
         assert len(list(steps)) == 1
         bias.copy_(kept)
-        bias[model.text.plain(["red"])[0]] += 1e4
+        bias[model.text.ids(["red"])[0]] += 1e4
         assert model.answer(questions, read, max_new_tokens=3) == ["red red red"] * 2
         assert model.answer(questions, None, max_new_tokens=2) == ["red red"] * 2
         bias.copy_(kept)
@@ -278,10 +278,10 @@ def test_parts_from_official_files(model: ShowoModel, tmp_path: Path) -> None:
 
 def test_network_section_is_checked() -> None:
     for wrong, complaint in [
-        ({"options": {"trimm": True}}, "unknown trimm; known: .*trim"),
+        ({"options": {"trimm": True}}, "trimm = True: unknown key.*trim"),
         ({"options": {"loss_vocab": "image"}}, "lacks soi and eoi"),
         ({"options": {"text_dropout": 2}}, "text_dropout"),
-        ({"widht": 3}, "unknown key widht"),
+        ({"widht": 3}, "widht = 3: unknown key"),
     ]:
         with pytest.raises(ValueError, match=complaint):
             showo.build(tiny.network() | wrong)

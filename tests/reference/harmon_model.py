@@ -36,7 +36,7 @@ def model_of(described: dict[str, Any], with_vae: bool = False) -> HarmonModel:
     model.network.to_empty(device="cpu")
     model.network.llm.model.rotary_emb = rotary(model)
     model.network.llm.tie_weights()
-    golden.filling("harmon").fill_(weights.official_state(model.network).items(), described["seed"])
+    golden.filling("harmon").fill_(weights.NETWORK.state(model.network).items(), described["seed"])
     if with_vae:
         model.frozen.vae = filled_vae(model.config, described["seed"])
     return model.eval()
@@ -59,9 +59,9 @@ def filled_vae(config: HarmonConfig, seed: int) -> AutoencoderKL:
     key = (config.vae, config.mar.latent_channels, seed)
     if key not in _VAES:
         vae = build_vae(config)
-        state = {f"vae.{k}": v.clone() for k, v in weights.official_vae_state(vae).items()}
+        state = {f"vae.{k}": v.clone() for k, v in weights.VAE.state(vae).items()}
         golden.filling("harmon").fill_(state.items(), seed)
-        weights.load_vae(vae, {k.removeprefix("vae."): v for k, v in state.items()}, "fill")
+        weights.VAE.load(vae, {k.removeprefix("vae."): v for k, v in state.items()}, "fill")
         _VAES[key] = vae.requires_grad_(False).eval()
     return _VAES[key]
 

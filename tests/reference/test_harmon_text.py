@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from reca.models.harmon.layout import IMAGE
@@ -62,7 +64,7 @@ def golden_ids(request: pytest.FixtureRequest) -> tuple[list[dict], TextFrontEnd
     assert described["template_instruction"] == (
         "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"
     )
-    return described["cases"], TextFrontEnd(learned(described["cases"]), END)
+    return described["cases"], TextFrontEnd(learned(described["cases"]), SimpleNamespace(end=END))
 
 
 def ids_of(text: TextFrontEnd, case: dict) -> tuple[list[int], list[int] | None]:

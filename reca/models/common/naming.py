@@ -61,12 +61,12 @@ class Naming:
         ValueError names the file `where` and what is missing, unexpected, of another shape, or a changed constant or
         tied weight; nothing is copied then.
         """
-        ours = {official: name for name, official in self.official(module).items()}
-        tensors = {
-            ours.get(name, f"({name})" if name not in ours else name): self.inward(name, tensor)
-            for name, tensor in self._belonging(official, where).items()
-        }
         own = module.state_dict()
+        ours = {official: name for name, official in self.official(module).items()}
+        tensors = {}
+        for name, tensor in self._belonging(official, where).items():
+            stranger = f"({name})" if name in own else name  # a name of ours is not an official one
+            tensors[ours.get(name, stranger)] = self.inward(name, tensor)
         for name in self.constants:
             if name in tensors and not torch.equal(tensors[name].to(own[name]), own[name]):
                 raise ValueError(

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from reca import structure
+from reca.models.common.options import check_numbers, check_positive
+from reca.structure import build
 
 TRAIN_STEPS = 1000  # of the diffusion process, of which sampling keeps some
 
@@ -63,7 +64,7 @@ class MarConfig:
 
     def __post_init__(self) -> None:
         counts = (f.name for f in fields(self) if f.type == "int")  # annotations are texts here
-        _positive(self, "network.mar", *counts)
+        check_positive("network.mar", vars(self), *counts)
         for name in ("encoder", "decoder"):
             width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
             if width % heads:
@@ -83,7 +84,7 @@ class MarConfig:
             raise ValueError(
                 f"network.mar.min_mask_rate is {self.min_mask_rate}; it must be between 0 and 1"
             )
-        _positive(self, "network.mar", "initializer_range")
+        check_positive("network.mar", vars(self), "initializer_range")
         if not 2 <= self.sampling_steps <= TRAIN_STEPS:
             raise ValueError(
                 f"network.mar.sampling_steps is {self.sampling_steps}; it must be in 2..{TRAIN_STEPS}"
@@ -101,7 +102,7 @@ class VaeConfig:
     scale: float = 0.2325
 
     def __post_init__(self) -> None:
-        _positive(self, "network.vae", "width", "resnets", "groups", "scale")
+        check_positive("network.vae", vars(self), "width", "resnets", "groups", "scale")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(
                 f"network.vae.multipliers is {list(self.multipliers)}; give one of 1 or more for each level"
@@ -130,10 +131,11 @@ class HarmonConfig:
     llm: dict[str, Any] = field(default_factory=lambda: dict(QWEN2_5))
     mar: MarConfig = field(default_factory=MarConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
-    resolution: int | tuple[int, int] = 512
+    resolution: Any = 512  # checked below: a union of types is more than the parser takes
     end: int = 151645
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "resolution", _resolution(self.resolution))
         self._check_llm()
         for side in self.size:
             if side < self.vae.factor or side % self.vae.factor:
@@ -147,12 +149,7 @@ class HarmonConfig:
             )
 
     def _check_llm(self) -> None:
-        _refuse_unknown("network.llm", self.llm, QWEN2_5)
-        for name, value in self.llm.items():
-            number = "whole number" if isinstance(QWEN2_5[name], int) else "number"
-            fits = type(value) is int or (number == "number" and type(value) is float)
-            if not fits or value <= 0:
-                raise ValueError(f"network.llm.{name} is {value!r}; it must be a {number} above 0")
+        check_numbers("network.llm", self.llm, QWEN2_5)
         heads, width = self.llm_value("num_attention_heads"), self.llm_value("hidden_size")
         if width % (2 * heads):
             raise ValueError(
@@ -210,26 +207,11 @@ class HarmonConfig:
     @classmethod
     def from_dict(cls, described: Mapping[str, Any]) -> HarmonConfig:
         """Build from plain data (`network` in reca_model.json); ValueError names what is wrong."""
-        values = _section("network", described)
-        _refuse_unknown("network", values, {f.name for f in fields(cls)})
-        for name, kind in (("mar", MarConfig), ("vae", VaeConfig)):
-            if name in values:
-                values[name] = structure.build(kind, values[name], f"network.{name}")
-        if "llm" in values:
-            values["llm"] = _section("network.llm", values["llm"])
-        if "resolution" in values:
-            values["resolution"] = _resolution(values["resolution"])
-        if "end" in values and type(values["end"]) is not int:
-            raise ValueError(f"network.end is {values['end']!r}; give the id of <|im_end|>")
-        return cls(**values)
+        return build(cls, described, "network")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back to an equal config (json-able)."""
-        described = asdict(self)
-        described["vae"]["multipliers"] = list(self.vae.multipliers)
-        if not isinstance(self.resolution, int):
-            described["resolution"] = list(self.resolution)
-        return described
+        return asdict(self)
 
     @classmethod
     def from_golden(cls, config: Mapping[str, Any]) -> HarmonConfig:
@@ -242,7 +224,8 @@ class HarmonConfig:
         side = mar.pop("img_size") // mar.pop("vae_stride")
         named = {ours: mar.pop(theirs) for theirs, ours in _GOLDEN.items() if theirs in mar}
         named["sampling_steps"] = int(named["sampling_steps"])
-        _refuse_unknown("mar", mar, ())
+        if mar:
+            raise ValueError(f"mar: unknown key {', '.join(mar)}")
         return cls(
             llm=llm,
             mar=MarConfig(table=side, **named),
@@ -274,12 +257,6 @@ _GOLDEN = {
 }
 
 
-def _section(where: str, given: Any) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{where} is {given!r}; give a section, or leave it out")
-    return dict(given)
-
-
 def _resolution(given: Any) -> int | tuple[int, int]:
     if type(given) is int:
         return given
@@ -288,16 +265,3 @@ def _resolution(given: Any) -> int | tuple[int, int]:
     raise ValueError(
         f"network.resolution is {given!r}; give whole pixels: one side, or [height, width]"
     )
-
-
-def _positive(config: Any, where: str, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{where}.{name} is {getattr(config, name)}; it must be above 0")
-
-
-def _refuse_unknown(where: str, given: Mapping[str, Any], known: Any) -> None:
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(
-            f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-        )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,18 +11,21 @@ from reca_kernels import linear_cross_entropy
 from torch import Tensor
 from torch.nn import functional as F
 
-from reca import records
 from reca.finite import demand, finite_rows
+from reca.models.common.decoding import answers
+from reca.models.common.family import FamilyModel, WeightFile
+from reca.models.common.memory import language_profile
+from reca.models.common.options import check_generation
 from reca.models.harmon import layout as layouts
 from reca.models.harmon import sampler as sampling_rules
 from reca.models.harmon import weights
 from reca.models.harmon.batch import Condition, Conversation, DiffusionNoise
-from reca.models.harmon.config import HarmonConfig
+from reca.models.harmon.config import QWEN2_5, HarmonConfig
 from reca.models.harmon.diffusion import SLICE
 from reca.models.harmon.layout import IGNORE, Prompts
 from reca.models.harmon.network import Dropout, Harmon, scaled_gradient
 from reca.models.harmon.options import HarmonOptions, parse
-from reca.models.harmon.text import TextFrontEnd, check_vocabulary, load_tokenizer
+from reca.models.harmon.text import TextFrontEnd
 from reca.models.harmon.vae import FrozenVae
 from reca.models.unified import (
     DecayGroups,
@@ -32,17 +33,12 @@ from reca.models.unified import (
     Loss,
     MemoryProfile,
     Sampling,
-    UnifiedModel,
     Use,
-    warn_truncated,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DESCRIPTION = "reca_model.json"
-FORMAT = 1
-_TRAINED = "network."  # the attribute that holds all that RecA trains
 _UNUSED = "network.mar.class_emb.weight"  # never has a gradient
 _SEEDS = 2**62
 
@@ -52,34 +48,18 @@ def build(network: Mapping[str, Any]) -> HarmonModel:
     return HarmonModel(*parse(network))
 
 
-class HarmonModel(UnifiedModel):
+class HarmonModel(FamilyModel):
     """Harmon: one masked autoencoder that reads and draws around a language model, with a diffusion head."""
 
     family = "harmon"
+    title = "Harmon"
+    front_end = TextFrontEnd
     companion_files: ClassVar[dict[str, str]] = {"image_tokenizer": "kl16.ckpt"}
 
     def __init__(self, config: HarmonConfig, options: HarmonOptions | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.options = options or HarmonOptions()
-        self.network = Harmon(config)
-        self.frozen = FrozenVae(config, self.options.drawing, self.options.encode_batch)
-        self._text: TextFrontEnd | None = None
-
-    # ---- text -----------------------------------------------------------------------------------
-    @property
-    def text(self) -> TextFrontEnd:
-        """The text front end; ValueError while the model has no tokenizer."""
-        if self._text is None:
-            raise ValueError(
-                "this Harmon has no tokenizer yet; load a model folder, which has tokenizer.json"
-            )
-        return self._text
-
-    def set_tokenizer(self, tokenizer: Any) -> None:
-        """Use this tokenizer; ValueError unless it fits the network."""
-        check_vocabulary(tokenizer, self.config.end, "tokenizer")
-        self._text = TextFrontEnd(tokenizer, self.config.end)
+        options = options or HarmonOptions()
+        frozen = FrozenVae(config, options.drawing, options.encode_batch)
+        super().__init__(config, options, Harmon(config), frozen)
 
     # ---- frozen parts ----------------------------------------------------------------------------
     @torch.no_grad()
@@ -99,16 +79,14 @@ class HarmonModel(UnifiedModel):
 
     def encoder_fingerprint(self, use: Use) -> str:
         """Hash of all behind `encode(..., use)`: the VAE, and the reader too where its embeddings are frozen."""
-        found = self.frozen.fingerprint(use)
         if use == "read" or not self.options.frozen_condition:
-            return found
-        digest = hashlib.sha256(found.encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            if name.startswith(("mar.", "proj_in.")):
-                digest.update(name.encode())
-                whole = tensor.detach().cpu().contiguous()
-                digest.update(whole.reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+            return self.frozen.fingerprint(use)
+        reader = {
+            name: tensor
+            for name, tensor in self.network.state_dict().items()
+            if name.startswith(("mar.", "proj_in."))
+        }
+        return self.frozen.fingerprint(use, reader)
 
     # ---- conditions and draws ----------------------------------------------------------------------
     def condition(self, texts: Sequence[str], features: Features | None = None) -> Condition:
@@ -296,14 +274,8 @@ class HarmonModel(UnifiedModel):
     ) -> Tensor:
         """The latents [B, m, n, C] of `generate`'s pictures."""
         options = sampling_rules.SamplerOptions.of(sampling)
-        if len(generators) != len(condition):
-            raise ValueError(
-                f"{len(condition)} pictures need as many generators, got {len(generators)}"
-            )
-        if options.guided and unconditional is None:
-            raise ValueError(
-                "sampling.guidance other than 0 and 1 needs an unconditional condition"
-            )
+        guidance = options.guidance if options.guided else None
+        check_generation(len(condition), generators, unconditional, guidance)
         mar = self.config.mar
         noise = sampling_rules.RowNoise(
             generators, mar.sampling_steps, mar.latent_channels, self.device
@@ -362,10 +334,7 @@ class HarmonModel(UnifiedModel):
         embeddings, mask = self._embedded(texts, image)
         end = self.config.end
         steps = sampling_rules.greedy(self.network, embeddings, mask, end, max_new_tokens)
-        tokens = list(steps)
-        rows = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in questions]
-        warn_truncated(rows, end)
-        return [self.text.decoded(row) for row in rows]
+        return answers(steps, self.text, len(questions))
 
     @property
     def device(self) -> torch.device:
@@ -375,11 +344,7 @@ class HarmonModel(UnifiedModel):
     # ---- parameters and weights ----------------------------------------------------------------------
     def trainable_parameters(self) -> list[str]:
         """Everything but the VAE and MAR's unused class embedding, which never has a gradient (SPEC g8)."""
-        return [
-            name
-            for name, _ in self.named_parameters()
-            if name.startswith(_TRAINED) and name != _UNUSED
-        ]
+        return [name for name in super().trainable_parameters() if name != _UNUSED]
 
     def decay_groups(self) -> DecayGroups:
         """No decay for vectors, biases and the whole diffusion head (SPEC e)."""
@@ -407,12 +372,11 @@ class HarmonModel(UnifiedModel):
         encoder = mar.encoder_depth * mar.encoder_width * (tokens - 40)
         decoder = mar.decoder_depth * mar.decoder_width * seen
         read = seen * width if self.options.frozen_condition else 0
-        return MemoryProfile(
-            tokens=tokens,
-            layers=config.llm_value("num_hidden_layers")
-            + round((encoder + decoder) / (tokens * width)),
-            width=width,
-            inner=config.llm_value("intermediate_size"),
+        sizes = QWEN2_5 | config.llm
+        return language_profile(
+            sizes,
+            tokens,
+            more_layers=round((encoder + decoder) / (tokens * width)),
             features=config.tokens * mar.latent_channels + read,
             head_rows=mar.repeats * (config.tokens - visible),
             head_layers=mar.head_depth,
@@ -420,70 +384,13 @@ class HarmonModel(UnifiedModel):
             head_slice=SLICE,
         )
 
-    def official_state(self) -> dict[str, Tensor]:
-        """The Harmon checkpoint under its released names, without the VAE."""
-        return weights.official_state(self.network)
-
-    def load(self, path: Path) -> None:
-        """Load a model folder, or only the network from an official checkpoint file or folder (a RecA result, say)."""
-        path = Path(path)
-        if not (path / DESCRIPTION).is_file():
-            self._load_network(path)
-            return
-        self._load_network(path / "model.safetensors")
-        vae = path / "vae.safetensors"
-        weights.load_vae(self.frozen.vae, weights.read(vae)[0], vae)
-        self.set_tokenizer(load_tokenizer(path, self.config.end))
-
-    def _load_network(
-        self, path: Path, sha256: str | None = None, allow_unpinned: bool = False
-    ) -> bool:
-        """Load the network, and the VAE where the file has it (the hub's layout); gives whether it had."""
-        network, vae = weights.read(path, sha256, allow_unpinned)
-        weights.load_network(self.network, network, path)
-        if vae:
-            weights.load_vae(self.frozen.vae, vae, path)
-        return bool(vae)
-
-    def load_parts(
-        self,
-        parts: Mapping[str, Path],
-        *,
-        sha256: Mapping[str, str] | None = None,
-        allow_unpinned: bool = False,
-    ) -> None:
-        """Load official files, each from where it lies: `weights`, `image_tokenizer` (kl16.ckpt) and `tokenizer`.
-
-        `weights` in the hub's layout hold the VAE: then `image_tokenizer` may be left out. A pickle is opened only
-        under its `sha256`, unless `allow_unpinned`.
-        """
-        known = {"weights", "image_tokenizer", "tokenizer"}
-        needed = {"weights", "tokenizer"}
-        if not needed <= set(parts) <= known:
-            wanted = "weights, image_tokenizer and tokenizer"
-            raise ValueError(f"Harmon is made of {wanted}; given: {', '.join(parts) or 'nothing'}")
-        pins = sha256 or {}
-        has_vae = self._load_network(Path(parts["weights"]), pins.get("weights"), allow_unpinned)
-        if "image_tokenizer" in parts:
-            path = Path(parts["image_tokenizer"])
-            tensors, prefixed = weights.read(path, pins.get("image_tokenizer"), allow_unpinned)
-            weights.load_vae(self.frozen.vae, prefixed or tensors, path)
-        elif not has_vae:
-            raise ValueError(
-                f"{parts['weights']}: holds no VAE (vae.*); give image_tokenizer, the file kl16.ckpt"
-            )
-        self.set_tokenizer(load_tokenizer(Path(parts["tokenizer"]), self.config.end))
-
-    def save(self, directory: Path) -> None:
-        """Write network and VAE under official names, the tokenizer, and the description last."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        weights.save_network(self.network, directory / "model.safetensors")
-        weights.save_vae(self.frozen.vae, directory / "vae.safetensors")
-        self.text.tokenizer.save_pretrained(str(directory))
-        network = self.config.to_dict() | {"options": asdict(self.options)}
-        described = {"family": self.family, "network": network, "format": FORMAT}
-        records.write_json(directory / DESCRIPTION, described)
+    def weight_files(self) -> list[WeightFile]:
+        """Network and VAE; the hub's checkpoint holds both."""
+        network, vae = self.network, self.frozen.vae
+        return [
+            WeightFile("weights", "model.safetensors", network, weights.NETWORK),
+            WeightFile("image_tokenizer", "vae.safetensors", vae, weights.VAE, weights.INSIDE),
+        ]
 
 
 def _distinct(condition: Condition) -> tuple[list[Sequence[int]], list[int]]:

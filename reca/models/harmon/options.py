@@ -8,7 +8,7 @@ from typing import Any
 
 from reca_kernels import Implementation
 
-from reca import structure
+from reca.models.common import options as common
 from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.vae import Drawing
 
@@ -37,24 +37,13 @@ class HarmonOptions:
     implementation: Implementation = "auto"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.text_dropout <= 1:
-            raise ValueError(
-                f"network.options.text_dropout is {self.text_dropout}; it must be in 0..1"
-            )
+        where = "network.options"
+        common.check_shares(where, vars(self), "text_dropout")
+        common.check_positive(where, vars(self), "max_text", "encode_batch")
         if self.condition_gradient < 0:
             raise ValueError(
-                f"network.options.condition_gradient is {self.condition_gradient}; it must not be negative"
+                f"{where}.condition_gradient is {self.condition_gradient}; it must not be negative"
             )
-        for name in ("max_text", "encode_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"network.options.{name} is {getattr(self, name)}; it must be at least 1"
-                )
-
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> HarmonOptions:
-        """Build from plain data; ValueError names a key or value that does not fit."""
-        return structure.build(cls, described, "network.options")
 
 
 def parse(network: Mapping[str, Any]) -> tuple[HarmonConfig, HarmonOptions]:
@@ -62,6 +51,4 @@ def parse(network: Mapping[str, Any]) -> tuple[HarmonConfig, HarmonOptions]:
 
     ValueError names a key or value that does not fit.
     """
-    described = dict(network)
-    options = HarmonOptions.from_dict(described.pop("options", {}))
-    return HarmonConfig.from_dict(described), options
+    return common.parse(network, HarmonConfig, HarmonOptions)

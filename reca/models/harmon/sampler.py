@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from reca.finite import chosen_finite, demand
+from reca.models.common import decoding
+from reca.models.common.batching import row_noise
+from reca.models.common.options import sampler_options
 from reca.models.harmon import layout as layouts
 from reca.models.harmon.denoiser import Denoiser
 from reca.models.harmon.network import Harmon, for_sampling
@@ -43,22 +45,10 @@ class SamplerOptions:
     temperature: float = 1.0
     schedule: Literal["constant", "linear"] = "constant"
 
-    def __post_init__(self) -> None:
-        if self.schedule not in ("constant", "linear"):
-            raise ValueError(
-                f"sampling.options.schedule is {self.schedule!r}; choose constant or linear"
-            )
-
     @classmethod
     def of(cls, sampling: Sampling) -> SamplerOptions:
-        """Read the contract's `Sampling`; ValueError on an option in `extra` that Harmon does not know."""
-        extra: dict[str, Any] = dict(sampling.options or {})
-        known = {f.name for f in fields(cls)} - {"guidance", "steps", "temperature"}
-        if unknown := sorted(set(extra) - known):
-            raise ValueError(
-                f"sampling.options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        return cls(sampling.guidance, sampling.steps, sampling.temperature, **extra)
+        """Read the contract's `Sampling`; ValueError on an option that Harmon does not know."""
+        return sampler_options(cls, sampling)
 
     @property
     def guided(self) -> bool:
@@ -91,8 +81,9 @@ class RowNoise:
 
     def orders(self, tokens: int) -> Tensor:
         """One random order of the tokens per picture [B, L]; drawn first."""
-        rows = [torch.randperm(tokens, generator=one) for one in self.generators]
-        return torch.stack(rows).to(self.device)
+        return row_noise(
+            self.generators, lambda one: torch.randperm(tokens, generator=one), self.device
+        )
 
     def __call__(self, count: int) -> tuple[Tensor, Tensor]:
         """Initial noise [B * R, C] and that of the reverse steps [steps, B * R, C] of `count` tokens each."""
@@ -230,8 +221,8 @@ def draw_tokens(
 # ---- answers -----------------------------------------------------------------------------------------
 def greedy(
     network: Harmon, embeddings: Tensor, mask: Tensor, end: int, max_new_tokens: int
-) -> Iterator[Tensor]:
-    """Most likely next ids [B], token by token, until every row has said `end`.
+) -> decoding.Steps:
+    """Logits [B, V] and the most likely ids [B], token by token, until every row has said `end`.
 
     `embeddings` [B, T, H] and `mask` [B, T] are the questions, padded right; padding stays hidden. NonFinite, behind
     the last token, names rows whose logits were not finite.
@@ -240,19 +231,14 @@ def greedy(
     hidden = network.hidden(embeddings, mask=mask, positions=layouts.positions(mask), cache=cache)
     position = mask.sum(dim=1, keepdim=True)
     last = hidden.gather(1, (position - 1).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    finished = torch.zeros_like(position[:, 0], dtype=torch.bool)
-    finite = torch.ones_like(finished)
-    for _ in range(max_new_tokens):
-        logits = network.llm.lm_head(last[:, 0])
-        token = logits.argmax(dim=-1)
-        finite = finite & (finished | chosen_finite(logits, token))
-        yield token
-        finished = finished | (token == end)
-        if bool(finished.all()):
-            break
+
+    def advance(token: Tensor) -> Tensor:
+        nonlocal mask, position
         mask = torch.cat([mask, torch.ones_like(position)], dim=1)
         last = network.hidden(
             network.embed(token.unsqueeze(1)), mask=mask, positions=position, cache=cache
         )
         position = position + 1
-    demand(finite, "logits of the answers")
+        return network.llm.lm_head(last[:, 0])
+
+    return decoding.greedy(network.llm.lm_head(last[:, 0]), advance, end, max_new_tokens)

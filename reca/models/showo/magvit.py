@@ -7,9 +7,7 @@ Shapes: B batch, H W pixels, h w latent cells (H / down_sampling), C latent chan
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -70,24 +68,6 @@ class MagvitConfig:
     def codebook_size(self) -> int:
         """K: number of codes, one per sign pattern of the latent channels."""
         return 2**self.z_channels
-
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> MagvitConfig:
-        """Build from plain data; ValueError on an unknown key."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(described) - known)
-        if unknown:
-            raise ValueError(
-                f"vq: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        values: dict[str, Any] = {
-            k: v if isinstance(v, int) else tuple(v) for k, v in described.items()
-        }
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain, json-able data that `from_dict` reads back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 class Magvit(nn.Module):

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
-from reca import records
 from reca.finite import demand
+from reca.models.common.decoding import answers
+from reca.models.common.family import FamilyModel, WeightFile
+from reca.models.common.memory import language_profile
+from reca.models.common.options import check_generation
 from reca.models.showo import layout as layouts
 from reca.models.showo import sampler as sampling_rules
 from reca.models.showo import weights
@@ -24,26 +25,20 @@ from reca.models.showo.encoders import FrozenEncoders
 from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.network import Showo, ShowoConfig
 from reca.models.showo.options import ShowoOptions, parse
-from reca.models.showo.text import TextFrontEnd, check_vocabulary, load_tokenizer
+from reca.models.showo.text import TextFrontEnd
 from reca.models.unified import (
     DecayGroups,
     Features,
     Loss,
     MemoryProfile,
     Sampling,
-    UnifiedModel,
     Use,
-    warn_truncated,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import PreTrainedTokenizerFast
 
-DESCRIPTION = "reca_model.json"
-FORMAT = 1
 _log = logging.getLogger(__name__)
-_TRAINED = "network."  # the attribute that holds all that RecA trains
 
 
 def build(network: Mapping[str, Any]) -> ShowoModel:
@@ -53,33 +48,17 @@ def build(network: Mapping[str, Any]) -> ShowoModel:
     return ShowoModel(*parse(network))
 
 
-class ShowoModel(UnifiedModel):
+class ShowoModel(FamilyModel):
     """Show-o: one transformer that reads by next tokens and draws by masked tokens."""
 
     family = "showo"
+    title = "Show-o"
+    front_end = TextFrontEnd
 
     def __init__(self, config: ShowoConfig, options: ShowoOptions | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.options = options or ShowoOptions()
-        self.network = Showo(config)
-        self.frozen = FrozenEncoders(config, self.options.encode_batch)
-        self._text: TextFrontEnd | None = None
-
-    # ---- text -----------------------------------------------------------------------------------
-    @property
-    def text(self) -> TextFrontEnd:
-        """The text front end; ValueError while the model has no tokenizer."""
-        if self._text is None:
-            raise ValueError(
-                "this Show-o has no tokenizer yet; load a model folder, which has tokenizer.json"
-            )
-        return self._text
-
-    def set_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Use this tokenizer; ValueError unless its ids are the network's."""
-        check_vocabulary(tokenizer, self.config.ids, "tokenizer")
-        self._text = TextFrontEnd(tokenizer, self.config.ids, self.config.understanding)
+        options = options or ShowoOptions()
+        frozen = FrozenEncoders(config, options.encode_batch)
+        super().__init__(config, options, Showo(config), frozen)
 
     # ---- frozen parts ----------------------------------------------------------------------------
     def encode(self, images: Sequence[Image], use: Use) -> Features:
@@ -227,7 +206,7 @@ class ShowoModel(UnifiedModel):
 
     def _system(self) -> list[int]:
         prompt = self.config.system_prompt
-        return self.text.plain([prompt])[0] if prompt else []
+        return self.text.ids([prompt])[0] if prompt else []
 
     # ---- the forward pass that all losses share --------------------------------------------------
     def hidden(
@@ -313,12 +292,8 @@ class ShowoModel(UnifiedModel):
     ) -> Tensor:
         """The codes [B, N] of `generate`'s pictures."""
         options = sampling_rules.SamplerOptions.of(sampling)
-        if len(generators) != len(condition):
-            raise ValueError(
-                f"{len(condition)} pictures need as many generators, got {len(generators)}"
-            )
-        if options.guidance > 0 and unconditional is None:
-            raise ValueError("sampling.guidance > 0 needs an unconditional condition")
+        guidance = options.guidance if options.guidance > 0 else None
+        check_generation(len(condition), generators, unconditional, guidance)
         unconditional = unconditional if options.guidance > 0 else None
         noise = sampling_rules.RowNoise(generators, self.config.codebook_size)
         device = self.network.showo.lm_head.weight.device
@@ -377,10 +352,7 @@ class ShowoModel(UnifiedModel):
         steps = sampling_rules.greedy(
             self.network, layout, self.embeddings(layout, read), max_new_tokens
         )
-        tokens = [token for _, token in steps]
-        rows = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in questions]
-        warn_truncated(rows, self.config.ids.eos)
-        return [self.text.decoded(row) for row in rows]
+        return answers(steps, self.text, len(questions))
 
     def question_layout(
         self, texts: Sequence[Sequence[int]], understanding: Tensor | None
@@ -390,10 +362,6 @@ class ShowoModel(UnifiedModel):
         return layouts.question(prefix, texts, self.config.ids)
 
     # ---- parameters and weights ------------------------------------------------------------------
-    def trainable_parameters(self) -> list[str]:
-        """The complete language model and the projector; never the tokenizer, never CLIP."""
-        return [name for name, _ in self.named_parameters() if name.startswith(_TRAINED)]
-
     def decay_groups(self) -> DecayGroups:
         """Only biases are exempt: the published name patterns match none of Show-o's norms (SPEC
         5).
@@ -408,68 +376,16 @@ class ShowoModel(UnifiedModel):
         """One RecA sequence: head, understanding tokens, text and image codes (SPEC 3.2)."""
         llm, is_clip = self.config.llm, self.config.understanding == "clip"
         seen = self.config.clip_tokens if is_clip else self.config.num_vq_tokens // 4
-        return MemoryProfile(
-            tokens=seen + self.config.head_text + 3 + self.config.num_vq_tokens,
-            layers=llm["num_hidden_layers"],
-            width=llm["hidden_size"],
-            inner=llm["intermediate_size"],
-        )
+        tokens = seen + self.config.head_text + 3 + self.config.num_vq_tokens
+        return language_profile(llm, tokens)
 
-    def official_state(self) -> dict[str, Tensor]:
-        """The Show-o checkpoint under its released names: `showo.*` and `mm_projector.*`."""
-        return weights.official_state(self.network)
-
-    def load(self, path: Path) -> None:
-        """Load a model folder, or only the network from an official checkpoint file or folder (a
-        RecA result, say).
-        """
-        path = Path(path)
-        if not (path / DESCRIPTION).is_file():
-            weights.load_official(self.network, path)
-            return
-        for name, module in self._files().items():
-            weights.load_official(module, path / name)
-        self.set_tokenizer(load_tokenizer(path, self.config.ids))
-
-    def load_parts(
-        self,
-        parts: Mapping[str, Path],
-        *,
-        sha256: Mapping[str, str] | None = None,
-        allow_unpinned: bool = False,
-    ) -> None:
-        """Load official files, each from where it lies: `weights` (the network), `image_tokenizer`,
-        `vision` (CLIP variant) and `tokenizer`.
-
-        All that the variant has must be given, as file or folder; a pickle is opened only under its
-        `sha256`, unless `allow_unpinned`.
-        """
-        modules = {"weights": self.network, "image_tokenizer": self.frozen.magvit}
-        if self.frozen.clip is not None:
-            modules["vision"] = self.frozen.clip
-        if set(parts) != {*modules, "tokenizer"}:
-            wanted = ", ".join([*modules, "tokenizer"])
-            raise ValueError(f"Show-o is made of {wanted}; given: {', '.join(parts) or 'nothing'}")
-        for role, module in modules.items():
-            pin = (sha256 or {}).get(role)
-            weights.load_official(module, parts[role], sha256=pin, allow_unpinned=allow_unpinned)
-        self.set_tokenizer(load_tokenizer(Path(parts["tokenizer"]), self.config.ids))
-
-    def save(self, directory: Path) -> None:
-        """Write network, tokenizer and CLIP tower under official names, the text tokenizer, and the
-        description last.
-        """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, module in self._files().items():
-            weights.save_official(module, directory / name)
-        self.text.tokenizer.save_pretrained(str(directory))
-        network = self.config.to_dict() | {"options": asdict(self.options)}
-        described = {"family": self.family, "network": network, "format": FORMAT}
-        records.write_json(directory / DESCRIPTION, described)
-
-    def _files(self) -> dict[str, torch.nn.Module]:
-        files = {"model.safetensors": self.network, "magvit.safetensors": self.frozen.magvit}
-        if self.frozen.clip is not None:
-            files["clip.safetensors"] = self.frozen.clip
+    def weight_files(self) -> list[WeightFile]:
+        """Network, image tokenizer and, in the CLIP variant, the vision tower."""
+        magvit, clip = self.frozen.magvit, self.frozen.clip
+        files = [
+            WeightFile("weights", "model.safetensors", self.network, weights.NETWORK),
+            WeightFile("image_tokenizer", "magvit.safetensors", magvit, weights.MAGVIT),
+        ]
+        if clip is not None:
+            files.append(WeightFile("vision", "clip.safetensors", clip, weights.CLIP))
         return files

@@ -8,7 +8,7 @@ Source: reference/showo/SPEC.md sections 1.1, 1.2, 1.4 and 6.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, CLIPVisionConfig, CLIPVisionModel, PhiConfig, PhiForCausalLM
 
+from reca.models.common.options import check_numbers, check_positive
 from reca.models.showo import attention
 from reca.models.showo.magvit import MagvitConfig
+from reca.structure import build
 
 VICUNA_SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -39,7 +41,6 @@ PHI_1_5: dict[str, Any] = {
     "rope_theta": 10000.0,
     "partial_rotary_factor": 0.5,
 }
-_WHOLE_LLM = tuple(name for name, value in PHI_1_5.items() if type(value) is int)
 CLIP_LARGE_336: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -120,11 +121,10 @@ class ShowoConfig:
     vq_condition: Literal["half", "blur8", "full"] = "half"
 
     def __post_init__(self) -> None:
-        _refuse_unknown("network.llm", self.llm, PHI_1_5)
-        _positive("network", vars(self), ("resolution", "llm_vocab_size", "max_text", "head_text"))
-        _positive("network.llm", self.llm, _WHOLE_LLM)
-        _choose("understanding", self.understanding, ("clip", "vq"))
-        _choose("vq_condition", self.vq_condition, ("half", "blur8", "full"))
+        check_numbers("network.llm", self.llm, PHI_1_5)
+        check_positive(
+            "network", vars(self), "resolution", "llm_vocab_size", "max_text", "head_text"
+        )
         if self.resolution % self.vq.down_sampling:
             raise ValueError(
                 f"network.resolution {self.resolution} is not a multiple of the tokenizer's "
@@ -147,8 +147,7 @@ class ShowoConfig:
             return
         if self.clip_vision is None:
             raise ValueError("network.clip_vision is missing; understanding 'clip' needs a tower")
-        _refuse_unknown("network.clip_vision", self.clip_vision, CLIP_LARGE_336)
-        _positive("network.clip_vision", self.clip_vision, ("image_size", "patch_size"))
+        check_numbers("network.clip_vision", self.clip_vision, CLIP_LARGE_336)
         ends = (self.clip_vision.get("hidden_size"), self.llm.get("hidden_size"))
         if len(self.projector) < 2 or (self.projector[0], self.projector[-1]) != ends:
             raise ValueError(
@@ -209,24 +208,11 @@ class ShowoConfig:
     @classmethod
     def from_dict(cls, described: Mapping[str, Any]) -> ShowoConfig:
         """Build from plain data (`network` in reca_model.json); ValueError names what is wrong."""
-        known = {f.name for f in fields(cls)}
-        _refuse_unknown("network", described, known)
-        values = dict(described)
-        if "vq" in values:
-            values["vq"] = MagvitConfig.from_dict(values["vq"])
-        if "projector" in values:
-            values["projector"] = tuple(values["projector"] or ())
-        for name in ("llm", "clip_vision"):
-            if values.get(name) is not None:
-                values[name] = dict(values[name])
-        return cls(**values)
+        return build(cls, described, "network")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back to an equal config (json-able)."""
-        described = asdict(self)
-        described["vq"] = self.vq.to_dict()
-        described["projector"] = list(self.projector)
-        return described
+        return asdict(self)
 
     @classmethod
     def from_golden(cls, config: Mapping[str, Any], **options: Any) -> ShowoConfig:
@@ -369,29 +355,3 @@ def _projector(widths: tuple[int, ...]) -> nn.Sequential:
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.GELU()]
     return nn.Sequential(*layers[:-1])
-
-
-def _refuse_unknown(
-    where: str, given: Mapping[str, Any], known: Mapping[str, Any] | set[str]
-) -> None:
-    if not isinstance(given, Mapping):
-        raise ValueError(
-            f"{where} is {given!r}; it must be a section with {', '.join(sorted(known))}"
-        )
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ValueError(
-            f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-        )
-
-
-def _positive(where: str, given: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    for name in names:
-        value = given.get(name, 1)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{where}.{name} is {value!r}; it must be a whole number above 0")
-
-
-def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"network.{name} is {value!r}; choose one of: {', '.join(allowed)}")

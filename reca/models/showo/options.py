@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from reca_kernels import Implementation
 
+from reca.models.common import options as common
 from reca.models.showo.network import ShowoConfig
 
 
@@ -34,40 +35,14 @@ class ShowoOptions:
     implementation: Implementation = "auto"
 
     def __post_init__(self) -> None:
-        if self.loss_vocab not in ("full", "image"):
-            raise ValueError(f"options.loss_vocab is {self.loss_vocab!r}; choose full or image")
         if self.loss_vocab == "image" and self.t2i_boundary_tokens:
             raise ValueError(
                 "options.loss_vocab 'image' lacks soi and eoi; set t2i_boundary_tokens false"
             )
-        if self.implementation not in get_args(Implementation):
-            raise ValueError(
-                f"options.implementation is {self.implementation!r}; choose auto, triton or torch"
-            )
-        for name in ("max_text_training", "encode_batch"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"options.{name} is {value!r}; it must be a whole number above 0")
-        if not 0 <= self.text_dropout <= 1:
-            raise ValueError(f"options.text_dropout is {self.text_dropout}; it must be in 0..1")
-
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> ShowoOptions:
-        """Build from plain data; ValueError on an unknown key."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(described) - known):
-            raise ValueError(
-                f"network.options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        return cls(**described)
+        common.check_positive("network.options", vars(self), "max_text_training", "encode_batch")
+        common.check_shares("network.options", vars(self), "text_dropout")
 
 
 def parse(network: Mapping[str, Any]) -> tuple[ShowoConfig, ShowoOptions]:
-    """Read a `network` section: the keys of `ShowoConfig`, and `options` with those of
-    `ShowoOptions`.
-
-    ValueError names a key or value that does not fit.
-    """
-    described = dict(network)
-    options = ShowoOptions.from_dict(described.pop("options", None) or {})
-    return ShowoConfig.from_dict(described), options
+    """Read a `network` section: the keys of `ShowoConfig`, and `options` with those of `ShowoOptions`."""
+    return common.parse(network, ShowoConfig, ShowoOptions)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from reca.finite import chosen_finite, demand, finite_rows
+from reca.finite import finite_rows
+from reca.models.common import decoding
+from reca.models.common.options import sampler_options
 from reca.models.showo.layout import PAD, Layout
 
 if TYPE_CHECKING:
@@ -70,35 +72,10 @@ class SamplerOptions:
     confidence_schedule: Literal["compounding", "linear"] = "compounding"
     order: Literal["confidence", "random"] = "confidence"
 
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"sampling.steps is {self.steps}; it must be at least 1")
-        if self.guidance < 0:
-            raise ValueError(f"sampling.guidance is {self.guidance}; it must not be negative")
-        if self.temperature <= 0:
-            raise ValueError(f"sampling.temperature is {self.temperature}; it must be positive")
-        _choose("confidence_schedule", self.confidence_schedule, ("compounding", "linear"))
-        _choose("order", self.order, ("confidence", "random"))
-
     @classmethod
     def of(cls, sampling: Sampling) -> SamplerOptions:
-        """Read the contract's `Sampling`; ValueError on an option in `extra` that Show-o does not
-        know.
-        """
-        extra: dict[str, Any] = dict(sampling.options or {})
-        known = {f.name for f in fields(cls)} - {"guidance", "steps", "temperature"}
-        if unknown := sorted(set(extra) - known):
-            raise ValueError(
-                f"sampling.options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        return cls(sampling.guidance, sampling.steps, sampling.temperature, **extra)
-
-
-def _choose(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"sampling.options.{name} is {value!r}; choose one of: {', '.join(allowed)}"
-        )
+        """Read the contract's `Sampling`; ValueError on an option that Show-o does not know."""
+        return sampler_options(cls, sampling)
 
 
 # ---- one picture (SPEC 4.2) ----------------------------------------------------------------------
@@ -263,16 +240,9 @@ def greedy(
     )
     visible = (layout.roles != PAD).unsqueeze(1)  # [B, 1, keys]
     position = layout.positions[:, -1:]
-    finished = torch.zeros_like(layout.ids[:, 0], dtype=torch.bool)
-    finite = torch.ones_like(finished)
-    for _ in range(max_new_tokens):
-        logits = network.head(hidden[:, -1]).float()
-        token = logits.argmax(dim=-1)
-        finite = finite & (finished | chosen_finite(logits, token))
-        yield logits, token
-        finished = finished | (token == network.config.ids.eos)
-        if bool(finished.all()):
-            break
+
+    def advance(token: Tensor) -> Tensor:
+        nonlocal visible, position
         position = position + 1
         visible = torch.cat([visible, torch.ones_like(visible[..., :1])], dim=-1)
         hidden = network.hidden(
@@ -281,4 +251,7 @@ def greedy(
             position_ids=position,
             past_key_values=cache,
         )
-    demand(finite, "logits of the answers")
+        return network.head(hidden[:, -1]).float()
+
+    first = network.head(hidden[:, -1]).float()
+    return decoding.greedy(first, advance, network.config.ids.eos, max_new_tokens)
