@@ -58,8 +58,12 @@ class HarmonModel(FamilyModel):
 
     def __init__(self, config: HarmonConfig, options: HarmonOptions | None = None) -> None:
         options = options or HarmonOptions()
-        frozen = FrozenVae(config, options.drawing, options.encode_batch)
-        super().__init__(config, options, Harmon(config), frozen)
+        network = Harmon(
+            config
+        )  # first: the order of random initialisation is part of a seed's meaning
+        super().__init__(
+            config, options, network, FrozenVae(config, options.drawing, options.encode_batch)
+        )
 
     # ---- frozen parts ----------------------------------------------------------------------------
     @torch.no_grad()

@@ -57,8 +57,10 @@ class ShowoModel(FamilyModel):
 
     def __init__(self, config: ShowoConfig, options: ShowoOptions | None = None) -> None:
         options = options or ShowoOptions()
-        frozen = FrozenEncoders(config, options.encode_batch)
-        super().__init__(config, options, Showo(config), frozen)
+        network = Showo(
+            config
+        )  # first: the order of random initialisation is part of a seed's meaning
+        super().__init__(config, options, network, FrozenEncoders(config, options.encode_batch))
 
     # ---- frozen parts ----------------------------------------------------------------------------
     def encode(self, images: Sequence[Image], use: Use) -> Features:
