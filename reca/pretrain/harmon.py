@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from reca.models import build_model
+from reca.models.harmon.config import parse
 from reca.models.harmon.model import HarmonModel
-from reca.models.harmon.options import parse
 from reca.models.harmon.vae import build_vae
 from reca.models.harmon.weights import VAE
 from reca.pretrain.fit import fit, seeded

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 
 from reca.data.world_text import dense_caption
+from reca.models.showo.config import parse
 from reca.models.showo.encoders import CLIP_MEAN, CLIP_STD
-from reca.models.showo.options import parse
 from reca.models.showo.weights import CLIP
 from reca.pretrain.fit import fit, seeded
 from reca.pretrain.pictures import read_world

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from reca.models.showo.config import parse
 from reca.models.showo.magvit import Magvit, commitment_loss, entropy_loss
-from reca.models.showo.options import parse
 from reca.models.showo.weights import MAGVIT
 from reca.pretrain.fit import fit, seeded
 from reca.pretrain.pictures import read_world

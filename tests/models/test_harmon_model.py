@@ -11,10 +11,10 @@ import torch
 
 from reca.models import load_model
 from reca.models.harmon import model as harmon
+from reca.models.harmon.config import HarmonOptions
 from reca.models.harmon.layout import IGNORE, IMAGE
 from reca.models.harmon.model import HarmonModel
 from reca.models.harmon.network import Dropout, scaled_gradient
-from reca.models.harmon.options import HarmonOptions
 from reca.models.harmon.sampler import SamplerOptions
 from reca.models.unified import Sampling, reconstruction_loss, text_to_image_loss
 from reca.randomness import generator

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from reca.models import weights as files
+from reca.models.showo.config import ShowoConfig
 from reca.models.showo.magvit import Magvit, MagvitConfig
-from reca.models.showo.network import Showo, ShowoConfig
+from reca.models.showo.network import Showo
 from reca.models.showo.weights import (
     CLIP,
     MAGVIT,

@@ -12,10 +12,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from reca.models.harmon import weights
-from reca.models.harmon.config import HarmonConfig
+from reca.models.harmon.config import HarmonConfig, HarmonOptions
 from reca.models.harmon.layout import IMAGE, IMAGE_AT
 from reca.models.harmon.model import HarmonModel
-from reca.models.harmon.options import HarmonOptions
 from tests.reference import golden_cases as golden
 
 # Of the answers' loss; tests/kernels runs the losses once more with triton, in the interpreter.

@@ -141,7 +141,6 @@ def test_every_stored_tensor_is_reproduced(case: Case) -> None:
 
 def test_latents_are_the_vaes(case: Case) -> None:
     if "pixel_values" not in case.stored:
-        assert "len1088" in case.described["case"], "only the long case stores no picture"
         return
     latents = case.model.frozen.latents(case.stored["pixel_values"])
     golden.assert_same("latents", latents, case.stored["latents"])

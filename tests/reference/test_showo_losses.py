@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reca.models.showo.batch import Condition, Conversation, MaskNoise
+from reca.models.showo.config import ShowoConfig, ShowoOptions
 from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.model import ShowoModel
-from reca.models.showo.network import ShowoConfig, clip_features
-from reca.models.showo.options import ShowoOptions
+from reca.models.showo.network import clip_features
 from reca.models.unified import Loss
 from tests.reference import golden_cases as golden
 

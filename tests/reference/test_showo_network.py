@@ -10,13 +10,14 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from reca.models.showo import magvit, network, weights
+from reca.models.showo.config import ShowoConfig
 from reca.models.weights import manifest_of
 from tests.reference import golden_cases as golden
 
 
 def showo_of(case: str) -> tuple[network.Showo, dict, dict]:
     described, tensors = golden.load("showo", case)
-    model = network.Showo(network.ShowoConfig.from_golden(described["config"]))
+    model = network.Showo(ShowoConfig.from_golden(described["config"]))
     return golden.fill_(model, described["seed"]), described, tensors
 
 
@@ -68,7 +69,7 @@ def tiny_showo() -> network.Showo:
         "num_attention_heads": 2,
     }
     vq = magvit.MagvitConfig(24, (1, 2), (1, 1), (1, 2), (1, 1), 4)
-    config = network.ShowoConfig(llm=llm, vq=vq, resolution=8, llm_vocab_size=20, endoftext=3)
+    config = ShowoConfig(llm=llm, vq=vq, resolution=8, llm_vocab_size=20, endoftext=3)
     return golden.fill_(network.Showo(config), seed=1).eval()
 
 
@@ -219,9 +220,9 @@ def full_size(name: str) -> torch.nn.Module:
         if name == "magvitv2":
             return magvit.Magvit(magvit.MagvitConfig())
         if name.startswith("clip"):
-            return network.clip_tower(network.ShowoConfig.released("clip"))
+            return network.clip_tower(ShowoConfig.released("clip"))
         understanding = "clip" if "clip" in name else "vq"
-        return network.Showo(network.ShowoConfig.released(understanding, 512))
+        return network.Showo(ShowoConfig.released(understanding, 512))
 
 
 REFERENCE_NAMES = {"clip-vit-large-patch14-336": "clip-vit-large-patch14-336-vision"}
@@ -244,7 +245,7 @@ def test_shipped_manifests_are_the_reference_ones(name):
 
 
 def test_released_sizes():
-    config = network.ShowoConfig.released("clip", 512)
+    config = ShowoConfig.released("clip", 512)
     assert (config.num_vq_tokens, config.clip_tokens, config.vocab_size) == (1024, 576, 58498)
     ids = config.ids
     assert (ids.pad, ids.soi, ids.eoi, ids.t2i, ids.mmu) == (50295, 50296, 50297, 50300, 50301)
@@ -254,8 +255,8 @@ def test_released_sizes():
 # ---- configuration ------------------------------------------------------------------------------
 @pytest.mark.parametrize("understanding", ["clip", "vq"])
 def test_a_config_survives_json(understanding):
-    config = network.ShowoConfig.released(understanding, 512)
-    assert network.ShowoConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    config = ShowoConfig.released(understanding, 512)
+    assert ShowoConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize(
@@ -276,17 +277,17 @@ def test_a_config_survives_json(understanding):
 )
 def test_a_wrong_config_says_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
-        network.ShowoConfig.from_dict(change)
+        ShowoConfig.from_dict(change)
 
 
 def test_a_projector_must_fit_both_ends():
-    described = network.ShowoConfig.released("clip").to_dict() | {"projector": [1024, 512]}
+    described = ShowoConfig.released("clip").to_dict() | {"projector": [1024, 512]}
     with pytest.raises(ValueError, match="must lead from the CLIP width"):
-        network.ShowoConfig.from_dict(described)
+        ShowoConfig.from_dict(described)
 
 
 def test_a_golden_config_with_other_ids_is_refused():
     described, _ = golden.load("showo", golden.cases("showo", __file__, "phi_lm*")[0])
     config = described["config"] | {"ids": described["config"]["ids"] | {"mask": 1}}
     with pytest.raises(ValueError, match="rules give"):
-        network.ShowoConfig.from_golden(config)
+        ShowoConfig.from_golden(config)

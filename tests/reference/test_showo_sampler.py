@@ -10,8 +10,9 @@ from torch import Tensor
 
 from reca.models.showo import sampler
 from reca.models.showo.batch import Condition
+from reca.models.showo.config import ShowoConfig
 from reca.models.showo.model import ShowoModel
-from reca.models.showo.network import ShowoConfig, clip_features
+from reca.models.showo.network import clip_features
 from tests.reference import golden_cases as golden
 
 

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from reca_kernels import Implementation
+
+from reca.models.common import options as common
 from reca.models.common.options import check_numbers, check_positive
 from reca.structure import build
 
@@ -28,6 +31,9 @@ QWEN2_5: dict[str, Any] = {
 }
 _QWEN_FIXED = {"tie_word_embeddings": True, "use_sliding_window": False, "hidden_act": "silu"}
 _MAR_FIXED = {"patch_size": 1}
+
+Drawing = Literal["stretch", "crop", "pad"]
+"""How an image becomes a square for drawing."""
 
 
 @dataclass(frozen=True)
@@ -265,3 +271,44 @@ def _resolution(given: Any) -> int | tuple[int, int]:
     raise ValueError(
         f"network.resolution is {given!r}; give whole pixels: one side, or [height, width]"
     )
+
+
+@dataclass(frozen=True)
+class HarmonOptions:
+    """What the published training leaves to choose; the defaults are the published recipe (SPEC e, g).
+
+    `text_dropout`: share of drawing samples whose text becomes "Generate an image."; `dropout_hides_image`: such a
+    RecA sample also loses its picture (published: it keeps it). `condition_gradient`: factor on the gradient into
+    the understanding embeddings. `frozen_condition`: RecA reads embeddings that were computed once, which is
+    another algorithm. `leading_newline`: RecA prompts open with a newline, so the picture stands behind it.
+    `drawing`: how a picture becomes square for drawing: stretched (RecA), cropped or padded. `max_text`: tokens of
+    a conversation before the picture is put in. `encode_batch`: pictures per pass of the VAE.
+    `implementation`: of the answers' loss, as `reca_kernels` names them.
+    """
+
+    text_dropout: float = 0.1
+    dropout_hides_image: bool = False
+    condition_gradient: float = 0.1
+    frozen_condition: bool = False
+    leading_newline: bool = True
+    drawing: Drawing = "stretch"
+    max_text: int = 1472
+    encode_batch: int = 16
+    implementation: Implementation = "auto"
+
+    def __post_init__(self) -> None:
+        where = "network.options"
+        common.check_shares(where, vars(self), "text_dropout")
+        common.check_positive(where, vars(self), "max_text", "encode_batch")
+        if self.condition_gradient < 0:
+            raise ValueError(
+                f"{where}.condition_gradient is {self.condition_gradient}; it must not be negative"
+            )
+
+
+def parse(network: Mapping[str, Any]) -> tuple[HarmonConfig, HarmonOptions]:
+    """Read a `network` section: the keys of `HarmonConfig`, and `options` with those of `HarmonOptions`.
+
+    ValueError names a key or value that does not fit.
+    """
+    return common.parse(network, HarmonConfig, HarmonOptions)

@@ -20,11 +20,10 @@ from reca.models.harmon import layout as layouts
 from reca.models.harmon import sampler as sampling_rules
 from reca.models.harmon import weights
 from reca.models.harmon.batch import Condition, Conversation, DiffusionNoise
-from reca.models.harmon.config import QWEN2_5, HarmonConfig
+from reca.models.harmon.config import QWEN2_5, HarmonConfig, HarmonOptions, parse
 from reca.models.harmon.diffusion import SLICE
 from reca.models.harmon.layout import IGNORE, Prompts
 from reca.models.harmon.network import Dropout, Harmon, scaled_gradient
-from reca.models.harmon.options import HarmonOptions, parse
 from reca.models.harmon.text import TextFrontEnd
 from reca.models.harmon.vae import FrozenVae
 from reca.models.unified import (

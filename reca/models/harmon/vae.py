@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,13 +19,12 @@ from reca import images as pictures
 from reca.finite import NonFinite, rows_of
 from reca.models.common.batching import chunks
 from reca.models.common.digest import Fingerprints
-from reca.models.harmon.config import HarmonConfig
+from reca.models.harmon.config import Drawing, HarmonConfig
 
 if TYPE_CHECKING:
     from reca.models.unified import Use
 
 GREY = (127, 127, 127)
-Drawing = Literal["stretch", "crop", "pad"]
 
 
 # ---- pictures to tensors ---------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from transformers import CLIPImageProcessorPil
 from reca import images as pictures
 from reca.models.common.batching import encode_in_chunks
 from reca.models.common.digest import Fingerprints
+from reca.models.showo.config import ShowoConfig
 from reca.models.showo.magvit import Magvit
-from reca.models.showo.network import ShowoConfig, clip_features, clip_tower
+from reca.models.showo.network import clip_features, clip_tower
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -19,7 +19,7 @@ from reca_kernels import Layout as BlockLayout
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from reca.models.showo.network import SpecialIds
+    from reca.models.showo.config import SpecialIds
 
 IGNORE = -100
 """In `targets`: this position carries no loss. In `ids`: a CLIP embedding stands here instead of a

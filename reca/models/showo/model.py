@@ -21,10 +21,10 @@ from reca.models.showo import layout as layouts
 from reca.models.showo import sampler as sampling_rules
 from reca.models.showo import weights
 from reca.models.showo.batch import Condition, Conversation, MaskNoise
+from reca.models.showo.config import ShowoConfig, ShowoOptions, parse
 from reca.models.showo.encoders import FrozenEncoders
 from reca.models.showo.layout import IGNORE, Layout
-from reca.models.showo.network import Showo, ShowoConfig
-from reca.models.showo.options import ShowoOptions, parse
+from reca.models.showo.network import Showo
 from reca.models.showo.text import TextFrontEnd
 from reca.models.unified import (
     DecayGroups,
