@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from reca.models.unified import Features
+    from reca.models.contract import Features
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from reca.finite import chosen_finite, demand
+from reca.core.finite import chosen_finite, demand
 from reca.models.common.tokenizer import TextFrontEnd
-from reca.models.unified import warn_truncated
+from reca.models.contract import warn_truncated
 
 Steps = Iterator[tuple[Tensor, Tensor]]
 

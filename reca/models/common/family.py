@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from reca import records
+from reca.core import artifacts
 from reca.models.common.naming import Naming, read
 from reca.models.common.tokenizer import TextFrontEnd
-from reca.models.unified import UnifiedModel
+from reca.models.contract import UnifiedModel
 
 DESCRIPTION, FORMAT = "reca_model.json", 1
 
@@ -140,4 +140,4 @@ class FamilyModel(UnifiedModel):
         self.text.tokenizer.save_pretrained(str(directory))
         network = asdict(self.config) | {"options": asdict(self.options)}
         described = {"family": self.family, "network": network, "format": FORMAT}
-        records.write_json(directory / DESCRIPTION, described)
+        artifacts.write_json(directory / DESCRIPTION, described)

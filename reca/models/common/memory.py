@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reca.models.unified import MemoryProfile
+from reca.models.contract import MemoryProfile
 
 
 def language_profile(

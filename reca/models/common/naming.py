@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reca.models.weights import load_checkpoint, load_strictly, save_safetensors
+from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safetensors
 
 # keys under which official pickles may keep their tensors
 _WRAPPERS = ("state_dict", "model", "module")

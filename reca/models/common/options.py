@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from reca.structure import build
+from reca.core.structure import build
 
 if TYPE_CHECKING:
     import torch
 
-    from reca.models.unified import Sampling
+    from reca.models.contract import Sampling
 
 T = TypeVar("T")
 C = TypeVar("C")

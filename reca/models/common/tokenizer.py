@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from reca.plain import fields, read_json
+from reca.core.documents import fields, read_json
 
 IGNORE = -100
 """In labels and targets: this position carries no loss."""
@@ -22,7 +22,7 @@ _SHOWN = 200  # letters of what transformers says
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in a folder, as transformers reads it.
 
-    ValueError names the folder or file where it is missing, no JSON object, beyond the limits of `reca.plain`, or
+    ValueError names the folder or file that is missing, no JSON object, beyond the limits of `reca.core.documents`, or
     not a tokenizer: transformers raises whatever its code runs into.
     """
     from transformers import AutoTokenizer

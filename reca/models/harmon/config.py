@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from reca_kernels import Implementation
 
+from reca.core.structure import build
 from reca.models.common import options as common
 from reca.models.common.options import check_numbers, check_positive
-from reca.structure import build
 
 TRAIN_STEPS = 1000  # of the diffusion process, of which sampling keeps some
 

@@ -1,4 +1,4 @@
-"""Harmon behind the contract of `reca.models.unified`: layouts, network, sampler and frozen VAE put together."""
+"""Harmon behind the contract of `reca.models.contract`: layouts, network, sampler and frozen VAE put together."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from reca_kernels import linear_cross_entropy
 from torch import Tensor
 from torch.nn import functional as F
 
-from reca.finite import demand, finite_rows
+from reca.core.finite import demand, finite_rows
 from reca.models.common.decoding import answers
 from reca.models.common.family import FamilyModel, WeightFile
 from reca.models.common.memory import language_profile
 from reca.models.common.options import check_generation
+from reca.models.contract import (
+    DecayGroups,
+    Features,
+    Loss,
+    MemoryProfile,
+    Sampling,
+    Use,
+)
 from reca.models.harmon import layout as layouts
 from reca.models.harmon import sampler as sampling_rules
 from reca.models.harmon import weights
@@ -26,14 +34,6 @@ from reca.models.harmon.layout import IGNORE, Prompts
 from reca.models.harmon.network import Dropout, Harmon, scaled_gradient
 from reca.models.harmon.text import TextFrontEnd
 from reca.models.harmon.vae import FrozenVae
-from reca.models.unified import (
-    DecayGroups,
-    Features,
-    Loss,
-    MemoryProfile,
-    Sampling,
-    Use,
-)
 
 if TYPE_CHECKING:
     from PIL.Image import Image

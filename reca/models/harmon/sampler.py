@@ -25,7 +25,7 @@ from reca.models.harmon.denoiser import Denoiser
 from reca.models.harmon.network import Harmon, for_sampling
 
 if TYPE_CHECKING:
-    from reca.models.unified import Sampling
+    from reca.models.contract import Sampling
 
 Noise = Callable[[int], tuple[Tensor, Tensor]]
 """Tokens R per picture -> initial noise [B * R, C] and noise of the reverse steps [steps, B * R, C]."""

@@ -15,14 +15,14 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from reca import images as pictures
-from reca.finite import NonFinite, rows_of
+from reca.core import images as pictures
+from reca.core.finite import NonFinite, rows_of
 from reca.models.common.batching import chunks
 from reca.models.common.digest import Fingerprints
 from reca.models.harmon.config import Drawing, HarmonConfig
 
 if TYPE_CHECKING:
-    from reca.models.unified import Use
+    from reca.models.contract import Use
 
 GREY = (127, 127, 127)
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from reca_kernels import Implementation
 
+from reca.core.structure import build
 from reca.models.common import options as common
 from reca.models.common.options import check_numbers, check_positive
 from reca.models.showo.magvit import MagvitConfig
-from reca.structure import build
 
 VICUNA_SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "

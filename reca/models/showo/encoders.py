@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil
 
-from reca import images as pictures
+from reca.core import images as pictures
 from reca.models.common.batching import encode_in_chunks
 from reca.models.common.digest import Fingerprints
 from reca.models.showo.config import ShowoConfig
@@ -26,7 +26,7 @@ from reca.models.showo.network import clip_features, clip_tower
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from reca.models.unified import Features, Use
+    from reca.models.contract import Features, Use
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

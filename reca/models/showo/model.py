@@ -1,4 +1,4 @@
-"""Show-o behind the contract of `reca.models.unified`: layouts, network, sampler and frozen
+"""Show-o behind the contract of `reca.models.contract`: layouts, network, sampler and frozen
 encoders put together.
 """
 
@@ -12,11 +12,19 @@ import torch
 from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
-from reca.finite import demand
+from reca.core.finite import demand
 from reca.models.common.decoding import answers
 from reca.models.common.family import FamilyModel, WeightFile
 from reca.models.common.memory import language_profile
 from reca.models.common.options import check_generation
+from reca.models.contract import (
+    DecayGroups,
+    Features,
+    Loss,
+    MemoryProfile,
+    Sampling,
+    Use,
+)
 from reca.models.showo import layout as layouts
 from reca.models.showo import sampler as sampling_rules
 from reca.models.showo import weights
@@ -26,14 +34,6 @@ from reca.models.showo.encoders import FrozenEncoders
 from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.network import Showo
 from reca.models.showo.text import TextFrontEnd
-from reca.models.unified import (
-    DecayGroups,
-    Features,
-    Loss,
-    MemoryProfile,
-    Sampling,
-    Use,
-)
 
 if TYPE_CHECKING:
     from PIL.Image import Image

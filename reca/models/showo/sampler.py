@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from reca.finite import finite_rows
+from reca.core.finite import finite_rows
 from reca.models.common import decoding
 from reca.models.common.options import sampler_options
 from reca.models.showo.layout import PAD, Layout
 
 if TYPE_CHECKING:
+    from reca.models.contract import Sampling
     from reca.models.showo.network import Showo
-    from reca.models.unified import Sampling
 
 _TINY = 1e-20
 
