@@ -12,10 +12,12 @@ import torch
 from reca.core.rng import generator
 from reca.models.contract import Sampling, reconstruction_loss, text_to_image_loss
 from reca.models.harmon import model as harmon
+from reca.models.harmon import sampler
+from reca.models.harmon.batch import Dropout
 from reca.models.harmon.config import HarmonOptions
 from reca.models.harmon.layout import IGNORE, IMAGE
 from reca.models.harmon.model import HarmonModel
-from reca.models.harmon.network import Dropout, scaled_gradient
+from reca.models.harmon.network import embed_prompts, read_image, scaled_gradient
 from reca.models.harmon.sampler import SamplerOptions
 from reca.models.registry import load_model
 from tests.models import harmon_tiny as tiny
@@ -315,7 +317,9 @@ def test_a_picture_does_not_depend_on_its_batch(
         features = {name: f[rows] for name, f in drawn.items()} if reconstruct else None
         noise = [generator("row", row) for row in rows]
         other = model.unconditional(len(rows))
-        return model.draw_latents(model.condition(texts, features), other, sampling, noise)
+        return sampler.sample_latents(
+            model.network, model.condition(texts, features), other, sampling, noise
+        )
 
     together = draw([0, 1])
     for row in (0, 1):
@@ -383,7 +387,9 @@ def test_greedy_answers_are_the_training_forwards_argmax(model: HarmonModel) -> 
     answer = model.answer([question], read, max_new_tokens=4)[0]
     ids = [*model.text.question(question), *model.text.tokenizer(answer)["input_ids"]]
     with torch.no_grad():
-        embeddings, mask = model._embedded([ids], model._understand(read["latents"]))
+        embeddings, mask = embed_prompts(
+            model.network, [ids], read_image(model.network, read["latents"])
+        )
         logits = model.network.llm.lm_head(model.network.hidden(embeddings, mask=mask))
     said = logits[0].argmax(-1)[len(model.text.question(question)) - 2 + 19 :].tolist()
     assert model.text.decoded(said[: len(answer.split())]) == answer

@@ -53,7 +53,7 @@ _VAES: dict[tuple[Any, ...], AutoencoderKL] = {}
 
 def filled_vae(config: HarmonConfig, seed: int) -> AutoencoderKL:
     """The full-size VAE with the weights of a seed; kept, as several cases share it."""
-    from reca.models.harmon.vae import build_vae
+    from reca.models.harmon.encoders import build_vae
 
     key = (config.vae, config.mar.latent_channels, seed)
     if key not in _VAES:

@@ -18,7 +18,8 @@ from reca.align.trainer import backward, gradient_norm, update
 from reca.config import compose
 from reca.config.recipe import Recipe, TaskRecipe
 from reca.data.order import published_order
-from reca.models.harmon.model import Condition, Conversation, DiffusionNoise, HarmonModel
+from reca.models.harmon.batch import Condition, Conversation, DiffusionNoise
+from reca.models.harmon.model import HarmonModel
 from tests.reference import golden_cases as golden
 from tests.reference.harmon_model import VB, model_of, rows_of
 

@@ -1,4 +1,4 @@
-"""Harmon behind the contract of `reca.models.contract`: layouts, network, sampler and frozen VAE put together."""
+"""Harmon behind the contract of `reca.models.contract`: every operation forwards to the room that has it."""
 
 from __future__ import annotations
 
@@ -7,39 +7,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from reca_kernels import linear_cross_entropy
-from torch import Tensor
-from torch.nn import functional as F
 
-from reca.core.finite import demand, finite_rows
-from reca.models.common.decoding import answers
 from reca.models.common.family import FamilyModel, WeightFile
 from reca.models.common.memory import language_profile
-from reca.models.common.options import check_generation
-from reca.models.contract import (
-    DecayGroups,
-    Features,
-    Loss,
-    MemoryProfile,
-    Sampling,
-    Use,
-)
-from reca.models.harmon import layout as layouts
-from reca.models.harmon import sampler as sampling_rules
+from reca.models.contract import DecayGroups, Features, Loss, MemoryProfile, Sampling, Use
+from reca.models.harmon import batch as batches
 from reca.models.harmon import weights
 from reca.models.harmon.batch import Condition, Conversation, DiffusionNoise
 from reca.models.harmon.config import QWEN2_5, HarmonConfig, HarmonOptions, parse
 from reca.models.harmon.diffusion import SLICE
-from reca.models.harmon.layout import IGNORE, Prompts
-from reca.models.harmon.network import Dropout, Harmon, scaled_gradient
+from reca.models.harmon.encoders import FrozenVae
+from reca.models.harmon.network import Harmon, read_image
 from reca.models.harmon.text import TextFrontEnd
-from reca.models.harmon.vae import FrozenVae
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _UNUSED = "network.mar.class_emb.weight"  # never has a gradient
-_SEEDS = 2**62
 
 
 def build(network: Mapping[str, Any]) -> HarmonModel:
@@ -64,7 +48,7 @@ class HarmonModel(FamilyModel):
             config, options, network, FrozenVae(config, options.drawing, options.encode_batch)
         )
 
-    # ---- frozen parts ----------------------------------------------------------------------------
+    # ---- frozen parts ------------------------------------------------------------------------
     @torch.no_grad()
     def encode(self, images: Sequence[Image], use: Use) -> Features:
         """Latents [B, m, n, C]: `target` of pictures that are drawn, `latents` of those that are read.
@@ -77,7 +61,7 @@ class HarmonModel(FamilyModel):
         if not self.options.frozen_condition:
             return {"target": latents}
         chunk = self.options.encode_batch
-        read = [self._understand(part) for part in latents.split(chunk)]
+        read = [read_image(self.network, part) for part in latents.split(chunk)]
         return {"target": latents, "understanding": torch.cat(read)}
 
     def encoder_fingerprint(self, use: Use) -> str:
@@ -91,7 +75,7 @@ class HarmonModel(FamilyModel):
         }
         return self.frozen.fingerprint(use, reader)
 
-    # ---- conditions and draws ----------------------------------------------------------------------
+    # ---- losses ------------------------------------------------------------------------------
     def condition(self, texts: Sequence[str], features: Features | None = None) -> Condition:
         """Captions in the text-to-image wording; with features, reconstruction prompts around the picture."""
         if features is None:
@@ -108,107 +92,23 @@ class HarmonModel(FamilyModel):
             return Condition(rows, dropped, understanding=features["understanding"])
         return Condition(rows, dropped, latents=features["target"])
 
+    def unconditional(self, batch: int) -> Condition:
+        """`Generate an image.` and no picture, also where the condition has one (SPEC d4, d5)."""
+        ids = self.text.unconditional()
+        return Condition([ids] * batch, ids)
+
     def sample_noise(self, batch: int, generator: torch.Generator) -> DiffusionNoise:
-        """In this order: mask rate, orders, timesteps, noise, text dropout, the seed of MAR's dropout (SPEC d1)."""
-        tokens, mar = self.config.tokens, self.config.mar
-        uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
-        masked = layouts.masked_count(tokens, layouts.mask_rate(uniform, mar.min_mask_rate))
-        orders = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(batch)])
-        rows = mar.repeats * batch * tokens
-        t = torch.randint(1000, (rows,), generator=generator)
-        noise = torch.randn(rows, mar.latent_channels, generator=generator)
-        text_dropout = torch.rand(batch, generator=generator)
-        return DiffusionNoise(orders, masked, t, noise, text_dropout, self._dropout(generator))
+        """See `batch.sample_noise`."""
+        return batches.sample_noise(self.config, batch, generator)
 
-    def _dropout(self, generator: torch.Generator) -> Dropout | None:
-        if not (self.config.mar.dropout or self.config.mar.attention_dropout):
-            return None
-        return Dropout(int(torch.randint(_SEEDS, (), generator=generator)))
-
-    # ---- drawing loss ------------------------------------------------------------------------------
     def generation_loss(
         self, target: Features, condition: Condition, noise: DiffusionNoise
     ) -> Loss:
-        """Noise error and variational bound on the masked tokens, `repeats` noise draws each, in fp32 (SPEC d1, d2)."""
-        latents = target["target"].to(self.device).float().flatten(1, 2)  # [B, L, C]
-        hidden, _ = layouts.places(noise.orders, noise.masked)
-        z = self.token_conditions(latents, condition, noise)
-        rows = self._loss_rows(hidden, noise)
-        own = rows % latents.shape[:2].numel()  # repeats share target and condition
-        mse, vb = self.network.mar.diffloss.losses(
-            latents.flatten(0, 1)[own],
-            z.flatten(0, 1)[own],
-            noise.t.to(self.device)[rows],
-            noise.gaussian.to(self.device)[rows],
-            slices=-(-len(noise.t) // SLICE),  # by all rows: ranks mask unequal numbers of them
-        )
-        return Loss((mse + vb).sum(), len(rows))
+        """See `loss.generation_loss`."""
+        from reca.models.harmon import loss
 
-    def _loss_rows(self, hidden: Tensor, noise: DiffusionNoise) -> Tensor:
-        """Indices of the rows with a loss among [repeats, B, L], flat; hidden places [B, K] are theirs."""
-        batch, tokens = noise.orders.shape
-        repeats = len(noise.t) // (batch * tokens)
-        within = hidden + tokens * torch.arange(batch).unsqueeze(1)  # [B, K]
-        block = batch * tokens * torch.arange(repeats).view(-1, 1, 1)
-        return (block + within).flatten().to(self.device)
+        return loss.generation_loss(self.network, self.options, target["target"], condition, noise)
 
-    def token_conditions(
-        self, latents: Tensor, condition: Condition, noise: DiffusionNoise
-    ) -> Tensor:
-        """The head's conditions z [B, L, D] for latents [B, L, C], of which the masked ones are not seen."""
-        grid, dropout = self.config.grid, noise.dropout
-        _, visible = layouts.places(noise.orders, noise.masked)
-        visible = visible.to(self.device)
-        mar = self.network.mar
-        seen = mar.encode(latents, grid, visible, dropout and dropout.branch(1))
-        embeddings, mask = self._prompt(condition, noise)
-        image = self.network.to_llm(seen)
-        embeddings = torch.cat([embeddings, image.to(embeddings.dtype)], dim=1)
-        mask = torch.cat([mask, mask.new_ones(image.shape[:2])], dim=1)
-        hidden = self.network.hidden(embeddings, mask=mask, positions=layouts.positions(mask))
-        encoded = self.network.with_context(seen, hidden[:, -image.shape[1] :])
-        return mar.decode(encoded, grid, visible, dropout and dropout.branch(2))
-
-    def _prompt(self, condition: Condition, noise: DiffusionNoise) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, P, H] and mask [B, P] of the prompts, single texts dropped, the picture put in."""
-        dropped = noise.text_dropout < self.options.text_dropout
-        texts = [
-            condition.dropped if drop else text
-            for text, drop in zip(condition.texts, dropped.tolist(), strict=True)
-        ]
-        hide = self.options.dropout_hides_image and condition.has_image
-        seen = ~dropped.to(self.device) if hide else None
-        return self._embedded(texts, self._image(condition, noise.dropout), seen)
-
-    def _image(self, condition: Condition, dropout: Dropout | None = None) -> Tensor | None:
-        """The picture's understanding embeddings [B, L + S, H]; their gradient is scaled down (SPEC e)."""
-        if condition.understanding is not None:
-            return condition.understanding.to(self.device)
-        if condition.latents is None:
-            return None
-        return self._understand(condition.latents, dropout)
-
-    def _understand(self, latents: Tensor, dropout: Dropout | None = None) -> Tensor:
-        tokens = latents.to(self.device).float().flatten(1, 2)
-        read = self.network.understand(tokens, self.config.grid, dropout and dropout.branch(0))
-        return scaled_gradient(read, self.options.condition_gradient)
-
-    def _embedded(
-        self, texts: Sequence[Sequence[int]], image: Tensor | None, seen: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        prompts = self._prompts(texts)
-        if prompts.has_image != (image is not None):
-            raise ValueError(
-                "a prompt has a place for a picture, but there is none, or the other way round"
-            )
-        embeddings = self.network.embed(prompts.ids)
-        image = None if image is None else image.to(embeddings.dtype)
-        return layouts.expanded(embeddings, prompts.mask, image, seen)
-
-    def _prompts(self, texts: Sequence[Sequence[int]]) -> Prompts:
-        return layouts.prompts(texts, self.config.end).to(self.device)
-
-    # ---- reading loss ------------------------------------------------------------------------------
     def conversation(
         self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
     ) -> Conversation:
@@ -220,34 +120,17 @@ class HarmonModel(FamilyModel):
         )
 
     def with_noise(self, conversation: Conversation, generator: torch.Generator) -> Conversation:
-        """Draw the seed of the reader's dropout."""
-        return replace(conversation, dropout=self._dropout(generator))
+        """With the seed of the reader's dropout."""
+        return replace(conversation, dropout=batches.sample_dropout(self.config, generator))
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
-        """Next-token cross-entropy (fp32) on answers (SPEC c); only their hidden states pass the head, and the logits
-        of the whole vocabulary are never stored.
-        """
-        image = None
-        if features is not None:
-            image = self._understand(features["latents"], conversation.dropout)
-        embeddings, mask = self._embedded(conversation.texts, image)
-        hidden = self.network.hidden(embeddings, mask=mask)
-        width = max(map(len, conversation.texts))
-        labels = layouts.labels(conversation.labels, width)
-        length = 0 if image is None else image.shape[1]
-        targets = layouts.shifted_labels(labels, length).to(self.device)
-        total = linear_cross_entropy(
-            hidden[:, :-1],
-            self.network.llm.lm_head.weight,
-            targets,
-            ignore_index=IGNORE,
-            reduction="sum",
-            implementation=self.options.implementation,
-        )
-        return Loss(total, conversation.count)
+        """See `loss.answer_loss`."""
+        from reca.models.harmon import loss
 
-    # ---- inference -----------------------------------------------------------------------------------
-    @torch.no_grad()
+        latents = None if features is None else features["latents"]
+        return loss.answer_loss(self.network, self.options, conversation, latents)
+
+    # ---- inference ---------------------------------------------------------------------------
     def generate(
         self,
         condition: Condition,
@@ -255,9 +138,12 @@ class HarmonModel(FamilyModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Draw one picture per row (SPEC d4, d5); options in `sampling.options` are those of `SamplerOptions`."""
-        latents = self.draw_latents(condition, unconditional, sampling, generators)
-        return self.frozen.pictures(latents)
+        """One picture per row; options in `sampling.options` are those of `sampler.SamplerOptions`."""
+        from reca.models.harmon import sampler
+
+        return self.frozen.pictures(
+            sampler.sample_latents(self.network, condition, unconditional, sampling, generators)
+        )
 
     def default_sampling(self) -> Sampling:
         """As every script of the authors draws (SPEC d4)."""
@@ -265,86 +151,24 @@ class HarmonModel(FamilyModel):
 
     def check_sampling(self, sampling: Sampling) -> None:
         """ValueError on an option that `SamplerOptions` does not know or a value that it refuses."""
-        sampling_rules.SamplerOptions.of(sampling)
+        from reca.models.harmon.sampler import SamplerOptions
 
-    @torch.no_grad()
-    def draw_latents(
-        self,
-        condition: Condition,
-        unconditional: Condition | None,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> Tensor:
-        """The latents [B, m, n, C] of `generate`'s pictures."""
-        options = sampling_rules.SamplerOptions.of(sampling)
-        guidance = options.guidance if options.guided else None
-        check_generation(len(condition), generators, unconditional, guidance)
-        mar = self.config.mar
-        noise = sampling_rules.RowNoise(
-            generators, mar.sampling_steps, mar.latent_channels, self.device
-        )
-        drawing = self.drawing(condition, unconditional if options.guided else None)
-        orders = noise.orders(self.config.tokens)
-        *_, last = sampling_rules.sample(drawing, orders, options, noise)
-        demand(finite_rows(last.tokens), "latents")
-        return last.tokens.unflatten(1, self.config.grid)
-
-    def drawing(
-        self, condition: Condition, unconditional: Condition | None
-    ) -> sampling_rules.Drawing:
-        """The network as the sampler calls it; each distinct prompt is run once, pictures' prompts always.
-
-        The unconditional half has no picture: its prompts are padded to the length of those that have one.
-        """
-        parts = [condition] if unconditional is None else [condition, unconditional]
-        found: list[tuple[Tensor, Tensor]] = []
-        rows: list[int] = []
-        for part in parts:
-            start = sum(len(mask) for _, mask in found)
-            texts, index = _distinct(part)
-            found.append(self._embedded(texts, self._image(part)))
-            rows += [start + at for at in index]
-        embeddings, mask = self._side_by_side(found)
-        return sampling_rules.Drawing(
-            self.network,
-            self.config.grid,
-            embeddings,
-            mask,
-            torch.tensor(rows, device=self.device),
-        )
-
-    def _side_by_side(self, found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        width = max(mask.shape[1] for _, mask in found)
-        filler = self.network.embed(torch.tensor([[self.config.end]], device=self.device))
-        padded = []
-        for embeddings, mask in found:
-            blank = filler.expand(len(mask), width - mask.shape[1], -1)
-            padded.append((torch.cat([embeddings, blank], dim=1), F.pad(mask, (0, blank.shape[1]))))
-        return torch.cat([one for one, _ in padded]), torch.cat([mask for _, mask in padded])
-
-    def unconditional(self, batch: int) -> Condition:
-        """`Generate an image.` and no picture, also where the condition has one (SPEC d4, d5)."""
-        ids = self.text.unconditional()
-        return Condition([ids] * batch, ids)
+        SamplerOptions.of(sampling)
 
     @torch.no_grad()
     def answer(
         self, questions: Sequence[str], features: Features | None, max_new_tokens: int = 32
     ) -> list[str]:
         """Greedy answers, one per row, up to the first end."""
+        from reca.models.common.decoding import answers
+        from reca.models.harmon import sampler
+
         texts = [self.text.question(question, features is not None) for question in questions]
-        image = None if features is None else self._understand(features["latents"])
-        embeddings, mask = self._embedded(texts, image)
-        end = self.config.end
-        steps = sampling_rules.greedy(self.network, embeddings, mask, end, max_new_tokens)
+        latents = None if features is None else features["latents"]
+        steps = sampler.answer(self.network, texts, latents, max_new_tokens)
         return answers(steps, self.text, len(questions))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return self.network.mar.fake_latent.device
-
-    # ---- parameters and weights ----------------------------------------------------------------------
+    # ---- parameters and weights --------------------------------------------------------------
     def trainable_parameters(self) -> list[str]:
         """Everything but the VAE and MAR's unused class embedding, which never has a gradient (SPEC g8)."""
         return [name for name in super().trainable_parameters() if name != _UNUSED]
@@ -394,12 +218,3 @@ class HarmonModel(FamilyModel):
             WeightFile("weights", "model.safetensors", network, weights.NETWORK),
             WeightFile("image_tokenizer", "vae.safetensors", vae, weights.VAE, weights.INSIDE),
         ]
-
-
-def _distinct(condition: Condition) -> tuple[list[Sequence[int]], list[int]]:
-    """The distinct prompts and, per row, which one it has; with pictures every row is its own."""
-    if condition.has_image:
-        return list(condition.texts), list(range(len(condition)))
-    seen: dict[tuple[int, ...], int] = {}
-    index = [seen.setdefault(tuple(text), len(seen)) for text in condition.texts]
-    return [list(text) for text in seen], index

@@ -49,6 +49,20 @@ class Showo(nn.Module):
         """Token embeddings: ids [B, L] -> [B, L, D]."""
         return self.showo.model.embed_tokens(ids)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.showo.lm_head.weight.device
+
+    def inputs(self, ids: Tensor, understanding: Tensor | None) -> Tensor:
+        """Input embeddings [B, L, D] of ids [B, L]: tokens, and projected CLIP features in negative ids' place."""
+        tokens = self.embed(ids.clamp(min=0))
+        if understanding is None or self.config.understanding != "clip":
+            return tokens
+        start = int((ids[0] < 0).nonzero()[0])
+        clip = self.project(understanding.to(tokens.device, tokens.dtype))
+        return torch.cat([tokens[:, :start], clip, tokens[:, start + clip.shape[1] :]], dim=1)
+
     def project(self, clip_features: Tensor) -> Tensor:
         """Project CLIP patch features [B, P, Dclip] into the embedding space, [B, P, D]."""
         return self.mm_projector(clip_features)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from reca.core.rng import generator
 from reca.models.harmon.config import parse
+from reca.models.harmon.encoders import build_vae
 from reca.models.harmon.model import HarmonModel
-from reca.models.harmon.vae import build_vae
 from reca.models.harmon.weights import VAE
 from reca.models.registry import build_model
 from reca.toyworld.pretrain.fit import fit, seeded
