@@ -16,10 +16,11 @@ from reca.models import checkpoint_io as files
 from reca.models.checkpoint_io import check_manifest, manifest_of
 from reca.models.common.naming import read
 from reca.models.harmon import weights
-from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.model import HarmonModel, build
 from reca.models.import_base import make_base
 from tests.models import harmon_tiny as tiny
+from tests.reference import golden_cases as golden
+from tests.reference.harmon_config import released
 
 SIZES = {"0.5b": (771_398_899, 704_942_880), "1.5b": (2_561_230_067, 2_494_774_048)}  # SPEC a
 
@@ -68,13 +69,13 @@ def test_tables_start_as_wide_as_asked() -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_names_and_shapes_are_the_released_ones(size: str) -> None:
     with torch.device("meta"):
-        model = HarmonModel(HarmonConfig.released(size))
+        model = HarmonModel(released(size))
     found = manifest_of(model.official_state())
     vae = manifest_of(weights.VAE.state(model.frozen.vae))
     found |= {weights.INSIDE + name: entry for name, entry in vae.items()}
-    released = weights.released_manifest(f"harmon_{size}")
-    check_manifest(size, found, released)
-    assert list(map(len, (found, vae))) == [len(released), 312]
+    expected = golden.manifest("harmon", f"harmon_{size}")
+    check_manifest(size, found, expected)
+    assert list(map(len, (found, vae))) == [len(expected), 312]
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.network.parameters())
     assert (total, trained) == SIZES[size]
@@ -92,24 +93,13 @@ def test_decay_groups_are_the_published_ones(
 ) -> None:
     """SPEC e counts the class embedding, which we do not train, among the decayed."""
     with torch.device("meta"):
-        model = HarmonModel(HarmonConfig.released(size))
+        model = HarmonModel(released(size))
     parameters = dict(model.named_parameters())
     groups = model.decay_groups()
     unused = "network.mar.class_emb.weight"
     assert unused not in {*groups.decay, *groups.no_decay}
     for names, expected in (([*groups.decay, unused], decayed), (groups.no_decay, spared)):
         assert (len(names), sum(parameters[name].numel() for name in names)) == expected
-
-
-def test_the_package_holds_the_reference_manifests() -> None:
-    from tests.reference import golden_cases as golden
-
-    for name in weights.RELEASED:
-        copy = golden.COPY / "harmon" / f"manifest_{name}.json"
-        packaged = Path(weights.__file__).parent / "manifests" / f"{name}.json"
-        assert packaged.read_text() == copy.read_text()
-    with pytest.raises(ValueError, match="no manifest of 'harmon_7b'"):
-        weights.released_manifest("harmon_7b")
 
 
 # ---- official layouts ------------------------------------------------------------------------------

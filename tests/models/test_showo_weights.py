@@ -21,8 +21,8 @@ from reca.models.showo.weights import (
     CLIP,
     MAGVIT,
     NETWORK,
-    released_manifest,
 )
+from tests.reference import golden_cases as golden
 
 VQ = MagvitConfig(8, (1, 2), (1, 1), (1, 2), (1, 1), 3)
 LLM = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -190,7 +190,7 @@ def test_faults_are_named_and_nothing_is_loaded(build, tmp_path, fault):
 
 
 def test_many_faults_are_counted_and_a_few_shown():
-    expected = released_manifest("magvitv2")
+    expected = golden.manifest("showo", "magvitv2")
     with pytest.raises(ValueError, match=r"here: .* 380 missing \((\S+, ){4}\.\.\.\)"):
         files.check_manifest(
             "here", {}, expected, optional=("quantize.embedding", "quantize.power_vals")
@@ -201,13 +201,6 @@ def test_an_integer_is_not_a_float():
     with pytest.raises(ValueError, match=r"int64 \[2\], not float32 \[2\]"):
         files.check_manifest("here", {"a": ((2,), "int64")}, {"a": ((2,), "float32")})
     files.check_manifest("here", {"a": ((2,), "bfloat16")}, {"a": ((2,), "float32")})
-
-
-def test_released_manifests_by_name():
-    assert len(released_manifest("show-o")) == 437
-    assert len(released_manifest("show-o-w-clip-vit")) == 441
-    with pytest.raises(ValueError, match="no manifest of 'showy'"):
-        released_manifest("showy")
 
 
 # ---- foreign pickles ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from reca.models.harmon.config import HarmonConfig, HarmonOptions
 from reca.models.harmon.layout import IMAGE, IMAGE_AT
 from reca.models.harmon.model import HarmonModel
 from tests.reference import golden_cases as golden
+from tests.reference.harmon_config import golden_config
 
 # Of the answers' loss; tests/kernels runs the losses once more with triton, in the interpreter.
 IMPLEMENTATION: Any = os.environ.get("RECA_TEST_IMPLEMENTATION", "torch")
@@ -26,7 +27,7 @@ def model_of(described: dict[str, Any], with_vae: bool = False) -> HarmonModel:
     """The case's network with its weights; the (full-size) VAE only where asked, it takes seconds to fill."""
     with torch.device("meta"):
         model = HarmonModel(
-            HarmonConfig.from_golden(described["config"]),
+            golden_config(described["config"]),
             HarmonOptions(
                 condition_gradient=described["config"].get("grad_scale", 1.0),
                 implementation=IMPLEMENTATION,

@@ -14,11 +14,12 @@ from reca.models.contract import Loss
 from reca.models.showo import layout as layouts
 from reca.models.showo import loss as losses
 from reca.models.showo.batch import Condition, Conversation, MaskNoise
-from reca.models.showo.config import ShowoConfig, ShowoOptions
+from reca.models.showo.config import ShowoOptions
+from reca.models.showo.encoders import clip_features
 from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.model import ShowoModel
-from reca.models.showo.network import clip_features
 from tests.reference import golden_cases as golden
+from tests.reference.showo_config import golden_config
 
 CASES = golden.cases("showo", __file__)
 TASKS = ("recon", "t2i", "mmu")
@@ -31,7 +32,7 @@ class Case:
 
     def __init__(self, name: str) -> None:
         self.described, self.stored = golden.load("showo", name)
-        self.config = ShowoConfig.from_golden(self.described["config"])
+        self.config = golden_config(self.described["config"])
         self.is_clip = self.config.understanding == "clip"
         # untrimmed: the stored ids and masks hold every pad
         options = ShowoOptions(

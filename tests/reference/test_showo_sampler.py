@@ -11,14 +11,15 @@ from torch import Tensor
 from reca.models.showo import layout as layouts
 from reca.models.showo import sampler
 from reca.models.showo.batch import Condition
-from reca.models.showo.config import ShowoConfig, ShowoOptions
+from reca.models.showo.config import ShowoOptions
+from reca.models.showo.encoders import clip_features
 from reca.models.showo.model import ShowoModel
-from reca.models.showo.network import clip_features
 from tests.reference import golden_cases as golden
+from tests.reference.showo_config import golden_config
 
 
 def model_of(described: dict, **options: int) -> ShowoModel:
-    model = ShowoModel(ShowoConfig.from_golden(described["config"], **options))
+    model = ShowoModel(golden_config(described["config"], **options))
     golden.fill_(model.network, described["seed"])
     golden.fill_(model.frozen.magvit, described["seed"])
     if model.frozen.clip is not None:

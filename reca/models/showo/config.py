@@ -42,9 +42,6 @@ CLIP_LARGE_336: dict[str, Any] = {
     "patch_size": 14,
     "hidden_act": "quick_gelu",
 }
-# What the architecture fixes; a described model may repeat these but not change them.
-_PHI_FIXED = {"model_type": "phi", "qk_layernorm": True, "tie_word_embeddings": False}
-
 _ADDED_TEXT_TOKENS = 10  # [PAD] and nine <|...|> tokens stand between the text ids and the codes
 
 
@@ -181,22 +178,6 @@ class ShowoConfig:
 
     # ---- in and out -----------------------------------------------------------------------------
     @classmethod
-    def released(cls, understanding: Literal["clip", "vq"], resolution: int = 256) -> ShowoConfig:
-        """The released model of this variant (SPEC section 1): show-o[-w-clip-vit][-512x512]."""
-        if understanding == "vq":
-            return cls(resolution=resolution)
-        return cls(
-            resolution=resolution,
-            understanding="clip",
-            clip_vision=dict(CLIP_LARGE_336),
-            projector=(
-                CLIP_LARGE_336["hidden_size"],
-                PHI_1_5["hidden_size"],
-                PHI_1_5["hidden_size"],
-            ),
-        )
-
-    @classmethod
     def from_dict(cls, described: Mapping[str, Any]) -> ShowoConfig:
         """Build from plain data (`network` in reca_model.json); ValueError names what is wrong."""
         return build(cls, described, "network")
@@ -204,37 +185,6 @@ class ShowoConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back to an equal config (json-able)."""
         return asdict(self)
-
-    @classmethod
-    def from_golden(cls, config: Mapping[str, Any], **options: Any) -> ShowoConfig:
-        """Read the `config` of a golden case; `options` are further fields (e.g. `max_text`).
-
-        ValueError where the case states a size or an id that our rules would not give: the golden
-        data decides that a rule is wrong.
-        """
-        llm = dict(config["llm"])
-        stated = {"vocab_size": llm.pop("vocab_size")}
-        for name, value in _PHI_FIXED.items():
-            if llm.pop(name, value) != value:
-                raise ValueError(f"llm.{name} must be {value!r} for Show-o")
-        ours = cls.from_dict(
-            {
-                "llm": llm,
-                "vq": config["vq"],
-                "resolution": config["resolution"],
-                "llm_vocab_size": config["llm_vocab_size"],
-                "endoftext": config["ids"]["eos"],
-                "understanding": "clip" if "mm_projector" in config else "vq",
-                "clip_vision": config.get("clip_vision"),
-                "projector": config.get("mm_projector", ()),
-                **options,
-            }
-        )
-        stated |= {name: config[name] for name in ("num_vq_tokens", "codebook_size", "ids")}
-        derived = {name: getattr(ours, name) for name in stated} | {"ids": asdict(ours.ids)}
-        if derived != stated:
-            raise ValueError(f"the case states {stated}, but Show-o's rules give {derived}")
-        return ours
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from reca.core import images as pictures
 from reca.models.common.batching import encode_in_chunks
 from reca.models.common.digest import Fingerprints
 from reca.models.showo.config import ShowoConfig
 from reca.models.showo.magvit import Magvit
-from reca.models.showo.network import clip_features, clip_tower
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -167,6 +166,18 @@ class FrozenEncoders(nn.Module):
 
     def _stack(self, tensors: Iterable[Tensor]) -> Tensor:
         return torch.stack(list(tensors)).to(self._device)
+
+
+def clip_tower(config: ShowoConfig) -> CLIPVisionModel:
+    """The (untrained) CLIP vision tower that a CLIP-variant config describes."""
+    if config.clip_vision is None:
+        raise ValueError("this Show-o has understanding 'vq': it has no CLIP tower")
+    return CLIPVisionModel(CLIPVisionConfig(**config.clip_vision))
+
+
+def clip_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
+    """Penultimate layer of pixels [B, 3, S, S], no class token: [B, P, Dclip] (SPEC 1.2)."""
+    return tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
 
 
 def _bilinear(pixels: Tensor, side: int) -> Tensor:

@@ -14,7 +14,7 @@ from reca_kernels import Implementation
 from reca_kernels import Layout as BlockLayout
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, CLIPVisionConfig, CLIPVisionModel, PhiConfig, PhiForCausalLM
+from transformers import Cache, PhiConfig, PhiForCausalLM
 
 from reca.models.showo import attention
 from reca.models.showo.config import ShowoConfig
@@ -125,18 +125,6 @@ def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
         ~allowed, blocked
     )
-
-
-def clip_tower(config: ShowoConfig) -> CLIPVisionModel:
-    """The (untrained) CLIP vision tower that a CLIP-variant config describes."""
-    if config.clip_vision is None:
-        raise ValueError("this Show-o has understanding 'vq': it has no CLIP tower")
-    return CLIPVisionModel(CLIPVisionConfig(**config.clip_vision))
-
-
-def clip_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
-    """Penultimate layer of pixels [B, 3, S, S], no class token: [B, P, Dclip] (SPEC 1.2)."""
-    return tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
 
 
 def _projector(widths: tuple[int, ...]) -> nn.Sequential:
