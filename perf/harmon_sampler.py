@@ -37,9 +37,16 @@ from perf import processor
 from perf.harmon_direct import Direct, Given
 from reca.core.artifacts import versions
 from reca.models.harmon import layout as layouts
+from reca.models.harmon.batch import Condition
 from reca.models.harmon.config import QWEN2_5, HarmonConfig, MarConfig
-from reca.models.harmon.model import Condition, HarmonModel
-from reca.models.harmon.sampler import Drawing, SamplerOptions, draw_tokens, kept_masked
+from reca.models.harmon.model import HarmonModel
+from reca.models.harmon.sampler import (
+    Drawing,
+    SamplerOptions,
+    draw_tokens,
+    kept_masked,
+    prepare,
+)
 
 LAYERS, STEPS, GUIDANCE = 4, 64, 3.0
 UNCONDITIONAL = [1] * 11  # as long as the released one; which ids does not matter for the time
@@ -86,7 +93,7 @@ class Sides:
             prompts = (found.ids, found.mask)
             self.loops.append(Direct(model.network, model.config.grid, prompts, GUIDANCE))
         unconditional = Condition([UNCONDITIONAL] * len(texts))
-        self.drawing: Drawing = model.drawing(Condition(texts), unconditional)
+        self.drawing: Drawing = prepare(model.network, Condition(texts), unconditional)
 
 
 class Step:

@@ -84,18 +84,12 @@ def with_tokenizer(model: Any, family: str) -> UnifiedModel:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tokenizer(family, folder)
-        if family == "showo":
-            from reca.models.showo.text import load_tokenizer as showo_tokenizer
-
-            model.set_tokenizer(showo_tokenizer(folder, model.config.ids))
-        elif family == "harmon":
-            from reca.models.harmon.text import load_tokenizer as harmon_tokenizer
-
-            model.set_tokenizer(harmon_tokenizer(folder, model.config.end))
-        else:
+        if family == "bagel":
             from reca.models.bagel.text import load_tokenizer as bagel_tokenizer
 
             model.set_tokenizer(bagel_tokenizer(folder, model.config))
+        else:
+            model.read_tokenizer(folder)
     return model
 
 

@@ -14,7 +14,6 @@ from reca.config.schema import DataSource, World
 from reca.core.artifacts import read_json, read_manifest
 from reca.data.prompts import bank
 from reca.models.registry import build_model
-from reca.models.showo.text import load_tokenizer
 from reca.toyworld.pretrain.words import build_tokenizer
 
 CAPTION = dict.fromkeys(("noise", "relation", "count", "two", "colour", "single_colour"), 0.3)
@@ -60,7 +59,7 @@ def chain(tmp_path_factory):
         torch.manual_seed(0)
         shipped = build_model("showo", network())
         build_tokenizer(bank("laptop")).save_pretrained("words")
-        shipped.set_tokenizer(load_tokenizer(root / "words", shipped.config.ids))
+        shipped.read_tokenizer(root / "words")
         shipped.save(root / "shipped")
         weights = {"kind": "shipped", "path": "shipped"}
         run("render", section=asdict(WORLD), out="data/world")

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 from reca.core.rng import numpy_generator
 from reca.models.harmon.model import HarmonModel
-from reca.models.harmon.text import load_tokenizer
 from reca.models.registry import build_model
 from tests.models import showo_tiny
 
@@ -79,7 +78,7 @@ def model(folder: object, **options: object) -> HarmonModel:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     tokenizer_files().save_pretrained(str(folder))
-    built.set_tokenizer(load_tokenizer(folder, built.config.end))
+    built.read_tokenizer(folder)
     return built.eval()
 
 

@@ -14,7 +14,6 @@ from reca.core.rng import numpy_generator
 from reca.data.prompts import bank
 from reca.models.registry import build_model
 from reca.models.showo.model import ShowoModel
-from reca.models.showo.text import load_tokenizer
 
 TEXT = """a and are at bottom circle circles describe how image left many no of on one red right square
 the there thing this top two what yes blue green user assistant : , . ?"""
@@ -79,7 +78,7 @@ def of_network(folder: object, described: dict) -> ShowoModel:
     torch.manual_seed(0)
     built = build_model("showo", described)
     tokenizer_files().save_pretrained(str(folder))
-    built.set_tokenizer(load_tokenizer(folder, built.config.ids))
+    built.read_tokenizer(folder)
     return built.eval()
 
 

@@ -12,10 +12,12 @@ import torch
 from reca.core.rng import generator
 from reca.models.contract import Sampling, reconstruction_loss, text_to_image_loss
 from reca.models.harmon import model as harmon
+from reca.models.harmon import sampler
+from reca.models.harmon.batch import Dropout
+from reca.models.harmon.config import HarmonOptions
 from reca.models.harmon.layout import IGNORE, IMAGE
 from reca.models.harmon.model import HarmonModel
-from reca.models.harmon.network import Dropout, scaled_gradient
-from reca.models.harmon.options import HarmonOptions
+from reca.models.harmon.network import embed_prompts, read_image, scaled_gradient
 from reca.models.harmon.sampler import SamplerOptions
 from reca.models.registry import load_model
 from tests.models import harmon_tiny as tiny
@@ -229,16 +231,16 @@ def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> N
 @pytest.mark.parametrize(
     ("key", "value", "complaint"),
     [
-        ("widht", 3, "unknown key widht"),
+        ("widht", 3, "widht = 3: unknown key"),
         ("end", 10**6, "network.end 1000000 is no text id"),
-        ("end", "3", "network.end is '3'; give the id"),
+        ("end", "3", "network.end = '3': must be a whole number"),
         ("resolution", 17, "17 is not a multiple of the VAE's 4 pixels"),
         ("resolution", 16.5, "network.resolution is 16.5; give whole pixels"),
         ("resolution", "16", "network.resolution is '16'; give whole pixels"),
         ("resolution", [16], r"network.resolution is \[16\]; give whole pixels"),
         ("resolution", [16, "16"], "give whole pixels: one side, or"),
         ("resolution", True, "network.resolution is True; give whole pixels"),
-        ("llm", None, "network.llm is None; give a section, or leave it out"),
+        ("llm", None, "network.llm = None: must be a mapping"),
         ("llm.layers", 2, "network.llm: unknown key layers"),
         (
             "llm.hidden_size",
@@ -280,7 +282,7 @@ def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> N
         ("options.drawing", "squeeze", "= 'squeeze': must be one of stretch, crop, pad"),
         ("options.implementation", "cuda", "= 'cuda': must be one of auto, triton, torch"),
         ("options.text_dropout", 2, r"network.options.text_dropout is 2.0; it must be in 0\.\.1"),
-        ("options.encode_batch", 0, "network.options.encode_batch is 0; it must be at least 1"),
+        ("options.encode_batch", 0, "network.options.encode_batch is 0; it must be above 0"),
     ],
 )
 def test_bad_network_is_named(key: str, value: object, complaint: str) -> None:
@@ -292,7 +294,7 @@ def test_bad_network_is_named(key: str, value: object, complaint: str) -> None:
 
 
 def test_bad_text_is_named(model: HarmonModel) -> None:
-    with pytest.raises(ValueError, match=r"purple.*vocabulary lacks words"):
+    with pytest.raises(ValueError, match=r"not in this model's vocabulary: 'purple'"):
         model.condition(["a purple circle"])
     other = harmon.build(tiny.network() | {"end": tiny.END - 1})
     with pytest.raises(ValueError, match="this Harmon needs"):
@@ -315,7 +317,9 @@ def test_a_picture_does_not_depend_on_its_batch(
         features = {name: f[rows] for name, f in drawn.items()} if reconstruct else None
         noise = [generator("row", row) for row in rows]
         other = model.unconditional(len(rows))
-        return model.draw_latents(model.condition(texts, features), other, sampling, noise)
+        return sampler.sample_latents(
+            model.network, model.condition(texts, features), other, sampling, noise
+        )
 
     together = draw([0, 1])
     for row in (0, 1):
@@ -342,7 +346,7 @@ def test_generation_checks_its_arguments(model: HarmonModel) -> None:
         model.generate(condition, None, Sampling(guidance=2.0), [generator(1), generator(2)])
     for wrong, complaint in [
         (Sampling(options={"order": "random"}), "unknown order; known: schedule"),
-        (Sampling(options={"schedule": "cosine"}), "choose constant or linear"),
+        (Sampling(options={"schedule": "cosine"}), "must be one of constant, linear"),
     ]:
         with pytest.raises(ValueError, match=complaint):
             model.generate(condition, None, wrong, [generator(1), generator(2)])
@@ -383,7 +387,9 @@ def test_greedy_answers_are_the_training_forwards_argmax(model: HarmonModel) -> 
     answer = model.answer([question], read, max_new_tokens=4)[0]
     ids = [*model.text.question(question), *model.text.tokenizer(answer)["input_ids"]]
     with torch.no_grad():
-        embeddings, mask = model._embedded([ids], model._understand(read["latents"]))
+        embeddings, mask = embed_prompts(
+            model.network, [ids], read_image(model.network, read["latents"])
+        )
         logits = model.network.llm.lm_head(model.network.hidden(embeddings, mask=mask))
     said = logits[0].argmax(-1)[len(model.text.question(question)) - 2 + 19 :].tolist()
     assert model.text.decoded(said[: len(answer.split())]) == answer

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from reca.models import checkpoint_io as files
 from reca.models.checkpoint_io import check_manifest, manifest_of
+from reca.models.common.naming import read
 from reca.models.harmon import weights
-from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.model import HarmonModel, build
 from reca.models.import_base import make_base
 from tests.models import harmon_tiny as tiny
+from tests.reference import golden_cases as golden
+from tests.reference.harmon_config import released
 
 SIZES = {"0.5b": (771_398_899, 704_942_880), "1.5b": (2_561_230_067, 2_494_774_048)}  # SPEC a
 
@@ -38,7 +40,7 @@ def network_state(model: HarmonModel) -> dict[str, Tensor]:
 
 
 def vae_state(model: HarmonModel) -> dict[str, Tensor]:
-    return {k: v.clone() for k, v in weights.official_vae_state(model.frozen.vae).items()}
+    return {k: v.clone() for k, v in weights.VAE.state(model.frozen.vae).items()}
 
 
 def pin(path: Path) -> str:
@@ -67,13 +69,13 @@ def test_tables_start_as_wide_as_asked() -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_names_and_shapes_are_the_released_ones(size: str) -> None:
     with torch.device("meta"):
-        model = HarmonModel(HarmonConfig.released(size))
+        model = HarmonModel(released(size))
     found = manifest_of(model.official_state())
-    vae = manifest_of(weights.official_vae_state(model.frozen.vae))
-    found |= {weights.VAE + name: entry for name, entry in vae.items()}
-    released = weights.released_manifest(f"harmon_{size}")
-    check_manifest(size, found, released)
-    assert list(map(len, (found, vae))) == [len(released), 312]
+    vae = manifest_of(weights.VAE.state(model.frozen.vae))
+    found |= {weights.INSIDE + name: entry for name, entry in vae.items()}
+    expected = golden.manifest("harmon", f"harmon_{size}")
+    check_manifest(size, found, expected)
+    assert list(map(len, (found, vae))) == [len(expected), 312]
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.network.parameters())
     assert (total, trained) == SIZES[size]
@@ -91,24 +93,13 @@ def test_decay_groups_are_the_published_ones(
 ) -> None:
     """SPEC e counts the class embedding, which we do not train, among the decayed."""
     with torch.device("meta"):
-        model = HarmonModel(HarmonConfig.released(size))
+        model = HarmonModel(released(size))
     parameters = dict(model.named_parameters())
     groups = model.decay_groups()
     unused = "network.mar.class_emb.weight"
     assert unused not in {*groups.decay, *groups.no_decay}
     for names, expected in (([*groups.decay, unused], decayed), (groups.no_decay, spared)):
         assert (len(names), sum(parameters[name].numel() for name in names)) == expected
-
-
-def test_the_package_holds_the_reference_manifests() -> None:
-    from tests.reference import golden_cases as golden
-
-    for name in weights.RELEASED:
-        copy = golden.COPY / "harmon" / f"manifest_{name}.json"
-        packaged = Path(weights.__file__).parent / "manifests" / f"{name}.json"
-        assert packaged.read_text() == copy.read_text()
-    with pytest.raises(ValueError, match="no manifest of 'harmon_7b'"):
-        weights.released_manifest("harmon_7b")
 
 
 # ---- official layouts ------------------------------------------------------------------------------
@@ -145,7 +136,7 @@ def test_half_precision_is_cast(model: HarmonModel, tmp_path: Path) -> None:
 
 
 def test_the_hub_layout_has_the_vae_inside(model: HarmonModel, tmp_path: Path) -> None:
-    vae = {weights.VAE + name: tensor for name, tensor in vae_state(model).items()}
+    vae = {weights.INSIDE + name: tensor for name, tensor in vae_state(model).items()}
     state = network_state(model) | vae
     del state[weights.TIED]
     tiny.tokenizer_files().save_pretrained(tmp_path / "words")
@@ -157,10 +148,10 @@ def test_the_hub_layout_has_the_vae_inside(model: HarmonModel, tmp_path: Path) -
 
 def test_parts_are_checked(model: HarmonModel, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    weights.save_network(model.network, path)
+    weights.NETWORK.save(model.network, path)
     with pytest.raises(ValueError, match="Harmon is made of weights"):
         fresh().load_parts({"weights": path})
-    with pytest.raises(ValueError, match=r"holds no VAE \(vae.\*\); give image_tokenizer"):
+    with pytest.raises(ValueError, match=r"holds no vae\.\*; give image_tokenizer"):
         fresh().load_parts({"weights": path, "tokenizer": tmp_path})
 
 
@@ -170,7 +161,7 @@ def test_parts_are_checked(model: HarmonModel, tmp_path: Path) -> None:
         (lambda s: s.pop("proj_in.0.weight"), r"1 missing \(proj_in.0.weight\)"),
         (lambda s: s.update({"mar.surprise": torch.zeros(1)}), r"1 unexpected \(mar.surprise\)"),
         (lambda s: s.update({"proj_in.0.bias": torch.zeros(3)}), "proj_in.0.bias is float32"),
-        (lambda s: s.update({weights.TIED: s[weights.TIED] + 1}), "Harmon ties the two"),
+        (lambda s: s.update({weights.TIED: s[weights.TIED] + 1}), "the model ties the two"),
     ],
 )
 def test_anything_else_is_refused(model: HarmonModel, tmp_path: Path, change, complaint) -> None:
@@ -190,7 +181,7 @@ def test_what_is_no_part_is_left_out_and_named(model: HarmonModel, tmp_path: Pat
     state["llm.model.rotary_emb.inv_freq"] = torch.ones(8)
     other = fresh()
     with caplog.at_level("WARNING"):
-        weights.load_network(other.network, state, "harmon.pth")
+        weights.NETWORK.load(other.network, state, "harmon.pth")
     assert "harmon.pth: 2 tensors are left out: ema.decay, llm.model.rotary" in caplog.text
     assert all(torch.equal(state[k], v) for k, v in other.official_state().items())
 
@@ -199,9 +190,9 @@ def test_a_vae_with_other_names_is_refused(model: HarmonModel) -> None:
     state = vae_state(model)
     state["encoder.down.0.block.7.conv1.weight"] = state.pop("encoder.down.0.block.0.conv1.weight")
     with pytest.raises(
-        ValueError, match=r"kl16: .*1 missing .*1 unexpected \(\(encoder.down.0.block.7"
+        ValueError, match=r"kl16: .*1 missing .*1 unexpected \(encoder.down.0.block.7"
     ):
-        weights.load_vae(fresh().frozen.vae, state, "kl16")
+        weights.VAE.load(fresh().frozen.vae, state, "kl16")
 
 
 class Intruder:
@@ -218,7 +209,7 @@ def test_a_pickle_is_data_never_code(model: HarmonModel, tmp_path: Path) -> None
     path, marker = tmp_path / "harmon.pth", tmp_path / "ran"
     path.write_bytes(pickle.dumps({"state_dict": Intruder(marker)}))
     with pytest.raises(ValueError, match="is no plain checkpoint"):
-        weights.read(path, pin(path))
+        read(path, pin(path))
     assert not marker.exists()
 
 

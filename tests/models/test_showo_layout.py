@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from reca.models.showo import layout as layouts
+from reca.models.showo.config import SpecialIds
 from reca.models.showo.layout import CONDITION, IGNORE, IMAGE, PAD, TEXT, Layout
-from reca.models.showo.network import SpecialIds
 
 IDS = SpecialIds.of(llm_vocab_size=60, codebook_size=64, endoftext=59)
 IMAGE_IDS = torch.tensor([[70, 134, 72, 134]] * 2)

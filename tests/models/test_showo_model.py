@@ -9,11 +9,12 @@ import torch
 from reca.core.rng import generator
 from reca.models.contract import Sampling, reconstruction_loss, text_to_image_loss
 from reca.models.registry import load_model
+from reca.models.showo import loss, sampler
 from reca.models.showo import model as showo
-from reca.models.showo import sampler
+from reca.models.showo.batch import MaskNoise
+from reca.models.showo.config import ShowoOptions
 from reca.models.showo.layout import IGNORE
 from reca.models.showo.model import ShowoModel
-from reca.models.showo.options import ShowoOptions
 from tests.models import showo_tiny as tiny
 
 PROMPTS = ["describe the image", "what are there on the left and on the right ?"]
@@ -88,8 +89,8 @@ def test_gradients_reach_exactly_the_trainable_parameters(
 ) -> None:
     model.zero_grad(set_to_none=True)
     noise = model.sample_noise(2, generator("draws"))
-    loss = reconstruction_loss(model, PROMPTS, drawn, noise).mean + answered(model)
-    loss.backward()
+    whole = reconstruction_loss(model, PROMPTS, drawn, noise).mean + answered(model)
+    whole.backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert reached == set(model.trainable_parameters())
     groups = model.decay_groups()
@@ -127,8 +128,8 @@ def test_only_text_to_image_drops_its_text(
     model: ShowoModel, drawn: dict[str, torch.Tensor]
 ) -> None:
     noise = model.sample_noise(2, generator("dropout"))
-    always = showo.MaskNoise(noise.t, noise.u, torch.zeros(2))
-    never = showo.MaskNoise(noise.t, noise.u, torch.ones(2))
+    always = MaskNoise(noise.t, noise.u, torch.zeros(2))
+    never = MaskNoise(noise.t, noise.u, torch.ones(2))
     with torch.no_grad():
         empty = model.generation_loss(drawn, model.unconditional(2), never).total
         assert torch.equal(text_to_image_loss(model, CAPTIONS, drawn, always).total, empty)
@@ -156,7 +157,7 @@ def test_a_conversation_is_cut_to_its_room(model: ShowoModel) -> None:
 def test_unknown_words_and_long_prompts_are_named(
     model: ShowoModel, drawn: dict[str, torch.Tensor]
 ) -> None:
-    with pytest.raises(ValueError, match="lacks 'purple', 'dog'"):
+    with pytest.raises(ValueError, match="not in this model's vocabulary: 'purple', 'dog'"):
         model.condition(["a purple red dog"])
     with pytest.raises(ValueError, match=r"prompt 'red red .* the RecA layout holds"):
         model.condition(["red " * 40], drawn)
@@ -194,12 +195,18 @@ def test_prefix_reuse_equals_the_whole_forward(
     noise = model.sample_noise(2, generator("prefix"))
     masked, n = noise.masked, model.config.num_vq_tokens
     for condition in (model.condition(CAPTIONS), model.condition(PROMPTS, drawn)):
-        never = showo.MaskNoise(noise.t, noise.u, torch.ones(2))
+        never = MaskNoise(noise.t, noise.u, torch.ones(2))
         with torch.no_grad():
-            layout = model.generation_layout(drawn["target"], condition, never)
-            hidden = model.hidden(layout, condition.understanding)[:, -1 - n : -1]
+            layout = loss.generation_layout(
+                model.config, model.options, drawn["target"], condition, never
+            ).prepared(True, model.network.device)
+            hidden = loss.hidden(model.network, model.options, layout, condition.understanding)[
+                :, -1 - n : -1
+            ]
             whole = model.network.head(hidden, model.config.ids.codes)
-            logits, _ = model.code_logits(condition, None)(drawn["target"].long(), masked)
+            logits, _ = sampler.code_logits(model.network, model.options, condition, None)(
+                drawn["target"].long(), masked
+            )
         assert torch.allclose(logits, whole, atol=1e-5)
 
 
@@ -224,11 +231,13 @@ def test_answers_stop_and_do_not_depend_on_their_batch(model: ShowoModel) -> Non
         kept = bias.clone()
         bias[eos] += 1e4
         assert model.answer(questions, read) == ["", ""]
-        asked = model.question_layout([model.text.question(q) for q in questions], None)
-        steps = sampler.greedy(model.network, asked, model.embeddings(asked, None), 9)
+        asked = sampler.question_layout(
+            model.config, [model.text.question(q) for q in questions], None
+        )
+        steps = sampler.greedy(model.network, asked, model.network.inputs(asked.ids, None), 9)
         assert len(list(steps)) == 1
         bias.copy_(kept)
-        bias[model.text.plain(["red"])[0]] += 1e4
+        bias[model.text.ids(["red"])[0]] += 1e4
         assert model.answer(questions, read, max_new_tokens=3) == ["red red red"] * 2
         assert model.answer(questions, None, max_new_tokens=2) == ["red red"] * 2
         bias.copy_(kept)
@@ -278,10 +287,10 @@ def test_parts_from_official_files(model: ShowoModel, tmp_path: Path) -> None:
 
 def test_network_section_is_checked() -> None:
     for wrong, complaint in [
-        ({"options": {"trimm": True}}, "unknown trimm; known: .*trim"),
+        ({"options": {"trimm": True}}, "trimm = True: unknown key.*trim"),
         ({"options": {"loss_vocab": "image"}}, "lacks soi and eoi"),
         ({"options": {"text_dropout": 2}}, "text_dropout"),
-        ({"widht": 3}, "unknown key widht"),
+        ({"widht": 3}, "widht = 3: unknown key"),
     ]:
         with pytest.raises(ValueError, match=complaint):
             showo.build(tiny.network() | wrong)

@@ -9,13 +9,14 @@ import torch
 from reca.core.rng import generator
 from reca.models.contract import Sampling
 from reca.models.showo import sampler
+from reca.models.showo.batch import masked_slots
 from reca.models.showo.sampler import RowNoise, SamplerOptions
 
 
 def test_masked_slots_count_follows_the_cosine() -> None:
     t = torch.tensor([0.0, 0.5, 0.999999, 1.0])
     u = torch.rand(4, 16, generator=generator("slots"))
-    assert sampler.masked_slots(t, u).sum(1).tolist() == [
+    assert masked_slots(t, u).sum(1).tolist() == [
         16,
         round(16 * math.cos(math.pi / 4)),
         1,
@@ -25,7 +26,7 @@ def test_masked_slots_count_follows_the_cosine() -> None:
 
 def test_masked_slots_are_uniform_over_slots() -> None:
     drawn = torch.rand(4000, 8, generator=generator("uniform"))
-    share = sampler.masked_slots(torch.full((4000,), 0.75), drawn).float().mean(0)
+    share = masked_slots(torch.full((4000,), 0.75), drawn).float().mean(0)
     assert torch.allclose(share, torch.full((8,), 3 / 8), atol=0.03)
 
 

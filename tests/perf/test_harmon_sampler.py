@@ -7,8 +7,8 @@ import torch
 
 from perf import harmon_sampler as bench
 from reca.models.harmon import packing
+from reca.models.harmon.config import parse
 from reca.models.harmon.model import HarmonModel
-from reca.models.harmon.options import parse
 from tests.models import harmon_tiny
 
 

@@ -88,6 +88,14 @@ def load(family: str, case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return described, tensors
 
 
+def manifest(family: str, name: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Official names, shapes and dtypes of a released checkpoint."""
+    file = f"{family}/manifest_{name}.json"
+    path = root() / file if (root() / file).is_file() else COPY / file
+    stored = json.loads(path.read_text())
+    return {key: (tuple(shape), dtype) for key, (shape, dtype) in stored.items()}
+
+
 @lru_cache
 def _fill_module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"golden_fill_{path.parent.name}", path)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from reca.models.common.autoencoder_kl import AutoencoderKL
 from reca.models.harmon import weights
-from reca.models.harmon.config import HarmonConfig
+from reca.models.harmon.config import HarmonConfig, HarmonOptions
 from reca.models.harmon.layout import IMAGE, IMAGE_AT
 from reca.models.harmon.model import HarmonModel
-from reca.models.harmon.options import HarmonOptions
 from tests.reference import golden_cases as golden
+from tests.reference.harmon_config import golden_config
 
 # Of the answers' loss; tests/kernels runs the losses once more with triton, in the interpreter.
 IMPLEMENTATION: Any = os.environ.get("RECA_TEST_IMPLEMENTATION", "torch")
@@ -27,7 +27,7 @@ def model_of(described: dict[str, Any], with_vae: bool = False) -> HarmonModel:
     """The case's network with its weights; the (full-size) VAE only where asked, it takes seconds to fill."""
     with torch.device("meta"):
         model = HarmonModel(
-            HarmonConfig.from_golden(described["config"]),
+            golden_config(described["config"]),
             HarmonOptions(
                 condition_gradient=described["config"].get("grad_scale", 1.0),
                 implementation=IMPLEMENTATION,
@@ -36,7 +36,7 @@ def model_of(described: dict[str, Any], with_vae: bool = False) -> HarmonModel:
     model.network.to_empty(device="cpu")
     model.network.llm.model.rotary_emb = rotary(model)
     model.network.llm.tie_weights()
-    golden.filling("harmon").fill_(weights.official_state(model.network).items(), described["seed"])
+    golden.filling("harmon").fill_(weights.NETWORK.state(model.network).items(), described["seed"])
     if with_vae:
         model.frozen.vae = filled_vae(model.config, described["seed"])
     return model.eval()
@@ -54,14 +54,14 @@ _VAES: dict[tuple[Any, ...], AutoencoderKL] = {}
 
 def filled_vae(config: HarmonConfig, seed: int) -> AutoencoderKL:
     """The full-size VAE with the weights of a seed; kept, as several cases share it."""
-    from reca.models.harmon.vae import build_vae
+    from reca.models.harmon.encoders import build_vae
 
     key = (config.vae, config.mar.latent_channels, seed)
     if key not in _VAES:
         vae = build_vae(config)
-        state = {f"vae.{k}": v.clone() for k, v in weights.official_vae_state(vae).items()}
+        state = {f"vae.{k}": v.clone() for k, v in weights.VAE.state(vae).items()}
         golden.filling("harmon").fill_(state.items(), seed)
-        weights.load_vae(vae, {k.removeprefix("vae."): v for k, v in state.items()}, "fill")
+        weights.VAE.load(vae, {k.removeprefix("vae."): v for k, v in state.items()}, "fill")
         _VAES[key] = vae.requires_grad_(False).eval()
     return _VAES[key]
 

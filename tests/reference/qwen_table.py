@@ -33,8 +33,6 @@ def split(text: str) -> list[str]:
 class Table:
     """Ids by piece; answers like a tokenizer of transformers."""
 
-    unk_token_id = None
-
     def __init__(self) -> None:
         self.ids: dict[str, tuple[int, ...]] = {}
 
@@ -53,5 +51,10 @@ class Table:
             at += length
         assert at == len(ids)
 
-    def __call__(self, text: str, **ignored: Any) -> dict[str, list[int]]:
-        return {"input_ids": [token for piece in split(text) for token in self.ids[piece]]}
+    def get_vocab(self) -> dict[str, int]:
+        """Empty: no piece stands for unknown words."""
+        return {}
+
+    def __call__(self, texts: Sequence[str], **ignored: Any) -> dict[str, list[Any]]:
+        ids = [[token for piece in split(text) for token in self.ids[piece]] for text in texts]
+        return {"input_ids": ids, "offset_mapping": [[(0, 0)] * len(row) for row in ids]}

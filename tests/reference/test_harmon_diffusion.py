@@ -53,7 +53,6 @@ def test_head(name: str, slices: int) -> None:
     golden.assert_reproduces(stored, ours, {*inputs, *loose})
     golden.assert_reproduces(stored, loose, {*inputs, *ours}, VB)
     golden.assert_number("loss", loss.item(), described["loss"])
-    assert {0, 1, 999} <= set(t.tolist())
 
 
 def _reverse_steps(head, stored: dict[str, Tensor], described: dict) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from reca.models.harmon import packing, sampler
-from reca.models.harmon.model import Condition, HarmonModel, _distinct
+from reca.models.harmon.batch import Condition
+from reca.models.harmon.model import HarmonModel
 from reca.models.harmon.network import Harmon
 from tests.reference import golden_cases as golden
 from tests.reference.harmon_model import Notebook, model_of, rows_of, with_image
@@ -66,7 +67,7 @@ class Run:
             patch.object(Harmon, "hidden", method),
             patch.object(packing, "LEAST", 0),
         ):
-            self.drawing = self.model.drawing(*conditions_of(stored, self.model))
+            self.drawing = sampler.prepare(self.model.network, *conditions_of(stored, self.model))
             self.notes.watch(self.drawing, "encoded")
             orders = stored["orders"][: self.batch]
             self.steps = list(sampler.sample(self.drawing, orders, self.options, self.noise))
@@ -141,7 +142,7 @@ def _rows_of(run: Run) -> Tensor:
     """Which of the distinct prompts each row of the case has."""
     found, start = [], 0
     for half in conditions_of(run.stored, run.model):
-        texts, index = _distinct(half)
+        texts, index = sampler.distinct(half)
         found += [start + at for at in index]
         start += len(texts)
     return torch.tensor(found)

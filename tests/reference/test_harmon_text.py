@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import dropwhile
+from types import SimpleNamespace
+
 import pytest
 
 from reca.models.harmon.layout import IMAGE
@@ -32,6 +35,12 @@ def learned(cases: list[dict]) -> Table:
     return table
 
 
+def spoken(case: dict) -> list[dict]:
+    """The turns from the first question on: an answer before it has no place in the template."""
+    turns = case["conversations"]
+    return list(dropwhile(lambda turn: turn["from"] != "human", turns))
+
+
 def pairs(case: dict) -> list[tuple[str, list[int]]]:
     """Free texts of a case and their ids, without the template around them."""
     ids = [token for token in case["input_ids"] if token != IMAGE]
@@ -42,7 +51,7 @@ def pairs(case: dict) -> list[tuple[str, list[int]]]:
         opening = 4 if case["kind"] == "inference_i2t" else 3
         return [(text, ids[opening:-5])]
     found, at = [], 0
-    for number, turn in enumerate(case["conversations"]):
+    for number, turn in enumerate(spoken(case)):
         if turn["from"] == "human":
             text = turn["value"].replace("<image>\n", "").replace("\n<image>", "")
             at += 4 if number == 0 else 3
@@ -62,7 +71,7 @@ def golden_ids(request: pytest.FixtureRequest) -> tuple[list[dict], TextFrontEnd
     assert described["template_instruction"] == (
         "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"
     )
-    return described["cases"], TextFrontEnd(learned(described["cases"]), END)
+    return described["cases"], TextFrontEnd(learned(described["cases"]), SimpleNamespace(end=END))
 
 
 def ids_of(text: TextFrontEnd, case: dict) -> tuple[list[int], list[int] | None]:
@@ -77,7 +86,7 @@ def ids_of(text: TextFrontEnd, case: dict) -> tuple[list[int], list[int] | None]
             case["caption"]
         ), None
     if kind == "image2text":
-        said = [turn["value"] for turn in case["conversations"]]
+        said = [turn["value"] for turn in spoken(case)]
         turns = list(zip(said[::2], said[1::2], strict=True))
         return text.conversation(turns, with_image=True)
     if kind == "inference_t2i":

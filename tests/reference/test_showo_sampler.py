@@ -8,15 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from reca.models.showo import layout as layouts
 from reca.models.showo import sampler
 from reca.models.showo.batch import Condition
+from reca.models.showo.config import ShowoOptions
+from reca.models.showo.encoders import clip_features
 from reca.models.showo.model import ShowoModel
-from reca.models.showo.network import ShowoConfig, clip_features
 from tests.reference import golden_cases as golden
+from tests.reference.showo_config import golden_config
 
 
 def model_of(described: dict, **options: int) -> ShowoModel:
-    model = ShowoModel(ShowoConfig.from_golden(described["config"], **options))
+    model = ShowoModel(golden_config(described["config"], **options))
     golden.fill_(model.network, described["seed"])
     golden.fill_(model.frozen.magvit, described["seed"])
     if model.frozen.clip is not None:
@@ -30,13 +33,12 @@ def model_of(described: dict, **options: int) -> ShowoModel:
 def test_guided_sampler(name: str, trim: bool) -> None:
     described, stored = golden.load("showo", name)
     model = model_of(described, max_text=described["max_seq_length"])
-    if not trim:
-        model._prepared = lambda layout: layout
+    options = ShowoOptions(trim=trim)
     ids, slots = model.config.ids, model.config.num_vq_tokens
     texts = [[ids.bos, *prompt, ids.eos] for prompt in described["prompts"]]
     both = [Condition(texts), model.unconditional(len(texts))]
     fed: list[tuple[Tensor, Tensor]] = []
-    network = model.code_logits(*both)
+    network = sampler.code_logits(model.network, options, *both)
 
     def logits(codes: Tensor, masked: Tensor) -> tuple[Tensor, Tensor | None]:
         fed.append(network(codes, masked))
@@ -47,9 +49,9 @@ def test_guided_sampler(name: str, trim: bool) -> None:
         return stored["step.exp_noise"][step], stored["step.gumbel_uniform"][step]
 
     seen: list[Tensor] = []
-    options = sampler.SamplerOptions(described["guidance_scale"], described["timesteps"])
+    chosen = sampler.SamplerOptions(described["guidance_scale"], described["timesteps"])
     masked = torch.ones(len(texts), slots, dtype=torch.bool)
-    steps = list(sampler.sample(logits, masked, options, noise))
+    steps = list(sampler.sample(logits, masked, chosen, noise))
     image = torch.stack(seen)
     prefix = layouts_of(model, both)
     ours = {
@@ -83,7 +85,8 @@ def layouts_of(model: ShowoModel, both: list[Condition]) -> list:
     slots, ids = model.config.num_vq_tokens, model.config.ids
     image = torch.full((len(both[0]), slots), ids.mask)
     targets = torch.full_like(image, -100)
-    return [model._drawing_layout(one, image, targets, model.config.max_text) for one in both]
+    given = (image, targets, model.config.max_text)
+    return [layouts.generation(model.config, model.options, one, *given) for one in both]
 
 
 def fed_ids(start: list[Tensor], image: Tensor) -> Tensor:
@@ -102,17 +105,18 @@ def test_greedy_answers(name: str) -> None:
     ids = model.config.ids
     pixels = golden.images(stored["images_u8"])
     prompt = stored["input_ids"].tolist()
+    system: list[int] = []
     if model.config.understanding == "clip":
         read = clip_features(model.frozen.clip, pixels)
         system = prompt[0][1 : prompt[0].index(ids.soi)]
-        model._system = lambda: system
         found = {"clip_features": read, "und_embeddings": model.network.project(read)}
     else:
         read = model.frozen.codes(pixels)
         found = {"codes": read.long()}
     texts = [row[row.index(ids.eoi) + 1 :] for row in prompt]
-    layout = model.question_layout(texts, read)
-    embeddings = model.embeddings(layout, read)
+    layout = sampler.question_layout(model.config, texts, read, system)
+    layout = layout.prepared(True, model.network.device)
+    embeddings = model.network.inputs(layout.ids, read)
     steps = len(stored["output_ids"])
     told = list(sampler.greedy(model.network, layout, embeddings, steps))
     length = layout.ids.shape[1]

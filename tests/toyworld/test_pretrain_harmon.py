@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reca.models.harmon.config import HarmonConfig
-from reca.models.harmon.vae import build_vae
+from reca.models.harmon.encoders import build_vae
 from reca.toyworld.pretrain.harmon import assemble, standardise, vae_loss
 from reca.toyworld.pretrain.words import build_chat_tokenizer
 from tests.models import harmon_tiny

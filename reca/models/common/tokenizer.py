@@ -1,12 +1,20 @@
-"""The tokenizer of a model folder: files that anybody may have written, so every fault of them is one line."""
+"""The text front end that families extend: reading a tokenizer folder, texts to ids, generated ids to text.
+
+A model folder's files may come from anybody, so every fault of them is one line.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from reca.core.documents import fields, read_json
 
+IGNORE = -100
+"""In labels and targets: this position carries no loss."""
+
+UNKNOWN = "<unk>"  # of word-level vocabularies; byte-level ones need none
 _FILES = ("tokenizer.json", "tokenizer_config.json")
 _SHOWN = 200  # letters of what transformers says
 
@@ -14,7 +22,7 @@ _SHOWN = 200  # letters of what transformers says
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in a folder, as transformers reads it.
 
-    ValueError names the folder or file where it is missing, no JSON object, beyond the limits of `core.documents`, or
+    ValueError names the folder or file that is missing, no JSON object, beyond the limits of `reca.core.documents`, or
     not a tokenizer: transformers raises whatever its code runs into.
     """
     from transformers import AutoTokenizer
@@ -29,3 +37,64 @@ def read_tokenizer(folder: Path) -> Any:
         raise ValueError(
             f"{folder}: no tokenizer can be read from {' and '.join(_FILES)} ({reason}); fetch the model again"
         ) from error
+
+
+def without_image_tag(question: str) -> str:
+    """Drop LLaVA's `<image>` tag with its newline: the image has its own place in the layout."""
+    for tag in ("<image>\n", "\n<image>", "<image>"):
+        question = question.replace(tag, "")
+    return question
+
+
+class TextFrontEnd:
+    """Texts to ids and back; a family adds its wording.
+
+    `end` closes a text. ValueError from `check` where the tokenizer is not the one that the network was trained with.
+    """
+
+    end: int
+
+    def __init__(self, tokenizer: Any, config: Any, where: str = "tokenizer") -> None:
+        self.tokenizer, self.config = tokenizer, config
+        self.check(where)
+        self._unknown = tokenizer.get_vocab().get(UNKNOWN)
+
+    @classmethod
+    def read(cls, folder: str | Path, config: Any) -> Self:
+        """The front end of a tokenizer folder."""
+        return cls(read_tokenizer(Path(folder)), config, str(folder))
+
+    def check(self, where: str) -> None:
+        """ValueError unless the tokenizer's ids are those of the network."""
+        raise NotImplementedError
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids without special tokens; ValueError names words that a closed vocabulary does not have."""
+        return [ids for ids, _ in self.ids_and_starts(texts)]
+
+    def ids_and_starts(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Ids of each text and the character at which each token begins."""
+        if not texts:
+            return []
+        coded = self.tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        rows = []
+        for text, ids, spans in zip(
+            texts, coded["input_ids"], coded["offset_mapping"], strict=True
+        ):
+            if self._unknown is not None and self._unknown in ids:
+                words = [
+                    repr(text[slice(*span)])
+                    for token, span in zip(ids, spans, strict=True)
+                    if token == self._unknown
+                ]
+                raise ValueError(f"{text!r}: not in this model's vocabulary: {', '.join(words)}")
+            rows.append((list(ids), [start for start, _ in spans]))
+        return rows
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        """Text of generated ids up to the first `end`."""
+        ids = list(ids)
+        ids = ids[: ids.index(self.end)] if self.end in ids else ids
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from reca.models.harmon.layout import IGNORE
+from reca.models.common.batching import count_labels
+from reca.models.harmon import layout as layouts
 
 if TYPE_CHECKING:
-    from reca.models.harmon.network import Dropout
+    from reca.models.harmon.config import HarmonConfig
+
+_SEEDS = 2**62
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Where dropout draws from: a seed that was drawn at the edge, so that losses stay pure functions.
+
+    Each block draws from a generator of its own (`seed`, block), so recomputing one in the backward pass draws the
+    same again.
+    """
+
+    seed: int
+
+    @contextmanager
+    def block(self, number: int, device: torch.device) -> Iterator[None]:
+        """Let the operations inside draw by (seed, number); the global generators are as before behind it."""
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed((self.seed + number * 0x9E3779B97F4A7C15) % 2**63)
+            yield
+
+    def branch(self, number: int) -> Dropout:
+        """Another stream of the same draws: one for each pass through a tower."""
+        return Dropout((self.seed ^ ((number + 1) * 0xD1B54A32D192ED03)) % 2**63)
 
 
 @dataclass(frozen=True)
@@ -67,4 +95,24 @@ class Conversation:
     @property
     def count(self) -> int:
         """Tokens that carry a loss."""
-        return sum(label != IGNORE for row in self.labels for label in row)
+        return count_labels(self.labels)
+
+
+def sample_noise(config: HarmonConfig, batch: int, generator: torch.Generator) -> DiffusionNoise:
+    """In this order: mask rate, orders, timesteps, noise, text dropout, the seed of MAR's dropout (SPEC d1)."""
+    tokens, mar = config.tokens, config.mar
+    uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
+    masked = layouts.masked_count(tokens, layouts.mask_rate(uniform, mar.min_mask_rate))
+    orders = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(batch)])
+    rows = mar.repeats * batch * tokens
+    t = torch.randint(1000, (rows,), generator=generator)
+    noise = torch.randn(rows, mar.latent_channels, generator=generator)
+    text_dropout = torch.rand(batch, generator=generator)
+    return DiffusionNoise(orders, masked, t, noise, text_dropout, sample_dropout(config, generator))
+
+
+def sample_dropout(config: HarmonConfig, generator: torch.Generator) -> Dropout | None:
+    """The seed of MAR's dropout; None where it has none."""
+    if not (config.mar.dropout or config.mar.attention_dropout):
+        return None
+    return Dropout(int(torch.randint(_SEEDS, (), generator=generator)))

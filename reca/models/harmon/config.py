@@ -1,6 +1,6 @@
 """All numbers of a Harmon: language model, masked autoencoder (MAR), VAE; read from plain data, written back to it.
 
-Source: reference/harmon/SPEC.md section a. Released sizes are `HarmonConfig.released`.
+Source: reference/harmon/SPEC.md section a.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from reca.core import structure
+from reca_kernels import Implementation
+
+from reca.core.structure import build
+from reca.models.common import options as common
+from reca.models.common.options import check_numbers, check_positive
 
 TRAIN_STEPS = 1000  # of the diffusion process, of which sampling keeps some
 
@@ -25,8 +29,9 @@ QWEN2_5: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "initializer_range": 0.02,
 }
-_QWEN_FIXED = {"tie_word_embeddings": True, "use_sliding_window": False, "hidden_act": "silu"}
-_MAR_FIXED = {"patch_size": 1}
+
+Drawing = Literal["stretch", "crop", "pad"]
+"""How an image becomes a square for drawing."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class MarConfig:
 
     def __post_init__(self) -> None:
         counts = (f.name for f in fields(self) if f.type == "int")  # annotations are texts here
-        _positive(self, "network.mar", *counts)
+        check_positive("network.mar", vars(self), *counts)
         for name in ("encoder", "decoder"):
             width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
             if width % heads:
@@ -83,7 +88,7 @@ class MarConfig:
             raise ValueError(
                 f"network.mar.min_mask_rate is {self.min_mask_rate}; it must be between 0 and 1"
             )
-        _positive(self, "network.mar", "initializer_range")
+        check_positive("network.mar", vars(self), "initializer_range")
         if not 2 <= self.sampling_steps <= TRAIN_STEPS:
             raise ValueError(
                 f"network.mar.sampling_steps is {self.sampling_steps}; it must be in 2..{TRAIN_STEPS}"
@@ -101,7 +106,7 @@ class VaeConfig:
     scale: float = 0.2325
 
     def __post_init__(self) -> None:
-        _positive(self, "network.vae", "width", "resnets", "groups", "scale")
+        check_positive("network.vae", vars(self), "width", "resnets", "groups", "scale")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(
                 f"network.vae.multipliers is {list(self.multipliers)}; give one of 1 or more for each level"
@@ -130,10 +135,11 @@ class HarmonConfig:
     llm: dict[str, Any] = field(default_factory=lambda: dict(QWEN2_5))
     mar: MarConfig = field(default_factory=MarConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
-    resolution: int | tuple[int, int] = 512
+    resolution: Any = 512  # checked below: a union of types is more than the parser takes
     end: int = 151645
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "resolution", _resolution(self.resolution))
         self._check_llm()
         for side in self.size:
             if side < self.vae.factor or side % self.vae.factor:
@@ -147,12 +153,7 @@ class HarmonConfig:
             )
 
     def _check_llm(self) -> None:
-        _refuse_unknown("network.llm", self.llm, QWEN2_5)
-        for name, value in self.llm.items():
-            number = "whole number" if isinstance(QWEN2_5[name], int) else "number"
-            fits = type(value) is int or (number == "number" and type(value) is float)
-            if not fits or value <= 0:
-                raise ValueError(f"network.llm.{name} is {value!r}; it must be a {number} above 0")
+        check_numbers("network.llm", self.llm, QWEN2_5)
         heads, width = self.llm_value("num_attention_heads"), self.llm_value("hidden_size")
         if width % (2 * heads):
             raise ValueError(
@@ -195,89 +196,13 @@ class HarmonConfig:
 
     # ---- in and out -----------------------------------------------------------------------------
     @classmethod
-    def released(cls, size: Literal["0.5b", "1.5b"]) -> HarmonConfig:
-        """The released model of this size (SPEC section a)."""
-        if size == "0.5b":
-            return cls()
-        llm = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
-        heads = {"num_attention_heads": 12, "num_key_value_heads": 2}
-        mar: dict[str, Any] = {
-            f"{half}_{name}": n for half in ("encoder", "decoder") for name, n in _HUGE.items()
-        }
-        mar |= {"head_depth": 12, "head_width": 1536}
-        return cls(llm={**QWEN2_5, **llm, **heads}, mar=MarConfig(**mar))
-
-    @classmethod
     def from_dict(cls, described: Mapping[str, Any]) -> HarmonConfig:
         """Build from plain data (`network` in reca_model.json); ValueError names what is wrong."""
-        values = _section("network", described)
-        _refuse_unknown("network", values, {f.name for f in fields(cls)})
-        for name, kind in (("mar", MarConfig), ("vae", VaeConfig)):
-            if name in values:
-                values[name] = structure.build(kind, values[name], f"network.{name}")
-        if "llm" in values:
-            values["llm"] = _section("network.llm", values["llm"])
-        if "resolution" in values:
-            values["resolution"] = _resolution(values["resolution"])
-        if "end" in values and type(values["end"]) is not int:
-            raise ValueError(f"network.end is {values['end']!r}; give the id of <|im_end|>")
-        return cls(**values)
+        return build(cls, described, "network")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back to an equal config (json-able)."""
-        described = asdict(self)
-        described["vae"]["multipliers"] = list(self.vae.multipliers)
-        if not isinstance(self.resolution, int):
-            described["resolution"] = list(self.resolution)
-        return described
-
-    @classmethod
-    def from_golden(cls, config: Mapping[str, Any]) -> HarmonConfig:
-        """Read the `config` of a golden case; ValueError where it fixes something that Harmon never changes."""
-        llm, mar = dict(config["llm"]), dict(config["mar"])
-        for given, fixed in ((llm, _QWEN_FIXED), (mar, _MAR_FIXED)):
-            for name, value in fixed.items():
-                if given.pop(name, value) != value:
-                    raise ValueError(f"{name} must be {value!r} for Harmon")
-        side = mar.pop("img_size") // mar.pop("vae_stride")
-        named = {ours: mar.pop(theirs) for theirs, ours in _GOLDEN.items() if theirs in mar}
-        named["sampling_steps"] = int(named["sampling_steps"])
-        _refuse_unknown("mar", mar, ())
-        return cls(
-            llm=llm,
-            mar=MarConfig(table=side, **named),
-            vae=VaeConfig(multipliers=tuple(config["vae"]["ch_mult"]), scale=config["vae_scale"]),
-            resolution=tuple(config["image_hw"]),
-            end=config["pad_id"],
-        )
-
-
-_HUGE = {"width": 1280, "depth": 20, "heads": 16}
-_GOLDEN = {
-    "encoder_embed_dim": "encoder_width",
-    "encoder_depth": "encoder_depth",
-    "encoder_num_heads": "encoder_heads",
-    "decoder_embed_dim": "decoder_width",
-    "decoder_depth": "decoder_depth",
-    "decoder_num_heads": "decoder_heads",
-    "mlp_ratio": "mlp_ratio",
-    "vae_embed_dim": "latent_channels",
-    "mask_ratio_min": "min_mask_rate",
-    "class_num": "classes",
-    "attn_dropout": "attention_dropout",
-    "proj_dropout": "dropout",
-    "buffer_size": "buffers",
-    "diffloss_d": "head_depth",
-    "diffloss_w": "head_width",
-    "num_sampling_steps": "sampling_steps",
-    "diffusion_batch_mul": "repeats",
-}
-
-
-def _section(where: str, given: Any) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{where} is {given!r}; give a section, or leave it out")
-    return dict(given)
+        return asdict(self)
 
 
 def _resolution(given: Any) -> int | tuple[int, int]:
@@ -290,14 +215,42 @@ def _resolution(given: Any) -> int | tuple[int, int]:
     )
 
 
-def _positive(config: Any, where: str, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{where}.{name} is {getattr(config, name)}; it must be above 0")
+@dataclass(frozen=True)
+class HarmonOptions:
+    """What the published training leaves to choose; the defaults are the published recipe (SPEC e, g).
+
+    `text_dropout`: share of drawing samples whose text becomes "Generate an image."; `dropout_hides_image`: such a
+    RecA sample also loses its picture (published: it keeps it). `condition_gradient`: factor on the gradient into
+    the understanding embeddings. `frozen_condition`: RecA reads embeddings that were computed once, which is
+    another algorithm. `leading_newline`: RecA prompts open with a newline, so the picture stands behind it.
+    `drawing`: how a picture becomes square for drawing: stretched (RecA), cropped or padded. `max_text`: tokens of
+    a conversation before the picture is put in. `encode_batch`: pictures per pass of the VAE.
+    `implementation`: of the answers' loss, as `reca_kernels` names them.
+    """
+
+    text_dropout: float = 0.1
+    dropout_hides_image: bool = False
+    condition_gradient: float = 0.1
+    frozen_condition: bool = False
+    leading_newline: bool = True
+    drawing: Drawing = "stretch"
+    max_text: int = 1472
+    encode_batch: int = 16
+    implementation: Implementation = "auto"
+
+    def __post_init__(self) -> None:
+        where = "network.options"
+        common.check_shares(where, vars(self), "text_dropout")
+        common.check_positive(where, vars(self), "max_text", "encode_batch")
+        if self.condition_gradient < 0:
+            raise ValueError(
+                f"{where}.condition_gradient is {self.condition_gradient}; it must not be negative"
+            )
 
 
-def _refuse_unknown(where: str, given: Mapping[str, Any], known: Any) -> None:
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(
-            f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-        )
+def parse(network: Mapping[str, Any]) -> tuple[HarmonConfig, HarmonOptions]:
+    """Read a `network` section: the keys of `HarmonConfig`, and `options` with those of `HarmonOptions`.
+
+    ValueError names a key or value that does not fit.
+    """
+    return common.parse(network, HarmonConfig, HarmonOptions)

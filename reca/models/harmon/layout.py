@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reca.models.common.batching import padded
+from reca.models.common.tokenizer import IGNORE
+
 IMAGE = -200
 """In ids: the picture that is read stands here."""
 
 IMAGE_AT = 3
 """Where it stands: behind `<|im_start|>`, `user` and a newline."""
-
-IGNORE = -100
-"""In labels: no loss here."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,8 @@ def prompts(rows: Sequence[Sequence[int]], padding: int) -> Prompts:
         raise ValueError(
             f"a batch needs the picture at token {IMAGE_AT} of every prompt, or in none"
         )
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), padding)
-    mask = torch.zeros_like(ids)
-    for row, values in enumerate(rows):
-        ids[row, : len(values)] = torch.tensor(values)
-        mask[row, : len(values)] = 1
-    return Prompts(ids, mask, places == {IMAGE_AT})
+    ids, real = padded(rows, padding)
+    return Prompts(ids, real.long(), places == {IMAGE_AT})
 
 
 def expanded(
@@ -83,11 +78,6 @@ def shifted_labels(labels: Tensor, image_length: int) -> Tensor:
         blank = labels.new_full((len(labels), image_length), IGNORE)
         labels = torch.cat([labels[:, :IMAGE_AT], blank, labels[:, IMAGE_AT + 1 :]], dim=1)
     return labels[:, 1:]
-
-
-def labels(rows: Sequence[Sequence[int]], width: int) -> Tensor:
-    """Rows of labels padded with IGNORE to [B, width]."""
-    return torch.tensor([[*row, *[IGNORE] * (width - len(row))] for row in rows])
 
 
 # ---- masks -----------------------------------------------------------------------------------------

@@ -8,8 +8,7 @@ picture, V visible ones, S buffers, E and D widths of encoder and decoder, H wid
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,32 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, Qwen2Config, Qwen2ForCausalLM
 
+from reca.models.harmon import layout as layouts
 from reca.models.harmon import packing
+from reca.models.harmon.batch import Condition, Dropout
 from reca.models.harmon.config import HarmonConfig, MarConfig
 from reca.models.harmon.diffusion import DiffusionHead
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Where dropout draws from: a seed that was drawn at the edge, so that losses stay pure functions.
-
-    Each block draws from a generator of its own (`seed`, block), so recomputing one in the backward pass draws the
-    same again.
-    """
-
-    seed: int
-
-    @contextmanager
-    def block(self, number: int, device: torch.device) -> Iterator[None]:
-        """Let the operations inside draw by (seed, number); the global generators are as before behind it."""
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed((self.seed + number * 0x9E3779B97F4A7C15) % 2**63)
-            yield
-
-    def branch(self, number: int) -> Dropout:
-        """Another stream of the same draws: one for each pass through a tower."""
-        return Dropout((self.seed ^ ((number + 1) * 0xD1B54A32D192ED03)) % 2**63)
 
 
 class _Attention(nn.Module):
@@ -307,6 +285,11 @@ class Harmon(nn.Module):
         self.proj_in = _projector(config.mar.encoder_width, width)
         self.proj_out = _projector(width, config.mar.encoder_width, inner=width)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.mar.fake_latent.device
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings [B, T, H] of ids [B, T]; image placeholders (negative) become id 0."""
         return self.llm.model.embed_tokens(ids.clamp(min=0))
@@ -345,6 +328,43 @@ class Harmon(nn.Module):
             use_cache=cache is not None,
         )
         return output.last_hidden_state
+
+
+def read_image(
+    network: Harmon, latents: Tensor, gradient: float = 1.0, dropout: Dropout | None = None
+) -> Tensor:
+    """Understanding embeddings [B, L + S, H] of latents [B, m, n, C]; their gradient times `gradient` (SPEC e)."""
+    tokens = latents.to(network.device).float().flatten(1, 2)
+    read = network.understand(tokens, network.config.grid, dropout and dropout.branch(0))
+    return scaled_gradient(read, gradient)
+
+
+def condition_image(
+    network: Harmon, condition: Condition, gradient: float = 1.0, dropout: Dropout | None = None
+) -> Tensor | None:
+    """Understanding embeddings [B, L + S, H] of a condition's images; None where it has none."""
+    if condition.understanding is not None:
+        return condition.understanding.to(network.device)
+    if condition.latents is None:
+        return None
+    return read_image(network, condition.latents, gradient, dropout)
+
+
+def embed_prompts(
+    network: Harmon,
+    texts: Sequence[Sequence[int]],
+    image: Tensor | None,
+    seen: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings [B, T, H] and mask [B, T] of prompts with `image` [B, L + S, H] in its place."""
+    prompts = layouts.prompts(texts, network.config.end).to(network.device)
+    if prompts.has_image != (image is not None):
+        raise ValueError(
+            "a prompt has a place for a picture, but there is none, or the other way round"
+        )
+    embeddings = network.embed(prompts.ids)
+    image = None if image is None else image.to(embeddings.dtype)
+    return layouts.expanded(embeddings, prompts.mask, image, seen)
 
 
 def for_sampling(network: Harmon) -> Harmon:

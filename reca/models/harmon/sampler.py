@@ -10,20 +10,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import DynamicCache
 
-from reca.core.finite import chosen_finite, demand
+from reca.core.finite import demand, finite_rows
+from reca.models.common import decoding
+from reca.models.common.batching import row_noise
+from reca.models.common.options import check_generation, sampler_options
 from reca.models.harmon import layout as layouts
 from reca.models.harmon.denoiser import Denoiser
-from reca.models.harmon.network import Harmon, for_sampling
+from reca.models.harmon.network import (
+    Harmon,
+    condition_image,
+    embed_prompts,
+    for_sampling,
+    read_image,
+)
 
 if TYPE_CHECKING:
     from reca.models.contract import Sampling
+    from reca.models.harmon.batch import Condition
 
 Noise = Callable[[int], tuple[Tensor, Tensor]]
 """Tokens R per picture -> initial noise [B * R, C] and noise of the reverse steps [steps, B * R, C]."""
@@ -43,22 +54,10 @@ class SamplerOptions:
     temperature: float = 1.0
     schedule: Literal["constant", "linear"] = "constant"
 
-    def __post_init__(self) -> None:
-        if self.schedule not in ("constant", "linear"):
-            raise ValueError(
-                f"sampling.options.schedule is {self.schedule!r}; choose constant or linear"
-            )
-
     @classmethod
     def of(cls, sampling: Sampling) -> SamplerOptions:
-        """Read the contract's `Sampling`; ValueError on an option in `extra` that Harmon does not know."""
-        extra: dict[str, Any] = dict(sampling.options or {})
-        known = {f.name for f in fields(cls)} - {"guidance", "steps", "temperature"}
-        if unknown := sorted(set(extra) - known):
-            raise ValueError(
-                f"sampling.options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        return cls(sampling.guidance, sampling.steps, sampling.temperature, **extra)
+        """Read the contract's `Sampling`; ValueError on an option that Harmon does not know."""
+        return sampler_options(cls, sampling)
 
     @property
     def guided(self) -> bool:
@@ -91,8 +90,9 @@ class RowNoise:
 
     def orders(self, tokens: int) -> Tensor:
         """One random order of the tokens per picture [B, L]; drawn first."""
-        rows = [torch.randperm(tokens, generator=one) for one in self.generators]
-        return torch.stack(rows).to(self.device)
+        return row_noise(
+            self.generators, lambda one: torch.randperm(tokens, generator=one), self.device
+        )
 
     def __call__(self, count: int) -> tuple[Tensor, Tensor]:
         """Initial noise [B * R, C] and that of the reverse steps [steps, B * R, C] of `count` tokens each."""
@@ -227,11 +227,69 @@ def draw_tokens(
     return Step(tokens, chosen, drawn, conditions, scale)
 
 
+# ---- pictures --------------------------------------------------------------------------------------
+@torch.no_grad()
+def sample_latents(
+    network: Harmon,
+    condition: Condition,
+    unconditional: Condition | None,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Latents [B, m, n, C] of one image per row (SPEC d4, d5); row i takes its noise from `generators[i]`."""
+    options, mar = SamplerOptions.of(sampling), network.config.mar
+    guidance = options.guidance if options.guided else None
+    check_generation(len(condition), generators, unconditional, guidance)
+    noise = RowNoise(generators, mar.sampling_steps, mar.latent_channels, network.device)
+    drawing = prepare(network, condition, unconditional if options.guided else None)
+    *_, last = sample(drawing, noise.orders(network.config.tokens), options, noise)
+    demand(finite_rows(last.tokens), "latents")
+    return last.tokens.unflatten(1, network.config.grid)
+
+
+def prepare(network: Harmon, condition: Condition, unconditional: Condition | None) -> Drawing:
+    """The network as the loop calls it; each distinct prompt is run once, those with images always.
+
+    The unconditional half has no image: its prompts are padded to the length of those that have one.
+    """
+    parts = [condition] if unconditional is None else [condition, unconditional]
+    found: list[tuple[Tensor, Tensor]] = []
+    rows: list[int] = []
+    for part in parts:
+        start = sum(len(mask) for _, mask in found)
+        texts, index = distinct(part)
+        found.append(embed_prompts(network, texts, condition_image(network, part)))
+        rows += [start + at for at in index]
+    embeddings, mask = _side_by_side(network, found)
+    return Drawing(
+        network, network.config.grid, embeddings, mask, torch.tensor(rows, device=network.device)
+    )
+
+
+def _side_by_side(network: Harmon, found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    width = max(mask.shape[1] for _, mask in found)
+    filler = network.embed(torch.tensor([[network.config.end]], device=network.device))
+    padded = []
+    for embeddings, mask in found:
+        blank = filler.expand(len(mask), width - mask.shape[1], -1)
+        padded.append((torch.cat([embeddings, blank], dim=1), F.pad(mask, (0, blank.shape[1]))))
+    return torch.cat([one for one, _ in padded]), torch.cat([mask for _, mask in padded])
+
+
+def distinct(condition: Condition) -> tuple[list[Sequence[int]], list[int]]:
+    """The distinct prompts and, per row, which one it has; with pictures every row is its own."""
+    if condition.has_image:
+        return list(condition.texts), list(range(len(condition)))
+    seen: dict[tuple[int, ...], int] = {}
+    index = [seen.setdefault(tuple(text), len(seen)) for text in condition.texts]
+    return [list(text) for text in seen], index
+
+
 # ---- answers -----------------------------------------------------------------------------------------
 def greedy(
     network: Harmon, embeddings: Tensor, mask: Tensor, end: int, max_new_tokens: int
-) -> Iterator[Tensor]:
-    """Most likely next ids [B], token by token, until every row has said `end`.
+) -> decoding.Steps:
+    """Logits [B, V] and the most likely ids [B], token by token, until every row has said `end`.
 
     `embeddings` [B, T, H] and `mask` [B, T] are the questions, padded right; padding stays hidden. NonFinite, behind
     the last token, names rows whose logits were not finite.
@@ -240,19 +298,24 @@ def greedy(
     hidden = network.hidden(embeddings, mask=mask, positions=layouts.positions(mask), cache=cache)
     position = mask.sum(dim=1, keepdim=True)
     last = hidden.gather(1, (position - 1).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    finished = torch.zeros_like(position[:, 0], dtype=torch.bool)
-    finite = torch.ones_like(finished)
-    for _ in range(max_new_tokens):
-        logits = network.llm.lm_head(last[:, 0])
-        token = logits.argmax(dim=-1)
-        finite = finite & (finished | chosen_finite(logits, token))
-        yield token
-        finished = finished | (token == end)
-        if bool(finished.all()):
-            break
+
+    def advance(token: Tensor) -> Tensor:
+        nonlocal mask, position
         mask = torch.cat([mask, torch.ones_like(position)], dim=1)
         last = network.hidden(
             network.embed(token.unsqueeze(1)), mask=mask, positions=position, cache=cache
         )
         position = position + 1
-    demand(finite, "logits of the answers")
+        return network.llm.lm_head(last[:, 0])
+
+    return decoding.greedy(network.llm.lm_head(last[:, 0]), advance, end, max_new_tokens)
+
+
+@torch.no_grad()
+def answer(
+    network: Harmon, texts: Sequence[Sequence[int]], latents: Tensor | None, max_new_tokens: int
+) -> decoding.Steps:
+    """`greedy` for questions as ids, about images with `latents` [B, m, n, C] or about none."""
+    image = None if latents is None else read_image(network, latents)
+    embeddings, mask = embed_prompts(network, texts, image)
+    return greedy(network, embeddings, mask, network.config.end, max_new_tokens)

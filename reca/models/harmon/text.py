@@ -6,11 +6,11 @@ Source: reference/harmon/SPEC.md sections a (templates) and e (RecA prompts).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from reca.models.common.tokenizer import read_tokenizer
-from reca.models.harmon.layout import IGNORE, IMAGE, IMAGE_AT
+from reca.models.common import tokenizer as common
+from reca.models.common.tokenizer import IGNORE, without_image_tag
+from reca.models.harmon.layout import IMAGE, IMAGE_AT
 
 END = "<|im_end|>"
 _OPEN = "<|im_start|>user\n"
@@ -18,32 +18,21 @@ _CLOSE = f"{END}\n<|im_start|>assistant\n"
 _UNCONDITIONAL = "Generate an image."
 
 
-def load_tokenizer(folder: Path, end: int) -> Any:
-    """Read a tokenizer folder; ValueError where its tokens are not those that the network counts on."""
-    tokenizer = read_tokenizer(folder)
-    check_vocabulary(tokenizer, end, str(folder))
-    return tokenizer
-
-
-def check_vocabulary(tokenizer: Any, end: int, where: str) -> None:
-    """ValueError unless `<|im_end|>` has the id `end` and a prompt opens with exactly three tokens."""
-    opening = tokenizer(_OPEN, add_special_tokens=False)["input_ids"]
-    closing = tokenizer(END, add_special_tokens=False)["input_ids"]
-    if closing != [end] or len(opening) != IMAGE_AT:
-        raise ValueError(
-            f"{where}: {END} is {closing}, this Harmon needs [{end}], and a prompt opens with {len(opening)} tokens, "
-            f"not {IMAGE_AT}; give the tokenizer that this model was trained with"
-        )
-
-
-class TextFrontEnd:
+class TextFrontEnd(common.TextFrontEnd):
     """Turns prompts, questions and conversations into ids; `IMAGE` stands where a picture goes."""
 
-    def __init__(self, tokenizer: Any, end: int) -> None:
-        check_vocabulary(tokenizer, end, "tokenizer")
-        self.tokenizer = tokenizer
-        self.end = end
-        self._unknown = tokenizer.unk_token_id
+    def __init__(self, tokenizer: Any, config: Any, where: str = "tokenizer") -> None:
+        self.end = config.end
+        super().__init__(tokenizer, config, where)
+
+    def check(self, where: str) -> None:
+        """ValueError unless `<|im_end|>` has the id `end` and a prompt opens with exactly three tokens."""
+        opening, closing = self.tokenizer([_OPEN, END], add_special_tokens=False)["input_ids"]
+        if closing != [self.end] or len(opening) != IMAGE_AT:
+            raise ValueError(
+                f"{where}: {END} is {closing}, this Harmon needs [{self.end}], and a prompt opens with {len(opening)} "
+                f"tokens, not {IMAGE_AT}; give the tokenizer that this model was trained with"
+            )
 
     # ---- drawing ----------------------------------------------------------------------------------
     def caption(self, text: str) -> list[int]:
@@ -74,35 +63,19 @@ class TextFrontEnd:
         labels: list[int] = []
         newline = self._ids("\n")
         for number, (question, answer) in enumerate(turns):
-            asked = self.question(_without_image(question), with_image and number == 0)
+            asked = self.question(without_image_tag(question), with_image and number == 0)
             told = self._ids(f"{answer}{END}")
             ids += [*asked, *told, *newline]
             labels += [IGNORE] * len(asked) + told + [IGNORE] * len(newline)
         return ids, labels
-
-    def decoded(self, ids: Sequence[int]) -> str:
-        """Text of generated ids up to the first end."""
-        ids = list(ids)
-        ids = ids[: ids.index(self.end)] if self.end in ids else ids
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     # ---- ids --------------------------------------------------------------------------------------
     def _instruction(self, text: str) -> list[int]:
         return self._ids(f"{_OPEN}{text}{_CLOSE}")
 
     def _ids(self, text: str) -> list[int]:
-        ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        if self._unknown is not None and self._unknown in ids:
-            raise ValueError(f"{text!r}: this model's vocabulary lacks words of it")
-        return ids
+        return self.ids([text])[0]
 
 
 def _with_image(ids: list[int]) -> list[int]:
     return [*ids[:IMAGE_AT], IMAGE, *ids[IMAGE_AT:]]
-
-
-def _without_image(question: str) -> str:
-    """Drop LLaVA's `<image>` tag with its newline: the picture has its own place in the layout."""
-    for tag in ("<image>\n", "\n<image>", "<image>"):
-        question = question.replace(tag, "")
-    return question

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from reca.models.showo import sampler as sampling_rules
-from reca.models.showo.layout import IGNORE
+from reca.models.common.batching import count_labels
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Framed texts, one per row, and for RecA the `understanding` features of the picture to draw
-    again.
-    """
+    """Framed texts, one per row, and for RecA the `understanding` features of the picture to draw again."""
 
     texts: Sequence[Sequence[int]]
     understanding: Tensor | None = None
@@ -35,25 +34,44 @@ class MaskNoise:
     @property
     def masked(self) -> Tensor:
         """The slots to predict, bool [B, N]."""
-        return sampling_rules.masked_slots(self.t, self.u)
+        return masked_slots(self.t, self.u)
 
     @property
     def count(self) -> int:
-        """Masked slots in the batch (text-to-image may add boundary tokens: see
-        `ShowoModel.loss_count`).
-        """
+        """Masked slots in the batch (text-to-image may add boundary tokens: see `ShowoModel.loss_count`)."""
         return int(self.masked.sum())
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Tokenised conversations with labels on answers, cut to the room that the layout has."""
+    """Tokenised conversations with labels on answers, cut to the room that the layout has.
+
+    `system` is the prompt in front of an image in the CLIP variant.
+    """
 
     texts: Sequence[Sequence[int]]
     labels: Sequence[Sequence[int]]
     length: int
+    system: Sequence[int] = ()
 
     @property
     def count(self) -> int:
         """Tokens that carry a loss; one in the first place counts too, the prefix predicts it."""
-        return sum(label != IGNORE for row in self.labels for label in row)
+        return count_labels(self.labels)
+
+
+# ---- training corruption (SPEC 4.1) --------------------------------------------------------------
+def cosine_ratio(t: Tensor) -> Tensor:
+    """Share of masked slots at time t in [0, 1]: cos(pi/2 t)."""
+    return torch.cos(t * math.pi * 0.5)
+
+
+def masked_slots(t: Tensor, u: Tensor) -> Tensor:
+    """Which slots are masked, bool [B, N], from uniform draws t [B] and u [B, N]; at least one per
+    row.
+
+    Slot j is masked where argsort(u)[j] < k: the published rule, which compares argsort values, not
+    ranks.
+    """
+    count = (cosine_ratio(t) * u.shape[1]).round().clamp(min=1)  # half to even
+    return u.argsort(dim=1, stable=True) < count.unsqueeze(1)

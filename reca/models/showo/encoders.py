@@ -7,8 +7,6 @@ patches.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -16,12 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from reca.core import images as pictures
+from reca.models.common.batching import encode_in_chunks
+from reca.models.common.digest import Fingerprints
+from reca.models.showo.config import ShowoConfig
 from reca.models.showo.magvit import Magvit
-from reca.models.showo.network import ShowoConfig, clip_features, clip_tower
-from reca.models.showo.weights import official_state
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,7 +44,7 @@ class FrozenEncoders(nn.Module):
         self.magvit = Magvit(config.vq)
         self.clip = clip_tower(config) if config.understanding == "clip" else None
         self.requires_grad_(False)
-        self._fingerprints: dict[Use, tuple[tuple[int, ...], str]] = {}
+        self._fingerprints = Fingerprints()
 
     # ---- pictures to features -------------------------------------------------------------------
     @torch.no_grad()
@@ -57,8 +56,7 @@ class FrozenEncoders(nn.Module):
         smallest signed integer type that holds them.
         """
         one = self._draw if use == "draw" else self._read
-        parts = [one(images[i : i + self.chunk]) for i in range(0, len(images), self.chunk)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return encode_in_chunks(one, images, self.chunk)
 
     def _draw(self, images: Sequence[Image]) -> Features:
         pixels = self._stack(
@@ -143,27 +141,19 @@ class FrozenEncoders(nn.Module):
         """Hash of the weights and options that `encode(..., use)` depends on; kept until a weight
         changes.
         """
-        modules = [module for module in (self.magvit, self.clip) if module is not None]
-        if use == "read":
-            modules = modules[-1:]  # CLIP reads alone where there is one
-        state = {k: v for module in modules for k, v in official_state(module).items()}
-        versions = tuple(number for t in state.values() for number in (t.data_ptr(), t._version))
-        if use not in self._fingerprints or self._fingerprints[use][0] != versions:
-            self._fingerprints[use] = (versions, self._hash(use, state))
-        return self._fingerprints[use][1]
-
-    def _hash(self, use: Use, state: dict[str, Tensor]) -> str:
-        names: tuple[str, ...] = ("resolution", "understanding", "clip_vision", "vq")
+        reads_clip = use == "read" and self.clip is not None  # CLIP reads alone where there is one
+        state = {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name.startswith("clip.") or not reads_clip
+        }
+        names = ["resolution", "understanding", "clip_vision", "vq"]
         if use == "draw":
-            names += ("clip_condition_normalise", "vq_condition")
+            names += ["clip_condition_normalise", "vq_condition"]
         described = asdict(self.config)
-        options = {"use": use} | {name: described[name] for name in names}
-        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-        for name in sorted(state):
-            tensor = state[name].detach().cpu().contiguous()
-            digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return self._fingerprints.of(
+            state, {"use": use} | {name: described[name] for name in names}
+        )
 
     @property
     def _clip_side(self) -> int:
@@ -176,6 +166,18 @@ class FrozenEncoders(nn.Module):
 
     def _stack(self, tensors: Iterable[Tensor]) -> Tensor:
         return torch.stack(list(tensors)).to(self._device)
+
+
+def clip_tower(config: ShowoConfig) -> CLIPVisionModel:
+    """The (untrained) CLIP vision tower that a CLIP-variant config describes."""
+    if config.clip_vision is None:
+        raise ValueError("this Show-o has understanding 'vq': it has no CLIP tower")
+    return CLIPVisionModel(CLIPVisionConfig(**config.clip_vision))
+
+
+def clip_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
+    """Penultimate layer of pixels [B, 3, S, S], no class token: [B, P, Dclip] (SPEC 1.2)."""
+    return tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
 
 
 def _bilinear(pixels: Tensor, side: int) -> Tensor:

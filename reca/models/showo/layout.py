@@ -18,8 +18,11 @@ from reca_kernels import Kind
 from reca_kernels import Layout as BlockLayout
 from torch import Tensor
 
+from reca.models.common.batching import padded
+
 if TYPE_CHECKING:
-    from reca.models.showo.network import SpecialIds
+    from reca.models.showo.batch import Condition
+    from reca.models.showo.config import ShowoConfig, ShowoOptions, SpecialIds
 
 IGNORE = -100
 """In `targets`: this position carries no loss. In `ids`: a CLIP embedding stands here instead of a
@@ -93,6 +96,10 @@ class Layout:
         drawn = (self.roles[0] == IMAGE).nonzero()
         return int(drawn[0]), int(drawn[-1]) + 1
 
+    def prepared(self, trim: bool, device: torch.device) -> Layout:
+        """As the network takes it: trimmed where asked, on its device."""
+        return (self.trimmed() if trim else self).to(device)
+
     def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device."""
         names = ("ids", "roles", "targets", "positions")
@@ -129,7 +136,7 @@ def text_to_image(
     """
     prefix = [_cut([special.t2i, *text], max_text + 1, special.eos) for text in texts]
     block = _drawn(image, targets, special, boundary_targets)
-    return _assemble([_pad_left(prefix, max_text + 1, special.pad), block])
+    return _assemble([_padded(prefix, max_text + 1, special.pad, left=True), block])
 
 
 def reconstruction_clip(
@@ -151,7 +158,7 @@ def reconstruction_clip(
         _constant(batch, [special.mmu, special.soi], TEXT),
         _constant(batch, [IGNORE] * clip_tokens, CONDITION),
         _constant(batch, [special.eoi], TEXT),
-        _pad_right(prompts, room, special.pad),
+        _padded(prompts, room, special.pad),
         _constant(batch, [special.soi], TEXT),
     ]
     block = Piece(image, torch.full_like(image, IMAGE), targets)
@@ -223,8 +230,8 @@ def conversation(
     """`prefix | text [pad]*`: conversations cut and right-padded to `length`, each label predicted
     one token earlier.
     """
-    text = _pad_right([row[:length] for row in texts], length, special.pad)
-    wanted = _pad_right([row[:length] for row in labels], length, IGNORE).ids
+    text = _padded([row[:length] for row in texts], length, special.pad)
+    wanted = _padded([row[:length] for row in labels], length, IGNORE).ids
     unshifted = _assemble(
         [*prefix, replace(text, targets=wanted)], condition_is_open=True, pads_are_hidden=False
     )
@@ -241,9 +248,62 @@ def question(
     Pads take no position here, so a row reads as it would alone.
     """
     longest = max(len(row) for row in texts)
-    layout = _assemble([*prefix, _pad_left(texts, longest, special.pad)], condition_is_open=True)
+    layout = _assemble(
+        [*prefix, _padded(texts, longest, special.pad, left=True)], condition_is_open=True
+    )
     positions = (layout.roles != PAD).long().cumsum(dim=1) - 1
     return replace(layout, positions=positions)
+
+
+# ---- by configuration --------------------------------------------------------------------------
+def max_text_training(config: ShowoConfig, options: ShowoOptions) -> int:
+    """M of the training layouts."""
+    return options.max_text_training or config.max_text
+
+
+def generation(
+    config: ShowoConfig,
+    options: ShowoOptions,
+    condition: Condition,
+    image: Tensor,
+    targets: Tensor,
+    max_text: int,
+) -> Layout:
+    """The layout of a condition and the image [B, N] that is generated (token ids), in this variant."""
+    special, texts, read = config.ids, condition.texts, condition.understanding
+    if read is None:
+        return text_to_image(texts, image, targets, special, max_text, options.t2i_boundary_tokens)
+    if config.understanding == "clip":
+        return reconstruction_clip(texts, read.shape[1], image, targets, special, config.head_text)
+    codes = read.long().cpu() + special.first_image
+    return reconstruction_vq(texts, codes, image, targets, special, max_text)
+
+
+def reading_prefix(
+    config: ShowoConfig, batch: int, understanding: Tensor | None, system: Sequence[int] = ()
+) -> list[Piece]:
+    """What is in front of a text: an image by its `understanding` features, or nothing but bos."""
+    special = config.ids
+    if understanding is None:
+        return text_prefix(batch, special)
+    if config.understanding == "clip":
+        return clip_prefix(batch, understanding.shape[1], system, special)
+    return vq_prefix(understanding.long().cpu() + special.first_image, special)
+
+
+def conversation_room(
+    config: ShowoConfig, options: ShowoOptions, system: Sequence[int], with_image: bool = True
+) -> int:
+    """Length of the text block: with CLIP, what makes the sequence as long as a text-to-image one (SPEC 3.2)."""
+    most = room = max_text_training(config, options)
+    if with_image and config.understanding == "clip":
+        room -= config.clip_tokens - config.num_vq_tokens + len(system)
+    if room < 1:
+        raise ValueError(
+            f"max_text {most} leaves no room for a conversation beside {config.clip_tokens} CLIP tokens; "
+            "raise options.max_text_training (recipe: 576)"
+        )
+    return room
 
 
 # ---- pieces --------------------------------------------------------------------------------------
@@ -275,20 +335,9 @@ def _drawn(image: Tensor, targets: Tensor, special: SpecialIds, boundary_targets
     return Piece(ids, torch.full_like(ids, IMAGE), wanted)
 
 
-def _pad_left(rows: Sequence[Sequence[int]], length: int, pad: int) -> Piece:
-    ids = torch.tensor([[pad] * (length - len(row)) + [*row] for row in rows], dtype=torch.long)
-    pads = torch.tensor([length - len(row) for row in rows]).unsqueeze(1)
-    return _text_piece(ids, torch.arange(length) < pads)
-
-
-def _pad_right(rows: Sequence[Sequence[int]], length: int, pad: int) -> Piece:
-    ids = torch.tensor([[*row] + [pad] * (length - len(row)) for row in rows], dtype=torch.long)
-    lengths = torch.tensor([len(row) for row in rows]).unsqueeze(1)
-    return _text_piece(ids, torch.arange(length) >= lengths)
-
-
-def _text_piece(ids: Tensor, is_pad: Tensor) -> Piece:
-    roles = torch.full_like(ids, TEXT).masked_fill_(is_pad, PAD)
+def _padded(rows: Sequence[Sequence[int]], length: int, fill: int, left: bool = False) -> Piece:
+    ids, real = padded(rows, fill, length, left)
+    roles = torch.full_like(ids, TEXT).masked_fill_(~real, PAD)
     return Piece(ids, roles, torch.full_like(ids, IGNORE))
 
 

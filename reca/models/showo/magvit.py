@@ -7,9 +7,7 @@ Shapes: B batch, H W pixels, h w latent cells (H / down_sampling), C latent chan
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +15,6 @@ from torch.nn import functional as F
 
 _GROUPS = 32
 _NORM_EPS = 1e-6
-_COMMITMENT_WEIGHT = 0.125
-_ENTROPY_WEIGHT = 0.1
-_PROBABILITY_EPS = 1e-6  # keeps the gradient of a bit that never changes finite
 
 
 @dataclass(frozen=True)
@@ -70,24 +65,6 @@ class MagvitConfig:
     def codebook_size(self) -> int:
         """K: number of codes, one per sign pattern of the latent channels."""
         return 2**self.z_channels
-
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> MagvitConfig:
-        """Build from plain data; ValueError on an unknown key."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(described) - known)
-        if unknown:
-            raise ValueError(
-                f"vq: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        values: dict[str, Any] = {
-            k: v if isinstance(v, int) else tuple(v) for k, v in described.items()
-        }
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain, json-able data that `from_dict` reads back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 class Magvit(nn.Module):
@@ -149,7 +126,7 @@ class LookupFreeQuantiser(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, C, h, w] -> +-1 in the same shape."""
-        return _signs(z) + (z - z.detach())  # exactly +-1, with the gradient of z
+        return signs(z) + (z - z.detach())  # exactly +-1, with the gradient of z
 
     def codes(self, z: Tensor) -> Tensor:
         """[B, C, h, w] -> int64 [B, h*w]."""
@@ -167,31 +144,9 @@ class LookupFreeQuantiser(nn.Module):
         return self.embedding[codes].transpose(1, 2).reshape(batch, -1, height, width)
 
 
-def _signs(z: Tensor) -> Tensor:
+def signs(z: Tensor) -> Tensor:
+    """+1 where z > 0, else -1, in the shape and dtype of z."""
     return torch.where(z > 0, 1.0, -1.0).to(z.dtype)
-
-
-def commitment_loss(z: Tensor) -> Tensor:
-    """Pull latents [B, C, h, w] towards their signs: weighted mean square distance (scalar).
-
-    RecA never trains the tokenizer; this and `entropy_loss` serve its pre-training. The golden data
-    states both values.
-    """
-    return _COMMITMENT_WEIGHT * F.mse_loss(z, _signs(z))
-
-
-def entropy_loss(z: Tensor) -> Tensor:
-    """Make each bit certain, and its values equally frequent in the batch: [B, C, h, w] -> scalar.
-
-    A bit is 1 with probability softmax(-|z -+ 1|^2) = sigmoid(4 z). Weighted difference of its mean
-    entropy per cell and the entropy of its mean over all cells, in nats, averaged over channels.
-    """
-    logits = 4 * z.float()
-    probability = logits.sigmoid()
-    certainty = F.binary_cross_entropy_with_logits(logits, probability)  # mean entropy of a bit
-    used = probability.mean(dim=(0, 2, 3)).clamp(_PROBABILITY_EPS, 1 - _PROBABILITY_EPS)
-    diversity = (torch.special.entr(used) + torch.special.entr(1 - used)).mean()
-    return _ENTROPY_WEIGHT * (certainty - diversity)
 
 
 def _norm(width: int) -> nn.GroupNorm:

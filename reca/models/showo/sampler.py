@@ -8,23 +8,30 @@ Letters: B batch, N image codes, K codebook.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from reca.core.finite import chosen_finite, demand, finite_rows
-from reca.models.showo.layout import PAD, Layout
+from reca.core.finite import demand, finite_rows
+from reca.models.common import decoding
+from reca.models.common.options import check_generation, sampler_options
+from reca.models.showo import layout as layouts
+from reca.models.showo.batch import Condition, cosine_ratio
+from reca.models.showo.layout import IGNORE, PAD, Layout
 
 if TYPE_CHECKING:
     from reca.models.contract import Sampling
+    from reca.models.showo.config import ShowoConfig, ShowoOptions
     from reca.models.showo.network import Showo
 
 _TINY = 1e-20
+_log = logging.getLogger(__name__)
 
 Logits = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """(codes [B, N], masked [B, N]) -> conditional and, with guidance, unconditional logits [B, N, K].
@@ -32,23 +39,6 @@ Logits = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 Noise = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """(step, masked [B, N]) -> Exponential(1) [B, N, K] and uniform [B, N]."""
-
-
-# ---- training corruption (SPEC 4.1) --------------------------------------------------------------
-def cosine_ratio(t: Tensor) -> Tensor:
-    """Share of masked slots at time t in [0, 1]: cos(pi/2 t)."""
-    return torch.cos(t * math.pi * 0.5)
-
-
-def masked_slots(t: Tensor, u: Tensor) -> Tensor:
-    """Which slots are masked, bool [B, N], from uniform draws t [B] and u [B, N]; at least one per
-    row.
-
-    Slot j is masked where argsort(u)[j] < k: the published rule, which compares argsort values, not
-    ranks.
-    """
-    count = (cosine_ratio(t) * u.shape[1]).round().clamp(min=1)  # half to even
-    return u.argsort(dim=1, stable=True) < count.unsqueeze(1)
 
 
 # ---- options -------------------------------------------------------------------------------------
@@ -70,35 +60,10 @@ class SamplerOptions:
     confidence_schedule: Literal["compounding", "linear"] = "compounding"
     order: Literal["confidence", "random"] = "confidence"
 
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"sampling.steps is {self.steps}; it must be at least 1")
-        if self.guidance < 0:
-            raise ValueError(f"sampling.guidance is {self.guidance}; it must not be negative")
-        if self.temperature <= 0:
-            raise ValueError(f"sampling.temperature is {self.temperature}; it must be positive")
-        _choose("confidence_schedule", self.confidence_schedule, ("compounding", "linear"))
-        _choose("order", self.order, ("confidence", "random"))
-
     @classmethod
     def of(cls, sampling: Sampling) -> SamplerOptions:
-        """Read the contract's `Sampling`; ValueError on an option in `extra` that Show-o does not
-        know.
-        """
-        extra: dict[str, Any] = dict(sampling.options or {})
-        known = {f.name for f in fields(cls)} - {"guidance", "steps", "temperature"}
-        if unknown := sorted(set(extra) - known):
-            raise ValueError(
-                f"sampling.options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        return cls(sampling.guidance, sampling.steps, sampling.temperature, **extra)
-
-
-def _choose(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"sampling.options.{name} is {value!r}; choose one of: {', '.join(allowed)}"
-        )
+        """Read the contract's `Sampling`; ValueError on an option that Show-o does not know."""
+        return sampler_options(cls, sampling)
 
 
 # ---- one picture (SPEC 4.2) ----------------------------------------------------------------------
@@ -246,6 +211,96 @@ class CodeLogits:
         return self.network.head(hidden[:, self.slots], self.special.codes).float()
 
 
+@torch.no_grad()
+def sample_codes(
+    network: Showo,
+    options: ShowoOptions,
+    condition: Condition,
+    unconditional: Condition | None,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Codes [B, N] of one image per row (SPEC 4.2); row i takes its noise from `generators[i]`."""
+    chosen = SamplerOptions.of(sampling)
+    guidance = chosen.guidance if chosen.guidance > 0 else None
+    check_generation(len(condition), generators, unconditional, guidance)
+    unconditional = unconditional if chosen.guidance > 0 else None
+    shape = (len(condition), network.config.num_vq_tokens)
+    masked = torch.ones(shape, dtype=torch.bool, device=network.device)
+    noise = RowNoise(generators, network.config.codebook_size)
+    logits = code_logits(network, options, condition, unconditional)
+    *_, last = sample(logits, masked, chosen, noise)
+    demand(last.finite, "logits of the image codes")
+    return last.codes
+
+
+def code_logits(
+    network: Showo,
+    options: ShowoOptions,
+    condition: Condition,
+    unconditional: Condition | None,
+) -> Logits:
+    """The network as the sampler calls it; both conditions in one pass where their layouts are
+    alike.
+    """
+    if unconditional is None:
+        single = _one_pass(network, options, condition)
+        return lambda codes, masked: (single(codes, masked), None)
+    if condition.understanding is None and unconditional.understanding is None:
+        both = _one_pass(network, options, Condition([*condition.texts, *unconditional.texts]))
+
+        def joint(codes: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+            conditional, other = both(codes.repeat(2, 1), masked.repeat(2, 1)).chunk(2)
+            return conditional, other
+
+        return joint
+    first, second = (
+        _one_pass(network, options, condition),
+        _one_pass(network, options, unconditional),
+    )
+    return lambda codes, masked: (first(codes, masked), second(codes, masked))
+
+
+def _one_pass(network: Showo, options: ShowoOptions, condition: Condition) -> CodeLogits:
+    config = network.config
+    room, longest = config.max_text, max(len(text) for text in condition.texts)
+    if condition.understanding is None and longest > room:
+        _log.warning("a prompt of %d tokens is cut to the %d that fit", longest, room)
+    image = torch.full((len(condition), config.num_vq_tokens), config.ids.mask)
+    targets = torch.full_like(image, IGNORE)
+    layout = layouts.generation(config, options, condition, image, targets, room)
+    layout = layout.prepared(options.trim, network.device)
+    embeddings = network.inputs(layout.ids, condition.understanding)
+    return CodeLogits(network, layout, embeddings, config.num_vq_tokens)
+
+
+# ---- answers ---------------------------------------------------------------------------------
+@torch.no_grad()
+def answer(
+    network: Showo,
+    options: ShowoOptions,
+    texts: Sequence[Sequence[int]],
+    understanding: Tensor | None,
+    system: Sequence[int],
+    max_new_tokens: int,
+) -> decoding.Steps:
+    """`greedy` for questions as ids, about images with `understanding` features or about none."""
+    layout = question_layout(network.config, texts, understanding, system)
+    layout = layout.prepared(options.trim, network.device)
+    return greedy(network, layout, network.inputs(layout.ids, understanding), max_new_tokens)
+
+
+def question_layout(
+    config: ShowoConfig,
+    texts: Sequence[Sequence[int]],
+    understanding: Tensor | None,
+    system: Sequence[int] = (),
+) -> Layout:
+    """The sequences in front of an answer."""
+    prefix = layouts.reading_prefix(config, len(texts), understanding, system)
+    return layouts.question(prefix, texts, config.ids)
+
+
 def greedy(
     network: Showo, layout: Layout, embeddings: Tensor, max_new_tokens: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -263,16 +318,9 @@ def greedy(
     )
     visible = (layout.roles != PAD).unsqueeze(1)  # [B, 1, keys]
     position = layout.positions[:, -1:]
-    finished = torch.zeros_like(layout.ids[:, 0], dtype=torch.bool)
-    finite = torch.ones_like(finished)
-    for _ in range(max_new_tokens):
-        logits = network.head(hidden[:, -1]).float()
-        token = logits.argmax(dim=-1)
-        finite = finite & (finished | chosen_finite(logits, token))
-        yield logits, token
-        finished = finished | (token == network.config.ids.eos)
-        if bool(finished.all()):
-            break
+
+    def advance(token: Tensor) -> Tensor:
+        nonlocal visible, position
         position = position + 1
         visible = torch.cat([visible, torch.ones_like(visible[..., :1])], dim=-1)
         hidden = network.hidden(
@@ -281,4 +329,7 @@ def greedy(
             position_ids=position,
             past_key_values=cache,
         )
-    demand(finite, "logits of the answers")
+        return network.head(hidden[:, -1]).float()
+
+    first = network.head(hidden[:, -1]).float()
+    return decoding.greedy(first, advance, network.config.ids.eos, max_new_tokens)

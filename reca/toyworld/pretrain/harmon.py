@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from reca.core.rng import generator
+from reca.models.harmon.config import parse
+from reca.models.harmon.encoders import build_vae
 from reca.models.harmon.model import HarmonModel
-from reca.models.harmon.options import parse
-from reca.models.harmon.text import load_tokenizer
-from reca.models.harmon.vae import build_vae
-from reca.models.harmon.weights import load_vae, read, save_vae
+from reca.models.harmon.weights import VAE
 from reca.models.registry import build_model
 from reca.toyworld.pretrain.fit import fit, seeded
 from reca.toyworld.pretrain.pictures import read_world
@@ -88,7 +87,7 @@ def pretrain_vae(
         data=pictures.fingerprint,
     )
     standardise(vae, pictures.pixels)
-    save_vae(vae, out / FILE)
+    VAE.save(vae, out / FILE)
     return last
 
 
@@ -117,10 +116,9 @@ def assemble(
         raise ValueError(
             f"network.llm.vocab_size and network.end are {found}, but the world's words make them {needed}; set them so"
         )
-    vae = parts["vae"] / FILE
-    load_vae(model.frozen.vae, read(vae)[0], vae)
+    VAE.load_file(model.frozen.vae, parts["vae"] / FILE)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         words.save_pretrained(folder)
-        model.set_tokenizer(load_tokenizer(Path(folder), model.config.end))
+        model.read_tokenizer(folder)
     model.save(out)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 
+from reca.models.showo.config import parse
 from reca.models.showo.encoders import CLIP_MEAN, CLIP_STD
-from reca.models.showo.options import parse
-from reca.models.showo.weights import save_official
+from reca.models.showo.weights import CLIP
 from reca.toyworld.pretrain.fit import fit, seeded
 from reca.toyworld.pretrain.pictures import read_world
 from reca.toyworld.pretrain.words import build_tokenizer
@@ -106,5 +106,5 @@ def pretrain_reader(
         work_dir=work,
         data=pictures.fingerprint,
     )
-    save_official(vision_tower(clip), out / FILE)
+    CLIP.save(vision_tower(clip), out / FILE)
     return loss

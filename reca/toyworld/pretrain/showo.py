@@ -9,8 +9,7 @@ from typing import Any
 
 from reca.models.registry import build_model
 from reca.models.showo.model import ShowoModel
-from reca.models.showo.text import load_tokenizer
-from reca.models.showo.weights import load_official
+from reca.models.showo.weights import CLIP, MAGVIT
 from reca.toyworld.pretrain import reader, tokenizer
 from reca.toyworld.pretrain.fit import seeded
 from reca.toyworld.pretrain.words import build_tokenizer
@@ -39,11 +38,11 @@ def assemble(
             )
     model = seeded(lambda: build_model("showo", network), seed, "language")
     assert isinstance(model, ShowoModel)
-    load_official(model.frozen.magvit, parts["tokenizer"] / tokenizer.FILE)
+    MAGVIT.load_file(model.frozen.magvit, parts["tokenizer"] / tokenizer.FILE)
     assert model.frozen.clip is not None
-    load_official(model.frozen.clip, parts["reader"] / reader.FILE)
+    CLIP.load_file(model.frozen.clip, parts["reader"] / reader.FILE)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         words.save_pretrained(folder)
-        model.set_tokenizer(load_tokenizer(Path(folder), model.config.ids))
+        model.read_tokenizer(folder)
     model.save(out)

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from reca.models.showo.magvit import Magvit, commitment_loss, entropy_loss
-from reca.models.showo.options import parse
-from reca.models.showo.weights import save_official
+from reca.models.showo.config import parse
+from reca.models.showo.magvit import Magvit, signs
+from reca.models.showo.weights import MAGVIT
 from reca.toyworld.pretrain.fit import fit, seeded
 from reca.toyworld.pretrain.pictures import read_world
 
@@ -23,7 +25,32 @@ if TYPE_CHECKING:
     from reca.config.schema import Fit
 
 COMMITMENT, ENTROPY = 0.4, 0.2  # shares of the released tokenizer's own weights
+_COMMITMENT_WEIGHT = 0.125
+_ENTROPY_WEIGHT = 0.1
+_PROBABILITY_EPS = 1e-6  # keeps the gradient of a bit that never changes finite
 FILE = "magvit.safetensors"
+
+
+def commitment_loss(z: Tensor) -> Tensor:
+    """Pull latents [B, C, h, w] towards their signs: weighted mean square distance (scalar).
+
+    The golden data of Show-o states this and `entropy_loss`.
+    """
+    return _COMMITMENT_WEIGHT * F.mse_loss(z, signs(z))
+
+
+def entropy_loss(z: Tensor) -> Tensor:
+    """Make each bit certain, and its values equally frequent in the batch: [B, C, h, w] -> scalar.
+
+    A bit is 1 with probability softmax(-|z -+ 1|^2) = sigmoid(4 z). Weighted difference of its mean
+    entropy per cell and the entropy of its mean over all cells, in nats, averaged over channels.
+    """
+    logits = 4 * z.float()
+    probability = logits.sigmoid()
+    certainty = F.binary_cross_entropy_with_logits(logits, probability)  # mean entropy of a bit
+    used = probability.mean(dim=(0, 2, 3)).clamp(_PROBABILITY_EPS, 1 - _PROBABILITY_EPS)
+    diversity = (torch.special.entr(used) + torch.special.entr(1 - used)).mean()
+    return _ENTROPY_WEIGHT * (certainty - diversity)
 
 
 def tokenizer_loss(magvit: Magvit, images: Tensor) -> Tensor:
@@ -50,5 +77,5 @@ def pretrain_tokenizer(
         work_dir=work,
         data=pictures.fingerprint,
     )
-    save_official(magvit, out / FILE)
+    MAGVIT.save(magvit, out / FILE)
     return loss

@@ -5,11 +5,9 @@ Source: reference/harmon/SPEC.md sections b and f. Letters: B batch, (m, n) late
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,13 +17,14 @@ from torch import Tensor, nn
 from reca.core import images as pictures
 from reca.core.finite import NonFinite, rows_of
 from reca.models.common.autoencoder_kl import AutoencoderKL
-from reca.models.harmon.config import HarmonConfig
+from reca.models.common.batching import chunks
+from reca.models.common.digest import Fingerprints
+from reca.models.harmon.config import Drawing, HarmonConfig
 
 if TYPE_CHECKING:
     from reca.models.contract import Use
 
 GREY = (127, 127, 127)
-Drawing = Literal["stretch", "crop", "pad"]
 
 
 # ---- pictures to tensors ---------------------------------------------------------------------------
@@ -93,19 +92,16 @@ class FrozenVae(nn.Module):
         self.config, self.drawing, self.chunk = config, drawing, chunk
         self.vae = build_vae(config)
         self.requires_grad_(False)
-        self._fingerprint: tuple[tuple[int, ...], str] = ((), "")
+        self._fingerprints = Fingerprints()
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], use: Use) -> Tensor:
         """Latents [B, m, n, C] of pictures, prepared as the use asks (SPEC b)."""
         prepare = self.preparation(use)
         parts = []
-        for start in range(0, len(images), self.chunk):
-            chosen = [
-                to_pixels(prepare(one, self.config.size))
-                for one in images[start : start + self.chunk]
-            ]
-            parts.append(self.latents(torch.stack(chosen).to(self._device)))
+        for chunk in chunks(images, self.chunk):
+            pixels = torch.stack([to_pixels(prepare(one, self.config.size)) for one in chunk])
+            parts.append(self.latents(pixels.to(self._device)))
         return torch.cat(parts)
 
     def preparation(self, use: Use) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
@@ -137,24 +133,14 @@ class FrozenVae(nn.Module):
                 found.append(to_picture(self.decode(one.unsqueeze(0))[0]))
         return found
 
-    def fingerprint(self, use: Use) -> str:
-        """Hash of weights, sizes and preparation behind `encode(..., use)`; kept until a weight changes."""
-        state = self.vae.state_dict()
-        versions = tuple(n for t in state.values() for n in (t.data_ptr(), t._version))
-        if self._fingerprint[0] != versions:
-            digest = hashlib.sha256()
-            for name in sorted(state):
-                tensor = state[name].detach().cpu().contiguous()
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            self._fingerprint = (versions, digest.hexdigest())
+    def fingerprint(self, use: Use, more: Mapping[str, Tensor] | None = None) -> str:
+        """Hash of weights, sizes and preparation that `encode(..., use)` depends on, and of `more` tensors."""
         options = {
-            "weights": self._fingerprint[1],
             "vae": asdict(self.config.vae),
             "size": list(self.config.size),
             "preparation": self.preparation(use).__name__,
         }
-        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+        return self._fingerprints.of({**self.vae.state_dict(), **(more or {})}, options)
 
     @property
     def _device(self) -> torch.device:

@@ -1,0 +1,92 @@
+"""Sections of a configuration as a family's dataclasses, strictly: one parser, one form of error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from reca.core.structure import build
+
+if TYPE_CHECKING:
+    import torch
+
+    from reca.models.contract import Sampling
+
+T = TypeVar("T")
+C = TypeVar("C")
+O = TypeVar("O")  # noqa: E741
+
+_CONTRACT = ("guidance", "steps", "temperature")
+
+
+def parse(network: Mapping[str, Any], config: type[C], options: type[O]) -> tuple[C, O]:
+    """Read a `network` section: the keys of the dataclass `config`, and under `options` those of the other.
+
+    ValueError names a key or value that does not fit.
+    """
+    described = dict(network)
+    chosen = build(options, described.pop("options", {}), "network.options")
+    return build(config, described, "network"), chosen
+
+
+def check_known(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """ValueError names keys of a free section that are not among the known ones."""
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(
+            f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+        )
+
+
+def check_positive(where: str, values: Mapping[str, Any], *names: str) -> None:
+    """ValueError names the first value that is not above 0; None and absent names pass."""
+    for name in names:
+        value = values.get(name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{where}.{name} is {value}; it must be above 0")
+
+
+def check_numbers(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """ValueError unless `given` has keys of `known` only, with numbers above 0 that are whole where known's are."""
+    check_known(where, given, known)
+    for name, value in given.items():
+        if isinstance(known[name], str):
+            continue
+        number = "whole number" if isinstance(known[name], int) else "number"
+        fits = type(value) is int or (number == "number" and type(value) is float)
+        if not fits or value <= 0:
+            raise ValueError(f"{where}.{name} is {value!r}; it must be a {number} above 0")
+
+
+def check_shares(where: str, values: Mapping[str, Any], *names: str) -> None:
+    """ValueError names the first value that is not in 0..1; None passes."""
+    for name in names:
+        value = values[name]
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{where}.{name} is {value}; it must be in 0..1")
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+def sampler_options(kind: type[T], sampling: Sampling) -> T:
+    """The contract's `Sampling` as a family's dataclass; ValueError on an option that the family does not know."""
+    given, names = dict(sampling.options or {}), {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    known = sorted(names - set(_CONTRACT))
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(
+            f"sampling.options: unknown {', '.join(unknown)}; known: {', '.join(known)}"
+        )
+    general = {name: getattr(sampling, name) for name in _CONTRACT if name in names}
+    return build(kind, general | given, "sampling.options")
+
+
+def check_generation(
+    rows: int,
+    generators: Sequence[torch.Generator],
+    unconditional: object | None = None,
+    guidance: float | None = None,
+) -> None:
+    """ValueError unless each row has its generator and, with a `guidance`, there is an unconditional condition."""
+    if len(generators) != rows:
+        raise ValueError(f"{rows} pictures need as many generators, got {len(generators)}")
+    if guidance is not None and unconditional is None:
+        raise ValueError(f"sampling.guidance {guidance:g} needs an unconditional condition")

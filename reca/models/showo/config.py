@@ -1,0 +1,223 @@
+"""The `network` section of a Show-o: sizes, special tokens, and what the published training leaves to choose.
+
+Source: reference/showo/SPEC.md sections 1, 3 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from reca_kernels import Implementation
+
+from reca.core.structure import build
+from reca.models.common import options as common
+from reca.models.common.options import check_numbers, check_positive
+from reca.models.showo.magvit import MagvitConfig
+
+VICUNA_SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+PHI_1_5: dict[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-5,
+    "max_position_embeddings": 2048,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+}
+CLIP_LARGE_336: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "hidden_act": "quick_gelu",
+}
+_ADDED_TEXT_TOKENS = 10  # [PAD] and nine <|...|> tokens stand between the text ids and the codes
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the tokens behind the text ids: [PAD], <|...|> tokens, image codes, MASK."""
+
+    bos: int
+    eos: int
+    pad: int
+    soi: int
+    eoi: int
+    sov: int
+    eov: int
+    t2i: int
+    mmu: int
+    t2v: int
+    v2v: int
+    lvg: int
+    first_image: int
+    mask: int
+
+    @classmethod
+    def of(cls, llm_vocab_size: int, codebook_size: int, endoftext: int) -> SpecialIds:
+        """Lay the ids out behind the text ids; `endoftext` is both bos and eos (SPEC 1.4)."""
+        names = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
+        added = {name: llm_vocab_size + i for i, name in enumerate(names)}
+        first_image = llm_vocab_size + _ADDED_TEXT_TOKENS
+        return cls(
+            bos=endoftext,
+            eos=endoftext,
+            first_image=first_image,
+            mask=first_image + codebook_size,
+            **added,
+        )
+
+    @property
+    def codes(self) -> slice:
+        """The vocabulary slice of the image codes (MASK excluded)."""
+        return slice(self.first_image, self.mask)
+
+
+@dataclass(frozen=True)
+class ShowoConfig:
+    """All numbers of a Show-o model; the defaults are the released 256-pixel VQ variant.
+
+    `llm` and `clip_vision` are keyword arguments of PhiConfig and CLIPVisionConfig (but for the
+    vocabulary size, which is derived). `max_text` is M of the SPEC (inference 128, RecA training
+    576 for CLIP and 381 for VQ), `head_text` the fixed text head of the CLIP RecA layout.
+    `clip_condition_normalise=False` and `vq_condition="half"` are the published recipe.
+    """
+
+    llm: dict[str, Any] = field(default_factory=lambda: dict(PHI_1_5))
+    vq: MagvitConfig = field(default_factory=MagvitConfig)
+    resolution: int = 256
+    llm_vocab_size: int = 50295
+    endoftext: int = 50256
+    understanding: Literal["clip", "vq"] = "vq"
+    clip_vision: dict[str, Any] | None = None
+    projector: tuple[int, ...] = ()
+    max_text: int = 128
+    head_text: int = 128
+    system_prompt: str = VICUNA_SYSTEM_PROMPT
+    clip_condition_normalise: bool = False
+    vq_condition: Literal["half", "blur8", "full"] = "half"
+
+    def __post_init__(self) -> None:
+        check_numbers("network.llm", self.llm, PHI_1_5)
+        check_positive(
+            "network", vars(self), "resolution", "llm_vocab_size", "max_text", "head_text"
+        )
+        if self.resolution % self.vq.down_sampling:
+            raise ValueError(
+                f"network.resolution {self.resolution} is not a multiple of the tokenizer's "
+                f"down-sampling {self.vq.down_sampling}; change one of them"
+            )
+        if not 0 <= self.endoftext < self.llm_vocab_size:
+            raise ValueError(
+                f"network.endoftext {self.endoftext} is no text id; "
+                f"give one of 0..{self.llm_vocab_size - 1}"
+            )
+        self._check_understanding()
+
+    def _check_understanding(self) -> None:
+        if self.understanding == "vq":
+            if self.clip_vision is not None or self.projector:
+                raise ValueError(
+                    "network.clip_vision and network.projector belong to understanding 'clip'; "
+                    "leave them out for 'vq'"
+                )
+            return
+        if self.clip_vision is None:
+            raise ValueError("network.clip_vision is missing; understanding 'clip' needs a tower")
+        check_numbers("network.clip_vision", self.clip_vision, CLIP_LARGE_336)
+        ends = (self.clip_vision.get("hidden_size"), self.llm.get("hidden_size"))
+        if len(self.projector) < 2 or (self.projector[0], self.projector[-1]) != ends:
+            raise ValueError(
+                f"network.projector {list(self.projector)} must lead from the CLIP width to the "
+                f"language model's: [{ends[0]}, ..., {ends[1]}]"
+            )
+
+    # ---- derived sizes --------------------------------------------------------------------------
+    @property
+    def codebook_size(self) -> int:
+        """Number of image codes, 2 to the tokenizer's channels."""
+        return self.vq.codebook_size
+
+    @property
+    def grid(self) -> int:
+        """Image codes per side."""
+        return self.resolution // self.vq.down_sampling
+
+    @property
+    def num_vq_tokens(self) -> int:
+        """N: image codes per drawn image."""
+        return self.grid**2
+
+    @property
+    def clip_tokens(self) -> int:
+        """CLIP patch features per image (0 for the VQ variant)."""
+        if self.clip_vision is None:
+            return 0
+        return (self.clip_vision["image_size"] // self.clip_vision["patch_size"]) ** 2
+
+    @property
+    def ids(self) -> SpecialIds:
+        """Special token ids of this vocabulary."""
+        return SpecialIds.of(self.llm_vocab_size, self.codebook_size, self.endoftext)
+
+    @property
+    def vocab_size(self) -> int:
+        """V: text, added tokens, codes and MASK."""
+        return self.ids.mask + 1
+
+    # ---- in and out -----------------------------------------------------------------------------
+    @classmethod
+    def from_dict(cls, described: Mapping[str, Any]) -> ShowoConfig:
+        """Build from plain data (`network` in reca_model.json); ValueError names what is wrong."""
+        return build(cls, described, "network")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back to an equal config (json-able)."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ShowoOptions:
+    """What the published training leaves to choose; the defaults are the published recipe.
+
+    `max_text_training`: M of the training layouts (CLIP recipe 576, VQ 381); None takes the
+    network's `max_text`. `text_dropout`: share of text-to-image samples trained without their text.
+    `t2i_boundary_tokens`: soi and eoi carry a text-to-image loss. `loss_vocab` `image` restricts
+    drawing losses to the codebook. `reca_embedding_grad`: RecA trains the embeddings that it reads
+    from (None: as published, only in the VQ variant). `trim`: drop columns that are pads in every
+    row, which changes nothing but the cost. `encode_batch`: pictures per pass of the frozen
+    encoders. `implementation`: of the losses and the attention, as `reca_kernels` names them.
+    """
+
+    max_text_training: int | None = None
+    text_dropout: float = 0.1
+    t2i_boundary_tokens: bool = True
+    loss_vocab: Literal["full", "image"] = "full"
+    reca_embedding_grad: bool | None = None
+    trim: bool = True
+    encode_batch: int = 32
+    implementation: Implementation = "auto"
+
+    def __post_init__(self) -> None:
+        if self.loss_vocab == "image" and self.t2i_boundary_tokens:
+            raise ValueError(
+                "options.loss_vocab 'image' lacks soi and eoi; set t2i_boundary_tokens false"
+            )
+        common.check_positive("network.options", vars(self), "max_text_training", "encode_batch")
+        common.check_shares("network.options", vars(self), "text_dropout")
+
+
+def parse(network: Mapping[str, Any]) -> tuple[ShowoConfig, ShowoOptions]:
+    """Read a `network` section: the keys of `ShowoConfig`, and `options` with those of `ShowoOptions`."""
+    return common.parse(network, ShowoConfig, ShowoOptions)
