@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from reca.models.bagel.model import BagelModel
-from reca.models.bagel.text import MARKS, load_tokenizer
+from reca.models.bagel.text import MARKS
+from reca.models.common.tokenizer import read_tokenizer
 from reca.models.registry import build_model
 from tests.models.showo_tiny import WORDS, pictures, tokenizer_files
 
@@ -54,12 +56,12 @@ def network(**options: Any) -> dict[str, Any]:
     }
 
 
-def model(folder: object, **options: Any) -> BagelModel:
+def model(folder: str | Path, **options: Any) -> BagelModel:
     torch.manual_seed(0)
     built = build_model("bagel", network(**options))
     files = tokenizer_files()
     files.add_special_tokens({"additional_special_tokens": list(MARKS.values())})
     files.save_pretrained(str(folder))
-    built.set_tokenizer(load_tokenizer(folder, built.config))
+    built.set_tokenizer(read_tokenizer(Path(folder)))
     assert isinstance(built, BagelModel)
     return built.eval()

@@ -18,8 +18,9 @@ from reca.config.recipe import Recipe, TaskRecipe
 from reca.config.schema import DataSource
 from reca.data.formats import open_dataset
 from reca.features import build as cache
-from reca.models.bagel.flow import PackInputs, noised, run_pack, target_places, velocity_loss
 from reca.models.bagel.layout import Split, pack
+from reca.models.bagel.loss import noised, velocity_loss
+from reca.models.bagel.packed import PackInputs, run_pack, target_places
 from reca.models.bagel.vision import patchify
 from tests.models import bagel_tiny as tiny
 from tests.models import showo_tiny

@@ -10,9 +10,9 @@ import torch
 from reca.align.trainer import align
 from reca.config.recipe import Recipe, TaskRecipe
 from reca.core.rng import generator
-from reca.models.bagel.drawing import greedy
-from reca.models.bagel.flow import PackInputs, run_pack
 from reca.models.bagel.layout import Split, pack
+from reca.models.bagel.packed import PackInputs, run_pack
+from reca.models.bagel.sampler import greedy, question_context
 from reca.models.contract import Sampling, reconstruction_loss, text_to_image_loss
 from tests.models import bagel_tiny as tiny
 
@@ -272,13 +272,13 @@ def test_editing_rows_of_several_sizes(model):
 
 
 def test_thinking_puts_a_thought_before_the_picture(tmp_path, monkeypatch):
-    from reca.models.bagel import drawing
+    from reca.models.bagel import sampler
 
     model = tiny.model(tmp_path)
-    monkeypatch.setattr(drawing, "THINK_TO_DRAW", "describe the image")
+    monkeypatch.setattr(sampler, "THINK_TO_DRAW", "describe the image")
     sampling = replace(SAMPLING, options={"think": True, "think_tokens": 3})
     condition = model.condition(["a red circle"])
-    (full, without), thoughts = drawing.thinking_contexts(model, condition, 3)
+    (full, without), thoughts = sampler.thinking_contexts(model, condition, 3)
     asked = 2 + 3 + 2 + 3  # the system prompt and the prompt, each framed
     words = len(model.text.ids(thoughts)[0])
     assert int(full.position) == asked + words + 2 and int(without.position) == 5
@@ -330,7 +330,8 @@ def logits_of(model, rows, questions=ASKED, tokens=3):
     pictures = [model.encode(list(column), "read") for column in zip(*rows, strict=True)]
     steps = []
     with torch.no_grad():
-        ids = greedy(model.network, model.question_context(questions, pictures), tokens, steps)
+        context = question_context(model.network, model.text.ids(questions), pictures)
+        ids = greedy(model.network, context, tokens, steps)
     return torch.stack(steps, dim=1), ids
 
 

@@ -148,7 +148,7 @@ def test_answers_with_and_without_pictures(pair):
 
 @pytest.mark.parametrize("think", [False, True])
 def test_bagel_edits_and_thinks(tmp_path, think, monkeypatch):
-    monkeypatch.setattr("reca.models.bagel.drawing.THINK_TO_DRAW", TEXTS[0])  # known words
+    monkeypatch.setattr("reca.models.bagel.sampler.THINK_TO_DRAW", TEXTS[0])  # known words
     here, there = (MODELS["bagel"](tmp_path / "words") for _ in range(2))
     plan = Sampling(4.0, 3, options={"image_guidance": 1.5, "renormalise": "text_channel"})
     with GpuInName(), torch.no_grad():

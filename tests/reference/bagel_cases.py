@@ -64,7 +64,7 @@ class OfficialState(torch.nn.Module):
 
 def vit_states(model: BagelModel, pixels: list[Tensor]) -> Tensor:
     """ViT states [S, D] of pictures of any sizes, one after another."""
-    states, real = model._reader._states(model.network, pixels)
+    states, real = model.reader._states(model.network, pixels)
     return torch.cat([rows[:n] for rows, n in zip(states, real, strict=True)])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -38,20 +39,26 @@ def test_resize_table(name):
 def test_transform_and_patches(name):
     described, stored = golden.load("bagel", name)
     picture = Image.fromarray(stored["image_uint8"].numpy())
-    stride = described["config"]["vit"]["patch_size"]
-    most, least = (int(n) for n in _limits(described))
+    patch = int(_words(described, "patches").removesuffix(")").split(", ")[-1])
+    most, least, stride = _rule(described)
     pixels = prepared(picture, most, least, stride)
     golden.assert_same("transformed", pixels, stored["transformed"])
-    rows = patchify(pixels, stride)
+    rows = patchify(pixels, patch)
     golden.assert_same("patches", rows, stored["patches"])
-    grid = (pixels.shape[1] // stride, pixels.shape[2] // stride)
-    assert torch.equal(unpatchify(rows, grid, stride), pixels)
+    grid = (pixels.shape[1] // patch, pixels.shape[2] // patch)
+    assert torch.equal(unpatchify(rows, grid, patch), pixels)
 
 
-def _limits(described: dict) -> tuple[str, str]:
+def _rule(described: dict) -> tuple[int, int, int]:
     """The words of the json: `... max 56 / min 28 / stride 14`."""
-    what = described["tensors"]["transformed"]["what"]
-    return what.split("max ")[1].split(" ")[0], what.split("min ")[1].split(" ")[0]
+    words = _words(described, "transformed")
+    found = [re.search(rf"{name} (\d+)", words) for name in ("max", "min", "stride")]
+    most, least, stride = (int(one[1]) for one in found if one)
+    return most, least, stride
+
+
+def _words(described: dict, name: str) -> str:
+    return described["tensors"][name]["what"]
 
 
 @pytest.mark.parametrize("name", PREPROCESS)

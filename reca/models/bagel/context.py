@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from reca.models.bagel.attention import BlockAttention
+from reca.models.bagel.batch import Condition
 from reca.models.bagel.layout import framed
 from reca.models.bagel.network import Bagel, Pair
+from reca.models.bagel.vision import patchify, position_ids, positions
+
+if TYPE_CHECKING:
+    from reca.models.contract import Features
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,44 @@ def picture_block(
     return Block(und, False, one, valid=valid)
 
 
+def vit_block(network: Bagel, states: Tensor, grid: Tensor) -> Block:
+    """Understanding embeddings of ViT states [B, P, Dvit], zero-padded, on grids [B, 2] of patches."""
+    ids, valid = positions(grid, states.shape[1], network.config.vit_max_num_patch_per_side)
+    weight = network.connector.fc1.weight
+    states = states.to(weight.device, weight.dtype)
+    embeddings = network.read(states, ids.to(weight.device))
+    return picture_block(network, embeddings, None if valid is None else valid.to(weight.device))
+
+
+def read_block(network: Bagel, features: Features) -> Block:
+    """What questions are asked about: the ViT states of `encode(images, "read")`."""
+    if "grid" not in features:
+        raise ValueError("questions need ViT features; encode the pictures with use 'read'")
+    return vit_block(network, features["understanding"], features["grid"])
+
+
+def clean_block(network: Bagel, latents: Tensor) -> Block:
+    """An image as clean latents [B, z, h, w] at time 0."""
+    patch = network.config.latent_patch_size
+    grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
+    ids = position_ids(grid, network.config.max_latent_size).to(latents.device)
+    start = latents.new_zeros(len(latents), 1)
+    tokens = network.latents_in(patchify(latents, patch), start, ids)
+    return picture_block(network, tokens, is_latent=True)
+
+
+def condition_blocks(network: Bagel, condition: Condition) -> list[Block]:
+    """The prefix of an image that is generated: understanding embeddings, then text, where there are any."""
+    found: list[Block] = []
+    if condition.seen is not None:
+        if condition.grid is None:
+            raise ValueError("a VAE condition has gen tokens; set network.options.step: packed")
+        found.append(vit_block(network, condition.seen, condition.grid))
+    if any(text is not None for text in condition.texts):
+        found.append(text_block(network, condition.texts))
+    return found
+
+
 def markers(network: Bagel, rows: int) -> Tensor:
     """Embeddings of SOI and EOI, [B, 2, D]."""
     special = network.config.special
@@ -143,6 +187,12 @@ def extend(
     kept = tuple(_joined(past, one.kept) for past, one in zip(context.kept, attends, strict=True))
     valid = torch.cat([context.valid, plan.valid], dim=1)
     return Context(kept, valid, plan.next_position), hidden
+
+
+def prefix(network: Bagel, blocks: Sequence[Block], rows: int, *, frozen: bool = True) -> Context:
+    """The context of some blocks in one pass; `frozen` keeps gradients out of their und tokens."""
+    start = empty(network, rows)
+    return extend(network, start, blocks, frozen=frozen)[0] if blocks else start
 
 
 def _gen(block: Block) -> Tensor:

@@ -5,11 +5,9 @@ Source: reference/bagel/SPEC.md sections 2 and 5. Letters: B pictures, P patches
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +15,8 @@ from torch import Tensor, nn
 from reca.core import images as pictures
 from reca.models.bagel import vision
 from reca.models.bagel.config import BagelConfig, BagelOptions, ImageSize, VaeConfig
+from reca.models.common.batching import chunks
+from reca.models.common.digest import Fingerprints
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from reca.models.bagel.network import Bagel
     from reca.models.contract import Features, Use
 
-
-T = TypeVar("T")
+# sections of the configuration that features of each use depend on
+_DEPENDS: dict[Use, tuple[str, ...]] = {
+    "draw": ("vit", "vae", "resolution", "condition_resolution"),
+    "read": ("vit", "read_size", "vit_max_num_patch_per_side"),
+    "edit": ("vit", "vae", "resolution", "edit_size", "vit_max_num_patch_per_side"),
+}
 
 
 class FrozenVae(nn.Module):
@@ -59,22 +63,12 @@ class FrozenVae(nn.Module):
         return self.vae.get_parameter("encoder.conv_in.weight").device
 
 
-def positions(grid: Tensor, length: int, side: int) -> tuple[Tensor, Tensor | None]:
-    """Position ids [B, P] of padded patches on grids [B, 2], and which are real, [B, P] (None: all)."""
-    grids = [(int(high), int(wide)) for high, wide in grid.tolist()]
-    if len(set(grids)) == 1 and grids[0][0] * grids[0][1] == length:
-        return vision.position_ids(grids[0], side).expand(len(grids), -1), None
-    ids, valid = vision.padded([vision.position_ids(one, side) for one in grids])
-    missing = length - ids.shape[1]
-    return nn.functional.pad(ids, (0, missing)), nn.functional.pad(valid, (0, missing))
-
-
 class Reader:
     """How pictures become features, for drawing and for reading."""
 
     def __init__(self, config: BagelConfig, options: BagelOptions) -> None:
         self.config, self.options = config, options
-        self._fingerprints: dict[Use, tuple[tuple[int, ...], str]] = {}
+        self._fingerprints = Fingerprints()
 
     def encode(self, network: Bagel, vae: FrozenVae, images: Sequence[Image], use: Use) -> Features:
         """See `BagelModel.encode`."""
@@ -95,7 +89,7 @@ class Reader:
         """VAE moments of square pictures at one side."""
         parts = [
             vae.moments(torch.stack([pictures.to_tensor(pictures.squash(i, side)) for i in chunk]))
-            for chunk in self._chunks(squares)
+            for chunk in chunks(squares, self.options.encode_batch)
         ]
         return torch.cat(parts)
 
@@ -106,7 +100,7 @@ class Reader:
         grid = torch.tensor([[p.shape[1] // patch, p.shape[2] // patch] for p in pixels])
         rows = [
             states[:real]
-            for chunk in self._chunks(pixels)
+            for chunk in chunks(pixels, self.options.encode_batch)
             for states, real in zip(*self._states(network, chunk), strict=True)
         ]
         return {"understanding": vision.padded(rows)[0], "grid": grid}
@@ -116,42 +110,23 @@ class Reader:
         patches, _ = vision.padded([vision.patchify(one, patch) for one in pixels])
         grid = torch.tensor([[p.shape[1] // patch, p.shape[2] // patch] for p in pixels])
         # the ViT's own table has the side of the fixed one (SPEC 2)
-        ids, valid = positions(grid, patches.shape[1], self.config.vit_max_num_patch_per_side)
+        ids, valid = vision.positions(
+            grid, patches.shape[1], self.config.vit_max_num_patch_per_side
+        )
         device = network.vae2llm.weight.device
         moved = None if valid is None else valid.to(device)
         states = network.vit_model(patches.to(device), ids.to(device), moved)
         return states, grid.prod(dim=1).tolist()
 
-    def _chunks(self, items: Sequence[T]) -> list[Sequence[T]]:
-        step = self.options.encode_batch
-        return [items[start : start + step] for start in range(0, len(items), step)]
-
     # ---- identity --------------------------------------------------------------------------------
     def fingerprint(self, network: Bagel, vae: FrozenVae, use: Use) -> str:
-        """Hash of weights and options that `encode(..., use)` depends on; kept until a weight changes."""
+        """Hash of weights and options that `encode(..., use)` depends on."""
         state: dict[str, Tensor] = {}
         if use != "draw" or self.options.condition == "vit":
             state |= {f"vit.{k}": v for k, v in network.vit_model.state_dict().items()}
         if use != "read":
             state |= {f"vae.{k}": v for k, v in vae.vae.state_dict().items()}
-        versions = tuple(n for t in state.values() for n in (t.data_ptr(), t._version))
-        if use not in self._fingerprints or self._fingerprints[use][0] != versions:
-            self._fingerprints[use] = (versions, self._hash(use, state))
-        return self._fingerprints[use][1]
-
-    def _hash(self, use: Use, state: dict[str, Tensor]) -> str:
-        names = ["vit", "read_size", "vit_max_num_patch_per_side"]
-        if use == "draw":
-            names = ["vit", "vae", "resolution", "condition_resolution"]
-        if use == "edit":
-            names = ["vit", "vae", "resolution", "edit_size", "vit_max_num_patch_per_side"]
         described = asdict(self.config)
-        options = {"use": use, "condition": self.options.condition} | {
-            n: described[n] for n in names
-        }
-        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-        for name in sorted(state):
-            tensor = state[name].detach().cpu().contiguous()
-            digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        options = {name: described[name] for name in _DEPENDS[use]}
+        options |= {"use": use, "condition": self.options.condition}
+        return self._fingerprints.of(state, options)

@@ -14,7 +14,8 @@ from reca_kernels import Kind
 from reca_kernels import Layout as BlockLayout
 from torch import Tensor
 
-from reca.models.bagel.config import SpecialIds
+from reca.models.bagel.batch import Condition
+from reca.models.bagel.config import BagelConfig, SpecialIds
 from reca.models.bagel.vision import position_ids
 
 Mode = Literal["causal", "full", "noise"]
@@ -178,3 +179,24 @@ def pack(
     for sample in samples:
         packer.sample(sample)
     return packer.packed()
+
+
+def generation_pack(condition: Condition, config: BagelConfig) -> Packed:
+    """The pack of a generation loss, one sample per row: what was seen, the text, the image to generate."""
+    goal = Split("vae", grid=(config.latent_side, config.latent_side), target=True)
+    samples = []
+    for row, text in enumerate(condition.texts):
+        sample = [] if condition.seen is None else [_seen(condition, row, config)]
+        if text is not None:
+            sample.append(Split("text", tuple(text)))
+        samples.append([*sample, goal])
+    return pack(samples, config.special, config.vit_max_num_patch_per_side, config.max_latent_size)
+
+
+def _seen(condition: Condition, row: int, config: BagelConfig) -> Split:
+    if condition.grid is not None:
+        high, wide = condition.grid[row].tolist()
+        return Split("vit", grid=(high, wide))
+    assert condition.seen is not None
+    high, wide = (n // config.latent_patch_size for n in condition.seen.shape[-2:])
+    return Split("vae", grid=(high, wide))

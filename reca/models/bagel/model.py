@@ -8,29 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
 from reca.core import artifacts
-from reca.models.bagel import editing, weights
+from reca.models.bagel import weights
 from reca.models.bagel.batch import IGNORE, Condition, Conversation, FlowNoise, padded
 from reca.models.bagel.config import BagelConfig, BagelOptions, parse
-from reca.models.bagel.context import Block, Context, empty, extend, picture_block, text_block
-from reca.models.bagel.encoders import FrozenVae, Reader, positions
-from reca.models.bagel.flow import (
-    Noised,
-    PackInputs,
-    noised,
-    on_device,
-    run_pack,
-    target_places,
-    two_phase_loss,
-    velocity_loss,
-)
-from reca.models.bagel.layout import Packed, Split, pack
+from reca.models.bagel.encoders import FrozenVae, Reader
 from reca.models.bagel.network import Bagel
-from reca.models.bagel.text import TextFrontEnd, check_vocabulary, load_tokenizer
-from reca.models.bagel.vision import patchify, position_ids
+from reca.models.bagel.text import BagelText
 from reca.models.contract import (
     DecayGroups,
     Features,
@@ -39,7 +25,6 @@ from reca.models.contract import (
     Sampling,
     UnifiedModel,
     Use,
-    warn_truncated,
 )
 
 if TYPE_CHECKING:
@@ -71,12 +56,12 @@ class BagelModel(UnifiedModel):
         self.config, self.options = config, options or BagelOptions()
         self.network = Bagel(config)
         self.frozen = FrozenVae(config.vae)
-        self._reader = Reader(config, self.options)
-        self._text: TextFrontEnd | None = None
+        self.reader = Reader(config, self.options)
+        self._text: BagelText | None = None
 
     # ---- text -----------------------------------------------------------------------------------
     @property
-    def text(self) -> TextFrontEnd:
+    def text(self) -> BagelText:
         """The text front end; ValueError while the model has no tokenizer."""
         if self._text is None:
             raise ValueError(
@@ -86,8 +71,7 @@ class BagelModel(UnifiedModel):
 
     def set_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Use this tokenizer; ValueError unless its markers are the network's."""
-        check_vocabulary(tokenizer, self.config, "tokenizer")
-        self._text = TextFrontEnd(tokenizer, self.config)
+        self._text = BagelText(tokenizer, self.config)
 
     # ---- frozen parts ----------------------------------------------------------------------------
     @torch.no_grad()
@@ -98,11 +82,11 @@ class BagelModel(UnifiedModel):
         `understanding` [B, P, Dvit] are ViT states on `grid` [B, 2] (padding behind); with `options.condition: vae` a
         `draw` condition is the moments of the smaller picture instead.
         """
-        return self._reader.encode(self.network, self.frozen, images, use)
+        return self.reader.encode(self.network, self.frozen, images, use)
 
     def encoder_fingerprint(self, use: Use) -> str:
         """Hash of the weights and options behind `encode(..., use)`."""
-        return self._reader.fingerprint(self.network, self.frozen, use)
+        return self.reader.fingerprint(self.network, self.frozen, use)
 
     # ---- drawing losses --------------------------------------------------------------------------
     def condition(self, texts: Sequence[str], features: Features | None = None) -> Condition:
@@ -113,133 +97,34 @@ class BagelModel(UnifiedModel):
         return Condition(ids, features["understanding"], features.get("grid"))
 
     def sample_noise(self, batch: int, generator: torch.Generator) -> FlowNoise:
-        """Normal: time, noise, posterior; uniform: text dropout; normal: a VAE condition's posterior; in this order."""
-        config = self.config
-        side = config.latent_side * config.latent_patch_size
-        z = config.vae.z_channels
+        """Every random number of one generation loss; see `loss.sample_noise` for their order."""
+        from reca.models.bagel import loss
 
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(batch, *shape, generator=generator)
-
-        drawn = (normal(), normal(config.latent_tokens, config.latent_width), normal(z, side, side))
-        dropout = torch.rand(batch, generator=generator)
-        if self.options.condition == "vit":
-            return FlowNoise(*drawn, dropout)
-        small = config.condition_resolution // config.vae.downsample
-        return FlowNoise(*drawn, dropout, normal(z, small, small))
+        return loss.sample_noise(self.config, self.options, batch, generator)
 
     def generation_loss(self, target: Features, condition: Condition, noise: FlowNoise) -> Loss:
         """Velocity loss (SPEC 3), summed over latent tokens; `options.step` says in how many phases."""
-        config, device = self.config, self._device
-        clean = self.frozen.latents(target["target"].to(device), noise.posterior.to(device))
-        tokens = patchify(clean, config.latent_patch_size)
-        shift = self.options.timestep_shift
-        point = noised(tokens, noise.gaussian.to(device), noise.raw.to(device), shift)
-        condition = self._with_dropped_texts(condition, noise)
-        if self.options.step == "packed":
-            return Loss(self._packed_loss(condition, noise, point), noise.count)
-        with torch.no_grad():
-            blocks = self.blocks(condition)
-        kernels = self.options.implementation
-        total = two_phase_loss(self.network, blocks, point, self._latent_ids, kernels)
-        return Loss(total, noise.count)
+        from reca.models.bagel import loss
 
-    def _with_dropped_texts(self, condition: Condition, noise: FlowNoise) -> Condition:
-        share = self.options.text_dropout
-        if condition.seen is not None and self.options.template_dropout is not None:
-            share = self.options.template_dropout
-        dropped = (noise.text_dropout < share).tolist()
-        texts = [None if drop else t for t, drop in zip(condition.texts, dropped, strict=True)]
-        return Condition(texts, condition.seen, condition.grid)
-
-    def blocks(self, condition: Condition) -> list[Block]:
-        """The prefix of a drawing: what was seen of a picture, then the text."""
-        found: list[Block] = []
-        if condition.seen is not None:
-            if condition.grid is None:
-                raise ValueError("a VAE condition has gen tokens; set network.options.step: packed")
-            found.append(self.vit_block(condition.seen, condition.grid))
-        if any(text is not None for text in condition.texts):
-            found.append(text_block(self.network, condition.texts))
-        return found
-
-    def vit_block(self, states: Tensor, grid: Tensor) -> Block:
-        """A block of understanding embeddings from ViT states [B, P, Dvit] on grids [B, 2]."""
-        ids, valid = positions(grid, states.shape[1], self.config.vit_max_num_patch_per_side)
-        weight = self.network.connector.fc1.weight
-        states = states.to(weight.device, weight.dtype)
-        embeddings = self.network.read(states, ids.to(weight.device))
-        return picture_block(
-            self.network, embeddings, None if valid is None else valid.to(weight.device)
-        )
-
-    def _packed_loss(self, condition: Condition, noise: FlowNoise, point: Noised) -> Tensor:
-        packed = on_device(self.drawing_pack(condition), self._device)
-        inputs = self._pack_inputs(condition, noise, point, packed)
-        kernels = self.options.implementation
-        states = run_pack(
-            self.network,
-            packed,
-            inputs,
-            frozen=self.options.freeze_und,
-            implementation=kernels,
-        )
-        return velocity_loss(self.network, states.latent[target_places(packed)], point, kernels)
-
-    def drawing_pack(self, condition: Condition) -> Packed:
-        """The packed sequences of `generation_loss`: one sample per row."""
-        side = self.config.latent_side
-        goal = Split("vae", grid=(side, side), target=True)
-        samples = []
-        for row, text in enumerate(condition.texts):
-            sample = [] if condition.seen is None else [self._seen_split(condition, row)]
-            if text is not None:
-                sample.append(Split("text", tuple(text)))
-            samples.append([*sample, goal])
-        return pack(
-            samples,
-            self.config.special,
-            self.config.vit_max_num_patch_per_side,
-            self.config.max_latent_size,
-        )
-
-    def _seen_split(self, condition: Condition, row: int) -> Split:
-        if condition.grid is not None:
-            high, wide = condition.grid[row].tolist()
-            return Split("vit", grid=(high, wide))
-        assert condition.seen is not None
-        high, wide = (n // self.config.latent_patch_size for n in condition.seen.shape[-2:])
-        return Split("vae", grid=(high, wide))
-
-    def _pack_inputs(
-        self, condition: Condition, noise: FlowNoise, point: Noised, packed: Packed
-    ) -> PackInputs:
-        """ViT states, and per row the clean latents (time 0) before the noisy ones."""
-        width = self.config.vit.hidden_size
-        vit = point.x.new_zeros(0, width)
-        x, t = point.x, point.t.unsqueeze(1).expand(point.x.shape[:2])
-        if condition.seen is not None and condition.grid is not None:
-            sizes = condition.grid.prod(dim=1).tolist()
-            rows = zip(condition.seen.to(self._device), sizes, strict=True)
-            vit = torch.cat([states[:size] for states, size in rows]).to(self._dtype)
-        elif condition.seen is not None:
-            assert noise.condition is not None, "drawn with options.condition vae"
-            posterior = noise.condition.to(self._device)
-            clean = self.frozen.latents(condition.seen.to(self._device), posterior)
-            clean = patchify(clean, self.config.latent_patch_size)
-            x, t = torch.cat([clean, x], dim=1), torch.cat([t.new_zeros(clean.shape[:2]), t], dim=1)
-        return PackInputs(vit, x.flatten(0, 1), t.flatten())
+        parts = (self.network, self.frozen, self.options)
+        return Loss(loss.generation_loss(*parts, target, condition, noise), noise.count)
 
     # ---- edit loss -------------------------------------------------------------------------------
     def sample_edit_noise(self, batch: int, generator: torch.Generator) -> Any:
-        """Draws of an edit loss; see `reca.models.bagel.editing`."""
-        return editing.sample_noise(self, batch, generator)
+        """Every random number of one edit loss; see `loss.sample_edit_noise` for their order."""
+        from reca.models.bagel import loss
+
+        return loss.sample_edit_noise(self.config, batch, generator)
 
     def edit_loss(
         self, target: Features, source: Features, instructions: Sequence[str], noise: Any
     ) -> Loss:
-        """Velocity loss of the target behind [VAE(source)][ViT(source)][text] (SPEC 2), summed over latent tokens."""
-        return Loss(editing.loss(self, target, source, instructions, noise), noise.count)
+        """Velocity loss of the target after [VAE(source)][ViT(source)][text] (SPEC 2), summed over latent tokens."""
+        from reca.models.bagel import loss
+
+        texts = self.text.ids(instructions)
+        parts = (self.network, self.frozen, self.options)
+        return Loss(loss.edit_loss(*parts, target, source, texts, noise), noise.count)
 
     # ---- reading losses --------------------------------------------------------------------------
     def conversation(
@@ -262,27 +147,11 @@ class BagelModel(UnifiedModel):
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
         """Next-token cross-entropy on answers (SPEC 3), with gradient to whatever is trained."""
-        network, device = self.network, self._device
-        ids, labels = conversation.ids.to(device), conversation.labels.to(device)
-        blocks = [] if features is None else [self._seen_block(features)]
-        blocks.append(Block(network.embed(ids), True, conversation.lengths.to(device)))
-        _, hidden = extend(network, empty(network, len(ids)), blocks)
-        hidden_text = hidden.und[:, -ids.shape[1] :]
-        wanted = labels != IGNORE
-        head = network.language_model.lm_head.weight
-        total = linear_cross_entropy(
-            hidden_text[wanted],
-            head,
-            labels[wanted],
-            reduction="sum",
-            implementation=self.options.implementation,
-        )
-        return Loss(total, conversation.count)
+        from reca.models.bagel import loss
 
-    def _seen_block(self, features: Features) -> Block:
-        if "grid" not in features:
-            raise ValueError("questions need ViT features; encode the pictures with use 'read'")
-        return self.vit_block(features["understanding"], features["grid"])
+        kernels = self.options.implementation
+        total = loss.answer_loss(self.network, conversation, features, kernels)
+        return Loss(total, conversation.count)
 
     # ---- inference -------------------------------------------------------------------------------
     @torch.no_grad()
@@ -297,7 +166,7 @@ class BagelModel(UnifiedModel):
 
         Guidance pushes away from the context without the last text, which keeps a picture that was seen.
         """
-        from reca.models.bagel.drawing import draw
+        from reca.models.bagel.sampler import draw
 
         return draw(self, condition, sampling, generators)
 
@@ -307,7 +176,7 @@ class BagelModel(UnifiedModel):
 
     def check_sampling(self, sampling: Sampling) -> None:
         """ValueError on an option that drawing does not know or a value that it refuses."""
-        from reca.models.bagel.drawing import options_of
+        from reca.models.bagel.sampler import options_of
 
         options_of(sampling)
 
@@ -320,7 +189,7 @@ class BagelModel(UnifiedModel):
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
         """Pictures changed as told: contexts [VAE][ViT][text], without text, and text alone (SPEC 4)."""
-        from reca.models.bagel.drawing import edit
+        from reca.models.bagel.sampler import edit
 
         return edit(self, images, instructions, sampling, generators)
 
@@ -339,28 +208,10 @@ class BagelModel(UnifiedModel):
     def answer_about(
         self, questions: Sequence[str], pictures: Sequence[Features], max_new_tokens: int = 32
     ) -> list[str]:
-        """Greedy answers behind [ViT pictures in order][text] (SPEC 4), one per row, up to EOS."""
-        from reca.models.bagel.drawing import autocast, greedy
+        """Greedy answers after [ViT images in order][text] (SPEC 4), one per row, up to EOS."""
+        from reca.models.bagel import sampler
 
-        with autocast(self):
-            context = self.question_context(questions, pictures)
-            rows = greedy(self.network, context, max_new_tokens)
-        warn_truncated(rows, self.config.special.eos)
-        return [self.text.decoded(row) for row in rows]
-
-    def question_context(self, questions: Sequence[str], pictures: Sequence[Features]) -> Context:
-        """Kept keys and values of questions behind their pictures, of which `pictures[k]` has each row's k-th."""
-        context = empty(self.network, len(questions))
-        for features in pictures[:-1]:  # one by one: the mask of one pass grows with their square
-            context, _ = extend(self.network, context, [self._seen_block(features)], frozen=True)
-        blocks = [self._seen_block(features) for features in pictures[-1:]]
-        blocks.append(text_block(self.network, self.text.ids(questions)))
-        return extend(self.network, context, blocks, frozen=True)[0]
-
-    def context(self, condition: Condition) -> Context:
-        """Kept keys and values of a condition."""
-        start, blocks = empty(self.network, len(condition)), self.blocks(condition)
-        return extend(self.network, start, blocks, frozen=True)[0] if blocks else start
+        return sampler.answers(self, questions, pictures, max_new_tokens)
 
     # ---- parameters and weights ------------------------------------------------------------------
     def trainable_parameters(self) -> list[str]:
@@ -408,7 +259,7 @@ class BagelModel(UnifiedModel):
             return
         weights.load_network(self.network, path / NETWORK)
         weights.load_vae(self.frozen.vae, path / VAE)
-        self.set_tokenizer(load_tokenizer(path, self.config))
+        self._text = BagelText.read(path, self.config)
 
     def load_parts(
         self,
@@ -433,7 +284,7 @@ class BagelModel(UnifiedModel):
         vae = given.get("vae", home)
         weights.load_network(self.network, source)
         weights.load_vae(self.frozen.vae, vae / VAE if vae.is_dir() else vae)
-        self.set_tokenizer(load_tokenizer(given.get("tokenizer", home), self.config))
+        self._text = BagelText.read(given.get("tokenizer", home), self.config)
 
     def save(self, directory: Path) -> None:
         """Write network, VAE, tokenizer under official names, and the description last."""
@@ -445,16 +296,3 @@ class BagelModel(UnifiedModel):
         network = self.config.to_dict() | {"options": asdict(self.options)}
         described = {"family": self.family, "network": network, "format": FORMAT}
         artifacts.write_json(directory / DESCRIPTION, described)
-
-    @property
-    def _device(self) -> torch.device:
-        return self.network.vae2llm.weight.device
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.network.connector.fc1.weight.dtype
-
-    @property
-    def _latent_ids(self) -> Tensor:
-        side = self.config.latent_side
-        return position_ids((side, side), self.config.max_latent_size).to(self._device)

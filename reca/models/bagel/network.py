@@ -237,6 +237,11 @@ def sincos_table(side: int, width: int) -> Tensor:
     return table.float()
 
 
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Sigma t / (1 + (sigma - 1) t): time moved towards noise for sigma > 1."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
 class Bagel(nn.Module):
     """Everything in the released `ema.safetensors`; the VAE is a file and a module of its own."""
 

@@ -89,6 +89,16 @@ def position_ids(grid: tuple[int, int], side: int) -> Tensor:
     return (rows.unsqueeze(1) * side + columns).flatten()
 
 
+def positions(grid: Tensor, length: int, side: int) -> tuple[Tensor, Tensor | None]:
+    """Position ids [B, P] of padded patches on grids [B, 2], and which are real, [B, P] (None: all)."""
+    grids = [(int(high), int(wide)) for high, wide in grid.tolist()]
+    if len(set(grids)) == 1 and grids[0][0] * grids[0][1] == length:
+        return position_ids(grids[0], side).expand(len(grids), -1), None
+    ids, valid = padded([position_ids(one, side) for one in grids])
+    missing = length - ids.shape[1]
+    return nn.functional.pad(ids, (0, missing)), nn.functional.pad(valid, (0, missing))
+
+
 # ---- the ViT -----------------------------------------------------------------------------------
 class _Embeddings(nn.Module):
     def __init__(self, config: VisionConfig) -> None:

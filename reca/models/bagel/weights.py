@@ -7,37 +7,20 @@ Two files make a model: the network (`ema.safetensors` of the base, `model_bf16.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from reca.models.bagel.network import GEN, Bagel, FixedTable, sincos_table
 from reca.models.checkpoint_io import manifest_of, save_safetensors
-from reca.models.common.autoencoder_kl import AutoencoderKL
+from reca.models.common.naming import VAE
 from reca.models.streaming import assign_strictly
 
 RELEASED = ("BAGEL-7B-MoT_ema", "BAGEL-7B-MoT_ae")
 TRAINED = (GEN, "time_embedder.", "vae2llm.", "llm2vae.")  # parts of the names that RecA trains
-
-_VAE_NAMES = (  # diffusers pattern -> official; levels of the decoder are counted from the other end
-    (r"\.down_blocks\.(\d+)\.resnets\.(\d+)", r".down.\1.block.\2"),
-    (r"\.down_blocks\.(\d+)\.downsamplers\.0\.conv", r".down.\1.downsample.conv"),
-    (r"\.up_blocks\.(\d+)\.resnets\.(\d+)", r".up.\1.block.\2"),
-    (r"\.up_blocks\.(\d+)\.upsamplers\.0\.conv", r".up.\1.upsample.conv"),
-    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
-    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
-    (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
-    (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
-    (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
-    (r"\.conv_shortcut\.", ".nin_shortcut."),
-    (r"\.conv_norm_out\.", ".norm_out."),
-)
-_ATTENTION = re.compile(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$")
 
 
 def released_manifest(name: str) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -53,34 +36,9 @@ def is_trained(name: str) -> bool:
     return any(part in name for part in TRAINED)
 
 
-# ---- the VAE's two sets of names ----------------------------------------------------------------
-def official_vae_names(vae: nn.Module) -> dict[str, str]:
-    """Official name by diffusers name."""
-    levels = cast("AutoencoderKL", vae).levels
-    return {name: _official_vae_name(name, levels) for name in vae.state_dict()}
-
-
-def _official_vae_name(name: str, levels: int) -> str:
-    for pattern, official in _VAE_NAMES:
-        name = re.sub(pattern, official, name)
-    if match := re.match(r"decoder\.up\.(\d+)\.", name):
-        name = f"decoder.up.{levels - 1 - int(match[1])}.{name[match.end() :]}"
-    return name
-
-
 def official_state(module: nn.Module) -> dict[str, Tensor]:
     """The content of a network or VAE under its official names and shapes."""
-    if isinstance(module, Bagel):
-        return module.state_dict()
-    if not isinstance(module, AutoencoderKL):
-        raise TypeError(f"{type(module).__name__} is no part of a BAGEL")
-    names = official_vae_names(module)
-    state = {}
-    for ours, tensor in module.state_dict().items():
-        official = names[ours]
-        # a 1 x 1 convolution in the official file
-        state[official] = tensor[:, :, None, None] if _ATTENTION.search(official) else tensor
-    return state
+    return module.state_dict() if isinstance(module, Bagel) else VAE.state(module)
 
 
 # ---- loading and saving -------------------------------------------------------------------------
@@ -110,11 +68,10 @@ def _check_table(name: str, module: FixedTable, path: str | Path) -> None:
 
 def load_vae(vae: nn.Module, path: str | Path) -> None:
     """Load `ae.safetensors` (or our own file under the same names), strictly."""
-    ours = {official: name for name, official in official_vae_names(vae).items()}
+    ours = {official: name for name, official in VAE.official(vae).items()}
 
     def convert(official: str, tensor: Tensor) -> tuple[str, Tensor]:
-        value = tensor[:, :, 0, 0] if _ATTENTION.search(official) else tensor
-        return ours[official], value
+        return ours[official], VAE.inward(official, tensor)
 
     expected = manifest_of(official_state(vae))
     assign_strictly(vae, path, convert=convert, dtype=lambda _: torch.float32, expected=expected)

@@ -19,13 +19,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from reca.core.rng import seed_of
 from reca.models.bagel.config import BagelConfig, VisionConfig, parse
-from reca.models.bagel.encoders import FrozenVae, positions
+from reca.models.bagel.encoders import FrozenVae
 from reca.models.bagel.model import BagelModel
 from reca.models.bagel.network import GEN
-from reca.models.bagel.text import MARKS, load_tokenizer
-from reca.models.bagel.vision import VisionTower, patchify
+from reca.models.bagel.text import MARKS
+from reca.models.bagel.vision import VisionTower, patchify, positions
 from reca.models.bagel.weights import load_vae, save_official
 from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safetensors
+from reca.models.common.tokenizer import read_tokenizer
 from reca.models.registry import build_model, load_model
 from reca.toyworld.pretrain.fit import fit, seeded
 from reca.toyworld.pretrain.pictures import read_world
@@ -241,7 +242,7 @@ def assemble(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         words.save_pretrained(folder)
-        model.set_tokenizer(load_tokenizer(Path(folder), model.config))
+        model.set_tokenizer(read_tokenizer(Path(folder)))
     model.save(out)
 
 

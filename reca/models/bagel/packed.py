@@ -1,83 +1,20 @@
-"""The velocity loss, in the packed pass of the reference and in the two phases that are as exact and cheaper.
+"""The reference's one pass over a pack of samples: what is embedded in its places, and the states that come out.
 
-Source: reference/bagel/SPEC.md section 3, and points 7 and 8 of section 7. Letters: B pictures, N latent tokens, C
-values of one, S tokens of a pack, D width.
+Source: reference/bagel/SPEC.md sections 2 and 3. Letters: S tokens of a pack, D width, C values of a latent token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from reca_kernels import Implementation, flow_matching_loss
+from reca_kernels import Implementation
 from torch import Tensor
 
 from reca.models.bagel.attention import PackedAttention
-from reca.models.bagel.context import Block, drawn_states, empty, extend
 from reca.models.bagel.layout import Packed
 from reca.models.bagel.network import Bagel, Pair, no_grad_if
-from reca.models.bagel.sampler import shifted
-
-
-@dataclass(frozen=True)
-class Noised:
-    """A point x [B, N, C] at time t [B] on the way from clean latent tokens to noise, [B, N, C] each."""
-
-    x: Tensor
-    t: Tensor
-    clean: Tensor
-    noise: Tensor
-
-
-def flow_time(raw: Tensor, shift: float) -> Tensor:
-    """Flow time in [0, 1] of standard normal draws, float32; -inf (a clean picture) gives 0."""
-    return shifted(torch.sigmoid(raw.float()), shift)
-
-
-def noised(clean: Tensor, noise: Tensor, raw: Tensor, shift: float) -> Noised:
-    """x_t = (1 - t) z + t eps, drawn and mixed in float32, from clean latent tokens z and eps [B, N, C], raw [B]."""
-    t = flow_time(raw, shift)
-    clean, noise = clean.float(), noise.float()
-    mix = t[:, None, None]
-    return Noised((1 - mix) * clean + mix * noise, t, clean, noise)
-
-
-def velocity_loss(
-    network: Bagel, states: Tensor, point: Noised, implementation: Implementation = "auto"
-) -> Tensor:
-    """Sum over tokens of the mean over channels of (llm2vae(states) - (noise - clean))^2, float32 scalar.
-
-    `states` [..., D] of the latent tokens, in the order of the point's.
-    """
-    head = network.llm2vae
-    clean, noise = (part.reshape(*states.shape[:-1], -1) for part in (point.clean, point.noise))
-    return flow_matching_loss(
-        states,
-        head.weight,
-        head.bias,
-        clean,
-        noise,
-        reduction="sum",
-        implementation=implementation,
-    )
-
-
-def two_phase_loss(
-    network: Bagel,
-    blocks: Sequence[Block],
-    point: Noised,
-    latent_ids: Tensor,
-    implementation: Implementation = "auto",
-) -> Tensor:
-    """The summed velocity loss with a frozen und expert: the prefix once without gradient, then the noise block."""
-    with torch.no_grad():
-        context = empty(network, len(point.x))
-        if blocks:
-            context, _ = extend(network, context, blocks, frozen=True)
-    states = drawn_states(network, context, point.x, point.t, latent_ids, frozen=True)
-    return velocity_loss(network, states, point, implementation)
 
 
 @dataclass(frozen=True)

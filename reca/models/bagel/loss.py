@@ -1,0 +1,303 @@
+"""BAGEL's losses: velocities of an image from its condition (RecA, text to image) or of an edit, and answers.
+
+A condition becomes a context of blocks or one pack (`context`, `layout`), the network runs once, the loss reduces.
+Source: reference/bagel/SPEC.md sections 2, 3, and points 7 and 8 of section 7. Letters: B images, N latent tokens, C
+values of one, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from reca_kernels import Implementation, flow_matching_loss, linear_cross_entropy
+from torch import Tensor
+
+from reca.models.bagel.batch import IGNORE, Condition, Conversation, FlowNoise
+from reca.models.bagel.config import BagelConfig, BagelOptions
+from reca.models.bagel.context import (
+    Block,
+    clean_block,
+    condition_blocks,
+    drawn_states,
+    empty,
+    extend,
+    prefix,
+    read_block,
+    text_block,
+    vit_block,
+)
+from reca.models.bagel.layout import generation_pack
+from reca.models.bagel.network import Bagel, shifted
+from reca.models.bagel.packed import PackInputs, on_device, run_pack, target_places
+from reca.models.bagel.vision import patchify, position_ids
+
+if TYPE_CHECKING:
+    from reca.models.bagel.encoders import FrozenVae
+    from reca.models.contract import Features
+
+
+# ---- a point on the way from image to noise ------------------------------------------------------
+@dataclass(frozen=True)
+class Noised:
+    """A point x [B, N, C] at time t [B] on the way from clean latent tokens to noise, [B, N, C] each."""
+
+    x: Tensor
+    t: Tensor
+    clean: Tensor
+    noise: Tensor
+
+
+def flow_time(raw: Tensor, shift: float) -> Tensor:
+    """Flow time in [0, 1] of standard normal draws, float32; -inf (a clean picture) gives 0."""
+    return shifted(torch.sigmoid(raw.float()), shift)
+
+
+def noised(clean: Tensor, noise: Tensor, raw: Tensor, shift: float) -> Noised:
+    """x_t = (1 - t) z + t eps, mixed in float32, from clean latent tokens z and eps [B, N, C], raw [B]."""
+    t = flow_time(raw, shift)
+    clean, noise = clean.float(), noise.float()
+    mix = t[:, None, None]
+    return Noised((1 - mix) * clean + mix * noise, t, clean, noise)
+
+
+def velocity_loss(
+    network: Bagel, states: Tensor, point: Noised, implementation: Implementation = "auto"
+) -> Tensor:
+    """Sum over tokens of the mean over channels of (llm2vae(states) - (noise - clean))^2, float32 scalar.
+
+    `states` [..., D] of the latent tokens, in the order of the point's.
+    """
+    head = network.llm2vae
+    clean, noise = (part.reshape(*states.shape[:-1], -1) for part in (point.clean, point.noise))
+    return flow_matching_loss(
+        states,
+        head.weight,
+        head.bias,
+        clean,
+        noise,
+        reduction="sum",
+        implementation=implementation,
+    )
+
+
+def _tokens(vae: FrozenVae, moments: Tensor, noise: Tensor, patch: int) -> Tensor:
+    """Clean latent tokens [B, N, C] of moments [B, 2z, h, w], on the VAE's device."""
+    return patchify(vae.latents(moments.to(vae.device), noise.to(vae.device)), patch)
+
+
+def _latent_ids(network: Bagel) -> Tensor:
+    side, table = network.config.latent_side, network.config.max_latent_size
+    return position_ids((side, side), table).to(network.vae2llm.weight.device)
+
+
+# ---- generation ----------------------------------------------------------------------------------
+def sample_noise(
+    config: BagelConfig, options: BagelOptions, batch: int, generator: torch.Generator
+) -> FlowNoise:
+    """Normal: time, noise, posterior; uniform: text dropout; normal: a VAE condition's posterior; in this order."""
+    side = config.latent_side * config.latent_patch_size
+    z = config.vae.z_channels
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=generator)
+
+    sampled = (normal(), normal(config.latent_tokens, config.latent_width), normal(z, side, side))
+    dropout = torch.rand(batch, generator=generator)
+    if options.condition == "vit":
+        return FlowNoise(*sampled, dropout)
+    small = config.condition_resolution // config.vae.downsample
+    return FlowNoise(*sampled, dropout, normal(z, small, small))
+
+
+def generation_loss(
+    network: Bagel,
+    vae: FrozenVae,
+    options: BagelOptions,
+    target: Features,
+    condition: Condition,
+    noise: FlowNoise,
+) -> Tensor:
+    """Velocity loss (SPEC 3), summed over latent tokens, float32 scalar; `options.step` chooses one pass or two."""
+    device = network.vae2llm.weight.device
+    clean = _tokens(vae, target["target"], noise.posterior, network.config.latent_patch_size)
+    point = noised(clean, noise.gaussian.to(device), noise.raw.to(device), options.timestep_shift)
+    condition = with_dropped_texts(condition, noise, options)
+    if options.step == "packed":
+        return _packed_loss(network, vae, options, condition, noise, point)
+    with torch.no_grad():
+        blocks = condition_blocks(network, condition)
+    return prefixed_loss(network, blocks, point, _latent_ids(network), options.implementation)
+
+
+def with_dropped_texts(condition: Condition, noise: FlowNoise, options: BagelOptions) -> Condition:
+    """The condition without the texts of the rows that lose theirs."""
+    share = options.text_dropout
+    if condition.seen is not None and options.template_dropout is not None:
+        share = options.template_dropout
+    dropped = (noise.text_dropout < share).tolist()
+    texts = [None if drop else t for t, drop in zip(condition.texts, dropped, strict=True)]
+    return Condition(texts, condition.seen, condition.grid)
+
+
+def prefixed_loss(
+    network: Bagel,
+    blocks: Sequence[Block],
+    point: Noised,
+    latent_ids: Tensor,
+    implementation: Implementation = "auto",
+    *,
+    frozen: bool = True,
+    learns: bool = False,
+) -> Tensor:
+    """The summed velocity loss of a point after a prefix of blocks: the prefix once, then the noise block.
+
+    `latent_ids` [N]: places in the latent table. `frozen`: no gradient through und tokens. `learns`: the prefix holds
+    tokens that are trained (clean latents), so it runs with gradient.
+    """
+    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+        context = prefix(network, blocks, len(point.x), frozen=frozen)
+    states = drawn_states(network, context, point.x, point.t, latent_ids, frozen=frozen)
+    return velocity_loss(network, states, point, implementation)
+
+
+def _packed_loss(
+    network: Bagel,
+    vae: FrozenVae,
+    options: BagelOptions,
+    condition: Condition,
+    noise: FlowNoise,
+    point: Noised,
+) -> Tensor:
+    packed = on_device(generation_pack(condition, network.config), point.x.device)
+    states = run_pack(
+        network,
+        packed,
+        _pack_inputs(network, vae, condition, noise, point),
+        frozen=options.freeze_und,
+        implementation=options.implementation,
+    )
+    targets = states.latent[target_places(packed)]
+    return velocity_loss(network, targets, point, options.implementation)
+
+
+def _pack_inputs(
+    network: Bagel, vae: FrozenVae, condition: Condition, noise: FlowNoise, point: Noised
+) -> PackInputs:
+    """ViT states, and per row the clean latents (time 0) before the noisy ones."""
+    weight = network.connector.fc1.weight
+    vit = point.x.new_zeros(0, network.config.vit.hidden_size)
+    x, t = point.x, point.t.unsqueeze(1).expand(point.x.shape[:2])
+    if condition.seen is not None and condition.grid is not None:
+        sizes = condition.grid.prod(dim=1).tolist()
+        rows = zip(condition.seen.to(weight.device), sizes, strict=True)
+        vit = torch.cat([states[:size] for states, size in rows]).to(weight.dtype)
+    elif condition.seen is not None:
+        assert noise.condition is not None, "sampled with options.condition vae"
+        clean = _tokens(vae, condition.seen, noise.condition, network.config.latent_patch_size)
+        x, t = torch.cat([clean, x], dim=1), torch.cat([t.new_zeros(clean.shape[:2]), t], dim=1)
+    return PackInputs(vit, x.flatten(0, 1), t.flatten())
+
+
+# ---- edits ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class EditNoise:
+    """Noise of an edit loss: raw times [B], `gaussian` [B, N, C], posterior noise of target and source [B, z, h, w].
+
+    `dropout` [B, 3] are uniform numbers that decide whether a row loses its clean latents, what was seen, and its text.
+    """
+
+    raw: Tensor
+    gaussian: Tensor
+    target: Tensor
+    source: Tensor
+    dropout: Tensor
+
+    @property
+    def count(self) -> int:
+        """Latent tokens that carry the loss."""
+        return self.gaussian.shape[0] * self.gaussian.shape[1]
+
+
+def sample_edit_noise(config: BagelConfig, batch: int, generator: torch.Generator) -> EditNoise:
+    """Normal: time, noise, both posteriors; uniform: dropout; in this order."""
+    side = config.latent_side * config.latent_patch_size
+    latent = (config.vae.z_channels, side, side)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=generator)
+
+    raw, noise = normal(), normal(config.latent_tokens, config.latent_width)
+    target, source = normal(*latent), normal(*latent)
+    return EditNoise(raw, noise, target, source, torch.rand(batch, 3, generator=generator))
+
+
+def edit_loss(
+    network: Bagel,
+    vae: FrozenVae,
+    options: BagelOptions,
+    target: Features,
+    source: Features,
+    texts: Sequence[Sequence[int]],
+    noise: EditNoise,
+) -> Tensor:
+    """Velocity loss of the target after [VAE(source)][ViT(source)][text] (SPEC 2), summed over its latent tokens.
+
+    Clean latents are gen tokens, so the prefix carries gradient, unlike RecA's (SPEC 7, point 8).
+    """
+    device, patch = vae.device, network.config.latent_patch_size
+    wanted = _tokens(vae, target["target"], noise.target, patch)
+    point = noised(wanted, noise.gaussian.to(device), noise.raw.to(device), options.timestep_shift)
+    latents = vae.latents(source["target"].to(device), noise.source.to(device))
+    limits = (options.edit_vae_dropout, options.edit_vit_dropout, options.text_dropout)
+    dropped = noise.dropout < torch.tensor(limits)
+    kept = [None if drop else ids for ids, drop in zip(texts, dropped[:, 2].tolist(), strict=True)]
+    blocks = [
+        without(clean_block(network, latents), dropped[:, 0]),
+        without(vit_block(network, source["understanding"], source["grid"]), dropped[:, 1]),
+        text_block(network, kept),
+    ]
+    return prefixed_loss(
+        network,
+        blocks,
+        point,
+        _latent_ids(network),
+        options.implementation,
+        frozen=options.freeze_und,
+        learns=True,
+    )
+
+
+def without(block: Block, dropped: Tensor) -> Block:
+    """The block with no token in the rows of `dropped` [B]; their rope id still moves on (SPEC 2)."""
+    if not bool(dropped.any()):
+        return block
+    length = block.und.shape[1] + (0 if block.gen is None else block.gen.shape[1])
+    kept = ~dropped.to(block.und.device).unsqueeze(1)
+    valid = kept.expand(-1, length)
+    return replace(block, valid=valid if block.valid is None else block.valid & valid)
+
+
+# ---- answers -------------------------------------------------------------------------------------
+def answer_loss(
+    network: Bagel,
+    conversation: Conversation,
+    features: Features | None,
+    implementation: Implementation = "auto",
+) -> Tensor:
+    """Next-token cross-entropy on answers (SPEC 3), summed, with gradient to whatever is trained."""
+    device = network.vae2llm.weight.device
+    ids, labels = conversation.ids.to(device), conversation.labels.to(device)
+    blocks = [] if features is None else [read_block(network, features)]
+    blocks.append(Block(network.embed(ids), True, conversation.lengths.to(device)))
+    _, hidden = extend(network, empty(network, len(ids)), blocks)
+    wanted = labels != IGNORE
+    return linear_cross_entropy(
+        hidden.und[:, -ids.shape[1] :][wanted],
+        network.language_model.lm_head.weight,
+        labels[wanted],
+        reduction="sum",
+        implementation=implementation,
+    )
