@@ -18,7 +18,7 @@ from reca.core.artifacts import sha256_file, sha256_json
 OWN_PACKAGES = ("reca", "reca_kernels")
 # Modules that only pass on functions of others: an import of one name follows that name, not the whole module, so
 # that a kernel belongs to the stages of the families that call it.
-FACADES = ("reca_kernels", "reca_kernels.face")
+FACADES = ("reca_kernels", "reca_kernels.ops")
 # Compares a kernel with its reference before the first use; results come from one of the two, which are hashed.
 UNCOUNTED = ("reca_kernels.selfcheck",)
 DATA_FILES = (".html", ".css", ".json")
