@@ -1,6 +1,6 @@
 """Kernels for the losses and the attention of unified multimodal models.
 
-Imports nothing of `reca`. Each is a function with `implementation="auto" | "triton" | "torch"`:
+Nothing of `reca` is imported. Each is a function with `implementation="auto" | "triton" | "torch"`:
 Triton on a GPU that passed a comparison with the reference, a lean torch implementation elsewhere.
 """
 

@@ -1,4 +1,4 @@
-"""Attention over packed samples whose mask is told per token (`Layout`), never stored densely on a GPU.
+"""Attention over packed samples whose mask is described per token (`Layout`), never dense on a GPU.
 
 Reads top to bottom: the torch implementation (SDPA per interval of rows), the Triton kernels, their
 autograd wrapper. Letters: T tokens, Q queries, H heads, K key/value heads, E head width.
@@ -23,7 +23,7 @@ _LOG2_E = 1.4426950408889634
 
 # ---- torch: one SDPA per interval of rows with one range of keys (intervals.py) ------------------
 def by_intervals(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
-    """Attention [Q, H, E] by torch's own kernels."""
+    """Attention [Q, H, E] of q [Q, H, E], k and v [T, K, E] by torch's own kernels."""
     share = q.shape[1] // k.shape[1]
     if share > 1:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
@@ -32,17 +32,17 @@ def by_intervals(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) 
 
 
 def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tensor:
-    """Outputs [batch * rows, H, E] of samples that are alike in size."""
+    """Outputs [batch * rows, H, E] of the samples of a group, from q [Q, H, E], k and v [T, H, E]."""
     batch, rows, columns = group.batch, group.rows, group.columns
-    asked = q[group.first_query : group.first_query + batch * rows].unflatten(0, (batch, rows))
+    queries = q[group.first_query : group.first_query + batch * rows].unflatten(0, (batch, rows))
     keys, values = (
         t[group.first_key : group.first_key + batch * columns].unflatten(0, (batch, columns))
         for t in (k, v)
     )
-    asked, keys, values = (t.transpose(1, 2) for t in (asked, keys, values))
+    queries, keys, values = (t.transpose(1, 2) for t in (queries, keys, values))
     parts = [
         F.scaled_dot_product_attention(
-            asked[:, :, interval.rows],
+            queries[:, :, interval.rows],
             keys[:, :, interval.columns],
             values[:, :, interval.columns],
             attn_mask=interval.mask,
@@ -58,21 +58,21 @@ def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tenso
 # ---- Triton: flash attention over the tiles that the layout lists --------------------------------
 @jit
 def scores_tile(
-    q, k, SAMPLE, TAG, asked, column, inside, tokens, scale,
+    q, k, SAMPLE, TAG, position, column, inside, tokens, scale,
     MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Scores [BQ, BK] in units of log 2, from q [BQ, E] and k [E, BK]; -inf where not to be seen."""
+    """Scores [BQ, BK] in units of log 2, from q [BQ, E] and k [E, BK]; -inf where the key is masked."""
     s = tl.dot(q, k, input_precision=PRECISION) * scale
     if MASKED:
         known = column < tokens
-        sample_q = tl.load(SAMPLE + asked, mask=inside, other=-1)
+        sample_q = tl.load(SAMPLE + position, mask=inside, other=-1)
         sample_k = tl.load(SAMPLE + column, mask=known, other=-2)
-        tag_q = tl.load(TAG + asked, mask=inside, other=0)
+        tag_q = tl.load(TAG + position, mask=inside, other=0)
         tag_k = tl.load(TAG + column, mask=known, other=0)
         kind_q, kind_k = tag_q % 8, tag_k % 8  # the kinds of layout.Kind
         passed = ((kind_k >= 2) & (kind_k <= 4))[None, :]
         passed = passed | ((kind_k == 1)[None, :] & (kind_q == 1)[:, None])
-        seen = passed & (column[None, :] <= asked[:, None])
+        seen = passed & (column[None, :] <= position[:, None])
         seen = seen | ((kind_k >= 3)[None, :] & (tag_q[:, None] == tag_k[None, :]))
         seen = seen | (kind_k == 4)[None, :]
         seen = seen & (sample_q[:, None] == sample_k[None, :])
@@ -82,11 +82,11 @@ def scores_tile(
 
 @jit
 def forward_tiles(
-    q, K, V, SAMPLE, TAG, COLUMNS, first, stop, asked, inside, tokens, scale, k_token, v_token,
+    q, K, V, SAMPLE, TAG, COLUMNS, first, stop, position, inside, tokens, scale, k_token, v_token,
     top, mass, total, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     E: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Run the online softmax on over the listed key tiles first..stop-1."""
+    """Continue the online softmax (top, mass [BQ], total [BQ, BE]) over key tiles first..stop-1."""
     lane = tl.arange(0, BE)
     for j in range(first, stop):
         column = tl.load(COLUMNS + j) * BK + tl.arange(0, BK)
@@ -100,7 +100,9 @@ def forward_tiles(
             V + far[:, None] * v_token + lane[None, :],
             mask=known[:, None] & (lane < E)[None, :], other=0.0,
         )  # fmt: skip
-        s = scores_tile(q, k, SAMPLE, TAG, asked, column, inside, tokens, scale, MASKED, PRECISION)
+        s = scores_tile(
+            q, k, SAMPLE, TAG, position, column, inside, tokens, scale, MASKED, PRECISION
+        )
         higher = tl.maximum(top, tl.max(s, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen so far
         p = tl.exp2(s - base[:, None])
@@ -113,16 +115,16 @@ def forward_tiles(
 
 @jit
 def forward_kernel(
-    Q, K, V, OUT, LSE, ASKED, SAMPLE, TAG, STARTS, MIDDLES, COLUMNS, queries, tokens, scale,
+    Q, K, V, OUT, LSE, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, COLUMNS, queries, tokens, scale,
     q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, SHARE,
     PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of one query tile and head, and their log-sum-exp (+inf for rows that see nothing)."""
+    """OUT [BQ, E] of one query tile and head, and LSE [BQ] (+inf for rows that see nothing)."""
     tile, head = tl.program_id(0), tl.program_id(1)
     row, lane = tile * BQ + tl.arange(0, BQ), tl.arange(0, BE)
     inside = row < queries
-    asked = tl.load(ASKED + row, mask=inside, other=0)
+    position = tl.load(POSITIONS + row, mask=inside, other=0)
     valid = inside[:, None] & (lane < E)[None, :]
     far = row.to(tl.int64)[:, None]
     q = tl.load(Q + far * q_token + head * q_head + lane[None, :], mask=valid, other=0.0)
@@ -136,11 +138,11 @@ def forward_kernel(
         tl.load(STARTS + tile + 1),
     )
     top, mass, total = forward_tiles(
-        q, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, asked, inside, tokens, scale,
+        q, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, position, inside, tokens, scale,
         k_token, v_token, top, mass, total, False, PRECISION, E, BE, BK,
     )  # fmt: skip
     top, mass, total = forward_tiles(
-        q, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, asked, inside, tokens, scale,
+        q, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, position, inside, tokens, scale,
         k_token, v_token, top, mass, total, True, PRECISION, E, BE, BK,
     )  # fmt: skip
     blind = mass == 0.0
@@ -153,11 +155,11 @@ def forward_kernel(
 
 @jit
 def query_gradient_tiles(
-    q, d_out, K, V, SAMPLE, TAG, COLUMNS, first, stop, asked, inside, tokens, scale,
+    q, d_out, K, V, SAMPLE, TAG, COLUMNS, first, stop, position, inside, tokens, scale,
     k_token, v_token, lse, delta, total, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     E: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradient of the queries that comes through the listed key tiles."""
+    """Add the gradient [BQ, BE] of the queries that flows through the listed key tiles."""
     lane = tl.arange(0, BE)
     for j in range(first, stop):
         column = tl.load(COLUMNS + j) * BK + tl.arange(0, BK)
@@ -166,7 +168,7 @@ def query_gradient_tiles(
         k = tl.load(K + far * k_token + lane[None, :], mask=valid, other=0.0)
         v = tl.load(V + far * v_token + lane[None, :], mask=valid, other=0.0)
         s = scores_tile(
-            q, tl.trans(k), SAMPLE, TAG, asked, column, inside, tokens, scale, MASKED, PRECISION
+            q, tl.trans(k), SAMPLE, TAG, position, column, inside, tokens, scale, MASKED, PRECISION
         )
         p = tl.exp2(s - lse[:, None])
         d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
@@ -177,16 +179,16 @@ def query_gradient_tiles(
 
 @jit
 def query_gradient_kernel(
-    Q, K, V, DOUT, LSE, DELTA, DQ, ASKED, SAMPLE, TAG, STARTS, MIDDLES, COLUMNS, queries, tokens,
+    Q, K, V, DOUT, LSE, DELTA, DQ, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, COLUMNS, queries, tokens,
     scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, SHARE,
     PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """DQ of one query tile and head."""
+    """DQ [BQ, E] of one query tile and head."""
     tile, head = tl.program_id(0), tl.program_id(1)
     row, lane = tile * BQ + tl.arange(0, BQ), tl.arange(0, BE)
     inside = row < queries
-    asked = tl.load(ASKED + row, mask=inside, other=0)
+    position = tl.load(POSITIONS + row, mask=inside, other=0)
     valid = inside[:, None] & (lane < E)[None, :]
     far = row.to(tl.int64)[:, None]
     q = tl.load(Q + far * q_token + head * q_head + lane[None, :], mask=valid, other=0.0)
@@ -201,11 +203,11 @@ def query_gradient_kernel(
         tl.load(STARTS + tile + 1),
     )
     total = query_gradient_tiles(
-        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, asked, inside, tokens, scale,
+        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, position, inside, tokens, scale,
         k_token, v_token, lse, delta, total, False, PRECISION, E, BE, BK,
     )  # fmt: skip
     total = query_gradient_tiles(
-        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, asked, inside, tokens, scale,
+        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, position, inside, tokens, scale,
         k_token, v_token, lse, delta, total, True, PRECISION, E, BE, BK,
     )  # fmt: skip
     place = DQ + far * o_token + head * o_head + lane[None, :]
@@ -214,16 +216,16 @@ def query_gradient_kernel(
 
 @jit
 def key_gradient_tiles(
-    k, v, Q, DOUT, LSE, DELTA, ASKED, SAMPLE, TAG, ROWS, first, stop, column, queries, tokens,
+    k, v, Q, DOUT, LSE, DELTA, POSITIONS, SAMPLE, TAG, ROWS, first, stop, column, queries, tokens,
     scale, q_token, o_token, d_k, d_v, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     E: tl.constexpr, BE: tl.constexpr, BQ: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients of keys and values that come through the listed query tiles."""
+    """Add the gradients [BK, BE] of keys and values that flow through the listed query tiles."""
     lane = tl.arange(0, BE)
     for j in range(first, stop):
         row = tl.load(ROWS + j) * BQ + tl.arange(0, BQ)
         inside = row < queries
-        asked = tl.load(ASKED + row, mask=inside, other=0)
+        position = tl.load(POSITIONS + row, mask=inside, other=0)
         valid = inside[:, None] & (lane < E)[None, :]
         far = row.to(tl.int64)[:, None]
         q = tl.load(Q + far * q_token + lane[None, :], mask=valid, other=0.0)
@@ -231,7 +233,7 @@ def key_gradient_tiles(
         lse = tl.load(LSE + row, mask=inside, other=float("inf"))
         delta = tl.load(DELTA + row, mask=inside, other=0.0)
         s = scores_tile(
-            q, tl.trans(k), SAMPLE, TAG, asked, column, inside, tokens, scale, MASKED, PRECISION
+            q, tl.trans(k), SAMPLE, TAG, position, column, inside, tokens, scale, MASKED, PRECISION
         )
         p = tl.exp2(s - lse[:, None])
         d_v = tl.dot(tl.trans(p.to(d_out.dtype)), d_out, d_v, input_precision=PRECISION)
@@ -243,12 +245,12 @@ def key_gradient_tiles(
 
 @jit
 def key_gradient_kernel(
-    Q, K, V, DOUT, LSE, DELTA, DK, DV, ASKED, SAMPLE, TAG, STARTS, MIDDLES, ROWS, queries, tokens,
+    Q, K, V, DOUT, LSE, DELTA, DK, DV, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, ROWS, queries, tokens,
     scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head,
     d_token, d_head, SHARE, PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """DK and DV of one key tile and key head, over all heads that share it, in a fixed order."""
+    """DK and DV [BK, E] of one key tile and key head, over the heads that share it, in a fixed order."""
     tile, group = tl.program_id(0), tl.program_id(1)
     column, lane = tile * BK + tl.arange(0, BK), tl.arange(0, BE)
     valid = (column < tokens)[:, None] & (lane < E)[None, :]
@@ -266,11 +268,11 @@ def key_gradient_kernel(
         q_base, o_base = Q + head * q_head, DOUT + head * o_head
         lse_base, delta_base = LSE + head * queries, DELTA + head * queries
         d_k, d_v = key_gradient_tiles(
-            k, v, q_base, o_base, lse_base, delta_base, ASKED, SAMPLE, TAG, ROWS, start, middle,
+            k, v, q_base, o_base, lse_base, delta_base, POSITIONS, SAMPLE, TAG, ROWS, start, middle,
             column, queries, tokens, scale, q_token, o_token, d_k, d_v, False, PRECISION, E, BE, BQ,
         )  # fmt: skip
         d_k, d_v = key_gradient_tiles(
-            k, v, q_base, o_base, lse_base, delta_base, ASKED, SAMPLE, TAG, ROWS, middle, stop,
+            k, v, q_base, o_base, lse_base, delta_base, POSITIONS, SAMPLE, TAG, ROWS, middle, stop,
             column, queries, tokens, scale, q_token, o_token, d_k, d_v, True, PRECISION, E, BE, BQ,
         )  # fmt: skip
     place = far * d_token + group * d_head + lane[None, :]
@@ -279,11 +281,11 @@ def key_gradient_kernel(
 
 
 class Triton(torch.autograd.Function):
-    """Keeps outputs and one log-sum-exp per row and head; backward makes the scores again."""
+    """Saves outputs and one log-sum-exp per row and head; backward recomputes the scores."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
-        """Outputs [Q, H, E]."""
+        """Outputs [Q, H, E] of q [Q, H, E], k and v [T, K, E]."""
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         (queries, heads, width), block = q.shape, tuning.attention("forward", q.dtype, q.shape[2])
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -291,7 +293,7 @@ class Triton(torch.autograd.Function):
         if queries:
             lists = layout.tiles(block["BQ"], block["BK"])
             forward_kernel[(ceil_div(queries, block["BQ"]), heads)](
-                q, k, v, out, lse, layout.asking, layout.sample, layout.tag, lists.starts,
+                q, k, v, out, lse, layout.query_positions, layout.sample, layout.tag, lists.starts,
                 lists.middles, lists.columns, queries, layout.tokens, scale * _LOG2_E,
                 *_strides(q, k, v, out), heads // k.shape[1], PRECISION=tuning.precision(), E=width,
                 **block,
@@ -303,7 +305,7 @@ class Triton(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        """One kernel per query tile and one per key tile: nobody shares a result."""
+        """Gradients shaped as q, k and v; one program per query or key tile, so none shares a result."""
         q, k, v, out, lse = ctx.saved_tensors
         layout, (queries, heads, width) = ctx.layout, q.shape
         d_out = d_out.contiguous()
@@ -316,14 +318,14 @@ class Triton(torch.autograd.Function):
             block = tuning.attention("query", q.dtype, width)
             lists = layout.tiles(block["BQ"], block["BK"])
             query_gradient_kernel[(ceil_div(queries, block["BQ"]), heads)](
-                q, k, v, d_out, lse, delta, d_q, layout.asking, layout.sample, layout.tag,
+                q, k, v, d_out, lse, delta, d_q, layout.query_positions, layout.sample, layout.tag,
                 lists.starts, lists.middles, lists.columns, queries, layout.tokens, *scales,
                 *_strides(q, k, v, d_out), share, PRECISION=tuning.precision(), E=width, **block,
             )  # fmt: skip
             block = tuning.attention("key", q.dtype, width)
             lists = layout.tiles(block["BQ"], block["BK"], by_key=True)
             key_gradient_kernel[(ceil_div(layout.tokens, block["BK"]), k.shape[1])](
-                q, k, v, d_out, lse, delta, d_k, d_v, layout.asking, layout.sample, layout.tag,
+                q, k, v, d_out, lse, delta, d_k, d_v, layout.query_positions, layout.sample, layout.tag,
                 lists.starts, lists.middles, lists.columns, queries, layout.tokens, *scales,
                 *_strides(q, k, v, d_out, d_k), share, PRECISION=tuning.precision(), E=width, **block,
             )  # fmt: skip

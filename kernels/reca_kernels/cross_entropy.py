@@ -22,7 +22,7 @@ _CHUNK_BYTES = (
 )  # of fp32 logits: larger is little faster, and must stay small beside weight
 
 
-# ---- torch: chunks of rows; the gradient of a scalar loss is made on the way forward -------------
+# ---- torch: chunks of rows; the gradient of a scalar loss is computed in forward -----------------
 class Torch(torch.autograd.Function):
     """The lean implementation: 6 N D V operations as plain torch, one chunk of logits alive."""
 
@@ -38,7 +38,7 @@ class Torch(torch.autograd.Function):
         smoothing: float,
         reduction: str,
     ) -> Tensor:
-        """The scalar loss, or the losses [M]."""
+        """The scalar loss, or the losses [M], of hidden [N, D] against `wanted` [M]."""
         ctx.save_for_backward(hidden, weight, bias, rows, wanted)
         ctx.rest = (vocab, smoothing)
         ctx.scale = 1 / max(len(wanted), 1) if reduction == "mean" else 1.0
@@ -52,7 +52,7 @@ class Torch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        """Hand out the gradients that forward made; make them (again) where it could not."""
+        """Return the gradients that forward computed; compute them here where it could not."""
         gradients, ctx.gradients = ctx.gradients, None
         needs = ctx.needs_input_grad[:3]
         if not ctx.scalar or gradients is None:
@@ -124,7 +124,7 @@ def _chunked(
 def _softmax_(
     logits: Tensor, wanted: Tensor, smoothing: float, differentiate: bool
 ) -> tuple[Tensor, Tensor]:
-    """Losses [m] and the derivative of each by its logits [m, V], which it overwrites."""
+    """Losses [M] of logits [M, V] and the derivative of each [M, V], which overwrites the logits."""
     aim = wanted.unsqueeze(1)
     greatest = logits.amax(1, keepdim=True)
     hit = logits.gather(1, aim)
@@ -142,14 +142,14 @@ def _softmax_(
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a @ b; sums of low-precision chunks are kept in fp32."""
+    """Add a [M, K] @ b [K, N] to total [M, N]; sums of low-precision chunks are kept in fp32."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     else:
         total.add_(a @ b)
 
 
-# ---- Triton: log-sum-exp by tiles; backward makes the tiles again, one slab of columns at a time --
+# ---- Triton: log-sum-exp by tiles; backward recomputes the tiles, one slab of columns at a time --
 _SLAB_BYTES = 64 * 2**20  # of the derivative by the logits; the slab is the only part ever stored
 
 
@@ -179,7 +179,7 @@ def log_sum_kernel(
     HAS_ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, SMOOTH: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Per row and split of the columns: greatest logit, sum of exp(logit - greatest), aim's logit."""
+    """Per row and split of the columns: maximum, sum of exp(logit - maximum), target's logit [M]."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     split = tl.program_id(1)
     inside = row < M
@@ -236,7 +236,7 @@ def residual_kernel(
 
 
 class Triton(torch.autograd.Function):
-    """Forward keeps one log-sum-exp per row; backward costs 6 N D V operations, forward 2."""
+    """Saves one log-sum-exp per row; forward costs 2 N D V operations, backward 6."""
 
     @staticmethod
     def forward(
@@ -250,7 +250,7 @@ class Triton(torch.autograd.Function):
         smoothing: float,
         reduction: str,
     ) -> Tensor:
-        """The scalar loss, or the losses [M]."""
+        """The scalar loss, or the losses [M], of hidden [N, D] against `wanted` [M]."""
         hidden, weight = dense_rows(hidden), dense_rows(weight)
         bias = None if bias is None else bias.contiguous()
         lse, losses = _log_sums(hidden, weight, bias, rows, wanted, vocab, smoothing)
@@ -263,7 +263,7 @@ class Triton(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        """Slab by slab: the derivative by the logits, then its products with weight and hidden."""
+        """Per slab the derivative of the logits [M, slab], then its products with weight and hidden."""
         scale = torch.full((1,), ctx.scale, dtype=torch.float32, device=incoming.device)
         if ctx.scalar:
             scale = scale * incoming.float()
@@ -315,10 +315,11 @@ def _slabs(
     scale: Tensor,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
+    """Gradients of hidden [N, D], weight [V, D] and bias [V], each None where not needed."""
     (start, stop), m, block = vocab, len(wanted), tuning.cross_entropy(hidden.dtype)
     d_weight = torch.zeros_like(weight) if needs[1] else None
     d_bias = torch.zeros_like(bias) if needs[2] and bias is not None else None
-    made = hidden.new_zeros(m, hidden.shape[1], dtype=torch.float32) if needs[0] else None
+    d_rows = hidden.new_zeros(m, hidden.shape[1], dtype=torch.float32) if needs[0] else None
     slab = max(_SLAB_BYTES // (hidden.element_size() * max(m, 1)) // 128 * 128, 128)
     for first in range(0, stop - start if m else 0, slab):
         width = min(slab, stop - start - first)
@@ -330,13 +331,13 @@ def _slabs(
             width, float(smoothing), HAS_ROWS=rows is not None, HAS_BIAS=bias is not None,
             HAS_WEIGH=weigh is not None, PRECISION=tuning.precision(), **block,
         )  # fmt: skip
-        if made is not None:
-            product(g, weight[part], None, scale, made, add=True)
+        if d_rows is not None:
+            product(g, weight[part], None, scale, d_rows, add=True)
         if d_weight is not None:
             product(g.T, hidden, rows, scale, d_weight[part])
         if d_bias is not None:
             d_bias[part] = (g.sum(0, dtype=torch.float32) * scale).to(d_bias.dtype)
-    d_hidden = None if made is None else made.to(hidden.dtype)
+    d_hidden = None if d_rows is None else d_rows.to(hidden.dtype)
     if d_hidden is not None and rows is not None:
         d_hidden = torch.zeros_like(hidden).index_copy_(0, rows, d_hidden)
     return d_hidden, d_weight, d_bias

@@ -19,14 +19,16 @@ Implementation = Literal["auto", "triton", "torch"]
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
-_CHECKING = threading.Lock()  # one comparison at a time: two would share the device and its memory
+_CHECKING = (
+    threading.Lock()
+)  # one comparison at a time: two would compete for the device and its memory
 TRITON_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def chosen(kernel: str, implementation: str, example: Tensor, obstacle: str | None = None) -> str:
-    """`triton` or `torch` for inputs like `example`; `obstacle`: why these inputs have no kernel.
+    """`triton` or `torch` for inputs like `example`; `obstacle`: why no kernel takes these inputs.
 
-    ValueError on an unknown implementation, and where `triton` is demanded but cannot run.
+    ValueError on an unknown implementation, and where `triton` is required but cannot run.
     """
     if implementation not in get_args(Implementation):
         raise ValueError(
@@ -50,10 +52,10 @@ def chosen(kernel: str, implementation: str, example: Tensor, obstacle: str | No
 
 @cache
 def automatic(kernel: str, index: int) -> tuple[str, str]:
-    """What `auto` takes on CUDA device `index`, and why: the kernel must first match its reference.
+    """What `auto` chooses on CUDA device `index`, and why: the kernel must first match its reference.
 
-    The comparison runs once per process, kernel and device, and is logged. It must not see what the
-    first caller happens to be doing: inside a checkpointed block its own saved tensors would be counted
+    The comparison runs once per process, kernel and device, and is logged. It must not depend on the
+    state of the first caller: inside a checkpointed block its own saved tensors would be counted
     as the block's, and under `no_grad` or `inference_mode` it could compare no gradient.
     """
     device = torch.device("cuda", index)

@@ -21,7 +21,7 @@ from reca_kernels.product import product
 _CHUNK_ROWS = 1024
 
 
-# ---- torch: chunks of rows; the gradient of a scalar loss is made on the way forward -------------
+# ---- torch: chunks of rows; the gradient of a scalar loss is computed in forward -----------------
 class Torch(torch.autograd.Function):
     """The lean implementation: one chunk of velocities alive."""
 
@@ -36,7 +36,7 @@ class Torch(torch.autograd.Function):
         rows: Tensor | None,
         reduction: str,
     ) -> Tensor:
-        """The scalar loss, or the losses [M]."""
+        """The scalar loss, or the losses [M], of hidden [N, D] against `noise - clean` [N, C]."""
         ctx.save_for_backward(hidden, weight, bias, clean, noise, rows)
         count = len(hidden) if rows is None else len(rows)
         ctx.scale = 1 / max(count, 1) if reduction == "mean" else 1.0
@@ -50,7 +50,7 @@ class Torch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        """Hand out the gradients that forward made; make them (again) where it could not."""
+        """Return the gradients that forward computed; compute them here where it could not."""
         gradients, ctx.gradients = ctx.gradients, None
         if not ctx.scalar or gradients is None:
             by_row = None if ctx.scalar else incoming
@@ -106,7 +106,7 @@ def _chunked(
     )
 
 
-# ---- Triton: the velocity lives in registers; backward keeps one chunk of residuals --------------
+# ---- Triton: the velocity stays in registers; backward keeps one chunk of residuals --------------
 _CHUNK_TRITON = 8192  # rows whose residuals [rows, C] are stored for the product with hidden
 _SPLITS = 8  # parts of that product's sum over rows: few channels alone would not fill a GPU
 
@@ -191,7 +191,7 @@ def hidden_gradient_kernel(
 
 
 class Triton(torch.autograd.Function):
-    """Forward keeps nothing but its inputs; backward makes the residuals again."""
+    """Saves nothing but the inputs; backward recomputes the residuals."""
 
     @staticmethod
     def forward(
@@ -204,7 +204,7 @@ class Triton(torch.autograd.Function):
         rows: Tensor | None,
         reduction: str,
     ) -> Tensor:
-        """The scalar loss, or the losses [M]."""
+        """The scalar loss, or the losses [M], of hidden [N, D] against `noise - clean` [N, C]."""
         hidden, weight, clean, noise = (dense_rows(t) for t in (hidden, weight, clean, noise))
         bias = None if bias is None else bias.contiguous()
         ctx.save_for_backward(hidden, weight, bias, clean, noise, rows)
@@ -227,7 +227,7 @@ class Triton(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        """Chunk by chunk: residuals and the gradient of hidden, then their product with hidden."""
+        """Per chunk residuals [rows, C] and the gradient of hidden, then their product with hidden."""
         scale = torch.full((1,), ctx.scale, dtype=torch.float32, device=incoming.device)
         if ctx.scalar:
             scale = scale * incoming.float()
@@ -246,6 +246,7 @@ def _gradients(
     weigh: Tensor | None,
     scale: Tensor,
 ) -> tuple[Tensor | None, ...]:
+    """Gradients of hidden [N, D], weight [C, D] and bias [C] (None without a bias)."""
     (channels, width), block = weight.shape, tuning.flow(hidden.dtype, len(weight))
     d_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device)
     parts = hidden.new_empty(_SPLITS, channels, width, dtype=torch.float32)

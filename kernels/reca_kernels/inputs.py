@@ -1,4 +1,4 @@
-"""What the losses ask of their inputs, and how they hand out their rows."""
+"""Checks of the losses' inputs, and the conversions that the losses share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None)
         raise ValueError(f"{name}: bias {list(bias.shape)} must be [{weight.shape[0]}]")
     together = [hidden, weight] if bias is None else [hidden, weight, bias]
     if len({t.device for t in together}) > 1:
-        raise ValueError(f"{name}: hidden, weight and bias lie on different devices; move them")
+        raise ValueError(f"{name}: hidden, weight and bias are on different devices; move them")
     if hidden.dtype not in FLOATS or (
         len({t.dtype for t in together}) > 1 and not torch.is_autocast_enabled(hidden.device.type)
     ):
@@ -44,7 +44,7 @@ def autocast(tensor: Tensor) -> Tensor:
 
 
 def reduced(losses: Tensor, rows: Tensor | None, shape: torch.Size, reduction: str) -> Tensor:
-    """A scalar as it is; losses [M] of the chosen rows spread over all rows, 0 elsewhere."""
+    """A scalar unchanged; losses [M] of the selected rows spread over `shape` [...], 0 elsewhere."""
     if reduction != "none":
         return losses
     if rows is None:
@@ -53,5 +53,5 @@ def reduced(losses: Tensor, rows: Tensor | None, shape: torch.Size, reduction: s
 
 
 def dense_rows(matrix: Tensor) -> Tensor:
-    """The matrix with its last dimension dense, as the kernels read it; a copy only if it is not."""
+    """The matrix [M, K] with a dense last dimension, as the kernels read it; a copy only if it is not."""
     return matrix if matrix.stride(-1) == 1 and matrix.stride(0) >= 0 else matrix.contiguous()

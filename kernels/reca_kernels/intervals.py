@@ -49,14 +49,14 @@ class Group:
 
 def intervals(layout: Layout, dtype: torch.dtype) -> list[Group]:
     """The intervals of a layout, in groups, with masks of type `dtype`; computed once per layout."""
-    return layout.made(("intervals", dtype), lambda: _intervals(layout, dtype))
+    return layout.cached(("intervals", dtype), lambda: _intervals(layout, dtype))
 
 
 def _intervals(layout: Layout, dtype: torch.dtype) -> list[Group]:
     layout.check_order()
     samples, columns = layout.sample.unique_consecutive(return_counts=True)
-    asking = layout.sample[layout.asking.long()].unsqueeze(0)
-    rows = (asking == samples.unsqueeze(1)).sum(1)
+    query_samples = layout.sample[layout.query_positions.long()].unsqueeze(0)
+    rows = (query_samples == samples.unsqueeze(1)).sum(1)
     groups: list[Group] = []
     first_query = first_key = 0
     sizes = list(zip(rows.tolist(), columns.tolist(), strict=True))
@@ -65,8 +65,8 @@ def _intervals(layout: Layout, dtype: torch.dtype) -> list[Group]:
         while batch < len(sizes) and sizes[batch] == size:
             batch += 1
         if size[0]:
-            made = _group_intervals(layout, first_query, first_key, batch, *size, dtype)
-            groups.append(Group(first_query, first_key, batch, *size, made))
+            found = _group_intervals(layout, first_query, first_key, batch, *size, dtype)
+            groups.append(Group(first_query, first_key, batch, *size, found))
         first_query, first_key = first_query + batch * size[0], first_key + batch * size[1]
         sizes = sizes[batch:]
     return groups
@@ -96,10 +96,10 @@ def _group_intervals(
     place = torch.arange(columns, device=seen.device)
     least = torch.where(anyone, place, columns).amin(1)
     most = torch.where(anyone, place + 1, 0).amax(1)
-    tags = layout.tag[layout.asking[first_query : first_query + batch * rows].long()]
+    tags = layout.tag[layout.query_positions[first_query : first_query + batch * rows].long()]
     changes = (tags.view(batch, rows).diff() != 0).any(0).nonzero().squeeze(1) + 1
-    cuts = [0, *changes.tolist(), rows]
-    spans = [(a, b, int(least[a:b].min()), int(most[a:b].max())) for a, b in pairwise(cuts)]
+    bounds = [0, *changes.tolist(), rows]
+    spans = [(a, b, int(least[a:b].min()), int(most[a:b].max())) for a, b in pairwise(bounds)]
     return tuple(_interval(seen, span, dtype) for span in _merged(spans))
 
 

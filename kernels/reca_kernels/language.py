@@ -1,7 +1,7 @@
-"""Triton as the kernels import it: importable without Triton, and right in its interpreter.
+"""Triton as the kernels import it: importable without Triton, and correct in its interpreter.
 
-Where the package triton is missing (it has Linux wheels only), `jit` leaves a function that nobody
-calls. Under TRITON_INTERPRET=1 two faults of the interpreter (3.7.1, 3.9.0) are mended: `tl.dot`
+Where the package triton is missing (it has Linux wheels only), `jit` returns the function, which is
+never called. Under TRITON_INTERPRET=1 two bugs of the interpreter (3.7.1, 3.9.0) are fixed: `tl.dot`
 multiplies the bit patterns of bfloat16, and its casts to bfloat16 and float16 truncate.
 """
 
@@ -19,16 +19,16 @@ except ImportError:  # pragma: no cover (no Linux)
     triton = tl = None
 
     def jit(function: Any) -> Any:
-        """Without Triton a kernel is only its source."""
+        """The function unchanged: without Triton it is never called."""
         return function
 
 
 def ceil_div(a: int, b: int) -> int:
-    """A / b, rounded up."""
+    """`a / b`, rounded up."""
     return -(-a // b)
 
 
-def _mend_interpreter() -> None:
+def _fix_interpreter() -> None:
     import numpy as np
     from triton.runtime import interpreter
 
@@ -40,10 +40,10 @@ def _mend_interpreter() -> None:
             return value
         return handle((value.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
-    def mended_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+    def fixed_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         return dot(self, widened(a), widened(b), *rest)
 
-    def mended_cast(self: Any, value: Any, to: Any) -> Any:
+    def fixed_cast(self: Any, value: Any, to: Any) -> Any:
         if (value.dtype.scalar, to.scalar) == (tl.bfloat16, tl.float32):
             return widened(value)
         if (value.dtype.scalar, to.scalar) != (tl.float32, tl.bfloat16):
@@ -53,9 +53,9 @@ def _mend_interpreter() -> None:
         rounded = np.where(np.isnan(value.data), 0x7FC0, nearest_even)
         return handle(rounded.astype(np.uint16), tl.bfloat16)
 
-    builder.create_dot, builder.cast_impl = mended_dot, mended_cast
-    builder.create_fp_to_fp = lambda self, value, to, rounding: mended_cast(self, value, to)
+    builder.create_dot, builder.cast_impl = fixed_dot, fixed_cast
+    builder.create_fp_to_fp = lambda self, value, to, rounding: fixed_cast(self, value, to)
 
 
 if triton is not None and os.environ.get("TRITON_INTERPRET") == "1":
-    _mend_interpreter()
+    _fix_interpreter()

@@ -1,4 +1,4 @@
-"""Who may look at whom, told per token: from it follow the dense mask and the tiles worth visiting.
+"""Which token sees which, described per token: the dense mask and the tiles to visit follow from it.
 
 A batch is one packed row of T tokens. Each token has a `sample` (tokens see their own sample only), a
 `block` (an image, a split) and a `kind`. Masks of all five model families are layouts.
@@ -22,7 +22,7 @@ class Kind(IntEnum):
     HIDDEN: no query sees it (padding); as a query it sees what a CAUSAL token in its place sees.
     PAD: only PAD queries from its place on see it; as a query it sees what a CAUSAL one sees, too.
     CAUSAL: every query from its place on sees it (text).
-    FULL: as CAUSAL, and all FULL tokens of its block see it (an image that is read or drawn).
+    FULL: as CAUSAL, and all FULL tokens of its block see it (an image that is read or generated).
     OPEN: every query of the sample sees it, also those in front of it (Show-o's condition).
     NOISE: only the NOISE tokens of its block see it, all of them (BAGEL's image under noise).
     """
@@ -39,7 +39,8 @@ class Kind(IntEnum):
 class Tiles:
     """Tiles worth visiting, in CSR form: row i has `columns[starts[i]:starts[i + 1]]` (int32).
 
-    In those before `middles[i]` every pair may look at each other: they need no mask.
+    In those before `middles[i]` every query sees every key: they need no mask. `starts` [tiles + 1],
+    `middles` [tiles].
     """
 
     starts: Tensor
@@ -51,15 +52,15 @@ class Tiles:
 class Layout:
     """Per token `sample`, `block` and `kind`, each int32 [T]; `sample` never decreases.
 
-    `queries` (int32 [Q], ascending) names the tokens that ask, where not all do: the keys of the
-    others come from a cache. Build one with `packed` or `batch`; ValueError on what cannot be.
+    `queries` (int32 [Q], ascending) names the tokens that are queries, where not all are: the keys of
+    the others come from a cache. Build one with `packed` or `batch`; ValueError on what cannot be.
     """
 
     sample: Tensor
     block: Tensor
     kind: Tensor
     queries: Tensor | None = None
-    _made: dict[object, Any] = field(default_factory=dict, repr=False)
+    _cache: dict[object, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("sample", "block", "kind"):
@@ -82,7 +83,7 @@ class Layout:
     def packed(
         cls, samples: Sequence[Sequence[tuple[Kind | str, int]]], device: torch.device | str = "cpu"
     ) -> Layout:
-        """Samples one behind another, each a list of (kind, length); every entry is its own block.
+        """Consecutive samples, each a list of (kind, length); every entry is its own block.
 
         Example: `Layout.packed([[("full", 256), ("causal", 12), ("noise", 4098)]])`.
         """
@@ -109,9 +110,9 @@ class Layout:
         block = kind if block is None else block
         return cls(sample.int(), block.flatten().int(), kind.flatten().int())
 
-    def ask(self, queries: Tensor) -> Layout:
-        """The same keys, asked by the tokens `queries` only (indices [Q] in ascending order)."""
-        return replace(self, queries=queries.to(self.sample.device).int(), _made={})
+    def with_queries(self, queries: Tensor) -> Layout:
+        """The same keys, with the tokens `queries` (indices [Q], ascending) as the only queries."""
+        return replace(self, queries=queries.to(self.sample.device).int(), _cache={})
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device (itself where it is there already)."""
@@ -127,61 +128,61 @@ class Layout:
         return len(self.sample)
 
     @property
-    def asking(self) -> Tensor:
+    def query_positions(self) -> Tensor:
         """Indices of the tokens that are queries, int32 [Q]."""
         if self.queries is not None:
             return self.queries
         every = partial(torch.arange, device=self.sample.device, dtype=torch.int32)
-        return self.made("asking", lambda: every(self.tokens))
+        return self.cached("query_positions", lambda: every(self.tokens))
 
     @property
     def tag(self) -> Tensor:
         """Block and kind in one number, int32 [T]: block * 8 + kind, as the kernels read it."""
-        return self.made("tag", lambda: self.block * 8 + self.kind)
+        return self.cached("tag", lambda: self.block * 8 + self.kind)
 
-    def made(self, key: object, make: Callable[[], Any]) -> Any:
-        """`make()`, remembered under `key` for as long as the layout lives (layers share it)."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+    def cached(self, key: object, make: Callable[[], Any]) -> Any:
+        """`make()`, cached under `key` for the lifetime of the layout (layers share it)."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
 
     def check_order(self) -> None:
-        """ValueError unless samples lie one behind another and queries ascend."""
-        for name, values in (("sample", self.sample), ("queries", self.asking)):
+        """ValueError unless samples are contiguous and queries ascend."""
+        for name, values in (("sample", self.sample), ("queries", self.query_positions)):
             if bool((values.diff() < (name == "queries")).any()):
                 raise ValueError(
                     f"layout.{name} must {'ascend' if name == 'queries' else 'never decrease'}; "
-                    "put the tokens of a sample one behind another"
+                    "put the tokens of a sample next to each other"
                 )
 
     # ---- what follows from it --------------------------------------------------------------------
     def dense(self, queries: slice | None = None, keys: slice | None = None) -> Tensor:
-        """The mask, bool [Q, T] (or a part of it): true where the query may look at the key."""
-        asked = self.asking[queries or slice(None)].long().unsqueeze(1)
+        """The mask, bool [Q, T] (or a part of it): true where the query sees the key."""
+        query = self.query_positions[queries or slice(None)].long().unsqueeze(1)
         keys = keys or slice(None)
         key = torch.arange(self.tokens, device=self.sample.device)[keys].unsqueeze(0)
         sample, tag = self.sample, self.tag
-        kind_k, pads = self.kind[keys].unsqueeze(0), self.kind[asked] == Kind.PAD
+        kind_k, pads = self.kind[keys].unsqueeze(0), self.kind[query] == Kind.PAD
         passed = ((kind_k >= Kind.CAUSAL) & (kind_k <= Kind.OPEN)) | ((kind_k == Kind.PAD) & pads)
-        seen = passed & (key <= asked)
-        seen |= (kind_k >= Kind.FULL) & (tag[keys].unsqueeze(0) == tag[asked])
+        seen = passed & (key <= query)
+        seen |= (kind_k >= Kind.FULL) & (tag[keys].unsqueeze(0) == tag[query])
         seen |= kind_k == Kind.OPEN
-        return seen & (sample[keys].unsqueeze(0) == sample[asked])
+        return seen & (sample[keys].unsqueeze(0) == sample[query])
 
     def tiles(self, rows: int, columns: int, by_key: bool = False) -> Tiles:
         """Tiles of `rows` queries by `columns` keys that hold a visible pair, per query tile.
 
-        `by_key`: per key tile instead. Found from the least and the greatest of each tile, so a
-        listed tile may be empty, but none is missing.
+        `by_key`: per key tile instead. Computed from the minimum and maximum of each tile,
+        so a listed tile may be empty, but none is missing.
         """
         key = ("tiles", rows, columns, by_key)
-        return self.made(key, lambda: self._tiles(rows, columns, by_key))
+        return self.cached(key, lambda: self._tiles(rows, columns, by_key))
 
     def _tiles(self, rows: int, columns: int, by_key: bool) -> Tiles:
         self.check_order()
-        asked = self.asking.long()
-        place = torch.arange(self.tokens, device=asked.device)
-        q = _Spans(asked, self.sample[asked], self.tag[asked], rows)
+        query = self.query_positions.long()
+        place = torch.arange(self.tokens, device=query.device)
+        q = _Spans(query, self.sample[query], self.tag[query], rows)
         k = _Spans(place, self.sample, self.tag, columns).across()
         some = (q.first_sample <= k.last_sample) & (k.first_sample <= q.last_sample)
         passed = (k.has_causal | (k.has_pad & q.has_pad)) & (k.first <= q.last)
@@ -202,7 +203,7 @@ class Layout:
 
 
 class _Spans:
-    """Least and greatest of each tile of tokens, as columns [tiles, 1]."""
+    """Minimum and maximum of each tile of tokens, as columns [tiles, 1]."""
 
     def __init__(self, place: Tensor, sample: Tensor, tag: Tensor, size: int) -> None:
         count = -(-len(place) // size)

@@ -31,7 +31,7 @@ def linear_cross_entropy(
 
     `hidden` [..., D], `weight` [vocabulary, D], `bias` [vocabulary] or None, `targets` [...] (int64
     or int32). Only the ids `vocab` = (start, stop) take part (None: all); targets are absolute ids
-    in start..stop-1, or `ignore_index`: such a row costs nothing. The loss is fp32 (fp64 for fp64
+    in start..stop-1, or `ignore_index`: such a row has no loss and no cost. The loss is fp32 (fp64 for fp64
     inputs): "none" gives [...] with 0 in ignored rows, "sum" their sum, "mean" the sum divided by
     the number of rows with a target; with no such row loss and gradients are 0 (where
     `F.cross_entropy` gives nan). Label smoothing is that of `F.cross_entropy` over the slice.
@@ -132,7 +132,7 @@ def _check_data(
     noise: Tensor,
     mask: Tensor | None,
 ) -> Tensor | None:
-    """The rows [M] that carry a loss; None: all."""
+    """Indices [M] of the rows that carry a loss; None: all."""
     check_linear("flow_matching_loss", hidden, weight, bias)
     expected = (*hidden.shape[:-1], weight.shape[0])
     for name, given in (("clean", clean), ("noise", noise)):
@@ -166,7 +166,7 @@ def block_attention(
 ) -> Tensor:
     """Softmax attention [Q, H, E] of packed queries to the keys that `layout` lets each of them see.
 
-    `q` [Q, H, E] (Q = T unless the layout says who asks), `k` and `v` [T, K, E] with H a multiple of
+    `q` [Q, H, E] (Q = T unless the layout names its queries), `k` and `v` [T, K, E] with H a multiple of
     K (grouped queries: head h reads key head h // (H / K)). `scale` defaults to 1 / sqrt(E). A query
     that may see nothing gives 0, and gets and causes no gradient. Gradients reach q, k and v, once.
     Under autocast q, k and v may differ in type and are cast to autocast's, as
@@ -185,15 +185,16 @@ def block_attention(
 
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
-    asked = layout.tokens if layout.queries is None else len(layout.queries)
+    """ValueError unless q [Q, H, E], k and v [T, K, E] match each other and the layout."""
+    queries = layout.tokens if layout.queries is None else len(layout.queries)
     if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[2] != k.shape[2]:
         raise ValueError(
             f"block_attention: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)} must be "
             "[Q, H, E], [T, K, E], [T, K, E]"
         )
-    if (q.shape[0], k.shape[0]) != (asked, layout.tokens):
+    if (q.shape[0], k.shape[0]) != (queries, layout.tokens):
         raise ValueError(
-            f"block_attention: the layout has {asked} queries and {layout.tokens} keys, "
+            f"block_attention: the layout has {queries} queries and {layout.tokens} keys, "
             f"but q has {q.shape[0]} and k {k.shape[0]} tokens"
         )
     if q.shape[1] % k.shape[1]:

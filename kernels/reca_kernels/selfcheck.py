@@ -27,7 +27,7 @@ Function = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Difference:
-    """The worst excess over plain torch's error of one quantity, and what is allowed."""
+    """The largest excess of one quantity's error over plain torch's, and the limit."""
 
     kernel: str
     dtype: str
@@ -42,7 +42,7 @@ class Difference:
 
 
 def excess(kernel: Function, plain: Function, inputs: dict[str, Tensor]) -> dict[str, float]:
-    """Per quantity the greatest of |kernel - truth| - |plain - truth|; truth is plain torch in fp64.
+    """Per quantity the maximum of |kernel - truth| - |plain - truth|; truth is plain torch in fp64.
 
     `inputs` are leaves by name; both functions take them by name. Quantities are the output and the
     gradient of each input, under a fixed incoming gradient.
@@ -79,7 +79,7 @@ def differences(kernel: str, device: torch.device) -> Iterator[Difference]:
 
 
 def first_difference(kernel: str, device: torch.device) -> str | None:
-    """What the kernel gets wrong on this device; None if it matches its reference."""
+    """The first quantity that is wrong on this device; None if the kernel matches its reference."""
     for one in differences(kernel, device):
         if not one.passed:
             return (
@@ -156,7 +156,7 @@ def _attention(dtype: torch.dtype, device: torch.device) -> _Case:
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
-    """Attention as it is written down, over a dense mask [Q, T]; rows that see nothing give 0."""
+    """Attention [Q, H, E] of q [Q, H, E], k, v [T, K, E] by definition; rows of `seen` [Q, T] without a key give 0."""
     share = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
     scores = torch.einsum("qhe,khe->hqk", q, k) * scale

@@ -1,8 +1,8 @@
 """Tile sizes and launch options of the kernels, pinned: the order of every sum depends on them.
 
 Found by compiling ahead of time for sm_80 and sm_90 (perf/kernels/static.py): the largest tiles
-without spills. They have not been timed on a GPU yet. The interpreter takes small tiles, so that small
-inputs pass through several.
+without spills. They have not been timed on a GPU yet. The interpreter uses small tiles, so that small
+inputs span several.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def product(dtype: torch.dtype) -> dict[str, int]:
 
 
 def precision() -> str:
-    """How fp32 factors are multiplied: as torch is told to (TF32 only where it may)."""
+    """How fp32 factors are multiplied: as torch is configured (TF32 only where it is allowed)."""
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def _padded(size: int) -> int:
-    """The least power of two that holds it, at least 16, which `tl.dot` asks for."""
+    """The smallest power of two that holds it, at least 16, which `tl.dot` requires."""
     return max(16, 1 << (size - 1).bit_length())

@@ -38,7 +38,7 @@ CASES = [
 
 
 def check(implementation: str, layout: Layout, heads: tuple[int, int, int], scale: float) -> None:
-    (of_queries, of_keys, width), asked = heads, len(layout.asking)
+    (of_queries, of_keys, width), queries = heads, len(layout.query_positions)
     seed = seed_of(heads, layout.tokens)
     dtype = TYPES[seed % 3]
     assert_no_worse(
@@ -46,7 +46,7 @@ def check(implementation: str, layout: Layout, heads: tuple[int, int, int], scal
             q, k, v, layout, scale=scale, implementation=implementation
         ),
         lambda q, k, v: plain_attention(q, k, v, layout.dense(), scale),
-        q=normal(dtype, asked, of_queries, width, seed=seed),
+        q=normal(dtype, queries, of_queries, width, seed=seed),
         k=normal(dtype, layout.tokens, of_keys, width, seed=seed + 1),
         v=normal(dtype, layout.tokens, of_keys, width, seed=seed + 2),
     )
@@ -63,8 +63,8 @@ def test_errors(implementation: str, name: str, heads: tuple[int, int, int]) -> 
 def test_queries_with_keys_from_a_cache(implementation: str, seed: int) -> None:
     layout = Layout.packed(PACKS["Show-o draws"] + PACKS["BAGEL"], DEVICE)
     draw = torch.Generator().manual_seed(seed)
-    asked = torch.randperm(layout.tokens, generator=draw)[: 1 + 25 * seed].sort().values
-    check(implementation, layout.ask(asked), (2, 1, 16), 0.25)
+    queries = torch.randperm(layout.tokens, generator=draw)[: 1 + 25 * seed].sort().values
+    check(implementation, layout.with_queries(queries), (2, 1, 16), 0.25)
 
 
 @pytest.mark.parametrize("call", [0, 2**30])
@@ -95,7 +95,9 @@ def test_no_tokens_and_no_queries(implementation: str) -> None:
     layout = Layout.packed([[]], DEVICE)
     block_attention(empty, empty, empty, layout, implementation=implementation).sum().backward()
     assert empty.grad is not None and empty.grad.shape == (0, 2, 16)
-    layout = Layout.packed([[("causal", 4)]], DEVICE).ask(torch.zeros(0, dtype=torch.int32))
+    layout = Layout.packed([[("causal", 4)]], DEVICE).with_queries(
+        torch.zeros(0, dtype=torch.int32)
+    )
     keys = normal(torch.float32, 4, 2, 16)
     assert block_attention(empty, keys, keys, layout, implementation=implementation).shape[0] == 0
 
@@ -155,7 +157,7 @@ def test_bad_inputs_are_refused() -> None:
         (lambda: Layout.packed([[("text", 4)]]), "choose one of: hidden, pad"),
         (lambda: Layout.packed([[("causal", -1)]]), "negative"),
         (lambda: Layout(layout.sample, layout.block[:2], layout.kind), "one per token"),
-        (lambda: layout.ask(torch.tensor([2, 1])).tiles(16, 16), "ascend"),
+        (lambda: layout.with_queries(torch.tensor([2, 1])).tiles(16, 16), "ascend"),
     ]
     for call, message in refused:
         with pytest.raises(ValueError, match=message):

@@ -55,8 +55,8 @@ def test_harmons_cached_prefix() -> None:
     keys = STORED["harmon:sample_step_cfg:step0/llm_attention_mask"]
     batch, length, first = *keys.shape, prompt.shape[1]
     kind = torch.where(keys.bool(), int(Kind.CAUSAL), int(Kind.HIDDEN))
-    asked = torch.arange(batch * length).view(batch, length)[:, first:]
-    dense = Layout.batch(kind).ask(asked.flatten()).dense()
+    queries = torch.arange(batch * length).view(batch, length)[:, first:]
+    dense = Layout.batch(kind).with_queries(queries.flatten()).dense()
     whole = causal_over(keys)[:, first:]
     for row, expected in enumerate(whole):
         rows = slice(row * (length - first), (row + 1) * (length - first))
@@ -102,7 +102,7 @@ def test_any_roles_of_showo(seed: int, open_condition: bool, hidden_pads: bool) 
 def test_tiles_miss_nothing(seed: int, size: tuple[int, int]) -> None:
     layout = drawn_layout(seed)
     chosen = torch.randperm(layout.tokens, generator=torch.Generator().manual_seed(seed))
-    partial = layout.ask(chosen[: layout.tokens // 2].sort().values)
+    partial = layout.with_queries(chosen[: layout.tokens // 2].sort().values)
     for one in (layout, partial):
         for by_key in (False, True):
             check_tiles(one, *size, by_key)
@@ -131,8 +131,8 @@ def drawn_layout(seed: int) -> Layout:
 
 def check_tiles(layout: Layout, rows: int, columns: int, by_key: bool) -> None:
     tiles, dense = layout.tiles(rows, columns, by_key), layout.dense()
-    asked, keys = dense.shape
-    height, width = -(-asked // rows), -(-keys // columns)
+    queries, keys = dense.shape
+    height, width = -(-queries // rows), -(-keys // columns)
     # rows behind the last are never stored: they may count as seen; keys behind the last may not
     some, full = torch.zeros(height, width).bool(), torch.zeros(height, width).bool()
     for i in range(height):
