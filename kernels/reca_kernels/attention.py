@@ -305,7 +305,7 @@ class Triton(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients shaped as q, k and v; one program per query or key tile, so none shares a result."""
+        """Gradients of q [Q, H, E], k and v [T, K, E]; no two programs write one result."""
         q, k, v, out, lse = ctx.saved_tensors
         layout, (queries, heads, width) = ctx.layout, q.shape
         d_out = d_out.contiguous()

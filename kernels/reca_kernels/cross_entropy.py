@@ -52,7 +52,10 @@ class Torch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients that forward computed; compute them here where it could not."""
+        """Gradients of hidden [N, D], weight [vocabulary, D] and bias [vocabulary].
+
+        Forward computed them for a scalar loss; otherwise they are computed here.
+        """
         gradients, ctx.gradients = ctx.gradients, None
         needs = ctx.needs_input_grad[:3]
         if not ctx.scalar or gradients is None:
@@ -315,7 +318,7 @@ def _slabs(
     scale: Tensor,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of hidden [N, D], weight [V, D] and bias [V], each None where not needed."""
+    """Gradients of hidden [N, D], weight [vocabulary, D] and bias [vocabulary]; None: unused."""
     (start, stop), m, block = vocab, len(wanted), tuning.cross_entropy(hidden.dtype)
     d_weight = torch.zeros_like(weight) if needs[1] else None
     d_bias = torch.zeros_like(bias) if needs[2] and bias is not None else None

@@ -50,7 +50,10 @@ class Torch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients that forward computed; compute them here where it could not."""
+        """Gradients of hidden [N, D], weight [C, D] and bias [C].
+
+        Forward computed them for a scalar loss; otherwise they are computed here.
+        """
         gradients, ctx.gradients = ctx.gradients, None
         if not ctx.scalar or gradients is None:
             by_row = None if ctx.scalar else incoming

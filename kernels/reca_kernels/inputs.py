@@ -36,7 +36,7 @@ def check_reduction(reduction: str) -> None:
 
 
 def autocast(tensor: Tensor) -> Tensor:
-    """The tensor in autocast's type where autocast is on, as `F.linear` would take it."""
+    """The tensor [...] in autocast's type where autocast is on, as `F.linear` would take it."""
     kind = tensor.device.type
     if not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
         return tensor

@@ -125,6 +125,7 @@ def _merged(spans: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int,
 
 
 def _interval(seen: Tensor, span: tuple[int, int, int, int], dtype: torch.dtype) -> Interval:
+    """The interval of `span` (row start, row stop, column start, column stop) of `seen` [B, Q, T]."""
     start, stop, least, most = span
     least = min(least, most - 1) if most else 0
     most = max(most, 1)  # rows that see nothing keep one masked key, and give 0
