@@ -185,7 +185,7 @@ def test_schema_prints_what_lies_in_the_workflow(capsys):
 
 
 def test_check_says_which_families_cannot_run_yet(capsys, monkeypatch):
-    monkeypatch.setattr("reca.models.registry.FAMILIES", ("showo",))
+    monkeypatch.setattr("reca.models.registry.runnable", lambda: ["showo"])
     assert main(["check", "paper_bagel"]) == 0
     text = capsys.readouterr().out
     assert "models.bagel_7b: configuration only, family bagel cannot run yet" in text
