@@ -17,7 +17,7 @@ from reca.config.recipe import Recipe
 from reca.core.artifacts import sha256_json
 from reca.core.rng import generator, seed_of
 from reca.data.order import Cursor, published_order
-from reca.models.contract import Features, UnifiedModel
+from reca.models.contract import Features, UnifiedModel, editor
 
 Conversation = Sequence[tuple[str, str]]
 """(question, answer) turns about one image."""
@@ -215,7 +215,7 @@ def _plan(
 
     if task == "edit":
         edits = data.edits_of(indices)
-        noise = model.sample_edit_noise(batch, drawn_for("draws"))
+        noise = editor(model).sample_edit_noise(batch, drawn_for("draws"))
         return MicroBatch(
             task,
             [edit.target for edit in edits],

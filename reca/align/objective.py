@@ -21,6 +21,7 @@ from reca.models.contract import (
     Features,
     Loss,
     UnifiedModel,
+    editor,
     reconstruction_loss,
     text_to_image_loss,
 )
@@ -58,7 +59,7 @@ def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
     if batch.task in ("i2t", "text"):
         return model.answer_loss(batch.conversation, batch.features or None)
     if batch.task == "edit":
-        return model.edit_loss(batch.features, batch.source, batch.texts, batch.noise)
+        return editor(model).edit_loss(batch.features, batch.source, batch.texts, batch.noise)
     raise ValueError(f"task {batch.task!r} is not known; choose one of: {', '.join(TASKS)}")
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from reca.core.fingerprints import SourceTree, installed
 from reca.evaluation.registry import task_module
-from reca.models.registry import family_module
-from reca.toyworld.pretrain import pretraining_module
+from reca.models.registry import family_module, pretraining_module
 
 STAGES = {
     "fetch": ("reca.sources.fetch",),

@@ -27,6 +27,7 @@ from reca.core.images import decode
 from reca.core.rng import generator
 from reca.inference.imageset import Entry, ImageSetWriter, png
 from reca.inference.resume import KeptPictures
+from reca.models.contract import editor, reader_of_several
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -178,7 +179,7 @@ def answers(
                 if len(read) == 1:
                     given = model.answer(texts, read[0], max_new_tokens)
                 else:
-                    given = model.answer_about(texts, read, max_new_tokens)
+                    given = reader_of_several(model).answer_about(texts, read, max_new_tokens)
             found |= {question.id: text for question, text in zip(batch, given, strict=True)}
             progress(len(found), len(questions))
     return {question.id: found[question.id] for question in questions}
@@ -374,7 +375,7 @@ def _rows(
     sources = [decode(job.source, name=job.key) for job in batch if job.source is not None]
     if sources:
         with named(texts):
-            return model.edit(sources, texts, sampling, noise)
+            return editor(model).edit(sources, texts, sampling, noise)
     pictures = [job.image for job in batch if job.image is not None]
     features = model.encode(pictures, "draw") if pictures else None
     return draw(model, texts, features, sampling, noise)

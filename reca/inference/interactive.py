@@ -76,14 +76,16 @@ def edit(
     **changes: Any,
 ) -> Image:
     """Change a picture as told; ValueError where the model's family cannot edit."""
+    from reca.models.contract import editor
+
     _check_words("instruction", instruction, "say what to change")
     picture, model = read_picture(image), open_model(model_dir, device)
     with inference(model):
         noise = [generator("edit", seed)]
         with named([instruction], model_dir):
-            return model.edit([picture], [instruction], _sampling(model, sampling, changes), noise)[
-                0
-            ]
+            return editor(model).edit(
+                [picture], [instruction], _sampling(model, sampling, changes), noise
+            )[0]
 
 
 def ask(

@@ -49,7 +49,6 @@ class BagelModel(UnifiedModel):
     """BAGEL: one decoder with an expert that reads and an expert that draws."""
 
     family = "bagel"
-    reads_several = True
 
     def __init__(self, config: BagelConfig, options: BagelOptions | None = None) -> None:
         super().__init__()

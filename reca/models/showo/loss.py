@@ -30,8 +30,11 @@ def generation_loss(
     config = network.config
     layout = generation_layout(config, options, codes, condition, noise)
     layout = layout.prepared(options.trim, network.device)
-    learn = options.reca_embedding_grad if condition.understanding is not None else True
-    learn = config.understanding == "vq" if learn is None else learn
+    learn: bool | None = True
+    if condition.understanding is not None:
+        learn = options.reca_embedding_grad
+    if learn is None:  # as published
+        learn = config.understanding == "vq"
     states = hidden(network, options, layout, condition.understanding, learn)
     vocab = config.ids.codes if options.loss_vocab == "image" else None
     return _token_loss(network, options, states, layout, vocab)

@@ -24,9 +24,8 @@ from reca.data.prompts import bank
 from reca.features import build as cache
 from reca.features.roles import open_role
 from reca.models.contract import UnifiedModel, Use
-from reca.models.registry import load_model
+from reca.models.registry import load_model, pretraining_module
 from reca.toyworld.edits import WORDS
-from reca.toyworld.pretrain import pretraining_module
 
 if TYPE_CHECKING:
     from reca.config.schema import DataSource, Fit
