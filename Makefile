@@ -97,6 +97,6 @@ readme: setup
 
 # Files that no stage wrote stay where they are, and are named.
 clean:
-	@if [ -x "$(BIN)/python" ]; then $(RUN) python -m reca.clean; \
+	@if [ -x "$(BIN)/python" ]; then $(RUN) python -m reca.commands.clean; \
 	else echo "make clean: no $(VENV), so results and data stay (make setup, then make clean)"; fi
 	rm -rf "$(VENV)" .snakemake .pytest_cache .mypy_cache .ruff_cache

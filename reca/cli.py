@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import reca
-from reca.exits import demand_address_space, line_of
-from reca.log_file import start_log
+from reca.commands.exits import demand_address_space, line_of
+from reca.commands.log_file import start_log
 
 
 @dataclass(frozen=True)
@@ -91,21 +91,21 @@ VERBS = (
         "compose",
         "print or write an experiment's resolved configuration",
         "reca compose laptop seeds=[0] --out build/laptop.yaml",
-        "reca.verbs.configure:compose",
+        "reca.commands.configure:compose",
         (_EXPERIMENT, _OVERRIDES, _arg("--out", metavar="FILE", help="file (default: print)")),
     ),
     Verb(
         "check",
         "validate an experiment, including its networks, and list what it would run",
         "reca check paper models.showo_clip_512.align.steps=100",
-        "reca.verbs.configure:check",
+        "reca.commands.configure:check",
         (_EXPERIMENT, _OVERRIDES),
     ),
     Verb(
         "plan",
         "estimate a run's memory per device: weights, gradients, optimizer, activations",
         "reca plan paper_bagel --memory 80",
-        "reca.verbs.plan:plan",
+        "reca.commands.plan:plan",
         (
             _EXPERIMENT,
             _OVERRIDES,
@@ -121,7 +121,7 @@ VERBS = (
         "schema",
         "print the JSON schema of experiments, or write it for Snakemake",
         "reca schema --write",
-        "reca.verbs.configure:schema",
+        "reca.commands.configure:schema",
         (_arg("--write", action="store_true", help="write the file in workflow/schemas"),),
     ),
     # ---- sources and data
@@ -129,20 +129,20 @@ VERBS = (
         "sources",
         "list the downloads in config/sources.yaml and whether they are pinned",
         "reca sources",
-        "reca.verbs.sources:show",
+        "reca.commands.sources:show",
     ),
     Verb(
         "fetch",
         "download one source, verified and resumable",
         "reca fetch magvitv2 --out data/magvitv2 --mirror /mnt/mirror",
-        "reca.verbs.sources:fetch",
+        "reca.commands.sources:fetch",
         (_arg("name", help="a name in config/sources.yaml"), _OUT, _MIRROR, _UNPINNED, _LOG),
     ),
     Verb(
         "pin",
         "pin sources: write their revisions and hashes to config/sources.lock",
         "reca pin magvitv2 phi_1_5",
-        "reca.verbs.sources:pin",
+        "reca.commands.sources:pin",
         (
             _arg("names", nargs="+", metavar="NAME", help="names in config/sources.yaml"),
             _MIRROR,
@@ -153,7 +153,7 @@ VERBS = (
         "render",
         "render a data set of the procedural toy world",
         "reca render --section @data/laptop-reconstruct/manifest.json --out work/again/world",
-        "reca.verbs.data:render",
+        "reca.commands.data:render",
         (_SECTION, _OUT, _LOG),
     ),
     # ---- stages
@@ -161,7 +161,7 @@ VERBS = (
         "base",
         "create the model folder that all arms start from",
         f"reca base --section @{_TINY}/base/manifest.json --out work/again/base",
-        "reca.verbs.train:base",
+        "reca.commands.train:base",
         (
             _SECTION,
             _OUT,
@@ -174,7 +174,7 @@ VERBS = (
         "run the frozen encoders once over a data set",
         f"reca cache --section @{_TINY}/cache/draw/manifest.json --model {_TINY}/base"
         " --data data/laptop-reconstruct --use draw --out work/again/draw",
-        "reca.verbs.train:cache",
+        "reca.commands.train:cache",
         (
             _SECTION,
             _folder("--model", "base model folder"),
@@ -202,7 +202,7 @@ VERBS = (
         " --data reconstruct=data/laptop-reconstruct --data answer=data/laptop-reconstruct"
         f" --cache draw={_TINY}/cache/draw --cache read={_TINY}/cache/read"
         " --arm reca --seed 0 --work work/again/training --out work/again/reca",
-        "reca.verbs.train:align",
+        "reca.commands.train:align",
         (
             _SECTION,
             _folder("--model", "base model folder"),
@@ -219,7 +219,7 @@ VERBS = (
         "pretrain",
         "train a component of a laptop base model from scratch",
         "reca pretrain tokenizer --section @s.json --data data/world --out results/pre/tokenizer",
-        "reca.verbs.train:pretrain",
+        "reca.commands.train:pretrain",
         (
             _arg("part", metavar="PART", help="a component of the family, or `base` for the model"),
             _SECTION,
@@ -249,7 +249,7 @@ VERBS = (
         f"reca generate --section @{_TINY}/reca-0/laptop/test/samples/manifest.json"
         f" --model {_TINY}/reca/seed-0 --seed 0 --split test --guidance={_TINY}/guidance/guidance.json"
         " --work work/again/pictures --out work/again/samples",
-        "reca.verbs.evaluate:generate",
+        "reca.commands.evaluate:generate",
         (
             _SECTION,
             _folder("--model", "model folder"),
@@ -268,7 +268,7 @@ VERBS = (
         "examine",
         "run a detector, a VQA model or a judge on generated samples",
         "reca examine --section @s.json --samples M/samples/0-of-8 --source prompts=data/geneval --out M/seen",
-        "reca.verbs.benchmark:examine",
+        "reca.commands.benchmark:examine",
         (
             _SECTION,
             _folder("--samples", "output folder of `reca generate`"),
@@ -289,7 +289,7 @@ VERBS = (
         "score a folder of images (`reca score geneval FOLDER`) or samples of the workflow",
         f"reca score --section @{_TINY}/reca-0/laptop/test/scores/manifest.json"
         f" --samples {_TINY}/reca-0/laptop/test/samples --out work/again/scores",
-        "reca.verbs.evaluate:score",
+        "reca.commands.evaluate:score",
         (
             _arg("benchmark", nargs="?", metavar="BENCHMARK", help="geneval, dpg, wise, ..."),
             _arg("folder", nargs="?", metavar="FOLDER", help="images in the official layout"),
@@ -334,7 +334,7 @@ VERBS = (
         "select each arm's guidance from development scores",
         f"reca choose --scores {_TINY}/base-0/laptop/development/scores"
         f" {_TINY}/reca-0/laptop/development/scores --out work/again/guidance/guidance.json",
-        "reca.verbs.evaluate:choose",
+        "reca.commands.evaluate:choose",
         (
             _arg("--scores", nargs="+", required=True, metavar="DIR", help="score folders"),
             _arg("--out", required=True, metavar="FILE", help="file to write"),
@@ -345,7 +345,7 @@ VERBS = (
         "report",
         "write the report page and outcomes.json of an experiment",
         "reca report --experiment laptop --results results/laptop --out work/again/report",
-        "reca.verbs.evaluate:report",
+        "reca.commands.evaluate:report",
         (
             _arg("--experiment", required=True, metavar="NAME|FILE", help="name or resolved YAML"),
             _folder("--results", "results of the experiment"),
@@ -357,7 +357,7 @@ VERBS = (
         "paper",
         "write the paper's tables: reported and reproduced values, or `not run`",
         "reca paper --results results --out paper_tables",
-        "reca.verbs.benchmark:paper",
+        "reca.commands.benchmark:paper",
         (
             _folder("--results", "an experiment's results, or the folder of all"),
             _arg(
@@ -380,7 +380,7 @@ VERBS = (
         "draw",
         "generate an image from a prompt",
         'reca draw "a red circle left of a blue square" --out circle.png',
-        "reca.verbs.interact:draw",
+        "reca.commands.interact:draw",
         (
             _arg("prompt", help="description of the image"),
             _MODEL,
@@ -395,7 +395,7 @@ VERBS = (
         "edit",
         "edit an image by an instruction (BAGEL)",
         'reca edit photo.png "make the circle blue" --out edited.png',
-        "reca.verbs.interact:edit",
+        "reca.commands.interact:edit",
         (
             _arg("image", help="image to edit"),
             _arg("instruction", help="edit instruction"),
@@ -418,7 +418,7 @@ VERBS = (
         "reconstruct",
         "generate an image again from the model's own understanding embeddings",
         "reca reconstruct circle.png --out again.png",
-        "reca.verbs.interact:reconstruct",
+        "reca.commands.interact:reconstruct",
         (
             _arg("image", metavar="IMAGE", help="JPEG, PNG, WebP, GIF, BMP or TIFF file"),
             _MODEL,
@@ -434,7 +434,7 @@ VERBS = (
         "ask",
         "answer a question about an image",
         'reca ask circle.png "what color is the circle ?"',
-        "reca.verbs.interact:ask",
+        "reca.commands.interact:ask",
         (
             _arg("image", metavar="IMAGE", help="JPEG, PNG, WebP, GIF, BMP or TIFF file"),
             _arg("question", help="the question"),
@@ -454,20 +454,20 @@ VERBS = (
         "audit",
         "hash every output again and trace every input back to its source",
         "reca audit results/laptop",
-        "reca.verbs.trail:audit",
+        "reca.commands.trail:audit",
         (_arg("folders", nargs="*", metavar="DIR", help="default: results and data"),),
     ),
     Verb(
         "doctor",
         "describe this machine and its kernels, after checking them against plain torch",
         "reca doctor",
-        "reca.verbs.doctor:doctor",
+        "reca.commands.doctor:doctor",
     ),
     Verb(
         "record",
         "commit finished results to DVC, after an audit",
         "reca record",
-        "reca.verbs.trail:record",
+        "reca.commands.trail:record",
     ),
 )
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from reca.data.samples import Sample
-from reca.models.unified import Sampling
+from reca.data.dataset import Sample
+from reca.models.contract import Sampling
 from tests.align.toy import CODES, SEEN, TOKENS, Toy
 
 CODE = "c" * 64

@@ -2,7 +2,7 @@
 
 A run with a fully visible or plainly causal stretch needs no mask, and keys outside the stretch are
 never multiplied. Measured on one core, fp32, forward and backward, against one SDPA with the dense
-mask (docs/results/kernels/cpu.csv, from kernels/benchmarks/run.py): 1.25 to 1.3 times as fast from
+mask (docs/results/kernels/cpu.csv, from perf/kernels/run.py): 1.25 to 1.3 times as fast from
 about 400 tokens on; small sequences become one run and cost the same. flex_attention has no backward
 pass on a CPU, and its forward pass is 10 to 200 times as slow there.
 """

@@ -1,6 +1,6 @@
 """Tile sizes and launch options of the kernels, pinned: the order of every sum depends on them.
 
-Found by compiling ahead of time for sm_80 and sm_90 (kernels/benchmarks/static.py): the largest tiles
+Found by compiling ahead of time for sm_80 and sm_90 (perf/kernels/static.py): the largest tiles
 without spills. They have not been timed on a GPU yet. The interpreter takes small tiles, so that small
 inputs pass through several.
 """

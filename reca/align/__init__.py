@@ -1,6 +1,6 @@
 """Post-training: the objective with its lambdas, one loop for all families, exact checkpoints.
 
-`align` is imported lazily, so that `reca.align.recipe` stays free of torch.
+`align` is imported lazily, so that `reca.config.recipe` stays free of torch.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ import torch
 
 from reca.align.distributed import World
 from reca.align.objective import MicroBatch, derangement
-from reca.align.recipe import Recipe
+from reca.config.recipe import Recipe
+from reca.core.artifacts import sha256_json
+from reca.core.rng import generator, seed_of
 from reca.data.order import Cursor, published_order
-from reca.models.unified import Features, UnifiedModel
-from reca.randomness import generator, seed_of
-from reca.records import sha256_json
+from reca.models.contract import Features, UnifiedModel
 
 Conversation = Sequence[tuple[str, str]]
 """(question, answer) turns about one image."""
@@ -37,7 +37,7 @@ class EditRows:
 
 
 class FeatureRows(Protocol):
-    """Cached features of a data set (`reca.cache`)."""
+    """Cached features of a data set (`reca.features.build`)."""
 
     def __len__(self) -> int: ...
 

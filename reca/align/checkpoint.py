@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reca.align.distributed import World, whole
-from reca.plain import json_value
-from reca.records import fsync_directory, read_json, sha256_file, sha256_json
+from reca.core.artifacts import fsync_directory, read_json, sha256_file, sha256_json
+from reca.core.documents import json_value
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from reca.devices import device_of
+from reca.core.devices import device_of
 
 
 @dataclass(frozen=True)

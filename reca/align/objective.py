@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reca.align.recipe import TASKS
-from reca.models.unified import (
+from reca.config.recipe import TASKS
+from reca.models.contract import (
     Features,
     Loss,
     UnifiedModel,

@@ -7,11 +7,11 @@ from pathlib import Path
 from reca.align import distributed
 from reca.align.batches import TaskData
 from reca.align.log import LOG, publish
-from reca.align.recipe import Recipe
 from reca.align.state import load_trained
-from reca.align.texts import feature_data
 from reca.align.trainer import CHECKPOINTS, Summary, align
-from reca.models import load_model
+from reca.align.training_data import feature_data
+from reca.config.recipe import Recipe
+from reca.models.registry import load_model
 
 __all__ = ["feature_data", "is_first", "run", "write"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from reca.align.recipe import Recipe
+from reca.config.recipe import Recipe
 
 
 def lr_factor(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from reca.align import checkpoint
 from reca.align.checkpoint import Groups
 from reca.align.distributed import like, whole
-from reca.align.recipe import Recipe
-from reca.models.unified import DecayGroups, UnifiedModel
+from reca.config.recipe import Recipe
+from reca.models.contract import DecayGroups, UnifiedModel
 
 
 def freeze(model: UnifiedModel, patterns: Sequence[str] = ()) -> list[str]:

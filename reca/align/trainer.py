@@ -29,11 +29,11 @@ from reca.align.distributed import World
 from reca.align.log import LOG, TrainLog, publish
 from reca.align.objective import MicroBatch, Objective
 from reca.align.preemption import Preempted, StopFlag
-from reca.align.recipe import Recipe
 from reca.align.schedule import learning_rate
 from reca.align.state import TrainState, build_state, freeze, weights_hash
-from reca.models.unified import UnifiedModel
-from reca.records import versions
+from reca.config.recipe import Recipe
+from reca.core.artifacts import versions
+from reca.models.contract import UnifiedModel
 
 logger = logging.getLogger(__name__)
 

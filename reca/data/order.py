@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from reca.randomness import numpy_generator
+from reca.core.rng import numpy_generator
 
 if TYPE_CHECKING:
-    from reca.data.samples import Dataset, Sample
+    from reca.data.dataset import Dataset, Sample
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from reca.finite import check_weights
-from reca.models.weights import (
+from reca.core.finite import check_weights
+from reca.models.checkpoint_io import (
     check_manifest,
     manifest_of,
     safetensors_manifest,

@@ -10,17 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reca import plain, records
-from reca.benchmarks.choose import arm_of
-from reca.benchmarks.laptop import GENEVAL_TASKS
-from reca.benchmarks.laptop_edit import SCORES as SCORES_OF_EDITS
+from reca.core import artifacts, documents
+from reca.evaluation.choose import arm_of
 from reca.report import stages
-from reca.report.outcomes import (
-    guidance_of,
-    only_guidance,
-    outcomes,
-    understanding_by_kind,
-)
+from reca.report.outcomes import guidance_of, only_guidance, outcomes, understanding_by_kind
+from reca.toyworld.edit_tasks import SCORES as SCORES_OF_EDITS
+from reca.toyworld.tasks import GENEVAL_TASKS
 
 ITEMS, SCORES, LOG = "items.jsonl", "scores.json", "log.jsonl"
 
@@ -28,14 +23,14 @@ ITEMS, SCORES, LOG = "items.jsonl", "scores.json", "log.jsonl"
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; ValueError names the file and the line that is damaged."""
     try:
-        return plain.lines(path)
+        return documents.lines(path)
     except ValueError as error:
         raise ValueError(f"{error}; run the stage again") from error
 
 
 def scored_models(results: Path, benchmark: str, names: Iterable[str]) -> list[str]:
     """Those of the experiment's models that have test scores here; ValueError where none has."""
-    pattern = f"*/{benchmark}/test/scores/{records.MANIFEST}"
+    pattern = f"*/{benchmark}/test/scores/{artifacts.MANIFEST}"
     found = [name for name in names if any((results / name).glob(pattern))]
     if not found:
         raise ValueError(
@@ -46,7 +41,7 @@ def scored_models(results: Path, benchmark: str, names: Iterable[str]) -> list[s
 
 def test_folders(model: Path, benchmark: str) -> list[Path]:
     """All complete score stages of a model's test runs, sorted by run."""
-    return sorted(p.parent for p in model.glob(f"*/{benchmark}/test/scores/{records.MANIFEST}"))
+    return sorted(p.parent for p in model.glob(f"*/{benchmark}/test/scores/{artifacts.MANIFEST}"))
 
 
 def item_scores(
@@ -86,9 +81,9 @@ def edit_item_scores(
 def edits_report(model: Path, benchmark: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Outcomes of the edits, chance, items and pictures of one model, and the folders that they come from."""
     folders = test_folders(model, benchmark)
-    scores = [records.read_json(records.verified(folder / SCORES)) for folder in folders]
+    scores = [artifacts.read_json(artifacts.verified(folder / SCORES)) for folder in folders]
     runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
-    items = {run: read_lines(records.verified(folder / ITEMS)) for run, folder in runs.items()}
+    items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in runs.items()}
     one = only_guidance(scores) if "edit" not in next(iter(chosen.values())) else chosen
     by_item = {run: edit_item_scores(rows, one[arm_of(run)]["edit"]) for run, rows in items.items()}
     pictures = {run: folder.parent / "samples" / "images.tar" for run, folder in runs.items()}
@@ -97,17 +92,17 @@ def edits_report(model: Path, benchmark: str, chosen: Mapping[str, Any]) -> dict
         "chosen": one,
         "chance": scores[0]["chance"],
         "items": items,
-        "samples": {run: records.verified(path) for run, path in pictures.items()},
+        "samples": {run: artifacts.verified(path) for run, path in pictures.items()},
         "folders": folders,
     }
 
 
 def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows of `log.jsonl` by run, `reca-0` and so on, of the arms whose stage is complete."""
-    folders = sorted(path.parent for path in model.glob(f"*/seed-*/{records.MANIFEST}"))
+    folders = sorted(path.parent for path in model.glob(f"*/seed-*/{artifacts.MANIFEST}"))
     return {
         f"{folder.parent.name}-{folder.name.removeprefix('seed-')}": read_lines(
-            records.verified(folder / LOG)
+            artifacts.verified(folder / LOG)
         )
         for folder in folders
     }
@@ -115,8 +110,8 @@ def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
 
 def guidance_choice(model: Path, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`{"chosen", "sweep"}` as `reca choose` wrote them; an empty sweep where the model has one guidance."""
-    if (model / "guidance" / records.MANIFEST).is_file():
-        return records.read_json(records.verified(model / "guidance" / "guidance.json"))
+    if (model / "guidance" / artifacts.MANIFEST).is_file():
+        return artifacts.read_json(artifacts.verified(model / "guidance" / "guidance.json"))
     return {"chosen": only_guidance(scores), "sweep": {}}
 
 
@@ -126,9 +121,9 @@ def model_report(model: Path, benchmark: str, editing: str | None = None) -> dic
     `editing` names the benchmark of edits, where the experiment has one.
     """
     folders = test_folders(model, benchmark)
-    scores = [records.read_json(records.verified(folder / SCORES)) for folder in folders]
+    scores = [artifacts.read_json(artifacts.verified(folder / SCORES)) for folder in folders]
     runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
-    items = {run: read_lines(records.verified(folder / ITEMS)) for run, folder in runs.items()}
+    items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in runs.items()}
     pictures = {run: folder.parent / "samples" / "images.tar" for run, folder in runs.items()}
     choice = guidance_choice(model, scores)
     by_item = {r: item_scores(rows, choice["chosen"][arm_of(r)]) for r, rows in items.items()}
@@ -137,7 +132,7 @@ def model_report(model: Path, benchmark: str, editing: str | None = None) -> dic
     complete = [
         *folders,
         *more,
-        *(path.parent for path in model.glob(f"*/seed-*/{records.MANIFEST}")),
+        *(path.parent for path in model.glob(f"*/seed-*/{artifacts.MANIFEST}")),
     ]
     graph = stages.walk(complete)
     logs = training_logs(model)
@@ -154,12 +149,12 @@ def model_report(model: Path, benchmark: str, editing: str | None = None) -> dic
         "understanding": understanding_by_kind(scores),
         "seeds": sorted({score["seed"] for score in scores}),
         "items": items,
-        "samples": {run: records.verified(path) for run, path in pictures.items()},
+        "samples": {run: artifacts.verified(path) for run, path in pictures.items()},
         "logs": logs,
         "costs": stages.costs(graph),
         "caches": stages.caches(graph),
         "trail": stages.trail(graph),
-        "run": records.read_run(folders[0]),
+        "run": artifacts.read_run(folders[0]),
     }
 
 

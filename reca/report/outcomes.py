@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from reca.benchmarks.choose import arm_of
-from reca.benchmarks.laptop import GENEVAL_TASKS
-from reca.data.world_edits import EDITS
+from reca.evaluation.choose import arm_of
 from reca.report import statistics
+from reca.toyworld.edits import EDITS
+from reca.toyworld.tasks import GENEVAL_TASKS
 
 PRIMARY = ("dense", "geneval")
 SECONDARY = (

@@ -14,7 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reca import records
+from reca.core import artifacts
 from reca.report import collect, figures, sections, wording
 
 PAGE, OUTCOMES = "index.html", "outcomes.json"
@@ -31,8 +31,8 @@ def build(experiment: Mapping[str, Any], results: Path, out: Path) -> None:
     names = collect.scored_models(results, benchmark, experiment["models"])
     editing = edit_benchmark(experiment)
     models = [collect.model_report(results / name, benchmark, editing) for name in names]
-    records.write_json(out / OUTCOMES, collect.outcomes_json(models))
-    records.write_atomic(out / PAGE, render(experiment, models, benchmark))
+    artifacts.write_json(out / OUTCOMES, collect.outcomes_json(models))
+    artifacts.write_atomic(out / PAGE, render(experiment, models, benchmark))
 
 
 def laptop_benchmark(experiment: Mapping[str, Any]) -> str:

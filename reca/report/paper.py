@@ -15,9 +15,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reca import records
-from reca.benchmarks import readings
-from reca.plain import fields
+from reca.core import artifacts
+from reca.core.documents import fields
+from reca.evaluation import readings
 from reca.report import expectations
 from reca.report.paper_map import COLUMNS, TITLES, Metric, Run, reported_rows, run_of
 from reca.report.statistics import t_interval
@@ -39,12 +39,12 @@ def collect(results: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(results.glob("**/scores/scores.json")):
         parts = path.parent.relative_to(results).parts
-        if parts[-2] != "test" or not (path.parent / records.MANIFEST).is_file():
+        if parts[-2] != "test" or not (path.parent / artifacts.MANIFEST).is_file():
             continue
         experiment = parts[-6] if len(parts) == 6 else results.name
         model, run, benchmark = parts[-5:-2]
         arm, _, seed = run.rpartition("-")
-        scores = fields(records.read_json(path), path)
+        scores = fields(artifacts.read_json(path), path)
         if scores.get("benchmark") != benchmark or "summary" not in scores:
             continue  # the laptop's, which has a page of its own
         found.append(
@@ -204,11 +204,11 @@ def build(
     ]
     made = tables(found, verdicts)
     sources = reported()["_sources"]
-    records.write_json(out / TABLES, {"tables": made, "sources": sources, "cells": counts(made)})
+    artifacts.write_json(out / TABLES, {"tables": made, "sources": sources, "cells": counts(made)})
     judged = {"expectations": verdicts, "counts": expectations.counts(verdicts)}
-    records.write_json(out / EXPECTED, judged)
-    records.write_atomic(out / TEXT, markdown(made, sources, verdicts))
-    records.write_atomic(out / PAGE, page(made, sources, title, verdicts))
+    artifacts.write_json(out / EXPECTED, judged)
+    artifacts.write_atomic(out / TEXT, markdown(made, sources, verdicts))
+    artifacts.write_atomic(out / PAGE, page(made, sources, title, verdicts))
     return counts(made)
 
 

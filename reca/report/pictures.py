@@ -11,14 +11,14 @@ from typing import Any
 
 from PIL import Image
 
-from reca.benchmarks import laptop
-from reca.benchmarks.choose import arm_of
-from reca.benchmarks.laptop_edit import edits
-from reca.benchmarks.laptop_plan import reconstruction_key, sample_key
-from reca.data.world import draw_pixels
-from reca.imageset import ImageSet, png
+from reca.evaluation.choose import arm_of
+from reca.inference.imageset import ImageSet, png
 from reca.report.figures import NAMES
 from reca.report.outcomes import TITLES, guidance_of
+from reca.toyworld import tasks
+from reca.toyworld.edit_tasks import edits
+from reca.toyworld.prompts import reconstruction_key, sample_key
+from reca.toyworld.scenes import draw_pixels
 
 SCENES, PROMPTS_PER_TASK = 6, 3
 LARGEST = 256  # pixels on the longer side; the page shows pictures smaller than this
@@ -77,8 +77,8 @@ def _drawn_again(
 ) -> list[Row]:
     cards = []
     count = min(SCENES, benchmark["reconstructions"])
-    for index, scene in enumerate(laptop.held_out_scenes("test", count, benchmark["seed"])):
-        name, told = f"scene-{index:04d}", laptop.dense_caption(scene)
+    for index, scene in enumerate(tasks.held_out_scenes("test", count, benchmark["seed"])):
+        name, told = f"scene-{index:04d}", tasks.dense_caption(scene)
         target = data_uri(Image.fromarray(draw_pixels(scene)))
         shown = [{"name": "Target", "uri": target, "score": None, "alt": f"Target: {told}"}]
         for arm in AGAIN_BY:
@@ -94,7 +94,7 @@ def _drawn_from_prompts(
     sets: Mapping[str, ImageSet], items: Mapping[str, list[Any]], chosen: Mapping[str, Any]
 ) -> list[Row]:
     rows = []
-    for task in (*laptop.DENSE_TASKS, *laptop.GENEVAL_TASKS):
+    for task in (*tasks.DENSE_TASKS, *tasks.GENEVAL_TASKS):
         names = (f"{task}-{index:04d}" for index in range(PROMPTS_PER_TASK))
         cards = [_prompt_card(name, task, sets, items, chosen) for name in names]
         if kept := [card for card in cards if card["pictures"]]:

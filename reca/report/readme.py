@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reca import records
+from reca.core import artifacts
 from reca.report import standalone
 
 RESULTS = Path("docs/results")
@@ -37,10 +37,10 @@ def take(results: Path) -> dict[str, Any]:
 
     Costs are sums over all stages; wall time is from the first stage's start to the last one's end.
     """
-    runs = [records.read_run(path.parent) for path in sorted(results.rglob(records.RUN))]
-    report = records.read_run(results / "report")
+    runs = [artifacts.read_run(path.parent) for path in sorted(results.rglob(artifacts.RUN))]
+    report = artifacts.read_run(results / "report")
     return {
-        **records.read_json(results / "report" / "outcomes.json"),
+        **artifacts.read_json(results / "report" / "outcomes.json"),
         "made": {
             "commit": report["commit"],
             "versions": report["versions"],
@@ -109,15 +109,15 @@ def main() -> None:
     parser.add_argument("--take", type=Path, metavar="DIR", help="results of a finished experiment")
     arguments = parser.parse_args()
     if arguments.take:
-        records.write_json(adopted(arguments.take.name), take(arguments.take))
+        artifacts.write_json(adopted(arguments.take.name), take(arguments.take))
     for experiment, page in PAGES.items():
         source = adopted(experiment)
         if not source.is_file():  # its page says so between the marks
             continue
-        block = table(records.read_json(source), source, page)
-        records.write_atomic(page, rewritten(page.read_text(), block, page))
+        block = table(artifacts.read_json(source), source, page)
+        artifacts.write_atomic(page, rewritten(page.read_text(), block, page))
         if experiment in FIGURES:
-            records.write_atomic(FIGURES[experiment], figure(records.read_json(source)))
+            artifacts.write_atomic(FIGURES[experiment], figure(artifacts.read_json(source)))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from reca.align.recipe import ARMS as TRAINED
-from reca.align.recipe import Recipe, for_arm
-from reca.benchmarks.choose import CHOSEN_BY
-from reca.benchmarks.laptop import GENEVAL_TASKS
-from reca.config import section
+from reca.config.compose import section
+from reca.config.recipe import ARMS as TRAINED
+from reca.config.recipe import Recipe, for_arm
+from reca.evaluation.choose import CHOSEN_BY
 from reca.report import figures, pictures, wording
 from reca.report.outcomes import ARMS, EDITED, TITLES
+from reca.toyworld.tasks import GENEVAL_TASKS
 
 SHOWN = ("dense", "geneval", "understanding", "reconstruction")  # laptop report, part 1.4
 BY_TASK = ("geneval", *GENEVAL_TASKS, "dense", "dense_placed")

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from reca import records
+from reca.core import artifacts
 
 Graph = Mapping[Path, Mapping[str, Any]]  # folder -> manifest, what was read before what read it
 
@@ -24,7 +24,7 @@ def walk(folders: Iterable[Path]) -> dict[Path, dict[str, Any]]:
         folder = waiting.pop()
         if folder in found:
             continue
-        found[folder] = records.read_manifest(folder)
+        found[folder] = artifacts.read_manifest(folder)
         waiting.extend(_upstream(found[folder]))
 
     @cache
@@ -41,14 +41,14 @@ def _relative(path: str | Path) -> Path:
 def _upstream(manifest: Mapping[str, Any]) -> list[Path]:
     """Folders of the stages whose files were read; other inputs are files of the user or of this repository."""
     folders = {_relative(entry["path"]).parent for entry in manifest["inputs"].values()}
-    return sorted(folder for folder in folders if (folder / records.MANIFEST).is_file())
+    return sorted(folder for folder in folders if (folder / artifacts.MANIFEST).is_file())
 
 
 def costs(graph: Graph) -> list[dict[str, Any]]:
     """Wall and CPU seconds (summed) and peak memory (largest) by kind of stage, from the `run.json` of each."""
     rows: dict[str, dict[str, Any]] = {}
     for folder, manifest in graph.items():
-        run = records.read_run(folder) if (folder / records.RUN).is_file() else {}
+        run = artifacts.read_run(folder) if (folder / artifacts.RUN).is_file() else {}
         name = manifest["stage"]
         row = rows.setdefault(
             name, {"stage": name, "jobs": 0, "wall": 0.0, "cpu": 0.0, "memory": 0}
@@ -65,8 +65,8 @@ def caches(graph: Graph) -> list[dict[str, Any]]:
     found = []
     for folder, manifest in graph.items():
         if manifest["stage"] == "cache":
-            about = records.read_json(records.verified(folder / "cache.json"))
-            run = records.read_run(folder)
+            about = artifacts.read_json(artifacts.verified(folder / "cache.json"))
+            run = artifacts.read_run(folder)
             size = sum(entry["bytes"] for entry in manifest["outputs"].values())
             row = {"use": folder.name, "rows": about["rows"], "bytes": size}
             found.append({**row, "seconds": run.get("encode_seconds")})
@@ -80,7 +80,7 @@ def trail(graph: Graph) -> list[dict[str, Any]]:
             "folder": folder.as_posix(),
             "stage": manifest["stage"],
             "seed": manifest["seed"],
-            "manifest": records.sha256_file(folder / records.MANIFEST),
+            "manifest": artifacts.sha256_file(folder / artifacts.MANIFEST),
             "inputs": sorted(manifest["inputs"]),
             "files": len(manifest["outputs"]),
             "bytes": sum(entry["bytes"] for entry in manifest["outputs"].values()),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from reca.randomness import numpy_generator
+from reca.core.rng import numpy_generator
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> list[float] | None:

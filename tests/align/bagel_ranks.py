@@ -11,11 +11,11 @@ from torch.distributed.tensor import DTensor
 
 from reca.align import distributed
 from reca.align.batches import FeatureData
-from reca.align.recipe import Recipe, TaskRecipe
 from reca.align.trainer import align
+from reca.config.recipe import Recipe, TaskRecipe
+from reca.core.rng import generator
 from reca.models.bagel.batch import FlowNoise
 from reca.models.bagel.model import BagelModel
-from reca.randomness import generator
 from tests.models import bagel_tiny as tiny
 
 SEED = 3

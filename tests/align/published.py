@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from reca.cli import main
-from reca.config import load
-from reca.models.unified import UnifiedModel
-from reca.schema import DataSource, Experiment, ModelConfig
+from reca.config.compose import load
+from reca.config.schema import DataSource, Experiment, ModelConfig
+from reca.models.contract import UnifiedModel
 from tests.models import bagel_tiny, harmon_tiny, showo_tiny
 
 CONFIGURED = Path(__file__).parents[2] / "config/experiment"
@@ -195,7 +195,7 @@ class Rehearsal:
         return folder
 
     def _place(self, kind: str, *described: object) -> Path:
-        from reca.records import sha256_json
+        from reca.core.artifacts import sha256_json
 
         return self.root / kind / sha256_json(list(described))[:12]
 

@@ -12,8 +12,8 @@ import torch
 
 from reca.align import checkpoint
 from reca.align.batches import FeatureData
-from reca.align.recipe import Recipe, TaskRecipe
 from reca.align.trainer import CHECKPOINTS, align
+from reca.config.recipe import Recipe, TaskRecipe
 from tests.align.toy import Toy, toy_data
 
 STEPS = 20

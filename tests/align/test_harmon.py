@@ -10,8 +10,8 @@ import torch
 
 from reca.align.batches import FeatureData, plan_step
 from reca.align.distributed import World
-from reca.align.recipe import Recipe, TaskRecipe
 from reca.align.trainer import align
+from reca.config.recipe import Recipe, TaskRecipe
 from reca.models.harmon.model import HarmonModel
 from tests.models import harmon_tiny as tiny
 

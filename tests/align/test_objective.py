@@ -12,12 +12,12 @@ from transformers import get_cosine_schedule_with_warmup
 from reca.align.batches import FeatureData, pick_prompts, pick_turns, plan_step, with_features
 from reca.align.distributed import World
 from reca.align.objective import derangement, task_loss
-from reca.align.recipe import Recipe, TaskRecipe, for_arm
 from reca.align.schedule import learning_rate
-from reca.align.texts import feature_data
-from reca.models.unified import reconstruction_loss, text_to_image_loss
-from reca.randomness import generator
-from reca.schema import DataSource
+from reca.align.training_data import feature_data
+from reca.config.recipe import Recipe, TaskRecipe, for_arm
+from reca.config.schema import DataSource
+from reca.core.rng import generator
+from reca.models.contract import reconstruction_loss, text_to_image_loss
 from tests.align.runs import recipe
 from tests.align.toy import Rows, Toy, toy_data
 

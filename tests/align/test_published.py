@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from reca.align import distributed, trainer
-from reca.align.recipe import Recipe
 from reca.cli import main
-from reca.config import load
-from reca.models import FAMILIES
+from reca.config.compose import load
+from reca.config.recipe import Recipe
+from reca.models.registry import FAMILIES
 from tests.align import published
 
 ARMS = published.arms()

@@ -14,8 +14,8 @@ import torch
 
 from reca.align import checkpoint
 from reca.align.preemption import REQUEUE_EXIT_CODE
-from reca.align.recipe import TaskRecipe
 from reca.align.trainer import CHECKPOINTS
+from reca.config.recipe import TaskRecipe
 from tests.align import runs
 from tests.align.runs import STEPS, assert_same_run, run
 from tests.align.toy import Toy, toy_data

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from reca import cache
-from reca.align.recipe import Recipe, TaskRecipe
-from reca.align.texts import feature_data
 from reca.align.trainer import align
+from reca.align.training_data import feature_data
+from reca.config.recipe import Recipe, TaskRecipe
+from reca.config.schema import DataSource
+from reca.features import build as cache
 from reca.models.showo.model import ShowoModel
-from reca.schema import DataSource
 from tests.models import showo_tiny
 
 PHOTOGRAPHS = {
@@ -74,7 +74,7 @@ def prepared(
     (root / "prompts.txt").write_text("describe the image\nwhat are on the image ?\n")
     folders = {"reconstruct": root / "talks.json", "answer": root / "talks.json"}
     sources = {"reconstruct": source, "answer": source}
-    from reca.align.texts import open_role
+    from reca.align.training_data import open_role
 
     caches = {use: root / use for use in ("draw", "read")}
     for use, folder in caches.items():
@@ -118,8 +118,8 @@ def test_photographs_are_learned_and_resumed_exactly(
 
 
 def test_cached_and_live_features_agree(photographs: Path, tmp_path: Path) -> None:
-    from reca.data import open_dataset
-    from reca.images import decode
+    from reca.core.images import decode
+    from reca.data.formats import open_dataset
 
     model, _, _ = prepared(photographs, tmp_path, "clip")
     dataset = open_dataset("folder", photographs)

@@ -14,10 +14,10 @@ from reca.align.batches import plan_step, with_features
 from reca.align.distributed import World
 from reca.align.log import truncate
 from reca.align.objective import task_loss
-from reca.align.recipe import TaskRecipe
 from reca.align.schedule import learning_rate
 from reca.align.state import by_rank, freeze, load_trained
 from reca.align.trainer import CHECKPOINTS, NonFiniteLoss, align
+from reca.config.recipe import TaskRecipe
 from tests.align.runs import SEED, recipe, run
 from tests.align.toy import Toy, toy_data
 

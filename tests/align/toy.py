@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from reca.align.batches import FeatureData
-from reca.models.unified import DecayGroups, Features, Loss, UnifiedModel
+from reca.models.contract import DecayGroups, Features, Loss, UnifiedModel
 
 CODES, TOKENS, WIDTH, SEEN = 16, 6, 16, 5
 

@@ -11,8 +11,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from reca.align import distributed
-from reca.align.recipe import TaskRecipe
 from reca.align.trainer import CHECKPOINTS, align
+from reca.config.recipe import TaskRecipe
 from tests.align.runs import SEED, recipe
 from tests.align.toy import Toy, toy_data
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reca.data import open_dataset
-from reca.data.archives import ImageFolder
-from reca.unreadable import UnreadableImage
+from reca.core.unreadable import UnreadableImage
+from reca.data.formats import open_dataset
+from reca.data.readers.archives import ImageFolder
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dot."}]
 

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
+from reca.data.dataset import Sample
 from reca.data.order import Cursor, epoch_order, in_order, iterate
-from reca.data.samples import Sample
 
 
 class Slow:

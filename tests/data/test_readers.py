@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from reca.data import open_dataset
-from reca.data.llava import pair_turns
-from reca.data.samples import Corrupt, read_images
-from reca.images import decode, short_side_crop, squash, to_tensor
-from reca.unreadable import UnreadableImage
+from reca.core.images import decode, short_side_crop, squash, to_tensor
+from reca.core.unreadable import UnreadableImage
+from reca.data.dataset import Corrupt, read_images
+from reca.data.formats import open_dataset
+from reca.data.readers.llava import pair_turns
 
 
 def png(value: int = 0, size: tuple[int, int] = (4, 4)) -> bytes:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reca.data import open_dataset
+from reca.core.unreadable import UnreadableImage, UnreadableText
+from reca.data.formats import open_dataset
 from reca.data.order import Cursor, iterate
-from reca.data.tar import INDEX_PREFIX
-from reca.unreadable import UnreadableImage, UnreadableText
+from reca.data.readers.tar import INDEX_PREFIX
 
 
 def png(value: int) -> bytes:
@@ -84,7 +84,7 @@ def test_the_index_is_kept_and_renewed_when_the_shard_changes(shards, monkeypatc
     first = open_dataset("tar", shards).fingerprint()
     assert (shards / f"{INDEX_PREFIX}s9.tar.json").is_file()
     with monkeypatch.context() as patch:
-        patch.setattr("reca.data.tar.scan", lambda *_: pytest.fail("scanned a known shard"))
+        patch.setattr("reca.data.readers.tar.scan", lambda *_: pytest.fail("scanned a known shard"))
         assert open_dataset("tar", shards).fingerprint() == first
     write_shard(shards / "s9.tar", 50, 10)
     changed = open_dataset("tar", shards)

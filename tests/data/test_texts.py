@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from reca.data import max_unreadable, open_dataset
-from reca.data.samples import Corrupt, Dataset, described, read_images, read_texts
-from reca.unreadable import UnreadableImage, UnreadableText
+from reca.core.unreadable import UnreadableImage, UnreadableText
+from reca.data.dataset import Corrupt, Dataset, described, read_images, read_texts
+from reca.data.formats import max_unreadable, open_dataset
 
 MARK = "\ufeff"
 

@@ -129,14 +129,14 @@ class Recorder:
         page.write(self.figures(), ROOT)
 
     def figures(self) -> dict[str, Any]:
-        from reca import records
+        from reca.core import artifacts
 
         return {
-            "commit": records.git_commit(ROOT),
+            "commit": artifacts.git_commit(ROOT),
             "seed": self.config.getoption("faults_seed"),
             "counts": self.config.getoption("faults"),
-            "machine": records.machine(),
-            "versions": records.versions(),
+            "machine": artifacts.machine(),
+            "versions": artifacts.versions(),
             "wall_seconds": round(time.time() - self.began, 1),
             "kinds": [self._figure(kind) for kind in KINDS],
         }

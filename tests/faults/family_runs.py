@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from reca.align.batches import FeatureData
-from reca.align.recipe import Recipe, TaskRecipe
 from reca.align.trainer import align
+from reca.config.recipe import Recipe, TaskRecipe
 from tests.align.runs import KillingRows
 from tests.align.test_harmon import Rows
 from tests.models import bagel_tiny, harmon_tiny, showo_tiny

@@ -14,7 +14,7 @@ RULES = sorted((ROOT / "workflow").rglob("*.smk")) + [ROOT / "workflow/Snakefile
 NAMES = {"eval", "exec", "__import__"}
 # attribute -> the one module that may call it, if any
 CALLS = {
-    "torch.load": "reca/models/weights.py",
+    "torch.load": "reca/models/checkpoint_io.py",
     "pickle.load": "", "pickle.loads": "", "pickle.Unpickler": "", "marshal.loads": "",
     "np.load": "", "numpy.load": "", "yaml.unsafe_load": "", "yaml.full_load": "", "os.system": "", "os.popen": "",
     "tempfile.mktemp": "", "joblib.load": "", "dill.load": "", "dill.loads": "",

@@ -14,17 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from reca.cache_files import map_safetensors
-from reca.data import open_dataset
-from reca.data.archives import ImageFolder
-from reca.images import UnreadableImage, decode
-from reca.imageset import ImageSet
-from reca.models import weights
-from tests import test_images, test_imageset
+from reca.core.images import UnreadableImage, decode
+from reca.data.formats import open_dataset
+from reca.data.readers.archives import ImageFolder
+from reca.features.store import map_safetensors
+from reca.inference.imageset import ImageSet
+from reca.models import checkpoint_io
+from tests.core import test_images
 from tests.data.test_archives import pack_zip
 from tests.data.test_readers import rows, turns
 from tests.data.test_tar import png, write_shard
 from tests.faults.damage import damaged
+from tests.inference import test_imageset
 
 
 # ---- what is read ------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def read_set(path: Path) -> None:
 
 
 def make_weights(path: Path) -> None:
-    weights.save_safetensors({f"w{i}": torch.ones(3, i + 1) for i in range(6)}, path)
+    checkpoint_io.save_safetensors({f"w{i}": torch.ones(3, i + 1) for i in range(6)}, path)
 
 
 def make_pickle(path: Path) -> None:
@@ -85,7 +86,7 @@ def make_pickle(path: Path) -> None:
 
 
 def read_weights(path: Path) -> None:
-    read = (weights.load_safetensors, weights.safetensors_manifest, map_safetensors)
+    read = (checkpoint_io.load_safetensors, checkpoint_io.safetensors_manifest, map_safetensors)
     for one in read:
         one(path)
 
@@ -98,7 +99,7 @@ CONTAINERS = {
     "images.zip": (make_zip, read_zip, None),
     "pictures.tar": (make_set, read_set, None),
     "model.safetensors": (make_weights, read_weights, 400),
-    "model.bin": (make_pickle, lambda p: weights.load_foreign(p, allow_unpinned=True), None),
+    "model.bin": (make_pickle, lambda p: checkpoint_io.load_foreign(p, allow_unpinned=True), None),
 }  # fmt: skip
 
 

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from reca import config
 from reca.align.log import truncate
-from reca.audit import audit
-from reca.benchmarks.judges.ledger import Ledger
-from reca.catalogue import load_sources
-from reca.data import open_dataset
-from reca.imageset import ImageSet
-from reca.kept import KeptPictures, KeptRows
-from reca.models import load_model, weights
-from reca.records import read_json, read_manifest
-from reca.sources import read_lock
-from reca.verbs.inputs import read_section
+from reca.commands.inputs import read_section
+from reca.config import compose
+from reca.core.artifacts import read_json, read_manifest
+from reca.core.lineage import audit
+from reca.data.formats import open_dataset
+from reca.evaluation.judges.ledger import Ledger
+from reca.inference.imageset import ImageSet
+from reca.inference.resume import KeptPictures, KeptRows
+from reca.models import checkpoint_io
+from reca.models.registry import load_model
+from reca.sources.catalogue import load_sources
+from reca.sources.fetch import read_lock
 from tests.data.test_tar import add, png
 from tests.faults.damage import damaged
 
@@ -72,7 +73,7 @@ def of_sidecar(folder: Path, data: bytes) -> None:
 
 
 def of_kept_picture(folder: Path, data: bytes) -> None:
-    from reca.imageset import Entry
+    from reca.inference.imageset import Entry
 
     (folder / "a").mkdir()
     (folder / "a/0000.json").write_bytes(data)
@@ -82,7 +83,7 @@ def of_kept_picture(folder: Path, data: bytes) -> None:
 def of_experiment(folder: Path, data: bytes) -> None:
     shutil.copytree(ROOT / "config", folder / "config")
     (folder / "config/experiment/shard.yaml").write_bytes(b"# @package _global_\n" + data)
-    config.load("shard", config_dir=folder / "config")
+    compose.load("shard", config_dir=folder / "config")
 
 
 def at(name: str, read: Callable[[Path], object]) -> Callable[[Path, bytes], None]:
@@ -106,7 +107,7 @@ PLACES = {
     "manifest": at("shard/manifest.json", lambda path: read_manifest(path.parent)),
     "audit": at("shard/manifest.json", lambda path: audit([path.parent])),
     "model": at("shard/reca_model.json", lambda path: load_model(path.parent)),
-    "index of weights": at("shard.safetensors.index.json", weights.load_checkpoint),
+    "index of weights": at("shard.safetensors.index.json", checkpoint_io.load_checkpoint),
     "conversations": at("shard.json", lambda path: open_dataset("llava", path)),
     "sidecar of a picture": of_sidecar,
     "sidecar in a tar": of_tar,

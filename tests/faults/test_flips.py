@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from reca.audit import audit
-from tests.test_audit import link
-from tests.test_sealed import KINDS as UNFINISHED
+from reca.core.lineage import audit
+from tests.core.test_lineage import link
+from tests.core.test_sealed import KINDS as UNFINISHED
 
 
 def test_a_changed_byte_of_a_results_folder_is_found(tmp_path, monkeypatch, campaign):

@@ -6,7 +6,7 @@ import math
 
 from hypothesis import given, settings
 
-from tests.benchmarks.test_replies import CORPUS, RANGES, in_range, replies
+from tests.evaluation.test_replies import CORPUS, RANGES, in_range, replies
 
 
 def test_generated_replies_give_a_score_in_range_or_none(campaign):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reca.models import weights
+from reca.models import checkpoint_io
 
 
 class Calls:
@@ -57,11 +57,11 @@ def test_no_pickle_runs_anything(tmp_path, campaign, gadget):
     assert canary.exists(), "this gadget does nothing, so it proves nothing"
     shutil.rmtree(canary)
     for name, save in FORMATS.items():
-        for ending in weights.PICKLES:
+        for ending in checkpoint_io.PICKLES:
             path = Path(tmp_path / f"model{ending}")
             with campaign.case(f"{name}{ending}"):
                 save({"weight": made}, path)
                 with pytest.raises(ValueError, match=rf"model{ending}: is no plain checkpoint"):
-                    weights.load_checkpoint(path, allow_unpinned=True)
+                    checkpoint_io.load_checkpoint(path, allow_unpinned=True)
                 assert not canary.exists()
             path.unlink()

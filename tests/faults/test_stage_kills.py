@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import pathlib
 
-from reca.benchmarks.items import Question
-from reca.generate import answers
-from reca.images import decode
-from reca.kept import KeptRows
-from reca.records import sha256_file
+from reca.core.artifacts import sha256_file
+from reca.core.images import decode
+from reca.inference.generate import answers
+from reca.inference.items import Question
+from reca.inference.resume import KeptRows
+from tests.features.test_build import hashes, make
 from tests.file_operations import CUT, kill_points
-from tests.test_cache import hashes, make
-from tests.test_generate import draw
+from tests.inference.test_generate import draw
 from tests.toy_model import DrawingToy, Pictures, png
 
 WRITES = [(os, "replace"), (os, "fsync"), (os, "link"), (pathlib.Path, "mkdir")]

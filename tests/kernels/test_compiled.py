@@ -25,7 +25,7 @@ EXPECTED = {
 def report() -> list[dict[str, Any]]:
     """Compiled once, in a process of its own: this one interprets the kernels."""
     environment = os.environ | {"TRITON_INTERPRET": "0"}
-    command = [sys.executable, "kernels/benchmarks/static.py", "--json", "--types", "bf16"]
+    command = [sys.executable, "perf/kernels/static.py", "--json", "--types", "bf16"]
     done = subprocess.run(
         [*command, "--targets", *TARGETS], cwd=ROOT, env=environment, capture_output=True, text=True
     )

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from reca.models import build_model
 from reca.models.bagel.model import BagelModel
 from reca.models.bagel.text import MARKS, load_tokenizer
+from reca.models.registry import build_model
 from tests.models.showo_tiny import WORDS, pictures, tokenizer_files
 
 __all__ = ["WORDS", "model", "network", "pictures"]

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from reca.models import build_model
+from reca.core.rng import numpy_generator
 from reca.models.harmon.model import HarmonModel
 from reca.models.harmon.text import load_tokenizer
-from reca.randomness import numpy_generator
+from reca.models.registry import build_model
 from tests.models import showo_tiny
 
 TEXT = """a and are at bottom circle circles describe generate how image left many no of on one red right square

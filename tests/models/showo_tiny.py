@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from reca.models import build_model
+from reca.core.rng import numpy_generator
+from reca.data.prompts import bank
+from reca.models.registry import build_model
 from reca.models.showo.model import ShowoModel
 from reca.models.showo.text import load_tokenizer
-from reca.prompts import bank
-from reca.randomness import numpy_generator
 
 TEXT = """a and are at bottom circle circles describe how image left many no of on one red right square
 the there thing this top two what yes blue green user assistant : , . ?"""

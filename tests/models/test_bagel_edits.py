@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from reca import cache
 from reca.align.batches import plan_step, with_features
 from reca.align.distributed import World
 from reca.align.objective import task_loss
-from reca.align.recipe import Recipe, TaskRecipe
-from reca.align.texts import feature_data
 from reca.align.trainer import align
-from reca.data import open_dataset
+from reca.align.training_data import feature_data
+from reca.config.recipe import Recipe, TaskRecipe
+from reca.config.schema import DataSource
+from reca.data.formats import open_dataset
+from reca.features import build as cache
 from reca.models.bagel.flow import PackInputs, noised, run_pack, target_places, velocity_loss
 from reca.models.bagel.layout import Split, pack
 from reca.models.bagel.vision import patchify
-from reca.schema import DataSource
 from tests.models import bagel_tiny as tiny
 from tests.models import showo_tiny
 

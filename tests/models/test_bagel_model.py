@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reca.align.recipe import Recipe, TaskRecipe
 from reca.align.trainer import align
+from reca.config.recipe import Recipe, TaskRecipe
+from reca.core.rng import generator
 from reca.models.bagel.drawing import greedy
 from reca.models.bagel.flow import PackInputs, run_pack
 from reca.models.bagel.layout import Split, pack
-from reca.models.unified import Sampling, reconstruction_loss, text_to_image_loss
-from reca.randomness import generator
+from reca.models.contract import Sampling, reconstruction_loss, text_to_image_loss
 from tests.models import bagel_tiny as tiny
 
 TEXTS = ["a red circle", "describe the image", "a blue square"]

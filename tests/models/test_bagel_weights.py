@@ -11,9 +11,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from reca.models import build_model, load_model, streaming
+from reca.models import streaming
 from reca.models.bagel import weights
-from reca.models.weights import load_safetensors, manifest_of, safetensors_manifest
+from reca.models.checkpoint_io import load_safetensors, manifest_of, safetensors_manifest
+from reca.models.registry import build_model, load_model
 from tests.models import bagel_tiny as tiny
 from tests.reference import golden_cases
 
@@ -116,8 +117,8 @@ def test_a_bfloat16_file_keeps_frozen_weights_small_and_trained_ones_exact(tmp_p
 
 
 def test_a_model_of_two_dtypes_draws_and_answers(tmp_path):
-    from reca.models.unified import Sampling
-    from reca.randomness import generator
+    from reca.core.rng import generator
+    from reca.models.contract import Sampling
 
     model = tiny.model(tmp_path, frozen_dtype="bfloat16")
     features = model.encode(tiny.pictures(1), "draw")

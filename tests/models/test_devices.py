@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from reca import cache
-from reca.benchmarks.items import Question
-from reca.generate import answers, draw
-from reca.models.unified import Sampling, reconstruction_loss, text_to_image_loss
+from reca.features import build as cache
+from reca.inference.generate import answers, draw
+from reca.inference.items import Question
+from reca.models.contract import Sampling, reconstruction_loss, text_to_image_loss
 from tests.models import bagel_tiny, harmon_tiny, showo_tiny
 from tests.models.other_device import DEVICE, GpuInName, OnDevice, moved
 from tests.toy_model import CODE, Pictures

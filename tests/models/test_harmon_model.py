@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from reca.models import load_model
+from reca.core.rng import generator
+from reca.models.contract import Sampling, reconstruction_loss, text_to_image_loss
 from reca.models.harmon import model as harmon
 from reca.models.harmon.layout import IGNORE, IMAGE
 from reca.models.harmon.model import HarmonModel
 from reca.models.harmon.network import Dropout, scaled_gradient
 from reca.models.harmon.options import HarmonOptions
 from reca.models.harmon.sampler import SamplerOptions
-from reca.models.unified import Sampling, reconstruction_loss, text_to_image_loss
-from reca.randomness import generator
+from reca.models.registry import load_model
 from tests.models import harmon_tiny as tiny
 
 PROMPTS = ["describe the image", "what are there on the left and on the right ?"]

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reca.models import weights as files
-from reca.models.base import make_base
+from reca.models import checkpoint_io as files
+from reca.models.checkpoint_io import check_manifest, manifest_of
 from reca.models.harmon import weights
 from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.model import HarmonModel, build
-from reca.models.weights import check_manifest, manifest_of
+from reca.models.import_base import make_base
 from tests.models import harmon_tiny as tiny
 
 SIZES = {"0.5b": (771_398_899, 704_942_880), "1.5b": (2_561_230_067, 2_494_774_048)}  # SPEC a
@@ -237,7 +237,7 @@ def test_saved_files_have_official_names(model: HarmonModel, tmp_path: Path) -> 
 
 def test_base_finds_the_vae_in_the_download(model: HarmonModel, tmp_path: Path) -> None:
     """One download holds all checkpoints; the VAE is its kl16.ckpt, pinned by the record of the download."""
-    from reca.records import Stage
+    from reca.core.artifacts import Stage
 
     tiny.tokenizer_files().save_pretrained(tmp_path / "words")
     with Stage("source", tmp_path / "harmon", inputs={}, section={}, code="test") as stage:

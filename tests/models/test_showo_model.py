@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from reca.models import load_model
+from reca.core.rng import generator
+from reca.models.contract import Sampling, reconstruction_loss, text_to_image_loss
+from reca.models.registry import load_model
 from reca.models.showo import model as showo
 from reca.models.showo import sampler
 from reca.models.showo.layout import IGNORE
 from reca.models.showo.model import ShowoModel
 from reca.models.showo.options import ShowoOptions
-from reca.models.unified import Sampling, reconstruction_loss, text_to_image_loss
-from reca.randomness import generator
 from tests.models import showo_tiny as tiny
 
 PROMPTS = ["describe the image", "what are there on the left and on the right ?"]

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from reca.core.rng import generator
+from reca.models.contract import Sampling
 from reca.models.showo import sampler
 from reca.models.showo.sampler import RowNoise, SamplerOptions
-from reca.models.unified import Sampling
-from reca.randomness import generator
 
 
 def test_masked_slots_count_follows_the_cosine() -> None:

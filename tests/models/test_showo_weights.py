@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from reca.models import weights as files
+from reca.models import checkpoint_io as files
 from reca.models.showo.magvit import Magvit, MagvitConfig
 from reca.models.showo.network import Showo, ShowoConfig
 from reca.models.showo.weights import (

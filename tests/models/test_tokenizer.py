@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reca.models.tokenizer import read_tokenizer
+from reca.models.common.tokenizer import read_tokenizer
 
 SHIPPED = Path(__file__).resolve().parents[2] / "weights/showo_tiny"
 ODD = ["null", "[null]", "3", "", '{"a":', "{}", '{"a": NaN}', "[" * 9999, "\x00", '{"model": []}']

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from reca.core.images import decode
 from reca.data.order import official_rank_order
-from reca.images import decode
 from reca.models.bagel.vision import decoded, patchify, prepared, resized, unpatchify
 from reca.models.bagel.weights import official_state
 from tests.reference import bagel_cases as bagel

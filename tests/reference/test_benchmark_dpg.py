@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from reca.benchmarks import dpg
+from reca.evaluation.tasks import dpg
 from tests.reference.benchmark_cases import only
 
 SETS = only("dpg", "sets")["sets"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from reca.benchmarks import geneval_rules as rules
-from reca.benchmarks.detectors import colours, instances
+from reca.evaluation.detectors import colours, instances
+from reca.evaluation.tasks import geneval_rules as rules
 from tests.reference.benchmark_cases import only
 
 CLOSE = 1e-5  # SPEC section 12, detector post-processing

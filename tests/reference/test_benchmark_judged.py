@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reca.benchmarks import gedit, imgedit, t2i_compbench, wise
+from reca.evaluation.tasks import gedit, imgedit, t2i_compbench, wise
 from tests.reference.benchmark_cases import only
 
 TIGHT = 1e-9

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from reca.benchmarks import gqa, mmbench, mme, mmmu, mmvp, pope, seed, vqa_text
+from reca.evaluation import vqa_text
+from reca.evaluation.tasks import gqa, mmbench, mme, mmmu, mmvp, pope, seed
 from tests.reference.benchmark_cases import only
 
 GOLDEN = only(

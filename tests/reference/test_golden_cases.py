@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reca.models import FAMILIES
+from reca.models.registry import FAMILIES
 from tests.reference import golden_cases
 
 CASES = [(family, case) for family in FAMILIES for case in golden_cases.listed(family)]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from reca.models.contract import Loss
 from reca.models.harmon import layout as layouts
 from reca.models.harmon.layout import IGNORE
 from reca.models.harmon.model import Condition, Conversation, DiffusionNoise, HarmonModel
-from reca.models.unified import Loss
 from tests.reference import golden_cases as golden
 from tests.reference.harmon_model import VB, Notebook, model_of, rows_of
 

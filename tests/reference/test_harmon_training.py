@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from reca import config
 from reca.align.batches import samples
 from reca.align.distributed import World
 from reca.align.objective import MicroBatch, Objective
-from reca.align.recipe import Recipe, TaskRecipe
 from reca.align.schedule import learning_rate, published_rate
 from reca.align.state import build_state, freeze
 from reca.align.trainer import backward, gradient_norm, update
+from reca.config import compose
+from reca.config.recipe import Recipe, TaskRecipe
 from reca.data.order import published_order
 from reca.models.harmon.model import Condition, Conversation, DiffusionNoise, HarmonModel
 from tests.reference import golden_cases as golden
@@ -64,7 +64,7 @@ def test_whole_optimiser_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     model = model_of(described)
     # the case stores prompts as ids
     monkeypatch.setattr(model, "condition", lambda ids, f: Condition(ids, latents=f["target"]))
-    published = config.load("paper_harmon_15b", config_dir=CONFIG).models["harmon_15b"].align
+    published = compose.load("paper_harmon_15b", config_dir=CONFIG).models["harmon_15b"].align
     recipe = replace(
         published,
         lr=described["lr"],

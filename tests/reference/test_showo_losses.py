@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reca.models.contract import Loss
 from reca.models.showo.batch import Condition, Conversation, MaskNoise
 from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.model import ShowoModel
 from reca.models.showo.network import ShowoConfig, clip_features
 from reca.models.showo.options import ShowoOptions
-from reca.models.unified import Loss
 from tests.reference import golden_cases as golden
 
 CASES = golden.cases("showo", __file__)

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from reca.models.checkpoint_io import manifest_of
 from reca.models.showo import magvit, network, weights
-from reca.models.weights import manifest_of
 from tests.reference import golden_cases as golden
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reca import images
+from reca.core import images
 from reca.models.showo.encoders import CLIP_MEAN, CLIP_STD, FrozenEncoders
 from reca.models.showo.magvit import MagvitConfig
 from reca.models.showo.network import CLIP_LARGE_336, PHI_1_5, ShowoConfig

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reca import records
-from reca.benchmarks.edit_samples import asked_for, score_edits
-from reca.benchmarks.laptop_plan import sample_key
-from reca.data.world import draw_pixels
-from reca.imageset import ImageSetWriter
+from reca.config.schema import BenchmarkConfig
+from reca.core import artifacts
+from reca.evaluation.sample_edits import asked_for, score_edits
+from reca.inference.imageset import ImageSetWriter
 from reca.report import collect, page, pictures, sections
-from reca.schema import BenchmarkConfig
+from reca.toyworld.prompts import sample_key
+from reca.toyworld.scenes import draw_pixels
 
 SECTION = BenchmarkConfig(kind="laptop_edit", prompts=4)
 SKILL = {
@@ -26,7 +26,7 @@ def model(tmp_path):
     for arm, right in SKILL.items():
         for seed in (0, 1):
             folder = tmp_path / "tiny" / f"{arm}-{seed}" / "laptop_edit" / "test"
-            with records.Stage("generate", folder / "samples", inputs={}, section={}) as stage:
+            with artifacts.Stage("generate", folder / "samples", inputs={}, section={}) as stage:
                 with ImageSetWriter(stage.scratch / "images.tar") as writer:
                     for number, one in enumerate(asked_for(SECTION, "test", [2.0])[1]):
                         scene = one.edit.target if number % 4 < right else one.edit.source
@@ -40,8 +40,8 @@ def model(tmp_path):
                     "seed": seed,
                     "guidance": [2.0],
                 }
-                records.write_json(stage.scratch / "samples.json", described)
-            with records.Stage("score", folder / "scores", inputs={}, section={}) as stage:
+                artifacts.write_json(stage.scratch / "samples.json", described)
+            with artifacts.Stage("score", folder / "scores", inputs={}, section={}) as stage:
                 score_edits(SECTION, folder / "samples", stage.scratch)
     return tmp_path / "tiny"
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from reca import config, records
+from reca.config import compose
+from reca.core import artifacts
 from reca.report import page
 from tests.report.tree import MODEL, SKILL, Tree, experiment
 
@@ -140,13 +141,13 @@ def test_numbers_equal_outcomes_json(made: tuple[str, dict[str, Any], Path]) -> 
 def test_means_follow_from_scores(made: tuple[str, dict[str, Any], Path]) -> None:
     _, numbers, folder = made
     row = next(r for r in numbers["models"][0]["outcomes"] if r["name"] == "geneval")
-    chosen = records.read_json(folder / "results/laptop" / MODEL / "guidance/guidance.json")[
+    chosen = artifacts.read_json(folder / "results/laptop" / MODEL / "guidance/guidance.json")[
         "chosen"
     ]
     for arm in SKILL:
         level = chosen[arm]["geneval"]
         values = [
-            records.read_json(
+            artifacts.read_json(
                 folder / "results/laptop" / MODEL / f"{arm}-{seed}/laptop/test/scores/scores.json"
             )["guidance"][str(level)]["geneval"]
             for seed in range(3)
@@ -162,12 +163,12 @@ def test_trail_names_every_stage(made: tuple[str, dict[str, Any], Path]) -> None
     assert len(manifests) == 1 + 1 + 2 + 9 + 2 * 2 * 12 + 1
     for manifest in manifests:
         assert manifest.parent.relative_to(folder).as_posix() in words
-        assert records.sha256_file(manifest)[:16] in words
+        assert artifacts.sha256_file(manifest)[:16] in words
 
 
 def test_compute_cache_and_expectations_are_told(made: tuple[str, dict[str, Any], Path]) -> None:
     words = Reader(made[0]).text
-    tasks = config.load("laptop").models[MODEL].align.tasks
+    tasks = compose.load("laptop").models[MODEL].align.tasks
     drawn, read = tasks["reca"].batch, tasks["i2t"].batch
     assert f"Every arm took 12 optimiser steps over {12 * (drawn + read):,} samples" in words
     # 9 runs x 12 steps of drawn rows, of which 200 had to be encoded once, at 0.02 s each

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reca.records import Stage, sha256_file, write_json
+from reca.core.artifacts import Stage, sha256_file, write_json
 from reca.report import paper
 from reca.report.paper_map import COLUMNS, ROWS, reported_rows
 
@@ -198,9 +198,9 @@ def test_a_metric_that_no_score_has_is_named(tmp_path):
 
 
 def test_every_expectation_of_the_papers_experiment_about_a_table_finds_its_cell(tmp_path):
-    from reca import config
+    from reca.config import compose
 
-    told = config.load("paper").expect
+    told = compose.load("paper").expect
     expect = {"paper": [{**vars(one)} for one in told]}
     paper.build(tmp_path, tmp_path / "out", expect=expect)
     made = json.loads((tmp_path / "out/tables.json").read_text())["tables"]

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reca.records import read_json
+from reca.core.artifacts import read_json
 from reca.report import readme
 
 ROOT = Path(__file__).parents[2]

@@ -10,14 +10,14 @@ from unittest import mock
 
 from PIL import Image
 
-from reca import records
-from reca.benchmarks import laptop
-from reca.benchmarks.choose import choose
-from reca.benchmarks.laptop_plan import reconstruction_key, sample_key
-from reca.config import load, resolved
-from reca.data.world import draw_pixels, draw_scene
-from reca.imageset import ImageSetWriter
-from reca.randomness import numpy_generator
+from reca.config.compose import load, resolved
+from reca.core import artifacts
+from reca.core.rng import numpy_generator
+from reca.evaluation.choose import choose
+from reca.inference.imageset import ImageSetWriter
+from reca.toyworld import tasks
+from reca.toyworld.prompts import reconstruction_key, sample_key
+from reca.toyworld.scenes import draw_pixels, draw_scene
 
 MODEL, CODE = "showo_tiny", "c0de" * 16
 SKILL = {"base": 0.30, "sft": 0.34, "reca": 0.47, "shuffled": 0.16}
@@ -52,7 +52,7 @@ class Tree:
 
     def write(self) -> Path:
         # Asking git for every stage takes longer than all the rest.
-        with mock.patch.object(records, "git_commit", return_value="c" * 40):
+        with mock.patch.object(artifacts, "git_commit", return_value="c" * 40):
             self.upstream()
             self.chosen = {}
             if len(self.levels) > 1:
@@ -63,9 +63,9 @@ class Tree:
 
     def stage(
         self, name: str, out: Path, reads: Sequence[Path], seed: int | None = None
-    ) -> records.Stage:
-        inputs = {folder.name: folder / records.MANIFEST for folder in reads}
-        return records.Stage(name, out, inputs=inputs, section={}, seed=seed, code=CODE)
+    ) -> artifacts.Stage:
+        inputs = {folder.name: folder / artifacts.MANIFEST for folder in reads}
+        return artifacts.Stage(name, out, inputs=inputs, section={}, seed=seed, code=CODE)
 
     # ---- stages --------------------------------------------------------------------------------------------------
     def upstream(self) -> None:
@@ -76,7 +76,7 @@ class Tree:
         for use in ("draw", "read"):
             reads = [self.model / "base", Path("data/laptop-reconstruct")]
             with self.stage("cache", self.model / "cache" / use, reads) as stage:
-                records.write_json(stage.scratch / "cache.json", {"rows": 200})
+                artifacts.write_json(stage.scratch / "cache.json", {"rows": 200})
                 stage.note(encode_seconds=4.0)
         for arm, seed in self.runs:
             if arm != "base":
@@ -103,12 +103,12 @@ class Tree:
 
     def choice(self) -> dict[str, Any]:
         folders = [self.folder(arm, seed, "development", "scores") for arm, seed in self.runs]
-        found = choose(records.read_json(folder / "scores.json") for folder in folders)
-        inputs = {f.parents[2].name: f / records.MANIFEST for f in folders}
-        with records.Stage(
+        found = choose(artifacts.read_json(folder / "scores.json") for folder in folders)
+        inputs = {f.parents[2].name: f / artifacts.MANIFEST for f in folders}
+        with artifacts.Stage(
             "choose", self.model / "guidance", inputs=inputs, section={}, code=CODE
         ) as stage:
-            records.write_json(stage.scratch / "guidance.json", found)
+            artifacts.write_json(stage.scratch / "guidance.json", found)
         return found["chosen"]
 
     def folder(self, arm: str, seed: int, split: str, part: str) -> Path:
@@ -124,7 +124,7 @@ class Tree:
                 seed,
             ) as stage:
                 found, items = self.score_of(arm, seed, split)
-                records.write_json(stage.scratch / "scores.json", found)
+                artifacts.write_json(stage.scratch / "scores.json", found)
                 (stage.scratch / "items.jsonl").write_text(
                     "".join(json.dumps(i) + "\n" for i in items)
                 )
@@ -132,7 +132,7 @@ class Tree:
     # ---- contents ------------------------------------------------------------------------------------------------
     def prompts(self, split: str) -> list[Any]:
         size = self.benchmark["development_prompts" if split == "development" else "prompts"]
-        return laptop.prompts(split, size, self.benchmark["seed"])
+        return tasks.prompts(split, size, self.benchmark["seed"])
 
     def levels_of(self, arm: str, split: str) -> list[float]:
         """Every level on development prompts, the chosen ones on the test's."""
@@ -142,12 +142,12 @@ class Tree:
 
     def samples_of(self, arm: str, seed: int, split: str) -> None:
         trained = self.model / ("base" if arm == "base" else f"{arm}/seed-{seed}")
-        inputs = {"model": trained / records.MANIFEST}
+        inputs = {"model": trained / artifacts.MANIFEST}
         if split == "test" and len(self.levels) > 1:
             inputs["guidance"] = self.model / "guidance" / "guidance.json"
         out = self.folder(arm, seed, split, "samples")
         with (
-            records.Stage(
+            artifacts.Stage(
                 "generate", out, inputs=inputs, section={}, seed=seed, code=CODE
             ) as stage,
             ImageSetWriter(stage.scratch / "images.tar") as writer,
@@ -176,14 +176,14 @@ class Tree:
                     "task": prompt.task,
                     "guidance": level,
                     "score": float(
-                        generator.binomial(1 if prompt.task in laptop.GENEVAL_TASKS else 3, likely)
+                        generator.binomial(1 if prompt.task in tasks.GENEVAL_TASKS else 3, likely)
                     )
-                    / (1 if prompt.task in laptop.GENEVAL_TASKS else 3),
+                    / (1 if prompt.task in tasks.GENEVAL_TASKS else 3),
                 }
                 for prompt in self.prompts(split)
             ]
             items += rows
-            by_level[str(level)] = laptop.task_means((r["task"], r["score"]) for r in rows)
+            by_level[str(level)] = tasks.task_means((r["task"], r["score"]) for r in rows)
         for index in range(self.benchmark["reconstructions"]):
             share = float(generator.choice([0.0, 0.5, 1.0]))
             items.append(
@@ -209,7 +209,7 @@ class Tree:
             "understanding": {**kinds, "overall": sum(kinds.values()) / len(kinds)},
             "reconstruction": {"exact": skill / 2, "objects": skill},
             "chance": {
-                **dict.fromkeys((*laptop.GENEVAL_TASKS, "geneval"), 0.05),
+                **dict.fromkeys((*tasks.GENEVAL_TASKS, "geneval"), 0.05),
                 "dense": 0.11,
                 "dense_placed": 0.02,
             },

@@ -15,8 +15,8 @@ import huggingface_hub.constants
 import pytest
 import yaml
 
-from reca.downloads import Policy
-from reca.sources import Endpoints, fetch, pin
+from reca.sources.download import Policy
+from reca.sources.fetch import Endpoints, fetch, pin
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUE = ROOT / "config" / "sources.yaml"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reca.catalogue import load_sources
-from reca.sources import fetch, list_sources
+from reca.sources.catalogue import load_sources
+from reca.sources.fetch import fetch, list_sources
 from tests.sources.conftest import CATALOGUE, HUB_ENTRY, ROOT, House
 
 

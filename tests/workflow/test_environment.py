@@ -10,7 +10,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from reca import runs
+from reca.core import processes
 
 pytestmark = pytest.mark.workflow
 
@@ -27,7 +27,7 @@ def test_a_plan_in_a_folder_with_blanks_without_home_in_another_locale(checkout)
 
 def test_jobs_run_the_code_of_their_own_checkout(checkout):
     """Rendering in a copy imports the copy, whatever is installed."""
-    checkout.edit("reca/data/render.py", "from __future__ import annotations\n",
+    checkout.edit("reca/toyworld/render.py", "from __future__ import annotations\n",
                   "from __future__ import annotations\n\nprint('rendered by the copy')\n")  # fmt: skip
     said = checkout.run("snakemake", "--cores", "1", "--config", "experiment=laptop_smoke", "--", "data",
                         PYTHONPATH="")  # fmt: skip
@@ -35,7 +35,7 @@ def test_jobs_run_the_code_of_their_own_checkout(checkout):
 
 
 def test_a_failing_job_says_why_and_leaves_nothing(checkout):
-    checkout.edit("reca/data/render.py", "def render(", "def unused(")
+    checkout.edit("reca/toyworld/render.py", "def render(", "def unused(")
     said = checkout.run(
         "snakemake",
         "--cores",
@@ -86,8 +86,8 @@ LOOKS = [["--dry-run", "--quiet"], ["--summary"], ["--list-rules"], ["--unlock"]
 
 def test_looking_at_a_folder_ends_and_removes_nothing_and_a_run_says_whose_it_is(checkout):
     """Beside a run that looks dead, with a job that lives; then beside one on another machine."""
-    marks, locks = checkout.root / runs.MARKS, checkout.root / runs.LOCKS
-    dead = replace(runs.this_run(), started="1").mark
+    marks, locks = checkout.root / processes.MARKS, checkout.root / processes.LOCKS
+    dead = replace(processes.this_run(), started="1").mark
     marks.mkdir(parents=True)
     (marks / dead).touch()
 
@@ -111,7 +111,7 @@ def test_looking_at_a_folder_ends_and_removes_nothing_and_a_run_says_whose_it_is
         finally:
             job.kill()
     lock()
-    (marks / replace(runs.this_run(), host="elsewhere", boot="other").mark).touch()
+    (marks / replace(processes.this_run(), host="elsewhere", boot="other").mark).touch()
     said = checkout.run("snakemake", "--forceall", *data, check=False)
     assert "Exception" not in said and "Traceback" not in said
     (line,) = [line for line in said.splitlines() if line.startswith("snakemake: ")]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reca.prompts import bank
-from reca.records import read_manifest
+from reca.core.artifacts import read_manifest
+from reca.data.prompts import bank
 from tests.workflow.conftest import Checkout, copy_to
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.benchmarks import small_benchmarks as small
-from tests.benchmarks import tiny_networks as tiny
-from tests.benchmarks.judges import judge_server as js
+from tests.evaluation import small_benchmarks as small
+from tests.evaluation import tiny_networks as tiny
+from tests.evaluation.judges import judge_server as js
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow, pytest.mark.timeout(900)]
 

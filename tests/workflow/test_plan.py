@@ -7,8 +7,8 @@ import os
 import pytest
 import yaml
 
-from reca.config import load, names
-from reca.consistency import needed_sources
+from reca.config.compose import load, names
+from reca.config.validate import needed_sources
 
 pytestmark = pytest.mark.workflow
 

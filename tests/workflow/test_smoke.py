@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from reca.cli import VERBS, main
-from reca.records import read_manifest
+from reca.core.artifacts import read_manifest
 from tests.workflow.conftest import Checkout, copy_to
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -44,15 +44,15 @@ EDITS = {
     "resources": ("config/model/showo_tiny.yaml", "memory_mb: 2000", "memory_mb: 2500", {}),
     "command line": ("reca/cli.py", '"""', '"""Edited. ', {}),
     "trainer": ("reca/align/trainer.py", '"""', '"""Edited. ', ARMS),
-    "choice of guidance": ("reca/benchmarks/choose.py", '"""', '"""Edited. ', {**TESTS, "choose": 1}),
+    "choice of guidance": ("reca/evaluation/choose.py", '"""', '"""Edited. ', {**TESTS, "choose": 1}),
     "page": ("reca/report/page.py", '"""', '"""Edited. ', {"report": 1}),
-    "scoring": ("reca/benchmarks/laptop.py", '"""', '"""Edited. ', CHOICE),
+    "scoring": ("reca/toyworld/tasks.py", '"""', '"""Edited. ', CHOICE),
     "network": (
         "reca/models/showo/network.py", '"""', '"""Edited. ',
         {"base": 1, "cache": 2, "align": 3, **CHOICE},
     ),
     "world": (
-        "reca/data/render.py", '"""', '"""Edited. ', {"render": 1, "cache": 2, **ARMS},
+        "reca/toyworld/render.py", '"""', '"""Edited. ', {"render": 1, "cache": 2, **ARMS},
     ),
 }  # fmt: skip
 

@@ -34,19 +34,19 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, str(value))
 
-from reca.benchmarks.kinds import KINDS
-from reca.config import SCHEMA_PATH, load, resolved
-from reca.consistency import (
+from reca.evaluation.registry import KINDS
+from reca.config.compose import SCHEMA_PATH, load, resolved
+from reca.config.validate import (
     aligned_roles,
     needed_data,
     pretrained_roles,
     sources_of,
 )
-from reca.models import FAMILIES
-from reca.records import sha256_file
-from reca.sources import list_sources
-from reca.structure import suggestion
-from reca.verbs.code import stage_code
+from reca.models.registry import FAMILIES
+from reca.core.artifacts import sha256_file
+from reca.sources.fetch import list_sources
+from reca.core.structure import suggestion
+from reca.commands.code import stage_code
 
 
 def chosen(option, given, known):
@@ -393,14 +393,11 @@ def of_pretraining(model, **recipe):
 def code(stage, model=None, benchmark=None):
     """Hash of the modules that a stage runs: shell rules do not see edits of code by themselves.
 
-    A family or benchmark that is configuration only has no module yet: its plan can be shown, its verb refuses.
+    A family that is configuration only has no module yet: its plan can be shown, its command refuses.
     """
     family = EXPERIMENT.models[model].family if model else None
     kind = EXPERIMENT.benchmarks[benchmark].kind if benchmark else None
-    absent = (
-        [kind] if kind and not (ROOT / f"reca/benchmarks/{kind}.py").is_file() else []
-    )
-    absent += [family] if family and family not in FAMILIES else []
+    absent = [family] if family and family not in FAMILIES else []
     known = (None if name in absent else name for name in (family, kind))
     return " ".join(
         [stage_code(stage, *known), *(f"without {name}" for name in absent)]

@@ -1,4 +1,4 @@
-"""After `kill -9` the same command goes on: what the dead run left is found and removed (`reca.runs`).
+"""After `kill -9` the same command goes on: what the dead run left is found and removed (`reca.core.processes`).
 
 Only where jobs are about to run: a dry run, `--lint`, `--summary`, `--report`, `--unlock` and the like end and remove
 nothing. Snakemake has no hook between the choice of what to do and its lock, so its own `execute` is wrapped.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from reca.finite import chosen_finite, demand, finite_rows, rows_of
+from reca.core.finite import chosen_finite, demand, finite_rows, rows_of
 from reca.models.bagel.context import (
     Block,
     Context,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from reca.models.bagel.batch import Condition
     from reca.models.bagel.model import BagelModel
     from reca.models.bagel.network import Bagel
-    from reca.models.unified import Sampling
+    from reca.models.contract import Sampling
 
 
 def autocast(model: BagelModel) -> torch.autocast:

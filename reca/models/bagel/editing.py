@@ -22,7 +22,7 @@ from reca.models.bagel.vision import patchify
 if TYPE_CHECKING:
     from reca.models.bagel.model import BagelModel
     from reca.models.bagel.network import Bagel
-    from reca.models.unified import Features
+    from reca.models.contract import Features
 
 
 @dataclass(frozen=True)

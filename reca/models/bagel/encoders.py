@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reca import images as pictures
+from reca.core import images as pictures
 from reca.models.bagel import vision
 from reca.models.bagel.config import BagelConfig, BagelOptions, ImageSize, VaeConfig
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from reca.models.bagel.network import Bagel
-    from reca.models.unified import Features, Use
+    from reca.models.contract import Features, Use
 
 
 T = TypeVar("T")

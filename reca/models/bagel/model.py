@@ -1,4 +1,4 @@
-"""BAGEL behind the contract of `reca.models.unified`: encoders, losses, drawing, editing, answers, weights."""
+"""BAGEL behind the contract of `reca.models.contract`: encoders, losses, drawing, editing, answers, weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
-from reca import records
+from reca.core import artifacts
 from reca.models.bagel import editing, weights
 from reca.models.bagel.batch import IGNORE, Condition, Conversation, FlowNoise, padded
 from reca.models.bagel.config import BagelConfig, BagelOptions, parse
@@ -31,7 +31,7 @@ from reca.models.bagel.layout import Packed, Split, pack
 from reca.models.bagel.network import Bagel
 from reca.models.bagel.text import TextFrontEnd, check_vocabulary, load_tokenizer
 from reca.models.bagel.vision import patchify, position_ids
-from reca.models.unified import (
+from reca.models.contract import (
     DecayGroups,
     Features,
     Loss,
@@ -444,7 +444,7 @@ class BagelModel(UnifiedModel):
         self.text.tokenizer.save_pretrained(str(directory))
         network = self.config.to_dict() | {"options": asdict(self.options)}
         described = {"family": self.family, "network": network, "format": FORMAT}
-        records.write_json(directory / DESCRIPTION, described)
+        artifacts.write_json(directory / DESCRIPTION, described)
 
     @property
     def _device(self) -> torch.device:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from reca.models.unified import Sampling
+    from reca.models.contract import Sampling
 
 _TINY = 1e-8
 Renormalise = Literal["global", "channel", "text_channel"]

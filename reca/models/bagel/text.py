@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reca.models.bagel.config import BagelConfig
-from reca.models.tokenizer import read_tokenizer
+from reca.models.common.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

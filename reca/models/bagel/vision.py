@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from reca.images import to_tensor
+from reca.core.images import to_tensor
 from reca.models.bagel.config import VaeConfig, VisionConfig
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from reca.models.bagel.network import GEN, Bagel, FixedTable, sincos_table
+from reca.models.checkpoint_io import manifest_of, save_safetensors
 from reca.models.streaming import assign_strictly
-from reca.models.weights import manifest_of, save_safetensors
 
 RELEASED = ("BAGEL-7B-MoT_ema", "BAGEL-7B-MoT_ae")
 TRAINED = (GEN, "time_embedder.", "vae2llm.", "llm2vae.")  # parts of the names that RecA trains

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from reca import structure
+from reca.core import structure
 
 TRAIN_STEPS = 1000  # of the diffusion process, of which sampling keeps some
 

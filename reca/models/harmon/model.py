@@ -1,4 +1,4 @@
-"""Harmon behind the contract of `reca.models.unified`: layouts, network, sampler and frozen VAE put together."""
+"""Harmon behind the contract of `reca.models.contract`: layouts, network, sampler and frozen VAE put together."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ from reca_kernels import linear_cross_entropy
 from torch import Tensor
 from torch.nn import functional as F
 
-from reca import records
-from reca.finite import demand, finite_rows
+from reca.core import artifacts
+from reca.core.finite import demand, finite_rows
+from reca.models.contract import (
+    DecayGroups,
+    Features,
+    Loss,
+    MemoryProfile,
+    Sampling,
+    UnifiedModel,
+    Use,
+    warn_truncated,
+)
 from reca.models.harmon import layout as layouts
 from reca.models.harmon import sampler as sampling_rules
 from reca.models.harmon import weights
@@ -26,16 +36,6 @@ from reca.models.harmon.network import Dropout, Harmon, scaled_gradient
 from reca.models.harmon.options import HarmonOptions, parse
 from reca.models.harmon.text import TextFrontEnd, check_vocabulary, load_tokenizer
 from reca.models.harmon.vae import FrozenVae
-from reca.models.unified import (
-    DecayGroups,
-    Features,
-    Loss,
-    MemoryProfile,
-    Sampling,
-    UnifiedModel,
-    Use,
-    warn_truncated,
-)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -483,7 +483,7 @@ class HarmonModel(UnifiedModel):
         self.text.tokenizer.save_pretrained(str(directory))
         network = self.config.to_dict() | {"options": asdict(self.options)}
         described = {"family": self.family, "network": network, "format": FORMAT}
-        records.write_json(directory / DESCRIPTION, described)
+        artifacts.write_json(directory / DESCRIPTION, described)
 
 
 def _distinct(condition: Condition) -> tuple[list[Sequence[int]], list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from reca_kernels import Implementation
 
-from reca import structure
+from reca.core import structure
 from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.vae import Drawing
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from reca.finite import chosen_finite, demand
+from reca.core.finite import chosen_finite, demand
 from reca.models.harmon import layout as layouts
 from reca.models.harmon.denoiser import Denoiser
 from reca.models.harmon.network import Harmon, for_sampling
 
 if TYPE_CHECKING:
-    from reca.models.unified import Sampling
+    from reca.models.contract import Sampling
 
 Noise = Callable[[int], tuple[Tensor, Tensor]]
 """Tokens R per picture -> initial noise [B * R, C] and noise of the reverse steps [steps, B * R, C]."""

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.models.common.tokenizer import read_tokenizer
 from reca.models.harmon.layout import IGNORE, IMAGE, IMAGE_AT
-from reca.models.tokenizer import read_tokenizer
 
 END = "<|im_end|>"
 _OPEN = "<|im_start|>user\n"

@@ -17,12 +17,12 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from reca import images as pictures
-from reca.finite import NonFinite, rows_of
+from reca.core import images as pictures
+from reca.core.finite import NonFinite, rows_of
 from reca.models.harmon.config import HarmonConfig
 
 if TYPE_CHECKING:
-    from reca.models.unified import Use
+    from reca.models.contract import Use
 
 GREY = (127, 127, 127)
 Drawing = Literal["stretch", "crop", "pad"]

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safetensors
 from reca.models.harmon.network import Harmon
-from reca.models.weights import load_checkpoint, load_strictly, save_safetensors
 
 RELEASED = ("harmon_0.5b", "harmon_1.5b")
 TIED, EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil
 
-from reca import images as pictures
+from reca.core import images as pictures
 from reca.models.showo.magvit import Magvit
 from reca.models.showo.network import ShowoConfig, clip_features, clip_tower
 from reca.models.showo.weights import official_state
@@ -26,7 +26,7 @@ from reca.models.showo.weights import official_state
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from reca.models.unified import Features, Use
+    from reca.models.contract import Features, Use
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -1,4 +1,4 @@
-"""Show-o behind the contract of `reca.models.unified`: layouts, network, sampler and frozen
+"""Show-o behind the contract of `reca.models.contract`: layouts, network, sampler and frozen
 encoders put together.
 """
 
@@ -14,18 +14,9 @@ import torch
 from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
-from reca import records
-from reca.finite import demand
-from reca.models.showo import layout as layouts
-from reca.models.showo import sampler as sampling_rules
-from reca.models.showo import weights
-from reca.models.showo.batch import Condition, Conversation, MaskNoise
-from reca.models.showo.encoders import FrozenEncoders
-from reca.models.showo.layout import IGNORE, Layout
-from reca.models.showo.network import Showo, ShowoConfig
-from reca.models.showo.options import ShowoOptions, parse
-from reca.models.showo.text import TextFrontEnd, check_vocabulary, load_tokenizer
-from reca.models.unified import (
+from reca.core import artifacts
+from reca.core.finite import demand
+from reca.models.contract import (
     DecayGroups,
     Features,
     Loss,
@@ -35,6 +26,15 @@ from reca.models.unified import (
     Use,
     warn_truncated,
 )
+from reca.models.showo import layout as layouts
+from reca.models.showo import sampler as sampling_rules
+from reca.models.showo import weights
+from reca.models.showo.batch import Condition, Conversation, MaskNoise
+from reca.models.showo.encoders import FrozenEncoders
+from reca.models.showo.layout import IGNORE, Layout
+from reca.models.showo.network import Showo, ShowoConfig
+from reca.models.showo.options import ShowoOptions, parse
+from reca.models.showo.text import TextFrontEnd, check_vocabulary, load_tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -466,7 +466,7 @@ class ShowoModel(UnifiedModel):
         self.text.tokenizer.save_pretrained(str(directory))
         network = self.config.to_dict() | {"options": asdict(self.options)}
         described = {"family": self.family, "network": network, "format": FORMAT}
-        records.write_json(directory / DESCRIPTION, described)
+        artifacts.write_json(directory / DESCRIPTION, described)
 
     def _files(self) -> dict[str, torch.nn.Module]:
         files = {"model.safetensors": self.network, "magvit.safetensors": self.frozen.magvit}

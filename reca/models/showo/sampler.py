@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from reca.finite import chosen_finite, demand, finite_rows
+from reca.core.finite import chosen_finite, demand, finite_rows
 from reca.models.showo.layout import PAD, Layout
 
 if TYPE_CHECKING:
+    from reca.models.contract import Sampling
     from reca.models.showo.network import Showo
-    from reca.models.unified import Sampling
 
 _TINY = 1e-20
 

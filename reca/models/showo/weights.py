@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
+from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safetensors
 from reca.models.showo.magvit import Magvit
 from reca.models.showo.network import Showo
-from reca.models.weights import load_checkpoint, load_strictly, save_safetensors
 
 RELEASED = ("show-o", "show-o-w-clip-vit", "magvitv2", "clip-vit-large-patch14-336")
 
@@ -74,7 +74,7 @@ def load_official(
 ) -> None:
     """Load an official (or our own) checkpoint file or folder into its module, strictly.
 
-    `path`, `sha256` and `allow_unpinned` are those of `reca.models.weights.load_checkpoint`.
+    `path`, `sha256` and `allow_unpinned` are those of `reca.models.checkpoint_io.load_checkpoint`.
     ValueError names the file and what is missing, unexpected, of another shape or kind, or a
     changed constant.
     """

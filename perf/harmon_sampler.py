@@ -1,0 +1,309 @@
+"""Harmon's sampler against a direct transcription of the published loop, in one run on one machine.
+
+    python -m perf.harmon_sampler --out docs/results/harmon_sampler.json
+
+Both sides share the weights (random, at the sizes of Harmon-0.5B but four layers in each tower), the state before
+a step, and every random draw, and must give the same latents. The direct side is `perf.harmon_direct`. A setting
+is pixels x pictures: `512x1`; `256x4` are four pictures of four prompts, which the published scripts draw one after
+another; `256x4same` are four of one prompt, which they draw in one batch, as GenEval asks. The package draws all
+pictures in one batch. Steps are taken from the 64-step schedule at the nodes of a Gauss-Legendre rule, whose sum is
+the time of the loop; repeats of the two sides alternate; times are CPU seconds of the process (other processes share
+the machine). Of the middle step the operations that PyTorch dispatches are counted (on a GPU each is about one kernel
+launch, and there the loop is bound by launches), and their floating point operations: matrix products and attention,
+the part of the work that no arrangement avoids. Their ratio over the two sides is what a machine that only multiplied
+would gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from perf import processor
+from perf.harmon_direct import Direct, Given
+from reca.core.artifacts import versions
+from reca.models.harmon import layout as layouts
+from reca.models.harmon.config import QWEN2_5, HarmonConfig, MarConfig
+from reca.models.harmon.model import Condition, HarmonModel
+from reca.models.harmon.sampler import Drawing, SamplerOptions, draw_tokens, kept_masked
+
+LAYERS, STEPS, GUIDANCE = 4, 64, 3.0
+UNCONDITIONAL = [1] * 11  # as long as the released one; which ids does not matter for the time
+SETTINGS = ("512x1", "256x1", "512x4", "256x4", "512x4same", "256x4same")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Pixels of a side, pictures, and whether they are of one prompt."""
+
+    resolution: int
+    pictures: int
+    same: bool
+
+    @classmethod
+    def of(cls, text: str) -> Setting:
+        """`512x1`, `256x4`, `256x4same`; ValueError on another form."""
+        resolution, _, pictures = text.removesuffix("same").partition("x")
+        if not (resolution.isdecimal() and pictures.isdecimal() and int(pictures)):
+            raise ValueError(f"setting {text!r}: write pixels x pictures, as 512x1 or 256x4same")
+        return cls(int(resolution), int(pictures), text.endswith("same"))
+
+    def batches(self) -> list[list[int]]:
+        """The pictures that the published scripts draw at once."""
+        every = list(range(self.pictures))
+        return [every] if self.same else [[one] for one in every]
+
+    def texts(self) -> list[list[int]]:
+        """Ids of the pictures' prompts, of unlike lengths."""
+        prompts = [list(range(100 + 40 * n, 115 + 41 * n)) for n in range(self.pictures)]
+        return [prompts[0]] * self.pictures if self.same else prompts
+
+
+# ---- the two sides of one step ------------------------------------------------------------------------
+class Sides:
+    """Both loops with their prompts already run."""
+
+    def __init__(self, model: HarmonModel, setting: Setting) -> None:
+        self.model, self.setting, texts = model, setting, setting.texts()
+        self.loops = []
+        for batch in setting.batches():
+            rows = [texts[one] for one in batch] + [UNCONDITIONAL] * len(batch)
+            found = layouts.prompts(rows, model.config.end)
+            prompts = (found.ids, found.mask)
+            self.loops.append(Direct(model.network, model.config.grid, prompts, GUIDANCE))
+        unconditional = Condition([UNCONDITIONAL] * len(texts))
+        self.drawing: Drawing = model.drawing(Condition(texts), unconditional)
+
+
+class Step:
+    """A state of the schedule: what is masked before and behind, random tokens and noise, both sides' calls."""
+
+    def __init__(self, number: int, sides: Sides) -> None:
+        self.sides, config = sides, sides.model.config
+        self.before, self.left = schedule(config.tokens)[number]
+        generator = torch.Generator().manual_seed(number)
+        batch, count = sides.setting.pictures, config.tokens
+        channels, steps = config.mar.latent_channels, config.mar.sampling_steps
+        self.orders = torch.stack(
+            [torch.randperm(count, generator=generator) for _ in range(batch)]
+        )
+        self.tokens = torch.randn(batch, count, channels, generator=generator)
+        hidden, _ = layouts.places(self.orders, self.before)
+        self.tokens.scatter_(1, hidden.unsqueeze(-1).expand(-1, -1, channels), 0.0)
+        # Small noise: an untrained reverse process grows it a thousandfold, which would hide any difference.
+        shape = (batch, self.before - self.left, channels)
+        self.first = torch.randn(*shape, generator=generator) * 1e-4
+        self.later = torch.randn(steps, *shape, generator=generator) * 1e-4
+
+    def direct(self) -> Tensor:
+        """Through the transcription, one batch after another."""
+        masked = torch.zeros(self.orders.shape, dtype=torch.bool)
+        masked.scatter_(1, self.orders[:, : self.before], True)
+        chosen = torch.zeros_like(masked).scatter_(1, self.orders[:, self.left : self.before], True)
+        drawn = []
+        for batch, loop in zip(self.sides.setting.batches(), self.sides.loops, strict=True):
+            both = batch + batch
+            noise = (self.first[batch].flatten(0, 1), self.later[:, batch].flatten(1, 2))
+            given = Given(self.tokens[both], masked[both], chosen[both], noise)
+            drawn.append(loop.step(given))
+        return torch.cat(drawn)
+
+    def ours(self) -> Tensor:
+        """Through the package."""
+        noise = (self.first.flatten(0, 1), self.later.flatten(1, 2))
+        done = draw_tokens(
+            self.sides.drawing,
+            self.tokens,
+            self.orders,
+            (self.before, self.left),
+            GUIDANCE,
+            SamplerOptions(GUIDANCE, STEPS),
+            lambda count: noise,
+        )
+        return done.drawn.flatten(0, 1)
+
+
+def schedule(tokens: int) -> list[tuple[int, int]]:
+    """Masked tokens before and behind each of the 64 steps."""
+    found, masked = [], tokens
+    for step in range(STEPS):
+        left = 0 if step == STEPS - 1 else kept_masked(step, STEPS, tokens, masked)
+        found.append((masked, left))
+        masked = left
+    return found
+
+
+# ---- counting -----------------------------------------------------------------------------------------
+def _product(x: Any, weight: Any) -> int:
+    return 2 * int(np.prod(x.shape)) * int(weight.shape[0])
+
+
+def _attention(q: Any, k: Any) -> int:
+    return 4 * int(np.prod(q.shape)) * int(k.shape[-2])
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts operations that compute (views only describe), and the flops of products and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations, self.flops = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += not func.is_view
+        result = func(*args, **(kwargs or {}))
+        name = str(func)
+        if name == "mkldnn._linear_pointwise.default":
+            self.flops += _product(args[0], args[1])
+        elif name == "mkldnn._linear_pointwise.binary":
+            self.flops += _product(args[0], args[2])
+        elif "scaled_dot_product" in name:
+            self.flops += _attention(args[0], args[1])
+        elif counted := flop_registry.get(func.overloadpacket):
+            self.flops += int(counted(*args, **(kwargs or {}), out_val=result))
+        return result
+
+
+def counted(sides: Sides) -> dict[str, Any]:
+    """Operations and flops of the middle step by either side."""
+    step = Step(STEPS // 2, sides)
+    found: dict[str, Any] = {"step": STEPS // 2}
+    for side, call in (("direct", step.direct), ("ours", step.ours)):
+        with Dispatched() as counter:
+            call()
+        found[side] = {"operations": counter.operations, "gigaflops": counter.flops / 1e9}
+    found["ratio_of_flops"] = found["direct"]["gigaflops"] / found["ours"]["gigaflops"]
+    return found
+
+
+# ---- measuring ----------------------------------------------------------------------------------------
+def clocked(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    """CPU seconds of the process, and the result."""
+    started = time.process_time()
+    result = call()
+    return time.process_time() - started, result
+
+
+@cache
+def build(resolution: int) -> HarmonModel:
+    """Harmon-0.5B's sizes with four layers in language model, encoder and decoder; small random weights."""
+    torch.manual_seed(0)
+    mar = MarConfig(encoder_depth=LAYERS, decoder_depth=LAYERS)
+    llm = {**QWEN2_5, "num_hidden_layers": LAYERS}
+    model = HarmonModel(HarmonConfig(llm=llm, mar=mar, resolution=resolution)).eval()
+    perturbed(model)
+    return model
+
+
+def perturbed(model: HarmonModel) -> None:
+    """Draw those weights of the head that start at zero: it would do nothing."""
+    net = model.network.mar.diffloss.net
+    for part in net.modulated:
+        torch.nn.init.normal_(part.modulator.weight, std=0.02)
+    torch.nn.init.normal_(net.final_layer.linear.weight, std=1e-3)
+
+
+def measure_steps(sides: Sides, numbers: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+    """Both sides on the chosen steps, alternating; the latents must agree."""
+    found = []
+    for number in numbers:
+        step = Step(number, sides)
+        times: dict[str, list[float]] = {"direct": [], "ours": []}
+        for _ in range(repeats):
+            seconds, expected = clocked(step.direct)
+            times["direct"].append(seconds)
+            seconds, drawn = clocked(step.ours)
+            times["ours"].append(seconds)
+        error = ((drawn - expected).abs().max() / expected.abs().max()).item()
+        assert error < 1e-3, f"step {number}: the two sides differ by {error:.1e}"
+        entry = {"step": number, "tokens": step.before - step.left, "relative_difference": error}
+        found.append(entry | {f"{side}_seconds": median(t) for side, t in times.items()})
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def measure_decoder(model: HarmonModel, pictures: int) -> dict[str, float]:
+    """The VAE's decode of both halves of one picture, and of the picture alone, times the pictures."""
+    rows, columns = model.config.grid
+    latents = torch.randn(2, rows, columns, model.config.mar.latent_channels)
+    pixels = latents.permute(0, 3, 1, 2).contiguous() / model.config.vae.scale
+    direct, _ = clocked(lambda: model.frozen.vae.decode(pixels).sample)
+    ours, _ = clocked(lambda: model.frozen.decode(latents[:1]))
+    return {"direct_seconds": direct * pictures, "ours_seconds": ours * pictures}
+
+
+def nodes(points: int) -> tuple[list[int], list[float]]:
+    """Steps of the schedule, and how many steps each stands for: a Gauss-Legendre rule over the 64."""
+    places, weights = np.polynomial.legendre.leggauss(points)
+    steps = [round(float((place + 1) / 2 * STEPS - 0.5)) for place in places]
+    return steps, [float(weight) / 2 * STEPS for weight in weights]
+
+
+def measured(setting: Setting, points: int, repeats: int) -> dict[str, Any]:
+    """One setting: steps, decoder, operations, and the whole loop by both sides."""
+    model = build(setting.resolution)
+    sides = Sides(model, setting)
+    operations = counted(sides)
+    numbers, weights = nodes(points)
+    steps = measure_steps(sides, numbers, repeats)
+    decoder = measure_decoder(model, setting.pictures)
+    whole = {
+        side: sum(w * one[f"{side}_seconds"] for w, one in zip(weights, steps, strict=True))
+        + decoder[f"{side}_seconds"]
+        for side in ("direct", "ours")
+    }
+    return {
+        "resolution": setting.resolution,
+        "pictures": setting.pictures,
+        "prompts": 1 if setting.same else setting.pictures,
+        "repeats": repeats,
+        "counted": operations,
+        "measured_steps": steps,
+        "decoder": decoder,
+        "whole_loop_seconds": whole,
+        "speedup": whole["direct"] / whole["ours"],
+    }
+
+
+def main() -> None:
+    """Measure all settings and write them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--points", type=int, default=2, help="steps of the schedule to measure")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    found: list[dict[str, Any]] = []
+    result = {
+        "what": __doc__.split("\n")[0],
+        "sizes": f"Harmon-0.5B with {LAYERS} layers in each tower, fp32, {STEPS} steps, guidance {GUIDANCE}",
+        "machine": {"processor": processor(), "system": platform.system(), "threads": 1},
+        "versions": versions(),
+        "clock": "CPU seconds of the process, medians of alternating repeats",
+        "settings": found,
+    }
+    for setting in given.settings:
+        with torch.no_grad():
+            found.append(measured(Setting.of(setting), given.points, given.repeats))
+        print(f"{setting}: {found[-1]['speedup']:.2f} times as fast", flush=True)
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

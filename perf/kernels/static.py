@@ -1,0 +1,245 @@
+"""What can be known of the kernels without a GPU: each launch compiled for each target, and read back.
+
+    python perf/kernels/static.py            # a table
+    python perf/kernels/static.py --json     # one JSON line per kernel and target
+
+The public functions are called with the tuned configurations while the launcher only notes what it
+would launch, so what is compiled here is what a GPU would run. Must not run under TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import reca_kernels
+import torch
+import triton
+from reca_kernels import choice
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+MATRIX_UNIT = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_TYPES = {
+    torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32",
+    torch.int64: "i64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as the package launches it: its arguments by name, constants and options."""
+
+    case: str
+    kernel: JITFunction
+    arguments: dict[str, Any]
+    options: dict[str, int]
+    grid: tuple[int, ...]
+
+
+@contextmanager
+def noted(case: str, launches: list[Launch]) -> Iterator[None]:
+    """Within, launches are noted instead of made, on any device."""
+
+    def note(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
+        names = kernel.arg_names[: len(args)]
+        arguments = dict(zip(names, args, strict=True)) | kwargs
+        launches.append(Launch(case, kernel, arguments, options, tuple(grid)))
+
+    run, cannot_run = JITFunction.run, choice.cannot_run
+    JITFunction.run, choice.cannot_run = note, lambda device: None
+    try:
+        yield
+    finally:
+        JITFunction.run, choice.cannot_run = run, cannot_run
+
+
+def launches(types: Sequence[str] = ("bf16", "fp32")) -> list[Launch]:
+    """Every kernel at widths of the models, for these types; heads of 64 and 128."""
+    found: list[Launch] = []
+    for dtype in (d for d, name in _TYPES.items() if name in types):
+        name = _TYPES[dtype]
+        with noted(f"linear_cross_entropy {name}", found):
+            _cross_entropy(dtype)
+        with noted(f"flow_matching_loss {name}", found):
+            _flow(dtype)
+        for width in (64, 128):
+            with noted(f"block_attention {name} head {width}", found):
+                _attention(dtype, width)
+    return found
+
+
+def _cross_entropy(dtype: torch.dtype) -> None:
+    hidden = torch.zeros(1024, 2048, dtype=dtype, requires_grad=True)
+    weight = torch.zeros(1024, 2048, dtype=dtype, requires_grad=True)
+    bias = torch.zeros(1024, dtype=dtype, requires_grad=True)
+    targets = torch.arange(1024)
+    targets[::2] = -100
+    loss = reca_kernels.linear_cross_entropy(hidden, weight, targets, bias, implementation="triton")
+    loss.backward()
+
+
+def _flow(dtype: torch.dtype) -> None:
+    hidden = torch.zeros(256, 3584, dtype=dtype, requires_grad=True)
+    weight = torch.zeros(64, 3584, dtype=dtype, requires_grad=True)
+    bias = torch.zeros(64, dtype=dtype, requires_grad=True)
+    data = torch.zeros(2, 256, 64, dtype=torch.float32).unbind(0)
+    reca_kernels.flow_matching_loss(
+        hidden, weight, bias, *data, torch.ones(256).bool(), implementation="triton"
+    ).backward()
+
+
+def _attention(dtype: torch.dtype, width: int) -> None:
+    layout = reca_kernels.Layout.packed([[("full", 256), ("causal", 16), ("noise", 240)]])
+    q = torch.zeros(512, 8, width, dtype=dtype, requires_grad=True)
+    k, v = (torch.zeros(512, 2, width, dtype=dtype, requires_grad=True) for _ in range(2))
+    reca_kernels.block_attention(q, k, v, layout, implementation="triton").sum().backward()
+
+
+# ---- compilation ---------------------------------------------------------------------------------
+def compiled(launch: Launch, target: str) -> dict[str, Any]:
+    """Compile a launch for a target and read back registers, spills, shared memory, instructions."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        signature[parameter.name], aligned = _described(parameter.is_constexpr, value)
+        if signature[parameter.name] == "constexpr":
+            constants[(index,)] = value
+        elif aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    options = dict(launch.options)
+    if target == "gfx942":
+        options["num_stages"] = min(options.get("num_stages", 2), 2)
+    built = triton.compile(source, target=TARGETS[target], options=options)
+    described = {
+        "case": launch.case, "kernel": launch.kernel.__name__, "target": target,
+        "warps": built.metadata.num_warps, "stages": options.get("num_stages"),
+        "shared": built.metadata.shared, "shared_limit": SHARED[target],
+    }  # fmt: skip
+    read = _amd if target == "gfx942" else _nvidia
+    return described | read(built, MATRIX_UNIT[target]) | _fits(described)
+
+
+def _described(is_constant: bool, value: Any) -> tuple[str, bool]:
+    """Type in the signature, and whether the launcher would promise divisibility by 16."""
+    if is_constant or value is None or (type(value) is int and value == 1):
+        return "constexpr", False
+    if isinstance(value, torch.Tensor):
+        return "*" + _TYPES[value.dtype], True
+    if isinstance(value, float):
+        return "fp32", False
+    return "i32", value % 16 == 0
+
+
+def _nvidia(built: Any, unit: str) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    spills = len(re.findall(r"\b(?:STL|LDL)\b", code))
+    matrix = len(re.findall(rf"\b{unit}\b", code))
+    atomics = len(re.findall(r"\b(?:RED|REDG|ATOM|ATOMG)\b", code))
+    return {
+        "registers": registers, "stack": stack, "spills": spills, "matrix_unit": unit,
+        "matrix_instructions": matrix, "atomics": atomics,
+    }  # fmt: skip
+
+
+def _tool(name: str, *arguments: str) -> str:
+    done = subprocess.run([_TOOLS / name, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _amd(built: Any, unit: str) -> dict[str, Any]:
+    code = built.asm["amdgcn"]
+    return {
+        "registers": int(re.search(r"\.vgpr_count:\s+(\d+)", code)[1]),
+        "stack": 0,
+        "spills": int(re.search(r"\.vgpr_spill_count:\s+(\d+)", code)[1]),
+        "matrix_unit": unit,
+        "matrix_instructions": len(re.findall(unit, code)),
+        "atomics": len(re.findall(r"_atomic_", code)),
+    }  # fmt: skip
+
+
+def _fits(described: dict[str, Any]) -> dict[str, Any]:
+    return {"fits": described["shared"] <= described["shared_limit"]}
+
+
+def occupancy(row: dict[str, Any]) -> float:
+    """Bound on resident warps as a share of the most (64 on NVIDIA), by registers and shared memory."""
+    by_registers = 65536 // max(row["registers"] * row["warps"] * 32, 1)
+    by_shared = row["shared_limit"] // max(row["shared"], 1)
+    return min(min(by_registers, by_shared, 32) * row["warps"] / 64, 1.0)
+
+
+def report(targets: Sequence[str], types: Sequence[str] = ("bf16", "fp32")) -> list[dict[str, Any]]:
+    """One row per launch and target; a failure to compile is a row with `error`."""
+    rows, seen = [], set()
+    for launch in launches(types):
+        for target in targets:
+            constants = [launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr]
+            key = (launch.kernel.__name__, launch.case, target, str(constants))
+            if key in seen:
+                continue
+            seen.add(key)
+            try:
+                row = compiled(launch, target)
+                row["occupancy"] = occupancy(row)
+            except Exception as error:
+                row = {"case": launch.case, "kernel": launch.kernel.__name__, "target": target}
+                row["error"] = f"{type(error).__name__}: {error}"[:300]
+            rows.append(row)
+    return rows
+
+
+def main() -> int:
+    """Print the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--types", nargs="*", default=["bf16", "fp32"])
+    options = parser.parse_args()
+    rows = report(options.targets, options.types)
+    for row in rows:
+        if options.json:
+            print(json.dumps(row))
+            continue
+        if "error" in row:
+            print(f"{row['case']:30} {row['kernel']:24} {row['target']:7} FAILED {row['error']}")
+            continue
+        print(
+            f"{row['case']:34} {row['kernel']:24} {row['target']:7} registers {row['registers']:3} "
+            f"spills {row['spills']:2} stack {row['stack']:3} shared {row['shared'] / 1024:5.1f} KiB "
+            f"occupancy {row['occupancy']:.2f} {row['matrix_unit']} {row['matrix_instructions']}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""What a run will ask of each device, counted on `meta` before a single weight is loaded.
+
+Weights, gradients and optimiser are exact; activations are an estimate from the family's own counts (`Workload`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from reca.config.recipe import Recipe
+    from reca.models.contract import MemoryProfile, UnifiedModel
+
+GIB = 2**30
+CACHED_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+FULL = 4  # bytes of a float32: masters, gradients, moments
+RESERVE = 0.06  # share of a device that its runtime, fragments and buffers take
+# Values kept per token and layer for the backward pass: norms, projections, attention output and residuals; and of the
+# MLP: gate, up, activation, product.
+PER_WIDTH, PER_INNER = 14, 4
+# The same per row and block of a head: shift, scale, gate, norm, inputs and outputs of two layers, autocast's copies.
+PER_HEAD = 12
+ON_GPU = 80.0  # GiB assumed for a GPU that is not in this machine
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes on one device, by what they hold."""
+
+    parameters: int
+    trained: int
+    gpus: int
+    parts: Mapping[str, float]
+    features: int | None  # values cached on disk per picture
+
+    @property
+    def total(self) -> float:
+        """Bytes on one device."""
+        return sum(self.parts.values())
+
+
+def meta_model(family: str, network: Mapping[str, Any]) -> UnifiedModel:
+    """The model without its memory."""
+    import torch
+
+    from reca.models.registry import build_model
+
+    with torch.device("meta"):
+        return build_model(family, network)
+
+
+def footprint(model: UnifiedModel, recipe: Recipe, gpus: int, half: bool) -> Footprint:
+    """What training `model` by `recipe` holds on each of `gpus` devices (0: one process on the CPU).
+
+    `half`: activations in bfloat16. Trained weights, gradients and moments are shared out; frozen weights are whole on
+    every device, as `reca.align.distributed.shard` leaves them.
+    """
+    from reca.align.state import freeze
+
+    ranks = max(1, gpus)
+    trained = set(freeze(model, recipe.trains))
+    named = dict(model.named_parameters())
+    count = sum(named[name].numel() for name in trained)
+    frozen = [w for name, w in named.items() if name not in trained]
+    parts: dict[str, float] = {
+        "frozen weights": sum(w.numel() * w.element_size() for w in [*frozen, *model.buffers()]),
+        "trained weights": count * FULL / ranks,
+        "gradients": count * FULL / ranks,
+        "optimiser (two moments)": 2 * count * FULL / ranks,
+    }
+    if recipe.ema is not None:
+        parts["moving average"] = count * FULL / ranks
+    if ranks > 1:
+        parts["blocks gathered for a layer"] = 2 * _largest_block(model) * FULL
+    if half and not recipe.activation_checkpointing:
+        parts["weights in bfloat16"] = count * CACHED_BYTES["bf16"]  # whole: of the gathered blocks
+    load = model.memory_profile()
+    if load is not None:
+        parts |= _activations(load, recipe, 2 if half else FULL)
+    every = sum(w.numel() for w in named.values())
+    return Footprint(every, count, ranks, parts, (load.features or None) if load else None)
+
+
+def _largest_block(model: nn.Module) -> int:
+    from reca.align.distributed import trained_blocks
+
+    sizes = [
+        sum(w.numel() for w in block.parameters() if w.requires_grad)
+        for block in trained_blocks(model)
+    ]
+    return max(sizes, default=0)
+
+
+def _activations(load: MemoryProfile, recipe: Recipe, size: int) -> dict[str, float]:
+    """Activations of the largest micro-batch; with checkpointing one layer whole and the others' inputs.
+
+    A head comes last and is gone before the first layer is computed again, so only the larger of the two counts. Its
+    ends (embeddings, final layer) keep as much as a block, and are not computed again.
+    """
+    batch = max(task.batch for task in recipe.active().values())
+    layer = batch * load.tokens * (PER_WIDTH * load.width + PER_INNER * load.inner) * size
+    kept = batch * load.tokens * load.width * FULL
+    rows = batch * load.head_rows
+    if recipe.activation_checkpointing:
+        values = rows * (load.head_layers + PER_HEAD) + min(rows, load.head_slice) * PER_HEAD
+        whole = load.layers * kept + max(layer, values * load.head_width * size)
+    else:
+        values = rows * (load.head_layers + 1) * PER_HEAD
+        whole = load.layers * layer + values * load.head_width * size
+    found = {"activations (estimate)": float(whole)}
+    if load.prefix_tokens:
+        values = batch * load.prefix_tokens * load.layers * load.kept_width
+        found["kept keys and values"] = float(values * size)
+    return found
+
+
+# ---- devices -----------------------------------------------------------------------------------
+def device_bytes(gpus: int) -> tuple[float, str]:
+    """Memory of one device, and in words which: this machine's GPU, an assumed one, or this machine's memory."""
+    import torch
+
+    if gpus and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        return float(found.total_memory), found.name
+    if gpus:
+        return ON_GPU * GIB, f"a GPU of {ON_GPU:g} GiB (assumed: none is here)"
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), "this machine's memory"
+
+
+def fits(found: Footprint, memory: float) -> bool:
+    """Whether it fits beside the device's own reserve."""
+    return found.total <= memory * (1 - RESERVE)
+
+
+def least_gpus(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -> int | None:
+    """The smallest number of GPUs, at most 64, that the run fits on; None where no number helps."""
+    for gpus in (1, 2, 4, 6, 8, 16, 32, 64):
+        if fits(footprint(model, recipe, gpus, half), memory):
+            return gpus
+    return None
+
+
+def described(
+    name: str, found: Footprint, memory: float, device: str, cache_dtype: str | None = None
+) -> list[str]:
+    """The table that `reca plan` prints; with the cache's precision also what a picture takes there."""
+    places = f"each of {found.gpus} devices" if found.gpus > 1 else "one device"
+    rows = [f"    {what:<30}{_gib(value)}" for what, value in found.parts.items()]
+    verdict = "fits" if fits(found, memory) else "DOES NOT FIT"
+    lines = [
+        f"  models.{name}: {found.parameters:,} parameters, {found.trained:,} trained; on {places}:",
+        *rows,
+        f"    {'sum':<30}{_gib(found.total)}   of {_gib(memory).strip()} on {device}: {verdict}",
+    ]
+    if found.features is not None and cache_dtype is not None:
+        size = found.features * CACHED_BYTES[cache_dtype] / 1e6
+        lines.append(f"    feature cache on disk: {size:.2f} MB per picture in {cache_dtype}")
+    return lines
+
+
+def remedy(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -> str:
+    """What to change where a run does not fit."""
+    gpus = least_gpus(model, recipe, memory, half)
+    found = [f"{gpus} such GPUs would hold it (resources.gpus)"] if gpus else []
+    if not recipe.activation_checkpointing:
+        found.append("align.activation_checkpointing=true")
+    found.append("a smaller align.tasks.*.batch with more align.accumulation")
+    return "; ".join(found)
+
+
+def _gib(value: float) -> str:
+    return f"{value / GIB:9.2f} GiB" if value >= 0.1 * GIB else f"{value / 2**20:9.2f} MiB"

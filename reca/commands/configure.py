@@ -1,0 +1,114 @@
+"""compose, check, schema: configuration in words and files."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from reca.config import compose as config
+from reca.config.schema import Experiment, ModelConfig
+
+
+def compose(arguments: Namespace) -> None:
+    """Print the resolved experiment, or write it where its text changed."""
+    experiment = config.load(arguments.experiment, arguments.overrides)
+    if arguments.out is None:
+        sys.stdout.write(config.resolved_text(experiment))
+    else:
+        written = config.write_resolved(experiment, arguments.out)
+        print(f"{arguments.out}: {'written' if written else 'unchanged'}")
+
+
+def schema(arguments: Namespace) -> None:
+    """Print the JSON schema, or write it where Snakemake reads it."""
+    from reca.core.artifacts import write_atomic
+
+    if not arguments.write:
+        sys.stdout.write(config.schema_text())
+        return
+    write_atomic(config.SCHEMA_PATH, config.schema_text())
+    print(f"{config.SCHEMA_PATH}: written")
+
+
+def check(arguments: Namespace) -> None:
+    """Check everything that can be known before a run, and print what the experiment is."""
+    experiment = config.load(arguments.experiment, arguments.overrides)
+    _data(experiment)
+    for line in (*_summary(experiment), *_models(experiment), *_sources(experiment)):
+        print(line)
+
+
+def _summary(experiment: Experiment) -> list[str]:
+    runs = 1 + sum(len(experiment.seeds) for arm in experiment.arms if arm != "base")
+    own = [f"{name} {model.seeds}" for name, model in experiment.models.items() if model.seeds]
+    cost = experiment.cost
+    return [
+        f"{experiment.name}: {experiment.title}",
+        f"  {len(experiment.models)} models, arms {', '.join(experiment.arms)}, "
+        f"seeds {experiment.seeds}, {runs} checkpoints per model"
+        + (f"; seeds of their own: {', '.join(own)}" if own else ""),
+        f"  cost: {cost.hours:g} h on {cost.hardware} ({cost.basis})",
+    ]
+
+
+def _models(experiment: Experiment) -> list[str]:
+    """One line per model: that its own family accepts the network, or that the family cannot run."""
+    from reca.models.registry import FAMILIES
+
+    lines = []
+    for name, model in experiment.models.items():
+        if model.family not in FAMILIES:
+            why = f"configuration only, family {model.family} cannot run yet"
+            lines.append(f"  models.{name}: {why}")
+            continue
+        try:
+            size = _parameters(model)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"experiment {experiment.name!r}: models.{name}: {error}") from error
+        lines.append(f"  models.{name}: network fits family {model.family}, {size:,} parameters")
+    return lines
+
+
+def _parameters(model: ModelConfig) -> int:
+    """Build the network without its memory, which is the family's own strict check, and count."""
+    import torch
+
+    from reca.models.contract import Sampling
+    from reca.models.registry import build_model
+
+    with torch.device("meta"):
+        built = build_model(model.family, model.network)
+    sampler = model.sampler
+    for level in sampler.guidance:
+        built.check_sampling(Sampling(level, sampler.steps, sampler.temperature, sampler.options))
+    return sum(parameter.numel() for parameter in built.parameters())
+
+
+def _data(experiment: Experiment) -> None:
+    """Readers know their options, and what the repository ships is there; ValueError names the key."""
+    from reca.data.formats import check_options, max_unreadable
+
+    for role, source in experiment.data.items():
+        try:
+            check_options(source.kind, source.options)
+            max_unreadable(source.options)
+        except ValueError as error:
+            raise ValueError(f"data.{role}.options: {error}") from error
+    for name, model in experiment.models.items():
+        path = model.weights.path
+        if model.weights.kind == "shipped" and path and not Path(path).is_dir():
+            raise ValueError(f"models.{name}.weights.path = {path!r}: no such folder")
+
+
+def _sources(experiment: Experiment) -> list[str]:
+    from reca.config.validate import needed_sources
+    from reca.sources.fetch import list_sources
+
+    used = set(dict(needed_sources(experiment)).values())
+    missing = sorted(
+        s.source.name for s in list_sources() if s.source.name in used and not s.pinned
+    )
+    if not missing:
+        return [f"  {len(used)} sources, all pinned"]
+    return [f"  {len(used)} sources, not pinned yet: {', '.join(missing)} (`reca pin NAME`)"]

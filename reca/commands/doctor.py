@@ -1,0 +1,80 @@
+"""doctor: what this machine is, and which implementation of each kernel it will run."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+
+import torch
+from reca_kernels import choice, selfcheck
+
+from reca.core.artifacts import versions
+
+
+def doctor(arguments: Namespace) -> int:
+    """Print versions, devices with memory, and each kernel's choice with its comparison.
+
+    0 where all is well, 1 where a kernel that could run here differs from its reference.
+    """
+    for package, version in versions().items():
+        print(f"{package:13} {version}")
+    print(f"{'cpu':13} {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    print(f"{'memory':13} {_gibibytes(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))}")
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    for device in devices:
+        print(f"{device!s:13} {_described(device)}")
+    if devices:
+        return max([_on_gpu(device) for device in devices])
+    return _without_gpu()
+
+
+def _on_gpu(device: torch.device) -> int:
+    failed = 0
+    for kernel in selfcheck.KERNELS:
+        chosen, reason = choice.automatic(kernel, device.index)
+        print(f"{kernel} on {device}: {chosen}, because {reason}")
+        if choice.cannot_run(device) is None:
+            failed |= _compared(kernel, device)
+    return failed
+
+
+def _without_gpu() -> int:
+    """The choice is torch; in Triton's interpreter the kernels can be compared all the same."""
+    failed, device = 0, torch.device("cpu")
+    for kernel in selfcheck.KERNELS:
+        print(f"{kernel} on cpu: torch, because there is no GPU")
+        if choice.interpreted() and choice.cannot_run(device) is None:
+            failed |= _compared(kernel, device)
+    if not choice.interpreted():
+        print("To compare the Triton kernels in their interpreter: TRITON_INTERPRET=1 reca doctor")
+    return failed
+
+
+def _compared(kernel: str, device: torch.device) -> int:
+    """Print, per type, the worst quantity of the comparison; 1 if one is not allowed."""
+    try:
+        found = list(selfcheck.differences(kernel, device))
+    except Exception as error:  # whatever a compiler or driver raises is the diagnosis
+        print(f"  failed: {type(error).__name__}: {' '.join(str(error).split())}")
+        return 1
+    for dtype in dict.fromkeys(one.dtype for one in found):
+        worst = max((one for one in found if one.dtype == dtype), key=lambda one: one.excess)
+        verdict = "equal" if all(one.passed for one in found if one.dtype == dtype) else "DIFFERENT"
+        print(
+            f"  {dtype:9} {verdict}: {worst.quantity} errs by {worst.excess:.1e} more than plain "
+            f"torch (allowed {worst.allowed:.0e})"
+        )
+    return int(not all(one.passed for one in found))
+
+
+def _described(device: torch.device) -> str:
+    properties = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return (
+        f"{properties.name}, compute capability {properties.major}.{properties.minor}, "
+        f"{_gibibytes(total)} of memory, {_gibibytes(free)} free"
+    )
+
+
+def _gibibytes(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,33 @@
+"""The log of a verb: on standard error, and in a file where one is named."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+from reca.core.ownership import check_file
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a file begins as our logs do; lines are added to no other."""
+    with open(path, "rb") as file:
+        return re.match(rb"\d\d:\d\d:\d\d \S+: ", file.read(200)) is not None
+
+
+def start_log(file: str | None) -> None:
+    """Log to standard error and, where one is named, to a file; ValueError where that holds anything but such a log."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if file:
+        check_file("--log", Path(file), _is_log)
+        os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+        handlers.append(logging.FileHandler(file, mode="a"))
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=handlers,
+        force=True,
+    )

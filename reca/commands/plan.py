@@ -1,0 +1,71 @@
+"""plan: what a run asks of memory, before it starts."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from reca.config import compose
+from reca.config.recipe import Recipe
+from reca.config.schema import ModelConfig
+
+_log = logging.getLogger(__name__)
+
+
+def plan(arguments: Namespace) -> None:
+    """Print each model's memory by part, against the device; ValueError (after printing) where one does not fit."""
+    from reca.align.memory import GIB, described, device_bytes, fits, footprint, meta_model, remedy
+    from reca.models.registry import FAMILIES
+
+    experiment = compose.load(arguments.experiment, arguments.overrides)
+    print(f"{experiment.name}: {experiment.title}")
+    refused = []
+    for name, model in experiment.models.items():
+        if model.family not in FAMILIES:
+            print(f"  models.{name}: configuration only, family {model.family} cannot run yet")
+            continue
+        gpus, half = _devices(model)
+        memory, device = device_bytes(gpus)
+        if arguments.memory is not None:
+            memory, device = arguments.memory * GIB, f"a device of {arguments.memory:g} GiB"
+        empty = meta_model(model.family, model.network)
+        found = footprint(empty, model.align, gpus, half)
+        print("\n".join(described(name, found, memory, device, model.cache_dtype)))
+        if not fits(found, memory):
+            refused.append(f"models.{name}: {remedy(empty, model.align, memory, half)}")
+    if refused:
+        raise ValueError(f"{experiment.name} does not fit; {'; '.join(refused)}")
+
+
+def _devices(model: ModelConfig) -> tuple[int, bool]:
+    gpus = model.resources.gpus * model.resources.nodes
+    return gpus, _is_half(model.align, gpus)
+
+
+def _is_half(recipe: Recipe, gpus: int) -> bool:
+    return recipe.precision == "bf16" or (recipe.precision == "auto" and gpus > 0)
+
+
+def before_a_run(family: str, network: Mapping[str, Any], recipe: Recipe, ranks: int) -> None:
+    """Log the footprint of one alignment; ValueError where it cannot fit on this machine's GPU.
+
+    On the CPU it only warns: swap and shared pages make memory there elastic.
+    """
+    import torch
+
+    from reca.align.memory import described, device_bytes, fits, footprint, meta_model, remedy
+
+    gpus = ranks if torch.cuda.is_available() else 0
+    memory, device = device_bytes(gpus)
+    half = _is_half(recipe, gpus)
+    empty = meta_model(family, network)
+    found = footprint(empty, recipe, gpus, half)
+    for line in described(family, found, memory, device):
+        _log.info("%s", line)
+    if not fits(found, memory):
+        said = f"this run does not fit; {remedy(empty, recipe, memory, half)}"
+        if gpus:
+            raise ValueError(said)
+        _log.warning("%s", said)

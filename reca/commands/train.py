@@ -1,0 +1,164 @@
+"""base, cache, align, pretrain: the stages that make models."""
+
+from __future__ import annotations
+
+import os
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from reca.commands.code import stage_code
+from reca.commands.inputs import of_section, pairs, read_section, records_of, work_folder
+from reca.config.compose import section
+from reca.config.recipe import Recipe, for_arm
+from reca.config.schema import DataSource, Fit, Weights
+from reca.core.artifacts import Stage, read_json, size_of
+
+
+def base(arguments: Namespace) -> None:
+    """Make the base model folder from shipped weights or from downloads."""
+    from reca.models.import_base import make_base
+
+    plain = read_section(arguments.section)
+    family, network, described = of_section(plain, "family", "network", "weights")
+    weights, inputs = section(Weights, described), pairs("--input", arguments.input)
+    folder = None if weights.path is None else Path(weights.path)
+    if folder is not None:
+        inputs = {"weights": folder}
+    code = stage_code("base", family)
+    with Stage(
+        "base",
+        arguments.out,
+        inputs=records_of(inputs),
+        section=plain,
+        code=code,
+        reads=inputs.values(),
+    ) as stage:
+        parts = {role: _chosen(path, weights.file, role) for role, path in inputs.items()}
+        make_base(family, network, stage.scratch, folder=folder, parts=parts)
+
+
+def _chosen(folder: Path, file: str | None, role: str) -> Path:
+    """The one checkpoint of a download that the configuration names, else the folder."""
+    return folder / file if file and role == "weights" else folder
+
+
+def cache(arguments: Namespace) -> None:
+    """Run the frozen encoders over a data set."""
+    from reca.align.training_data import open_role
+    from reca.core.devices import placed
+    from reca.data.formats import max_unreadable
+    from reca.features.build import build
+    from reca.models.registry import load_model
+
+    plain = read_section(arguments.section)
+    family, data = of_section(plain, "family", "data")
+    if len(data) != 1:
+        raise ValueError(f"--section: data must hold the one role to encode, not {sorted(data)}")
+    (source,) = (section(DataSource, described) for described in data.values())
+    model, folder = Path(arguments.model), Path(arguments.data)
+    companions = pairs("--companion", arguments.companion)
+    read = {"model": model, "data": folder, **_named("companion", companions)}
+    build(
+        placed(load_model(model), arguments.device),
+        open_role(source, folder, companions),
+        arguments.out,
+        use=arguments.use,
+        code=stage_code("cache", family),
+        dtype=plain.get("cache_dtype", "fp32"),
+        max_unreadable=max_unreadable(source.options),
+        work=work_folder(arguments, "cache", read.values()).path,
+        inputs=records_of(read),
+        reads=read.values(),
+        section={**plain, "use": arguments.use},
+    )
+
+
+def align(arguments: Namespace) -> None:
+    """Train one arm. Under torchrun every rank trains and the first one writes."""
+    from reca.align.run import Summary, feature_data, is_first, run, write
+    from reca.commands.plan import before_a_run
+    from reca.models.import_base import DESCRIPTION
+
+    plain = read_section(arguments.section)
+    family, described, data = of_section(plain, "family", "align", "data")
+    recipe = for_arm(section(Recipe, described), arguments.arm)
+    recipe.validate()
+    folders, caches = pairs("--data", arguments.data), pairs("--cache", arguments.cache)
+    model, started = Path(arguments.model), time.time()
+    inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
+    work = work_folder(arguments, "align", inputs.values())
+
+    def train() -> Summary:
+        data_by_role = feature_data(recipe, sources_of(data), folders, caches)
+        return run(model, data_by_role, recipe, seed=arguments.seed, work=work.path)
+
+    if not is_first():
+        train()
+        return
+    stage = Stage(
+        "align",
+        arguments.out,
+        inputs=records_of(inputs),  # hashed before training, so that damage costs no hours
+        section={**plain, "arm": arguments.arm},
+        seed=arguments.seed,
+        code=stage_code("align", family),
+        started=started,
+        reads=inputs.values(),
+        needs=size_of(model),
+    )
+    network = read_json(model / DESCRIPTION)["network"]
+    before_a_run(family, network, recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    with work, stage:
+        summary = train()
+        write(model, work.path, stage.scratch)
+        stage.note(**{**asdict(summary), "checkpoint": None})
+
+
+def sources_of(data: Mapping[str, Any]) -> dict[str, DataSource]:
+    """The `data` part of a section as typed sources by role."""
+    return {role: section(DataSource, described) for role, described in data.items()}
+
+
+def _named(kind: str, folders: Mapping[str, Path]) -> dict[str, Path]:
+    return {f"{kind}.{role}": folder for role, folder in folders.items()}
+
+
+def pretrain(arguments: Namespace) -> None:
+    """Train one part of a laptop base model, or the model itself."""
+    from reca.toyworld.pretrain.run import pretrain_base, pretrain_part
+
+    plain = read_section(arguments.section)
+    family, network = of_section(plain, "family", "network")
+    data, parts = pairs("--data", arguments.data), pairs("--input", arguments.input)
+    code = stage_code("pretrain", family)
+    begin = None if arguments.start is None else Path(arguments.start)
+    started = {} if begin is None else {"start": begin}
+    inputs = {**_named("data", data), **_named("part", parts), **started}
+    name = f"pretrain {arguments.part}"
+    work = work_folder(arguments, name, inputs.values(), plain.get("phases", ()))
+    with Stage(
+        name,
+        arguments.out,
+        inputs=records_of(inputs),
+        section=plain,
+        seed=arguments.seed,
+        code=code,
+        reads=inputs.values(),
+    ) as stage:
+        work.claim()
+        places = {"seed": arguments.seed, "work": work.path, "out": stage.scratch}
+        if arguments.part != "base":
+            (fit,), (folder,) = of_section(plain, "fit"), of_section(data, "reconstruct")
+            recipe = section(Fit, fit)
+            loss: Any = pretrain_part(family, arguments.part, network, recipe, folder, **places)
+        else:
+            (phases,) = of_section(plain, "phases")
+            recipes = {name: section(Recipe, phase) for name, phase in phases.items()}
+            worlds = {role: DataSource(kind="world") for role in data}  # it knows no other
+            places |= {"folders": data, "parts": parts, "code": code, "begin": begin}
+            loss = pretrain_base(family, network, recipes, worlds, **places)
+        stage.note(loss=loss)

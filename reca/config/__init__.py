@@ -1,0 +1,1 @@
+"""Typed experiments: the schema, Hydra composition, and the rules between fields."""

@@ -1,0 +1,231 @@
+"""The typed shape of an experiment: what may stand in `config/`, field by field, with its unit.
+
+Plain keyword-only dataclasses of primitives: a field without a default is required, a `Literal` lists
+what is allowed. `reca.config.compose` reads these types to check a configuration and to generate the JSON
+schema for Snakemake. No heavy import here: Snakemake reads this while it parses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from reca.config.recipe import Recipe
+
+Family = Literal["showo", "harmon", "openuni", "bagel", "janus"]
+Arm = Literal["base", "reca", "sft", "shuffled"]
+DataKind = Literal["world", "folder", "tar", "parquet", "llava"]
+BenchmarkKind = Literal[
+    "laptop",
+    "laptop_edit",
+    "geneval",
+    "dpg",
+    "wise",
+    "t2i_compbench",
+    "imgedit",
+    "gedit",
+    "mme",
+    "pope",
+    "gqa",
+    "mmmu",
+    "seed",
+    "mmbench",
+    "mmvp",
+    "mmvet",
+    "reconstruction",
+]
+CachePrecision = Literal["fp32", "fp16", "bf16"]
+SeedSchedule = Literal["per_image", "sample_index", "prompt_reset", "process"]
+
+
+@dataclass(kw_only=True)
+class World:
+    """The procedural laptop world: how many scenes, and how much their captions say."""
+
+    kind: Literal["images", "text", "edits"] = "images"  # text: conversations without pictures
+    images: int = 8000  # rows; edits: pairs of a picture and what an instruction makes of it
+    seed: int = 0
+    single_object_share: float = 0.0  # share of scenes with one object; the rest have one to four
+    caption: dict[str, float] = field(default_factory=dict)  # what a sparse caption tells, by p
+
+
+@dataclass(kw_only=True)
+class DataSource:
+    """A set of images, with or without captions and conversations."""
+
+    kind: DataKind
+    source: str | None = None  # name in config/sources.yaml, downloaded to data/<source>
+    path: str | None = None  # a local folder or file instead of a source
+    companions: dict[str, str] = field(default_factory=dict)  # llava: image folder -> source
+    options: dict[str, Any] = field(default_factory=dict)  # reader options: column names, limits
+    world: World | None = None  # kind: world
+
+
+@dataclass(kw_only=True)
+class Weights:
+    """Where the base model's weights come from."""
+
+    kind: Literal["shipped", "source", "pretrain"]
+    path: str | None = None  # shipped: folder of this repo; pretrain: results folder
+    source: str | None = None  # source: name in config/sources.yaml
+    file: str | None = None  # source: which of its files, where it holds several checkpoints
+    companions: dict[str, str] = field(default_factory=dict)  # role -> name in sources.yaml
+
+
+@dataclass(kw_only=True)
+class Sampler:
+    """How pictures are drawn at evaluation."""
+
+    steps: int = 50
+    temperature: float = 1.0
+    guidance: list[float] = field(default_factory=lambda: [5.0])  # several: swept on dev prompts
+    options: dict[str, Any] = field(default_factory=dict)  # the family's own
+
+
+@dataclass(kw_only=True)
+class Resources:
+    """What one alignment job asks of the scheduler."""
+
+    gpus: int = 0
+    nodes: int = 1
+    memory_mb: int = 4000
+    runtime_minutes: int = 60
+    threads: int = 1
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """One model: family, network, weights, recipe of every arm, sampler."""
+
+    family: Family
+    network: dict[str, Any] = field(default_factory=dict)  # checked by the family (`reca check`)
+    weights: Weights
+    align: Recipe = field(default_factory=Recipe)
+    data: dict[str, str] = field(default_factory=dict)  # role -> entry of `data`, where it differs
+    benchmarks: list[str] = field(default_factory=list)  # of the experiment's; empty: all of them
+    sampler: Sampler = field(default_factory=Sampler)
+    resources: Resources = field(default_factory=Resources)
+    seeds: list[int] = field(default_factory=list)  # empty: the experiment's
+    cache_dtype: CachePrecision = "fp32"  # of floating-point features in the cache
+
+
+@dataclass(kw_only=True)
+class JudgeConfig:
+    """A judge: an OpenAI-compatible endpoint, or a model on this machine behind the same ledger."""
+
+    kind: Literal["endpoint", "transformers"] = "endpoint"
+    model: str  # a dated snapshot or a versioned model, never an alias; transformers: its name in tables
+    base_url: str = "https://api.openai.com/v1"
+    source: str | None = None  # transformers: name in config/sources.yaml
+    key_variable: str = "OPENAI_API_KEY"  # environment variable with the key; '' for none
+    temperature: float | None = None  # null: not sent, the endpoint's default
+    max_tokens: int | None = None
+    seed: int | None = None
+    concurrency: int = 8
+    attempts: int = 3  # of a reply that cannot be read
+    tries: int = 6  # of a request that fails on the way
+    timeout_seconds: float = 120.0
+    backoff_seconds: float = 1.0
+    longest_pause_seconds: float = 60.0
+    price_input: float = 0.0  # per million tokens
+    price_output: float = 0.0
+    request_cost_estimate: float = 0.0  # held back per request until a real cost is known
+    cost_cap: float | None = None  # of the whole ledger, in the currency of the prices
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    """One benchmark: its prompts and how many pictures each gets."""
+
+    kind: BenchmarkKind
+    source: str | None = None  # name in config/sources.yaml, for its prompts
+    companions: dict[str, str] = field(default_factory=dict)  # role -> name in sources.yaml
+    prompts: int = 0  # laptop: per task; 0 = all the benchmark has
+    development_prompts: int = 0  # per task, to choose guidance; never reported as a result
+    images_per_prompt: int = 1
+    questions: int = 0  # understanding questions asked before and after
+    rotations: bool = (
+        False  # MMBench: every question in all rotations of its options (CircularEval)
+    )
+    reconstructions: int = 0  # held-out images drawn again from their own embeddings
+    seed: int = 0  # laptop: of the prompts; else of the authors' seed schedules
+    seeds: SeedSchedule = "per_image"  # the others are the authors' scripts'
+    sampler: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # model -> other sampler fields
+    shards: int = 1  # jobs that draw and examine side by side, one GPU each
+    batch_size: int = 8  # pictures or answers in one pass
+    crop_black: bool = False  # pictures without their black border, as BAGEL's scripts save them
+    scorer: str | None = None  # which network sees or answers, where there is a choice
+    judge: JudgeConfig | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # of the grading: named defects, partial
+
+
+@dataclass(kw_only=True)
+class Expectation:
+    """A number that the experiment should reach, in the benchmark's own unit, and its source.
+
+    GenEval, WISE and the laptop's scores are shares (0..1); DPG-Bench counts to 100.
+    """
+
+    model: str
+    metric: str  # <benchmark>.<score>
+    value: float
+    tolerance: float  # half-width around the value
+    source: str
+    arm: Arm = "reca"
+
+
+@dataclass(kw_only=True)
+class Cost:
+    """What a run takes, and on what it was measured or estimated."""
+
+    hardware: str
+    hours: float
+    basis: Literal["estimate", "measured", "reported"] = "estimate"
+
+
+@dataclass(kw_only=True)
+class Fit:
+    """How a part of a laptop base model is trained on its own (AdamW, warm-up, cosine)."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 50
+    floor: float = 0.02
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    checkpoint_every: int = 200
+
+
+@dataclass(kw_only=True)
+class Pretrain:
+    """A laptop base model made from nothing, or from another one; the paper's models never need this."""
+
+    seed: int = 0
+    start: str | None = None  # folder of a model to go on from, with its record; null: from nothing
+    parts: dict[
+        str, Fit
+    ]  # frozen parts that are fitted on their own: reca/toyworld/pretrain/<family>.py
+    phases: dict[str, Recipe]  # of what is left, in the order of their names
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """The root of a resolved configuration."""
+
+    name: str
+    title: str
+    question: str
+    seeds: list[int] = field(default_factory=lambda: [0])
+    arms: list[Arm] = field(default_factory=lambda: ["base", "reca"])
+    models: dict[str, ModelConfig]
+    data: dict[str, DataSource]  # role: reconstruct | answer
+    benchmarks: dict[str, BenchmarkConfig]
+    allow_unpinned: bool = False  # run with sources whose sha256 is not known yet
+    mirror: str | None = None  # folder used in place of downloads
+    pretrain: Pretrain | None = None
+    expect: list[Expectation] = field(default_factory=list)
+    cost: Cost

@@ -1,0 +1,376 @@
+"""Rules between the fields of an experiment: what types alone cannot say.
+
+Each rule raises ValueError with key path, value and what is allowed. No torch here; what only a family
+knows about its network is checked by the family itself (`reca check EXPERIMENT`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from reca.config.recipe import ROLE_OF, for_arm
+from reca.config.schema import (
+    BenchmarkConfig,
+    DataSource,
+    Experiment,
+    ModelConfig,
+    Pretrain,
+    Weights,
+    World,
+)
+from reca.core.documents import fields, read_yaml
+from reca.core.structure import problem, suggestion
+
+ROLES = ("reconstruct", "answer", "text", "edit")
+EDITING = ("bagel",)  # families that edit
+CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
+OPTIONAL_FACTS = ("everything",)
+JUDGED = ("wise", "imgedit", "gedit", "t2i_compbench", "mmvet")
+# What a family's sampler can be told besides guidance, steps and temperature, where it is known here;
+# the values are checked by the family (`reca check EXPERIMENT`).
+SAMPLER_OPTIONS = {"showo": ("confidence_temperature", "confidence_schedule", "order")}
+_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+
+
+def check(experiment: Experiment, config_dir: Path) -> None:
+    """Run every rule; the first that fails raises."""
+    _check_root(experiment)
+    for name, model in experiment.models.items():
+        _check_model(f"models.{name}", model)
+        _check_arms(experiment, name, model)
+    entries = {name for model in experiment.models.values() for name in model.data.values()}
+    for role, source in experiment.data.items():
+        _check_data(f"data.{role}", role, source, entries)
+    for name, benchmark in experiment.benchmarks.items():
+        _check_benchmark(f"benchmarks.{name}", benchmark)
+    if experiment.pretrain is not None:
+        _check_pretrain(experiment.pretrain)
+    _check_roles(experiment)
+    _check_guidance(experiment)
+    _check_expectations(experiment)
+    _at_least("cost.hours", experiment.cost.hours, 0)
+    _check_sources(experiment, config_dir)
+
+
+def _check_root(experiment: Experiment) -> None:
+    _nonempty("models", experiment.models)
+    if experiment.pretrain is None:
+        _nonempty("benchmarks", experiment.benchmarks)
+    _distinct("seeds", experiment.seeds)
+    _distinct("arms", experiment.arms)
+    for i, seed in enumerate(experiment.seeds):
+        _at_least(f"seeds[{i}]", seed, 0)
+    _names("name", [experiment.name])
+    for path in ("models", "data", "benchmarks"):
+        _names(path, getattr(experiment, path))
+
+
+# ---- models --------------------------------------------------------------------------------------
+def _check_model(path: str, model: ModelConfig) -> None:
+    _check_weights(f"{path}.weights", model.weights)
+    sampler, resources = model.sampler, model.resources
+    _at_least(f"{path}.sampler.steps", sampler.steps, 1)
+    if sampler.temperature <= 0:
+        raise problem(f"{path}.sampler.temperature", sampler.temperature, "must be above 0")
+    known = SAMPLER_OPTIONS.get(model.family, sampler.options)
+    for name, value in sampler.options.items():
+        if name not in known:
+            allowed = f"unknown option; {suggestion(name, known)}"
+            raise problem(f"{path}.sampler.options.{name}", value, allowed)
+    _distinct(f"{path}.sampler.guidance", sampler.guidance)
+    for i, guidance in enumerate(sampler.guidance):
+        _at_least(f"{path}.sampler.guidance[{i}]", guidance, 0)
+    for name, least in {"gpus": 0, "nodes": 1, "memory_mb": 1, "runtime_minutes": 1}.items():
+        _at_least(f"{path}.resources.{name}", getattr(resources, name), least)
+    _at_least(f"{path}.resources.threads", resources.threads, 1)
+    if resources.nodes > 1 and resources.gpus == 0:
+        raise problem(f"{path}.resources.gpus", 0, "must be at least 1 on several nodes")
+    if model.seeds:
+        _distinct(f"{path}.seeds", model.seeds)
+    for i, seed in enumerate(model.seeds):
+        _at_least(f"{path}.seeds[{i}]", seed, 0)
+    if model.family == "showo":
+        _check_showo_network(f"{path}.network", model.network)
+
+
+def _check_weights(path: str, weights: Weights) -> None:
+    _names(f"{path}.companions", weights.companions)
+    wanted = "source" if weights.kind == "source" else "path"
+    other = "path" if wanted == "source" else "source"
+    if getattr(weights, wanted) is None:
+        raise problem(f"{path}.{wanted}", None, f"must be given where kind is {weights.kind}")
+    if getattr(weights, other) is not None:
+        value = getattr(weights, other)
+        raise problem(f"{path}.{other}", value, f"must be null where kind is {weights.kind}")
+
+
+def _check_showo_network(path: str, network: dict[str, Any]) -> None:
+    """The combinations a typo hits most; `ShowoConfig.from_dict` is the full check, with torch."""
+    reader = network.get("understanding", "vq")
+    if reader not in ("clip", "vq"):
+        raise problem(f"{path}.understanding", reader, "must be one of clip, vq")
+    if reader == "clip" and network.get("clip_vision") is None:
+        raise problem(f"{path}.clip_vision", None, "understanding clip needs the sizes of a tower")
+    if reader == "vq" and network.get("clip_vision") is not None:
+        raise problem(f"{path}.clip_vision", "...", "must be null where understanding is vq")
+    resolution, factor = network.get("resolution", 256), _down_sampling(network)
+    if not isinstance(resolution, int) or resolution < factor or resolution % factor:
+        allowed = f"must be a multiple of {factor}, the tokenizer's pixels per image code"
+        raise problem(f"{path}.resolution", resolution, allowed)
+
+
+def _down_sampling(network: dict[str, Any]) -> int:
+    """Pixels per code and side: every level of the tokenizer but the last halves the picture."""
+    return 2 ** (len(network.get("vq", {}).get("enc_ch_mult", (1, 2, 2, 4, 4))) - 1)
+
+
+def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
+    """Every arm's recipe must be whole before anything runs."""
+    if "reca" in experiment.arms and "reca" not in model.align.active():
+        tasks = list(model.align.active())
+        raise problem(
+            f"models.{name}.align.tasks", tasks, "arm reca needs task reca, weight above 0"
+        )
+    for arm in ("reca", *(arm for arm in experiment.arms if arm not in ("base", "reca"))):
+        try:
+            for_arm(model.align, arm).validate()
+        except ValueError as error:
+            where = "" if arm == "reca" else f" (arm {arm})"
+            raise ValueError(f"models.{name}.{error}{where}") from error
+
+
+def _check_pretrain(pretrain: Pretrain) -> None:
+    _names("pretrain.parts", pretrain.parts)
+    _names("pretrain.phases", pretrain.phases)
+    for part, fit in pretrain.parts.items():
+        for name in ("steps", "batch", "warmup", "checkpoint_every"):
+            least = 0 if name == "warmup" else 1
+            _at_least(f"pretrain.parts.{part}.{name}", getattr(fit, name), least)
+    for name, recipe in pretrain.phases.items():
+        try:
+            recipe.validate()
+        except ValueError as error:
+            raise ValueError(f"pretrain.phases.{name}.{error}") from error
+
+
+# ---- data and benchmarks -------------------------------------------------------------------------
+def _check_data(path: str, role: str, source: DataSource, entries: Collection[str] = ()) -> None:
+    if role not in ROLES and role not in entries:
+        raise problem(path, source.kind, f"unknown role {role!r}; {suggestion(role, ROLES)}")
+    for folder in source.companions:
+        if folder in ("", ".", "..") or not {"/", "="}.isdisjoint(folder):
+            allowed = "must be the first folder of the images' paths, a name without / and ="
+            raise problem(f"{path}.companions", folder, allowed)
+    if source.kind == "world":
+        for name in ("source", "path"):
+            if getattr(source, name) is not None:
+                value = getattr(source, name)
+                raise problem(f"{path}.{name}", value, "must be null where kind is world")
+        if source.world is None:
+            raise problem(f"{path}.world", None, "must be given where kind is world")
+        check_world(f"{path}.world", source.world)
+        return
+    if source.world is not None:
+        raise problem(f"{path}.world", "...", f"must be null where kind is {source.kind}")
+    if (source.source is None) == (source.path is None):
+        raise problem(
+            f"{path}.source", source.source, "give either source or path, and one of them"
+        )
+
+
+def check_world(path: str, world: World) -> None:
+    """Sizes and rates of a drawn world; ValueError names the key below `path`."""
+    _at_least(f"{path}.images", world.images, 1)
+    _share(f"{path}.single_object_share", world.single_object_share)
+    if world.kind != "images":
+        return
+    for name in CAPTION_FACTS:
+        if name not in world.caption:
+            raise ValueError(f"{path}.caption.{name} is missing: must be a number from 0 to 1")
+    for name, rate in world.caption.items():
+        if name not in CAPTION_FACTS + OPTIONAL_FACTS:
+            allowed = f"unknown key; {suggestion(name, CAPTION_FACTS + OPTIONAL_FACTS)}"
+            raise problem(f"{path}.caption.{name}", rate, allowed)
+        _share(f"{path}.caption.{name}", rate)
+    told = sum(world.caption[name] for name in ("relation", "count", "two"))
+    if told > 1:
+        raise problem(f"{path}.caption", told, "relation + count + two must be at most 1")
+
+
+def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
+    _names(f"{path}.companions", benchmark.companions)
+    for name in ("prompts", "development_prompts", "questions", "reconstructions", "seed"):
+        _at_least(f"{path}.{name}", getattr(benchmark, name), 0)
+    for name in ("images_per_prompt", "shards", "batch_size"):
+        _at_least(f"{path}.{name}", getattr(benchmark, name), 1)
+    if benchmark.kind in ("laptop", "laptop_edit"):
+        _at_least(f"{path}.prompts", benchmark.prompts, 1)
+    elif benchmark.source is None:
+        raise problem(f"{path}.source", None, f"must be given where kind is {benchmark.kind}")
+    if benchmark.kind in JUDGED and benchmark.judge is None:
+        raise problem(f"{path}.judge", None, f"must be given where kind is {benchmark.kind}")
+
+
+def _check_roles(experiment: Experiment) -> None:
+    """Each task finds its data, and a family that can do it: i2t reads conversations, most others draw pictures."""
+    for name, model in experiment.models.items():
+        for role in model.data:
+            if role not in ROLES:
+                allowed = f"unknown role; {suggestion(role, ROLES)}"
+                raise problem(f"models.{name}.data.{role}", model.data[role], allowed)
+        for benchmark in model.benchmarks:
+            if benchmark not in experiment.benchmarks:
+                allowed = f"is no benchmark here; {suggestion(benchmark, experiment.benchmarks)}"
+                raise problem(f"models.{name}.benchmarks", benchmark, allowed)
+        for task in model.align.active():
+            if task == "edit" and model.family not in EDITING:
+                raise problem(f"models.{name}.align.tasks.edit", model.family, "must be a bagel")
+            role = model.data.get(ROLE_OF[task], ROLE_OF[task])
+            if role not in experiment.data:
+                raise problem(f"data.{role}", None, f"task {task} of models.{name} needs it")
+    for role in pretrained_roles(experiment.pretrain) if experiment.pretrain else ():
+        if role not in experiment.data:
+            raise problem(f"data.{role}", None, "pretraining reads it")
+
+
+def aligned_roles(experiment: Experiment, name: str) -> dict[str, str]:
+    """Role -> entry of `data` of what the arms of one model read: a task without weight reads nothing."""
+    model = experiment.models[name]
+    recipes = [for_arm(model.align, arm) for arm in experiment.arms if arm != "base"]
+    roles = dict.fromkeys(role for recipe in recipes for role in recipe.roles())
+    return {role: model.data.get(role, role) for role in roles}
+
+
+def pretrained_roles(pretrain: Pretrain) -> list[str]:
+    """The roles that pretraining reads: its parts look at pictures, its phases at what their tasks do."""
+    parts = ["reconstruct"] if pretrain.parts else []
+    phases = [role for recipe in pretrain.phases.values() for role in recipe.roles()]
+    return list(dict.fromkeys(parts + phases))
+
+
+def needed_data(experiment: Experiment, models: Iterable[str] | None = None) -> list[str]:
+    """The entries of `data` that a run of these models (all of them) reads."""
+    if experiment.pretrain is not None:
+        return pretrained_roles(experiment.pretrain)
+    chosen = experiment.models if models is None else models
+    found = [entry for name in chosen for entry in aligned_roles(experiment, name).values()]
+    return list(dict.fromkeys(found))
+
+
+def _check_guidance(experiment: Experiment) -> None:
+    """A sweep needs prompts that are not the test's: guidance is never chosen on reported prompts."""
+    if any(benchmark.development_prompts for benchmark in experiment.benchmarks.values()):
+        return
+    for name, model in experiment.models.items():
+        if len(model.sampler.guidance) > 1:
+            allowed = "must hold one value unless a benchmark has development_prompts to choose on"
+            raise problem(f"models.{name}.sampler.guidance", model.sampler.guidance, allowed)
+
+
+def _check_expectations(experiment: Experiment) -> None:
+    for i, expected in enumerate(experiment.expect):
+        path = f"expect[{i}]"
+        if expected.model not in experiment.models:
+            allowed = f"unknown model; {suggestion(expected.model, experiment.models)}"
+            raise problem(f"{path}.model", expected.model, allowed)
+        if expected.metric.split(".")[0] not in experiment.benchmarks:
+            allowed = (
+                f"must begin with a benchmark; {suggestion(expected.metric, experiment.benchmarks)}"
+            )
+            raise problem(f"{path}.metric", expected.metric, allowed)
+        if expected.arm not in experiment.arms:
+            allowed = f"is no arm of this experiment; {suggestion(expected.arm, experiment.arms)}"
+            raise problem(f"{path}.arm", expected.arm, allowed)
+        _at_least(f"{path}.tolerance", expected.tolerance, 0)
+
+
+# ---- sources -------------------------------------------------------------------------------------
+def _check_sources(experiment: Experiment, config_dir: Path) -> None:
+    used = dict(sources_of(experiment))
+    if not used:
+        return
+    from reca.sources.catalogue import NAME, NAME_RULE
+
+    known = _known_sources(config_dir / "sources.yaml")
+    for path, name in used.items():
+        if name not in known:
+            allowed = f"not in config/sources.yaml; {suggestion(name, known)}"
+            raise problem(path, name, allowed)
+        if not NAME.fullmatch(name):
+            raise problem(path, name, NAME_RULE)
+
+
+def sources_of(experiment: Experiment) -> Iterable[tuple[str, str]]:
+    """Key path and name of every source that an experiment uses."""
+    for name, model in experiment.models.items():
+        if model.weights.source is not None:
+            yield f"models.{name}.weights.source", model.weights.source
+        for role, source in model.weights.companions.items():
+            yield f"models.{name}.weights.companions.{role}", source
+    for role, data in experiment.data.items():
+        if data.source is not None:
+            yield f"data.{role}.source", data.source
+        for folder, source in data.companions.items():
+            yield f"data.{role}.companions.{folder}", source
+    for name, benchmark in experiment.benchmarks.items():
+        if benchmark.source is not None:
+            yield f"benchmarks.{name}.source", benchmark.source
+        for role, source in benchmark.companions.items():
+            yield f"benchmarks.{name}.companions.{role}", source
+        if benchmark.judge is not None and benchmark.judge.source is not None:
+            yield f"benchmarks.{name}.judge.source", benchmark.judge.source
+
+
+def needed_sources(experiment: Experiment) -> Iterable[tuple[str, str]]:
+    """Those of `sources_of` that a run reads: of data with a task and of benchmarks that a model takes."""
+    takes = [m.benchmarks or experiment.benchmarks for m in experiment.models.values()]
+    needed = {
+        "models": set(experiment.models),
+        "data": set(needed_data(experiment)),
+        "benchmarks": {name for names in takes for name in names},
+    }
+    for path, source in sources_of(experiment):
+        kind, name, _ = path.split(".", 2)
+        if name in needed[kind]:
+            yield path, source
+
+
+@cache
+def _known_sources(path: Path) -> frozenset[str]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, though the experiment names sources")
+    listed = fields(read_yaml(path), path)
+    return frozenset(listed.get("sources", listed))
+
+
+# ---- small predicates ----------------------------------------------------------------------------
+def _at_least(path: str, value: float, least: float) -> None:
+    if value < least:
+        raise problem(path, value, f"must be at least {least}")
+
+
+def _share(path: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise problem(path, value, "must be from 0 to 1")
+
+
+def _nonempty(path: str, value: Any) -> None:
+    if not value:
+        raise problem(path, value, "must not be empty")
+
+
+def _names(path: str, names: Iterable[str]) -> None:
+    """Names become parts of paths and of command lines."""
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise problem(path, name, "a name is made of a-z, 0-9 and _")
+
+
+def _distinct(path: str, values: Sequence[Any]) -> None:
+    _nonempty(path, values)
+    if len(set(values)) < len(values):
+        raise problem(path, values, "must not hold a value twice")

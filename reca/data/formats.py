@@ -1,0 +1,72 @@
+"""Readers of image sets behind one face: `open_dataset(kind, path)` gives samples by index."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from reca.data.dataset import MAX_UNREADABLE, Dataset, Sample
+
+__all__ = ["KINDS", "Dataset", "Sample", "check_options", "max_unreadable", "open_dataset"]
+
+KINDS = ("world", "folder", "tar", "parquet", "llava")
+LIMIT = "max_unreadable"  # an option of every kind
+
+
+def open_dataset(kind: str, path: str | Path, **options: Any) -> Dataset:
+    """Open the data set at `path`, a file or a folder.
+
+    Args:
+        kind: one of `KINDS`; the laptop `world` is written as parquet and read as such.
+        path: where the files are.
+        options: the reader's own, see its class (column names, limits, the image root), and `max_unreadable`
+            (see the function), which whoever reads the samples keeps.
+
+    Raises:
+        ValueError: unknown kind or option, no such path, or files that the reader refuses.
+    """
+    check_options(kind, options)
+    max_unreadable(options)
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such file or folder; fetch or build the data set first")
+    own = {name: value for name, value in options.items() if name != LIMIT}
+    return _reader(kind)(Path(path), **own)
+
+
+def max_unreadable(options: Mapping[str, Any]) -> float:
+    """The share of samples that may be unreadable (pictures or texts), from a data set's options."""
+    value = options.get(LIMIT, MAX_UNREADABLE)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{LIMIT} = {value!r}: must be a number from 0 to 1")
+    return float(value)
+
+
+def check_options(kind: str, options: Iterable[str]) -> None:
+    """ValueError for an option that the reader of this kind does not have."""
+    allowed = [*list(inspect.signature(_reader(kind)).parameters)[1:], LIMIT]
+    for name in options:
+        if name not in allowed:
+            known = ", ".join(allowed)
+            raise ValueError(f"data kind {kind}: unknown option {name!r}; allowed: {known}")
+
+
+def _reader(kind: str) -> Callable[..., Dataset]:
+    if kind in ("parquet", "world"):
+        from reca.data.readers.parquet import ParquetDataset
+
+        return ParquetDataset
+    if kind == "tar":
+        from reca.data.readers.tar import TarDataset
+
+        return TarDataset
+    if kind == "folder":
+        from reca.data.readers.folder import FolderDataset
+
+        return FolderDataset
+    if kind == "llava":
+        from reca.data.readers.llava import LlavaDataset
+
+        return LlavaDataset
+    raise ValueError(f"unknown data kind {kind!r}; allowed: {', '.join(KINDS)}")

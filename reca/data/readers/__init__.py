@@ -1,0 +1,1 @@
+"""One module per data format; `reca.data.formats` opens them by name."""

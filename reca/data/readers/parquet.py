@@ -1,0 +1,272 @@
+"""Parquet files as the Hugging Face hub holds image sets; the laptop world is written so too."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reca.core.artifacts import sha256_json
+from reca.core.documents import json_value, kind_of
+from reca.core.unreadable import UnreadableImage, UnreadableText
+from reca.data.dataset import Conversation, Sample
+from reca.data.readers.folder import natural_key
+from reca.data.readers.hashes import hash_files
+from reca.data.readers.llava import pair_turns
+from reca.data.readers.text import text_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DEFAULT_COLUMNS = {
+    "image": "image",
+    "caption": "prompt",
+    "id": "id",
+    "conversations": "conversations",
+}
+LEDGER = ".reca-parquet-hashes.json"
+
+
+class ParquetDataset:
+    """Rows of `*.parquet` under a folder (or of one file), in natural order of the file names.
+
+    Args:
+        path: file or folder.
+        image, caption, id, conversations: column names. A default column may be missing, one that
+            is named here may not. Images are raw bytes or the hub's struct of `bytes` and `path`.
+            A null in a caption's or conversations' column says that the row has none.
+        extra: columns to keep in `Sample.extra`; default: all others.
+        row_groups: row groups kept in memory. Random access reads whole row groups, so files with
+            large ones are better read in order.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        image: str | None = None,
+        caption: str | None = None,
+        id: str | None = None,
+        conversations: str | None = None,
+        extra: Sequence[str] | None = None,
+        row_groups: int = 4,
+    ) -> None:
+        self.root = path if path.is_dir() else path.parent
+        self.files = _files(path)
+        self._groups = _row_groups(self.files)
+        self._ends = list(accumulate(rows for _, _, rows in self._groups))
+        if not self._ends or self._ends[-1] == 0:
+            raise ValueError(f"{path}: no rows in {len(self.files)} parquet files")
+        named = {"image": image, "caption": caption, "id": id, "conversations": conversations}
+        present = _schema_names(self.files)
+        self.columns = _choose_columns(path, present, named)
+        self.extra = _choose_extra(path, present, self.columns, extra)
+        self._cache: OrderedDict[tuple[int, bool], pa.Table] = OrderedDict()
+        self._row_groups = max(1, row_groups)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        """The row at `index`; null images give `image=None`."""
+        row = self._row(index, images=True)
+        told = self._texts(index, row)
+        return replace(told, image=_image_bytes(self._get(row, "image"), told.id))
+
+    def texts(self, index: int) -> Sample:
+        """The row at `index` without its image, whose column is not read."""
+        return self._texts(index, self._row(index, images=False))
+
+    def _texts(self, index: int, row: dict[str, Any]) -> Sample:
+        own, caption = self._get(row, "id"), self._get(row, "caption")
+        name = self._row_name(index) if own is None else str(own)
+        return Sample(
+            id=name,
+            caption=None if caption is None else text_of(caption, name),
+            conversations=parse_conversations(self._get(row, "conversations"), name),
+            extra={column: row[column] for column in self.extra},
+        )
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Every row is a sample."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """Hash of the files' names and contents and of the chosen columns."""
+        names = [file.relative_to(self.root).as_posix() for file in self.files]
+        content = hash_files(self.root, names, LEDGER)
+        return sha256_json([content, self.columns, list(self.extra)])
+
+    def _row(self, index: int, *, images: bool) -> dict[str, Any]:
+        index = range(len(self))[index]
+        group = bisect.bisect_right(self._ends, index)
+        start = self._ends[group - 1] if group else 0
+        try:
+            return self._table(group, images).slice(index - start, 1).to_pylist()[0]
+        except UnicodeDecodeError as fault:  # Arrow stores texts unchecked
+            raise UnreadableText(self._row_name(index), "a column is not UTF-8") from fault
+
+    def _get(self, row: dict[str, Any], role: str) -> Any:
+        return row[self.columns[role]] if role in self.columns else None
+
+    def _row_name(self, index: int) -> str:
+        group = bisect.bisect_right(self._ends, index)
+        file = self._groups[group][0]
+        first = next(at for at, (other, _, _) in enumerate(self._groups) if other == file)
+        before = self._ends[first - 1] if first else 0
+        return f"{file.relative_to(self.root).with_suffix('').as_posix()}/{index - before}"
+
+    def _table(self, group: int, images: bool) -> pa.Table:
+        """One row group, with or without its images, from memory if it was read lately."""
+        key = (group, images)
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+            columns = [name for role, name in self.columns.items() if images or role != "image"]
+            table = _read_group(*self._groups[group], [*columns, *self.extra])
+            self._cache[key] = table
+            while len(self._cache) > self._row_groups:
+                self._cache.popitem(last=False)
+            return table
+
+
+def parse_conversations(value: Any, name: str) -> list[Conversation]:
+    """Conversations from JSON text or nested lists.
+
+    Accepted: a list of conversations, each a list of [question, answer]; or one conversation as
+    LLaVA writes it, a list of {"from", "value"}. None gives none.
+
+    Raises:
+        UnreadableText: anything else; names the sample.
+    """
+    turns = _parsed(value, name) if isinstance(value, str) else value
+    if turns is None or turns == []:
+        return []
+    if not isinstance(turns, list):
+        raise UnreadableText(name, f"the conversations are {kind_of(turns)}, not a list")
+    if isinstance(turns[0], dict):
+        return [pair_turns(turns, name)]
+    found = [[_pair(turn, name) for turn in _list(one, name)] for one in turns]
+    if not all(found):
+        raise UnreadableText(name, "a conversation has no turns")
+    return found
+
+
+def _parsed(text: str, name: str) -> Any:
+    try:
+        return json_value(text, "the conversations")
+    except ValueError as fault:
+        raise UnreadableText(name, str(fault)) from fault
+
+
+def _pair(turn: Any, name: str) -> tuple[str, str]:
+    if len(_list(turn, name)) != 2:
+        raise UnreadableText(name, f"a turn has {len(turn)} parts, not a question and an answer")
+    return text_of(turn[0], name, "a question"), text_of(turn[1], name, "an answer")
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise UnreadableText(name, f"the conversations hold {kind_of(value)} in place of a list")
+    return value
+
+
+def _image_bytes(value: Any, name: str) -> bytes | None:
+    """Raw bytes, or those of the hub's struct; a path without bytes is refused."""
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return value["bytes"]
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None:
+        return None
+    raise UnreadableImage(name, "the image column holds no bytes; embed the images in the parquet")
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(path.rglob("*.parquet"), key=lambda file: natural_key(file.as_posix()))
+    if not found:
+        raise ValueError(f"{path}: no *.parquet in this folder")
+    return found
+
+
+def _row_groups(files: list[Path]) -> list[tuple[Path, int, int]]:
+    """(file, row group, rows) of every row group; only the footers are read.
+
+    ValueError names a file whose footer is damaged: a wrong number of rows, names that are not UTF-8.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    groups = []
+    for file in files:
+        try:
+            footer = pq.read_metadata(file)
+            rows = [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
+            _ = footer.schema.to_arrow_schema().names  # refuses names that are not UTF-8
+            if min(rows, default=0) < 0:
+                raise ValueError(f"a row group claims {min(rows)} rows")
+        except (pa.ArrowException, OSError, ValueError) as fault:
+            raise ValueError(
+                f"{file}: not a whole parquet file ({fault}); fetch it again"
+            ) from fault
+        groups += [(file, group, count) for group, count in enumerate(rows)]
+    return groups
+
+
+def _read_group(file: Path, group: int, rows: int, columns: list[str]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            table = parquet.read_row_group(group, columns=columns)
+        if len(table) != rows:
+            raise ValueError(f"{len(table)} rows in place of {rows}")
+        return table
+    except (pa.ArrowException, OSError, ValueError) as fault:
+        raise ValueError(
+            f"{file}: row group {group} is damaged ({fault}); fetch it again"
+        ) from fault
+
+
+def _schema_names(files: list[Path]) -> list[str]:
+    """Columns of the files, which must agree."""
+    import pyarrow.parquet as pq
+
+    names = [pq.read_schema(file).names for file in files]
+    for file, other in zip(files, names, strict=True):
+        if other != names[0]:
+            raise ValueError(f"{file}: columns {other} differ from {names[0]} of {files[0].name}")
+    return names[0]
+
+
+def _choose_columns(path: Path, present: list[str], named: dict[str, str | None]) -> dict[str, str]:
+    columns = {}
+    for role, name in named.items():
+        if name is not None and name not in present:
+            raise ValueError(f"{path}: no column {name!r} ({role}); it has {present}")
+        chosen = name or DEFAULT_COLUMNS[role]
+        if chosen in present:
+            columns[role] = chosen
+    return columns
+
+
+def _choose_extra(
+    path: Path, present: list[str], columns: dict[str, str], extra: Sequence[str] | None
+) -> tuple[str, ...]:
+    if extra is None:
+        return tuple(name for name in present if name not in columns.values())
+    for name in extra:
+        if name not in present:
+            raise ValueError(f"{path}: no column {name!r} (extra); it has {present}")
+    return tuple(name for name in extra if name not in columns.values())

@@ -1,0 +1,288 @@
+"""Tar shards in the WebDataset layout, read in place: nothing is ever extracted.
+
+Members of one sample share a key (the path up to the first dot of the file name): `0017.jpg`,
+`0017.txt`, `0017.json`. The first pass over a shard checks every header and keeps the place of each
+member in a small index beside it (see `reca.data.readers.hashes` for when it counts). A member is read together with
+its header, which must have the name and size of the index: no index can send a sample to other bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from reca.core.artifacts import sha256_file, sha256_json
+from reca.core.images import SUFFIXES
+from reca.core.unreadable import UnreadableImage
+from reca.data.dataset import NAMES_SHOWN, Sample
+from reca.data.readers.folder import natural_key
+from reca.data.readers.hashes import load_ledger, save_ledger, stamp
+from reca.data.readers.names import check_unicode
+from reca.data.readers.text import caption_in_record, record_in_file, text_in_file
+
+log = logging.getLogger(__name__)
+
+IMAGE_EXTENSIONS = SUFFIXES
+TEXT_EXTENSIONS = ("txt", "json")
+INDEX_PREFIX = ".reca-index-"
+INDEX_VERSION = 2
+MAX_MEMBER_BYTES = 256 << 20
+BLOCK = tarfile.BLOCKSIZE
+NO_IMAGE = "keys without an image"
+NOT_READ = "members that are neither image nor txt nor json"
+
+
+class Member(NamedTuple):
+    """One file of a shard: its normal name, where its header and its bytes begin, and how many they are."""
+
+    name: str
+    header: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample of one shard: where the bytes of each extension lie."""
+
+    shard: Path
+    key: str
+    members: dict[str, Member]  # by extension
+
+    @property
+    def name(self) -> str:
+        """Shard and key, unique in the data set."""
+        return f"{self.shard.stem}/{self.key}"
+
+    def read(self, extension: str) -> bytes:
+        """The bytes of one member; `UnreadableImage` if the shard no longer holds them."""
+        return read_member(self.shard, self.members[extension], self.name)
+
+
+class TarDataset:
+    """The samples of `*.tar` in a folder (or of one file), in natural order of the shard names.
+
+    The caption is the member `txt`, or the string under `caption` in the member `json`, whose other
+    keys become `extra`. Keys without an image are counted in `without_image`, other members in `not_read`.
+
+    Raises:
+        ValueError: a shard is damaged, compressed, or holds what a data set has no business with:
+            paths that leave it, links, devices, sparse or oversized members, or a name twice.
+    """
+
+    def __init__(
+        self, path: Path, caption: str = "caption", max_member_bytes: int = MAX_MEMBER_BYTES
+    ) -> None:
+        self.caption = caption
+        self.shards = _shards(path)
+        self.entries: list[Entry] = []
+        self.hashes: list[tuple[str, str]] = []
+        self.left_out: dict[str, list[str]] = {}
+        for shard in self.shards:
+            self._add(shard, read_index(shard, max_member_bytes))
+        if not self.entries:
+            raise ValueError(f"{path}: no image in {len(self.shards)} tar shards")
+        for reason, names in self.left_out.items():
+            log.warning("%s: %d %s (%s)", path, len(names), reason, ", ".join(names[:NAMES_SHOWN]))
+
+    @property
+    def without_image(self) -> int:
+        """Number of keys that have no image."""
+        return len(self.left_out.get(NO_IMAGE, []))
+
+    def __len__(self) -> int:
+        """Number of samples that have an image."""
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at `index`."""
+        told, entry = self.texts(index), self.entries[index]
+        return replace(told, image=entry.read(_image_extensions(entry.members)[0]))
+
+    def texts(self, index: int) -> Sample:
+        """The texts of the sample at `index`."""
+        entry = self.entries[index]
+        check_unicode(entry.name)
+        if not _image_extensions(entry.members):
+            raise UnreadableImage(entry.name, _dotted_reason(entry))
+        caption, extra = self._texts(entry)
+        return Sample(id=entry.name, caption=caption, extra=extra)
+
+    def fingerprint(self) -> str:
+        """Hash of the shards' names and contents, and of the option that changes captions."""
+        return sha256_json([self.caption, self.hashes])
+
+    def _add(self, shard: Path, index: dict[str, Any]) -> None:
+        self.hashes.append((shard.name, index["sha256"]))
+        for key, members in _by_key(shard, index["members"]).items():
+            images = _image_extensions(members)
+            if len(images) > 1:
+                raise ValueError(f"{shard}: key {key} has several images ({', '.join(images)})")
+            entry = Entry(shard, key, members)
+            if images or _dotted(members):
+                self.entries.append(entry)
+            else:
+                self.left_out.setdefault(NO_IMAGE, []).append(entry.name)
+            other = members.keys() - {*images, *TEXT_EXTENSIONS}
+            if images and other:
+                names = [f"{entry.name}.{extension}" for extension in sorted(other)]
+                self.left_out.setdefault(NOT_READ, []).extend(names)
+
+    def _texts(self, entry: Entry) -> tuple[str | None, dict[str, Any]]:
+        caption, extra = None, {}
+        if "json" in entry.members:
+            extra = record_in_file(entry.read("json"), entry.name, "member json")
+            caption = caption_in_record(extra, (self.caption,), entry.name, "member json")
+        if "txt" in entry.members:
+            caption = text_in_file(entry.read("txt"), entry.name, "member txt")
+        return caption, extra
+
+
+def read_index(shard: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> dict[str, Any]:
+    """The index of a shard, from the file beside it if that is valid.
+
+    Gives `members`, a list of what makes a `Member`, and the `sha256` of the shard.
+
+    Raises:
+        ValueError: see `TarDataset`.
+    """
+    path = index_of(shard)
+    valid_for = {"version": INDEX_VERSION, "stamp": stamp(shard), "limit": max_member_bytes}
+    index = load_ledger(path)
+    if index.get("valid_for") == valid_for:
+        return index
+    members = [list(member) for member in scan(shard, max_member_bytes)]
+    index = {"valid_for": valid_for, "members": members, "sha256": sha256_file(shard)}
+    save_ledger(path, index)
+    return index
+
+
+def index_of(shard: Path) -> Path:
+    """Where the index of a shard lies."""
+    return shard.with_name(f"{INDEX_PREFIX}{shard.name}.json")
+
+
+def read_member(shard: Path, member: Member, sample: str) -> bytes:
+    """The bytes of a member; `UnreadableImage` of `sample` where the shard does not have it there."""
+    start, length = member.header, member.offset - member.header
+    try:
+        with open(shard, "rb", buffering=0) as file:
+            whole = os.fstat(file.fileno()).st_size >= member.offset + member.size
+            data = os.pread(file.fileno(), length + member.size, start) if whole else b""
+    except OSError as fault:
+        raise UnreadableImage(sample, f"{shard.name}: {fault.strerror}") from fault
+    if len(data) != length + member.size:
+        raise UnreadableImage(sample, f"{shard.name} is shorter than its index says")
+    if not _begins(data[:length], member):
+        raise UnreadableImage(
+            sample, f"{shard.name}: is not where the index says; remove {index_of(shard).name}"
+        )
+    return data[length:]
+
+
+def _begins(header: bytes, member: Member) -> bool:
+    """Whether this is the header of this very member."""
+    try:
+        found = tarfile.TarFile(fileobj=io.BytesIO(header)).next()
+    except (tarfile.TarError, ValueError):
+        return False
+    if found is None:
+        return False
+    name = PurePosixPath(found.name).as_posix()
+    return (name, found.size, found.offset_data) == (member.name, member.size, len(header))
+
+
+def scan(shard: Path, max_member_bytes: int) -> Iterator[Member]:
+    """Check every header of an uncompressed tar and yield its files."""
+    total = shard.stat().st_size
+    seen: set[str] = set()
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                name = _checked_name(shard, member, total, max_member_bytes)
+                if member.isdir():
+                    continue
+                if name in seen:
+                    raise ValueError(f"{shard}: member {name!r} occurs twice")
+                seen.add(name)
+                yield Member(name, member.offset, member.offset_data, member.size)
+            end = archive.offset
+    except (tarfile.TarError, OSError, EOFError, OverflowError) as fault:
+        raise ValueError(
+            f"{shard}: damaged, truncated or compressed tar ({fault}); fetch it again, or unpack "
+            "the compression: shards are read in place"
+        ) from fault
+    _check_end(shard, end)
+
+
+def _checked_name(shard: Path, member: tarfile.TarInfo, total: int, limit: int) -> str:
+    """The member's normal name, if it is a plain file (or folder) that stays inside and fits."""
+
+    def refuse(reason: str) -> ValueError:
+        return ValueError(f"{shard}: member {member.name!r} {reason}; refusing the shard")
+
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
+        raise refuse("leaves the archive")
+    if member.issparse() or not (member.isreg() or member.isdir()):
+        raise refuse("is not a plain file (link, device or sparse)")
+    if not 0 <= member.size <= limit:
+        raise refuse(f"claims {member.size} bytes; at most {limit} are allowed (max_member_bytes)")
+    if member.offset_data + member.size > total:
+        raise refuse(f"claims {member.size} bytes, more than the file holds (truncated?)")
+    return path.as_posix()
+
+
+def _check_end(shard: Path, end: int) -> None:
+    """Demand the marker of zeros: for `tarfile` any unreadable header but the first is the end."""
+    with open(shard, "rb") as file:
+        file.seek(end)
+        block = file.read(BLOCK)
+    if block != bytes(BLOCK):
+        raise ValueError(f"{shard}: no end-of-archive marker at byte {end}: truncated or damaged")
+
+
+def _shards(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(path.glob("*.tar"), key=lambda shard: natural_key(shard.name))
+    if not found:
+        raise ValueError(f"{path}: no *.tar in this folder")
+    return found
+
+
+def _by_key(shard: Path, members: list[list]) -> dict[str, dict[str, Member]]:
+    keys: dict[str, dict[str, Member]] = {}
+    for member in map(Member._make, members):
+        folder, _, file = member.name.rpartition("/")
+        stem, _, extension = file.partition(".")
+        key = f"{folder}/{stem}" if folder else stem
+        parts = keys.setdefault(key, {})
+        if extension.lower() in parts:
+            raise ValueError(f"{shard}: key {key} has two members {extension.lower()!r}")
+        parts[extension.lower()] = member
+    return keys
+
+
+def _image_extensions(members: dict[str, Member]) -> list[str]:
+    return [extension for extension in IMAGE_EXTENSIONS if extension in members]
+
+
+def _dotted(members: dict[str, Member]) -> list[str]:
+    """Extensions that only end in an image's: the pictures `a.b.jpg`, whose key is `a`."""
+    return [name for name in members if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
+
+
+def _dotted_reason(entry: Entry) -> str:
+    extension = _dotted(entry.members)[0]
+    name = f"{entry.key.rpartition('/')[2]}.{extension}"
+    return (
+        f"the member {name!r} has dots in its stem: WebDataset ends a key at the first dot and reads "
+        f"{extension!r} as the ending; write it with other marks"
+    )

@@ -1,0 +1,69 @@
+"""What counts as the text of a sample, for all readers alike: captions, questions, answers.
+
+A text is a string of Unicode in which something can be seen. Anything else (a list, a number, null,
+blanks, bytes that are not UTF-8) is refused with the sample's name, never turned into text: the model
+would learn to say "None".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reca.core.documents import json_value, kind_of
+from reca.core.unreadable import UnreadableText
+from reca.data.readers.names import is_unicode
+
+MARK = "\ufeff"  # a byte order mark, which editors leave before the first letter
+
+
+def text_of(value: Any, name: str, what: str = "the caption") -> str:
+    """`value` as the text of the sample `name`, without a byte order mark; bytes are read as UTF-8.
+
+    Raises:
+        UnreadableText: not a text; `what` says which one of the sample's.
+    """
+    if isinstance(value, bytes):
+        value = _utf8(value, name, what)
+    if not isinstance(value, str):
+        raise UnreadableText(name, f"{what} is {kind_of(value)}, not a text")
+    text = value.removeprefix(MARK)
+    if not any(letter.isprintable() and not letter.isspace() for letter in text):
+        raise UnreadableText(name, f"{what} is empty or blank")
+    if not is_unicode(text):
+        raise UnreadableText(name, f"{what} holds half a letter (a lone surrogate)")
+    return text
+
+
+def text_in_file(data: bytes, name: str, what: str) -> str:
+    """The text that is a whole file: as `text_of`, without the blanks around it."""
+    return text_of(data, name, what).strip()
+
+
+def caption_in_record(
+    record: dict[str, Any], keys: tuple[str, ...], name: str, what: str
+) -> str | None:
+    """Take the caption out of a record, under the first of `keys` that it has; None where it has none of them.
+
+    A key that is there must hold a text, `null` included: a picture without a caption has no such key.
+    """
+    found = next((key for key in keys if key in record), None)
+    return None if found is None else text_of(record.pop(found), name, f"{found!r} of {what}")
+
+
+def record_in_file(data: bytes | str, name: str, what: str) -> dict[str, Any]:
+    """The JSON object that is a whole file (or line) `what` of the sample `name`."""
+    try:
+        value = json_value(data, what)
+    except ValueError as fault:
+        reason = str(fault).removeprefix(f"{what}: ")
+        raise UnreadableText(name, f"{what}: expected a JSON object ({reason})") from fault
+    if not isinstance(value, dict):
+        raise UnreadableText(name, f"{what}: expected a JSON object, found {kind_of(value)}")
+    return value
+
+
+def _utf8(data: bytes, name: str, what: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as fault:
+        raise UnreadableText(name, f"{what} is not UTF-8 (byte {fault.start})") from fault

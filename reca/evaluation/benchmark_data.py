@@ -1,0 +1,226 @@
+"""Pictures that benchmarks come with: sources of edits, and what questions ask about."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reca.evaluation import registry
+from reca.evaluation.reading import Ids, Tables, columns
+from reca.inference.items import Prompt, Question
+
+if TYPE_CHECKING:
+    from reca.config.schema import BenchmarkConfig
+
+
+def items_of(kind: str, data: Mapping[str, Path], limit: int = 0) -> list[Prompt]:
+    """A picture benchmark's prompts; of the reconstructions, one per original."""
+    if kind == "reconstruction":
+        from reca.evaluation.tasks.reconstruction import pictures
+
+        return [prompt for prompt, _ in pictures(data, limit)]
+    found: list[Prompt] = registry.module(kind).prompts(data)
+    ids, folder = Ids(), Path(data["prompts"])
+    for prompt in found:  # readers name the file; none of them may forget it
+        ids.add(prompt.id, folder)
+    return found[:limit] if limit else found
+
+
+def questions_of(benchmark: BenchmarkConfig, data: Mapping[str, Path]) -> list[Question]:
+    """What a benchmark asks: all its questions or the first of them, in all rotations where it says so."""
+    module = registry.module(benchmark.kind)
+    found: list[Question] = module.questions(data)
+    ids, folder = Ids(), Path(data["questions"])
+    for question in found:
+        ids.add(question.id, folder)
+    found = found[: benchmark.questions] if benchmark.questions else found
+    if not benchmark.rotations:
+        return found
+    if not hasattr(module, "rotated"):
+        raise ValueError(f"benchmarks.{benchmark.kind}.rotations: only MMBench has rotations")
+    turned: list[Question] = module.rotated(found)
+    return turned
+
+
+# ---- edits -----------------------------------------------------------------------------------------
+def edit_sources(kind: str, items: Sequence[Prompt], data: Mapping[str, Path]) -> dict[str, bytes]:
+    """The picture before each edit, as a file, by prompt id; ValueError names the first that lacks."""
+    if kind == "gedit":
+        from reca.evaluation.tasks.gedit import source_pictures
+
+        found = source_pictures(data)
+        names = {item.id: item.id for item in items}
+    elif kind == "reconstruction":
+        from reca.evaluation.tasks.reconstruction import pictures
+
+        found = {prompt.id: file for prompt, file in pictures(data, 0)}
+        names = {item.id: item.id for item in items}
+    else:
+        names = {item.id: item.facts["source"] for item in items}
+        found = _in_folder(Path(data["images"]), set(names.values()))
+    lacking = [name for name in names.values() if name not in found]
+    if lacking:
+        raise ValueError(
+            f"{kind}: {len(lacking)} source pictures are not in {data.get('images', data)}, for "
+            f"instance {lacking[0]}"
+        )
+    return {name: found[source] for name, source in names.items()}
+
+
+def _in_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
+    """Files by the end of their path, in a folder or in tar files in it (read, never extracted)."""
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".tar" and path.is_file():
+            for member, file in _in_tar(path, wanted).items():
+                _keep(found, member, file, path)
+        elif path.is_file() and (name := _ending(path.relative_to(folder).parts, wanted)):
+            _keep(found, name, path.read_bytes(), path)
+    return found
+
+
+def _keep(found: dict[str, bytes], name: str, file: bytes, path: Path) -> None:
+    """ValueError where another picture has the name already."""
+    if found.setdefault(name, file) != file:
+        raise ValueError(f"{path}: another picture {name} than the one before; keep one of them")
+
+
+def _in_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            name = _ending(tuple(member.name.split("/")), wanted)
+            if name and member.isreg() and (file := tar.extractfile(member)) is not None:
+                _keep(found, name, file.read(), path)
+    return found
+
+
+def _ending(parts: Sequence[str], wanted: set[str]) -> str | None:
+    """The wanted name that a path ends in, whole parts only."""
+    for start in range(len(parts)):
+        name = "/".join(parts[start:])
+        if name in wanted:
+            return name
+    return None
+
+
+# ---- questions ---------------------------------------------------------------------------------------
+_PIXELS = ("image", "image_1")
+_ID_COLUMNS = {
+    "mme": "question_id",
+    "pope": "image_source",
+    "gqa": "id",
+    "mmmu": "id",
+    "seed": "question_id",
+    "mmbench": "index",
+    "mmvet": "question_id",
+}
+
+
+def question_pictures(
+    kind: str, asked: Iterable[Question], data: Mapping[str, Path]
+) -> dict[str, bytes]:
+    """All pictures (files) that questions ask about, by image id; ValueError names the first that lacks."""
+    wanted = {name for question in asked for name in question.image_ids}
+    folder = Path(data["questions"])
+    if kind == "mmvp":
+        found = _of_mmvp(folder, wanted)
+    elif kind == "mmmu":
+        found = _of_mmmu(_tables(kind, folder), wanted)
+    else:
+        found = _from_tables(_tables(kind, folder), _ID_COLUMNS[kind], wanted)
+    lacking = sorted(wanted - set(found))
+    if lacking:
+        raise ValueError(
+            f"{folder}: no picture of {kind} question {lacking[0]}"
+            f"{'' if kind == 'mmvp' else _tables_seen(_tables(kind, folder), _ID_COLUMNS[kind])}; "
+            "fetch its source"
+        )
+    return found
+
+
+def _tables(kind: str, folder: Path) -> list[Path]:
+    """The tables that hold a benchmark's pictures: those of its questions, or of a configuration of their own."""
+    module = registry.module(kind)
+    tables: Tables = getattr(module, "PICTURES", module.TABLES)
+    return tables.below(folder, kind)
+
+
+def _of_mmvp(folder: Path, wanted: set[str]) -> dict[str, bytes]:
+    """Files named by their question; ValueError for two of one name."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.jpg")):
+        if path.stem in wanted and files.setdefault(path.stem, path) != path:
+            raise ValueError(
+                f"{path}: {path.stem} is there twice, first {files[path.stem]}; keep one"
+            )
+    return {name: path.read_bytes() for name, path in files.items()}
+
+
+def _of_mmmu(tables: Sequence[Path], wanted: set[str]) -> dict[str, bytes]:
+    """A question's pictures stand in its row, in a column each."""
+    from reca.evaluation.tasks.mmmu import picture_place
+
+    by_column: dict[str, dict[str, str]] = {}
+    for name in wanted:
+        row, column = picture_place(name)
+        by_column.setdefault(column, {})[row] = name
+    found: dict[str, bytes] = {}
+    for column, names in sorted(by_column.items()):
+        files = _from_tables(tables, _ID_COLUMNS["mmmu"], set(names), (column,))
+        found |= {names[row]: file for row, file in files.items()}
+    return found
+
+
+def _tables_seen(tables: Sequence[Path], column: str) -> str:
+    """What a message says where no table has the columns of pictures; else nothing."""
+    if not tables or any(_index(str(path), column) for path in tables):
+        return ""
+    wanted = f"{column} and {' or '.join(_PIXELS)}"
+    return f": no table has the columns {wanted}; {tables[0]} has {', '.join(columns(tables[0]))}"
+
+
+def _from_tables(
+    tables: Sequence[Path], column: str, wanted: set[str], pixels: Sequence[str] = _PIXELS
+) -> dict[str, bytes]:
+    """Files by the id in `column`, from the first column of `pixels` that a table has; empty cells are left out."""
+    import pyarrow.parquet as pq
+
+    found: dict[str, bytes] = {}
+    for path in tables:
+        index = _index(str(path), column)
+        rows = sorted({index[name] for name in wanted if name in index and name not in found})
+        there = set(columns(path))
+        seen = next((name for name in pixels if name in there), None)
+        if not rows or seen is None:
+            continue
+        table = pq.read_table(path, columns=[column, seen]).take(rows)
+        for row in table.to_pylist():
+            if row[seen] is not None:
+                found.setdefault(str(row[column]), _file(row[seen], path, str(row[column])))
+    return found
+
+
+@lru_cache(maxsize=256)
+def _index(path: str, column: str) -> dict[str, int]:
+    """Row by id of a table that has pictures; empty for tables without."""
+    import pyarrow.parquet as pq
+
+    names = columns(Path(path))
+    if column not in names or not set(_PIXELS) & set(names):
+        return {}
+    ids = pq.read_table(path, columns=[column])[column].to_pylist()
+    return {str(name): place for place, name in reversed(list(enumerate(ids)))}
+
+
+def _file(cell: Any, path: Path, name: str) -> bytes:
+    """A picture's bytes: the hub's struct, its list of one, or plain bytes; ValueError where there are none."""
+    if isinstance(cell, list):
+        cell = cell[0] if cell else None
+    found = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(found, bytes) or not found:
+        raise ValueError(f"{path}: row {name} holds no picture; fetch its source again")
+    return found

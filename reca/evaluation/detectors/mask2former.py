@@ -1,0 +1,196 @@
+"""GenEval's detector from transformers: Mask2Former with the official preprocessing and post-processing.
+
+With the hub's weights scores are `geneval(hf-detector)`; with the official weights, converted by
+`reca.evaluation.detectors.mmdet`, `geneval(mmdet-weights)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from reca.core.artifacts import read_manifest
+from reca.evaluation.detectors import colours
+from reca.evaluation.detectors.checkpoint import companion, demand_labels, network, tokenizer
+from reca.evaluation.detectors.instances import Instance, Size, instances
+from reca.evaluation.tasks.geneval_rules import THRESHOLD
+
+# What may be missing from a whole checkpoint, or be unexpected: the loss's weights of classes, which scoring never
+# reads; the backbone's last norm, which the feature maps do not pass (each has a norm of its own); and the index of
+# relative positions that older files stored, computed from the window's size here.
+HARMLESS = (
+    r"criterion\.empty_weight",
+    r"model\.pixel_level_module\.encoder\.(?:swin\.)?layernorm\.(?:weight|bias)",
+    r"model\.pixel_level_module\.encoder\..*\.relative_position_index",
+)
+CLIP_HARMLESS = (
+    r"(?:text|vision)_model\.embeddings\.position_ids",
+)  # 0, 1, 2, ..., stored by older versions
+# COCO's classes as checkpoints call them -> as GenEval does.
+ALIASES = {
+    "mouse": "computer mouse",
+    "remote": "tv remote",
+    "keyboard": "computer keyboard",
+    "motorbike": "motorcycle",
+    "aeroplane": "airplane",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+    "hair dryer": "hair drier",
+    "doughnut": "donut",
+}
+SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # SPEC section 2, mmdet test transform
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB
+
+
+def resized(size: Size) -> Size:
+    """Rows and columns after keeping the ratio within 800 x 1333, rounded as mmcv does."""
+    scale = min(LONGEST / max(size), SHORTEST / min(size))
+    return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+
+def padded(size: Size) -> Size:
+    """Rows and columns padded below and to the right to a multiple of 32."""
+    rows, columns = (-(-side // MULTIPLE) * MULTIPLE for side in size)
+    return rows, columns
+
+
+def pixels(image: Image.Image) -> tuple[torch.Tensor, Size, Size]:
+    """The network's input [1, 3, H, W] with the resized and the padded size.
+
+    Bilinear resize of PIL, which antialiases where OpenCV's does not (docs/differences.md).
+    """
+    small = resized((image.height, image.width))
+    whole = padded(small)
+    shown = image.convert("RGB").resize((small[1], small[0]), Image.Resampling.BILINEAR)
+    normal = (np.asarray(shown, np.float32) - np.array(MEAN, np.float32)) / np.array(
+        STD, np.float32
+    )
+    tensor = torch.zeros(1, 3, *whole)
+    tensor[0, :, : small[0], : small[1]] = torch.from_numpy(normal).permute(2, 0, 1)
+    return tensor, small, whole
+
+
+class Mask2Former:
+    """Instances of the 80 COCO classes in a picture, by a network of transformers."""
+
+    def __init__(self, model: Any, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+
+    @classmethod
+    def open(
+        cls, folder: Path, names: Sequence[str], device: str = "cpu", official: bool = False
+    ) -> Mask2Former:
+        """From a hub checkpoint, or from the official `.pth` in a folder that `reca fetch` wrote.
+
+        ValueError unless its classes are `names` in order and every tensor is there (see `checkpoint`).
+        """
+        if official:
+            from reca.evaluation.detectors.mmdet import load
+
+            return cls(load(*pinned_file(folder, "*.pth"), names), device)
+        from transformers import Mask2FormerForUniversalSegmentation
+
+        model = network(Mask2FormerForUniversalSegmentation, folder, HARMLESS)
+        demand_labels(folder / "config.json", model.config.id2label, names, ALIASES)
+        return cls(model, device)
+
+    @torch.no_grad()
+    def __call__(self, image: Image.Image) -> list[Instance]:
+        """All candidates, best first."""
+        tensor, small, whole = pixels(image)
+        found = self.model(pixel_values=tensor.to(self.device))
+        original = (image.height, image.width)
+        return instances(
+            found.class_queries_logits[0].float().cpu(),
+            found.masks_queries_logits[0].float().cpu(),
+            whole,
+            small,
+            original,
+        )
+
+
+def pinned_file(folder: Path, pattern: str) -> tuple[Path, str]:
+    """The one file of a fetched source that fits a pattern, with the sha256 of the source's record."""
+    found = sorted(folder.rglob(pattern))
+    if len(found) != 1:
+        raise ValueError(
+            f"{folder}: {len(found)} files {pattern} here, one is needed; fetch it again"
+        )
+    name = found[0].relative_to(folder).as_posix()
+    return found[0], read_manifest(folder)["outputs"][name]["sha256"]
+
+
+class ClipColours:
+    """The colour of each instance by CLIP, against thirty texts of its class."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+        self.device = torch.device(device)
+        self.model = network(CLIPModel, folder, CLIP_HARMLESS).to(self.device)
+        self.tokenizer = tokenizer(CLIPTokenizer, folder, self.model.config.text_config.vocab_size)
+        self.processor = companion(CLIPImageProcessor, folder)
+        self._vectors: dict[str, np.ndarray] = {}
+
+    def __call__(self, image: Image.Image, found: Sequence[Instance], name: str) -> list[str]:
+        """One colour per instance of the class `name`."""
+        if not found:
+            return []
+        array = np.asarray(image.convert("RGB"))
+        crops = [colours.crop(array, instance.box, instance.mask.numpy()) for instance in found]
+        return colours.choose(self._pictures(crops), self._class(name))
+
+    @torch.no_grad()
+    def _pictures(self, crops: Sequence[Image.Image]) -> np.ndarray:
+        shown = self.processor(images=list(crops), return_tensors="pt")["pixel_values"]
+        return _array(self.model.get_image_features(pixel_values=shown.to(self.device)))
+
+    @torch.no_grad()
+    def _class(self, name: str) -> np.ndarray:
+        if name not in self._vectors:
+            texts = colours.texts(name)
+            tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+            rows = _array(self.model.get_text_features(**tokens.to(self.device)))
+            shape = (len(colours.COLOURS), len(colours.TEMPLATES), rows.shape[-1])
+            self._vectors[name] = colours.class_vectors(rows.reshape(shape))
+        return self._vectors[name]
+
+
+def _array(found: Any) -> np.ndarray:
+    """Projected features; transformers 5 wraps them in an output whose `pooler_output` they are."""
+    tensor = getattr(found, "pooler_output", found)
+    return tensor.float().cpu().numpy()
+
+
+class GenevalEye:
+    """Detections of a picture as GenEval's rules read them: classes by GenEval's names, colours where asked."""
+
+    def __init__(self, detector: Any, classifier: Any, names: Sequence[str]) -> None:
+        self.detector, self.classifier, self.names = detector, classifier, names
+
+    def __call__(self, image: Image.Image, metadata: dict[str, Any]) -> list[dict[str, Any]]:
+        """All instances above the lower threshold; classes that the prompt asks a colour of get one."""
+        found = [i for i in self.detector(image) if i.score > THRESHOLD and i.mask.any()]
+        asked = {clause["class"] for clause in metadata.get("include", ()) if "color" in clause}
+        given: dict[int, str] = {}
+        for name in sorted(asked):
+            own = [i for i, one in enumerate(found) if self.names[one.label] == name]
+            seen = self.classifier(image, [found[i] for i in own], name)
+            given |= dict(zip(own, seen, strict=True))
+        return [
+            {
+                "class": self.names[one.label],
+                "box": list(one.box),
+                "score": one.score,
+                "color": given.get(i),
+            }
+            for i, one in enumerate(found)
+        ]

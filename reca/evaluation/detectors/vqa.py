@@ -1,0 +1,189 @@
+"""Who answers DPG-Bench's questions: a file interface for any environment, and scorers of transformers.
+
+questions.jsonl: `{"id", "sample", "question": proposition, "text", "image": file}`; answers.jsonl: the
+same key with `answer`. The official mPLUG runs in an environment of its own behind these files; its
+scores are `dpg(mplug)`. A scorer of transformers is named as such and never compared as equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from reca.core.artifacts import write_lines
+from reca.core.documents import fields, json_lines, json_object
+from reca.core.finite import demand
+from reca.evaluation.detectors.checkpoint import companion, network, tokenizer
+
+BLIP_HARMLESS = (r".*\.embeddings\.position_ids",)  # 0, 1, 2, ..., stored by older versions
+YES_OR_NO = " Answer yes or no."
+LONGEST = 10  # new tokens of an answer
+
+
+class Vqa(Protocol):
+    """Answers questions about one picture, one answer per question."""
+
+    def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
+        """Greedy answers."""
+
+
+class BlipVqa:
+    """`BlipForQuestionAnswering`: closest in kind to the official mPLUG."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from transformers import BertTokenizer, BlipForQuestionAnswering, BlipImageProcessor
+
+        self.device = torch.device(device)
+        self.model = network(BlipForQuestionAnswering, folder, BLIP_HARMLESS).to(self.device)
+        self.tokenizer = tokenizer(BertTokenizer, folder, self.model.config.text_config.vocab_size)
+        self.processor = companion(BlipImageProcessor, folder)
+
+    @torch.no_grad()
+    def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
+        """Greedy answers, one question at a time: padding would change them."""
+        pixels = self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        found = []
+        for question in questions:
+            tokens = self.tokenizer(question, return_tensors="pt").to(self.device)
+            answer = self.model.generate(
+                input_ids=tokens["input_ids"],
+                attention_mask=tokens["attention_mask"],
+                pixel_values=pixels.to(self.device),
+                max_new_tokens=LONGEST,
+                num_beams=1,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            said = _finite(answer)[0]
+            found.append(self.tokenizer.decode(said, skip_special_tokens=True).strip())
+        return found
+
+
+def _finite(made: Any) -> torch.Tensor:
+    """The ids [1, T] that transformers generated; NonFinite where a logit that chose one of them was not finite."""
+    if made.logits:
+        demand(torch.stack([step.amax() for step in made.logits]).isfinite().all()[None], "logits")
+    return made.sequences
+
+
+class ChatModel:
+    """Qwen2.5-VL, greedy, through its tokenizer's chat template.
+
+    Its own processor is not used: it wants torchvision for videos, which nobody shows it.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from transformers import (
+            AutoTokenizer,
+            Qwen2_5_VLForConditionalGeneration,
+            Qwen2VLImageProcessor,
+        )
+
+        self.device = torch.device(device)
+        loaded = network(Qwen2_5_VLForConditionalGeneration, folder, dtype="auto")
+        self.model = loaded.to(self.device)
+        self.tokenizer = tokenizer(AutoTokenizer, folder, self.model.config.text_config.vocab_size)
+        self.images = companion(Qwen2VLImageProcessor, folder)
+
+    @torch.no_grad()
+    def reply(
+        self, parts: Sequence[str | Image.Image], longest: int, system: str | None = None
+    ) -> str:
+        """The greedy reply to texts and pictures in order."""
+        inputs = self._inputs(parts, system)
+        made = self.model.generate(
+            **inputs,
+            max_new_tokens=longest,
+            num_beams=1,
+            do_sample=False,
+            repetition_penalty=1.0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        new = _finite(made)[0, inputs["input_ids"].shape[1] :]
+        return str(self.tokenizer.decode(new, skip_special_tokens=True))
+
+    def _inputs(
+        self, parts: Sequence[str | Image.Image], system: str | None
+    ) -> dict[str, torch.Tensor]:
+        content = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+            for part in parts
+        ]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        text = str(
+            self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        )
+        pictures = [part.convert("RGB") for part in parts if not isinstance(part, str)]
+        if not pictures:
+            return dict(self.tokenizer(text, return_tensors="pt").to(self.device))
+        shown = self.images(images=pictures, return_tensors="pt")
+        tokens = self.tokenizer(self._widened(text, shown["image_grid_thw"]), return_tensors="pt")
+        image = self.model.config.image_token_id
+        kinds = (tokens["input_ids"] == image).long()  # 1 where a picture stands
+        found = {**tokens, **shown, "mm_token_type_ids": kinds}
+        return {name: tensor.to(self.device) for name, tensor in found.items()}
+
+    def _widened(self, text: str, grids: torch.Tensor) -> str:
+        """Each picture's one token repeated for all of its merged patches."""
+        token = str(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
+        pieces = text.split(token)
+        if len(pieces) != len(grids) + 1:
+            raise ValueError(
+                f"the chat template shows {len(pieces) - 1} of {len(grids)} pictures; "
+                "is this a Qwen2.5-VL checkpoint?"
+            )
+        counts = [int(grid.prod()) // self.images.merge_size**2 for grid in grids]
+        return pieces[0] + "".join(
+            token * count + piece for count, piece in zip(counts, pieces[1:], strict=True)
+        )
+
+    def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
+        """Yes or no: the first word of the reply in lower case, without punctuation."""
+        return [
+            first_word(self.reply([image.convert("RGB"), question + YES_OR_NO], LONGEST))
+            for question in questions
+        ]
+
+
+def first_word(reply: str) -> str:
+    """The first word in lower case without punctuation; empty where there is none."""
+    words = reply.split()
+    return words[0].lower().strip(".,!:;\"'*") if words else ""
+
+
+# ---- the file interface ------------------------------------------------------------------------------
+def write_questions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write questions.jsonl for another environment."""
+    write_lines(path, rows)
+
+
+def read_answers(path: Path, asked: Iterable[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+    """The answers of another environment, each checked against what was asked; ValueError names what lacks."""
+    wanted = set(asked)
+    seen: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for number, line in json_lines(path):
+        try:
+            row = json_object(line, "the line")
+            key = (str(row["id"]), int(row["sample"]), int(row["question"]))
+            answer = fields(row, "the line", answer=str)["answer"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: no answer ({error})") from error
+        if key not in wanted:
+            raise ValueError(f"{path}, line {number}: {key} was not asked")
+        if key in seen and seen[key]["answer"] != answer:
+            raise ValueError(f"{path}, line {number}: {key} has two answers")
+        seen[key] = dict(zip(("id", "sample", "question"), key, strict=True)) | {"answer": answer}
+    lacking = sorted(wanted - set(seen))
+    if lacking:
+        raise ValueError(
+            f"{path}: {len(lacking)} questions have no answer, for instance {lacking[0]}"
+        )
+    yield from seen.values()

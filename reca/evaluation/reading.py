@@ -1,0 +1,215 @@
+"""What all understanding benchmarks share: rows of a hub data set, and which questions were answered."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reca.core.documents import kind_of, read_text
+from reca.evaluation.graded import Coverage, coverage_of
+from reca.inference.items import Question
+
+# columns with pixels, never read for the questions
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\b")  # as the hub numbers the files of a split
+_PICTURE = re.compile(r"image|image_\d+|decoded_image")
+
+
+def columns(path: Path) -> list[str]:
+    """The column names of a parquet table; ValueError for a file that is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names: list[str] = pq.read_schema(path).names
+    except (
+        OSError,
+        ValueError,
+        pa.ArrowException,
+    ) as error:  # ValueError: names that are not UTF-8
+        said = str(error).splitlines()[0]
+        raise ValueError(f"{path}: no parquet table ({said}); fetch its source again") from error
+    return names
+
+
+def demand_columns(path: Path, found: Sequence[str], needed: Sequence[str]) -> None:
+    """ValueError naming the file, the columns that lack and those that are there."""
+    lacking = [name for name in needed if name not in found]
+    if lacking:
+        raise ValueError(
+            f"{path}: has no column {', '.join(lacking)}; expected {', '.join(needed)}, found "
+            f"{', '.join(found) or 'none'}; fetch the pinned revision of its source"
+        )
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Where a hub data set keeps the split of one configuration: `<folder>/<split>-*.parquet`.
+
+    Other configurations beside it (another language, the same rows in another order) are never read. `folder` "*":
+    every folder is a configuration of its own (a subject), and all are meant.
+    """
+
+    folder: str
+    split: str
+
+    def below(self, root: Path, name: str) -> list[Path]:
+        """The tables below a folder, in order of names; those right in it where nobody made folders.
+
+        ValueError names what is there instead.
+        """
+        found: dict[Path, list[Path]] = {}
+        for path in sorted(Path(root).rglob("*.parquet")):
+            found.setdefault(path.parent, []).append(path)
+        if not found:
+            raise ValueError(f"{root}: no parquet tables of {name} here; fetch its source")
+        named = [f for f in found if self.folder in ("*", f.name) and f != Path(root)]
+        named = named or [f for f in found if f == Path(root)]
+        if not named or (len(named) > 1 and self.folder != "*"):
+            there = ", ".join(sorted(f.relative_to(root).as_posix() for f in named or found))
+            raise ValueError(
+                f"{root}: the tables of {name} must be in one folder {self.folder!r}, found {there}; fetch its source "
+                "into a folder of its own"
+            )
+        of_split = re.compile(rf"{re.escape(self.split)}(?![A-Za-z0-9])")
+        tables = [path for folder in named for path in found[folder] if of_split.match(path.name)]
+        if not tables:
+            there = ", ".join(sorted(path.name for folder in named for path in found[folder])[:4])
+            raise ValueError(
+                f"{root}: no table {self.split}-*.parquet of {name} here, found {there}; fetch its source"
+            )
+        _demand_all_parts(tables)
+        return tables
+
+
+def _demand_all_parts(tables: Sequence[Path]) -> None:
+    """ValueError where one of the files `<split>-00001-of-00003.parquet` of a folder is not there."""
+    sets: dict[tuple[Path, int], set[int]] = {}
+    for path in tables:
+        if match := _PART.search(path.name):
+            sets.setdefault((path.parent, int(match[2])), set()).add(int(match[1]))
+    for (folder, count), found in sets.items():
+        if lacking := sorted(set(range(count)) - found):
+            raise ValueError(
+                f"{folder}: {len(found)} of {count} tables are here, number {lacking[0]} is missing; fetch its source "
+                "again"
+            )
+
+
+class Ids:
+    """The ids met so far, each with its file: an id that comes again is refused."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Path] = {}
+
+    def add(self, name: str, path: Path) -> None:
+        """ValueError, with both files, for an id that was added before."""
+        if name in self._seen:
+            first = self._seen[name]
+            where = "in the same file" if first == path else f"in {first}"
+            raise ValueError(
+                f"{path}: {name} is there twice, first {where}; fetch the pinned revision of its source into a "
+                "folder of its own"
+            )
+        self._seen[name] = path
+
+
+def hub_rows(
+    root: Path,
+    name: str,
+    needed: Sequence[str],
+    tables: Tables,
+    key: Callable[[dict[str, Any]], str],
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Rows of the parquet tables below a folder with their files, in order of names, without their pictures.
+
+    ValueError where nothing is found, a table has not all columns of `needed`, two rows have the same `key`, or one
+    has no question or no answer.
+    """
+    import pyarrow.parquet as pq
+
+    ids = Ids()
+    for path in tables.below(root, name):
+        names = columns(path)
+        demand_columns(path, names, needed)
+        kept = [name for name in names if not _PICTURE.fullmatch(name)]
+        for row in pq.read_table(path, columns=kept).to_pylist():
+            name = key(row)
+            ids.add(name, path)
+            demand_text(path, name, "question", row["question"])
+            if row["answer"] in (None, ""):
+                raise ValueError(
+                    f"{path}: {name}: has no answer; fetch the pinned revision of its source"
+                )
+            yield path, row
+
+
+def demand_some(where: Path, found: Sequence[Any]) -> None:
+    """ValueError for a benchmark without a single question or prompt, whose score would be of nothing."""
+    if not found:
+        raise ValueError(f"{where}: holds nothing to ask; fetch the pinned revision of its source")
+
+
+def demand_text(path: Path, name: str, column: str, value: Any) -> None:
+    """ValueError where a question or an instruction is no text: it would be asked as `None`."""
+    if not isinstance(value, str) or not value.strip():
+        said = "blank" if isinstance(value, str) else kind_of(value)
+        raise ValueError(
+            f"{path}: {name}: its {column} is {said}; fetch the pinned revision of its source"
+        )
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(last line's number, cells by column) of every row of a CSV table; ValueError names a row without its cells."""
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        for row in rows:
+            beyond = row.pop(None, [])  # blank where lines end with a comma
+            if any(beyond) or None in row.values():
+                columns = len(rows.fieldnames or ())
+                raise csv.Error(f"a row of another length than the {columns} columns")
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {rows.line_num}: {error}; fetch its source again"
+        ) from error
+
+
+def demand_option(path: Path, name: str, answer: str, options: Iterable[str]) -> None:
+    """ValueError where the true answer is none of a question's options, as in splits without answers."""
+    if answer not in options:
+        raise ValueError(
+            f"{path}: {name}: the answer {answer!r} is none of {', '.join(options) or 'no options'}; fetch the pinned "
+            "revision of its source"
+        )
+
+
+def one_file(folder: Path, name: str, source: str) -> Path:
+    """The one file of a name below a folder; ValueError for none, and for several that differ."""
+    found = sorted(Path(folder).rglob(name)) if Path(folder).is_dir() else []
+    if not found:
+        raise ValueError(f"{folder}: no {name} here; fetch {source}")
+    if len({path.read_bytes() for path in found}) > 1:
+        listed = ", ".join(path.relative_to(folder).as_posix() for path in found)
+        raise ValueError(f"{folder}: {len(found)} files {name} that differ ({listed}); keep one")
+    return found[0]
+
+
+def answered(
+    benchmark: str, asked: Sequence[Question], answers: Mapping[str, str], partial: bool
+) -> tuple[Coverage, list[tuple[Question, str]]]:
+    """Coverage, and each answered question with its reply; an empty reply is a reply. ValueError unless whole."""
+    unknown = sorted(set(answers) - {question.id for question in asked})
+    if unknown:
+        raise ValueError(
+            f"{benchmark}: {len(unknown)} answers to questions that were not asked, for instance "
+            f"{unknown[0]}; the question ids of the answers must match"
+        )
+    statuses = [(q.id, "scored" if q.id in answers else "missing") for q in asked]
+    coverage = coverage_of(statuses)
+    coverage.demand(benchmark, partial)
+    return coverage, [(q, answers[q.id]) for q in asked if q.id in answers]

@@ -1,0 +1,64 @@
+"""The benchmarks by kind: which module, what it needs of a model, and who sees its pictures. No heavy import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Literal
+
+Needs = Literal["draw", "edit", "answer", "reconstruct"]
+Evidence = Literal["detector", "vqa", "judge", "similarity", "none"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`needs`: what the model does; `evidence`: what stands between its work and the pure scores."""
+
+    needs: Needs
+    evidence: Evidence
+    scorer: str = ""  # the default name of the network that sees or answers
+
+
+TOY_TASKS = {"laptop": "reca.toyworld.tasks", "laptop_edit": "reca.toyworld.edit_tasks"}
+KINDS = {
+    "geneval": Kind("draw", "detector", "hf-detector"),
+    "dpg": Kind("draw", "vqa", "blip-vqa"),
+    "wise": Kind("draw", "judge"),
+    "t2i_compbench": Kind("draw", "judge"),
+    "imgedit": Kind("edit", "judge"),
+    "gedit": Kind("edit", "judge"),
+    "mme": Kind("answer", "none"),
+    "pope": Kind("answer", "none"),
+    "gqa": Kind("answer", "none"),
+    "mmmu": Kind("answer", "none"),
+    "seed": Kind("answer", "none"),
+    "mmbench": Kind("answer", "none"),
+    "mmvp": Kind("answer", "none"),
+    "mmvet": Kind("answer", "judge"),
+    "reconstruction": Kind("reconstruct", "similarity", "lpips-clip-dino"),
+}
+
+
+def kind(name: str) -> Kind:
+    """A benchmark's kind; ValueError for the laptop's, which has stages of its own, and unknown names."""
+    if name not in KINDS:
+        raise ValueError(f"benchmark {name!r} is not known here; choose one of: {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def module(name: str) -> ModuleType:
+    """The benchmark's module: prompts or questions, requests, grade."""
+    kind(name)
+    return import_module(task_module(name))
+
+
+def task_module(name: str) -> str:
+    """Module path of a benchmark's prompts and scoring; fingerprints are taken of it without importing it."""
+    return TOY_TASKS.get(name, f"reca.evaluation.tasks.{name}")
+
+
+def label(name: str, scorer: str | None, judge: str | None) -> str:
+    """How a score is named in tables: never without who saw the pictures."""
+    seen_by = judge or scorer or KINDS[name].scorer
+    return f"{name}({seen_by})" if seen_by else name

@@ -1,0 +1,1 @@
+"""One module per benchmark: prompts in, pure scoring, summary."""

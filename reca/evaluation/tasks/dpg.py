@@ -1,0 +1,224 @@
+"""DPG-Bench: dense prompts scored by yes/no questions with dependencies (benchmarks SPEC section 3).
+
+A question row is a line of `dpg_bench.csv`: item_id, proposition_id, dependency ("0" or "3, 4"),
+tuple, question_natural_language. An answer counts only if it is exactly `yes`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reca.core.documents import read_json, texts
+from reca.evaluation import careful, readings
+from reca.evaluation.graded import Graded, coverage_of, interval, mean
+from reca.evaluation.reading import Ids, csv_rows, one_file
+from reca.inference.items import Prompt
+
+VERSION = "ELLA 3c228f1"
+IMAGES_PER_PROMPT = 4
+YES = "yes"
+ROLES = ("prompts", "questions")
+
+Row = Mapping[str, Any]
+Answers = Mapping[int, str]  # of one picture: proposition id -> answer
+
+
+# ---- data ------------------------------------------------------------------------------------------
+def prompts(data: Mapping[str, Path]) -> list[Prompt]:
+    """The 1,065 prompts, id = the item's name without `.txt`; role `prompts` is a folder with prompts.json."""
+    path, ids = one_file(data["prompts"], "prompts.json", "the source of DPG-Bench"), Ids()
+    found = []
+    for file, text in texts(read_json(path), path).items():
+        name = file.removesuffix(".txt")
+        ids.add(name, path)
+        found.append(Prompt(name, text, "dpg"))
+    return found
+
+
+def questions(data: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """All rows of the question table, in file order; ValueError names a damaged line."""
+    path = one_file(data["questions"], "dpg_bench.csv", "the source of DPG-Bench")
+    rows, ids = [], Ids()
+    for number, row in csv_rows(path):
+        try:
+            rows.append({**row, "proposition_id": int(row["proposition_id"])})
+            parents(row)
+            name = f"{row['item_id']}, proposition {int(row['proposition_id'])}"
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: not a question ({error})") from error
+        ids.add(name, path)
+    return rows
+
+
+def official_name(prompt: Prompt, sample: int) -> str:
+    """The file of a picture in the layout that the authors' scorer reads."""
+    return f"{prompt.id}_{sample}.jpg"
+
+
+def grid_name(prompt: Prompt) -> str:
+    """The file of a prompt's four pictures as a 2 x 2 grid, which the original scorer reads."""
+    return f"{prompt.id}.png"
+
+
+# ---- scores: pure ----------------------------------------------------------------------------------
+def parents(row: Row) -> list[int]:
+    """Proposition ids that a question depends on; 0 stands for none."""
+    numbers = (int(part) for part in str(row["dependency"]).split(",") if part.strip())
+    return [number for number in numbers if number != 0]
+
+
+def category(row: Row) -> str:
+    """Level 2: the tuple's text before the bracket; level 1 is what stands before its dash."""
+    return str(row["tuple"]).split("(")[0].strip()
+
+
+def raw_scores(rows: Sequence[Row], answers: Answers) -> dict[int, float]:
+    """1 for `yes`, 0 for anything else, by proposition."""
+    return {r["proposition_id"]: float(answers[int(r["proposition_id"])] == YES) for r in rows}
+
+
+def picture(rows: Sequence[Row], answers: Answers) -> float:
+    """Score of one picture: a question whose parent has 0 gets 0, in file order; then the mean.
+
+    Raises:
+        KeyError: an answer is missing, or a question depends on one that the item does not have.
+    """
+    scores = raw_scores(rows, answers)
+    for row in rows:
+        if any(scores[parent] == 0 for parent in parents(row)):
+            scores[row["proposition_id"]] = 0.0
+    return sum(scores.values()) / len(scores)
+
+
+def by_item(rows: Sequence[Row], first_row_bug: bool = False) -> dict[str, list[Row]]:
+    """Questions by item; with `first_row_bug` without the table's first row, as the official reader skips it."""
+    found: dict[str, list[Row]] = {}
+    for row in rows[1:] if first_row_bug else rows:
+        found.setdefault(row["item_id"], []).append(row)
+    return found
+
+
+def score_items(
+    items: Mapping[str, Sequence[Row]], answers: Mapping[str, Sequence[Answers]]
+) -> tuple[dict[str, list[float]], list[str]]:
+    """Scores per item and picture, and the items that cannot be scored (an absent parent or answer)."""
+    scores: dict[str, list[float]] = {}
+    failed = []
+    for name, rows in items.items():
+        try:
+            scores[name] = [picture(rows, given) for given in answers[name]]
+        except KeyError:
+            failed.append(name)
+    return scores, failed
+
+
+def categories(
+    items: Mapping[str, Sequence[Row]], answers: Mapping[str, Sequence[Answers]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Level 1 and level 2 percentages: raw answers of each item's last picture, as officially."""
+    first: dict[str, list[float]] = defaultdict(list)
+    second: dict[str, list[float]] = defaultdict(list)
+    for name, rows in items.items():
+        raw = raw_scores(rows, answers[name][-1])
+        names = {row["proposition_id"]: category(row) for row in rows}
+        for proposition, score in raw.items():
+            second[names[proposition]].append(score)
+            first[names[proposition].split("-")[0].strip()].append(score)
+    return _percent(first), _percent(second)
+
+
+def _percent(groups: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: 100 * sum(values) / len(values) for name, values in groups.items()}
+
+
+def summary(
+    rows: Sequence[Row],
+    answers: Mapping[str, Sequence[Answers]],
+    first_row_bug: bool = False,
+) -> dict[str, Any]:
+    """`overall` (0..100), `l1`, `l2`, `per_item` pictures' scores, and the `failed` items, which are left out.
+
+    Repaired (the default) nothing can fail unless answers are missing; `first_row_bug` is the
+    official reader's behaviour.
+    """
+    items = by_item(rows, first_row_bug)
+    scores, failed = score_items(items, answers)
+    scored = {name: rows for name, rows in items.items() if name in scores}
+    l1, l2 = categories(scored, answers)
+    means = [sum(values) / len(values) for values in scores.values()]
+    overall = mean(means)
+    return {
+        "overall": None if overall is None else 100 * overall,
+        "l1": l1,
+        "l2": l2,
+        "per_item": scores,
+        "failed": failed,
+    }
+
+
+def grade(
+    items: Sequence[Prompt],
+    rows: Sequence[Row],
+    evidence: Iterable[Mapping[str, Any]],
+    *,
+    samples: int,
+    first_row_bug: bool = False,
+    reader: careful.Reader = "published",
+    partial: bool = False,
+) -> Graded:
+    """Grade answers `{"id", "sample", "question": proposition, "answer"}`; both values of the first row are shown.
+
+    Officially an answer counts only if it is the string `yes`; `reader: careful` takes what `careful.yes_or_no` reads
+    as yes. How often the two differ is counted in either case.
+    """
+    careful.demand("dpg", reader)
+    found: dict[tuple[str, int], dict[int, str]] = defaultdict(dict)
+    differ: list[str] = []
+    for row in evidence:
+        said, read = row["answer"], careful.yes_or_no(row["answer"]) or ""
+        if (said == YES) != (read == YES):
+            differ.append(f"{row['id']}_{row['sample']}/{row['question']}")
+        answer = read if reader == "careful" else said
+        found[row["id"], int(row["sample"])][int(row["question"])] = answer
+    asked = by_item([row for row in rows if row["item_id"] in {item.id for item in items}])
+    unasked = [item.id for item in items if item.id not in asked]
+    if unasked:
+        raise ValueError(
+            f"dpg: {len(unasked)} prompts have no questions, for instance {unasked[0]}"
+        )
+    whole = {
+        (name, k): all(row["proposition_id"] in found[name, k] for row in asked[name])
+        for name in asked
+        for k in range(samples)
+    }
+    coverage = coverage_of(
+        (f"{n}_{k}", "scored" if w else "missing") for (n, k), w in whole.items()
+    )
+    coverage.demand("dpg", partial)
+    answers = {n: [found[n, k] for k in range(samples) if whole[n, k]] for n in asked}
+    used = [row for row in rows if answers.get(row["item_id"])]
+    repaired, bug = summary(used, answers), summary(used, answers, first_row_bug=True)
+    chosen = bug if first_row_bug else repaired
+    shown = {
+        "overall": chosen["overall"],
+        "overall_repaired": repaired["overall"],
+        "overall_first_row_bug": bug["overall"],
+        **{f"l1.{name}": value for name, value in chosen["l1"].items()},
+        **{f"l2.{name}": value for name, value in chosen["l2"].items()},
+    }
+    graded: list[dict[str, Any]] = [
+        {"id": n, "sample": k, "score": value}
+        for n, values in chosen["per_item"].items()
+        for k, value in enumerate(values)
+    ]
+    limits = interval(("dpg", row["id"], 100 * row["score"]) for row in graded)
+    notes = {
+        "failed_with_first_row_bug": bug["failed"],
+        "first_row_bug": first_row_bug,
+        "reader": reader,
+    }
+    doubtful = {readings.DIFFERENT: differ}
+    return Graded(shown, graded, coverage, {"overall": limits} if limits else {}, notes, doubtful)

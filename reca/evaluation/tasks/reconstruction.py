@@ -1,0 +1,126 @@
+"""Reconstruction quality: our own addition, no table of the paper (SPEC section 9).
+
+PSNR and SSIM are pure; LPIPS, CLIP and DINO cosines and Inception features come from
+`detectors.similarity` as rows and a feature file; rFID compares the two feature sets.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from reca.data.readers.folder import IMAGE_SUFFIXES, natural_key
+from reca.evaluation.graded import Graded, coverage_of, interval, mean
+from reca.inference.items import Prompt
+
+VERSION = "reca 1 (beyond the paper)"
+ROLES = ("images",)
+PIXELS = ("psnr", "ssim")
+NEURAL = ("lpips", "clip", "dino")
+HIGHEST = 255.0
+SIGMA, RADIUS = 1.5, 5  # the 11 x 11 Gaussian window of Wang et al. 2004
+K1, K2 = 0.01, 0.03
+CAP = 100.0  # dB: what PSNR counts for equal pictures, so that means stay finite
+
+
+# ---- data ------------------------------------------------------------------------------------------
+def pictures(data: Mapping[str, Path], count: int) -> list[tuple[Prompt, bytes]]:
+    """The first `count` pictures (0 for all) of a folder and of the tar files in it, in natural order of names."""
+    files = _files(Path(data["images"]))
+    if not files:
+        raise ValueError(f"{data['images']}: no picture here, as a file or in a tar file")
+    found = []
+    for index, name in enumerate(sorted(files, key=natural_key)[: count or None]):
+        path, offset, size = files[name]
+        with open(path, "rb") as file:  # members of an archive are read in place
+            file.seek(offset)
+            facts = {"name": name}
+            found.append((Prompt(f"{index:06d}", "", "reconstruction", facts), file.read(size)))
+    return found
+
+
+def _files(folder: Path) -> dict[str, tuple[Path, int, int]]:
+    """File, offset and length of every picture by its name."""
+    found: dict[str, tuple[Path, int, int]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".tar":
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    if member.isreg() and member.name.lower().endswith(IMAGE_SUFFIXES):
+                        name = f"{path.name}/{member.name}"
+                        found[name] = (path, member.offset_data, member.size)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            found[path.relative_to(folder).as_posix()] = (path, 0, path.stat().st_size)
+    return found
+
+
+# ---- scores: pure ----------------------------------------------------------------------------------
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two uint8 pictures [H, W, 3]; 100 for equal ones."""
+    error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
+    return min(CAP, 10 * np.log10(HIGHEST**2 / error)) if error else CAP
+
+
+def ssim(one: np.ndarray, other: np.ndarray) -> float:
+    """Structural similarity, mean over channels and pixels at least five from the border; uint8 [H, W, 3]."""
+    if min(one.shape[:2]) <= 2 * RADIUS:
+        raise ValueError(f"ssim: a picture of {one.shape[:2]} pixels is smaller than its window")
+    return float(np.mean([_ssim(one[..., c], other[..., c]) for c in range(one.shape[-1])]))
+
+
+def _ssim(one: np.ndarray, other: np.ndarray) -> float:
+    x, y = one.astype(np.float64), other.astype(np.float64)
+    mx, my = _window(x), _window(y)
+    vx, vy, vxy = _window(x * x) - mx * mx, _window(y * y) - my * my, _window(x * y) - mx * my
+    c1, c2 = (K1 * HIGHEST) ** 2, (K2 * HIGHEST) ** 2
+    value = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return float(value[RADIUS:-RADIUS, RADIUS:-RADIUS].mean())
+
+
+def _window(values: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(values, SIGMA, radius=RADIUS, mode="reflect")
+
+
+def frechet(one: np.ndarray, other: np.ndarray) -> float:
+    """The Frechet distance of two sets of features [N, D] seen as Gaussians, in float64; N is at least 2.
+
+    ValueError where a feature is not finite.
+    """
+    if not all(np.isfinite(rows).all() for rows in (one, other)):
+        raise ValueError("rfid: Inception features are not finite; examine the pictures again")
+    means = [rows.astype(np.float64).mean(0) for rows in (one, other)]
+    first, second = (np.cov(rows.astype(np.float64), rowvar=False) for rows in (one, other))
+    shared = np.linalg.eigvals(first @ second)
+    root = np.sqrt(np.clip(shared.real, 0, None)).sum()  # real and >= 0 but for rounding
+    shift = float(((means[0] - means[1]) ** 2).sum())
+    return float(shift + np.trace(first) + np.trace(second) - 2 * root)
+
+
+def grade(
+    names: Sequence[str],
+    evidence: Iterable[Mapping[str, Any]],
+    features: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    partial: bool = False,
+) -> Graded:
+    """Means of every measure over the pictures; `rfid` where Inception features (true, redrawn) are given.
+
+    rFID of fewer than 5,000 pictures is biased: `notes` says on how many it rests.
+    """
+    rows = {row["id"]: row for row in evidence}
+    coverage = coverage_of((n, "scored" if n in rows else "missing") for n in names)
+    coverage.demand("reconstruction", partial)
+    items = [dict(rows[n]) for n in names if n in rows]
+    measured = [m for m in (*PIXELS, *NEURAL) if items and all(m in row for row in items)]
+    shown: dict[str, float | None] = {m: mean([row[m] for row in items]) for m in measured}
+    shown["overall"] = shown.get("psnr")
+    limits = {m: interval(("all", row["id"], row[m]) for row in items) for m in measured}
+    notes: dict[str, Any] = {}
+    if features is not None and len(features[0]) > 1:  # one picture has no covariance
+        shown["rfid"], notes["rfid_pictures"] = frechet(*features), len(features[0])
+    return Graded(shown, items, coverage, {k: v for k, v in limits.items() if v}, notes)

@@ -1,0 +1,403 @@
+"""A cache of frozen features, under a key that covers everything that changes them.
+
+A cache is complete or absent: shards are finished one by one in a work folder and become a cache
+together. So a killed build goes on where it was, an appended data set encodes only what is new, and
+processes that build the same cache share its shards between them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from reca.core import artifacts
+from reca.core.finite import demand, finite_rows, named
+from reca.core.unreadable import UnreadableSample
+from reca.data.dataset import MAX_UNREADABLE, Corrupt, Dataset, described, read_images
+from reca.features.store import ABOUT, COLUMNS, INDEX, FeatureCache, open_cache
+from reca.features.workshop import Workshop
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from reca.models.contract import Features, UnifiedModel, Use
+
+__all__ = ["FeatureCache", "Precision", "build", "open_cache"]
+
+FORMAT = 1
+SHARD_BYTES = 256 * 2**20
+SHARD_ROWS = 4096  # bounds what a kill can cost where rows are small
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+_log = logging.getLogger(__name__)
+
+
+# ---- plan: which images, under which keys --------------------------------------------------------
+@dataclass(frozen=True)
+class Shard:
+    """A run of distinct images: their hashes, and where in the data set each can be read."""
+
+    key: str
+    images: tuple[str, ...]
+    positions: tuple[int, ...]
+
+
+@dataclass
+class Plan:
+    """The whole cache before any encoding: what it covers, its samples in order, its shards."""
+
+    covers: dict[str, Any]
+    shard_bytes: int
+    samples: list[tuple[int, str, str]] = field(default_factory=list)  # position, id, image hash
+    first: dict[str, int] = field(default_factory=dict)  # image hash -> where it stands first
+    without_image: int = 0
+    left_out: dict[str, Any] = field(default_factory=dict)
+    unreadable: list[dict[str, Any]] = field(default_factory=list)
+    shard_rows: int = 0
+    shards: list[Shard] = field(default_factory=list)
+
+    def read(self, dataset: Dataset, tally: Corrupt) -> None:
+        """Hash every picture; what the reader or this loop leaves out is recorded."""
+        self.left_out = described(dataset.left_out)
+        for position in range(len(dataset)):
+            try:
+                sample = dataset[position]
+            except UnreadableSample as fault:
+                tally.add(fault)
+                self.unreadable.append(_left_out(fault.name, position, fault.reason))
+                continue
+            if sample.image is None:
+                self.without_image += 1
+                continue
+            digest = artifacts.sha256_bytes(sample.image)
+            self.samples.append((position, sample.id, digest))
+            self.first.setdefault(digest, position)
+
+    def divide(self, shard_rows: int) -> None:
+        """Cut the distinct images into shards, each with a key of its own."""
+        self.shard_rows, images = shard_rows, list(self.first)
+        for start in range(0, len(images), shard_rows):
+            chosen = tuple(images[start : start + shard_rows])
+            key = artifacts.sha256_json([self.covers, chosen])
+            self.shards.append(Shard(key, chosen, tuple(self.first[image] for image in chosen)))
+
+    @property
+    def key(self) -> str:
+        """The key of the whole cache."""
+        shards = [shard.key for shard in self.shards]
+        return artifacts.sha256_json([self.covers, shards, self.samples, self.unreadable])
+
+
+def _left_out(name: str, position: int, reason: str) -> dict[str, Any]:
+    return {"id": name, "position": position, "reason": reason}
+
+
+def _covers(model: UnifiedModel, use: Use, dtype: Precision, code: str) -> dict[str, Any]:
+    """What a row depends on besides its image; the fingerprint covers weights and transform."""
+    if dtype not in PRECISIONS:
+        raise ValueError(
+            f"cache dtype {dtype!r} is not known; choose one of {', '.join(PRECISIONS)}"
+        )
+    encoder = model.encoder_fingerprint(use)
+    return {"format": FORMAT, "encoder": encoder, "use": use, "dtype": dtype, "code": code}
+
+
+# ---- encoding ------------------------------------------------------------------------------------
+@dataclass
+class Encoder:
+    """One process's share in building a cache."""
+
+    model: UnifiedModel
+    dataset: Dataset
+    use: Use
+    precision: torch.dtype
+    batch_size: int
+    workers: int
+    tally: Corrupt
+
+    def encode(self, images: Sequence[Image], names: Sequence[str]) -> Features:
+        """One batch on the CPU, floats in the cache's precision; NonFinite names pictures without finite features."""
+        features = self.model.encode(images, self.use)
+        for name, tensor in features.items():
+            if len(tensor) != len(images):
+                rows = f"{len(tensor)} rows of {name!r} for {len(images)} images"
+                raise ValueError(f"{self.model.family}: encode gave {rows}")
+        kept = {
+            name: (rows.to(self.precision) if rows.is_floating_point() else rows).detach().cpu()
+            for name, rows in features.items()
+        }
+        for name, tensor in kept.items():
+            if tensor.is_floating_point() and tensor.numel():
+                with named(names):
+                    demand(finite_rows(tensor), f"features {name} in {str(tensor.dtype)[6:]}")
+        return kept
+
+    def shard_rows(self, plan: Plan) -> int:
+        """How many rows fit into a shard, by the size of the first readable picture's row."""
+        ignored = Corrupt(len(plan.first), max_fraction=1.0)
+        for _, sample, image in read_images(self.dataset, list(plan.first.values()), tally=ignored):
+            row_bytes = sum(tensor.nbytes for tensor in self.encode([image], [sample.id]).values())
+            return min(SHARD_ROWS, max(1, plan.shard_bytes // max(1, row_bytes)))
+        raise ValueError("no readable image in the data set, so there is nothing to cache")
+
+    def shard(self, shard: Shard) -> tuple[Features, dict[str, Any]]:
+        """Features of a shard's readable images, and which these are."""
+        started, before = time.monotonic(), len(self.tally.bad)
+        read = read_images(self.dataset, shard.positions, tally=self.tally, workers=self.workers)
+        kept: list[int] = []
+        parts: list[Features] = []
+        for batch in iter(lambda: list(islice(read, self.batch_size)), []):
+            kept.extend(position for position, _, _ in batch)
+            names = [sample.id for _, sample, _ in batch]
+            parts.append(self.encode([image for _, _, image in batch], names))
+        features = (
+            {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        )
+        rows = {position: row for row, position in enumerate(shard.positions)}
+        faulty = [rows[position] for position in sorted(rows.keys() - kept, key=rows.__getitem__)]
+        reasons = [reason for _, reason in self.tally.bad[before:]]
+        return features, {
+            "kept": [rows[position] for position in kept],
+            "faults": {str(row): reason for row, reason in zip(faulty, reasons, strict=True)},
+            "features": _forms(features),
+            "seconds": time.monotonic() - started,
+        }
+
+
+def _forms(features: Features) -> dict[str, Any]:
+    return {
+        name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape[1:])}
+        for name, tensor in sorted(features.items())
+    }
+
+
+def _finish_shards(
+    encoder: Encoder,
+    plan: Plan,
+    workshop: Workshop,
+    is_complete: Callable[[], bool],
+    progress: Callable[[int, int], None],
+) -> list[dict[str, Any]] | None:
+    """Finish all shards; those that another process holds are left to it, and awaited at the end.
+
+    Gives their records in order, or None as soon as another process has completed the whole cache.
+    """
+    done: dict[str, dict[str, Any]] = {}
+    for wait in (False, True):
+        for shard in plan.shards:
+            if shard.key in done:
+                continue
+            with workshop.lock(shard.key, wait) as mine:
+                if is_complete():
+                    return None
+                if mine:
+                    record = workshop.finished(shard.key)
+                    done[shard.key] = record or workshop.write(shard.key, *encoder.shard(shard))
+                    progress(len(done), len(plan.shards))
+    return [done[shard.key] for shard in plan.shards]
+
+
+# ---- completing ----------------------------------------------------------------------------------
+def _index(plan: Plan, found: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Columns of the index; samples that are not readable go to the plan's `unreadable`."""
+    places: dict[str, tuple[int, int] | str] = {}
+    for number, (shard, record) in enumerate(zip(plan.shards, found, strict=True)):
+        places |= {shard.images[row]: (number, at) for at, row in enumerate(record["kept"])}
+        places |= {shard.images[int(row)]: reason for row, reason in record["faults"].items()}
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for position, name, image in plan.samples:
+        place = places[image]
+        if isinstance(place, str):
+            plan.unreadable.append(_left_out(name, position, place))
+            continue
+        for column, value in zip(columns.values(), (name, position, image, *place), strict=True):
+            column.append(value)
+    return columns
+
+
+def _common_form(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Names, dtypes and shapes of the features, which all shards must share."""
+    forms = [record["features"] for record in found if record["kept"]]
+    for form in forms:
+        if form != forms[0]:
+            raise ValueError(f"the encoder gave rows of different form: {forms[0]} and {form}")
+    return forms[0] if forms else {}
+
+
+def _write(plan: Plan, found: Sequence[dict[str, Any]], workshop: Workshop, folder: Path) -> None:
+    """Put shards, index and description together."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    key, shards = plan.key, []
+    for number, record in enumerate(found):
+        file = f"features-{number:05d}.safetensors"
+        workshop.place(record["key"], folder / file)
+        timeless = {name: value for name, value in record.items() if name != "seconds"}
+        shards.append({"file": file, "record": timeless})
+    columns = _index(plan, found)
+    pq.write_table(pa.table(columns), folder / INDEX)
+    about = {
+        "covers": plan.covers,
+        "key": key,
+        "rows": len(columns["id"]),
+        "shard_bytes": plan.shard_bytes,
+        "shard_rows": plan.shard_rows,
+        "features": _common_form(found),
+        "shards": shards,
+        "unreadable": plan.unreadable,
+        "without_image": plan.without_image,
+        "left_out": plan.left_out,
+    }
+    artifacts.write_json(folder / ABOUT, about)
+
+
+def _complete(
+    encoder: Encoder,
+    plan: Plan,
+    found: Sequence[dict[str, Any]],
+    workshop: Workshop,
+    stage: artifacts.Stage,
+) -> None:
+    """Make the stage, unless too many samples were unreadable, here or in another sitting."""
+    total = Corrupt(encoder.tally.total, encoder.tally.max_fraction)
+    for fault in plan.unreadable:
+        total.add(UnreadableSample(fault["id"], fault["reason"]))
+    for shard, record in zip(plan.shards, found, strict=True):
+        for row, reason in record["faults"].items():
+            total.add(UnreadableSample(shard.images[int(row)], reason))
+    with stage:
+        _write(plan, found, workshop, stage.scratch)
+        seconds = {record["key"]: record["seconds"] for record in found}
+        stage.note(shard_seconds=seconds, encode_seconds=sum(seconds.values()))
+
+
+# ---- hits ----------------------------------------------------------------------------------------
+def _is_labelled(out: Path, key: str, described: Mapping[str, Any]) -> bool:
+    """Whether `out` says that it is this cache, made from these inputs; shards are not hashed."""
+    try:
+        manifest = artifacts.read_manifest(out)
+        same = all(manifest.get(name) == value for name, value in described.items())
+        return same and artifacts.read_json(out / ABOUT)["key"] == key
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _is_current(out: Path, key: str, described: Mapping[str, Any]) -> bool:
+    """Whether `out` is exactly this cache, undamaged."""
+    if not _is_labelled(out, key, described):
+        return False
+    try:
+        artifacts.verify(out)
+    except ValueError as problem:
+        _log.warning("%s; the cache is made again", problem)
+        return False
+    return True
+
+
+def _known_shard_rows(out: Path, plan: Plan) -> int | None:
+    """Rows per shard of an older cache that covers the same, so that a hit encodes nothing."""
+    try:
+        about = artifacts.read_json(artifacts.verified(out / ABOUT))
+        same = about["covers"] == plan.covers and about["shard_bytes"] == plan.shard_bytes
+        return max(1, int(about["shard_rows"])) if same else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def build(
+    model: UnifiedModel,
+    dataset: Dataset,
+    out_dir: str | Path,
+    *,
+    use: Use,
+    code: str,
+    dtype: Precision = "fp32",
+    batch_size: int = 64,
+    shard_bytes: int = SHARD_BYTES,
+    max_unreadable: float = MAX_UNREADABLE,
+    workers: int = 0,
+    work: str | Path | None = None,
+    inputs: Mapping[str, str | Path] | None = None,
+    reads: Iterable[str | Path] = (),
+    section: Any = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FeatureCache:
+    """Encode every picture of `dataset` once, into a complete stage in `out_dir`; a hit does nothing.
+
+    Args:
+        model: its frozen encoders are run.
+        dataset: samples without an image are left out, and counted.
+        out_dir: the stage's folder, with its manifest.
+        use: why images are encoded, `draw` or `read`.
+        code: fingerprint of the modules that encode (`fingerprints.code_fingerprint`).
+        dtype: precision of floating-point features; integers are kept exactly.
+        batch_size: images per call of `encode`.
+        shard_bytes: size of a shard, about.
+        max_unreadable: share of the samples whose image or text may be unreadable.
+        workers: threads that read and decode.
+        work: where unfinished shards stay, by default a hidden folder beside `out_dir`; any number
+            of processes may share it to build the same cache.
+        inputs: the stage's inputs, by name.
+        reads: folders that are read, of which none may hold `out_dir`.
+        section: the stage's configuration.
+        progress: called with the shards done and their number.
+
+    Raises:
+        ValueError: too many unreadable images, no space, or a folder that cannot be written.
+    """
+    out = Path(out_dir)
+    workshop = Workshop(Path(work) if work is not None else out.parent / f".{out.name}.work")
+    plan = Plan(_covers(model, use, dtype, code), shard_bytes)
+    tally = Corrupt(len(dataset), max_unreadable)
+    encoder = Encoder(model, dataset, use, PRECISIONS[dtype], batch_size, workers, tally)
+    stage = artifacts.Stage(
+        "cache", out, inputs=inputs or {}, section=section, code=code, reads=reads
+    )
+    try:
+        with workshop.in_use():
+            _build(encoder, plan, workshop, stage, progress)
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        remedy = "free space or choose a writable folder"
+        raise ValueError(f"{out}: cannot build the cache ({reason}); {remedy}") from problem
+    return open_cache(out)
+
+
+def _build(
+    encoder: Encoder,
+    plan: Plan,
+    workshop: Workshop,
+    stage: artifacts.Stage,
+    progress: Callable[[int, int], None],
+) -> None:
+    out, described = stage.out, stage.described
+    plan.read(encoder.dataset, encoder.tally)
+    plan.divide(_known_shard_rows(out, plan) or encoder.shard_rows(plan))
+    key = plan.key
+    with workshop.lock("complete", wait=True):
+        if _is_current(out, key, described):
+            _log.info("%s: nothing changed, the cache is used as it is", out)
+            return
+        workshop.adopt(out)  # by its manifest, so before that goes
+        (out / artifacts.MANIFEST).unlink(missing_ok=True)  # stale or damaged: never served again
+    found = _finish_shards(
+        encoder, plan, workshop, lambda: _is_labelled(out, key, described), progress
+    )
+    if found is None:
+        return
+    with workshop.lock("complete", wait=True):
+        if not _is_current(out, key, described):
+            _complete(encoder, plan, found, workshop, stage)

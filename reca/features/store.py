@@ -1,0 +1,159 @@
+"""What a cache folder holds, and reading it by memory map in any order (written by `reca.features.build`).
+
+`features-00000.safetensors`, ... have one row per distinct image; `index.parquet` tells where each
+item of the data set lies; `cache.json` has the key and what it covers; and the stage's records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from reca.core import artifacts
+from reca.core.documents import fields, rows
+
+if TYPE_CHECKING:
+    from reca.models.contract import Features
+
+INDEX, ABOUT = "index.parquet", "cache.json"
+COLUMNS = ("id", "position", "image_sha256", "shard", "offset")
+
+
+class FeatureCache:
+    """Rows of frozen features, one per sample that has a readable picture, in the data set's order.
+
+    `ids` are the samples' ids; `positions` (int64 [rows]) their places in the data set, where
+    captions and conversations are found even if two samples share an id.
+    """
+
+    def __init__(self, directory: Path, about: dict[str, Any], index: dict[str, Any]) -> None:
+        self.directory, self.about = directory, about
+        self.ids: list[str] = index["id"]
+        self.positions = np.asarray(index["position"], np.int64)
+        self.image_sha256: list[str] = index["image_sha256"]
+        self._shard = np.asarray(index["shard"], np.int64)
+        self._offset = np.asarray(index["offset"], np.int64)
+        self._open: dict[int, Features] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Rows, distinct images, bytes, and the seconds of encoding that the cache stands for."""
+        run = self.directory / artifacts.RUN
+        seconds = (
+            artifacts.read_run(self.directory).get("encode_seconds") if run.is_file() else None
+        )
+        return {
+            "rows": len(self),
+            "images": sum(len(shard["record"]["kept"]) for shard in self.about["shards"]),
+            "bytes": sum(shard["record"]["bytes"] for shard in self.about["shards"]),
+            "encode_seconds": seconds,
+            "unreadable": len(self.about["unreadable"]),
+            "without_image": self.about["without_image"],
+        }
+
+    def rows(self, indices: Sequence[int]) -> Features:
+        """Features of these rows, in this order; integers in the encoder's dtype, floats in the cache's.
+
+        Raises:
+            ValueError: a row that the cache does not have, or a shard that is damaged.
+        """
+        chosen = np.asarray(indices, np.int64).reshape(-1)
+        outside = chosen[(chosen < 0) | (chosen >= len(self))]
+        if outside.size:
+            raise ValueError(
+                f"{self.directory}: no row {outside[0]}; the cache has {len(self)} rows"
+            )
+        shards, offsets = self._shard[chosen], self._offset[chosen]
+        features = {
+            name: torch.empty(len(chosen), *form["shape"], dtype=getattr(torch, form["dtype"]))
+            for name, form in self.about["features"].items()
+        }
+        for shard in np.unique(shards):
+            where = torch.from_numpy(np.flatnonzero(shards == shard))
+            source = torch.from_numpy(offsets[shards == shard])
+            for name, stored in self._shard_features(int(shard)).items():
+                features[name][where] = stored[source].to(features[name].dtype)
+        return features
+
+    def _shard_features(self, number: int) -> Features:
+        """Memory-mapped tensors of a shard; opened once, when first asked for."""
+        if number not in self._open:
+            self._open[number] = self._map(number)
+        return self._open[number]
+
+    def _map(self, number: int) -> Features:
+        shard = self.about["shards"][number]
+        path, record = self.directory / shard["file"], shard["record"]
+        features = map_safetensors(path)
+        found = {name: list(tensor.shape) for name, tensor in features.items()}
+        forms = record["features"]
+        expected = {name: [len(record["kept"]), *form["shape"]] for name, form in forms.items()}
+        if found != expected:
+            raise ValueError(
+                f"{path}: holds {found}, the index says {expected}; build the cache again"
+            )
+        return features
+
+
+def map_safetensors(path: Path) -> Features:
+    """Tensors of a file, backed by a private memory map; ValueError names a file that is not valid safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as problem:
+        raise ValueError(
+            f"{path}: not a valid safetensors file ({problem}); build the cache again"
+        ) from problem
+
+
+def open_cache(
+    directory: str | Path, *, verify: bool = False, encoder: str | None = None
+) -> FeatureCache:
+    """Open a complete cache; `verify` hashes every shard again, description and index are always hashed.
+
+    Raises:
+        ValueError: no complete cache here, a damaged file (named), or, where `encoder` (a model's
+            `encoder_fingerprint`) is given, a cache made by another encoder.
+    """
+    directory = Path(directory)
+    if verify:
+        artifacts.verify(directory)
+    if not verify:
+        for name in (ABOUT, INDEX):
+            artifacts.verified(directory / name)
+    about = fields(
+        artifacts.read_json(directory / ABOUT),
+        directory / ABOUT,
+        key=str,
+        covers=dict,
+        features=dict,
+    )
+    for shape in about["features"].values():
+        fields(shape, directory / ABOUT, shape=list, dtype=str)
+    rows(about.get("shards"), directory / ABOUT, file=str, record=dict)
+    if encoder is not None and about["covers"].get("encoder") != encoder:
+        raise ValueError(
+            f"{directory}: made by another encoder than this model's; build the cache again"
+        )
+    return FeatureCache(directory, about, _read_index(directory / INDEX))
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=list(COLUMNS))
+    except (pa.ArrowException, OSError) as problem:
+        raise ValueError(
+            f"{path}: not a valid index ({problem}); build the cache again"
+        ) from problem
+    return {name: table.column(name).to_pylist() for name in COLUMNS}

@@ -1,0 +1,1 @@
+"""Generation and answers: one image for a person, many for a benchmark, finished work saved one by one."""

@@ -1,0 +1,393 @@
+"""Pictures for prompts, pictures drawn again, answers to questions: what a model makes for benchmarks.
+
+A picture's noise is a function of (benchmark, prompt id, sample index, seed): neither the batch nor the number
+of devices is in it. Finished pictures are kept one by one, so a killed run goes on. The seed schedules of the
+authors' scripts, some of which do depend on the number of devices, are options.
+
+What a batch may change is the last bit of the arithmetic: libraries add in another order for another number of
+rows (tiny Harmon and BAGEL on a CPU: one grey level here and there). So which pictures share a batch depends on
+what is asked alone, never on what is already there, and a resumed run gives the bytes of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from reca.core import artifacts
+from reca.core.finite import named
+from reca.core.images import decode
+from reca.core.rng import generator
+from reca.inference.imageset import Entry, ImageSetWriter, png
+from reca.inference.resume import KeptPictures
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from reca.config.schema import SeedSchedule
+    from reca.inference.items import Prompt, Question
+    from reca.models.contract import Features, Sampling, UnifiedModel
+
+Progress = Callable[[int, int], None]
+Item = TypeVar("Item")
+_log = logging.getLogger(__name__)
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What all pictures of one run share: the model that draws (any hash of it), benchmark, seed.
+
+    `code` is a fingerprint of the modules that draw; unfinished work of other code is not used.
+    `schedule` says where noise comes from (`_noise`), `shard` which part (i of n) of the prompts this is.
+    """
+
+    model: str
+    benchmark: str
+    seed: int
+    code: str = ""
+    schedule: SeedSchedule = "per_image"
+    shard: tuple[int, int] = (0, 1)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture to draw; with `image`, from that picture's own embeddings."""
+
+    key: str
+    index: int
+    text: str
+    noise: tuple[str | int, ...]
+    recipe: dict[str, Any]
+    image: Image | None = None
+    source: bytes | None = None  # file of a picture to edit
+
+    @property
+    def entry(self) -> Entry:
+        """Its place in the set."""
+        return Entry(self.key, self.index)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether its noise follows that of the picture before."""
+        return self.noise[2:3] == ("in turn",)
+
+
+# ---- the three things that a model makes ---------------------------------------------------------
+def generate(
+    model: UnifiedModel,
+    prompts: Sequence[Prompt],
+    writer: ImageSetWriter,
+    origin: Origin,
+    sampling: Sampling,
+    *,
+    prefix: str = "",
+    images_per_prompt: int = 1,
+    batch_size: int = 16,
+    work: Path | None = None,
+    progress: Progress = _silent,
+) -> int:
+    """Draw every prompt and add the pictures to `writer` in prompt order; gives how many were drawn now.
+
+    Prompts of like length share a batch. `prefix` (a guidance level, say) goes before the keys, but
+    not into the noise, so levels are compared under the same noise. `work` keeps finished pictures.
+    """
+    jobs = [
+        _job(prompt.id, index, prompt.text, prefix, origin, sampling)
+        for prompt in prompts
+        for index in range(images_per_prompt)
+    ]
+    return _draw_all(model, jobs, writer, origin, sampling, batch_size, work, progress)
+
+
+def reconstruct(
+    model: UnifiedModel,
+    images: Mapping[str, Image],
+    writer: ImageSetWriter,
+    origin: Origin,
+    sampling: Sampling,
+    *,
+    prompt: str,
+    prefix: str = "",
+    batch_size: int = 16,
+    work: Path | None = None,
+    progress: Progress = _silent,
+) -> int:
+    """Draw pictures (by id) again from their own understanding embeddings; see `generate`."""
+    jobs = [
+        _job(name, 0, prompt, prefix, origin, sampling, image) for name, image in images.items()
+    ]
+    return _draw_all(model, jobs, writer, origin, sampling, batch_size, work, progress)
+
+
+def edit(
+    model: UnifiedModel,
+    edits: Sequence[tuple[Prompt, bytes]],
+    writer: ImageSetWriter,
+    origin: Origin,
+    sampling: Sampling,
+    *,
+    prefix: str = "",
+    batch_size: int = 1,
+    work: Path | None = None,
+    progress: Progress = _silent,
+) -> int:
+    """Change pictures (files) as their prompts say; see `generate`. ValueError for a family that cannot edit."""
+    jobs = [
+        _job(prompt.id, 0, prompt.text, prefix, origin, sampling, source=source)
+        for prompt, source in edits
+    ]
+    return _draw_all(model, jobs, writer, origin, sampling, batch_size, work, progress)
+
+
+def answers(
+    model: UnifiedModel,
+    questions: Sequence[Question],
+    images: Mapping[str, Image],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 32,
+    progress: Progress = _silent,
+) -> dict[str, str]:
+    """Greedy answers by question id, in the questions' order; `images` are the pictures by image id.
+
+    Questions that share a batch have as many pictures. ValueError where a model cannot read that many.
+    """
+    missing = [question.id for question in questions if not set(question.image_ids) <= set(images)]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} questions ask about pictures that are not there: {missing[0]}"
+        )
+    found: dict[str, str] = {}
+    with inference(model):
+        for batch in _alike(questions, batch_size):
+            columns = zip(*(question.image_ids for question in batch), strict=True)
+            read = [_read(model, names, images) for names in columns]
+            texts = [question.text for question in batch]
+            with named([question.id for question in batch]):
+                if len(read) == 1:
+                    given = model.answer(texts, read[0], max_new_tokens)
+                else:
+                    given = model.answer_about(texts, read, max_new_tokens)
+            found |= {question.id: text for question, text in zip(batch, given, strict=True)}
+            progress(len(found), len(questions))
+    return {question.id: found[question.id] for question in questions}
+
+
+def _alike(questions: Sequence[Question], batch_size: int) -> Iterator[Sequence[Question]]:
+    """Batches of questions with as many pictures; those about the same pictures stand together."""
+    by_count: dict[int, list[Question]] = {}
+    for question in sorted(questions, key=lambda question: (question.image_ids, question.id)):
+        by_count.setdefault(len(question.image_ids), []).append(question)
+    for _, group in sorted(by_count.items()):
+        yield from _chunks(group, batch_size)
+
+
+def draw(
+    model: UnifiedModel,
+    texts: Sequence[str],
+    features: Features | None,
+    sampling: Sampling,
+    noise: Sequence[torch.Generator],
+) -> list[Image]:
+    """One picture per text, from text alone or from text and understanding features (RecA).
+
+    NonFinite (a ValueError) names texts whose logits, latents or pixels are not finite.
+    """
+    unconditional = model.unconditional(len(texts)) if sampling.guidance > 0 else None
+    with named(texts):
+        return model.generate(model.condition(texts, features), unconditional, sampling, noise)
+
+
+@contextmanager
+def inference(model: UnifiedModel) -> Iterator[None]:
+    """No gradients and no dropout inside the block; the model's mode is restored behind it."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+# ---- drawing in batches --------------------------------------------------------------------------
+def _job(
+    name: str,
+    index: int,
+    text: str,
+    prefix: str,
+    origin: Origin,
+    sampling: Sampling,
+    image: Image | None = None,
+    source: bytes | None = None,
+) -> _Job:
+    noise = _noise(name, index, origin)
+    recipe: dict[str, Any] = {
+        "prompt": text,
+        "prompt_id": name,
+        "sample": index,
+        "benchmark": origin.benchmark,
+        "seed": origin.seed,
+        "generator": list(noise),
+        "model": origin.model,
+        "guidance": sampling.guidance,
+        "steps": sampling.steps,
+        "temperature": sampling.temperature,
+        "options": dict(sampling.options or {}),
+    }
+    if image is not None:
+        recipe["image_sha256"] = artifacts.sha256_bytes(image.tobytes())
+    if source is not None:
+        recipe["source_sha256"] = artifacts.sha256_bytes(source)
+    return _Job(f"{prefix}/{name}" if prefix else name, index, text, noise, recipe, image, source)
+
+
+def _noise(name: str, index: int, origin: Origin) -> tuple[str | int, ...]:
+    """Where a picture's noise comes from.
+
+    `per_image` is ours. The authors' scripts (benchmarks SPEC section 1): `sample_index` seeds picture i
+    of every prompt with seed + i; `prompt_reset` draws a prompt's pictures one after the other from one
+    generator; `process` does so with all pictures of a process, so it depends on the number of shards.
+    """
+    if origin.schedule == "per_image":
+        return (origin.benchmark, name, index, origin.seed)
+    if origin.schedule == "sample_index":
+        return ("torch", origin.seed + index)
+    if origin.schedule == "prompt_reset":
+        return ("torch", origin.seed, "in turn", name)
+    return ("torch", origin.seed, "in turn", *origin.shard)
+
+
+def _generator(job: _Job) -> torch.Generator:
+    if job.noise[0] == "torch":
+        return torch.Generator().manual_seed(int(job.noise[1]))
+    return generator(*job.noise)
+
+
+def _draw_all(
+    model: UnifiedModel,
+    jobs: Sequence[_Job],
+    writer: ImageSetWriter,
+    origin: Origin,
+    sampling: Sampling,
+    batch_size: int,
+    work: Path | None,
+    progress: Progress,
+) -> int:
+    if len({job.entry for job in jobs}) < len(jobs):
+        raise ValueError(f"{writer.path}: a picture would be written twice; prompt ids must differ")
+    with _kept(work, origin.code) as kept:
+        lacking = {job.entry for job in jobs if not kept.has(job.entry, job.recipe)}
+        if finished := len(jobs) - len(lacking):
+            _log.info("%d of %d pictures were drawn in an earlier sitting", finished, len(jobs))
+        with inference(model):
+            for batch in _batches(jobs, batch_size):
+                missing = lacking.intersection(job.entry for job in batch)
+                if missing:
+                    make = _in_turn if batch[0].in_turn else _together
+                    make(model, batch, sampling, kept, missing)
+                    finished += len(missing)
+                    progress(finished, len(jobs))
+        for job in jobs:
+            writer.add(*job.entry, kept.png(job.entry), job.recipe)
+    return len(lacking)
+
+
+def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[Sequence[_Job]]:
+    """What is drawn in one go: pictures of like prompts, or all that share one generator."""
+    if not any(job.in_turn for job in jobs):
+        # stable: equal lengths stay in prompt order
+        yield from _chunks(sorted(jobs, key=lambda job: len(job.text)), batch_size)
+        return
+    for noise in dict.fromkeys(job.noise for job in jobs):
+        yield [job for job in jobs if job.noise == noise]
+
+
+@contextmanager
+def _kept(work: Path | None, code: str) -> Iterator[KeptPictures]:
+    """Where finished pictures lie: below `work` in a folder for each version of the code."""
+    if work is not None:
+        yield KeptPictures(work / (code[:16] or "any"))
+        return
+    with TemporaryDirectory() as temporary:
+        yield KeptPictures(Path(temporary))
+
+
+def _together(
+    model: UnifiedModel,
+    batch: Sequence[_Job],
+    sampling: Sampling,
+    kept: KeptPictures,
+    missing: Set[Entry],
+) -> None:
+    """Draw a batch in one pass, and keep what is missing of it, picture by picture.
+
+    Where a kill fell between two of them the pass has to be made again, with all its rows; what is there stays.
+    """
+    images = _rows(model, batch, sampling, [_generator(job) for job in batch])
+    other = 0
+    for job, image in zip(batch, images, strict=True):
+        if job.entry in missing:
+            kept.put(job.entry, image, job.recipe)
+        else:
+            other += kept.png(job.entry) != png(image)
+    if other:
+        _log.warning(
+            "%d finished pictures would be others now (another machine, library or batch size); they stay",
+            other,
+        )
+
+
+def _in_turn(
+    model: UnifiedModel,
+    batch: Sequence[_Job],
+    sampling: Sampling,
+    kept: KeptPictures,
+    missing: Set[Entry],
+) -> None:
+    """Draw picture after picture from one generator, whose state is kept with each of them."""
+    noise = _generator(batch[0])
+    for job in batch:
+        if job.entry in missing:
+            (image,) = _rows(model, [job], sampling, [noise])
+            kept.put(job.entry, image, job.recipe, noise.get_state().numpy().tobytes())
+        else:
+            noise.set_state(torch.frombuffer(bytearray(kept.state(job.entry)), dtype=torch.uint8))
+
+
+def _rows(
+    model: UnifiedModel, batch: Sequence[_Job], sampling: Sampling, noise: Sequence[torch.Generator]
+) -> list[Image]:
+    """One pass of the model: from texts, from embeddings of pictures, or edits of pictures."""
+    texts = [job.text for job in batch]
+    sources = [decode(job.source, name=job.key) for job in batch if job.source is not None]
+    if sources:
+        with named(texts):
+            return model.edit(sources, texts, sampling, noise)
+    pictures = [job.image for job in batch if job.image is not None]
+    features = model.encode(pictures, "draw") if pictures else None
+    return draw(model, texts, features, sampling, noise)
+
+
+def _read(model: UnifiedModel, names: Sequence[str], images: Mapping[str, Image]) -> Features:
+    """Features of the named pictures, one row per name; each picture is encoded once."""
+    distinct = list(dict.fromkeys(names))
+    features = model.encode([images[name] for name in distinct], "read")
+    rows = torch.tensor([distinct.index(name) for name in names])
+    return {name: tensor[rows.to(tensor.device)] for name, tensor in features.items()}
+
+
+def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,295 @@
+"""Weight files: safetensors for all that we write, and one guarded door for other people's pickles.
+
+Every fault of a file (malformed, truncated, wrong names or shapes) is one ValueError that names the
+file. A manifest maps a tensor's name to its shape and dtype.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.version import Version
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reca.core.artifacts import sha256_file
+from reca.core.documents import fields, read_json, texts
+from reca.core.finite import check_weights
+
+Manifest = Mapping[str, tuple[tuple[int, ...], str]]
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_SAFE_PICKLES = Version("2.10")  # older versions let `weights_only` pickles corrupt memory
+_SHOWN = 4  # names per kind in an error message
+_INDEX = ".safetensors.index.json"
+
+_log = logging.getLogger(__name__)
+
+
+# ---- reading -----------------------------------------------------------------------------------
+def load_foreign(
+    path: str | Path,
+    sha256: str | None = None,
+    *,
+    allow_unpinned: bool = False,
+    inside: str | None = None,
+    wrappers: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """Read a pickled checkpoint (`pytorch_model.bin`) as a flat dict of CPU tensors.
+
+    The only place that opens a pickle: the bytes must have the given hash before they are parsed,
+    and only tensors are constructed from them. `inside`: the key under which the file holds its
+    dict, beside what else it says of itself; `wrappers`: keys under which it may hold it. ValueError
+    when no hash is given (unless `allow_unpinned`), on a wrong hash, and on any content but a flat
+    dict of tensors.
+    """
+    content = _opened(Path(path), sha256, allow_unpinned)
+    if inside is not None and isinstance(content, dict):
+        content = content.get(inside)
+    return _flat_tensors(Path(path), _unwrapped(content, wrappers))
+
+
+def load_foreign_beside(
+    path: str | Path, sha256: str | None, inside: str, beside: str
+) -> tuple[dict[str, Tensor], Any]:
+    """As `load_foreign` with `inside`, and what the file says of itself under `beside`; None where it says nothing."""
+    content = _opened(Path(path), sha256, False)
+    said = content.get(beside) if isinstance(content, dict) else None
+    tensors = content.get(inside) if isinstance(content, dict) else content
+    return _flat_tensors(Path(path), tensors), said
+
+
+def _opened(path: Path, sha256: str | None, allow_unpinned: bool) -> Any:
+    """The content of a pickle under a known hash: tensors and plain values alone."""
+    if Version(torch.__version__) < _SAFE_PICKLES:
+        raise ValueError(
+            f"{path}: torch {torch.__version__} does not open pickles safely; "
+            f"install torch >= {_SAFE_PICKLES}"
+        )
+    if sha256 is None and not allow_unpinned:
+        raise ValueError(
+            f"{path}: a pickle is opened only under a known sha256; pin the source, "
+            "or convert the file to safetensors"
+        )
+    try:
+        with open(path, "rb") as file:  # hashed and parsed through one handle: no swap in between
+            _check_hash(path, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # whatever the unpickler's last step raises on damaged bytes
+        raise ValueError(f"{path}: is no plain checkpoint of tensors: {_line(error)}") from error
+
+
+def _unwrapped(content: Any, wrappers: Sequence[str]) -> Any:
+    """What lies under the one wrapping key that a checkpoint has, else the content itself."""
+    found = [key for key in wrappers if isinstance(content, dict) and key in content]
+    return content[found[0]] if len(found) == 1 else content
+
+
+def _check_hash(path: Path, found: str, pinned: str | None) -> None:
+    if pinned is None:
+        _log.warning("%s: opened without a pinned hash, as asked; its sha256 is %s", path, found)
+    elif found != pinned.lower():
+        raise ValueError(f"{path}: sha256 is {found}, but {pinned} is pinned; fetch it again")
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _flat_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise ValueError(f"{path}: is no flat dict of named tensors; extract the state dict first")
+    return dict(content)
+
+
+def load_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Read one safetensors file as CPU tensors; ValueError names a file that cannot be read."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def safetensors_manifest(path: str | Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Names, shapes and dtypes of a safetensors file, read from its header only."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def weight_map_of(index: Path) -> dict[str, str]:
+    """Tensor names and their shards from a hub index; ValueError names a file that is none."""
+    try:
+        return texts(fields(read_json(index), index, weight_map=dict)["weight_map"], "weight_map")
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{index}: ")
+        raise ValueError(
+            f"{index}: is no safetensors index with a weight_map ({reason})"
+        ) from error
+
+
+def _load_shards(index: Path) -> dict[str, Tensor]:
+    """Read all shards that a hub index names; the index and the shards must agree."""
+    weight_map = weight_map_of(index)
+    shards = sorted(set(weight_map.values()))
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise ValueError(f"{index}: shard {shard!r} is not a plain file name in this folder")
+        tensors |= load_safetensors(index.parent / shard)
+    _complain(index, missing=weight_map.keys() - tensors, unexpected=tensors.keys() - weight_map)
+    return tensors
+
+
+def load_checkpoint(
+    path: str | Path,
+    sha256: str | None = None,
+    *,
+    allow_unpinned: bool = False,
+    wrappers: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """Read a checkpoint: a safetensors file, an index of shards, a pickle, or the folder of one.
+
+    A given `sha256` is that of the file (of the index, where there is one) and always checked; only
+    pickles demand it, and only they look into `wrappers` (see `load_foreign`).
+    """
+    path = _checkpoint_file(Path(path))
+    if sha256 is not None and path.suffix in (".safetensors", ".json"):
+        _check_hash(path, _sha256(path), sha256)
+    if path.name.endswith(_INDEX):
+        return _load_shards(path)
+    if path.suffix == ".safetensors":
+        return load_safetensors(path)
+    if path.suffix in PICKLES:
+        return load_foreign(path, sha256, allow_unpinned=allow_unpinned, wrappers=wrappers)
+    raise ValueError(f"{path}: is no checkpoint; give a .safetensors or .bin file, or its folder")
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """A folder's checkpoint: an index before a safetensors file before a pickle; never a guess."""
+    if not path.is_dir():
+        return path
+    for pattern in (f"*{_INDEX}", "*.safetensors", *(f"*{suffix}" for suffix in PICKLES)):
+        found = sorted(path.glob(pattern))
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise ValueError(f"{path}: holds {len(found)} checkpoints ({names}); name one of them")
+        if found:
+            return found[0]
+    raise ValueError(f"{path}: holds no .safetensors and no {', '.join(PICKLES)} file")
+
+
+# ---- names and shapes ---------------------------------------------------------------------------
+def manifest_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The manifest of named tensors, with dtypes as in the reference manifests ("float32")."""
+    return {
+        name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in tensors.items()
+    }
+
+
+def check_manifest(
+    where: str | Path,
+    found: Manifest,
+    expected: Manifest,
+    optional: Iterable[str] = (),
+    remedy: str = "",
+) -> None:
+    """Refuse missing (but `optional`) and unexpected names and other shapes in one ValueError.
+
+    `remedy` ends the message.
+    Dtypes need only be of one kind: a bfloat16 copy of a float32 checkpoint is the same checkpoint.
+    """
+    _complain(
+        where,
+        remedy,
+        missing=expected.keys() - found.keys() - set(optional),
+        unexpected=found.keys() - expected.keys(),
+        different=[
+            f"{name} is {_shown(found[name])}, not {_shown(expected[name])}"
+            for name in sorted(found.keys() & expected.keys())
+            if found[name][0] != expected[name][0]
+            or found[name][1].startswith("int") != expected[name][1].startswith("int")
+        ],
+    )
+
+
+def load_strictly(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    where: str | Path,
+    optional: Iterable[str] = (),
+    remedy: str = "",
+) -> None:
+    """Copy tensors into a module; every name must fit, only `optional` ones may be absent, all values are finite.
+
+    Nothing is copied when anything is wrong.
+    """
+    own = module.state_dict()
+    check_manifest(where, manifest_of(tensors), manifest_of(own), optional, remedy)
+    check_weights(where, tensors.items())
+    module.load_state_dict({name: tensors.get(name, own[name]) for name in own})
+
+
+def _complain(where: str | Path, remedy: str = "", **faults: Iterable[str]) -> None:
+    found = {kind: sorted(names) for kind, names in faults.items()}
+    texts = [
+        f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
+        for kind, names in found.items()
+        if names
+    ]
+    if texts:
+        listed = "; ".join([*texts, remedy] if remedy else texts)
+        raise ValueError(f"{where}: does not fit this model: {listed}")
+
+
+def _shown(entry: tuple[tuple[int, ...], str]) -> str:
+    return f"{entry[1]} {list(entry[0])}"
+
+
+# ---- writing -----------------------------------------------------------------------------------
+def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write one safetensors file, whole or not at all; equal tensors give equal bytes. All values must be finite."""
+    path = Path(path)
+    check_weights(path, tensors.items())
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            temporary = Path(scratch) / path.name
+            save_file(plain, temporary, metadata={"format": "pt"})
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be written: {_line(error)}") from error
+
+
+def _unreadable(path: str | Path, error: Exception) -> str:
+    return f"{path}: is no readable safetensors file: {_line(error)}; fetch or write it again"
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

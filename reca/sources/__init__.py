@@ -1,0 +1,1 @@
+"""What is downloaded, from where, and under which sha256."""

@@ -1,0 +1,76 @@
+"""The laptop world's examiner: reads shapes, colours and places back from pixels, as GenEval's
+detector does from photos.
+
+Nearest palette colour per pixel, connected components of one colour, then the shape template with
+the best overlap over all shifts. It knows the world's drawings but nothing of prompts or models,
+and is fixed before any model is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from reca.toyworld.scenes import BACKGROUND, CELL, COLOURS, GRID, SHAPE_SIZE, SHAPES, Scene
+
+MIN_PIXELS = 9
+ACCEPT_IOU = (
+    0.6  # laptop report, part 2 section 2; templates overlap by at most 0.67 with each other
+)
+_PALETTE = np.array([BACKGROUND, *COLOURS.values()], np.int32)
+_NAMES = tuple(COLOURS)
+_TEMPLATES = np.stack(list(SHAPES.values())).reshape(len(SHAPES), -1).astype(np.float32)
+_EIGHT = np.ones((3, 3), int)  # diagonal neighbours belong together: a knot's arms touch at corners
+
+
+def palette_indices(pixels: np.ndarray) -> np.ndarray:
+    """The nearest palette colour of every pixel; 0 is the background. uint8 [H, W, 3] -> int [H, W]."""
+    distance = ((pixels[..., None, :].astype(np.int32) - _PALETTE) ** 2).sum(-1)
+    return distance.argmin(-1)
+
+
+def best_shape(mask: np.ndarray) -> tuple[str, float, tuple[int, int]]:
+    """The template that overlaps best with a boolean mask, its IoU and its top-left corner (row, column)."""
+    padded = np.pad(mask, SHAPE_SIZE - 1).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (SHAPE_SIZE, SHAPE_SIZE))
+    shared = windows.reshape(*windows.shape[:2], -1) @ _TEMPLATES.T  # rows, columns, shapes
+    overlap = shared / (mask.sum() + _TEMPLATES.sum(-1) - shared)
+    row, column, shape = (int(i) for i in np.unravel_index(overlap.argmax(), overlap.shape))
+    corner = (row - SHAPE_SIZE + 1, column - SHAPE_SIZE + 1)
+    return tuple(SHAPES)[shape], float(overlap[row, column, shape]), corner
+
+
+def detect(pixels: np.ndarray) -> list[dict[str, Any]]:
+    """All objects in a picture as GenEval detections, with `place` (0..3) beside them; score 1, as
+    nothing is uncertain.
+    """
+    if pixels.dtype != np.uint8:  # floats may be NaN, which would be cast to some colour
+        raise ValueError(f"the examiner reads uint8 pixels, not {pixels.dtype}")
+    colours = palette_indices(pixels)
+    found = []
+    for index in np.unique(colours[colours > 0]):
+        labels, count = ndimage.label(colours == index, structure=_EIGHT)
+        for component in range(1, count + 1):
+            mask = labels == component
+            if mask.sum() >= MIN_PIXELS:
+                found.extend(_detection(mask, _NAMES[index - 1]))
+    return found
+
+
+def _detection(mask: np.ndarray, colour: str) -> list[dict[str, Any]]:
+    shape, overlap, (row, column) = best_shape(mask)
+    if overlap < ACCEPT_IOU:
+        return []
+    box = [column, row, column + SHAPE_SIZE - 1, row + SHAPE_SIZE - 1]
+    centre = ((box[1] + box[3]) / 2, (box[0] + box[2]) / 2)
+    place = min(int(centre[0] // CELL), GRID - 1) * GRID + min(int(centre[1] // CELL), GRID - 1)
+    return [{"class": shape, "color": colour, "box": box, "score": 1.0, "place": place}]
+
+
+def same_scene(detections: Sequence[Mapping[str, Any]], scene: Scene) -> bool:
+    """Whether the detections are exactly the scene's objects: places, shapes and colours, nothing more or less."""
+    seen = sorted((d["place"], d["class"], d["color"]) for d in detections)
+    return seen == sorted((t.place, t.shape, t.colour) for t in scene.things)

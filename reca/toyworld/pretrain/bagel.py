@@ -1,0 +1,254 @@
+"""BAGEL's laptop base model: its two frozen parts, the autoencoder and the vision tower, and how they become a folder.
+
+The autoencoder is FLUX's class on the world's pictures (squared error, a little KL, latents brought to unit spread).
+The tower is the NaViT that BAGEL holds, matched with dense captions by SigLIP's pairwise sigmoid loss.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import AddedToken
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from reca.core.rng import seed_of
+from reca.models.bagel.config import BagelConfig, VisionConfig, parse
+from reca.models.bagel.encoders import FrozenVae, positions
+from reca.models.bagel.model import BagelModel
+from reca.models.bagel.network import GEN
+from reca.models.bagel.text import MARKS, load_tokenizer
+from reca.models.bagel.vision import VisionTower, patchify
+from reca.models.bagel.weights import load_vae, save_official
+from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safetensors
+from reca.models.registry import build_model, load_model
+from reca.toyworld.pretrain.fit import fit, seeded
+from reca.toyworld.pretrain.pictures import read_world
+from reca.toyworld.pretrain.reader import MAX_CAPTION, TEXT_LAYERS, caption_ids
+from reca.toyworld.pretrain.words import build_tokenizer
+from reca.toyworld.text import dense_caption
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from reca.config.schema import Fit
+
+VAE_FILE, TOWER_FILE = "ae.safetensors", "vit.safetensors"
+KL = 1e-4  # weight of the mean KL per latent value beside the squared error per pixel value
+VOCABULARY = ("embed_tokens.weight", "lm_head.weight")  # a row for every word
+FIRST_SCALE, FIRST_BIAS = 2.3, -10.0  # SigLIP's: temperature log 10, bias -10
+
+
+# ---- the autoencoder ---------------------------------------------------------------------------
+def vae_loss(vae: nn.Module, pixels: Tensor, noise: Tensor) -> Tensor:
+    """Absolute and squared error of the posterior sample's picture, and a little KL to the unit normal."""
+    mean, log_variance = vae.get_submodule("encoder")(pixels).chunk(2, dim=1)
+    drawn = mean + torch.exp(0.5 * log_variance) * noise
+    error = vae.get_submodule("decoder")(drawn) - pixels
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return error.abs().mean() + error.square().mean() + KL * divergence.mean()
+
+
+@torch.no_grad()
+def to_unit_spread(vae: nn.Module, pixels: Tensor) -> None:
+    """Divide each latent channel by its spread over `pixels`, and multiply it again in the decoder: the same pictures.
+
+    So `scale_factor` 1 and `shift_factor` 0 hold whatever the training found.
+    """
+    encoder, decoder = (vae.get_submodule(f"{name}coder") for name in ("en", "de"))
+    mean, _ = encoder(pixels).chunk(2, dim=1)
+    spread = mean.transpose(0, 1).flatten(1).std(dim=1)
+    out, first = encoder.get_submodule("conv_out"), decoder.get_submodule("conv_in")
+    assert isinstance(out, nn.Conv2d) and isinstance(first, nn.Conv2d)
+    assert out.bias is not None
+    channels = len(spread)
+    out.weight[:channels] /= spread[:, None, None, None]
+    out.bias[:channels] /= spread
+    out.bias[channels:] -= 2 * spread.log()
+    first.weight *= spread[None, :, None, None]
+
+
+def pretrain_vae(
+    network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
+) -> float:
+    """Train the autoencoder of `network` on the world in `data`; writes `out/ae.safetensors`, gives the last loss."""
+    (config, _), pictures = parse(network), read_world(data)
+    side = config.resolution // config.vae.downsample
+    shape = (config.vae.z_channels, side, side)
+    module = seeded(lambda: FrozenVae(config.vae), seed, "vae")
+    assert isinstance(module, FrozenVae)
+    vae = module.vae.requires_grad_(True)
+    noise = torch.Generator().manual_seed(seed)
+
+    def loss(indices: Sequence[int]) -> Tensor:
+        # keyed by the samples, so that a resumed run draws the same
+        noise.manual_seed(seed + 1_000_003 * indices[0] + indices[-1])
+        drawn = torch.randn(len(indices), *shape, generator=noise)
+        return vae_loss(vae, pictures.pixels[list(indices)], drawn)
+
+    size = len(pictures.scenes)
+    found = fit(vae, loss, recipe, size=size, seed=seed, work_dir=work, data=pictures.fingerprint)
+    to_unit_spread(vae, pictures.pixels[:512])
+    save_official(vae, out / VAE_FILE)
+    return found
+
+
+# ---- the vision tower --------------------------------------------------------------------------
+class Matcher(nn.Module):
+    """BAGEL's vision tower beside a small text tower, compared by SigLIP's pairwise sigmoid loss."""
+
+    def __init__(self, config: VisionConfig, table: int, words: int, end: int) -> None:
+        super().__init__()
+        self.table, self.patch, self.padding = table, config.patch_size, words
+        self.tower = VisionTower(config)
+        self.words = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=words + 1,  # one more for padding
+                hidden_size=config.hidden_size,
+                intermediate_size=2 * config.hidden_size,
+                num_hidden_layers=TEXT_LAYERS,
+                num_attention_heads=config.num_attention_heads,
+                max_position_embeddings=MAX_CAPTION,
+                eos_token_id=end,
+                bos_token_id=end,
+                pad_token_id=words,
+            )
+        )
+        self.picture = nn.Linear(config.hidden_size, config.hidden_size)
+        self.caption = nn.Linear(config.hidden_size, config.hidden_size)
+        self.scale = nn.Parameter(torch.tensor(FIRST_SCALE))
+        self.bias = nn.Parameter(torch.tensor(FIRST_BIAS))
+
+    def states(self, pixels: Tensor) -> Tensor:
+        """ViT states [B, P, D] of pixels [B, 3, H, W]."""
+        grid = torch.tensor([[pixels.shape[2] // self.patch, pixels.shape[3] // self.patch]])
+        patches = patchify(pixels, self.patch)
+        ids, _ = positions(grid.expand(len(pixels), 2), patches.shape[1], self.table)
+        return self.tower(patches, ids)
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
+        """Mean over pairs of the sigmoid loss: own caption 1, others' 0."""
+        seen = F.normalize(self.picture(self.states(pixels).mean(1)), dim=-1)
+        read = self.words(input_ids=ids, attention_mask=ids.ne(self.padding).long()).pooler_output
+        told = F.normalize(self.caption(read), dim=-1)
+        logits = seen @ told.T * self.scale.exp() + self.bias
+        signs = 2 * torch.eye(len(ids)) - 1
+        return -F.logsigmoid(signs * logits).sum() / len(ids)
+
+
+def pretrain_vision(
+    network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
+) -> float:
+    """Train the vision tower of `network` against dense captions; writes `out/vit.safetensors`, gives the last loss."""
+    (config, _), pictures = parse(network), read_world(data)
+    words = build_tokenizer([])  # captions only: this text tower is thrown away
+    ids = caption_ids(words, [dense_caption(scene) for scene in pictures.scenes])
+    table, end = config.vit_max_num_patch_per_side, words.eos_token_id
+    matcher = seeded(lambda: Matcher(config.vit, table, len(words), end), seed, "vision")
+    found = fit(
+        matcher,
+        lambda indices: matcher(pictures.pixels[list(indices)], ids[list(indices)]),
+        recipe,
+        size=len(pictures.scenes),
+        seed=seed,
+        work_dir=work,
+        data=pictures.fingerprint,
+    )
+    assert isinstance(matcher, Matcher)
+    save_safetensors(matcher.tower.state_dict(), out / TOWER_FILE)
+    return found
+
+
+PARTS = {"vae": pretrain_vae, "vision": pretrain_vision}
+
+
+# ---- going on from a whole model ---------------------------------------------------------------
+def go_on(
+    network: Mapping[str, Any], start: Path, *, words: Sequence[str], seed: int
+) -> BagelModel:
+    """The model folder `start` as `network` describes it, which may have room for `words` that it does not know yet.
+
+    Words it knows are left out. Their embeddings and output rows are drawn around the mean of those that are there,
+    with their spread. ValueError where vocabulary and words disagree, or anything else of the network differs.
+    """
+    old, model = load_model(start), build_model("bagel", network)
+    assert isinstance(old, BagelModel) and isinstance(model, BagelModel)
+    tokenizer = old.text.tokenizer
+    known, room = tokenizer.get_vocab(), model.config.llm.vocab_size - old.config.llm.vocab_size
+    new = [word for word in words if word not in known]
+    if len(new) != room:
+        raise ValueError(
+            f"network.llm.vocab_size is {model.config.llm.vocab_size}, but {start} has {len(known)} entries and "
+            f"{len(new)} words are new ({', '.join(new)}); set it to {len(known) + len(new)}"
+        )
+    noise = torch.Generator().manual_seed(seed_of(seed, "init", "words"))
+    state = {
+        name: _longer(weight, room, noise) if name.endswith(VOCABULARY) else weight
+        for name, weight in old.official_state().items()
+    }
+    load_strictly(model.network, state, start)
+    model.frozen.vae.load_state_dict(old.frozen.vae.state_dict())
+    tokenizer.add_tokens([AddedToken(word, single_word=True) for word in new])
+    model.set_tokenizer(tokenizer)
+    return model
+
+
+def _longer(weight: Tensor, rows: int, noise: torch.Generator) -> Tensor:
+    drawn = torch.randn(rows, weight.shape[1], generator=noise)
+    return torch.cat([weight, weight.mean(0) + weight.std(0) * drawn])
+
+
+# ---- together ----------------------------------------------------------------------------------
+def tokenizer_of(prompts: Sequence[str], config: BagelConfig) -> PreTrainedTokenizerFast:
+    """The world's words and the four markers behind them; ValueError where the network's ids differ."""
+    words = build_tokenizer(prompts)
+    first = len(words)
+    wanted = {name: first + number for number, name in enumerate(MARKS)}
+    found = {name: getattr(config.special, name) for name in MARKS}
+    size = first + len(MARKS)
+    if wanted != found or size != config.llm.vocab_size:
+        raise ValueError(
+            f"network.special is {found} and llm.vocab_size {config.llm.vocab_size}, but the world's words make them "
+            f"{wanted} and {size}; set them so"
+        )
+    words.add_special_tokens({"additional_special_tokens": list(MARKS.values())})
+    return words
+
+
+def assemble(
+    network: Mapping[str, Any],
+    *,
+    prompts: Sequence[str],
+    seed: int,
+    parts: Mapping[str, Path],
+    out: Path,
+) -> None:
+    """Write a model folder with the trained autoencoder and tower and an untrained decoder, whose gen expert starts as
+    a copy of the und expert (as the official code's `copy_init_moe` does).
+    """
+    model = seeded(lambda: build_model("bagel", network), seed, "language")
+    assert isinstance(model, BagelModel)
+    words = tokenizer_of(prompts, model.config)
+    load_vae(model.frozen.vae, parts["vae"] / VAE_FILE)
+    tower = model.network.vit_model
+    load_strictly(tower, load_checkpoint(parts["vision"] / TOWER_FILE), parts["vision"])
+    copy_to_gen(model)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        words.save_pretrained(folder)
+        model.set_tokenizer(load_tokenizer(Path(folder), model.config))
+    model.save(out)
+
+
+@torch.no_grad()
+def copy_to_gen(model: BagelModel) -> None:
+    """Give every weight of the gen expert the value of its und twin."""
+    own = dict(model.network.named_parameters())
+    for name, weight in own.items():
+        if GEN in name:
+            weight.copy_(own[name.replace(GEN, "")])

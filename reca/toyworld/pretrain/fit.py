@@ -1,0 +1,119 @@
+"""The plain loop behind the image tokenizer and the reader: one loss, one set of weights, resumed bit for bit.
+
+The language model does not come here: it is trained by `reca.align.trainer`, like every other alignment.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from reca.align import checkpoint
+from reca.align.distributed import World
+from reca.align.log import TrainLog
+from reca.align.preemption import Preempted, StopFlag
+from reca.align.schedule import lr_factor
+from reca.align.state import TrainState
+from reca.core.finite import check_weights
+from reca.core.rng import seed_of
+from reca.data.order import Cursor
+
+if TYPE_CHECKING:
+    from reca.config.schema import Fit
+
+CHECKPOINTS = "checkpoints"
+logger = logging.getLogger(__name__)
+
+
+def seeded(build: Callable[[], nn.Module], seed: int, purpose: str) -> nn.Module:
+    """Build a module with its initial weights drawn from (seed, purpose), leaving torch's global
+    generator as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "init", purpose))
+        return build()
+
+
+def fit(
+    module: nn.Module,
+    loss: Callable[[Sequence[int]], Tensor],
+    recipe: Fit,
+    *,
+    size: int,
+    seed: int,
+    work_dir: Path,
+    data: str,
+) -> float:
+    """Minimise `loss(sample indices)` over `module` and return the last loss; continues from `work_dir` where it was.
+
+    `size` is the number of samples and `data` their hash: a resume with other data or another recipe is refused.
+    ValueError on a loss or gradient that is not finite; checkpoints are those of earlier steps.
+    """
+    world = World()
+    names = dict(module.named_parameters())
+    optimizer = torch.optim.AdamW(
+        names.values(),
+        lr=recipe.lr,
+        betas=(recipe.betas[0], recipe.betas[1]),
+        weight_decay=recipe.weight_decay,
+    )
+    state = TrainState(names, optimizer, None)
+    record = {"seed": seed, "recipe": asdict(recipe), "data": data}
+    folder, value = work_dir / CHECKPOINTS, math.nan
+    with checkpoint.exclusive(work_dir):
+        start = _resume(folder, state, record)
+        with StopFlag() as stop, TrainLog(work_dir, start=start, steps=recipe.steps) as journal:
+            for step in range(start, recipe.steps):
+                rate = recipe.lr * lr_factor(
+                    step, warmup=recipe.warmup, horizon=recipe.steps, floor=recipe.floor
+                )
+                indices, _ = Cursor(seed, step * recipe.batch).take(size, recipe.batch)
+                value, norm = _step(optimizer, loss(indices), rate, recipe.clip)
+                line = {"step": step + 1, "loss": {"total": value}, "lr": rate, "grad_norm": norm}
+                journal.write(line, recipe.batch)
+                due = (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps
+                if due or stop.received:
+                    check_weights(f"{work_dir}, step {step + 1}", names.items())
+                    journal.sync()
+                    saved = {"run": record, "tally": asdict(state.tally)}
+                    checkpoint.save(folder, step + 1, state.groups(), saved, keep=2, world=world)
+                if stop.received and step + 1 < recipe.steps:
+                    stopped = Preempted(step + 1, stop.received)
+                    logger.warning("%s", stopped)
+                    raise stopped
+    return value
+
+
+def _step(
+    optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float
+) -> tuple[float, float]:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise ValueError(f"the loss is {value}; lower lr in the pretrain section")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    norm = float(clip_grad_norm_(weights, clip))
+    if not math.isfinite(norm):
+        raise ValueError(f"the gradient's norm is {norm}; lower lr in the pretrain section")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return value, norm
+
+
+def _resume(folder: Path, state: TrainState, record: dict) -> int:
+    found = checkpoint.recover(folder)
+    if found.path is None:
+        return 0
+    checkpoint.refuse_changes(found.path, checkpoint.read_state(found.path)["run"], record, ())
+    state.restore(found.path)
+    return found.step

@@ -1,0 +1,110 @@
+"""The laptop's vision reader: a CLIP of transformers' own classes, trained to match pictures with dense captions.
+
+Only the vision tower is kept. Pictures are CLIP-normalised, as the tower will see them in both uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
+
+from reca.models.showo.encoders import CLIP_MEAN, CLIP_STD
+from reca.models.showo.options import parse
+from reca.models.showo.weights import save_official
+from reca.toyworld.pretrain.fit import fit, seeded
+from reca.toyworld.pretrain.pictures import read_world
+from reca.toyworld.pretrain.words import build_tokenizer
+from reca.toyworld.text import dense_caption
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from reca.config.schema import Fit
+
+TEXT_LAYERS = 2
+MAX_CAPTION = 48
+FILE = "clip.safetensors"
+
+
+def build_clip(vision: Mapping[str, Any], words: int, end: int) -> CLIPModel:
+    """An untrained CLIP with the given vision tower and a small text tower over `words` ids, `end`
+    closing a caption.
+    """
+    width = vision["hidden_size"]
+    text = {
+        "vocab_size": words + 1,  # one more for padding
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": TEXT_LAYERS,
+        "num_attention_heads": vision["num_attention_heads"],
+        "max_position_embeddings": MAX_CAPTION,
+        "eos_token_id": end,
+        "bos_token_id": end,
+        "pad_token_id": words,
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=dict(vision), projection_dim=width))
+
+
+def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> Tensor:
+    """Captions as ids [B, MAX_CAPTION], closed by the end token and padded with the id behind the vocabulary."""
+    rows = [[*tokenizer(caption)["input_ids"], tokenizer.eos_token_id] for caption in captions]
+    longest = max(map(len, rows))
+    if longest > MAX_CAPTION:
+        raise ValueError(
+            f"a caption has {longest} tokens, the reader takes {MAX_CAPTION}; raise MAX_CAPTION"
+        )
+    ids = torch.full((len(rows), MAX_CAPTION), len(tokenizer))
+    for row, values in enumerate(rows):
+        ids[row, : len(values)] = torch.tensor(values)
+    return ids
+
+
+def reader_loss(clip: CLIPModel, pixels: Tensor, ids: Tensor) -> Tensor:
+    """CLIP's symmetric contrastive loss of matching pictures [B, 3, S, S] and captions [B, T]."""
+    padding = clip.text_model.embeddings.token_embedding.num_embeddings - 1
+    mask = torch.ne(ids, padding).long()
+    return clip(input_ids=ids, pixel_values=pixels, attention_mask=mask, return_loss=True).loss
+
+
+def clip_pixels(pixels: Tensor) -> Tensor:
+    """Pictures in [-1, 1] as CLIP normalises them."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return ((pixels + 1) / 2 - mean) / std
+
+
+def vision_tower(clip: CLIPModel) -> CLIPVisionModel:
+    """The vision half of a CLIP as the class that Show-o holds, with the same weights."""
+    tower = CLIPVisionModel(clip.vision_model.config)
+    half = clip.vision_model.state_dict()
+    prefix = "vision_model." if next(iter(tower.state_dict())).startswith("vision_model.") else ""
+    tower.load_state_dict({f"{prefix}{name}": value for name, value in half.items()})
+    return tower
+
+
+def pretrain_reader(
+    network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
+) -> float:
+    """Train the CLIP tower of `network` against dense captions; writes `out/clip.safetensors`, gives the last loss."""
+    (config, _), pictures = parse(network), read_world(data)
+    words = build_tokenizer([])  # captions only: this text tower is thrown away
+    ids = caption_ids(words, [dense_caption(scene) for scene in pictures.scenes])
+    vision = config.clip_vision or {}
+    clip = seeded(lambda: build_clip(vision, len(words), words.eos_token_id), seed, "reader")
+    assert isinstance(clip, CLIPModel)
+    pixels = clip_pixels(pictures.pixels)
+    loss = fit(
+        clip,
+        lambda indices: reader_loss(clip, pixels[list(indices)], ids[list(indices)]),
+        recipe,
+        size=len(pictures.scenes),
+        seed=seed,
+        work_dir=work,
+        data=pictures.fingerprint,
+    )
+    save_official(vision_tower(clip), out / FILE)
+    return loss

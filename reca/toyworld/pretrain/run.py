@@ -1,0 +1,169 @@
+"""The last stage of a laptop base model: put the frozen parts together, then train in phases.
+
+The phases are plain alignment recipes (`reca.align`), run in the order of their names: language first, then sparse
+captions for drawing beside dense descriptions for reading, which is the state that the paper starts from. A base may
+also go on from a whole model (`begin`). What is particular to a family stands in `reca.toyworld.pretrain.<family>`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from reca.align.trainer import align
+from reca.align.training_data import CHANGED, DRAWN, READ, feature_data, open_role
+from reca.config.recipe import Recipe
+from reca.core.artifacts import describe_files, sha256_json, write_atomic
+from reca.core.devices import placed
+from reca.core.sealed import seal, unseal
+from reca.data.prompts import bank
+from reca.features import build as cache
+from reca.models.contract import UnifiedModel, Use
+from reca.models.registry import load_model
+from reca.toyworld.edits import WORDS
+from reca.toyworld.pretrain import pretraining_module
+
+if TYPE_CHECKING:
+    from reca.config.schema import DataSource, Fit
+
+_log = logging.getLogger(__name__)
+
+
+class FitPart(Protocol):
+    """Trains one frozen part on its own and writes it to `out`; gives the last loss."""
+
+    def __call__(
+        self,
+        network: Mapping[str, Any],
+        recipe: Fit,
+        data: Path,
+        *,
+        seed: int,
+        work: Path,
+        out: Path,
+    ) -> float:
+        """Continues in `work` where it was."""
+        ...
+
+
+class FamilyPretraining(Protocol):
+    """What a module `reca.toyworld.pretrain.<family>` holds."""
+
+    PARTS: Mapping[str, FitPart]
+    """Frozen parts that are fitted on their own, by the names under `pretrain.parts`."""
+
+    assemble: Callable[..., None]
+    """assemble(network, prompts=, seed=, parts=, out=) writes a model folder: fitted parts, and the rest untrained."""
+
+
+def pretraining_of(family: str) -> FamilyPretraining:
+    """The pre-training of a family."""
+    return cast("FamilyPretraining", importlib.import_module(pretraining_module(family)))
+
+
+def pretrain_part(family: str, part: str, *arguments: Any, **places: Any) -> float:
+    """Fit one part of a family (see `FitPart`); ValueError names the parts that it has."""
+    parts = pretraining_of(family).PARTS
+    if part not in parts:
+        raise ValueError(f"{family} has no part {part!r}; choose one of: {', '.join(parts)}")
+    return parts[part](*arguments, **places)
+
+
+def pretrain_base(
+    family: str,
+    network: Mapping[str, Any],
+    phases: Mapping[str, Recipe],
+    sources: Mapping[str, DataSource],
+    *,
+    folders: Mapping[str, Path],
+    parts: Mapping[str, Path],
+    seed: int,
+    work: Path,
+    out: Path,
+    code: str,
+    begin: Path | None = None,
+) -> dict[str, dict[str, float | None]]:
+    """Run the phases one after another, in the order of their names; writes the base model and its logs to `out`.
+
+    `begin` is a model folder to go on from, in place of `parts`. Gives the last losses by phase. Caches and
+    checkpoints stay in `work`, so a killed run goes on inside its phase.
+    """
+    start = _start(family, network, parts, begin, seed, work)
+    model = placed(load_model(start))
+    losses: dict[str, dict[str, float | None]] = {}
+    for name in sorted(phases):
+        caches = encoded(model, sources, folders, work / "cache", code)
+        data = feature_data(phases[name], sources, folders, caches)
+        identity = {"model": sha256_json([name, seed, model.encoder_fingerprint("draw")])}
+        summary = align(
+            model,
+            data,
+            phases[name],
+            seed=seed,
+            work_dir=work / name,
+            log=out / f"{name}.jsonl",
+            identity=identity,
+        )
+        losses[name] = summary.loss
+    model.save(out)
+    return losses
+
+
+def _start(
+    family: str,
+    network: Mapping[str, Any],
+    parts: Mapping[str, Path],
+    begin: Path | None,
+    seed: int,
+    work: Path,
+) -> Path:
+    """The model folder before the first phase: kept from an earlier sitting where no byte changed, else made again."""
+    start, record = work / "start", work / "start.json"
+    if record.is_file() and start.is_dir():
+        found = unseal(record.read_bytes())
+        if found is not None and found["files"] == describe_files(start):
+            return start
+        _log.warning("%s: damaged; it is made again", start)
+    # of an older reca, or cut off by a kill: equal inputs give it again
+    shutil.rmtree(start, ignore_errors=True)
+    if begin is not None:
+        continued(family, network, begin, seed=seed).save(start)
+    else:
+        pretraining_of(family).assemble(
+            network, prompts=bank("laptop"), seed=seed, parts=parts, out=start
+        )
+    write_atomic(record, seal({"files": describe_files(start)}))
+    return start
+
+
+def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int) -> UnifiedModel:
+    """A whole model that learns to edit, with the words of instructions; ValueError for a family that cannot."""
+    go_on = getattr(pretraining_of(family), "go_on", None)
+    if go_on is None:
+        raise ValueError(
+            f"pretrain.start is {str(begin)!r}, but {family} cannot go on from a model; set it to null"
+        )
+    return cast("UnifiedModel", go_on(network, begin, words=WORDS, seed=seed))
+
+
+def encoded(
+    model: UnifiedModel,
+    sources: Mapping[str, DataSource],
+    folders: Mapping[str, Path],
+    root: Path,
+    code: str,
+) -> dict[str, Path]:
+    """Feature caches by use; a phase that trained an encoder gets new ones, for they are named by its weights."""
+    uses: dict[Use, str] = {"draw": DRAWN, "read": READ, "edit": CHANGED}
+    caches = {}
+    for use, role in uses.items():
+        if role not in folders:
+            continue  # a recipe that needs it says so
+        caches[str(use)] = root / f"{use}-{model.encoder_fingerprint(use)[:16]}"
+        images = open_role(sources[role], folders[role])
+        cache.build(model, images, caches[use], use=use, code=code)
+    return caches

@@ -1,0 +1,248 @@
+"""What is said about laptop scenes: dense descriptions and questions for reading, sparse captions for drawing.
+
+The difference is the paper's premise: captions leave most of the image unsaid, its embeddings do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from reca.toyworld.scenes import COLOUR_NAMES, PLACES, SHAPE_NAMES, Scene, Thing, draw_scene
+
+NUMBERS = ("zero", "one", "two", "three", "four")
+RELATIONS = ("left of", "right of", "above", "below")
+DESCRIBE = "describe the picture ."
+Turn = tuple[str, str]
+
+
+# ---- phrases ---------------------------------------------------------------------------------------------------------
+def phrase(thing: Thing, colour: bool = True, place: bool = False) -> str:
+    """`a circle`, `a red circle`, `a red circle at the top left`."""
+    words = f"a {thing.colour} {thing.shape}" if colour else f"a {thing.shape}"
+    return f"{words} at the {PLACES[thing.place]}" if place else words
+
+
+def counted(number: int, shape: str, colour: str | None = None) -> str:
+    """`three circles`, `two red circles`, `one circle`."""
+    noun = shape if number == 1 else f"{shape}s"
+    return f"{NUMBERS[number]} {colour} {noun}" if colour else f"{NUMBERS[number]} {noun}"
+
+
+def relation(first: Thing, second: Thing) -> str | None:
+    """How the first lies to the second where one axis alone decides; None for diagonal neighbours."""
+    (row_a, column_a), (row_b, column_b) = divmod(first.place, 2), divmod(second.place, 2)
+    if row_a == row_b:
+        return RELATIONS[0] if column_a < column_b else RELATIONS[1]
+    if column_a == column_b:
+        return RELATIONS[2] if row_a < row_b else RELATIONS[3]
+    return None
+
+
+def dense_caption(scene: Scene, place: bool = True) -> str:
+    """Every object with its colour and, if asked, its place, in reading order."""
+    return " and ".join(phrase(thing, place=place) for thing in scene.things)
+
+
+# ---- captions for drawing --------------------------------------------------------------------------------------------
+def sparse_caption(scene: Scene, rates: Mapping[str, float], generator: np.random.Generator) -> str:
+    """A caption that leaves most unsaid; `rates` are the probabilities of telling each kind of fact.
+
+    Keys: `noise` (the caption of another scene), `relation`, `count`, `two` (two objects), `colour` (per object), and
+    `single_colour` (the colour where the scene has one object). What no key claims names a single object.
+    `everything`, which may be left out, is the probability of the whole truth: every object, its colour and its place.
+    """
+    if rates.get("everything") and generator.random() < rates["everything"]:
+        return dense_caption(scene)
+    if generator.random() < rates["noise"]:
+        scene = draw_scene(generator)
+    things = scene.things
+    if len(things) == 1:
+        return phrase(things[0], colour=bool(generator.random() < rates["single_colour"]))
+    kind = generator.random()
+    if kind < rates["relation"]:
+        return _relation_caption(things, rates["colour"], generator)
+    if kind < rates["relation"] + rates["count"]:
+        return _count_caption(things, generator)
+    chosen = 2 if kind < rates["relation"] + rates["count"] + rates["two"] else 1
+    picked = [things[i] for i in generator.permutation(len(things))[:chosen]]
+    return " and ".join(
+        phrase(t, colour=bool(generator.random() < rates["colour"])) for t in picked
+    )
+
+
+def _relation_caption(
+    things: Sequence[Thing], colour: float, generator: np.random.Generator
+) -> str:
+    pairs = [(a, b) for a in things for b in things if a is not b and relation(a, b)]
+    if not pairs:
+        return phrase(things[0], colour=bool(generator.random() < colour))
+    first, second = pairs[int(generator.integers(len(pairs)))]
+    words = [phrase(t, colour=bool(generator.random() < colour)) for t in (first, second)]
+    return f"{words[0]} {relation(first, second)} {words[1]}"
+
+
+def _count_caption(things: Sequence[Thing], generator: np.random.Generator) -> str:
+    shape = things[int(generator.integers(len(things)))].shape
+    return counted(sum(t.shape == shape for t in things), shape)
+
+
+# ---- questions -------------------------------------------------------------------------------------------------------
+def _unique(things: Sequence[Thing], key: Callable[[Thing], object]) -> list[Thing]:
+    values = [key(thing) for thing in things]
+    return [thing for thing in things if values.count(key(thing)) == 1]
+
+
+def _pick(items: Sequence[Thing], generator: np.random.Generator) -> Thing:
+    return items[int(generator.integers(len(items)))]
+
+
+def colour_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
+    """The colour of a shape that occurs once."""
+    things = _unique(scene.things, lambda t: t.shape)
+    thing = _pick(things, generator) if things else None
+    return (f"what color is the {thing.shape} ?", thing.colour) if thing else None
+
+
+def shape_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
+    """The shape of a colour that occurs once."""
+    things = _unique(scene.things, lambda t: t.colour)
+    thing = _pick(things, generator) if things else None
+    return (f"what is {thing.colour} ?", f"the {thing.shape}") if thing else None
+
+
+def count_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
+    """How many objects have a shape, which need not occur."""
+    present = generator.random() < 0.8
+    shape = _pick(scene.things, generator).shape if present else str(generator.choice(SHAPE_NAMES))
+    return f"how many {shape}s ?", NUMBERS[sum(t.shape == shape for t in scene.things)]
+
+
+def exist_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
+    """Whether an object of a colour and shape is there; about half of the answers are no, most by one wrong word."""
+    thing = _pick(scene.things, generator)
+    colour, shape = thing.colour, thing.shape
+    wrong = generator.random()
+    if wrong < 0.25:
+        colour = str(generator.choice(COLOUR_NAMES))
+    elif wrong < 0.5:
+        shape = str(generator.choice(SHAPE_NAMES))
+    found = any(t.colour == colour and t.shape == shape for t in scene.things)
+    return f"is there a {colour} {shape} ?", "yes" if found else "no"
+
+
+def place_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
+    """Where an object is that occurs once."""
+    things = _unique(scene.things, lambda t: (t.colour, t.shape))
+    thing = _pick(things, generator) if things else None
+    return (
+        (f"where is the {thing.colour} {thing.shape} ?", f"at the {PLACES[thing.place]}")
+        if thing
+        else None
+    )
+
+
+def relation_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
+    """How one shape lies to another, where both occur once and share a row or a column."""
+    things = _unique(scene.things, lambda t: t.shape)
+    pairs = [(a, b) for a in things for b in things if a is not b and relation(a, b)]
+    if not pairs:
+        return None
+    first, second = pairs[int(generator.integers(len(pairs)))]
+    return f"how is the {first.shape} to the {second.shape} ?", str(relation(first, second))
+
+
+QUESTIONS = {
+    "colour": colour_question,
+    "shape": shape_question,
+    "count": count_question,
+    "exist": exist_question,
+    "place": place_question,
+    "relation": relation_question,
+}
+
+
+def questions(scene: Scene, generator: np.random.Generator) -> dict[str, Turn]:
+    """One question of every kind that the scene admits, by kind."""
+    asked = {kind: ask(scene, generator) for kind, ask in QUESTIONS.items()}
+    return {kind: turn for kind, turn in asked.items() if turn is not None}
+
+
+def image_conversation(scene: Scene, generator: np.random.Generator) -> list[Turn]:
+    """An image-to-text sample: the dense description alone, or behind two questions, so that it cannot answer them."""
+    describe = (DESCRIBE, dense_caption(scene))
+    if generator.random() < 0.5:
+        return [describe]
+    return [*_some(list(questions(scene, generator).values()), 2, generator), describe]
+
+
+def _some(turns: Sequence[Turn], most: int, generator: np.random.Generator) -> list[Turn]:
+    return [turns[i] for i in generator.permutation(len(turns))[:most]]
+
+
+def text_conversation(generator: np.random.Generator) -> list[Turn]:
+    """Turns about a scene that the first question tells, in the style of prompts: they teach words, not pictures."""
+    scene = draw_scene(generator, count=int(generator.integers(1, 4)))
+    things = [scene.things[i] for i in generator.permutation(len(scene.things))]
+    context, known = _told(scene, things, generator)
+    answered = [turn for kind, turn in questions(scene, generator).items() if kind in known]
+    turns = _some(answered, 2, generator)
+    describes = generator.random() < 0.5
+    if "place" in known and describes:
+        turns.append((DESCRIBE, dense_caption(scene)))
+    elif "all" in known and describes:
+        turns.append((DESCRIBE, dense_caption(scene, place=False)))
+    (question, answer), *others = turns
+    return [(f"{context} . {question}", answer), *others]
+
+
+def _told(
+    scene: Scene, things: Sequence[Thing], generator: np.random.Generator
+) -> tuple[str, set[str]]:
+    """A context in one of four styles, and the kinds of question that it lets one answer."""
+    pair = things[:2]
+    style = generator.random()
+    facts = {"colour", "shape", "count", "exist"}
+    if style < 0.3 and len(things) == 2 and relation(*pair):
+        return f"{phrase(pair[0])} {relation(*pair)} {phrase(pair[1])}", facts | {"relation"}
+    if style < 0.5 and len({(t.shape, t.colour) for t in things}) == 1:
+        return counted(len(things), things[0].shape, things[0].colour), {
+            "colour",
+            "shape",
+            "count",
+            "exist",
+        }
+    if style < 0.75:
+        return " and ".join(phrase(t, place=True) for t in things), facts | {"place", "relation"}
+    return dense_caption(scene, place=False), facts | {"all"}
+
+
+def vocabulary() -> list[str]:
+    """Every word of the world, for a closed tokenizer (plurals are the noun and `##s`)."""
+    places = {word for place in PLACES for word in place.split()}
+    relations = {word for phrase_ in RELATIONS for word in phrase_.split()}
+    grammar = set(
+        [
+            "a",
+            "and",
+            "at",
+            "the",
+            ".",
+            "?",
+            ",",
+            "what",
+            "color",
+            "is",
+            "how",
+            "many",
+            "there",
+            "where",
+            "to",
+            "yes",
+            "no",
+            "describe",
+            "picture",
+        ]
+    )
+    return sorted({*SHAPE_NAMES, *COLOUR_NAMES, *NUMBERS, *places, *relations, *grammar, "##s"})

@@ -1,0 +1,48 @@
+"""Guidance is chosen on development prompts, per arm and outcome."""
+
+from __future__ import annotations
+
+import pytest
+
+from reca.commands.evaluate import _development
+from reca.evaluation.choose import choose
+from reca.toyworld.prompts import read_samples
+
+
+def score(run: str, split: str = "development", **levels: tuple[float, float]) -> dict:
+    guidance = {level.lstrip("g"): {"dense": d, "geneval": g} for level, (d, g) in levels.items()}
+    return {"run": run, "split": split, "guidance": guidance}
+
+
+def test_best_mean_over_seeds_per_arm_and_outcome() -> None:
+    chosen = choose(
+        [
+            score("reca-0", g0=(0.5, 0.1), g2=(0.4, 0.6)),
+            score("reca-1", g0=(0.5, 0.9), g2=(0.55, 0.6)),
+            score("sft-0", g0=(0.1, 0.2), g2=(0.3, 0.2)),
+        ]
+    )
+    assert chosen["chosen"] == {
+        "reca": {"dense": 0.0, "geneval": 2.0},
+        "sft": {"dense": 2.0, "geneval": 0.0},
+    }
+    assert chosen["sweep"]["reca"]["dense"] == {"0.0": [0.5, 0.5], "2.0": [0.4, 0.55]}
+
+
+def test_test_prompts_are_refused() -> None:
+    with pytest.raises(ValueError, match="reca-0: guidance is chosen on development prompts"):
+        choose([score("reca-0", split="test", g0=(1, 1))])
+
+
+@pytest.mark.parametrize("text", ["null", "[]", '{"run": 1}', '{"run": "reca-0", "split": []}'])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("samples.json", read_samples),
+        ("scores.json", lambda folder: _development(folder / "scores.json")),
+    ],
+)
+def test_records_of_another_form_are_named(tmp_path, name, read, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=name):
+        read(tmp_path)

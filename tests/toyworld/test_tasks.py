@@ -1,0 +1,112 @@
+"""The laptop world's examiner and scores: exact on true scenes, fair on chance, blind to what it is not asked."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from reca.inference.items import Prompt
+from reca.toyworld import examiner, tasks
+from reca.toyworld.scenes import COLOURS, SHAPE_NAMES, SHAPES, Scene, Thing, draw_pixels, draw_scene
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    generator = np.random.default_rng(7)
+    return [draw_scene(generator) for _ in range(2000)]
+
+
+def test_examiner_reads_true_scenes(scenes: list[Scene]) -> None:
+    right = [examiner.same_scene(examiner.detect(draw_pixels(scene)), scene) for scene in scenes]
+    assert np.mean(right) >= 0.995
+
+
+def test_examiner_reads_noisy_scenes(scenes: list[Scene]) -> None:
+    noise = np.random.default_rng(8)
+    right = []
+    for scene in scenes[:500]:
+        pixels = draw_pixels(scene) + noise.normal(0, 0.05 * 255, (16, 16, 3))
+        seen = examiner.detect(np.clip(pixels, 0, 255).astype(np.uint8))
+        right.append(examiner.same_scene(seen, scene))
+    assert np.mean(right) >= 0.995
+
+
+@pytest.mark.parametrize("shape", SHAPE_NAMES)
+@pytest.mark.parametrize("colour", COLOURS)
+def test_every_object_in_every_shift(shape: str, colour: str) -> None:
+    for place, x, y in itertools.product(range(4), (0, 1), (0, 1)):
+        scene = Scene((Thing(place, shape, colour, x, y),))
+        assert examiner.same_scene(examiner.detect(draw_pixels(scene)), scene)
+
+
+def test_shapes_stay_apart() -> None:
+    for (a, first), (_, second) in itertools.permutations(SHAPES.items(), 2):
+        name, overlap, _ = examiner.best_shape(first)
+        assert (name, overlap) == (a, 1.0)
+        assert (first & second).sum() / (first | second).sum() < 0.7
+
+
+def test_a_blank_picture_and_noise_show_nothing() -> None:
+    assert examiner.detect(np.zeros((16, 16, 3), np.uint8)) == []
+    assert examiner.detect(np.full((16, 16, 3), 240, np.uint8)) == []
+
+
+def test_true_pictures_of_a_prompt_score_one() -> None:
+    scene = Scene((Thing(0, "circle", "red"), Thing(1, "square", "blue")))
+    seen = examiner.detect(draw_pixels(scene))
+    facts = {
+        "include": [
+            {"class": "square", "count": 1},
+            {"class": "circle", "count": 1, "position": ["left of", 0]},
+        ]
+    }
+    assert tasks.score_prompt(Prompt("p", "", "position", {"tag": "position", **facts}), seen) == 1
+    facts["include"][1]["position"] = ["right of", 0]
+    assert tasks.score_prompt(Prompt("p", "", "position", {"tag": "position", **facts}), seen) == 0
+
+
+def test_counting_is_exact_but_extra_objects_are_forgiven_elsewhere() -> None:
+    three = examiner.detect(draw_pixels(Scene(tuple(Thing(i, "bolt", "cyan") for i in range(3)))))
+    two = {
+        "tag": "counting",
+        "include": [{"class": "bolt", "count": 2}],
+        "exclude": [{"class": "bolt", "count": 3}],
+    }
+    assert tasks.score_prompt(Prompt("p", "", "counting", two), three) == 0
+    one = {"tag": "single_object", "include": [{"class": "bolt", "count": 1}]}
+    assert tasks.score_prompt(Prompt("p", "", "single_object", one), three) == 1
+
+
+def test_facts_are_matched_one_to_one() -> None:
+    fact = {"class": "flag", "color": "red"}
+    one = [{"class": "flag", "color": "red", "place": 0}]
+    assert tasks.share_of_facts([fact, fact], one) == 0.5
+    assert tasks.share_of_facts([fact, fact], one * 2) == 1
+    assert tasks.share_of_facts([{**fact, "place": 1}], one) == 0
+
+
+def test_splits_are_fixed_and_apart() -> None:
+    test, again = (tasks.prompts("test", 30, 3) for _ in range(2))
+    development = tasks.prompts("development", 30, 3)
+    assert test == again
+    dense = [{p.text for p in split if p.task == "dense"} for split in (test, development)]
+    assert not dense[0] & dense[1]
+    assert tasks.prompts("test", 30, 4) != test
+    with pytest.raises(ValueError, match="choose one of: development, test"):
+        tasks.prompts("train", 1, 0)
+
+
+def test_chance_levels_are_low() -> None:
+    chance = tasks.chance("test", 50, 0, pictures=600)
+    assert chance["single_object"] < 0.35
+    assert all(chance[task] < 0.12 for task in chance if task not in ("single_object", "geneval"))
+
+
+def test_questions_are_answered_by_their_scene() -> None:
+    scenes = tasks.held_out_scenes("test", 20, 0)
+    asked = tasks.held_out_questions(scenes, 3, "test", 0)
+    assert {q.kind for q in asked} >= {"describe", "colour", "exist"}
+    assert len({q.id for q in asked}) == len(asked)
+    assert tasks.same_answer(" The  Circle", "the circle")
