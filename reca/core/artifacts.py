@@ -128,7 +128,7 @@ def read_json(path: str | Path) -> Any:
 
 # ---- cost ------------------------------------------------------------------------------------------------------------
 def git_commit(directory: Path | None = None) -> str | None:
-    """The commit of the source tree, with `+` behind it when files differ from it; None outside a checkout."""
+    """The commit of the source tree, with a trailing `+` if files differ from it; None outside a checkout."""
     root = directory or Path(reca.__file__).parent.parent
     command = [
         "git",

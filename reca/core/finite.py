@@ -41,7 +41,7 @@ def finite_rows(values: Tensor) -> Tensor:
 
 
 def chosen_finite(logits: Tensor, token: Tensor) -> Tensor:
-    """Whether the logits [B, V] behind the argmax `token` [B] were finite, bool [B]: NaN and infinity win an argmax."""
+    """Whether the logits [B, V] of the argmax `token` [B] were finite, bool [B]: NaN and infinity win an argmax."""
     return logits.gather(-1, token.unsqueeze(-1)).squeeze(-1).isfinite()
 
 

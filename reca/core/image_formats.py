@@ -41,7 +41,7 @@ def format_of(data: bytes) -> str | None:
 
 
 def end_of(data: bytes, kind: str) -> int:
-    """Offset behind the image; at most the length of the file."""
+    """Offset after the image; at most the length of the file."""
     ends = {
         "PNG": _png_end,
         "JPEG": _jpeg_end,

@@ -1,7 +1,7 @@
 """The folder in which a stage is written before it gets its name.
 
-Its writer holds a lock on it, which the kernel frees when the writer dies. So what `kill -9` left behind
-is told apart from what is being written, and the next writer of the same output removes it.
+Its writer holds a lock on it, which the kernel frees when the writer dies. So leftovers of `kill -9`
+are distinguished from work in progress, and the next writer of the same output removes them.
 """
 
 from __future__ import annotations
