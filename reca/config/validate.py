@@ -30,7 +30,7 @@ EDITING = ("bagel",)  # families that edit
 CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
 OPTIONAL_FACTS = ("everything",)
 JUDGED = ("wise", "imgedit", "gedit", "t2i_compbench", "mmvet")
-# What a family's sampler can be told besides guidance, steps and temperature, where it is known here;
+# Options of a family's sampler besides guidance, steps and temperature, where it is known here;
 # the values are checked by the family (`reca check EXPERIMENT`).
 SAMPLER_OPTIONS = {"showo": ("confidence_temperature", "confidence_schedule", "order")}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
@@ -196,9 +196,9 @@ def check_world(path: str, world: World) -> None:
             allowed = f"unknown key; {suggestion(name, CAPTION_FACTS + OPTIONAL_FACTS)}"
             raise problem(f"{path}.caption.{name}", rate, allowed)
         _share(f"{path}.caption.{name}", rate)
-    told = sum(world.caption[name] for name in ("relation", "count", "two"))
-    if told > 1:
-        raise problem(f"{path}.caption", told, "relation + count + two must be at most 1")
+    total = sum(world.caption[name] for name in ("relation", "count", "two"))
+    if total > 1:
+        raise problem(f"{path}.caption", total, "relation + count + two must be at most 1")
 
 
 def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
