@@ -1,4 +1,4 @@
-"""Readers of image sets behind one face: `open_dataset(kind, path)` gives samples by index."""
+"""One interface to the readers of image sets: `open_dataset(kind, path)` gives samples by index."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ class FolderDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """The image at `index`, with its caption."""
-        told = self.texts(index)
-        return replace(told, image=read_file(self.root / told.id, told.id))
+        text_only = self.texts(index)
+        return replace(text_only, image=read_file(self.root / text_only.id, text_only.id))
 
     def texts(self, index: int) -> Sample:
         """The caption of the image at `index`."""

@@ -102,8 +102,8 @@ class TarDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """The sample at `index`."""
-        told, entry = self.texts(index), self.entries[index]
-        return replace(told, image=entry.read(_image_extensions(entry.members)[0]))
+        text_only, entry = self.texts(index), self.entries[index]
+        return replace(text_only, image=entry.read(_image_extensions(entry.members)[0]))
 
     def texts(self, index: int) -> Sample:
         """The texts of the sample at `index`."""
