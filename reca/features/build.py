@@ -1,7 +1,7 @@
 """A cache of frozen features, under a key that covers everything that changes them.
 
 A cache is complete or absent: shards are finished one by one in a work folder and become a cache
-together. So a killed build goes on where it was, an appended data set encodes only what is new, and
+together. So a killed build resumes, an appended data set encodes only what is new, and
 processes that build the same cache share its shards between them.
 """
 
@@ -61,7 +61,7 @@ class Plan:
     covers: dict[str, Any]
     shard_bytes: int
     samples: list[tuple[int, str, str]] = field(default_factory=list)  # position, id, image hash
-    first: dict[str, int] = field(default_factory=dict)  # image hash -> where it stands first
+    first: dict[str, int] = field(default_factory=dict)  # image hash -> its first row
     without_image: int = 0
     left_out: dict[str, Any] = field(default_factory=dict)
     unreadable: list[dict[str, Any]] = field(default_factory=list)

@@ -45,7 +45,7 @@ class FeatureCache:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Rows, distinct images, bytes, and the seconds of encoding that the cache stands for."""
+        """Rows, distinct images, bytes, and the seconds of encoding that the cache saves."""
         run = self.directory / artifacts.RUN
         seconds = (
             artifacts.read_run(self.directory).get("encode_seconds") if run.is_file() else None
