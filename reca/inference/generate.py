@@ -1,7 +1,7 @@
-"""Pictures for prompts, pictures drawn again, answers to questions: what a model makes for benchmarks.
+"""Images for prompts, reconstructions, and answers to questions: a model's output for benchmarks.
 
 A picture's noise is a function of (benchmark, prompt id, sample index, seed): neither the batch nor the number
-of devices is in it. Finished pictures are kept one by one, so a killed run goes on. The seed schedules of the
+of devices is in it. Finished images are saved one by one, so a killed run resumes. The seed schedules of the
 authors' scripts, some of which do depend on the number of devices, are options.
 
 What a batch may change is the last bit of the arithmetic: libraries add in another order for another number of
@@ -211,7 +211,7 @@ def draw(
 
 @contextmanager
 def inference(model: UnifiedModel) -> Iterator[None]:
-    """No gradients and no dropout inside the block; the model's mode is restored behind it."""
+    """No gradients and no dropout inside the block; the model's mode is restored afterwards."""
     training = model.training
     model.eval()
     try:

@@ -183,7 +183,7 @@ class ImageSet:
         recipes = {entry for entry, kind in self._places if kind == "json"}
         halves = sorted(recipes.symmetric_difference(self.entries))
         if halves:
-            raise ValueError(f"{path}: {halves[0].stem} lacks its picture or its recipe")
+            raise ValueError(f"{path}: {halves[0].stem} its image or its recipe is missing")
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -211,7 +211,7 @@ class ImageSet:
             raise ValueError(f"{self.path}: {entry.stem}.json is damaged ({problem})") from problem
 
     def check(self, expected: Iterable[Entry]) -> None:
-        """ValueError unless exactly the expected pictures are here; names what lacks or is too much."""
+        """ValueError unless exactly the expected pictures are here; names missing and unexpected ones."""
         wanted, found = set(expected), set(self.entries)
         for problem, entries in (("missing", wanted - found), ("not expected", found - wanted)):
             if entries:

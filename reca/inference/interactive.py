@@ -75,7 +75,7 @@ def edit(
     device: str = "auto",
     **changes: Any,
 ) -> Image:
-    """Change a picture as told; ValueError where the model's family cannot edit."""
+    """Edit a picture by an instruction; ValueError where the model's family cannot edit."""
     _check_words("instruction", instruction, "say what to change")
     picture, model = read_picture(image), open_model(model_dir, device)
     with inference(model):

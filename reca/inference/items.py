@@ -1,4 +1,4 @@
-"""What a benchmark asks for: prompts to draw and questions to answer, each with the facts it is scored by."""
+"""The items of a benchmark: prompts and questions, each with the facts it is scored by."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class KeptPictures:
     """Pictures `<key>/<index>.png`, each finished by its sidecar `<key>/<index>.json`, which is written last.
 
     The sidecar has the recipe, the file's sha256 and, where one generator draws picture after picture, its
-    state behind this one. A file that the disk lost or cut does not have the hash, so nothing waits for the disk.
+    state after this one. A file that the disk lost or truncated does not have the hash, so nothing waits for the disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +63,7 @@ class KeptPictures:
         return self._path(entry, "png").read_bytes()
 
     def state(self, entry: Entry) -> bytes:
-        """The generator's state behind a finished picture."""
+        """The generator's state after a finished picture."""
         sidecar = self._sidecar(entry)
         assert sidecar is not None and "state" in sidecar, "only for finished pictures in turn"
         return b64decode(sidecar["state"])
