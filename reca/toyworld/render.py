@@ -65,12 +65,12 @@ def text_row(index: int, seed: int) -> dict[str, Any]:
 def edit_rows(index: int, seed: int) -> list[dict[str, Any]]:
     """Source and target of one edit; the kinds take turns, and edit i depends on (seed, i) alone."""
     made = draw_edit(list(EDITS)[index % len(EDITS)], numpy_generator("world", seed, index, "edit"))
-    name, told = f"edit-{index:06d}", {"source": None, "target": made.instruction}
+    name, captions = f"edit-{index:06d}", {"source": None, "target": made.instruction}
     return [
         {
             "id": f"{name}/{side}",
             "image": {"bytes": png(draw_pixels(scene)), "path": None},
-            "prompt": told[side],
+            "prompt": captions[side],
             "source": f"{name}/source" if side == "target" else None,
             "scene": json.dumps(scene.to_json()),
         }

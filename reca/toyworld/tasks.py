@@ -145,7 +145,7 @@ def score_prompt(prompt: Prompt, detections: Sequence[Mapping[str, Any]]) -> flo
 def share_of_facts(
     facts: Sequence[Mapping[str, Any]], detections: Sequence[Mapping[str, Any]]
 ) -> float:
-    """The share of told objects that the picture shows, each detection answering for one fact at most.
+    """The share of described objects in the picture; each detection counts for one fact at most.
 
     A fact is an object with shape and colour, and its place where the prompt names it. As facts are equal or disjoint
     demands (a placed fact fixes all three), matching greedily is optimal.

@@ -170,7 +170,7 @@ def questions(scene: Scene, generator: np.random.Generator) -> dict[str, Turn]:
 
 
 def image_conversation(scene: Scene, generator: np.random.Generator) -> list[Turn]:
-    """An image-to-text sample: the dense description alone, or behind two questions, so that it cannot answer them."""
+    """An image-to-text sample: the dense description alone, or after two questions, so that it cannot answer them."""
     describe = (DESCRIBE, dense_caption(scene))
     if generator.random() < 0.5:
         return [describe]

@@ -135,8 +135,8 @@ class Matcher(nn.Module):
         """Mean over pairs of the sigmoid loss: own caption 1, others' 0."""
         seen = F.normalize(self.picture(self.states(pixels).mean(1)), dim=-1)
         read = self.words(input_ids=ids, attention_mask=ids.ne(self.padding).long()).pooler_output
-        told = F.normalize(self.caption(read), dim=-1)
-        logits = seen @ told.T * self.scale.exp() + self.bias
+        texts = F.normalize(self.caption(read), dim=-1)
+        logits = seen @ texts.T * self.scale.exp() + self.bias
         signs = 2 * torch.eye(len(ids)) - 1
         return -F.logsigmoid(signs * logits).sum() / len(ids)
 
@@ -205,7 +205,7 @@ def _longer(weight: Tensor, rows: int, noise: torch.Generator) -> Tensor:
 
 # ---- together ----------------------------------------------------------------------------------
 def tokenizer_of(prompts: Sequence[str], config: BagelConfig) -> PreTrainedTokenizerFast:
-    """The world's words and the four markers behind them; ValueError where the network's ids differ."""
+    """The world's words and then the four markers; ValueError where the network's ids differ."""
     words = build_tokenizer(prompts)
     first = len(words)
     wanted = {name: first + number for number, name in enumerate(MARKS)}

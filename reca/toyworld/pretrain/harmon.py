@@ -47,12 +47,12 @@ def standardise(vae: Any, images: Tensor) -> None:
     """
     means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(_CHUNK)])
     mean, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
-    before, behind, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
+    before, after, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
     before.weight[:channels] /= spread.view(-1, 1, 1, 1)
     before.bias[:channels] = (before.bias[:channels] - mean) / spread
     before.bias[channels:] -= 2 * spread.log()
-    behind.bias += (behind.weight[:, :, 0, 0] * mean).sum(1)
-    behind.weight *= spread.view(1, -1, 1, 1)
+    after.bias += (after.weight[:, :, 0, 0] * mean).sum(1)
+    after.weight *= spread.view(1, -1, 1, 1)
 
 
 def pretrain_vae(

@@ -51,7 +51,7 @@ def build_clip(vision: Mapping[str, Any], words: int, end: int) -> CLIPModel:
 
 
 def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> Tensor:
-    """Captions as ids [B, MAX_CAPTION], closed by the end token and padded with the id behind the vocabulary."""
+    """Captions as ids [B, MAX_CAPTION], closed by the end token and padded with the first id after the vocabulary."""
     rows = [[*tokenizer(caption)["input_ids"], tokenizer.eos_token_id] for caption in captions]
     longest = max(map(len, rows))
     if longest > MAX_CAPTION:
