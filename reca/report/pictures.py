@@ -59,16 +59,16 @@ def edited(found: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[Row]:
     sets = {arm: ImageSet(found["samples"][runs[arm]]) for arm in EDITED_BY if arm in runs}
     rows: dict[str, list[Any]] = {}
     for asked in edits("test", min(EDITS_PER_KIND, benchmark["prompts"]), benchmark["seed"]):
-        told = asked.edit.instruction
+        wording = asked.edit.instruction
         source = data_uri(Image.fromarray(draw_pixels(asked.edit.source)))
-        shown = [{"name": "Source", "uri": source, "score": None, "alt": f"To change: {told}"}]
+        shown = [{"name": "Source", "uri": source, "score": None, "alt": f"To change: {wording}"}]
         for arm, pictures in sets.items():
             level = found["chosen"][arm]["edit"]
             row = _item(found["items"][runs[arm]], "edit", asked.id, level)
             if row:
                 key = sample_key(level, asked.id)
-                shown.append(_picture(arm, pictures, key, row["edit"], told))
-        rows.setdefault(asked.edit.kind, []).append({"caption": told, "pictures": shown})
+                shown.append(_picture(arm, pictures, key, row["edit"], wording))
+        rows.setdefault(asked.edit.kind, []).append({"caption": wording, "pictures": shown})
     return [{"title": kind.capitalize(), "cards": cards} for kind, cards in rows.items()]
 
 
@@ -78,9 +78,9 @@ def _drawn_again(
     cards = []
     count = min(SCENES, benchmark["reconstructions"])
     for index, scene in enumerate(tasks.held_out_scenes("test", count, benchmark["seed"])):
-        name, told = f"scene-{index:04d}", tasks.dense_caption(scene)
+        name, wording = f"scene-{index:04d}", tasks.dense_caption(scene)
         target = data_uri(Image.fromarray(draw_pixels(scene)))
-        shown = [{"name": "Target", "uri": target, "score": None, "alt": f"Target: {told}"}]
+        shown = [{"name": "Target", "uri": target, "score": None, "alt": f"Target: {wording}"}]
         for arm in AGAIN_BY:
             row = _item(items.get(arm, []), "reconstruction", name)
             if row:

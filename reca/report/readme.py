@@ -18,7 +18,7 @@ from reca.core import artifacts
 from reca.report import standalone
 
 RESULTS = Path("docs/results")
-# Where the table of an experiment stands; both paths from the root of the repository.
+# Page with the table of an experiment, relative to the root of the repository.
 PAGES = {"laptop": Path("README.md"), "laptop_harmon": Path("docs/laptop_harmon.md")}
 BEGIN, END = "<!-- results:begin (make readme) -->", "<!-- results:end -->"
 ARMS = ("base", "sft", "reca", "shuffled")
