@@ -19,7 +19,7 @@ from reca.evaluation import readings, registry
 
 
 def examination(kind: str) -> str:
-    """The name in `STAGES` of what stands between pictures and scores."""
+    """The name in `STAGES` of the step between images and scores."""
     return "judge" if registry.kind(kind).evidence == "judge" else "examine"
 
 
@@ -210,7 +210,7 @@ SOURCES = {
 def score_folder(arguments: Namespace) -> None:
     """Score anybody's folder of pictures in the official layout; prints the summary and what is missing.
 
-    Names are matched strictly. `--list` only says what is there and what lacks. `--evidence DIR` scores what
+    Names are matched strictly. `--list` only lists present and missing files. `--evidence DIR` scores what
     an earlier run saw, without networks or judges.
     """
     from reca.evaluation import pictures as found_in

@@ -1,4 +1,4 @@
-"""Which modules each stage runs: their hash stands in the stage's record and in Snakemake's parameters."""
+"""Which modules each stage runs: their hash is in the stage's record and in Snakemake's parameters."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def reconstruct(arguments: Namespace) -> None:
 
 
 def edit(arguments: Namespace) -> None:
-    """Change a picture as told."""
+    """Edit an image by an instruction."""
     from reca.inference import interactive
 
     extra = {"image_guidance": arguments.image_guidance, "renormalise": "text_channel"}
@@ -85,7 +85,7 @@ def ask(arguments: Namespace) -> None:
 
 
 def _drawing(arguments: Namespace) -> dict[str, Any]:
-    """What `reca.inference.interactive` is told of how to draw: what the family does by default is left out."""
+    """Sampling arguments for `reca.inference.interactive`; defaults of the family are left out."""
     from reca.models.contract import Sampling
 
     named = {"guidance": arguments.guidance, "steps": arguments.steps}
