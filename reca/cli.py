@@ -1,6 +1,6 @@
 """The command line: one command per workflow stage, each of which can also be run by hand.
 
-The table below is all there is to a verb: its words, an example, its arguments and the function that
+The table below is all there is to a command: its words, an example, its arguments and the function that
 runs it, imported only then, so that `reca --help` answers at once.
 """
 
@@ -375,7 +375,7 @@ VERBS = (
             _LOG,
         ),
     ),
-    # ---- one picture at a time
+    # ---- one image at a time
     Verb(
         "draw",
         "generate an image from a prompt",

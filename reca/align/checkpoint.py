@@ -50,12 +50,12 @@ class Found:
 
     @property
     def step(self) -> int:
-        """Completed optimiser steps; 0 where nothing valid was found."""
+        """Completed optimizer steps; 0 where nothing valid was found."""
         return step_of(self.path) if self.path else 0
 
 
 def step_of(path: Path) -> int:
-    """Completed optimiser steps, from the folder's name."""
+    """Completed optimizer steps, from the folder's name."""
     return int(path.name.removeprefix("step-"))
 
 

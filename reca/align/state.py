@@ -51,7 +51,7 @@ def weights_hash(model: nn.Module) -> str:
 
 @dataclass
 class Tally:
-    """Running counts of a whole run, resumed with it."""
+    """Running counts of a complete run, resumed with it."""
 
     tokens: int = 0
     samples: int = 0

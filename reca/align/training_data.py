@@ -70,9 +70,9 @@ def feature_data(
 
 
 def edits_of(ids: Sequence[str], samples: Sequence[Sample], where: Path) -> list[EditRows]:
-    """The edits among cached pictures: every one that names the `source` it was made from, its caption the instruction.
+    """The edits among cached images: every one that names the `source` it was made from, its caption the instruction.
 
-    ValueError for a source that is not among the pictures, a missing instruction, or no edit at all.
+    ValueError for a source that is not among the images, a missing instruction, or no edit at all.
     """
     rows = {name: row for row, name in enumerate(ids)}
     found = []

@@ -1,4 +1,4 @@
-"""What verbs read from the command line besides plain words: sections, ROLE=DIR pairs."""
+"""What commands read from the command line besides plain words: sections, ROLE=DIR pairs."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def new_file(parent: Path, prefix: str) -> tuple[int, Path]:
 
 
 class Scratch:
-    """A locked folder beside `out`, empty at first. `close` removes what is left of it.
+    """A locked folder next to `out`, empty at first. `close` removes what is left of it.
 
     Where a file system knows no locks, nothing of others is removed. OSError where it cannot be made, or where
     there is no room for `needs` bytes.

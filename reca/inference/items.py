@@ -18,7 +18,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about the picture `image_id` and, in this order, `more_images`, with its true answer."""
+    """A question about the image `image_id` and, in this order, `more_images`, with its true answer."""
 
     id: str
     image_id: str
@@ -30,5 +30,5 @@ class Question:
 
     @property
     def image_ids(self) -> tuple[str, ...]:
-        """All its pictures, in order."""
+        """All its images, in order."""
         return (self.image_id, *self.more_images)

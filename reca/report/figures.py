@@ -106,7 +106,7 @@ def sweep(
 
 
 def curves(series: Mapping[str, Mapping[str, Sequence[Point]]], label: str) -> str:
-    """Loss by optimiser step: one line per run, drawn as its arm. `series[arm][run]` are (step, loss)."""
+    """Loss by optimizer step: one line per run, drawn as its arm. `series[arm][run]` are (step, loss)."""
     points = [point for runs in series.values() for line in runs.values() for point in line]
     x = Axis(0, max(step for step, _ in points), LEFT, WIDTH - RIGHT)
     y = Axis(*spread([value for _, value in points], 0.0), HEIGHT - BOTTOM, TOP)

@@ -1,4 +1,4 @@
-"""Grids of pictures: held-out scenes drawn again, and prompts drawn before and after, each with the examiner's verdict.
+"""Grids of images: held-out scenes drawn again, and prompts drawn before and after, each with the examiner's verdict.
 
 The first scenes and the first prompts of every task are shown, whatever they look like.
 """
@@ -21,17 +21,17 @@ from reca.toyworld.prompts import reconstruction_key, sample_key
 from reca.toyworld.scenes import draw_pixels
 
 SCENES, PROMPTS_PER_TASK = 6, 3
-LARGEST = 256  # pixels on the longer side; the page shows pictures smaller than this
-SHORT = NAMES | {"sft": "Plain"}  # what fits below a picture
+LARGEST = 256  # pixels on the longer side; the page shows images smaller than this
+SHORT = NAMES | {"sft": "Plain"}  # what fits below an image
 DRAWN_BY, AGAIN_BY = ("base", "sft", "reca"), ("base", "reca")
 EDITED_BY, EDITS_PER_KIND = ("base", "reca"), 3
 
 Picture = dict[str, Any]  # name, uri, score (None: the target), alt
-Row = dict[str, Any]  # title, cards: each a caption and its pictures
+Row = dict[str, Any]  # title, cards: each a caption and its images
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as a data URI, made smaller where it is larger than the page shows it."""
+    """An image as a data URI, made smaller where it is larger than the page shows it."""
     image.thumbnail((LARGEST, LARGEST))
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
@@ -43,7 +43,7 @@ def first_runs(model: Mapping[str, Any]) -> dict[str, str]:
 
 
 def grids(model: Mapping[str, Any], benchmark: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """`again`: held-out scenes; `drawn`: prompts. Each row has a `title` and cards: a caption and its pictures."""
+    """`again`: held-out scenes; `drawn`: prompts. Each row has a `title` and cards: a caption and its images."""
     runs = first_runs(model)
     sets = {arm: ImageSet(model["samples"][runs[arm]]) for arm in DRAWN_BY if arm in runs}
     items = {arm: model["items"][runs[arm]] for arm in sets}
@@ -126,7 +126,7 @@ def _item(
     for row in rows:
         right_level = level is None or row["guidance"] == level
         if row["kind"] == kind and row["id"] == name and right_level:
-            return row  # where a prompt has several pictures, the first
+            return row  # where a prompt has several images, the first
     return None
 
 

@@ -3,7 +3,7 @@
 Columns: `image` (struct of bytes and path, as Hugging Face writes it), `id`, `prompt` (the sparse
 caption), `conversations` (JSON list of turn pairs) and `scene` (JSON, for the examiner's use only).
 Kind `text` has conversations and no image. Kind `edits` has two rows an edit: the source, and the target, whose
-`prompt` is the instruction and whose `source` is the id of the picture to change.
+`prompt` is the instruction and whose `source` is the id of the image to change.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROWS_PER_GROUP = 512
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """PNG bytes of a uint8 [H, W, 3] picture; equal pixels give equal bytes."""
+    """PNG bytes of a uint8 [H, W, 3] image; equal pixels give equal bytes."""
     from PIL import Image
 
     buffer = io.BytesIO()

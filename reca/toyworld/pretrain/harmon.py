@@ -29,9 +29,9 @@ _CHUNK = 512
 
 # ---- the VAE -----------------------------------------------------------------------------------------
 def vae_loss(vae: Any, images: Tensor, noise: Tensor) -> Tensor:
-    """L1 + L2 to the picture plus the KL term, latents drawn from the posterior with `noise` [B, C, m, n].
+    """L1 + L2 to the image plus the KL term, latents drawn from the posterior with `noise` [B, C, m, n].
 
-    No perceptual or adversarial term: the pictures [B, 3, H, W] are drawn, not photographed.
+    No perceptual or adversarial term: the images [B, 3, H, W] are drawn, not photographed.
     """
     posterior = vae.encode(images).latent_dist
     error = vae.decode(posterior.mean + posterior.std * noise).sample - images
@@ -43,7 +43,7 @@ def vae_loss(vae: Any, images: Tensor, noise: Tensor) -> Tensor:
 def standardise(vae: Any, images: Tensor) -> None:
     """Give every latent channel mean 0 and deviation 1 over `images`, by folding both into the 1 x 1 convolutions.
 
-    Decoded pictures stay the same; the diffusion head then finds latents of the size of its noise.
+    Decoded images stay the same; the diffusion head then finds latents of the size of its noise.
     """
     means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(_CHUNK)])
     mean, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))

@@ -1,6 +1,6 @@
-"""The laptop's vision reader: a CLIP of transformers' own classes, trained to match pictures with dense captions.
+"""The laptop's vision reader: a CLIP of transformers' own classes, trained to match images with dense captions.
 
-Only the vision tower is kept. Pictures are CLIP-normalised, as the tower will see them in both uses.
+Only the vision tower is kept. Images are CLIP-normalised, as the tower will see them in both uses.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> 
 
 
 def reader_loss(clip: CLIPModel, pixels: Tensor, ids: Tensor) -> Tensor:
-    """CLIP's symmetric contrastive loss of matching pictures [B, 3, S, S] and captions [B, T]."""
+    """CLIP's symmetric contrastive loss of matching images [B, 3, S, S] and captions [B, T]."""
     padding = clip.text_model.embeddings.token_embedding.num_embeddings - 1
     mask = torch.ne(ids, padding).long()
     return clip(input_ids=ids, pixel_values=pixels, attention_mask=mask, return_loss=True).loss
 
 
 def clip_pixels(pixels: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as CLIP normalises them."""
+    """Images in [-1, 1] as CLIP normalises them."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return ((pixels + 1) / 2 - mean) / std
 

@@ -1,7 +1,7 @@
 """The last stage of a laptop base model: put the frozen parts together, then train in phases.
 
 The phases are plain alignment recipes (`reca.align`), run in the order of their names: language first, then sparse
-captions for drawing beside dense descriptions for reading, which is the state that the paper starts from. A base may
+captions for drawing next to dense descriptions for reading, which is the state that the paper starts from. A base may
 also continue from a complete model (`begin`). Code of one family is in `reca.toyworld.pretrain.<family>`.
 """
 
