@@ -29,7 +29,7 @@ ROLE = {"reca": "draw", "t2i": "draw", "i2t": "read", "text": "text", "edit": "e
 
 @dataclass(frozen=True)
 class EditRows:
-    """One edit as rows of a cache of pictures: the one to change, what becomes of it, and what is said."""
+    """One edit as rows of a cache of images: the one to change, what becomes of it, and what is said."""
 
     source: int
     target: int
@@ -73,11 +73,11 @@ class TaskData(Protocol):
 
 @dataclass(frozen=True)
 class FeatureData:
-    """Caches joined with their texts: row i of a cache belongs to entry i of the lists beside it.
+    """Caches joined with their texts: row i of a cache belongs to entry i of the lists.
 
     `draw` serves reca (with `prompts`) and t2i (with `draw_captions`); `read` serves i2t (with
     `read_conversations`, one or more per image); `text_conversations` serve the task text; `edits` point into the
-    pictures of `edit`.
+    images of `edit`.
     """
 
     draw: FeatureRows | None = None

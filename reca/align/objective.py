@@ -2,8 +2,8 @@
 
     L = lambda_reca L_reca + lambda_i2t L_i2t + lambda_t2i L_t2i + lambda_text L_text     (paper eq. 4)
 
-`edit` (a picture and an instruction in, the changed picture out) is no part of the paper's objective: it makes a base
-that edits, or trains one on edits of your own. Every L is a mean over the tokens of one whole optimiser step, so
+`edit` (an image and an instruction in, the changed image out) is no part of the paper's objective: it makes a base
+that edits, or trains one on edits of your own. Every L is a mean over the tokens of one whole optimizer step, so
 micro-batches and ranks only split the sum.
 """
 
@@ -43,7 +43,7 @@ class MicroBatch:
     conversation: Any = None
     partner: Tensor | None = None
     features: Features = field(default_factory=dict)  # empty until loaded, and for the task text
-    # edit: rows of the pictures to change, `indices` being those of the targets, and their features
+    # edit: rows of the images to change, `indices` being those of the targets, and their features
     sources: Sequence[int] = ()
     source: Features = field(default_factory=dict)
 

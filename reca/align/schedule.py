@@ -1,4 +1,4 @@
-"""Learning rate by optimiser step: a pure function, so that resume has nothing to restore."""
+"""Learning rate by optimizer step: a pure function, so that resume has nothing to restore."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def published_rate(iteration: int, *, warmup: int, horizon: int, start: float = 
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate that optimiser step `step` (0-based) of `recipe` uses."""
+    """The rate that optimizer step `step` (0-based) of `recipe` uses."""
     horizon = recipe.steps if recipe.horizon is None else recipe.horizon
     if (
         recipe.schedule == "published"

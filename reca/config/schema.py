@@ -116,7 +116,7 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class JudgeConfig:
-    """A judge: an OpenAI-compatible endpoint, or a model on this machine behind the same ledger."""
+    """A judge: an OpenAI-compatible endpoint, or a model on this machine, with the same ledger."""
 
     kind: Literal["endpoint", "transformers"] = "endpoint"
     model: str  # a dated snapshot or a versioned model, never an alias; transformers: its name in tables

@@ -193,9 +193,9 @@ def check_world(path: str, world: World) -> None:
             allowed = f"unknown key; {suggestion(name, CAPTION_FACTS + OPTIONAL_FACTS)}"
             raise problem(f"{path}.caption.{name}", rate, allowed)
         _share(f"{path}.caption.{name}", rate)
-    told = sum(world.caption[name] for name in ("relation", "count", "two"))
-    if told > 1:
-        raise problem(f"{path}.caption", told, "relation + count + two must be at most 1")
+    total = sum(world.caption[name] for name in ("relation", "count", "two"))
+    if total > 1:
+        raise problem(f"{path}.caption", total, "relation + count + two must be at most 1")
 
 
 def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:

@@ -1,6 +1,6 @@
 """The order of samples: a pure function of (seed, position), whatever the workers and ranks.
 
-Global position p stands for sample `epoch_order(n, seed, p // n)[p % n]`. Rank r of W reads the
+Global position p is sample `epoch_order(n, seed, p // n)[p % n]`. Rank r of W reads the
 positions with p % W == r, so W ranks together read each sample of an epoch once, and one integer is
 the whole state.
 """
@@ -41,7 +41,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a run stands in its endless stream; `position` counts the samples of all ranks."""
+    """Position of a run in its endless stream; `position` counts the samples of all ranks."""
 
     seed: int
     position: int = 0

@@ -1,4 +1,4 @@
-"""Reconstruction prompts: requests to describe an image, set beside the image's own embeddings.
+"""Reconstruction prompts: requests to describe an image, combined with its embeddings.
 
 The official list is a source of its own (bank `file`). The default, `paper_like`, is written for
 this package: about as many prompts in the same mixture (SPEC bagel, section 5) - formal audits of

@@ -1,6 +1,6 @@
 """Pictures to be scored, by (prompt id, sample): our own sets with their recipes, or anybody's folder.
 
-A folder is matched strictly by the names of the official layout: what lacks is listed, and so is what
+A folder is matched strictly by the names of the official layout: what is missing is listed, and so is what
 nobody asked for; nothing is matched by similarity.
 """
 

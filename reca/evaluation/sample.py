@@ -1,4 +1,4 @@
-"""What a model makes of one shard of a benchmark: pictures, edits, pictures drawn again, or answers.
+"""A model's output for one shard of a benchmark: images, edits, reconstructions or answers.
 
 `images.tar` holds pictures with their recipes, `answers.json` answers by question id, `samples.json` what
 was asked. Shards take every n-th prompt; neither their number nor the batch changes a picture's noise (unless

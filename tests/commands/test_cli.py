@@ -96,7 +96,7 @@ def test_ctrl_c_is_one_line_and_exit_130(monkeypatch, capsys):
     assert main(["compose", "laptop"]) == 130
     assert (
         capsys.readouterr().err
-        == "reca compose: stopped by Ctrl-C; the same command goes on from finished work\n"
+        == "reca compose: stopped by Ctrl-C; run the same command again to resume\n"
     )
 
 
