@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from reca.core.structure import build
 from reca.models.harmon.config import QWEN2_5, HarmonConfig, MarConfig, VaeConfig
 
 _QWEN_FIXED = {"tie_word_embeddings": True, "use_sliding_window": False, "hidden_act": "silu"}
@@ -29,6 +30,11 @@ _GOLDEN = {
     "num_sampling_steps": "sampling_steps",
     "diffusion_batch_mul": "repeats",
 }
+
+
+def config_of(described: Mapping[str, Any]) -> HarmonConfig:
+    """A `network` section without options."""
+    return build(HarmonConfig, described, "network")
 
 
 def released(size: Literal["0.5b", "1.5b"]) -> HarmonConfig:

@@ -6,12 +6,11 @@ Source: reference/harmon/SPEC.md section a.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from reca_kernels import Implementation
 
-from reca.core.structure import build
 from reca.models.common import options as common
 from reca.models.common.options import check_numbers, check_positive
 
@@ -193,16 +192,6 @@ class HarmonConfig:
     def image_length(self) -> int:
         """Places that a picture which is read takes in the language model: latents and buffers."""
         return self.tokens + self.mar.buffers
-
-    # ---- in and out -----------------------------------------------------------------------------
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> HarmonConfig:
-        """Build from plain data (`network` in reca_model.json); ValueError names what is wrong."""
-        return build(cls, described, "network")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back to an equal config (json-able)."""
-        return asdict(self)
 
 
 def _resolution(given: Any) -> int | tuple[int, int]:

@@ -6,12 +6,11 @@ Source: reference/showo/SPEC.md sections 1, 3 and 5.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from reca_kernels import Implementation
 
-from reca.core.structure import build
 from reca.models.common import options as common
 from reca.models.common.options import check_numbers, check_positive
 from reca.models.showo.magvit import MagvitConfig
@@ -175,16 +174,6 @@ class ShowoConfig:
     def vocab_size(self) -> int:
         """V: text, added tokens, codes and MASK."""
         return self.ids.mask + 1
-
-    # ---- in and out -----------------------------------------------------------------------------
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> ShowoConfig:
-        """Build from plain data (`network` in reca_model.json); ValueError names what is wrong."""
-        return build(cls, described, "network")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back to an equal config (json-able)."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

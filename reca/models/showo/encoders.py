@@ -33,9 +33,7 @@ _READ_SIDE = 512  # the VQ variant crops what it reads at 512, whatever its reso
 
 
 class FrozenEncoders(nn.Module):
-    """The MAGVIT-v2 tokenizer and, for the CLIP variant, the CLIP tower; neither is ever trained
-    here.
-    """
+    """The MAGVIT-v2 tokenizer and, for the CLIP variant, the CLIP tower; neither is ever trained here."""
 
     def __init__(self, config: ShowoConfig, chunk: int = 32) -> None:
         super().__init__()
@@ -93,9 +91,7 @@ class FrozenEncoders(nn.Module):
         return ((scaled + 1) / 2 - mean) / std
 
     def vq_condition(self, pixels: Tensor) -> Tensor:
-        """The RecA condition for VQ: half the resolution, blurred through an eighth, or the target
-        itself.
-        """
+        """The RecA condition for VQ: half the resolution, blurred through an eighth, or the target itself."""
         side = self.config.resolution
         if self.config.vq_condition == "full":
             return pixels
@@ -104,9 +100,7 @@ class FrozenEncoders(nn.Module):
         return _bilinear(_bilinear(pixels, side // 8), side)
 
     def clip_crops(self, images: Sequence[Image]) -> list[Tensor]:
-        """CLIP's own preparation for reading: short side, centre crop, CLIP mean and std; each [3,
-        S, S].
-        """
+        """CLIP's own preparation for reading: short side, centre crop, CLIP mean and std; each [3, S, S]."""
         side = self._clip_side
         processor = CLIPImageProcessorPil(
             size={"shortest_edge": side},
@@ -138,9 +132,7 @@ class FrozenEncoders(nn.Module):
 
     # ---- identity --------------------------------------------------------------------------------
     def fingerprint(self, use: Use) -> str:
-        """Hash of the weights and options that `encode(..., use)` depends on; kept until a weight
-        changes.
-        """
+        """Hash of the weights and options that `encode(..., use)` depends on; kept until a weight changes."""
         reads_clip = use == "read" and self.clip is not None  # CLIP reads alone where there is one
         state = {
             name: tensor

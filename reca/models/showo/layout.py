@@ -55,9 +55,7 @@ class Layout:
         return int((self.targets != IGNORE).sum())
 
     def allowed(self) -> Tensor:
-        """The attention mask, bool [B, L, L]: causal, images see themselves both ways, nobody but
-        pads sees pads.
-        """
+        """The attention mask, bool [B, L, L]: causal, images see themselves both ways, nobody but pads sees pads."""
         query, key = self.roles.unsqueeze(2), self.roles.unsqueeze(1)
         length = self.roles.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool, device=self.roles.device).tril()
@@ -81,9 +79,7 @@ class Layout:
         return BlockLayout.batch(kinds[self.roles], self.roles)
 
     def trimmed(self) -> Layout:
-        """Drop the columns that are pads in every row; position ids stay, so results do not change
-        (SPEC 7.8).
-        """
+        """Drop the columns that are pads in every row; position ids stay, so results do not change (SPEC 7.8)."""
         keep = (self.roles != PAD).any(dim=0)
         return self if bool(keep.all()) else self._columns(keep)
 
@@ -204,9 +200,7 @@ def clip_prefix(
 
 
 def vq_prefix(codes: Tensor, special: SpecialIds) -> list[Piece]:
-    """`[mmu][soi] codes [eoi]`, all of it visible to every row; `codes` [B, N] are token ids (SPEC
-    3.3).
-    """
+    """`[mmu][soi] codes [eoi]`, all of it visible to every row; `codes` [B, N] are token ids (SPEC 3.3)."""
     batch = codes.shape[0]
     return [
         _constant(batch, [special.mmu, special.soi], CONDITION),

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 
 def build(network: Mapping[str, Any]) -> ShowoModel:
-    """Build an untrained Show-o from its `network` section; its tokenizer comes with `load` or
-    `set_tokenizer`.
-    """
+    """Build an untrained Show-o from its `network` section; its tokenizer comes with `load` or `set_tokenizer`."""
     return ShowoModel(*parse(network))
 
 
@@ -96,9 +94,7 @@ class ShowoModel(FamilyModel):
     def conversation(
         self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
     ) -> Conversation:
-        """Tokenise (question, answer) turns with labels on the answers, cut to the layout's text
-        block.
-        """
+        """Tokenise (question, answer) turns with labels on the answers, cut to the layout's text block."""
         system = self._system()
         room = conversation_room(self.config, self.options, system, with_image)
         coded = [self.text.conversation(one) for one in turns]
@@ -166,9 +162,7 @@ class ShowoModel(FamilyModel):
 
     # ---- parameters and weights --------------------------------------------------------------
     def decay_groups(self) -> DecayGroups:
-        """Only biases are exempt: the published name patterns match none of Show-o's norms (SPEC
-        5).
-        """
+        """Only biases are exempt: the published name patterns match none of Show-o's norms (SPEC 5)."""
         names = self.trainable_parameters()
         return DecayGroups(
             decay=tuple(name for name in names if "bias" not in name),

@@ -113,9 +113,7 @@ def guided(conditional: Tensor, unconditional: Tensor | None, guidance: float) -
 
 
 def draw_codes(probabilities: Tensor, exponential: Tensor) -> Tensor:
-    """One code per slot by argmax(p / e), e ~ Exponential(1): a multinomial draw with its noise in
-    the open.
-    """
+    """One code per slot by argmax(p / e), e ~ Exponential(1): a multinomial draw with its noise in the open."""
     return (probabilities / exponential).argmax(dim=-1)
 
 
@@ -133,9 +131,7 @@ def remask(chosen: Tensor, masked: Tensor, wanted: int, noise: Tensor) -> Tensor
 
 
 def sample(logits: Logits, masked: Tensor, options: SamplerOptions, noise: Noise) -> Iterator[Step]:
-    """Run the sampler from all slots masked (`masked` [B, N] bool, all true); the last step's codes
-    are the picture.
-    """
+    """Run the sampler from all slots masked (`masked` [B, N] bool, all true); the last step's codes are the picture."""
     slots = masked.shape[1]
     codes = torch.zeros_like(masked, dtype=torch.long)
     tau = options.confidence_temperature
@@ -240,9 +236,7 @@ def code_logits(
     condition: Condition,
     unconditional: Condition | None,
 ) -> Logits:
-    """The network as the sampler calls it; both conditions in one pass where their layouts are
-    alike.
-    """
+    """The network as the sampler calls it; both conditions in one pass where their layouts are alike."""
     if unconditional is None:
         single = _one_pass(network, options, condition)
         return lambda codes, masked: (single(codes, masked), None)
