@@ -136,7 +136,7 @@ def demand(
     if foreign:
         told.append(f"{len(foreign)} pictures that the benchmark does not know: {_names(foreign)}")
     if missing and not partial:
-        raise ValueError(f"{folder}: {'; '.join(told)}; complete them, or say --partial")
+        raise ValueError(f"{folder}: {'; '.join(told)}; complete them, or pass --partial")
     return told
 
 
