@@ -36,7 +36,7 @@ class Pictures(Mapping[Key, bytes]):
 
 
 class Cropped(Mapping[Key, bytes]):
-    """Pictures without their black border, as BAGEL's evaluation saves them (SPEC section 1, a defect).
+    """Pictures without their black border, as BAGEL's evaluation saves them (reference/benchmarks.md 1; a defect).
 
     A picture without one, and one that is black all over, stays byte for byte. `changed` has the keys of
     those that were cropped, as far as they were read.

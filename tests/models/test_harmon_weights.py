@@ -20,7 +20,7 @@ from reca.models.harmon.model import HarmonModel, build
 from reca.models.import_base import make_base
 from tests.models import harmon_tiny as tiny
 
-SIZES = {"0.5b": (771_398_899, 704_942_880), "1.5b": (2_561_230_067, 2_494_774_048)}  # SPEC a
+SIZES = {"0.5b": (771_398_899, 704_942_880), "1.5b": (2_561_230_067, 2_494_774_048)}  # harmon.md a
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_names_and_shapes_are_the_released_ones(size: str) -> None:
 def test_decay_groups_are_the_published_ones(
     size: str, decayed: tuple[int, int], spared: tuple[int, int]
 ) -> None:
-    """SPEC e counts the class embedding, which we do not train, among the decayed."""
+    """harmon.md e counts the class embedding, which we do not train, among the decayed."""
     with torch.device("meta"):
         model = HarmonModel(HarmonConfig.released(size))
     parameters = dict(model.named_parameters())

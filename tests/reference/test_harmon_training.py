@@ -151,7 +151,7 @@ def test_published_order_is_torchs_endless_permutation() -> None:
 @pytest.mark.parametrize("name", golden.cases("harmon", __file__, "lr_schedule*"))
 def test_learning_rate(name: str) -> None:
     described, _ = golden.load("harmon", name)
-    warmup = 500  # SPEC e; the case names it in its description
+    warmup = 500  # harmon.md e; the case names it in its description
     for iteration, rate in described["points"].items():
         ours = described["base_lr"] * published_rate(
             int(iteration), warmup=warmup, horizon=described["max_iters"]

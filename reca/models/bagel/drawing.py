@@ -1,6 +1,6 @@
 """Pictures from contexts: text to image, editing, thinking first, and greedy text.
 
-All guidance branches of a step run as rows of one batch. Source: reference/bagel/SPEC.md section 4.
+All guidance branches of a step run as rows of one batch. Source: docs/reference/bagel.md 4.
 Letters: B pictures, N latent tokens, C values of one.
 """
 
@@ -132,7 +132,7 @@ def drawing_contexts(
 def thinking_contexts(
     model: BagelModel, condition: Condition, most: int
 ) -> tuple[list[Context], list[str]]:
-    """[sys][picture][prompt][thought] and [sys][picture], and the thoughts (SPEC 4, think mode)."""
+    """[sys][picture][prompt][thought] and [sys][picture], and the thoughts (bagel.md 4, think mode)."""
     network, rows = model.network, len(condition)
     system = text_block(network, model.text.ids([THINK_TO_DRAW]) * rows)
     start, _ = extend(network, empty(network, rows), [system], frozen=True)

@@ -1,7 +1,7 @@
 """The edit loss: draw the target behind [clean latents of the source][what was seen of it][instruction].
 
-Clean latents are gen tokens, so the prefix carries gradient: it runs once with it, unlike RecA's (SPEC 7, point 8).
-Source: reference/bagel/SPEC.md section 2, layout and dropout of the edit sample. Letters: B edits, N latent tokens.
+Clean latents are gen tokens, so the prefix carries gradient: it runs once with it, unlike RecA's (bagel.md 7.8).
+Source: docs/reference/bagel.md 2, layout and dropout of the edit sample. Letters: B edits, N latent tokens.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def loss(
 
 
 def without(block: Block, dropped: Tensor) -> Block:
-    """The block with no token in the rows of `dropped` [B]; their rope id still moves on (SPEC 2)."""
+    """The block with no token in the rows of `dropped` [B]; their rope id still moves on (bagel.md 2)."""
     if not bool(dropped.any()):
         return block
     length = block.und.shape[1] + (0 if block.gen is None else block.gen.shape[1])

@@ -1,6 +1,6 @@
 """The velocity loss, in the packed pass of the reference and in the two phases that are as exact and cheaper.
 
-Source: reference/bagel/SPEC.md section 3, and points 7 and 8 of section 7. Letters: B pictures, N latent tokens, C
+Source: docs/reference/bagel.md 3, 7.7 and 7.8. Letters: B pictures, N latent tokens, C
 values of one, S tokens of a pack, D width.
 """
 
@@ -126,7 +126,7 @@ def run_pack(
     collect: list[Pair] | None = None,
     implementation: Implementation = "auto",
 ) -> PackStates:
-    """Final states of all tokens of a pack, in one pass with the mask of SPEC 2."""
+    """Final states of all tokens of a pack, in one pass with the mask of bagel.md 2."""
     device = network.decoder.embed_tokens.weight.device
     tokens = pack_embeddings(network, packed, inputs, frozen)
     und_at = torch.cat([packed.text_at, packed.vit_at])

@@ -1,6 +1,6 @@
 """Rectified flow from noise to latents, with guidance from three contexts, and greedy text.
 
-Source: reference/bagel/SPEC.md section 4. Letters: B pictures, N latent tokens, C values of one.
+Source: docs/reference/bagel.md 4. Letters: B pictures, N latent tokens, C values of one.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def times(steps: int, shift: float) -> Tensor:
 
 
 def guided(branches: Branches, options: FlowOptions) -> Tensor:
-    """The guided and renormalised velocity [B, N, C] of three branches (SPEC 4)."""
+    """The guided and renormalised velocity [B, N, C] of three branches (bagel.md 4)."""
     v, without_text, without_image = branches
     assert without_text is not None, "guidance needs the context without text"
     text = without_text + options.guidance * (v - without_text)

@@ -1,6 +1,6 @@
 """All numbers of a Harmon: language model, masked autoencoder (MAR), VAE; read from plain data, written back to it.
 
-Source: reference/harmon/SPEC.md section a. Released sizes are `HarmonConfig.released`.
+Source: docs/reference/harmon.md a. Released sizes are `HarmonConfig.released`.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class HarmonConfig:
     # ---- in and out -----------------------------------------------------------------------------
     @classmethod
     def released(cls, size: Literal["0.5b", "1.5b"]) -> HarmonConfig:
-        """The released model of this size (SPEC section a)."""
+        """The released model of this size (harmon.md a)."""
         if size == "0.5b":
             return cls()
         llm = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}

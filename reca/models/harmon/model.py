@@ -128,7 +128,9 @@ class HarmonModel(UnifiedModel):
         return Condition(rows, dropped, latents=features["target"])
 
     def sample_noise(self, batch: int, generator: torch.Generator) -> DiffusionNoise:
-        """In this order: mask rate, orders, timesteps, noise, text dropout, the seed of MAR's dropout (SPEC d1)."""
+        """In this order: mask rate, orders, timesteps, noise, text dropout, the seed of MAR's dropout
+        (harmon.md d1).
+        """
         tokens, mar = self.config.tokens, self.config.mar
         uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
         masked = layouts.masked_count(tokens, layouts.mask_rate(uniform, mar.min_mask_rate))
@@ -148,7 +150,9 @@ class HarmonModel(UnifiedModel):
     def generation_loss(
         self, target: Features, condition: Condition, noise: DiffusionNoise
     ) -> Loss:
-        """Noise error and variational bound on the masked tokens, `repeats` noise draws each, in fp32 (SPEC d1, d2)."""
+        """Noise error and variational bound on the masked tokens, `repeats` noise draws each, in fp32
+        (harmon.md d1, d2).
+        """
         latents = target["target"].to(self.device).float().flatten(1, 2)  # [B, L, C]
         hidden, _ = layouts.places(noise.orders, noise.masked)
         z = self.token_conditions(latents, condition, noise)
@@ -200,7 +204,7 @@ class HarmonModel(UnifiedModel):
         return self._embedded(texts, self._image(condition, noise.dropout), seen)
 
     def _image(self, condition: Condition, dropout: Dropout | None = None) -> Tensor | None:
-        """The picture's understanding embeddings [B, L + S, H]; their gradient is scaled down (SPEC e)."""
+        """The picture's understanding embeddings [B, L + S, H]; their gradient is scaled down (harmon.md e)."""
         if condition.understanding is not None:
             return condition.understanding.to(self.device)
         if condition.latents is None:
@@ -243,8 +247,8 @@ class HarmonModel(UnifiedModel):
         return replace(conversation, dropout=self._dropout(generator))
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
-        """Next-token cross-entropy (fp32) on answers (SPEC c); only their hidden states pass the head, and the logits
-        of the whole vocabulary are never stored.
+        """Next-token cross-entropy (fp32) on answers (harmon.md c); only their hidden states pass the head, and the
+        logits of the whole vocabulary are never stored.
         """
         image = None
         if features is not None:
@@ -274,12 +278,12 @@ class HarmonModel(UnifiedModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Draw one picture per row (SPEC d4, d5); options in `sampling.options` are those of `SamplerOptions`."""
+        """Draw one picture per row (harmon.md d4, d5); options in `sampling.options` are those of `SamplerOptions`."""
         latents = self.draw_latents(condition, unconditional, sampling, generators)
         return self.frozen.pictures(latents)
 
     def default_sampling(self) -> Sampling:
-        """As every script of the authors draws (SPEC d4)."""
+        """As every script of the authors draws (harmon.md d4)."""
         return Sampling(guidance=3.0, steps=64)
 
     def check_sampling(self, sampling: Sampling) -> None:
@@ -348,7 +352,7 @@ class HarmonModel(UnifiedModel):
         return torch.cat([one for one, _ in padded]), torch.cat([mask for _, mask in padded])
 
     def unconditional(self, batch: int) -> Condition:
-        """`Generate an image.` and no picture, also where the condition has one (SPEC d4, d5)."""
+        """`Generate an image.` and no picture, also where the condition has one (harmon.md d4, d5)."""
         ids = self.text.unconditional()
         return Condition([ids] * batch, ids)
 
@@ -374,7 +378,7 @@ class HarmonModel(UnifiedModel):
 
     # ---- parameters and weights ----------------------------------------------------------------------
     def trainable_parameters(self) -> list[str]:
-        """Everything but the VAE and MAR's unused class embedding, which never has a gradient (SPEC g8)."""
+        """Everything but the VAE and MAR's unused class embedding, which never has a gradient (harmon.md g8)."""
         return [
             name
             for name, _ in self.named_parameters()
@@ -382,7 +386,7 @@ class HarmonModel(UnifiedModel):
         ]
 
     def decay_groups(self) -> DecayGroups:
-        """No decay for vectors, biases and the whole diffusion head (SPEC e)."""
+        """No decay for vectors, biases and the whole diffusion head (harmon.md e)."""
         by_name = dict(self.named_parameters())
         names = self.trainable_parameters()
 

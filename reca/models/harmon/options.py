@@ -15,7 +15,7 @@ from reca.models.harmon.vae import Drawing
 
 @dataclass(frozen=True)
 class HarmonOptions:
-    """What the published training leaves to choose; the defaults are the published recipe (SPEC e, g).
+    """What the published training leaves to choose; the defaults are the published recipe (harmon.md e, g).
 
     `text_dropout`: share of drawing samples whose text becomes "Generate an image."; `dropout_hides_image`: such a
     RecA sample also loses its picture (published: it keeps it). `condition_gradient`: factor on the gradient into

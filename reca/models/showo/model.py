@@ -120,7 +120,7 @@ class ShowoModel(UnifiedModel):
         return noise.count + 2 * len(noise.t) * boundary
 
     def generation_loss(self, target: Features, condition: Condition, noise: MaskNoise) -> Loss:
-        """Cross-entropy on the masked codes (SPEC 3.1, 3.6), over the full vocabulary unless
+        """Cross-entropy on the masked codes (showo.md 3.1, 3.6), over the full vocabulary unless
         `loss_vocab` is image.
         """
         layout = self.generation_layout(target["target"], condition, noise)
@@ -181,7 +181,7 @@ class ShowoModel(UnifiedModel):
         )
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
-        """Next-token cross-entropy on answers (SPEC 3.2, 3.3); without features the text stands
+        """Next-token cross-entropy on answers (showo.md 3.2, 3.3); without features the text stands
         alone.
         """
         read = None if features is None else features["understanding"]
@@ -213,7 +213,7 @@ class ShowoModel(UnifiedModel):
 
     def _conversation_room(self, with_image: bool) -> int:
         """Length of the text block: with CLIP, what makes the sequence as long as a text-to-image
-        one (SPEC 3.2).
+        one (showo.md 3.2).
         """
         room = self._max_text_training
         if with_image and self.config.understanding == "clip":
@@ -287,13 +287,13 @@ class ShowoModel(UnifiedModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Draw one picture per row (SPEC 4.2); options in `sampling.options` are those of
+        """Draw one picture per row (showo.md 4.2); options in `sampling.options` are those of
         `SamplerOptions`.
         """
         return self.frozen.decode(self.draw_codes(condition, unconditional, sampling, generators))
 
     def default_sampling(self) -> Sampling:
-        """As the authors draw (SPEC 4.2); with fewer codes than they take steps, as laptop models draw best."""
+        """As the authors draw (showo.md 4.2); with fewer codes than they take steps, as laptop models draw best."""
         steps = 50
         if self.config.num_vq_tokens < steps:
             return Sampling(guidance=2.0, steps=12)
@@ -395,7 +395,7 @@ class ShowoModel(UnifiedModel):
         return [name for name, _ in self.named_parameters() if name.startswith(_TRAINED)]
 
     def decay_groups(self) -> DecayGroups:
-        """Only biases are exempt: the published name patterns match none of Show-o's norms (SPEC
+        """Only biases are exempt: the published name patterns match none of Show-o's norms (showo.md
         5).
         """
         names = self.trainable_parameters()
@@ -405,7 +405,7 @@ class ShowoModel(UnifiedModel):
         )
 
     def memory_profile(self) -> MemoryProfile:
-        """One RecA sequence: head, understanding tokens, text and image codes (SPEC 3.2)."""
+        """One RecA sequence: head, understanding tokens, text and image codes (showo.md 3.2)."""
         llm, is_clip = self.config.llm, self.config.understanding == "clip"
         seen = self.config.clip_tokens if is_clip else self.config.num_vq_tokens // 4
         return MemoryProfile(

@@ -2,7 +2,7 @@
 
 The frozen companions (MAGVIT-v2 in `magvit.py`, the CLIP tower of transformers) are held by
 `model.py`; `Showo` is exactly what a Show-o checkpoint stores.
-Source: reference/showo/SPEC.md sections 1.1, 1.2, 1.4 and 6.
+Source: docs/reference/showo.md 1.1, 1.2, 1.4 and 6.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class SpecialIds:
 
     @classmethod
     def of(cls, llm_vocab_size: int, codebook_size: int, endoftext: int) -> SpecialIds:
-        """Lay the ids out behind the text ids; `endoftext` is both bos and eos (SPEC 1.4)."""
+        """Lay the ids out behind the text ids; `endoftext` is both bos and eos (showo.md 1.4)."""
         names = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
         added = {name: llm_vocab_size + i for i, name in enumerate(names)}
         first_image = llm_vocab_size + _ADDED_TEXT_TOKENS
@@ -100,7 +100,7 @@ class ShowoConfig:
     """All numbers of a Show-o model; the defaults are the released 256-pixel VQ variant.
 
     `llm` and `clip_vision` are keyword arguments of PhiConfig and CLIPVisionConfig (but for the
-    vocabulary size, which is derived). `max_text` is M of the SPEC (inference 128, RecA training
+    vocabulary size, which is derived). `max_text` is M of showo.md 3 (inference 128, RecA training
     576 for CLIP and 381 for VQ), `head_text` the fixed text head of the CLIP RecA layout.
     `clip_condition_normalise=False` and `vq_condition="half"` are the published recipe.
     """
@@ -192,7 +192,7 @@ class ShowoConfig:
     # ---- in and out -----------------------------------------------------------------------------
     @classmethod
     def released(cls, understanding: Literal["clip", "vq"], resolution: int = 256) -> ShowoConfig:
-        """The released model of this variant (SPEC section 1): show-o[-w-clip-vit][-512x512]."""
+        """The released model of this variant (showo.md 1): show-o[-w-clip-vit][-512x512]."""
         if understanding == "vq":
             return cls(resolution=resolution)
         return cls(
@@ -309,7 +309,7 @@ class Showo(nn.Module):
         Without a cache the mask may be given as `blocks` instead, per token, and then
         `reca_kernels.block_attention` runs, by the named implementation.
         `position_ids` [B, L] default to 0..L-1 behind the cache: pads take positions too
-        (SPEC 1.1). A row that may attend to nothing gives finite junk.
+        (showo.md 1.1). A row that may attend to nothing gives finite junk.
         """
         if (allowed is None) == (blocks is None):
             raise ValueError("Showo.hidden needs the mask once: as allowed or as blocks")
@@ -359,7 +359,7 @@ def clip_tower(config: ShowoConfig) -> CLIPVisionModel:
 
 
 def clip_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
-    """Penultimate layer of pixels [B, 3, S, S], no class token: [B, P, Dclip] (SPEC 1.2)."""
+    """Penultimate layer of pixels [B, 3, S, S], no class token: [B, P, Dclip] (showo.md 1.2)."""
     return tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
 
 

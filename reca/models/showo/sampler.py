@@ -2,7 +2,7 @@
 key/value cache.
 
 The arithmetic of one step is pure in its noise; where the noise comes from (`RowNoise`) and what
-the network answers (`CodeLogits`) are handed in. Source: reference/showo/SPEC.md section 4.
+the network answers (`CodeLogits`) are handed in. Source: docs/reference/showo.md 4.
 Letters: B batch, N image codes, K codebook.
 """
 
@@ -34,7 +34,7 @@ Noise = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """(step, masked [B, N]) -> Exponential(1) [B, N, K] and uniform [B, N]."""
 
 
-# ---- training corruption (SPEC 4.1) --------------------------------------------------------------
+# ---- training corruption (showo.md 4.1) --------------------------------------------------------------
 def cosine_ratio(t: Tensor) -> Tensor:
     """Share of masked slots at time t in [0, 1]: cos(pi/2 t)."""
     return torch.cos(t * math.pi * 0.5)
@@ -101,7 +101,7 @@ def _choose(name: str, value: str, allowed: Sequence[str]) -> None:
         )
 
 
-# ---- one picture (SPEC 4.2) ----------------------------------------------------------------------
+# ---- one picture (showo.md 4.2) ----------------------------------------------------------------------
 @dataclass(frozen=True)
 class Step:
     """What one sampler step did: `codes` [B, N] drawn or kept, and the slots [B, N] that are
