@@ -481,7 +481,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=f"reca {reca.__version__}")
-    verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = root.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     for verb in VERBS:
         one = verbs.add_parser(
             verb.name,

@@ -25,7 +25,7 @@ def lr_factor(
 
 def published_rate(iteration: int, *, warmup: int, horizon: int, start: float = 1e-5) -> float:
     """Share of the peak rate at a 0-based micro-iteration of Harmon's code: the warm-up rises from `start` to the
-    peak at `warmup - 1`, then half a cosine to 0 (reference/harmon/SPEC.md section e).
+    peak at `warmup - 1`, then half a cosine to 0 (docs/reference/harmon.md e).
     """
     if iteration < warmup:
         return start + (1 - start) * iteration / max(1, warmup - 1)

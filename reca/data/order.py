@@ -82,7 +82,7 @@ def _published_epochs(n: int, seed: int, epochs: int) -> np.ndarray:
 
 def published_order(n: int, seed: int, positions: Sequence[int]) -> list[int]:
     """Samples at positions of the stream that the official Harmon code reads: permutations of one torch generator
-    without end, the same seed for every source (reference/harmon/SPEC.md section e).
+    without end, the same seed for every source (docs/reference/harmon.md e).
     """
     epochs = max(positions, default=0) // n + 1
     stream = _published_epochs(n, seed, epochs)
@@ -133,8 +133,8 @@ def official_rank_order(n: int, rank: int, world: int, seed: int = 42) -> list[i
     """The order in which BAGEL's official loader reads n files on one rank with one worker, the same every epoch.
 
     Files sorted by (tar, name) are shuffled once; each rank gets an equal contiguous slice (the remainder is dropped)
-    and reads it backwards. Kept to reproduce the published order; our own runs use `Cursor`. Source: SPEC bagel,
-    section 2.
+    and reads it backwards. Kept to reproduce the published order; our own runs use `Cursor`. Source: bagel.md
+    2.
     """
     order = list(range(n))
     random.Random(seed).shuffle(order)

@@ -257,7 +257,7 @@ def _job(
 def _noise(name: str, index: int, origin: Origin) -> tuple[str | int, ...]:
     """Where an image's noise comes from.
 
-    `per_image` is ours. The authors' scripts (benchmarks SPEC section 1): `sample_index` seeds image i
+    `per_image` is ours. The authors' scripts (reference/benchmarks.md 1): `sample_index` seeds image i
     of every prompt with seed + i; `prompt_reset` draws a prompt's images one after the other from one
     generator; `process` does so with all images of a process, so it depends on the number of shards.
     """

@@ -1,4 +1,4 @@
-"""The contract of a unified multimodal model: what RecA needs of a network, and no more (DESIGN section 3).
+"""The contract of a unified multimodal model: what RecA needs of a network, and no more (docs/architecture.md 3).
 
 Letters used in shapes: B batch, T text tokens, N image tokens, L sequence, D width, V vocabulary.
 """
@@ -294,7 +294,7 @@ def reconstruction_loss(
 ) -> Loss:
     """L_RecA = L_gen(f([prompt template, h_v(x)]), x): draw the image again from its own understanding embeddings.
 
-    `features` rows come from `encode(images, "draw")`; source: paper eq. 3, DESIGN section 1.
+    `features` rows come from `encode(images, "draw")`; source: paper eq. 3, docs/architecture.md 1.
     """
     return model.generation_loss(features, model.condition(prompts, features), noise)
 

@@ -94,7 +94,7 @@ COLUMNS: dict[str, dict[str, Metric]] = {
     "ablation_sft_vs_reca_harmon": _ABLATION,
     "ablation_order_harmon": _ABLATION,
     "two_stage": {"geneval": Metric("geneval"), **_DPG},
-    "understanding_partial": {"MME": Metric("mme", "perception")},  # by its size: SPEC section 8
+    "understanding_partial": {"MME": Metric("mme", "perception")},  # reference/benchmarks.md 8
 }
 
 TITLES = {

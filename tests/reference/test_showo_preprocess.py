@@ -1,4 +1,4 @@
-"""Show-o's image preparations against those of the official code (SPEC section 2)."""
+"""Show-o's image preparations against those of the official code (showo.md 2)."""
 
 from __future__ import annotations
 

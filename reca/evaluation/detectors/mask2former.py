@@ -45,7 +45,7 @@ ALIASES = {
     "hair dryer": "hair drier",
     "doughnut": "donut",
 }
-SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # SPEC section 2, mmdet test transform
+SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # reference/benchmarks.md 2, mmdet test transform
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB
 
 

@@ -161,7 +161,7 @@ def share_of_facts(
 
 
 def task_means(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Mean score per task, with `geneval` (unweighted mean of the six tasks, SPEC section 2) where
+    """Mean score per task, with `geneval` (unweighted mean of the six tasks, reference/benchmarks.md 2) where
     all six are there.
     """
     by_task: dict[str, list[float]] = {}

@@ -1,6 +1,6 @@
 """BAGEL's text: plain ids without a chat template, between markers that the vocabulary already holds.
 
-Source: reference/bagel/SPEC.md sections 1 and 4.
+Source: docs/reference/bagel.md 1 and 4.
 """
 
 from __future__ import annotations

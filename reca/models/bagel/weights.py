@@ -1,7 +1,7 @@
 """BAGEL's weight files: official names, released manifests, strict loading without a second copy, export.
 
 Two files make a model: the network (`ema.safetensors` of the base, `model_bf16.safetensors` of RecA) and the VAE
-(`ae.safetensors`). Source: reference/bagel/SPEC.md sections 1 and 6.
+(`ae.safetensors`). Source: docs/reference/bagel.md 1 and 6.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def released_manifest(name: str) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def is_trained(name: str) -> bool:
-    """Whether RecA trains the network's weight of this name (SPEC 5)."""
+    """Whether RecA trains the network's weight of this name (bagel.md 5)."""
     return any(part in name for part in TRAINED)
 
 

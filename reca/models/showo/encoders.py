@@ -1,7 +1,7 @@
 """Show-o's frozen parts: what a picture becomes before the trained network sees it, and codes back
 to pictures.
 
-Source: reference/showo/SPEC.md section 2. Letters: B batch, R resolution, N image codes, P CLIP
+Source: docs/reference/showo.md 2. Letters: B batch, R resolution, N image codes, P CLIP
 patches.
 """
 
