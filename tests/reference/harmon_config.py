@@ -38,7 +38,7 @@ def config_of(described: Mapping[str, Any]) -> HarmonConfig:
 
 
 def released(size: Literal["0.5b", "1.5b"]) -> HarmonConfig:
-    """The released model of this size (SPEC section a)."""
+    """The released model of this size (harmon.md a)."""
     if size == "0.5b":
         return HarmonConfig()
     llm = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}

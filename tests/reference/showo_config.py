@@ -19,7 +19,7 @@ def config_of(described: Mapping[str, Any]) -> ShowoConfig:
 
 
 def released(understanding: Literal["clip", "vq"], resolution: int = 256) -> ShowoConfig:
-    """The released model of this variant (SPEC section 1): show-o[-w-clip-vit][-512x512]."""
+    """The released model of this variant (showo.md 1): show-o[-w-clip-vit][-512x512]."""
     if understanding == "vq":
         return ShowoConfig(resolution=resolution)
     return ShowoConfig(

@@ -102,7 +102,7 @@ class BagelModel(UnifiedModel):
         return loss.sample_noise(self.config, self.options, batch, generator)
 
     def generation_loss(self, target: Features, condition: Condition, noise: FlowNoise) -> Loss:
-        """Velocity loss (SPEC 3), summed over latent tokens; `options.step` says in how many phases."""
+        """Velocity loss (bagel.md 3), summed over latent tokens; `options.step` says in how many phases."""
         from reca.models.bagel import loss
 
         parts = (self.network, self.frozen, self.options)
@@ -118,7 +118,9 @@ class BagelModel(UnifiedModel):
     def edit_loss(
         self, target: Features, source: Features, instructions: Sequence[str], noise: Any
     ) -> Loss:
-        """Velocity loss of the target after [VAE(source)][ViT(source)][text] (SPEC 2), summed over latent tokens."""
+        """Velocity loss of the target after [VAE(source)][ViT(source)][text]
+        (bagel.md 2), summed over latent tokens.
+        """
         from reca.models.bagel import loss
 
         texts = self.text.ids(instructions)
@@ -145,7 +147,7 @@ class BagelModel(UnifiedModel):
         return padded(rows, labels, self.config.special.eos)
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
-        """Next-token cross-entropy on answers (SPEC 3), with gradient to whatever is trained."""
+        """Next-token cross-entropy on answers (bagel.md 3), with gradient to whatever is trained."""
         from reca.models.bagel import loss
 
         kernels = self.options.implementation
@@ -161,7 +163,7 @@ class BagelModel(UnifiedModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Draw one picture per row (SPEC 4); `sampling.options` are the options of `FlowOptions`.
+        """Draw one picture per row (bagel.md 4); `sampling.options` are the options of `FlowOptions`.
 
         Guidance pushes away from the context without the last text, which keeps a picture that was seen.
         """
@@ -170,7 +172,7 @@ class BagelModel(UnifiedModel):
         return draw(self, condition, sampling, generators)
 
     def default_sampling(self) -> Sampling:
-        """As the authors draw for GenEval and WISE, and edit (SPEC 4)."""
+        """As the authors draw for GenEval and WISE, and edit (bagel.md 4)."""
         return Sampling(guidance=4.0, steps=50)
 
     def check_sampling(self, sampling: Sampling) -> None:
@@ -187,7 +189,7 @@ class BagelModel(UnifiedModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Pictures changed as told: contexts [VAE][ViT][text], without text, and text alone (SPEC 4)."""
+        """Pictures changed as told: contexts [VAE][ViT][text], without text, and text alone (bagel.md 4)."""
         from reca.models.bagel.sampler import edit
 
         return edit(self, images, instructions, sampling, generators)
@@ -207,14 +209,16 @@ class BagelModel(UnifiedModel):
     def answer_about(
         self, questions: Sequence[str], pictures: Sequence[Features], max_new_tokens: int = 32
     ) -> list[str]:
-        """Greedy answers after [ViT images in order][text] (SPEC 4), one per row, up to EOS."""
+        """Greedy answers after [ViT images in order][text] (bagel.md 4), one per row, up to EOS."""
         from reca.models.bagel import sampler
 
         return sampler.answers(self, questions, pictures, max_new_tokens)
 
     # ---- parameters and weights ------------------------------------------------------------------
     def trainable_parameters(self) -> list[str]:
-        """The gen expert, the time embedder and the latent maps (SPEC 5); the und side too with `freeze_und: false`."""
+        """The gen expert, the time embedder and the latent maps (bagel.md 5); the und side too with `freeze_und:
+        false`.
+        """
         return [
             name
             for name, _ in self.named_parameters()
@@ -227,8 +231,8 @@ class BagelModel(UnifiedModel):
         return DecayGroups(decay=tuple(self.trainable_parameters()), no_decay=())
 
     def memory_profile(self) -> MemoryProfile:
-        """The noise block with gradients; behind a prefix of the condition and a template of 40 tokens (SPEC 5), which
-        runs without in two phases.
+        """The noise block with gradients; behind a prefix of the condition and a template of 40 tokens (bagel.md 5),
+        which runs without in two phases.
         """
         config, llm, is_vit = self.config, self.config.llm, self.options.condition == "vit"
         seen = (

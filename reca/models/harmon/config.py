@@ -1,6 +1,6 @@
 """All numbers of a Harmon: language model, masked autoencoder (MAR), VAE; read from plain data, written back to it.
 
-Source: reference/harmon/SPEC.md section a.
+Source: docs/reference/harmon.md a.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _resolution(given: Any) -> int | tuple[int, int]:
 
 @dataclass(frozen=True)
 class HarmonOptions:
-    """What the published training leaves to choose; the defaults are the published recipe (SPEC e, g).
+    """What the published training leaves to choose; the defaults are the published recipe (harmon.md e, g).
 
     `text_dropout`: share of drawing samples whose text becomes "Generate an image."; `dropout_hides_image`: such a
     RecA sample also loses its picture (published: it keeps it). `condition_gradient`: factor on the gradient into

@@ -333,7 +333,7 @@ class Harmon(nn.Module):
 def read_image(
     network: Harmon, latents: Tensor, gradient: float = 1.0, dropout: Dropout | None = None
 ) -> Tensor:
-    """Understanding embeddings [B, L + S, H] of latents [B, m, n, C]; their gradient times `gradient` (SPEC e)."""
+    """Understanding embeddings [B, L + S, H] of latents [B, m, n, C]; their gradient times `gradient` (harmon.md e)."""
     tokens = latents.to(network.device).float().flatten(1, 2)
     read = network.understand(tokens, network.config.grid, dropout and dropout.branch(0))
     return scaled_gradient(read, gradient)

@@ -236,7 +236,7 @@ def sample_latents(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Latents [B, m, n, C] of one image per row (SPEC d4, d5); row i takes its noise from `generators[i]`."""
+    """Latents [B, m, n, C] of one image per row (harmon.md d4, d5); row i takes its noise from `generators[i]`."""
     options, mar = SamplerOptions.of(sampling), network.config.mar
     guidance = options.guidance if options.guided else None
     check_generation(len(condition), generators, unconditional, guidance)

@@ -1,6 +1,6 @@
 """The `network` section of a Show-o: sizes, special tokens, and what the published training leaves to choose.
 
-Source: reference/showo/SPEC.md sections 1, 3 and 5.
+Source: docs/reference/showo.md 1, 3 and 5.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class SpecialIds:
 
     @classmethod
     def of(cls, llm_vocab_size: int, codebook_size: int, endoftext: int) -> SpecialIds:
-        """Lay the ids out behind the text ids; `endoftext` is both bos and eos (SPEC 1.4)."""
+        """Lay the ids out behind the text ids; `endoftext` is both bos and eos (showo.md 1.4)."""
         names = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
         added = {name: llm_vocab_size + i for i, name in enumerate(names)}
         first_image = llm_vocab_size + _ADDED_TEXT_TOKENS
@@ -88,7 +88,7 @@ class ShowoConfig:
     """All numbers of a Show-o model; the defaults are the released 256-pixel VQ variant.
 
     `llm` and `clip_vision` are keyword arguments of PhiConfig and CLIPVisionConfig (but for the
-    vocabulary size, which is derived). `max_text` is M of the SPEC (inference 128, RecA training
+    vocabulary size, which is derived). `max_text` is M of showo.md 3 (inference 128, RecA training
     576 for CLIP and 381 for VQ), `head_text` the fixed text head of the CLIP RecA layout.
     `clip_condition_normalise=False` and `vq_condition="half"` are the published recipe.
     """

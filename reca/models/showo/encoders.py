@@ -168,7 +168,7 @@ def clip_tower(config: ShowoConfig) -> CLIPVisionModel:
 
 
 def clip_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
-    """Penultimate layer of pixels [B, 3, S, S], no class token: [B, P, Dclip] (SPEC 1.2)."""
+    """Penultimate layer of pixels [B, 3, S, S], no class token: [B, P, Dclip] (showo.md 1.2)."""
     return tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
 
 

@@ -1,6 +1,6 @@
 """Show-o's losses as pure functions of network, options, target, condition and noise.
 
-Source: reference/showo/SPEC.md sections 3 and 5. Letters: B batch, L sequence, N image codes, D width.
+Source: docs/reference/showo.md 3 and 5. Letters: B batch, L sequence, N image codes, D width.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def generation_loss(
     condition: Condition,
     noise: MaskNoise,
 ) -> Loss:
-    """Cross-entropy on the masked ones of `codes` [B, N] (SPEC 3.1, 3.6), over the full vocabulary unless
+    """Cross-entropy on the masked ones of `codes` [B, N] (showo.md 3.1, 3.6), over the full vocabulary unless
     `loss_vocab` is image.
     """
     config = network.config
@@ -71,7 +71,7 @@ def _with_dropped_texts(
 def answer_loss(
     network: Showo, options: ShowoOptions, conversation: Conversation, understanding: Tensor | None
 ) -> Loss:
-    """Next-token cross-entropy on answers (SPEC 3.2, 3.3); without `understanding` about no image."""
+    """Next-token cross-entropy on answers (showo.md 3.2, 3.3); without `understanding` about no image."""
     layout = conversation_layout(network.config, conversation, understanding)
     layout = layout.prepared(options.trim, network.device)
     states = hidden(network, options, layout, understanding)

@@ -133,7 +133,7 @@ class ShowoModel(FamilyModel):
         return self.frozen.decode(codes)
 
     def default_sampling(self) -> Sampling:
-        """As the authors draw (SPEC 4.2); with fewer codes than they take steps, as laptop models draw best."""
+        """As the authors draw (showo.md 4.2); with fewer codes than they take steps, as laptop models draw best."""
         steps = 50
         if self.config.num_vq_tokens < steps:
             return Sampling(guidance=2.0, steps=12)
@@ -162,7 +162,7 @@ class ShowoModel(FamilyModel):
 
     # ---- parameters and weights --------------------------------------------------------------
     def decay_groups(self) -> DecayGroups:
-        """Only biases are exempt: the published name patterns match none of Show-o's norms (SPEC 5)."""
+        """Only biases are exempt: the published name patterns match none of Show-o's norms (showo.md 5)."""
         names = self.trainable_parameters()
         return DecayGroups(
             decay=tuple(name for name in names if "bias" not in name),
@@ -170,7 +170,7 @@ class ShowoModel(FamilyModel):
         )
 
     def memory_profile(self) -> MemoryProfile:
-        """One RecA sequence: head, understanding tokens, text and image codes (SPEC 3.2)."""
+        """One RecA sequence: head, understanding tokens, text and image codes (showo.md 3.2)."""
         llm, is_clip = self.config.llm, self.config.understanding == "clip"
         seen = self.config.clip_tokens if is_clip else self.config.num_vq_tokens // 4
         tokens = seen + self.config.head_text + 3 + self.config.num_vq_tokens

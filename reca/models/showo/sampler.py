@@ -2,7 +2,7 @@
 key/value cache.
 
 The arithmetic of one step is pure in its noise; where the noise comes from (`RowNoise`) and what
-the network answers (`CodeLogits`) are handed in. Source: reference/showo/SPEC.md section 4.
+the network answers (`CodeLogits`) are handed in. Source: docs/reference/showo.md 4.
 Letters: B batch, N image codes, K codebook.
 """
 
@@ -66,7 +66,7 @@ class SamplerOptions:
         return sampler_options(cls, sampling)
 
 
-# ---- one picture (SPEC 4.2) ----------------------------------------------------------------------
+# ---- one picture (showo.md 4.2) ----------------------------------------------------------------------
 @dataclass(frozen=True)
 class Step:
     """What one sampler step did: `codes` [B, N] drawn or kept, and the slots [B, N] that are
@@ -216,7 +216,7 @@ def sample_codes(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Codes [B, N] of one image per row (SPEC 4.2); row i takes its noise from `generators[i]`."""
+    """Codes [B, N] of one image per row (showo.md 4.2); row i takes its noise from `generators[i]`."""
     chosen = SamplerOptions.of(sampling)
     guidance = chosen.guidance if chosen.guidance > 0 else None
     check_generation(len(condition), generators, unconditional, guidance)
