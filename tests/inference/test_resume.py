@@ -40,11 +40,11 @@ def draw(model, path, schedule="per_image", **options):
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from reca import kept
-    from reca.models import load_model
+    from reca.inference import resume
+    from reca.models.registry import load_model
     from tests.inference.test_resume import draw
 
-    written, real = [], kept.write_atomic
+    written, real = [], resume.write_atomic
 
     def write(path, data, **options):
         written.append(path)
@@ -52,7 +52,7 @@ KILLED = """
             os.kill(os.getpid(), signal.SIGKILL)
         real(path, data, **options)
 
-    kept.write_atomic = write
+    resume.write_atomic = write
     family, out, work, schedule = sys.argv[1:]
     draw(load_model(f"weights/{family}_tiny"), Path(out), schedule, work=Path(work))
 """

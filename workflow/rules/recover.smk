@@ -6,7 +6,7 @@ nothing. Snakemake has no hook between the choice of what to do and its lock, so
 
 from snakemake.exceptions import LockException
 
-from reca import runs
+from reca.core import processes
 
 # Snakemake's plugins for schedulers and its use of conda put these paths into commands that plain names alone survive.
 PLAIN = re.compile(r"[\w./+=@-]+")
@@ -26,12 +26,12 @@ def with_mark(execute):
                 sys.exit(
                     f"{path}: a scheduler's jobs and conda cannot start from a folder with such a name; rename it"
                 )
-        runs.recover()
-        with runs.marked():
+        processes.recover()
+        with processes.marked():
             try:
                 return execute(*arguments, executor_plugin=executor_plugin, **options)
             except LockException:
-                sys.exit(f"snakemake: {runs.why_locked()}")
+                sys.exit(f"snakemake: {processes.why_locked()}")
 
     return run
 
