@@ -4,9 +4,9 @@ Imports nothing of `reca`. Each is a function with `implementation="auto" | "tri
 Triton on a GPU that passed a comparison with the reference, a lean torch implementation elsewhere.
 """
 
-from reca_kernels.choice import Implementation
-from reca_kernels.face import block_attention, flow_matching_loss, linear_cross_entropy
+from reca_kernels.dispatch import Implementation
 from reca_kernels.layout import Kind, Layout
+from reca_kernels.ops import block_attention, flow_matching_loss, linear_cross_entropy
 
 __all__ = [
     "Implementation",

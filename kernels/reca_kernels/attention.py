@@ -1,6 +1,6 @@
 """Attention over packed samples whose mask is told per token (`Layout`), never stored densely on a GPU.
 
-Reads top to bottom: the torch implementation (SDPA per run of rows), the Triton kernels, their
+Reads top to bottom: the torch implementation (SDPA per interval of rows), the Triton kernels, their
 autograd wrapper. Letters: T tokens, Q queries, H heads, K key/value heads, E head width.
 """
 
@@ -13,21 +13,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from reca_kernels import tuned
+from reca_kernels import tuning
+from reca_kernels.intervals import Group, intervals
 from reca_kernels.language import ceil_div, jit, tl
 from reca_kernels.layout import Layout
-from reca_kernels.runs import Group, runs
 
 _LOG2_E = 1.4426950408889634
 
 
-# ---- torch: one SDPA per run of rows that see the same stretch of keys (runs.py) -----------------
-def by_runs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+# ---- torch: one SDPA per interval of rows with one range of keys (intervals.py) ------------------
+def by_intervals(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
     """Attention [Q, H, E] by torch's own kernels."""
     share = q.shape[1] // k.shape[1]
     if share > 1:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-    found = [_group(q, k, v, group, scale) for group in runs(layout, q.dtype)]
+    found = [_group(q, k, v, group, scale) for group in intervals(layout, q.dtype)]
     return torch.cat(found) if found else q * 0
 
 
@@ -42,14 +42,14 @@ def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tenso
     asked, keys, values = (t.transpose(1, 2) for t in (asked, keys, values))
     parts = [
         F.scaled_dot_product_attention(
-            asked[:, :, run.rows],
-            keys[:, :, run.columns],
-            values[:, :, run.columns],
-            attn_mask=run.mask,
-            is_causal=run.causal,
+            asked[:, :, interval.rows],
+            keys[:, :, interval.columns],
+            values[:, :, interval.columns],
+            attn_mask=interval.mask,
+            is_causal=interval.causal,
             scale=scale,
         )
-        for run in group.runs
+        for interval in group.intervals
     ]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return whole.transpose(1, 2).flatten(0, 1)
@@ -285,7 +285,7 @@ class Triton(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
         """Outputs [Q, H, E]."""
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
-        (queries, heads, width), block = q.shape, tuned.attention("forward", q.dtype, q.shape[2])
+        (queries, heads, width), block = q.shape, tuning.attention("forward", q.dtype, q.shape[2])
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(heads, queries, dtype=torch.float32, device=q.device)
         if queries:
@@ -293,7 +293,7 @@ class Triton(torch.autograd.Function):
             forward_kernel[(ceil_div(queries, block["BQ"]), heads)](
                 q, k, v, out, lse, layout.asking, layout.sample, layout.tag, lists.starts,
                 lists.middles, lists.columns, queries, layout.tokens, scale * _LOG2_E,
-                *_strides(q, k, v, out), heads // k.shape[1], PRECISION=tuned.precision(), E=width,
+                *_strides(q, k, v, out), heads // k.shape[1], PRECISION=tuning.precision(), E=width,
                 **block,
             )  # fmt: skip
         ctx.save_for_backward(q, k, v, out, lse)
@@ -313,19 +313,19 @@ class Triton(torch.autograd.Function):
         share = heads // k.shape[1]
         scales = (ctx.scale * _LOG2_E, ctx.scale)
         if queries:
-            block = tuned.attention("query", q.dtype, width)
+            block = tuning.attention("query", q.dtype, width)
             lists = layout.tiles(block["BQ"], block["BK"])
             query_gradient_kernel[(ceil_div(queries, block["BQ"]), heads)](
                 q, k, v, d_out, lse, delta, d_q, layout.asking, layout.sample, layout.tag,
                 lists.starts, lists.middles, lists.columns, queries, layout.tokens, *scales,
-                *_strides(q, k, v, d_out), share, PRECISION=tuned.precision(), E=width, **block,
+                *_strides(q, k, v, d_out), share, PRECISION=tuning.precision(), E=width, **block,
             )  # fmt: skip
-            block = tuned.attention("key", q.dtype, width)
+            block = tuning.attention("key", q.dtype, width)
             lists = layout.tiles(block["BQ"], block["BK"], by_key=True)
             key_gradient_kernel[(ceil_div(layout.tokens, block["BK"]), k.shape[1])](
                 q, k, v, d_out, lse, delta, d_k, d_v, layout.asking, layout.sample, layout.tag,
                 lists.starts, lists.middles, lists.columns, queries, layout.tokens, *scales,
-                *_strides(q, k, v, d_out, d_k), share, PRECISION=tuned.precision(), E=width, **block,
+                *_strides(q, k, v, d_out, d_k), share, PRECISION=tuning.precision(), E=width, **block,
             )  # fmt: skip
         return d_q, d_k, d_v, None, None
 

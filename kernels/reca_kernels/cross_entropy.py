@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from reca_kernels import tuned
+from reca_kernels import tuning
 from reca_kernels.inputs import dense_rows
 from reca_kernels.language import ceil_div, jit, tl
 from reca_kernels.product import product
@@ -283,7 +283,7 @@ def _log_sums(
     smoothing: float,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp and loss of each row, both fp32 [M]."""
-    (start, stop), m, block = vocab, len(wanted), tuned.cross_entropy(hidden.dtype)
+    (start, stop), m, block = vocab, len(wanted), tuning.cross_entropy(hidden.dtype)
     row_tiles, column_tiles = ceil_div(m, block["BM"]), ceil_div(stop - start, block["BV"])
     # enough programs for a large GPU; the split depends on sizes only, so sums have one order
     splits = min(max(512 // max(row_tiles, 1), 1), column_tiles)
@@ -295,7 +295,7 @@ def _log_sums(
             hidden, weight[start:stop], None if bias is None else bias[start:stop], rows, wanted,
             top, mass, hit, total, m, hidden.shape[1], stop - start, hidden.stride(0),
             weight.stride(0), span, HAS_ROWS=rows is not None, HAS_BIAS=bias is not None,
-            SMOOTH=smoothing > 0, PRECISION=tuned.precision(), **block,
+            SMOOTH=smoothing > 0, PRECISION=tuning.precision(), **block,
         )  # fmt: skip
     lse = torch.logsumexp(top + mass.log(), dim=0)
     mean = total.sum(0) / (stop - start)
@@ -315,7 +315,7 @@ def _slabs(
     scale: Tensor,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    (start, stop), m, block = vocab, len(wanted), tuned.cross_entropy(hidden.dtype)
+    (start, stop), m, block = vocab, len(wanted), tuning.cross_entropy(hidden.dtype)
     d_weight = torch.zeros_like(weight) if needs[1] else None
     d_bias = torch.zeros_like(bias) if needs[2] and bias is not None else None
     made = hidden.new_zeros(m, hidden.shape[1], dtype=torch.float32) if needs[0] else None
@@ -328,7 +328,7 @@ def _slabs(
             hidden, weight[part], None if bias is None else bias[part], rows, wanted - first, lse,
             weigh, g, m, hidden.shape[1], stop - start, hidden.stride(0), weight.stride(0),
             width, float(smoothing), HAS_ROWS=rows is not None, HAS_BIAS=bias is not None,
-            HAS_WEIGH=weigh is not None, PRECISION=tuned.precision(), **block,
+            HAS_WEIGH=weigh is not None, PRECISION=tuning.precision(), **block,
         )  # fmt: skip
         if made is not None:
             product(g, weight[part], None, scale, made, add=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from reca_kernels import tuned
+from reca_kernels import tuning
 from reca_kernels.inputs import dense_rows
 from reca_kernels.language import ceil_div, jit, tl
 from reca_kernels.product import product
@@ -210,7 +210,7 @@ class Triton(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, clean, noise, rows)
         count, block = (
             len(hidden) if rows is None else len(rows),
-            tuned.flow(hidden.dtype, len(weight)),
+            tuning.flow(hidden.dtype, len(weight)),
         )
         ctx.scale = 1 / max(count, 1) if reduction == "mean" else 1.0
         ctx.scalar = reduction != "none"
@@ -219,7 +219,7 @@ class Triton(torch.autograd.Function):
             error_kernel[(ceil_div(count, block["BM"]),)](
                 hidden, weight, bias, clean, noise, rows, losses, count, hidden.shape[1],
                 len(weight), hidden.stride(0), weight.stride(0), clean.stride(0), noise.stride(0),
-                HAS_ROWS=rows is not None, HAS_BIAS=bias is not None, PRECISION=tuned.precision(),
+                HAS_ROWS=rows is not None, HAS_BIAS=bias is not None, PRECISION=tuning.precision(),
                 **block,
             )  # fmt: skip
         return losses.sum() * ctx.scale if ctx.scalar else losses
@@ -246,7 +246,7 @@ def _gradients(
     weigh: Tensor | None,
     scale: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    (channels, width), block = weight.shape, tuned.flow(hidden.dtype, len(weight))
+    (channels, width), block = weight.shape, tuning.flow(hidden.dtype, len(weight))
     d_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device)
     parts = hidden.new_empty(_SPLITS, channels, width, dtype=torch.float32)
     d_weight = hidden.new_zeros(channels, width, dtype=torch.float32)
@@ -260,7 +260,7 @@ def _gradients(
             None if weigh is None else weigh[first:], scale, g, d_hidden, len(chunk), width,
             channels, hidden.stride(0), weight.stride(0), clean.stride(0), noise.stride(0),
             HAS_ROWS=True, HAS_BIAS=bias is not None, HAS_WEIGH=weigh is not None,
-            PRECISION=tuned.precision(), **block,
+            PRECISION=tuning.precision(), **block,
         )  # fmt: skip
         product(g.T, hidden, chunk, scale, parts)
         d_weight += parts.sum(0)

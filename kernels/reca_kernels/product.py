@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from reca_kernels import tuned
+from reca_kernels import tuning
 from reca_kernels.language import ceil_div, jit, tl
 
 
@@ -54,7 +54,7 @@ def product(
     """
     splits = out.shape[0] if out.dim() == 3 else 1
     m, n = out.shape[-2:]
-    block = tuned.product(a.dtype)
+    block = tuning.product(a.dtype)
     span = ceil_div(ceil_div(a.shape[1], splits), block["BK"]) * block["BK"]
     grid = (ceil_div(m, block["BM"]), ceil_div(n, block["BN"]), splits)
     if not (m and n):
@@ -62,5 +62,5 @@ def product(
     product_kernel[grid](
         a, b, rows, scale, out, m, n, a.shape[1], a.stride(0), a.stride(1), b.stride(0),
         out.stride(-2), out.stride(0) if splits > 1 else 0, max(span, 1),
-        HAS_ROWS=rows is not None, ADD=add, PRECISION=tuned.precision(), **block,
+        HAS_ROWS=rows is not None, ADD=add, PRECISION=tuning.precision(), **block,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """The comparison that a device must pass before `auto` takes Triton there; `reca doctor` prints it.
 
 A kernel may err by no more than plain torch in the same type errs, plus a tolerance: fp64 is the
-truth for both, for the outputs and for every gradient.
+truth for both, for the outputs and for every gradient. The Triton functions are called directly, so
+that the choice of an implementation (dispatch.py) can depend on this module.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reca_kernels import face
+from reca_kernels import attention, cross_entropy, flow
+from reca_kernels.inputs import reduced
 from reca_kernels.layout import Layout
 
 TOLERANCE = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -87,7 +89,7 @@ def first_difference(kernel: str, device: torch.device) -> str | None:
     return None
 
 
-def _drawn(
+def _random(
     dtype: torch.dtype, device: torch.device, **shapes: tuple[int, ...]
 ) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
@@ -101,15 +103,16 @@ _Case = tuple[Function, Function, dict[str, Tensor]]
 
 
 def _cross_entropy(dtype: torch.dtype, device: torch.device) -> _Case:
-    inputs = _drawn(dtype, device, hidden=(150, 72), weight=(300, 72), bias=(300,))
+    inputs = _random(dtype, device, hidden=(150, 72), weight=(300, 72), bias=(300,))
     targets = torch.arange(150, device=device) + 90
     targets[::7] = -100
-    vocab = (85, 290)
+    rows, vocab = (targets >= 0).nonzero().squeeze(1), (85, 290)
 
     def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return face.linear_cross_entropy(
-            hidden, weight, targets, bias, vocab=vocab, reduction="none", implementation="triton"
+        losses = cross_entropy.Triton.apply(
+            hidden, weight, bias, rows, targets[rows] - vocab[0], vocab, 0.0, "none"
         )
+        return reduced(losses, rows, targets.shape, "none")
 
     def plain(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         logits = F.linear(hidden, weight[slice(*vocab)], bias[slice(*vocab)])
@@ -120,14 +123,14 @@ def _cross_entropy(dtype: torch.dtype, device: torch.device) -> _Case:
 
 
 def _flow(dtype: torch.dtype, device: torch.device) -> _Case:
-    inputs = _drawn(dtype, device, hidden=(150, 72), weight=(20, 72), bias=(20,))
-    clean, noise = _drawn(torch.float32, device, clean=(150, 20), noise=(150, 20)).values()
+    inputs = _random(dtype, device, hidden=(150, 72), weight=(20, 72), bias=(20,))
+    clean, noise = _random(torch.float32, device, clean=(150, 20), noise=(150, 20)).values()
     mask = torch.arange(150, device=device) % 3 > 0
+    rows = mask.nonzero().squeeze(1)
 
     def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return face.flow_matching_loss(
-            hidden, weight, bias, clean, noise, mask, reduction="none", implementation="triton"
-        )
+        losses = flow.Triton.apply(hidden, weight, bias, clean, noise, rows, "none")
+        return reduced(losses, rows, mask.shape, "none")
 
     def plain(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         velocity = F.linear(hidden, weight, bias)
@@ -141,10 +144,10 @@ def _attention(dtype: torch.dtype, device: torch.device) -> _Case:
     second = [("open", 30), ("hidden", 5), ("causal", 10), ("noise", 50), ("causal", 3)]
     layout = Layout.packed([first, second, [("hidden", 6)]], device)
     tokens = layout.tokens
-    inputs = _drawn(dtype, device, q=(tokens, 2, 64), k=(tokens, 1, 64), v=(tokens, 1, 64))
+    inputs = _random(dtype, device, q=(tokens, 2, 64), k=(tokens, 1, 64), v=(tokens, 1, 64))
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return face.block_attention(q, k, v, layout, scale=1.0, implementation="triton")
+        return attention.Triton.apply(q, k, v, layout, 1.0)
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return plain_attention(q, k, v, layout.dense(), 1.0)

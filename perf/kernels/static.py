@@ -27,7 +27,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import reca_kernels
 import torch
 import triton
-from reca_kernels import choice
+from reca_kernels import dispatch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -68,12 +68,12 @@ def noted(case: str, launches: list[Launch]) -> Iterator[None]:
         arguments = dict(zip(names, args, strict=True)) | kwargs
         launches.append(Launch(case, kernel, arguments, options, tuple(grid)))
 
-    run, cannot_run = JITFunction.run, choice.cannot_run
-    JITFunction.run, choice.cannot_run = note, lambda device: None
+    run, cannot_run = JITFunction.run, dispatch.cannot_run
+    JITFunction.run, dispatch.cannot_run = note, lambda device: None
     try:
         yield
     finally:
-        JITFunction.run, choice.cannot_run = run, cannot_run
+        JITFunction.run, dispatch.cannot_run = run, cannot_run
 
 
 def launches(types: Sequence[str] = ("bf16", "fp32")) -> list[Launch]:

@@ -19,7 +19,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy as np
 import reca_kernels
 import torch
-from reca_kernels import Layout, tuned
+from reca_kernels import Layout, tuning
 from triton.runtime import interpreter
 
 _MOVED = {"load": 0, "store": 0}
@@ -95,7 +95,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    tuned.interpreted = lambda: False  # the tiles of a GPU, not the interpreter's small ones
+    tuning.interpreted = lambda: False  # the tiles of a GPU, not the interpreter's small ones
     count_traffic()
     for row in rows():
         print(json.dumps(row) if options.json else row)

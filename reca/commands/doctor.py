@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 
 import torch
-from reca_kernels import choice, selfcheck
+from reca_kernels import dispatch, runtime, selfcheck
 
 from reca.core.artifacts import versions
 
@@ -31,9 +31,9 @@ def doctor(arguments: Namespace) -> int:
 def _on_gpu(device: torch.device) -> int:
     failed = 0
     for kernel in selfcheck.KERNELS:
-        chosen, reason = choice.automatic(kernel, device.index)
+        chosen, reason = dispatch.automatic(kernel, device.index)
         print(f"{kernel} on {device}: {chosen}, because {reason}")
-        if choice.cannot_run(device) is None:
+        if runtime.cannot_run(device) is None:
             failed |= _compared(kernel, device)
     return failed
 
@@ -43,9 +43,9 @@ def _without_gpu() -> int:
     failed, device = 0, torch.device("cpu")
     for kernel in selfcheck.KERNELS:
         print(f"{kernel} on cpu: torch, because there is no GPU")
-        if choice.interpreted() and choice.cannot_run(device) is None:
+        if runtime.interpreted() and runtime.cannot_run(device) is None:
             failed |= _compared(kernel, device)
-    if not choice.interpreted():
+    if not runtime.interpreted():
         print("To compare the Triton kernels in their interpreter: TRITON_INTERPRET=1 reca doctor")
     return failed
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import torch
+from torch import nn
 
-if TYPE_CHECKING:
-    from reca.models.contract import UnifiedModel
+Model = TypeVar("Model", bound=nn.Module)
 
 _NAMES = re.compile(r"auto|cpu|cuda(:\d+)?")
 GIB = 2**30
@@ -32,7 +32,7 @@ def device_of(name: str = "auto") -> torch.device:
     return torch.device("cuda", number)
 
 
-def placed(model: UnifiedModel, device: str = "auto") -> UnifiedModel:
+def placed(model: Model, device: str = "auto") -> Model:
     """The model itself, moved to a device (see `device_of`); ValueError where its memory does not hold the weights."""
     chosen = device_of(device)
     try:

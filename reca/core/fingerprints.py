@@ -19,7 +19,7 @@ from reca.core.artifacts import sha256_file, sha256_json
 OWN_PACKAGES = ("reca", "reca_kernels")
 # Modules of which a stage runs some functions only: an import of one name follows that name, not the whole module. So a
 # kernel belongs to the stages of the families that call it, and a benchmark's scoring does not rerun its images.
-FACADES = re.compile(r"reca_kernels(\.face)?|reca\.evaluation\.tasks\.\w+")
+FACADES = re.compile(r"reca_kernels(\.ops)?|reca\.evaluation\.tasks\.\w+")
 # Compares a kernel with its reference before the first use; results come from one of the two, which are hashed.
 UNCOUNTED = ("reca_kernels.selfcheck",)
 DATA_FILES = (".html", ".css", ".json")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from reca.core.images import MAX_PIXELS, decode
 from reca.core.unreadable import UnreadableImage, UnreadableSample
-from reca.data.order import in_order
+from reca.data.prefetch import in_order
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reca.core.rng import numpy_generator
+from reca.data.prefetch import in_order
 
 if TYPE_CHECKING:
     from reca.data.dataset import Dataset, Sample
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-AHEAD_PER_WORKER = 2
 
 
 @lru_cache(maxsize=4)
@@ -87,31 +81,6 @@ def published_order(n: int, seed: int, positions: Sequence[int]) -> list[int]:
     epochs = max(positions, default=0) // n + 1
     stream = _published_epochs(n, seed, epochs)
     return [int(stream[position]) for position in positions]
-
-
-def in_order(
-    function: Callable[[Item], Result], items: Iterator[Item], workers: int
-) -> Iterator[Result]:
-    """Map `function` over `items` in background threads, results in the order of the items.
-
-    `items` may be endless: at most `AHEAD_PER_WORKER` items per worker are begun ahead. An
-    exception surfaces at its own item. `workers` 0 computes in the caller's thread.
-    """
-    if workers == 0:
-        yield from map(function, items)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="reca-read")
-    pending: deque[Future[Result]] = deque()
-    try:
-        for item in itertools.islice(items, workers * AHEAD_PER_WORKER):
-            pending.append(pool.submit(function, item))
-        while pending:
-            result = pending.popleft().result()
-            for item in itertools.islice(items, 1):
-                pending.append(pool.submit(function, item))
-            yield result
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def iterate(

@@ -7,8 +7,7 @@ its own with who scored it, on how many seeds and on how much of the benchmark.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reca.core import artifacts
-from reca.core.documents import fields
 from reca.evaluation import readings
 from reca.report import expectations
-from reca.report.paper_map import COLUMNS, TITLES, Metric, Run, reported_rows, run_of
-from reca.report.statistics import t_interval
+from reca.report.paper_map import COLUMNS, TITLES, Metric, reported_rows, run_of
+from reca.report.paper_scores import collect, reproduced
 
 TABLES, PAGE, TEXT = "tables.json", "index.html", "tables.md"
 EXPECTED = "expectations.json"
@@ -31,79 +29,6 @@ Scores = Mapping[str, Any]
 def reported() -> dict[str, Any]:
     """The paper's numbers as transcribed, with `_sources` that say from where."""
     return json.loads(files("reca.report").joinpath("paper_results.json").read_text())
-
-
-# ---- our results -------------------------------------------------------------------------------------
-def collect(results: Path) -> list[dict[str, Any]]:
-    """All complete scores below an experiment's folder, or below a folder of experiments."""
-    found = []
-    for path in sorted(results.glob("**/scores/scores.json")):
-        parts = path.parent.relative_to(results).parts
-        if parts[-2] != "test" or not (path.parent / artifacts.MANIFEST).is_file():
-            continue
-        experiment = parts[-6] if len(parts) == 6 else results.name
-        model, run, benchmark = parts[-5:-2]
-        arm, _, seed = run.rpartition("-")
-        scores = fields(artifacts.read_json(path), path)
-        if scores.get("benchmark") != benchmark or "summary" not in scores:
-            continue  # the laptop's, which has a page of its own
-        found.append(
-            {"experiment": experiment, "model": model, "arm": arm, "seed": seed,
-             "benchmark": benchmark, "scores": scores}
-        )  # fmt: skip
-    return found
-
-
-def reproduced(
-    found: Iterable[Mapping[str, Any]], run: Run, metric: Metric
-) -> dict[str, Any] | None:
-    """Our number for a cell: mean over seeds with its interval, who scored it, and how whole it is.
-
-    One seed: the bootstrap interval over prompts. Several: Student's over seeds. ValueError where two
-    experiments hold the same run: name one of them.
-    """
-    mine = [
-        row
-        for row in found
-        if (row["model"], row["arm"], row["benchmark"]) == (run.model, run.arm, metric.benchmark)
-        and (row["experiment"] == run.experiment if run.experiment else not _special(row))
-    ]
-    experiments = sorted({row["experiment"] for row in mine})
-    if len(experiments) > 1:
-        raise ValueError(
-            f"{run.model} {run.arm} {metric.benchmark}: experiments {', '.join(experiments)} hold it; "
-            "name one with --results"
-        )
-    values = [row["scores"]["summary"].get(metric.name) for row in mine]
-    known = [metric.factor * value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    own: list[float] | None = mine[0]["scores"]["intervals"].get(metric.name)
-    limits = t_interval(known) or (own and [metric.factor * value for value in own])
-    return {
-        "value": sum(known) / len(known),
-        "interval": limits,
-        "over": "seeds" if len(known) > 1 else "prompts",
-        "seeds": len(known),
-        "label": " ".join(sorted({row["scores"]["label"] for row in mine})),
-        "coverage": min(row["scores"]["coverage"]["share"] for row in mine),
-        "partial": any(row["scores"]["partial"] for row in mine),
-        "readings": _readings(mine),
-        "experiment": experiments[0],
-    }
-
-
-def _readings(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Doubtful replies of all seeds together, by kind."""
-    found: Counter[str] = Counter()
-    for row in rows:
-        found.update(readings.counts(row["scores"]))
-    return dict(found)
-
-
-def _special(row: Mapping[str, Any]) -> bool:
-    """Whether a row's experiment gives its models another meaning."""
-    return bool(str(row["experiment"]).endswith("_plus"))
 
 
 # ---- the tables --------------------------------------------------------------------------------------

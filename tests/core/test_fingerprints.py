@@ -166,12 +166,12 @@ def test_an_edit_reruns_exactly_what_it_changes(roots, before, edit):
 def test_a_function_of_a_facade_brings_what_it_uses(tmp_path):
     package = tmp_path / "reca_kernels"
     package.mkdir()
-    (package / "__init__.py").write_text("from reca_kernels.face import one, two\n")
-    face = "from reca_kernels import left, right\n\nLIMIT = 3\n\n\ndef one():\n    return left.f(LIMIT)\n"
-    (package / "face.py").write_text(face + "\n\ndef two():\n    return right.f()\n")
+    (package / "__init__.py").write_text("from reca_kernels.ops import one, two\n")
+    ops = "from reca_kernels import left, right\n\nLIMIT = 3\n\n\ndef one():\n    return left.f(LIMIT)\n"
+    (package / "ops.py").write_text(ops + "\n\ndef two():\n    return right.f()\n")
     for name in ("left", "right"):
         (package / f"{name}.py").write_text("def f(x=0):\n    return x\n")
     tree = SourceTree({"reca_kernels": package})
     reached = tree.reached([("reca_kernels", "one")])
-    assert {"LIMIT", "left", "one"} <= {name for module, name in reached if module.endswith("face")}
+    assert {"LIMIT", "left", "one"} <= {name for module, name in reached if module.endswith("ops")}
     assert ("reca_kernels.left", None) in reached and ("reca_kernels.right", None) not in reached

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from reca.data.dataset import Sample
-from reca.data.order import Cursor, epoch_order, in_order, iterate
+from reca.data.order import Cursor, epoch_order, iterate
+from reca.data.prefetch import in_order
 
 
 class Slow:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from reca_kernels import Kind, Layout, block_attention
-from reca_kernels.runs import runs
+from reca_kernels.intervals import intervals
 from reca_kernels.selfcheck import plain_attention
 from torch import Tensor
 from torch.nn import functional as F
@@ -70,10 +70,10 @@ def test_queries_with_keys_from_a_cache(implementation: str, seed: int) -> None:
 @pytest.mark.parametrize("call", [0, 2**30])
 def test_runs_may_be_cut_anywhere(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # a call that costs nothing leaves every run alone; one that costs much joins all
-    monkeypatch.setattr("reca_kernels.runs._CALL", call)
+    monkeypatch.setattr("reca_kernels.intervals._CALL", call)
     for pack in PACKS.values():
         layout = Layout.packed(pack, DEVICE)
-        most = max(len(group.runs) for group in runs(layout, torch.float32))
+        most = max(len(group.intervals) for group in intervals(layout, torch.float32))
         assert most == 1 if call else most >= 1
         check("torch", layout, (4, 2, 8), 0.2)
 

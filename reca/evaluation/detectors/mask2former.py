@@ -17,6 +17,7 @@ from PIL import Image
 from reca.core.artifacts import read_manifest
 from reca.evaluation.detectors import colours
 from reca.evaluation.detectors.checkpoint import companion, demand_labels, network, tokenizer
+from reca.evaluation.detectors.coco import ALIASES
 from reca.evaluation.detectors.instances import Instance, Size, instances
 from reca.evaluation.tasks.geneval_rules import THRESHOLD
 
@@ -31,20 +32,6 @@ HARMLESS = (
 CLIP_HARMLESS = (
     r"(?:text|vision)_model\.embeddings\.position_ids",
 )  # 0, 1, 2, ..., stored by older versions
-# COCO's classes as checkpoints call them -> as GenEval does.
-ALIASES = {
-    "mouse": "computer mouse",
-    "remote": "tv remote",
-    "keyboard": "computer keyboard",
-    "motorbike": "motorcycle",
-    "aeroplane": "airplane",
-    "sofa": "couch",
-    "pottedplant": "potted plant",
-    "diningtable": "dining table",
-    "tvmonitor": "tv",
-    "hair dryer": "hair drier",
-    "doughnut": "donut",
-}
 SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # reference/benchmarks.md 2, mmdet test transform
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reca.evaluation.detectors.checkpoint import demand_labels
+from reca.evaluation.detectors.coco import ALIASES
 from reca.models.checkpoint_io import (
     Manifest,
     check_manifest,
@@ -271,8 +272,6 @@ def load(
 
     ValueError where the file says that its classes are other ones than `names`.
     """
-    from reca.evaluation.detectors.mask2former import ALIASES
-
     model = build()
     tensors, said = load_foreign_beside(file, sha256, inside="state_dict", beside="meta")
     if (own := _classes(said)) is not None:

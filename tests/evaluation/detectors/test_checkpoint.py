@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reca.evaluation.detectors import checkpoint, mask2former, similarity, vqa
+from reca.evaluation.detectors import checkpoint, coco, mask2former, similarity, vqa
 from tests.evaluation import tiny_networks as tiny
 
 
@@ -133,7 +133,7 @@ def test_classes_are_known_by_name_and_order(tmp_path):
         COCO,
         ["tvmonitor", "laptop", "mouse", "remote", "keyboard", "motorbike", "Sofa"],
     ):
-        checkpoint.demand_labels(tmp_path, dict(enumerate(names)), COCO, mask2former.ALIASES)
+        checkpoint.demand_labels(tmp_path, dict(enumerate(names)), COCO, coco.ALIASES)
     wrong = {
         "LABEL_0": ({i: f"LABEL_{i}" for i in range(7)}, "7 of its 7 classes .*0 is 'label_0', not 'tv'"),
         "turned": (dict(enumerate(COCO[1:] + COCO[:1])), "0 is 'laptop', not 'tv'"),
@@ -142,7 +142,7 @@ def test_classes_are_known_by_name_and_order(tmp_path):
     }  # fmt: skip
     for found, message in wrong.values():
         with pytest.raises(ValueError, match=message):
-            checkpoint.demand_labels(tmp_path, found, COCO, mask2former.ALIASES)
+            checkpoint.demand_labels(tmp_path, found, COCO, coco.ALIASES)
 
 
 @pytest.mark.parametrize("count", [20, 133])

@@ -1,10 +1,10 @@
-"""How the torch implementation cuts a layout: runs of queries that see one stretch of keys.
+"""How the torch implementation splits a layout: intervals of queries that see one range of keys.
 
-A run with a fully visible or plainly causal stretch needs no mask, and keys outside the stretch are
-never multiplied. Measured on one core, fp32, forward and backward, against one SDPA with the dense
+An interval whose range is fully visible or plainly causal needs no mask, and keys outside the range
+are never multiplied. Measured on one core, fp32, forward and backward, against one SDPA with the dense
 mask (docs/results/kernels/cpu.csv, from perf/kernels/run.py): 1.25 to 1.3 times as fast from
-about 400 tokens on; small sequences become one run and cost the same. flex_attention has no backward
-pass on a CPU, and its forward pass is 10 to 200 times as slow there.
+about 400 tokens on; small sequences become one interval and cost the same. flex_attention has no
+backward pass on a CPU, and its forward pass is 10 to 200 times as slow there.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from torch import Tensor
 
 from reca_kernels.layout import Layout
 
-_CALL = 8192  # query-key pairs that cost as much as another call; small sequences become one run
+_CALL = (
+    8192  # query-key pairs that cost as much as another call; small sequences become one interval
+)
 
 
 @dataclass(frozen=True)
-class Run:
-    """Rows of a sample, the columns that they see, and the additive mask if one is needed."""
+class Interval:
+    """Rows of a sample, the columns that they see, and the additive mask if one is needed.
+
+    `mask` [B or 1, 1, rows, columns]: 0 or -inf; None where all is visible or `causal`.
+    """
 
     rows: slice
     columns: slice
@@ -32,22 +37,22 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring samples with equally many queries and keys, which run as one batch."""
+    """Adjacent samples with the same numbers of queries and of keys, which run as one batch."""
 
     first_query: int
     first_key: int
     batch: int
     rows: int
     columns: int
-    runs: tuple[Run, ...]
+    intervals: tuple[Interval, ...]
 
 
-def runs(layout: Layout, dtype: torch.dtype) -> list[Group]:
-    """The runs of a layout with masks of type `dtype`, made once per layout."""
-    return layout.made(("runs", dtype), lambda: _runs(layout, dtype))
+def intervals(layout: Layout, dtype: torch.dtype) -> list[Group]:
+    """The intervals of a layout, in groups, with masks of type `dtype`; computed once per layout."""
+    return layout.made(("intervals", dtype), lambda: _intervals(layout, dtype))
 
 
-def _runs(layout: Layout, dtype: torch.dtype) -> list[Group]:
+def _intervals(layout: Layout, dtype: torch.dtype) -> list[Group]:
     layout.check_order()
     samples, columns = layout.sample.unique_consecutive(return_counts=True)
     asking = layout.sample[layout.asking.long()].unsqueeze(0)
@@ -60,14 +65,14 @@ def _runs(layout: Layout, dtype: torch.dtype) -> list[Group]:
         while batch < len(sizes) and sizes[batch] == size:
             batch += 1
         if size[0]:
-            made = _group_runs(layout, first_query, first_key, batch, *size, dtype)
+            made = _group_intervals(layout, first_query, first_key, batch, *size, dtype)
             groups.append(Group(first_query, first_key, batch, *size, made))
         first_query, first_key = first_query + batch * size[0], first_key + batch * size[1]
         sizes = sizes[batch:]
     return groups
 
 
-def _group_runs(
+def _group_intervals(
     layout: Layout,
     first_query: int,
     first_key: int,
@@ -75,7 +80,7 @@ def _group_runs(
     rows: int,
     columns: int,
     dtype: torch.dtype,
-) -> tuple[Run, ...]:
+) -> tuple[Interval, ...]:
     seen = torch.stack(
         [
             layout.dense(
@@ -95,7 +100,7 @@ def _group_runs(
     changes = (tags.view(batch, rows).diff() != 0).any(0).nonzero().squeeze(1) + 1
     cuts = [0, *changes.tolist(), rows]
     spans = [(a, b, int(least[a:b].min()), int(most[a:b].max())) for a, b in pairwise(cuts)]
-    return tuple(_run(seen, span, dtype) for span in _merged(spans))
+    return tuple(_interval(seen, span, dtype) for span in _merged(spans))
 
 
 def _merged(spans: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
@@ -119,16 +124,16 @@ def _merged(spans: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int,
     return spans
 
 
-def _run(seen: Tensor, span: tuple[int, int, int, int], dtype: torch.dtype) -> Run:
+def _interval(seen: Tensor, span: tuple[int, int, int, int], dtype: torch.dtype) -> Interval:
     start, stop, least, most = span
     least = min(least, most - 1) if most else 0
     most = max(most, 1)  # rows that see nothing keep one masked key, and give 0
     rows, columns = slice(start, stop), slice(least, most)
     part = seen[:, rows, columns]
     if bool(part.all()):
-        return Run(rows, columns, None, False)
+        return Interval(rows, columns, None, False)
     square = part.shape[1] == part.shape[2]
     if square and bool((part == torch.ones_like(part[0]).tril()).all()):
-        return Run(rows, columns, None, True)
+        return Interval(rows, columns, None, True)
     mask = torch.zeros(part.shape, dtype=dtype, device=part.device)
-    return Run(rows, columns, mask.masked_fill_(~part, float("-inf")).unsqueeze(1), False)
+    return Interval(rows, columns, mask.masked_fill_(~part, float("-inf")).unsqueeze(1), False)

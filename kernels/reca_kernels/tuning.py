@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from reca_kernels.choice import interpreted
+from reca_kernels.runtime import interpreted
 
 WIDEST_HEAD = 128  # wider heads have no tuned tiles
 MOST_CHANNELS = 128  # of a flow-matching row: one tile holds them all

@@ -1,4 +1,4 @@
-"""The public functions: what they promise, what they refuse, and which implementation they call."""
+"""The public functions: they check their inputs and call the implementation that dispatch chooses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reca_kernels import attention, cross_entropy, flow, tuned
-from reca_kernels.choice import Implementation, chosen
+from reca_kernels import attention, cross_entropy, flow, tuning
+from reca_kernels.dispatch import Implementation, chosen
 from reca_kernels.inputs import autocast, check_linear, check_reduction, reduced
 from reca_kernels.layout import Layout
 
@@ -116,8 +116,8 @@ def flow_matching_loss(
     flat = hidden.reshape(-1, hidden.shape[-1])
     data = [t.reshape(-1, t.shape[-1]) for t in (clean, noise)]
     obstacle = None
-    if weight.shape[0] > tuned.MOST_CHANNELS:
-        obstacle = f"{weight.shape[0]} channels are more than {tuned.MOST_CHANNELS}"
+    if weight.shape[0] > tuning.MOST_CHANNELS:
+        obstacle = f"{weight.shape[0]} channels are more than {tuning.MOST_CHANNELS}"
     which = chosen("flow_matching_loss", implementation, hidden, obstacle)
     function = flow.Triton if which == "triton" else flow.Torch
     losses = function.apply(flat, weight, bias, *data, rows, reduction)
@@ -177,11 +177,11 @@ def block_attention(
     _check_heads(q, k, v, layout)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     obstacle = None
-    if q.shape[-1] > tuned.WIDEST_HEAD:
-        obstacle = f"heads of {q.shape[-1]} are wider than {tuned.WIDEST_HEAD}"
+    if q.shape[-1] > tuning.WIDEST_HEAD:
+        obstacle = f"heads of {q.shape[-1]} are wider than {tuning.WIDEST_HEAD}"
     if chosen("block_attention", implementation, q, obstacle) == "triton":
         return attention.Triton.apply(q, k, v, layout, scale)
-    return attention.by_runs(q, k, v, layout, scale)
+    return attention.by_intervals(q, k, v, layout, scale)
 
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:

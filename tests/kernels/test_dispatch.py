@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from reca_kernels import (
     Layout,
     block_attention,
-    choice,
+    cross_entropy,
+    dispatch,
     flow_matching_loss,
     linear_cross_entropy,
     selfcheck,
@@ -30,14 +32,14 @@ no_gpu = pytest.mark.skipif(DEVICE == "cuda", reason="imitates a GPU, where ther
 
 @pytest.fixture(autouse=True)
 def forget() -> None:
-    choice.automatic.cache_clear()
-    choice._log_once.cache_clear()
+    dispatch.automatic.cache_clear()
+    dispatch._log_once.cache_clear()
 
 
 def test_auto_is_torch_without_a_gpu_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "reca_kernels.choice")
+    caplog.set_level(logging.INFO, "reca_kernels.dispatch")
     for _ in range(3):
-        assert choice.chosen(KERNEL, "auto", torch.zeros(1)) == "torch"
+        assert dispatch.chosen(KERNEL, "auto", torch.zeros(1)) == "torch"
     assert [r.message for r in caplog.records] == [
         "linear_cross_entropy: torch, because the tensors are on cpu"
     ]
@@ -57,7 +59,7 @@ def test_old_gpus_take_torch(capability: tuple[int, int], monkeypatch: pytest.Mo
     monkeypatch.delenv("TRITON_INTERPRET")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(selfcheck, "first_difference", lambda kernel, device: None)
-    chosen, reason = choice.automatic(KERNEL, 0)
+    chosen, reason = dispatch.automatic(KERNEL, 0)
     assert chosen == ("torch" if capability == (7, 5) else "triton")
     assert ("7.5 is below 8.0" if chosen == "torch" else "matches its reference") in reason
 
@@ -75,7 +77,7 @@ def test_a_kernel_that_differs_falls_back(
     monkeypatch.delenv("TRITON_INTERPRET")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(selfcheck, "first_difference", check)
-    chosen, reason = choice.automatic(KERNEL, 0)
+    chosen, reason = dispatch.automatic(KERNEL, 0)
     assert chosen == "torch"
     assert ("no such instruction" if fault == "broken" else "weight in float16") in reason
     assert any(r.levelno == logging.WARNING and "falling back" in r.message for r in caplog.records)
@@ -93,9 +95,9 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         compared.append(kernel)
         return compare(kernel, torch.device(DEVICE))
 
-    monkeypatch.setattr(choice, "gpu_index", lambda device: 0)
-    monkeypatch.setattr(choice, "cannot_run", lambda device: None)
-    monkeypatch.setattr(choice, "interpreted", lambda: False)
+    monkeypatch.setattr(dispatch, "gpu_index", lambda device: 0)
+    monkeypatch.setattr(dispatch, "cannot_run", lambda device: None)
+    monkeypatch.setattr(dispatch, "interpreted", lambda: False)
     monkeypatch.setattr(selfcheck, "first_difference", first_difference)
     return compared
 
@@ -111,12 +113,12 @@ def flow(x: Tensor, w: Tensor) -> Tensor:
     return flow_matching_loss(x, w, None, data, data)
 
 
-def cross_entropy(x: Tensor, w: Tensor) -> Tensor:
+def next_token(x: Tensor, w: Tensor) -> Tensor:
     return linear_cross_entropy(x, w, torch.arange(len(x), device=x.device))
 
 
 CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "linear_cross_entropy": cross_entropy,
+    "linear_cross_entropy": next_token,
     "flow_matching_loss": flow,
     "block_attention": attend,
 }
@@ -134,7 +136,7 @@ def test_the_first_call_may_lie_in_a_checkpointed_block(
         with torch.autocast(DEVICE, torch.bfloat16):
             run(*leaves).float().square().sum().backward()
         gradients.append([leaf.grad for leaf in leaves])
-    assert on_device == [kernel] and choice.automatic(kernel, 0)[0] == "triton"
+    assert on_device == [kernel] and dispatch.automatic(kernel, 0)[0] == "triton"
     for recomputed, plain in zip(*gradients, strict=True):
         assert torch.equal(recomputed, plain)
 
@@ -158,7 +160,7 @@ STATES: dict[str, Callable[[], AbstractContextManager[object]]] = {
 @pytest.mark.parametrize("state", STATES)
 def test_the_first_call_may_lie_in_any_state(state: str, on_device: list[str]) -> None:
     with STATES[state]():
-        chosen, reason = choice.automatic(KERNEL, 0)
+        chosen, reason = dispatch.automatic(KERNEL, 0)
     assert (chosen, on_device) == ("triton", [KERNEL]), reason
 
 
@@ -175,17 +177,16 @@ def test_threads_compare_one_after_another(
 
     monkeypatch.setattr(selfcheck, "first_difference", alone)
     with ThreadPoolExecutor(4) as threads:
-        found: Iterator[tuple[str, str]] = threads.map(partial(choice.automatic, KERNEL), [0] * 8)
+        found: Iterator[tuple[str, str]] = threads.map(partial(dispatch.automatic, KERNEL), [0] * 8)
         assert {chosen for chosen, _ in found} == {"triton"}
 
 
 @no_gpu
 def test_the_self_check_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert selfcheck.first_difference(KERNEL, torch.device("cpu")) is None
-    right = selfcheck.face.linear_cross_entropy
-    monkeypatch.setattr(
-        selfcheck.face, "linear_cross_entropy", lambda *a, **k: right(*a, **k) * 1.01
-    )
+    right = cross_entropy.Triton.apply
+    wrong = SimpleNamespace(apply=lambda *given: right(*given) * 1.01)
+    monkeypatch.setattr(cross_entropy, "Triton", wrong)
     problem = selfcheck.first_difference(KERNEL, torch.device("cpu"))
     assert problem is not None and "allowed is 5e-04" in problem
 

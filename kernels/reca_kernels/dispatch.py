@@ -1,10 +1,8 @@
-"""Which implementation runs: Triton where the device supports it and has shown so, torch elsewhere."""
+"""Which implementation runs: Triton where the device passed the self-check, torch elsewhere."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +12,15 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from reca_kernels import selfcheck
+from reca_kernels.runtime import cannot_run, gpu_index, interpreted
+
 Implementation = Literal["auto", "triton", "torch"]
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 _CHECKING = threading.Lock()  # one comparison at a time: two would share the device and its memory
 TRITON_TYPES = (torch.float16, torch.bfloat16, torch.float32)
-LEAST_CAPABILITY = (8, 0)  # Ampere: the tiles are tuned and compiled for sm_80 and later
 
 
 def chosen(kernel: str, implementation: str, example: Tensor, obstacle: str | None = None) -> str:
@@ -48,33 +48,6 @@ def chosen(kernel: str, implementation: str, example: Tensor, obstacle: str | No
     return "torch"
 
 
-def gpu_index(device: torch.device) -> int | None:
-    """The CUDA index of a device (the current one where it names none); None for other devices."""
-    if device.type != "cuda":
-        return None
-    return torch.cuda.current_device() if device.index is None else device.index
-
-
-def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1), so that a CPU can."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def cannot_run(device: torch.device) -> str | None:
-    """Why Triton kernels cannot run on this device; None if they can."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    if interpreted():
-        return None
-    if device.type != "cuda":
-        return f"the tensors are on {device.type} and TRITON_INTERPRET is not 1"
-    if torch.version.hip is None:
-        capability = torch.cuda.get_device_capability(device)
-        if capability < LEAST_CAPABILITY:
-            return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
-    return None
-
-
 @cache
 def automatic(kernel: str, index: int) -> tuple[str, str]:
     """What `auto` takes on CUDA device `index`, and why: the kernel must first match its reference.
@@ -83,8 +56,6 @@ def automatic(kernel: str, index: int) -> tuple[str, str]:
     first caller happens to be doing: inside a checkpointed block its own saved tensors would be counted
     as the block's, and under `no_grad` or `inference_mode` it could compare no gradient.
     """
-    from reca_kernels.selfcheck import first_difference
-
     device = torch.device("cuda", index)
     reason = cannot_run(device)
     if reason is None and interpreted():
@@ -92,7 +63,7 @@ def automatic(kernel: str, index: int) -> tuple[str, str]:
     if reason is None:
         try:
             with _CHECKING:
-                reason = isolated(lambda: first_difference(kernel, device))
+                reason = isolated(lambda: selfcheck.first_difference(kernel, device))
         except Exception as error:  # a compiler or driver that fails must not stop a run
             reason = f"its self-check failed: {type(error).__name__}: {error}"
         if reason is not None:
