@@ -30,7 +30,7 @@ from reca.models.bagel.context import (
     vit_block,
 )
 from reca.models.bagel.network import Bagel, shifted
-from reca.models.bagel.text import THINK_TO_DRAW, BagelText
+from reca.models.bagel.text import THINK_TO_DRAW, TextFrontEnd
 from reca.models.bagel.vision import position_ids, prepared, resized, unpatchify
 from reca.models.common.batching import row_noise
 from reca.models.contract import warn_truncated
@@ -175,7 +175,7 @@ class Parts(Protocol):
     reader: Reader
 
     @property
-    def text(self) -> BagelText:
+    def text(self) -> TextFrontEnd:
         """The text front end."""
         ...
 

@@ -24,7 +24,7 @@ from reca.models.bagel.model import BagelModel
 from reca.models.bagel.network import GEN
 from reca.models.bagel.text import MARKS
 from reca.models.bagel.vision import VisionTower, patchify, positions
-from reca.models.bagel.weights import load_vae, save_official
+from reca.models.bagel.weights import VAE, load_vae
 from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safetensors
 from reca.models.common.tokenizer import read_tokenizer
 from reca.models.registry import build_model, load_model
@@ -95,7 +95,7 @@ def pretrain_vae(
     size = len(pictures.scenes)
     found = fit(vae, loss, recipe, size=size, seed=seed, work_dir=work, data=pictures.fingerprint)
     to_unit_spread(vae, pictures.pixels[:512])
-    save_official(vae, out / VAE_FILE)
+    VAE.save(vae, out / VAE_FILE)
     return found
 
 
