@@ -43,7 +43,7 @@ setup:
 	@wanted=$$(cat requirements.lock pyproject.toml | cksum); \
 	if [ -x "$(BIN)/python" ] && [ "$$(cat "$(VENV)/stamp" 2>/dev/null)" = "$$wanted" ]; then exit 0; fi; \
 	set -e; \
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; say make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'; \
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is required; run make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'; \
 	echo "Setting up $(VENV) (some minutes; packages are downloaded once)"; \
 	$(PYTHON) -m venv "$(VENV)"; \
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) \
@@ -75,7 +75,7 @@ lint: setup
 	@$(RUN) python3 -m mypy
 	@$(RUN) python3 -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-cache
 
-# `dvc commit` believes what it is told, so it is told only when Snakemake has nothing left to do.
+# `dvc commit` verifies nothing, so it runs only when Snakemake has nothing left to do.
 record: setup
 	@$(RUN) python3 -m reca compose "$$RECORDED" --out "build/$$RECORDED.yaml"
 	@$(SNAKEMAKE) --dry-run --quiet --config experiment="$$RECORDED" 2>&1 | grep -q "Nothing to be done" || \
@@ -83,7 +83,7 @@ record: setup
 	@$(RUN) python3 -m reca audit "results/$$RECORDED"
 	@$(RUN) python3 -m dvc commit --force
 
-# DVC does not hash what a remote gives, so the audit does, before anything believes it. A fresh clone
+# DVC does not hash what a remote gives, so the audit does, before anything uses it. A fresh clone
 # has no memory of earlier runs, and pulled files have new time stamps: touching all of them in
 # order tells Snakemake that they are the results of this very configuration and code. All: one
 # that happens to be newer than its inputs would else be left without a record of what made it.

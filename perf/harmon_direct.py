@@ -1,6 +1,6 @@
 """Harmon's published sampling loop, transcribed module by module: what `harmon_sampler` measures against.
 
-As reference/harmon/SPEC.md sections c, d2, d3 and d4 write it: the conditional and the unconditional rows go side by
+As docs/reference/harmon.md c, d2, d3 and d4 write it: the conditional and the unconditional rows go side by
 side through encoder, language model, decoder and head; all tokens are embedded before the masked ones are dropped;
 position tables are resized in every call; every reverse step runs the whole head, and gathers its tables from float64
 arrays (the eight of g18). Pictures of one prompt share a batch, other prompts wait (g19). It shares weights and plain
@@ -70,7 +70,7 @@ class Direct:
         z = self._decode(network.with_context(seen, hidden), kept)
         return self._reverse(z[given.chosen], given.noise)
 
-    # ---- masked autoencoder (SPEC c, d1) ---------------------------------------------------------
+    # ---- masked autoencoder (harmon.md c, d1) ---------------------------------------------------------
     def _kept(self, masked: Tensor) -> Tensor:
         """Which of buffers and places are seen [2b, S + L]."""
         buffers = masked.new_ones(len(masked), self.network.mar.config.buffers)
@@ -96,7 +96,7 @@ class Direct:
         x = mar.decoder_norm(x)[:, mar.config.buffers :]
         return x + mar.positions(mar.diffusion_pos_embed_learned, self.grid)
 
-    # ---- head (SPEC d2, d3) ----------------------------------------------------------------------
+    # ---- head (harmon.md d2, d3) ----------------------------------------------------------------------
     def _reverse(self, z: Tensor, noise: tuple[Tensor, Tensor]) -> Tensor:
         """The respaced reverse process, both halves at every step."""
         half = len(z) // 2
@@ -132,7 +132,9 @@ class Direct:
 
 
 def predicted(net: Any, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-    """The head's MLP as SPEC d2 writes it: [R, 2C] for x [R, C], original timesteps t [R] and conditions z [R, D]."""
+    """The head's MLP as harmon.md d2 writes it: [R, 2C] for x [R, C], original timesteps t [R] and conditions z [R,
+    D].
+    """
     h = net.input_proj(x)
     y = net.time_embed.mlp(timestep_code(t)) + net.cond_embed(z)
     for block in net.res_blocks:

@@ -84,12 +84,7 @@ def with_tokenizer(model: Any, family: str) -> UnifiedModel:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tokenizer(family, folder)
-        if family == "bagel":
-            from reca.models.bagel.text import load_tokenizer as bagel_tokenizer
-
-            model.set_tokenizer(bagel_tokenizer(folder, model.config))
-        else:
-            model.read_tokenizer(folder)
+        model.read_tokenizer(folder)
     return model
 
 

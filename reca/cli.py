@@ -1,6 +1,6 @@
-"""The command line: one verb per stage of the workflow, which is also what a person types.
+"""The command line: one command per workflow stage, each of which can also be run by hand.
 
-The table below is all there is to a verb: its words, an example, its arguments and the function that
+The table below is all there is to a command: its words, an example, its arguments and the function that
 runs it, imported only then, so that `reca --help` answers at once.
 """
 
@@ -21,7 +21,7 @@ from reca.commands.log_file import start_log
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a verb: its flags and what argparse should do with it."""
+    """One argument of a command: its flags and its argparse options."""
 
     flags: tuple[str, ...]
     options: dict[str, Any]
@@ -29,7 +29,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb: `runs` is `module:function`, called with the parsed arguments."""
+    """One command: `runs` is `module:function`, called with the parsed arguments."""
 
     name: str
     summary: str
@@ -52,13 +52,13 @@ _SECTION = _arg(
     "--section",
     required=True,
     metavar="JSON",
-    help="the stage's configuration, or @FILE with it (also the manifest.json of such a stage)",
+    help="configuration of the stage as JSON, or @FILE (also the manifest.json of such a stage)",
 )
 _SEED = _arg("--seed", type=int, required=True, help="seed of the run")
 _WORK = _arg(
     "--work",
     metavar="DIR",
-    help="folder of its own for unfinished state, removed at the end (default: below work/, by --out)",
+    help="staging folder, removed at the end (default: below work/, named after --out)",
 )
 _EXPERIMENT = _arg("experiment", help="a name in config/experiment/")
 _OVERRIDES = _arg("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
@@ -73,7 +73,7 @@ _STEPS = _arg(
 _GUIDANCE = _arg(
     "--guidance",
     type=float,
-    help="guidance; none at 0, for Harmon and BAGEL also at 1 "
+    help="guidance scale; 0 disables it, for Harmon and BAGEL also 1 "
     "(default: as published, Show-o 5, Harmon 3, BAGEL 4; tiny Show-o 2)",
 )
 _DEVICE = _arg(
@@ -81,7 +81,7 @@ _DEVICE = _arg(
 )
 _DRAW_SEED = _arg("--seed", type=int, default=0, help="seed of the noise (default 0)")
 _SOURCE = _arg(
-    "--source", action="append", default=[], metavar="ROLE=DIR", help="fetched folder of a role"
+    "--source", action="append", default=[], metavar="ROLE=DIR", help="downloaded folder of a role"
 )
 _LOG = _arg("--log", metavar="FILE", help="also write the log to this file")
 
@@ -96,21 +96,24 @@ VERBS = (
     ),
     Verb(
         "check",
-        "check an experiment in full, networks included, and say what it would run",
+        "validate an experiment, including its networks, and list what it would run",
         "reca check paper models.showo_clip_512.align.steps=100",
         "reca.commands.configure:check",
         (_EXPERIMENT, _OVERRIDES),
     ),
     Verb(
         "plan",
-        "count what a run asks of memory: weights, gradients, optimiser, activations per device",
+        "estimate a run's memory per device: weights, gradients, optimizer, activations",
         "reca plan paper_bagel --memory 80",
         "reca.commands.plan:plan",
         (
             _EXPERIMENT,
             _OVERRIDES,
             _arg(
-                "--memory", type=float, metavar="GIB", help="of one device (default: the one here)"
+                "--memory",
+                type=float,
+                metavar="GIB",
+                help="memory of one device (default: this machine's)",
             ),
         ),
     ),
@@ -124,7 +127,7 @@ VERBS = (
     # ---- sources and data
     Verb(
         "sources",
-        "list all downloads of config/sources.yaml and whether they are pinned",
+        "list the downloads in config/sources.yaml and whether they are pinned",
         "reca sources",
         "reca.commands.sources:show",
     ),
@@ -137,18 +140,18 @@ VERBS = (
     ),
     Verb(
         "pin",
-        "fix sources on first contact: write their hashes to config/sources.lock",
+        "pin sources: write their revisions and hashes to config/sources.lock",
         "reca pin magvitv2 phi_1_5",
         "reca.commands.sources:pin",
         (
             _arg("names", nargs="+", metavar="NAME", help="names in config/sources.yaml"),
             _MIRROR,
-            _arg("--update", action="store_true", help="pin anew what is pinned already"),
+            _arg("--update", action="store_true", help="replace existing pins"),
         ),
     ),
     Verb(
         "render",
-        "draw a data set of the procedural laptop world",
+        "render a data set of the procedural toy world",
         "reca render --section @data/laptop-reconstruct/manifest.json --out work/again/world",
         "reca.commands.data:render",
         (_SECTION, _OUT, _LOG),
@@ -156,7 +159,7 @@ VERBS = (
     # ---- stages
     Verb(
         "base",
-        "make the model folder that all arms start from",
+        "create the model folder that all arms start from",
         f"reca base --section @{_TINY}/base/manifest.json --out work/again/base",
         "reca.commands.train:base",
         (
@@ -181,7 +184,7 @@ VERBS = (
                 action="append",
                 default=[],
                 metavar="FIRST=DIR",
-                help="where images whose paths begin with FIRST/ lie, as files or in archives",
+                help="folder or archives of the images whose paths begin with FIRST/",
             ),
             _arg(
                 "--use", required=True, choices=("draw", "read", "edit"), help="what images are for"
@@ -194,7 +197,7 @@ VERBS = (
     ),
     Verb(
         "align",
-        "train one arm from the base model, resuming where it was cut off",
+        "train one arm from the base model, resuming an interrupted run",
         f"reca align --section @{_TINY}/reca/seed-0/manifest.json --model {_TINY}/base"
         " --data reconstruct=data/laptop-reconstruct --data answer=data/laptop-reconstruct"
         f" --cache draw={_TINY}/cache/draw --cache read={_TINY}/cache/read"
@@ -214,15 +217,25 @@ VERBS = (
     ),
     Verb(
         "pretrain",
-        "train a part of a laptop base model from nothing",
+        "train a component of a laptop base model from scratch",
         "reca pretrain tokenizer --section @s.json --data data/world --out results/pre/tokenizer",
         "reca.commands.train:pretrain",
         (
-            _arg("part", metavar="PART", help="a part of the family, or `base`: the model"),
+            _arg("part", metavar="PART", help="a component of the family, or `base` for the model"),
             _SECTION,
             _arg("--data", action="append", default=[], metavar="ROLE=DIR", help="data by role"),
-            _arg("--input", action="append", default=[], metavar="ROLE=DIR", help="earlier parts"),
-            _arg("--start", metavar="DIR", help="a whole model to go on from, in place of parts"),
+            _arg(
+                "--input",
+                action="append",
+                default=[],
+                metavar="ROLE=DIR",
+                help="components trained earlier",
+            ),
+            _arg(
+                "--start",
+                metavar="DIR",
+                help="complete model to continue from, instead of components",
+            ),
             _arg("--seed", type=int, default=0, help="seed (default 0)"),
             _WORK,
             _OUT,
@@ -232,7 +245,7 @@ VERBS = (
     # ---- evaluation
     Verb(
         "generate",
-        "draw a benchmark's pictures and answer its questions with one model",
+        "generate a benchmark's images and answer its questions with one model",
         f"reca generate --section @{_TINY}/reca-0/laptop/test/samples/manifest.json"
         f" --model {_TINY}/reca/seed-0 --seed 0 --split test --guidance={_TINY}/guidance/guidance.json"
         " --work work/again/pictures --out work/again/samples",
@@ -242,7 +255,7 @@ VERBS = (
             _folder("--model", "model folder"),
             _SEED,
             _arg("--split", choices=("development", "test"), default="test", help="prompts"),
-            _arg("--guidance", metavar="FILE", help="chosen guidance (from `reca choose`)"),
+            _arg("--guidance", metavar="FILE", help="guidance selected by `reca choose`"),
             _arg("--shard", metavar="I/N", default="0/1", help="part of a paper benchmark"),
             _SOURCE,
             _DEVICE,
@@ -253,14 +266,19 @@ VERBS = (
     ),
     Verb(
         "examine",
-        "let a detector, a VQA model or a judge look at generated samples",
+        "run a detector, a VQA model or a judge on generated samples",
         "reca examine --section @s.json --samples M/samples/0-of-8 --source prompts=data/geneval --out M/seen",
         "reca.commands.benchmark:examine",
         (
             _SECTION,
-            _folder("--samples", "folder that `reca generate` wrote"),
+            _folder("--samples", "output folder of `reca generate`"),
             _SOURCE,
-            _arg("--ledger", metavar="FILE", default="ledgers/judge.jsonl", help="judge's replies"),
+            _arg(
+                "--ledger",
+                metavar="FILE",
+                default="ledgers/judge.jsonl",
+                help="file of the judge's replies",
+            ),
             _WORK,
             _OUT,
             _LOG,
@@ -268,30 +286,44 @@ VERBS = (
     ),
     Verb(
         "score",
-        "score anybody's pictures (`reca score geneval FOLDER`), or samples of the workflow",
+        "score a folder of images (`reca score geneval FOLDER`) or samples of the workflow",
         f"reca score --section @{_TINY}/reca-0/laptop/test/scores/manifest.json"
         f" --samples {_TINY}/reca-0/laptop/test/samples --out work/again/scores",
         "reca.commands.evaluate:score",
         (
             _arg("benchmark", nargs="?", metavar="BENCHMARK", help="geneval, dpg, wise, ..."),
-            _arg("folder", nargs="?", metavar="FOLDER", help="pictures in the official layout"),
-            _arg("--list", action="store_true", help="only list what is missing or unknown"),
-            _arg("--images", type=int, metavar="N", help="pictures per prompt (default: as found)"),
-            _arg("--partial", action="store_true", help="score what is there, and say so"),
+            _arg("folder", nargs="?", metavar="FOLDER", help="images in the official layout"),
+            _arg("--list", action="store_true", help="only list missing and unknown files"),
+            _arg("--images", type=int, metavar="N", help="images per prompt (default: as found)"),
             _arg(
-                "--evidence", nargs="*", metavar="DIR", help="what was seen before; no network then"
+                "--partial",
+                action="store_true",
+                help="score an incomplete folder, marked as partial",
             ),
-            _arg("--scorer", metavar="NAME", help="which network sees (docs/benchmarks.md)"),
-            _arg("--judge", metavar="JSON", help="the judge's configuration, or @FILE with it"),
-            _arg("--options", metavar="JSON", help="named options of the grading"),
+            _arg(
+                "--evidence",
+                nargs="*",
+                metavar="DIR",
+                help="observations of an earlier run, instead of running a network",
+            ),
+            _arg(
+                "--scorer",
+                metavar="NAME",
+                help="network that observes the images (docs/benchmarks.md)",
+            ),
+            _arg("--judge", metavar="JSON", help="configuration of the judge, or @FILE"),
+            _arg("--options", metavar="JSON", help="named options of the scoring rules"),
             _SOURCE,
             _arg(
                 "--section",
                 metavar="JSON",
-                help="workflow: the benchmark's configuration, or @FILE",
+                help="workflow: configuration of the benchmark, or @FILE",
             ),
             _arg(
-                "--samples", nargs="+", metavar="DIR", help="workflow: what `reca generate` wrote"
+                "--samples",
+                nargs="+",
+                metavar="DIR",
+                help="workflow: output folders of `reca generate`",
             ),
             _arg("--out", metavar="DIR", help="folder to write"),
             _LOG,
@@ -299,7 +331,7 @@ VERBS = (
     ),
     Verb(
         "choose",
-        "choose each arm's guidance from development scores",
+        "select each arm's guidance from development scores",
         f"reca choose --scores {_TINY}/base-0/laptop/development/scores"
         f" {_TINY}/reca-0/laptop/development/scores --out work/again/guidance/guidance.json",
         "reca.commands.evaluate:choose",
@@ -323,7 +355,7 @@ VERBS = (
     ),
     Verb(
         "paper",
-        "write the paper's tables: reported values beside reproduced ones, or `not run`",
+        "write the paper's tables: reported and reproduced values, or `not run`",
         "reca paper --results results --out paper_tables",
         "reca.commands.benchmark:paper",
         (
@@ -332,25 +364,25 @@ VERBS = (
                 "--experiment",
                 nargs="+",
                 metavar="NAME",
-                help="whose expectations are judged (default: paper, and those that have results)",
+                help="experiments whose expectations are checked (default: paper, and all that have results)",
             ),
             _arg(
                 "--check",
                 action="store_true",
-                help="exit with status 3 where a number is outside its stated tolerance",
+                help="exit with status 3 if a number is outside its stated tolerance",
             ),
             _OUT,
             _LOG,
         ),
     ),
-    # ---- one picture at a time
+    # ---- one image at a time
     Verb(
         "draw",
-        "draw a picture from words",
+        "generate an image from a prompt",
         'reca draw "a red circle left of a blue square" --out circle.png',
         "reca.commands.interact:draw",
         (
-            _arg("prompt", help="what to draw"),
+            _arg("prompt", help="description of the image"),
             _MODEL,
             _arg("--out", default="drawn.png", metavar="FILE", help="default drawn.png"),
             _GUIDANCE,
@@ -361,12 +393,12 @@ VERBS = (
     ),
     Verb(
         "edit",
-        "change a picture as told (BAGEL)",
+        "edit an image by an instruction (BAGEL)",
         'reca edit photo.png "make the circle blue" --out edited.png',
         "reca.commands.interact:edit",
         (
-            _arg("image", help="the picture to change"),
-            _arg("instruction", help="what to change"),
+            _arg("image", help="image to edit"),
+            _arg("instruction", help="edit instruction"),
             _MODEL,
             _arg("--out", default="edited.png", metavar="FILE", help="default edited.png"),
             _GUIDANCE,
@@ -375,7 +407,7 @@ VERBS = (
                 type=float,
                 default=1.5,
                 metavar="SCALE",
-                help="how closely to keep the picture, 1 for no push (default 1.5)",
+                help="image guidance scale; 1 disables it (default 1.5)",
             ),
             _STEPS,
             _DRAW_SEED,
@@ -384,7 +416,7 @@ VERBS = (
     ),
     Verb(
         "reconstruct",
-        "draw a picture again from the model's own understanding of it",
+        "generate an image again from the model's own understanding embeddings",
         "reca reconstruct circle.png --out again.png",
         "reca.commands.interact:reconstruct",
         (
@@ -400,7 +432,7 @@ VERBS = (
     ),
     Verb(
         "ask",
-        "ask a question about a picture",
+        "answer a question about an image",
         'reca ask circle.png "what color is the circle ?"',
         "reca.commands.interact:ask",
         (
@@ -412,7 +444,7 @@ VERBS = (
                 type=int,
                 default=256,
                 metavar="N",
-                help="longest answer in tokens (default 256); a cut one is told",
+                help="maximum answer length in tokens (default 256); truncation is reported",
             ),
             _DEVICE,
         ),
@@ -420,14 +452,14 @@ VERBS = (
     # ---- records
     Verb(
         "audit",
-        "hash every output again and walk every input back to its origin",
+        "hash every output again and trace every input back to its source",
         "reca audit results/laptop",
         "reca.commands.trail:audit",
         (_arg("folders", nargs="*", metavar="DIR", help="default: results and data"),),
     ),
     Verb(
         "doctor",
-        "say what this machine is and which kernels it will run, after comparing them",
+        "describe this machine and its kernels, after checking them against plain torch",
         "reca doctor",
         "reca.commands.doctor:doctor",
     ),
@@ -441,7 +473,7 @@ VERBS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The argument parser of all verbs."""
+    """The argument parser of all commands."""
     root = argparse.ArgumentParser(
         prog="reca",
         description="Reconstruction Alignment (RecA) of unified multimodal models, reproducibly.",
@@ -449,7 +481,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=f"reca {reca.__version__}")
-    verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = root.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     for verb in VERBS:
         one = verbs.add_parser(
             verb.name,
@@ -465,7 +497,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 when it did its work, 2 for a user's mistake, 1 where the machine gave out, 130 after Ctrl-C."""
+    """Run one command. Returns 0 on success, 2 for a user's mistake, 1 for a machine failure, 130 after Ctrl-C."""
     parsed = parser().parse_args(arguments)
     module, _, function = parsed.runs.partition(":")
     try:
@@ -477,7 +509,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         print(
-            f"reca {parsed.verb}: stopped by Ctrl-C; the same command goes on from finished work",
+            f"reca {parsed.verb}: stopped by Ctrl-C; run the same command again to resume",
             file=sys.stderr,
         )
         return 130

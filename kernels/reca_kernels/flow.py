@@ -2,7 +2,7 @@
 
 Reads top to bottom: the torch implementation (chunks of rows), the Triton kernels, their autograd
 wrapper. Letters: N rows, M rows that carry a loss, D width, C channels of a row.
-Source: reference/bagel/SPEC.md section 3.
+Source: docs/reference/bagel.md 3.
 """
 
 from __future__ import annotations

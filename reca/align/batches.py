@@ -17,7 +17,7 @@ from reca.config.recipe import Recipe
 from reca.core.artifacts import sha256_json
 from reca.core.rng import generator, seed_of
 from reca.data.order import Cursor, published_order
-from reca.models.contract import Features, UnifiedModel
+from reca.models.contract import Features, UnifiedModel, editor
 
 Conversation = Sequence[tuple[str, str]]
 """(question, answer) turns about one image."""
@@ -29,7 +29,7 @@ ROLE = {"reca": "draw", "t2i": "draw", "i2t": "read", "text": "text", "edit": "e
 
 @dataclass(frozen=True)
 class EditRows:
-    """One edit as rows of a cache of pictures: the one to change, what becomes of it, and what is said."""
+    """One edit as rows of a cache of images: the one to change, what becomes of it, and what is said."""
 
     source: int
     target: int
@@ -73,11 +73,11 @@ class TaskData(Protocol):
 
 @dataclass(frozen=True)
 class FeatureData:
-    """Caches joined with their texts: row i of a cache belongs to entry i of the lists beside it.
+    """Caches joined with their texts: row i of a cache belongs to entry i of the lists.
 
     `draw` serves reca (with `prompts`) and t2i (with `draw_captions`); `read` serves i2t (with
     `read_conversations`, one or more per image); `text_conversations` serve the task text; `edits` point into the
-    pictures of `edit`.
+    images of `edit`.
     """
 
     draw: FeatureRows | None = None
@@ -215,7 +215,7 @@ def _plan(
 
     if task == "edit":
         edits = data.edits_of(indices)
-        noise = model.sample_edit_noise(batch, drawn_for("draws"))
+        noise = editor(model).sample_edit_noise(batch, drawn_for("draws"))
         return MicroBatch(
             task,
             [edit.target for edit in edits],

@@ -3,7 +3,7 @@
     step-0000000010/  trainable-00001.safetensors  optimizer-...  ema-...  state.json  manifest.json
 
 A save writes a hidden folder, flushes every file and the folder, and renames it; the manifest holds the
-sha256 of every file. What a crash leaves behind is a hidden folder that nobody reads.
+sha256 of every file. A crash leaves a hidden folder that nothing reads.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Found:
 
     @property
     def step(self) -> int:
-        """Completed optimiser steps; 0 where nothing valid was found."""
+        """Completed optimizer steps; 0 where nothing valid was found."""
         return step_of(self.path) if self.path else 0
 
 
 def step_of(path: Path) -> int:
-    """Completed optimiser steps, from the folder's name."""
+    """Completed optimizer steps, from the folder's name."""
     return int(path.name.removeprefix("step-"))
 
 

@@ -1,6 +1,6 @@
 """The record of a run: `log.jsonl` with one line per step, the same bytes whether or not the run was interrupted.
 
-Times differ from run to run, so they go to `timing.jsonl` beside it. Every line is sealed (`reca.core.sealed`): a
+Times differ from run to run, so they go to `timing.jsonl` next to it. Every line is sealed (`reca.core.sealed`): a
 step whose line was damaged on the disk is neither continued from nor published.
 """
 

@@ -1,6 +1,6 @@
 """What a run will ask of each device, counted on `meta` before a single weight is loaded.
 
-Weights, gradients and optimiser are exact; activations are an estimate from the family's own counts (`Workload`).
+Weights, gradients and optimizer are exact; activations are an estimate from the family's own counts (`Workload`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Footprint:
     trained: int
     gpus: int
     parts: Mapping[str, float]
-    features: int | None  # values cached on disk per picture
+    features: int | None  # values cached on disk per image
 
     @property
     def total(self) -> float:
@@ -133,7 +133,7 @@ def device_bytes(gpus: int) -> tuple[float, str]:
 
 
 def fits(found: Footprint, memory: float) -> bool:
-    """Whether it fits beside the device's own reserve."""
+    """Whether it fits in memory with the device's own reserve."""
     return found.total <= memory * (1 - RESERVE)
 
 
@@ -148,7 +148,7 @@ def least_gpus(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -
 def described(
     name: str, found: Footprint, memory: float, device: str, cache_dtype: str | None = None
 ) -> list[str]:
-    """The table that `reca plan` prints; with the cache's precision also what a picture takes there."""
+    """The table that `reca plan` prints; with the cache's precision also what an image takes there."""
     places = f"each of {found.gpus} devices" if found.gpus > 1 else "one device"
     rows = [f"    {what:<30}{_gib(value)}" for what, value in found.parts.items()]
     verdict = "fits" if fits(found, memory) else "DOES NOT FIT"

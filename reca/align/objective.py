@@ -2,8 +2,8 @@
 
     L = lambda_reca L_reca + lambda_i2t L_i2t + lambda_t2i L_t2i + lambda_text L_text     (paper eq. 4)
 
-`edit` (a picture and an instruction in, the changed picture out) is no part of the paper's objective: it makes a base
-that edits, or trains one on edits of your own. Every L is a mean over the tokens of one whole optimiser step, so
+`edit` (an image and an instruction in, the changed image out) is no part of the paper's objective: it makes a base
+that edits, or trains one on edits of your own. Every L is a mean over the tokens of one whole optimizer step, so
 micro-batches and ranks only split the sum.
 """
 
@@ -21,6 +21,7 @@ from reca.models.contract import (
     Features,
     Loss,
     UnifiedModel,
+    editor,
     reconstruction_loss,
     text_to_image_loss,
 )
@@ -42,7 +43,7 @@ class MicroBatch:
     conversation: Any = None
     partner: Tensor | None = None
     features: Features = field(default_factory=dict)  # empty until loaded, and for the task text
-    # edit: rows of the pictures to change, `indices` being those of the targets, and their features
+    # edit: rows of the images to change, `indices` being those of the targets, and their features
     sources: Sequence[int] = ()
     source: Features = field(default_factory=dict)
 
@@ -58,7 +59,7 @@ def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
     if batch.task in ("i2t", "text"):
         return model.answer_loss(batch.conversation, batch.features or None)
     if batch.task == "edit":
-        return model.edit_loss(batch.features, batch.source, batch.texts, batch.noise)
+        return editor(model).edit_loss(batch.features, batch.source, batch.texts, batch.noise)
     raise ValueError(f"task {batch.task!r} is not known; choose one of: {', '.join(TASKS)}")
 
 

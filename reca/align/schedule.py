@@ -1,4 +1,4 @@
-"""Learning rate by optimiser step: a pure function, so that resume has nothing to restore."""
+"""Learning rate by optimizer step: a pure function, so that resume has nothing to restore."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lr_factor(
 
 def published_rate(iteration: int, *, warmup: int, horizon: int, start: float = 1e-5) -> float:
     """Share of the peak rate at a 0-based micro-iteration of Harmon's code: the warm-up rises from `start` to the
-    peak at `warmup - 1`, then half a cosine to 0 (reference/harmon/SPEC.md section e).
+    peak at `warmup - 1`, then half a cosine to 0 (docs/reference/harmon.md e).
     """
     if iteration < warmup:
         return start + (1 - start) * iteration / max(1, warmup - 1)
@@ -34,7 +34,7 @@ def published_rate(iteration: int, *, warmup: int, horizon: int, start: float = 
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate that optimiser step `step` (0-based) of `recipe` uses."""
+    """The rate that optimizer step `step` (0-based) of `recipe` uses."""
     horizon = recipe.steps if recipe.horizon is None else recipe.horizon
     if (
         recipe.schedule == "published"

@@ -33,7 +33,7 @@ def freeze(model: UnifiedModel, patterns: Sequence[str] = ()) -> list[str]:
         trained = {name for name in known if any(fnmatchcase(name, p) for p in patterns)}
     if not trained or not trained <= set(known):
         raise ValueError(
-            f"trainable names that the model lacks: {sorted(trained - set(known))[:5]}"
+            f"trainable names that are missing in the model: {sorted(trained - set(known))[:5]}"
         )
     for name, weight in model.named_parameters():
         weight.requires_grad_(name in trained)
@@ -51,7 +51,7 @@ def weights_hash(model: nn.Module) -> str:
 
 @dataclass
 class Tally:
-    """Running counts of a whole run, resumed with it."""
+    """Running counts of a complete run, resumed with it."""
 
     tokens: int = 0
     samples: int = 0
@@ -83,7 +83,7 @@ class TrainState:
         return 3 * checkpoint.size_of(self.weights.values()) + checkpoint.size_of(averages)
 
     def restore(self, path: Path) -> None:
-        """Put a checkpoint's tensors back, bit for bit; ValueError names weights that it lacks."""
+        """Restore a checkpoint's tensors bit for bit; ValueError names missing weights."""
         _copy_all(self.weights, checkpoint.read_tensors(path, "trainable"), path)
         if self.average is not None:
             _copy_all(self.average, checkpoint.read_tensors(path, "ema"), path)
@@ -119,7 +119,7 @@ def _copy_all(own: Mapping[str, Tensor], read: Iterable[tuple[str, Tensor]], pat
         missing.discard(name)
     if missing:
         raise ValueError(
-            f"{path}: lacks {len(missing)} trained weights, for instance {min(missing)}"
+            f"{path}: {len(missing)} trained weights are missing, for instance {min(missing)}"
         )
 
 

@@ -173,7 +173,7 @@ def run_identity(
 def set_up(
     model: UnifiedModel, names: list[str], recipe: Recipe, world: World
 ) -> tuple[Objective, TrainState, list[torch.nn.Module]]:
-    """Place, shard and wrap the model, then build the optimiser over what it holds now."""
+    """Place, shard and wrap the model, then build the optimizer over what it holds now."""
     # Losses are pure functions of their arguments: dropout would bring in random numbers that no key names.
     model.eval()
     objective, blocks = Objective(model), distributed.trained_blocks(model)
@@ -201,7 +201,7 @@ def is_due(step: int, recipe: Recipe, end: int) -> bool:
 
 # ---- one step ----------------------------------------------------------------------------------
 def tokens_by_task(plan: Sequence[MicroBatch], recipe: Recipe, world: World) -> dict[str, int]:
-    """Tokens with a loss in this optimiser step, over all micro-batches and ranks."""
+    """Tokens with a loss in this optimizer step, over all micro-batches and ranks."""
     own = [sum(batch.count for batch in plan if batch.task == task) for task in recipe.active()]
     return dict(zip(recipe.active(), map(int, world.sum(own)), strict=True))
 

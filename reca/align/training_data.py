@@ -36,10 +36,10 @@ def feature_data(
     drawing, reading = {"reca", "t2i"} & set(tasks), "i2t" in tasks
     draw = open_cache(_given(caches, "draw", "cache")) if drawing else None
     read = open_cache(_given(caches, "read", "cache")) if reading else None
-    told: Sequence[Sample] = []
+    text_samples: Sequence[Sample] = []
     if "text" in tasks:
         source, folder = _role(sources, folders, TOLD)
-        told = read_texts(open_role(source, folder), max_unreadable(source.options))
+        text_samples = read_texts(open_role(source, folder), max_unreadable(source.options))
     captions: list[str] = []
     if draw is not None and "t2i" in tasks:
         captions = _captions(_samples(draw, *_role(sources, folders, DRAWN)))
@@ -55,7 +55,7 @@ def feature_data(
         prompts=bank(recipe.prompts, recipe.prompts_file) if "reca" in tasks else (),
         draw_captions=captions,
         read_conversations=[sample.conversations for sample in asked],
-        text_conversations=[sample.conversations for sample in told],
+        text_conversations=[sample.conversations for sample in text_samples],
         edit=changed,
         edits=edits,
         identity={use: sha256_file(Path(folder) / MANIFEST) for use, folder in caches.items()},
@@ -63,9 +63,9 @@ def feature_data(
 
 
 def edits_of(ids: Sequence[str], samples: Sequence[Sample], where: Path) -> list[EditRows]:
-    """The edits among cached pictures: every one that names the `source` it was made from, its caption the instruction.
+    """The edits among cached images: every one that names the `source` it was made from, its caption the instruction.
 
-    ValueError for a source that is not among the pictures, a missing instruction, or no edit at all.
+    ValueError for a source that is not among the images, a missing instruction, or no edit at all.
     """
     rows = {name: row for row, name in enumerate(ids)}
     found = []

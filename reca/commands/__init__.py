@@ -1,1 +1,1 @@
-"""What the verbs of the command line do: open files, call one room, write one record. No logic of its own."""
+"""The commands of the command line: open files, call one package, record the stage. No logic of their own."""

@@ -1,4 +1,4 @@
-"""draw, examine and grade the paper's benchmarks: the workflow's stages, and anybody's folder of pictures."""
+"""draw, examine and grade the paper's benchmarks: the workflow's stages, and anybody's folder of images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reca.evaluation import readings, registry
 
 
 def examination(kind: str) -> str:
-    """The name in `STAGES` of what stands between pictures and scores."""
+    """The name in `STAGES` of the step between images and scores."""
     return "judge" if registry.kind(kind).evidence == "judge" else "examine"
 
 
@@ -196,7 +196,7 @@ def _expectations(named: Sequence[str] | None, there: set[str]) -> dict[str, lis
     return {name: [asdict(one) for one in compose.load(name).expect] for name in chosen}
 
 
-# ---- anybody's pictures ------------------------------------------------------------------------------
+# ---- anybody's images ------------------------------------------------------------------------------
 SOURCES = {
     "geneval": {"prompts": "geneval", "detector": "mask2former-swin-small-coco", "clip": "clip-vit-large-patch14"},
     "dpg": {"prompts": "dpg", "questions": "dpg-questions", "vqa": "blip-vqa"},
@@ -208,9 +208,9 @@ SOURCES = {
 
 
 def score_folder(arguments: Namespace) -> None:
-    """Score anybody's folder of pictures in the official layout; prints the summary and what is missing.
+    """Score anybody's folder of images in the official layout; prints the summary and what is missing.
 
-    Names are matched strictly. `--list` only says what is there and what lacks. `--evidence DIR` scores what
+    Names are matched strictly. `--list` only lists present and missing files. `--evidence DIR` scores what
     an earlier run saw, without networks or judges.
     """
     from reca.evaluation import pictures as found_in
@@ -276,7 +276,7 @@ def score_folder(arguments: Namespace) -> None:
 
 
 def _check_scores(out: Path, folder: Path) -> None:
-    """ValueError where the folder of scores is the pictures' own, or holds anything but an earlier run of this."""
+    """ValueError where the folder of scores is the images' own, or holds anything but an earlier run of this."""
     check_place("--out", out, [folder])
     written = {"work", "evidence", "ledger.jsonl", "items.jsonl", "scores.json"}
     for entry in sorted(out.iterdir()) if out.is_dir() else ():
@@ -325,7 +325,7 @@ def _benchmark(kind: str, samples: int, arguments: Namespace) -> BenchmarkConfig
         options["partial"] = True
     judge = section(JudgeConfig, read_section(arguments.judge)) if arguments.judge else None
     made = BenchmarkConfig(kind=kind, images_per_prompt=samples, options=options, judge=judge)  # type: ignore[arg-type]
-    crop = bool(options.pop("crop_black", False))  # of the pictures, before anybody sees them
+    crop = bool(options.pop("crop_black", False))  # of the images, before anybody sees them
     return replace(made, scorer=arguments.scorer, crop_black=crop)
 
 

@@ -1,4 +1,4 @@
-"""What `make clean` removes of the workflow's folders: what stages wrote, and nothing that a user put beside it.
+"""What `make clean` removes of the workflow's folders: what stages wrote, and nothing that a user put next to it.
 
 python -m reca.commands.clean
 """

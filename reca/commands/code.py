@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from reca.core.fingerprints import SourceTree, installed
+from reca.core.fingerprints import SourceTree, Vertex, installed
 from reca.evaluation.registry import task_module
-from reca.models.registry import family_module
-from reca.toyworld.pretrain import pretraining_module
+from reca.models.registry import family_module, pretraining_module
 
 STAGES = {
     "fetch": ("reca.sources.fetch",),
@@ -29,12 +28,15 @@ STAGES = {
 UNUSED_ROOMS = {
     "base": ("layout", "loss", "sampler"),
     "cache": ("layout", "network", "loss", "sampler"),
+    "pretrain": ("sampler",),
     "align": ("encoders", "sampler"),
     "generate": ("loss",),
     "draw": ("loss",),
 }
 # Harmon may cache embeddings of its own reader; BAGEL's loss samples latents from the cached moments.
 USED_ALL_THE_SAME = {("cache", "harmon"): ("network",), ("align", "bagel"): ("encoders",)}
+# What the stages that sample look up in a benchmark's module; the rest of it scores.
+PREPARATION = ("prompts", "questions", "rotated", "PICTURES", "TABLES")
 
 
 def stage_code(
@@ -47,11 +49,19 @@ def stage_code(
 
     `tree`: the sources; default: those that this process would run. ValueError for an unknown family.
     """
-    modules = list(STAGES[stage])
+    tree = tree or installed()
+    modules: list[str | Vertex] = list(STAGES[stage])
     modules += [family_module(family)] if family else []
     modules += [pretraining_module(family)] if family and stage == "pretrain" else []
-    modules += [task_module(benchmark)] if benchmark else []
-    return (tree or installed()).fingerprint(modules, _hidden(stage, family))
+    modules += _of_benchmark(stage, task_module(benchmark), tree) if benchmark else []
+    return tree.fingerprint(modules, _hidden(stage, family))
+
+
+def _of_benchmark(stage: str, module: str, tree: SourceTree) -> list[str | Vertex]:
+    """What a stage runs of a benchmark; stages that sample run only what prepares its prompts and questions."""
+    if stage not in ("generate", "draw"):
+        return [module]
+    return [(module, name) for name in PREPARATION if name in tree.names(module)]
 
 
 def _hidden(stage: str, family: str | None) -> dict[str, tuple[str, ...]]:

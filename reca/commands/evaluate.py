@@ -28,7 +28,7 @@ LAPTOP = ("laptop", "laptop_edit")  # benchmarks with stages of their own: gener
 
 
 def generate(arguments: Namespace) -> None:
-    """Draw one benchmark's pictures, and answer its questions, with one model."""
+    """Draw one benchmark's images, and answer its questions, with one model."""
     (described,) = of_section(read_section(arguments.section), "benchmark")
     if described.get("kind") not in LAPTOP:
         from reca.commands import benchmark as paper

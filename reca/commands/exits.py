@@ -1,4 +1,4 @@
-"""How a verb ends when it cannot do its work: the one line that it prints, and its status."""
+"""How a command fails: the one line that it prints, and its exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What verbs read from the command line besides plain words: sections, ROLE=DIR pairs."""
+"""What commands read from the command line besides plain words: sections, ROLE=DIR pairs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def of_section(section: Mapping[str, Any], *names: str) -> list[Any]:
 
 
 def records_of(folders: Mapping[str, Path]) -> dict[str, Path]:
-    """What stands for a folder among a stage's inputs: its manifest. Every file is hashed again first.
+    """The record of a folder among a stage's inputs: its manifest. Every file is hashed again first.
 
     A folder of the user's own (no stage of ours) has no manifest and is left out; its content is part
     of what the stage records by itself (the fingerprint of the data set). ValueError names a file that

@@ -1,4 +1,4 @@
-"""draw, reconstruct, edit, ask: one picture at a time, with any model folder."""
+"""draw, reconstruct, edit, ask: one image at a time, with any model folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIRST = (
 )
 SHIPPED = "weights/*/reca_model.json"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-SOFTWARE, DRAWN_BY = 0x0131, "reca"  # the EXIF field, by which a picture is known as ours
+SOFTWARE, DRAWN_BY = 0x0131, "reca"  # the EXIF field, by which an image is known as ours
 
 
 def model_folder(named: str | None) -> Path:
@@ -41,7 +41,7 @@ def draw(arguments: Namespace) -> None:
 
 
 def reconstruct(arguments: Namespace) -> None:
-    """Draw a picture again from its understanding embeddings."""
+    """Draw an image again from its understanding embeddings."""
     from reca.data.prompts import bank
     from reca.inference import interactive
 
@@ -57,7 +57,7 @@ def reconstruct(arguments: Namespace) -> None:
 
 
 def edit(arguments: Namespace) -> None:
-    """Change a picture as told."""
+    """Edit an image by an instruction."""
     from reca.inference import interactive
 
     extra = {"image_guidance": arguments.image_guidance, "renormalise": "text_channel"}
@@ -71,7 +71,7 @@ def edit(arguments: Namespace) -> None:
 
 
 def ask(arguments: Namespace) -> None:
-    """Answer a question about a picture."""
+    """Answer a question about an image."""
     from reca.inference import interactive
 
     answer = interactive.ask(
@@ -85,7 +85,7 @@ def ask(arguments: Namespace) -> None:
 
 
 def _drawing(arguments: Namespace) -> dict[str, Any]:
-    """What `reca.inference.interactive` is told of how to draw: what the family does by default is left out."""
+    """Sampling arguments for `reca.inference.interactive`; defaults of the family are left out."""
     from reca.models.contract import Sampling
 
     named = {"guidance": arguments.guidance, "steps": arguments.steps}
@@ -95,9 +95,9 @@ def _drawing(arguments: Namespace) -> dict[str, Any]:
 
 
 def _picture_file(out: str, read: str | None = None) -> Path:
-    """The file to write, checked before anything is drawn: only a picture that reca drew is replaced.
+    """The file to write, checked before anything is drawn: only an image that reca drew is replaced.
 
-    ValueError for an ending that is no picture's, another's file, and the picture that is read.
+    ValueError for an ending that is no image's, another's file, and the image that is read.
     """
     path = Path(out)
     if path.suffix.lower() not in FORMATS:
@@ -119,7 +119,7 @@ def _is_drawn(path: Path) -> bool:
 
 
 def _save(image: Picture, out: Path) -> None:
-    """Write the whole picture or nothing; a full disk or a read-only folder is named with the file."""
+    """Write the whole image or nothing; a full disk or a read-only folder is named with the file."""
     from PIL import Image
 
     from reca.core.artifacts import write_atomic

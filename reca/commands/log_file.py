@@ -1,4 +1,4 @@
-"""The log of a verb: on standard error, and in a file where one is named."""
+"""The log of a command: on standard error, and in a file where one is named."""
 
 from __future__ import annotations
 

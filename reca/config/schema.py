@@ -8,11 +8,16 @@ schema for Snakemake. No heavy import here: Snakemake reads this while it parses
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reca.config.recipe import Recipe
+from reca.models.registry import FAMILIES
 
-Family = Literal["showo", "harmon", "openuni", "bagel", "janus"]
+if TYPE_CHECKING:
+    Family = str
+else:
+    Family = Literal[tuple(FAMILIES)]  # one list of families: the registry's
+
 Arm = Literal["base", "reca", "sft", "shuffled"]
 DataKind = Literal["world", "folder", "tar", "parquet", "llava"]
 BenchmarkKind = Literal[
@@ -111,7 +116,7 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class JudgeConfig:
-    """A judge: an OpenAI-compatible endpoint, or a model on this machine behind the same ledger."""
+    """A judge: an OpenAI-compatible endpoint, or a model on this machine, with the same ledger."""
 
     kind: Literal["endpoint", "transformers"] = "endpoint"
     model: str  # a dated snapshot or a versioned model, never an alias; transformers: its name in tables

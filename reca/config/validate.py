@@ -24,15 +24,12 @@ from reca.config.schema import (
 )
 from reca.core.documents import fields, read_yaml
 from reca.core.structure import problem, suggestion
+from reca.models.registry import FAMILIES, editing
 
 ROLES = ("reconstruct", "answer", "text", "edit")
-EDITING = ("bagel",)  # families that edit
 CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
 OPTIONAL_FACTS = ("everything",)
 JUDGED = ("wise", "imgedit", "gedit", "t2i_compbench", "mmvet")
-# What a family's sampler can be told besides guidance, steps and temperature, where it is known here;
-# the values are checked by the family (`reca check EXPERIMENT`).
-SAMPLER_OPTIONS = {"showo": ("confidence_temperature", "confidence_schedule", "order")}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
@@ -76,9 +73,9 @@ def _check_model(path: str, model: ModelConfig) -> None:
     _at_least(f"{path}.sampler.steps", sampler.steps, 1)
     if sampler.temperature <= 0:
         raise problem(f"{path}.sampler.temperature", sampler.temperature, "must be above 0")
-    known = SAMPLER_OPTIONS.get(model.family, sampler.options)
+    known = FAMILIES[model.family].sampler_options
     for name, value in sampler.options.items():
-        if name not in known:
+        if known is not None and name not in known:
             allowed = f"unknown option; {suggestion(name, known)}"
             raise problem(f"{path}.sampler.options.{name}", value, allowed)
     _distinct(f"{path}.sampler.guidance", sampler.guidance)
@@ -196,9 +193,9 @@ def check_world(path: str, world: World) -> None:
             allowed = f"unknown key; {suggestion(name, CAPTION_FACTS + OPTIONAL_FACTS)}"
             raise problem(f"{path}.caption.{name}", rate, allowed)
         _share(f"{path}.caption.{name}", rate)
-    told = sum(world.caption[name] for name in ("relation", "count", "two"))
-    if told > 1:
-        raise problem(f"{path}.caption", told, "relation + count + two must be at most 1")
+    total = sum(world.caption[name] for name in ("relation", "count", "two"))
+    if total > 1:
+        raise problem(f"{path}.caption", total, "relation + count + two must be at most 1")
 
 
 def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
@@ -227,8 +224,9 @@ def _check_roles(experiment: Experiment) -> None:
                 allowed = f"is no benchmark here; {suggestion(benchmark, experiment.benchmarks)}"
                 raise problem(f"models.{name}.benchmarks", benchmark, allowed)
         for task in model.align.active():
-            if task == "edit" and model.family not in EDITING:
-                raise problem(f"models.{name}.align.tasks.edit", model.family, "must be a bagel")
+            if task == "edit" and not FAMILIES[model.family].edits:
+                allowed = f"must be one of {', '.join(editing())}"
+                raise problem(f"models.{name}.align.tasks.edit", model.family, allowed)
             role = model.data.get(ROLE_OF[task], ROLE_OF[task])
             if role not in experiment.data:
                 raise problem(f"data.{role}", None, f"task {task} of models.{name} needs it")

@@ -3,7 +3,7 @@ walked back to its data.
 
 A stage writes one directory. `manifest.json`, written last, holds only what is reproducible
 (inputs, outputs, config section, seed, code); what differs from run to run (time, memory, machine,
-commit) lies beside it in `run.json`. The split lets Snakemake compare manifests by checksum: a
+commit) lies next to it in `run.json`. The split lets Snakemake compare manifests by checksum: a
 stage that ran again and gave the same bytes reruns nothing downstream.
 """
 
@@ -33,7 +33,7 @@ from reca.core.staging import Scratch, new_file
 MANIFEST = "manifest.json"
 RUN = "run.json"
 SEAL = "seal"  # a record's key for the hash of all its other keys
-BOUND = "manifest"  # the key of `run.json` for the seal of the manifest beside it
+BOUND = "manifest"  # the key of `run.json` for the seal of the manifest next to it
 OWNS = "owns"  # in run.json: stage and files, for the time when Snakemake has removed the manifest
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
@@ -67,7 +67,7 @@ def fsync_directory(path: Path) -> None:
 
 
 def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -> None:
-    """Write a whole file or nothing: temp file beside it, fsync, rename. ValueError names the path when it cannot.
+    """Write a complete file or nothing: temp file next to it, fsync, rename. ValueError names the path when it cannot.
 
     Without `durable` the disk is not waited for: a kill leaves whole files, a power cut need not.
     """
@@ -128,7 +128,7 @@ def read_json(path: str | Path) -> Any:
 
 # ---- cost ------------------------------------------------------------------------------------------------------------
 def git_commit(directory: Path | None = None) -> str | None:
-    """The commit of the source tree, with `+` behind it when files differ from it; None outside a checkout."""
+    """The commit of the source tree, with a trailing `+` if files differ from it; None outside a checkout."""
     root = directory or Path(reca.__file__).parent.parent
     command = [
         "git",
@@ -207,7 +207,7 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     """sha256 and size of every file below `directory` by relative path; the two records and hidden
     indexes are left out.
 
-    A reader may keep an index of its own (`.reca-*`) beside the data: it is derived, and rebuilt when the data changes.
+    A reader may keep an index (`.reca-*`) next to the data: it is derived, and rebuilt when the data change.
     """
     found = (path for path in directory.rglob("*") if path.is_file())
     files = sorted(path for path in found if not is_derived(path.name))

@@ -294,7 +294,7 @@ class _Size:
 
     def _alias(self, anchor: str) -> None:
         if any(anchor == name for name, _ in self.open):
-            raise ValueError(f"{self.where}: the alias *{anchor[:_SHOWN]} stands for itself")
+            raise ValueError(f"{self.where}: the alias *{anchor[:_SHOWN]} refers to itself")
         self.nodes += self.of_anchor.get(anchor, 1)
 
     def _scalar(self, event: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,9 +17,9 @@ from pathlib import Path
 from reca.core.artifacts import sha256_file, sha256_json
 
 OWN_PACKAGES = ("reca", "reca_kernels")
-# Modules that only pass on functions of others: an import of one name follows that name, not the whole module, so
-# that a kernel belongs to the stages of the families that call it.
-FACADES = ("reca_kernels", "reca_kernels.ops")
+# Modules of which a stage runs some functions only: an import of one name follows that name, not the whole module. So a
+# kernel belongs to the stages of the families that call it, and a benchmark's scoring does not rerun its images.
+FACADES = re.compile(r"reca_kernels(\.ops)?|reca\.evaluation\.tasks\.\w+")
 # Compares a kernel with its reference before the first use; results come from one of the two, which are hashed.
 UNCOUNTED = ("reca_kernels.selfcheck",)
 DATA_FILES = (".html", ".css", ".json")
@@ -58,17 +59,17 @@ class SourceTree:
         return None
 
     def reached(
-        self, modules: Collection[str], hidden: Mapping[str, Collection[str]] | None = None
+        self, modules: Collection[str | Vertex], hidden: Mapping[str, Collection[str]] | None = None
     ) -> set[Vertex]:
-        """All code of ours that the modules import, directly or not, lazily or not.
+        """All code of ours that the modules, or the names in facades, import, directly or not, lazily or not.
 
         `hidden`: module -> modules that it imports and that do not count. ValueError for a module without a source.
         """
-        missing = [module for module in modules if self.source(module) is None]
+        waiting = [(item, None) if isinstance(item, str) else item for item in modules]
+        missing = [module for module, _ in waiting if self.source(module) is None]
         if missing:
             raise ValueError(f"no source found for module {missing[0]!r}")
         seen: set[Vertex] = set()
-        waiting: list[Vertex] = [(module, None) for module in modules]
         while waiting:
             vertex = waiting.pop()
             if vertex not in seen:
@@ -78,7 +79,7 @@ class SourceTree:
         return seen
 
     def fingerprint(
-        self, modules: Collection[str], hidden: Mapping[str, Collection[str]] | None = None
+        self, modules: Collection[str | Vertex], hidden: Mapping[str, Collection[str]] | None = None
     ) -> str:
         """Hash (hex sha256) of the syntax trees of all that `reached` gives."""
         found = sorted(
@@ -87,6 +88,10 @@ class SourceTree:
         return sha256_json(
             [[module, name, self._part((module, name)).digest] for module, name in found]
         )
+
+    def names(self, module: str) -> set[str]:
+        """The names that a facade binds at its top level."""
+        return set(self._facade(module))
 
     def _root(self, package: str) -> Path:
         if package not in self._roots:
@@ -115,9 +120,9 @@ class SourceTree:
             if f"{module}.{name}" not in UNCOUNTED:
                 yield f"{module}.{name}", None
             name = None
-            if module in FACADES:
+            if FACADES.fullmatch(module):
                 return
-        if module in FACADES and name in self._facade(module):
+        if name and FACADES.fullmatch(module) and name in self._facade(module):
             yield module, name
         elif self.source(module):
             yield module, None

@@ -1,6 +1,6 @@
-"""NaN and infinity end a run by name: no picture, answer, feature or score is made of them.
+"""NaN and infinity end a run by name: no image, answer, feature or score is made of them.
 
-Values are checked where they are final, once per batch or picture: NaN spreads through a network, so the last
+Values are checked where they are final, once per batch or image: NaN spreads through a network, so the last
 latents or the chosen logit of every step show it. Checks give rows of a batch; `named` says what these rows are.
 """
 
@@ -41,7 +41,7 @@ def finite_rows(values: Tensor) -> Tensor:
 
 
 def chosen_finite(logits: Tensor, token: Tensor) -> Tensor:
-    """Whether the logits [B, V] behind the argmax `token` [B] were finite, bool [B]: NaN and infinity win an argmax."""
+    """Whether the logits [B, V] of the argmax `token` [B] were finite, bool [B]: NaN and infinity win an argmax."""
     return logits.gather(-1, token.unsqueeze(-1)).squeeze(-1).isfinite()
 
 
@@ -54,7 +54,7 @@ def demand(finite: Tensor, what: str) -> None:
 
 @contextmanager
 def named(names: Sequence[str], where: object = "") -> Iterator[None]:
-    """Say in errors from inside what the rows of the batch are (prompts, questions, pictures)."""
+    """Say in errors from inside what the rows of the batch are (prompts, questions, images)."""
     try:
         yield
     except NonFinite as error:
@@ -71,7 +71,7 @@ def rows_of(rows: Sequence[int]) -> Iterator[None]:
 
 
 def demand_numbers(values: Mapping[str, float]) -> None:
-    """NonFinite where a number that a network gave for one picture is NaN or infinite; keys are plurals."""
+    """NonFinite where a number that a network gave for one image is NaN or infinite; keys are plurals."""
     for what, value in values.items():
         if not math.isfinite(value):
             raise NonFinite(what, [0])

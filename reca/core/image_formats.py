@@ -41,7 +41,7 @@ def format_of(data: bytes) -> str | None:
 
 
 def end_of(data: bytes, kind: str) -> int:
-    """Offset behind the image; at most the length of the file."""
+    """Offset after the image; at most the length of the file."""
     ends = {
         "PNG": _png_end,
         "JPEG": _jpeg_end,
@@ -70,7 +70,7 @@ def decoding_bytes(
     """
     width, height = image.size
     pixels = -(-width // reduction) * -(-height // reduction)
-    if kind == "WEBP":  # two canvases, the frame, and the picture
+    if kind == "WEBP":  # two canvases, the frame, and the image
         return 16 * pixels
     stored = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
     opaque = image.mode == "RGB" and not image.has_transparency_data

@@ -5,7 +5,7 @@ on there, wherever the folder lies now; so a moved or pulled results folder audi
 Stages outside the audited folders that something in them was made from (shipped weights, data) are
 hashed again, too; where their own inputs are not in this checkout, as with weights that were made elsewhere and
 ship with it, the trail ends there and says so. What `run.json` says of time and machine is sealed, too, and bound
-to the manifest beside it.
+to the manifest next to it.
 """
 
 from __future__ import annotations

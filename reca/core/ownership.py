@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-DERIVED = ".reca-"  # indexes that readers keep beside data; they can be made again at any time
+DERIVED = ".reca-"  # indexes that readers keep next to data; they can be made again at any time
 MARK = ".reca-work-"  # in a work folder, followed by the name of its stage
 _ATOMIC = re.compile(
     r"(.*/)?\.([^/]+)\.[0-9a-f]{16}"
@@ -38,7 +38,7 @@ def files_in(folder: Path) -> Iterator[str]:
 
 
 def is_derived(name: str) -> bool:
-    """Whether a file is an index that a reader keeps beside the data."""
+    """Whether a file is an index that a reader keeps next to the data."""
     return Path(name).name.startswith(DERIVED)
 
 

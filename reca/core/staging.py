@@ -1,7 +1,7 @@
 """The folder in which a stage is written before it gets its name.
 
-Its writer holds a lock on it, which the kernel frees when the writer dies. So what `kill -9` left behind
-is told apart from what is being written, and the next writer of the same output removes it.
+Its writer holds a lock on it, which the kernel frees when the writer dies. So leftovers of `kill -9`
+are distinguished from work in progress, and the next writer of the same output removes them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def new_file(parent: Path, prefix: str) -> tuple[int, Path]:
 
 
 class Scratch:
-    """A locked folder beside `out`, empty at first. `close` removes what is left of it.
+    """A locked folder next to `out`, empty at first. `close` removes what is left of it.
 
     Where a file system knows no locks, nothing of others is removed. OSError where it cannot be made, or where
     there is no room for `needs` bytes.

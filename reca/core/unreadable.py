@@ -19,7 +19,7 @@ class UnreadableSample(ValueError):
 
 
 class UnreadableImage(UnreadableSample):
-    """A sample whose picture cannot be used."""
+    """A sample whose image cannot be used."""
 
     what = "image"
 

@@ -47,7 +47,7 @@ class Dataset(Protocol):
         ...
 
     def texts(self, index: int) -> Sample:
-        """The sample at `index` without its picture, which is not read: what is said about it.
+        """The sample at `index` without its image, which is not read: what is said about it.
 
         `UnreadableText` where that is no text (`reca.data.readers.text`).
         """

@@ -1,4 +1,4 @@
-"""Readers of image sets behind one face: `open_dataset(kind, path)` gives samples by index."""
+"""One interface to the readers of image sets: `open_dataset(kind, path)` gives samples by index."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_dataset(kind: str, path: str | Path, **options: Any) -> Dataset:
 
 
 def max_unreadable(options: Mapping[str, Any]) -> float:
-    """The share of samples that may be unreadable (pictures or texts), from a data set's options."""
+    """The share of samples that may be unreadable (images or texts), from a data set's options."""
     value = options.get(LIMIT, MAX_UNREADABLE)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{LIMIT} = {value!r}: must be a number from 0 to 1")

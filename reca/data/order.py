@@ -1,6 +1,6 @@
 """The order of samples: a pure function of (seed, position), whatever the workers and ranks.
 
-Global position p stands for sample `epoch_order(n, seed, p // n)[p % n]`. Rank r of W reads the
+Global position p is sample `epoch_order(n, seed, p // n)[p % n]`. Rank r of W reads the
 positions with p % W == r, so W ranks together read each sample of an epoch once, and one integer is
 the whole state.
 """
@@ -35,7 +35,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a run stands in its endless stream; `position` counts the samples of all ranks."""
+    """Position of a run in its endless stream; `position` counts the samples of all ranks."""
 
     seed: int
     position: int = 0
@@ -76,7 +76,7 @@ def _published_epochs(n: int, seed: int, epochs: int) -> np.ndarray:
 
 def published_order(n: int, seed: int, positions: Sequence[int]) -> list[int]:
     """Samples at positions of the stream that the official Harmon code reads: permutations of one torch generator
-    without end, the same seed for every source (reference/harmon/SPEC.md section e).
+    without end, the same seed for every source (docs/reference/harmon.md e).
     """
     epochs = max(positions, default=0) // n + 1
     stream = _published_epochs(n, seed, epochs)
@@ -102,8 +102,8 @@ def official_rank_order(n: int, rank: int, world: int, seed: int = 42) -> list[i
     """The order in which BAGEL's official loader reads n files on one rank with one worker, the same every epoch.
 
     Files sorted by (tar, name) are shuffled once; each rank gets an equal contiguous slice (the remainder is dropped)
-    and reads it backwards. Kept to reproduce the published order; our own runs use `Cursor`. Source: SPEC bagel,
-    section 2.
+    and reads it backwards. Kept to reproduce the published order; our own runs use `Cursor`. Source: bagel.md
+    2.
     """
     order = list(range(n))
     random.Random(seed).shuffle(order)

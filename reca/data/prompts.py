@@ -1,7 +1,7 @@
-"""Reconstruction prompts: requests to describe an image, set beside the image's own embeddings.
+"""Reconstruction prompts: requests to describe an image, combined with its embeddings.
 
 The official list is a source of its own (bank `file`). The default, `paper_like`, is written for
-this package: about as many prompts in the same mixture (SPEC bagel, section 5) - formal audits of
+this package: about as many prompts in the same mixture (bagel.md 5) - formal audits of
 ten facets, lists of facets, fragments, everyday requests and questions, requests with an angle,
 polite ones.
 """

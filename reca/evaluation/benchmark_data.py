@@ -47,7 +47,7 @@ def questions_of(benchmark: BenchmarkConfig, data: Mapping[str, Path]) -> list[Q
 
 # ---- edits -----------------------------------------------------------------------------------------
 def edit_sources(kind: str, items: Sequence[Prompt], data: Mapping[str, Path]) -> dict[str, bytes]:
-    """The picture before each edit, as a file, by prompt id; ValueError names the first that lacks."""
+    """The picture before each edit, as a file, by prompt id; ValueError names the first missing one."""
     if kind == "gedit":
         from reca.evaluation.tasks.gedit import source_pictures
 
@@ -123,7 +123,7 @@ _ID_COLUMNS = {
 def question_pictures(
     kind: str, asked: Iterable[Question], data: Mapping[str, Path]
 ) -> dict[str, bytes]:
-    """All pictures (files) that questions ask about, by image id; ValueError names the first that lacks."""
+    """All pictures (files) that questions ask about, by image id; ValueError names the first missing one."""
     wanted = {name for question in asked for name in question.image_ids}
     folder = Path(data["questions"])
     if kind == "mmvp":

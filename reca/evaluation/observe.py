@@ -1,6 +1,6 @@
 """The examination: networks and judges look at pictures, and what they say becomes `evidence.jsonl`.
 
-Rows are kept in the work folder as they come, so a killed run goes on at the next picture. Scoring
+Rows are kept in the work folder as they come, so a killed run resumes at the next picture. Scoring
 reads the rows; it never needs a network again.
 """
 
@@ -306,7 +306,7 @@ def _judged(
     asked: Sequence[Any],
     answers: Mapping[str, str] | None,
 ) -> dict[str, Any]:
-    """Ask the judge what its ledger lacks; the evidence is what became of every request."""
+    """Send the judge what its ledger does not have; the evidence is the outcome of every request."""
     from reca.evaluation.judges.collect import collect, verdicts
     from reca.evaluation.judges.ledger import Ledger, totals
 

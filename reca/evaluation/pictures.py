@@ -1,6 +1,6 @@
 """Pictures to be scored, by (prompt id, sample): our own sets with their recipes, or anybody's folder.
 
-A folder is matched strictly by the names of the official layout: what lacks is listed, and so is what
+A folder is matched strictly by the names of the official layout: what is missing is listed, and so is what
 nobody asked for; nothing is matched by similarity.
 """
 
@@ -36,7 +36,7 @@ class Pictures(Mapping[Key, bytes]):
 
 
 class Cropped(Mapping[Key, bytes]):
-    """Pictures without their black border, as BAGEL's evaluation saves them (SPEC section 1, a defect).
+    """Pictures without their black border, as BAGEL's evaluation saves them (reference/benchmarks.md 1; a defect).
 
     A picture without one, and one that is black all over, stays byte for byte. `changed` has the keys of
     those that were cropped, as far as they were read.
@@ -136,7 +136,7 @@ def demand(
     if foreign:
         told.append(f"{len(foreign)} pictures that the benchmark does not know: {_names(foreign)}")
     if missing and not partial:
-        raise ValueError(f"{folder}: {'; '.join(told)}; complete them, or say --partial")
+        raise ValueError(f"{folder}: {'; '.join(told)}; complete them, or pass --partial")
     return told
 
 

@@ -13,7 +13,7 @@ Evidence = Literal["detector", "vqa", "judge", "similarity", "none"]
 
 @dataclass(frozen=True)
 class Kind:
-    """`needs`: what the model does; `evidence`: what stands between its work and the pure scores."""
+    """`needs`: what the model does; `evidence`: the step between its output and the pure scores."""
 
     needs: Needs
     evidence: Evidence

@@ -1,4 +1,4 @@
-"""What a model makes of one shard of a benchmark: pictures, edits, pictures drawn again, or answers.
+"""A model's output for one shard of a benchmark: images, edits, reconstructions or answers.
 
 `images.tar` holds pictures with their recipes, `answers.json` answers by question id, `samples.json` what
 was asked. Shards take every n-th prompt; neither their number nor the batch changes a picture's noise (unless
@@ -22,7 +22,7 @@ from reca.inference.generate import Origin, answers, edit, generate, reconstruct
 from reca.inference.imageset import ImageSetWriter
 from reca.inference.items import Prompt, Question
 from reca.inference.resume import KeptRows
-from reca.models.contract import Sampling
+from reca.models.contract import ReadsSeveral, Sampling
 
 if TYPE_CHECKING:
     from reca.config.schema import BenchmarkConfig, Sampler
@@ -70,7 +70,7 @@ def draw(
     }
     makers = {"draw": _pictures, "edit": _edits, "reconstruct": _again, "answer": _answers}
     if needs == "answer":
-        described["pictures_shown"] = "all" if model.reads_several else "first"
+        described["pictures_shown"] = "all" if isinstance(model, ReadsSeveral) else "first"
     found = makers[needs](model, benchmark, origin, sampling, data, work, out)
     write_json(out / "samples.json", described)
     return found
@@ -169,7 +169,7 @@ def _answers(
 ) -> dict[str, int]:
     """Greedy answers, kept one by one; batches are those of an undisturbed run (see `reca.inference.generate`)."""
     asked = questions_of(benchmark, data)
-    if not model.reads_several:
+    if not isinstance(model, ReadsSeveral):
         asked = [replace(question, more_images=()) for question in asked]
     mine = shard_of(asked, origin.shard, together=2)  # MMVP's pairs, MME's two questions
     kept = KeptRows(work / (origin.code[:16] or "any") / "answers.jsonl")

@@ -1,4 +1,4 @@
-"""What one model makes of a benchmark: pictures, pictures drawn again, and answers, in one folder.
+"""A model's output for a benchmark: images, reconstructions and answers, in one folder.
 
 `images.tar` holds the pictures with their recipes, `answers.json` the answers by question id, and
 `samples.json` what was asked: run, split, seed and guidance.
@@ -46,7 +46,7 @@ def make_samples(
     """Draw and answer everything that the benchmark's plan asks; gives counts for the record.
 
     `guidance` is a list of levels, or the level chosen for each outcome. Finished pictures stay in
-    `work`, so a killed run goes on. ValueError for a benchmark that has no plan of its own yet.
+    `work`, so a killed run resumes. ValueError for a benchmark that has no plan of its own yet.
     """
     if benchmark.kind == "laptop_edit":
         from reca.evaluation.sample_edits import make_edits

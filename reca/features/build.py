@@ -1,7 +1,7 @@
 """A cache of frozen features, under a key that covers everything that changes them.
 
 A cache is complete or absent: shards are finished one by one in a work folder and become a cache
-together. So a killed build goes on where it was, an appended data set encodes only what is new, and
+together. So a killed build resumes, an appended data set encodes only what is new, and
 processes that build the same cache share its shards between them.
 """
 
@@ -61,7 +61,7 @@ class Plan:
     covers: dict[str, Any]
     shard_bytes: int
     samples: list[tuple[int, str, str]] = field(default_factory=list)  # position, id, image hash
-    first: dict[str, int] = field(default_factory=dict)  # image hash -> where it stands first
+    first: dict[str, int] = field(default_factory=dict)  # image hash -> its first row
     without_image: int = 0
     left_out: dict[str, Any] = field(default_factory=dict)
     unreadable: list[dict[str, Any]] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Plan:
     shards: list[Shard] = field(default_factory=list)
 
     def read(self, dataset: Dataset, tally: Corrupt) -> None:
-        """Hash every picture; what the reader or this loop leaves out is recorded."""
+        """Hash every image; what the reader or this loop leaves out is recorded."""
         self.left_out = described(dataset.left_out)
         for position in range(len(dataset)):
             try:
@@ -128,7 +128,7 @@ class Encoder:
     tally: Corrupt
 
     def encode(self, images: Sequence[Image], names: Sequence[str]) -> Features:
-        """One batch on the CPU, floats in the cache's precision; NonFinite names pictures without finite features."""
+        """One batch on the CPU, floats in the cache's precision; NonFinite names images without finite features."""
         features = self.model.encode(images, self.use)
         for name, tensor in features.items():
             if len(tensor) != len(images):
@@ -145,7 +145,7 @@ class Encoder:
         return kept
 
     def shard_rows(self, plan: Plan) -> int:
-        """How many rows fit into a shard, by the size of the first readable picture's row."""
+        """How many rows fit into a shard, by the size of the first readable image's row."""
         ignored = Corrupt(len(plan.first), max_fraction=1.0)
         for _, sample, image in read_images(self.dataset, list(plan.first.values()), tally=ignored):
             row_bytes = sum(tensor.nbytes for tensor in self.encode([image], [sample.id]).values())
@@ -335,7 +335,7 @@ def build(
     section: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureCache:
-    """Encode every picture of `dataset` once, into a complete stage in `out_dir`; a hit does nothing.
+    """Encode every image of `dataset` once, into a complete stage in `out_dir`; a hit does nothing.
 
     Args:
         model: its frozen encoders are run.
@@ -348,7 +348,7 @@ def build(
         shard_bytes: size of a shard, about.
         max_unreadable: share of the samples whose image or text may be unreadable.
         workers: threads that read and decode.
-        work: where unfinished shards stay, by default a hidden folder beside `out_dir`; any number
+        work: where unfinished shards stay, by default a hidden folder next to `out_dir`; any number
             of processes may share it to build the same cache.
         inputs: the stage's inputs, by name.
         reads: folders that are read, of which none may hold `out_dir`.

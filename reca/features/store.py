@@ -25,7 +25,7 @@ COLUMNS = ("id", "position", "image_sha256", "shard", "offset")
 
 
 class FeatureCache:
-    """Rows of frozen features, one per sample that has a readable picture, in the data set's order.
+    """Rows of frozen features, one per sample that has a readable image, in the data set's order.
 
     `ids` are the samples' ids; `positions` (int64 [rows]) their places in the data set, where
     captions and conversations are found even if two samples share an id.
@@ -45,7 +45,7 @@ class FeatureCache:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Rows, distinct images, bytes, and the seconds of encoding that the cache stands for."""
+        """Rows, distinct images, bytes, and the seconds of encoding that the cache saves."""
         run = self.directory / artifacts.RUN
         seconds = (
             artifacts.read_run(self.directory).get("encode_seconds") if run.is_file() else None

@@ -1,7 +1,7 @@
 """The work folder of a cache that is being built: finished shards by key, shared by processes.
 
 A shard is two files, the features and the record that makes them count, named by a key that covers
-images and encoder. So whatever lies here is right for whoever asks for its key, or is not asked for.
+images and encoder. So whatever is here is valid for its key, or never requested.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Pictures for prompts, pictures drawn again, answers to questions: what a model makes for benchmarks.
+"""Images for prompts, reconstructions, and answers to questions: a model's output for benchmarks.
 
-A picture's noise is a function of (benchmark, prompt id, sample index, seed): neither the batch nor the number
-of devices is in it. Finished pictures are kept one by one, so a killed run goes on. The seed schedules of the
+An image's noise is a function of (benchmark, prompt id, sample index, seed): neither the batch nor the number
+of devices is in it. Finished images are saved one by one, so a killed run resumes. The seed schedules of the
 authors' scripts, some of which do depend on the number of devices, are options.
 
 What a batch may change is the last bit of the arithmetic: libraries add in another order for another number of
-rows (tiny Harmon and BAGEL on a CPU: one grey level here and there). So which pictures share a batch depends on
+rows (tiny Harmon and BAGEL on a CPU: one grey level here and there). So which images share a batch depends on
 what is asked alone, never on what is already there, and a resumed run gives the bytes of an undisturbed one.
 """
 
@@ -27,6 +27,7 @@ from reca.core.images import decode
 from reca.core.rng import generator
 from reca.inference.imageset import Entry, ImageSetWriter, png
 from reca.inference.resume import KeptPictures
+from reca.models.contract import editor, reader_of_several
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +47,7 @@ def _silent(done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What all pictures of one run share: the model that draws (any hash of it), benchmark, seed.
+    """What all images of one run share: the model that draws (any hash of it), benchmark, seed.
 
     `code` is a fingerprint of the modules that draw; unfinished work of other code is not used.
     `schedule` says where noise comes from (`_noise`), `shard` which part (i of n) of the prompts this is.
@@ -62,7 +63,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class _Job:
-    """One picture to draw; with `image`, from that picture's own embeddings."""
+    """One image to draw; with `image`, from that image's own embeddings."""
 
     key: str
     index: int
@@ -70,7 +71,7 @@ class _Job:
     noise: tuple[str | int, ...]
     recipe: dict[str, Any]
     image: Image | None = None
-    source: bytes | None = None  # file of a picture to edit
+    source: bytes | None = None  # file of an image to edit
 
     @property
     def entry(self) -> Entry:
@@ -79,7 +80,7 @@ class _Job:
 
     @property
     def in_turn(self) -> bool:
-        """Whether its noise follows that of the picture before."""
+        """Whether its noise follows that of the image before."""
         return self.noise[2:3] == ("in turn",)
 
 
@@ -97,10 +98,10 @@ def generate(
     work: Path | None = None,
     progress: Progress = _silent,
 ) -> int:
-    """Draw every prompt and add the pictures to `writer` in prompt order; gives how many were drawn now.
+    """Draw every prompt and add the images to `writer` in prompt order; gives how many were drawn now.
 
     Prompts of like length share a batch. `prefix` (a guidance level, say) goes before the keys, but
-    not into the noise, so levels are compared under the same noise. `work` keeps finished pictures.
+    not into the noise, so levels are compared under the same noise. `work` keeps finished images.
     """
     jobs = [
         _job(prompt.id, index, prompt.text, prefix, origin, sampling)
@@ -123,7 +124,7 @@ def reconstruct(
     work: Path | None = None,
     progress: Progress = _silent,
 ) -> int:
-    """Draw pictures (by id) again from their own understanding embeddings; see `generate`."""
+    """Draw images (by id) again from their own understanding embeddings; see `generate`."""
     jobs = [
         _job(name, 0, prompt, prefix, origin, sampling, image) for name, image in images.items()
     ]
@@ -142,7 +143,7 @@ def edit(
     work: Path | None = None,
     progress: Progress = _silent,
 ) -> int:
-    """Change pictures (files) as their prompts say; see `generate`. ValueError for a family that cannot edit."""
+    """Change images (files) as their prompts say; see `generate`. ValueError for a family that cannot edit."""
     jobs = [
         _job(prompt.id, 0, prompt.text, prefix, origin, sampling, source=source)
         for prompt, source in edits
@@ -159,9 +160,9 @@ def answers(
     max_new_tokens: int = 32,
     progress: Progress = _silent,
 ) -> dict[str, str]:
-    """Greedy answers by question id, in the questions' order; `images` are the pictures by image id.
+    """Greedy answers by question id, in the questions' order; `images` are the images by image id.
 
-    Questions that share a batch have as many pictures. ValueError where a model cannot read that many.
+    Questions that share a batch have as many images. ValueError where a model cannot read that many.
     """
     missing = [question.id for question in questions if not set(question.image_ids) <= set(images)]
     if missing:
@@ -178,14 +179,14 @@ def answers(
                 if len(read) == 1:
                     given = model.answer(texts, read[0], max_new_tokens)
                 else:
-                    given = model.answer_about(texts, read, max_new_tokens)
+                    given = reader_of_several(model).answer_about(texts, read, max_new_tokens)
             found |= {question.id: text for question, text in zip(batch, given, strict=True)}
             progress(len(found), len(questions))
     return {question.id: found[question.id] for question in questions}
 
 
 def _alike(questions: Sequence[Question], batch_size: int) -> Iterator[Sequence[Question]]:
-    """Batches of questions with as many pictures; those about the same pictures stand together."""
+    """Batches of questions with as many images; those about the same images stand together."""
     by_count: dict[int, list[Question]] = {}
     for question in sorted(questions, key=lambda question: (question.image_ids, question.id)):
         by_count.setdefault(len(question.image_ids), []).append(question)
@@ -200,7 +201,7 @@ def draw(
     sampling: Sampling,
     noise: Sequence[torch.Generator],
 ) -> list[Image]:
-    """One picture per text, from text alone or from text and understanding features (RecA).
+    """One image per text, from text alone or from text and understanding features (RecA).
 
     NonFinite (a ValueError) names texts whose logits, latents or pixels are not finite.
     """
@@ -211,7 +212,7 @@ def draw(
 
 @contextmanager
 def inference(model: UnifiedModel) -> Iterator[None]:
-    """No gradients and no dropout inside the block; the model's mode is restored behind it."""
+    """No gradients and no dropout inside the block; the model's mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
@@ -254,11 +255,11 @@ def _job(
 
 
 def _noise(name: str, index: int, origin: Origin) -> tuple[str | int, ...]:
-    """Where a picture's noise comes from.
+    """Where an image's noise comes from.
 
-    `per_image` is ours. The authors' scripts (benchmarks SPEC section 1): `sample_index` seeds picture i
-    of every prompt with seed + i; `prompt_reset` draws a prompt's pictures one after the other from one
-    generator; `process` does so with all pictures of a process, so it depends on the number of shards.
+    `per_image` is ours. The authors' scripts (reference/benchmarks.md 1): `sample_index` seeds image i
+    of every prompt with seed + i; `prompt_reset` draws a prompt's images one after the other from one
+    generator; `process` does so with all images of a process, so it depends on the number of shards.
     """
     if origin.schedule == "per_image":
         return (origin.benchmark, name, index, origin.seed)
@@ -305,7 +306,7 @@ def _draw_all(
 
 
 def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[Sequence[_Job]]:
-    """What is drawn in one go: pictures of like prompts, or all that share one generator."""
+    """What is drawn in one go: images of like prompts, or all that share one generator."""
     if not any(job.in_turn for job in jobs):
         # stable: equal lengths stay in prompt order
         yield from _chunks(sorted(jobs, key=lambda job: len(job.text)), batch_size)
@@ -316,7 +317,7 @@ def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[Sequence[_Job]]:
 
 @contextmanager
 def _kept(work: Path | None, code: str) -> Iterator[KeptPictures]:
-    """Where finished pictures lie: below `work` in a folder for each version of the code."""
+    """Where finished images lie: below `work` in a folder for each version of the code."""
     if work is not None:
         yield KeptPictures(work / (code[:16] or "any"))
         return
@@ -331,7 +332,7 @@ def _together(
     kept: KeptPictures,
     missing: Set[Entry],
 ) -> None:
-    """Draw a batch in one pass, and keep what is missing of it, picture by picture.
+    """Draw a batch in one pass, and keep what is missing of it, image by image.
 
     Where a kill fell between two of them the pass has to be made again, with all its rows; what is there stays.
     """
@@ -356,7 +357,7 @@ def _in_turn(
     kept: KeptPictures,
     missing: Set[Entry],
 ) -> None:
-    """Draw picture after picture from one generator, whose state is kept with each of them."""
+    """Draw image after image from one generator, whose state is kept with each of them."""
     noise = _generator(batch[0])
     for job in batch:
         if job.entry in missing:
@@ -369,19 +370,19 @@ def _in_turn(
 def _rows(
     model: UnifiedModel, batch: Sequence[_Job], sampling: Sampling, noise: Sequence[torch.Generator]
 ) -> list[Image]:
-    """One pass of the model: from texts, from embeddings of pictures, or edits of pictures."""
+    """One pass of the model: from texts, from embeddings of images, or edits of images."""
     texts = [job.text for job in batch]
     sources = [decode(job.source, name=job.key) for job in batch if job.source is not None]
     if sources:
         with named(texts):
-            return model.edit(sources, texts, sampling, noise)
+            return editor(model).edit(sources, texts, sampling, noise)
     pictures = [job.image for job in batch if job.image is not None]
     features = model.encode(pictures, "draw") if pictures else None
     return draw(model, texts, features, sampling, noise)
 
 
 def _read(model: UnifiedModel, names: Sequence[str], images: Mapping[str, Image]) -> Features:
-    """Features of the named pictures, one row per name; each picture is encoded once."""
+    """Features of the named images, one row per name; each image is encoded once."""
     distinct = list(dict.fromkeys(names))
     features = model.encode([images[name] for name in distinct], "read")
     rows = torch.tensor([distinct.index(name) for name in names])

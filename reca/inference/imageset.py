@@ -1,6 +1,6 @@
-"""A set of generated pictures, each with the recipe it was drawn by: a tar file or a folder.
+"""A set of generated images, each with the recipe it was drawn by: a tar file or a folder.
 
-Entry (key, index) is `<key>/<index>.png` with `<key>/<index>.json` beside it, the layout that
+Entry (key, index) is `<key>/<index>.png` with `<key>/<index>.json` next to it, the layout that
 WebDataset reads. The key is a prompt's id, under a guidance level where guidance is swept. Equal
 entries give equal bytes: no times, users or machines are stored.
 """
@@ -34,7 +34,7 @@ _NAMED = 5  # entries that an error message lists
 
 
 class Entry(NamedTuple):
-    """One picture's place: which prompt, and which of its samples."""
+    """One image's place: which prompt, and which of its samples."""
 
     key: str
     sample: int
@@ -53,7 +53,7 @@ def named_entry(key: str, index: int, path: Path) -> Entry:
 
 
 def png(image: Image.Image) -> bytes:
-    """PNG bytes of a picture's pixels alone: no times, no text."""
+    """PNG bytes of an image's pixels alone: no times, no text."""
     buffer = io.BytesIO()
     Image.frombytes(image.mode, image.size, image.tobytes()).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -99,7 +99,7 @@ class ImageSetWriter:
     def add(
         self, key: str, index: int, image: Image.Image | bytes, recipe: Mapping[str, Any]
     ) -> None:
-        """Add one picture (or its PNG bytes); ValueError for a key that is odd or taken."""
+        """Add one image (or its PNG bytes); ValueError for a key that is odd or taken."""
         entry = named_entry(key, index, self.path)
         if entry in self.entries:
             raise ValueError(f"{self.path}: {entry.stem} is written twice; prompt ids must differ")
@@ -171,7 +171,7 @@ class ImageSet:
 
     Raises:
         ValueError: nothing there, not a tar file, a foreign or unsafe member, an entry that is
-            there twice, or a picture without its recipe.
+            there twice, or an image without its recipe.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -183,7 +183,7 @@ class ImageSet:
         recipes = {entry for entry, kind in self._places if kind == "json"}
         halves = sorted(recipes.symmetric_difference(self.entries))
         if halves:
-            raise ValueError(f"{path}: {halves[0].stem} lacks its picture or its recipe")
+            raise ValueError(f"{path}: {halves[0].stem} its image or its recipe is missing")
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -195,15 +195,15 @@ class ImageSet:
         return (entry, "png") in self._places
 
     def image(self, key: str, index: int = 0) -> Image.Image:
-        """A picture (RGB); ValueError where there is none or it is damaged."""
+        """An image (RGB); ValueError where there is none or it is damaged."""
         return decode(self.png(key, index), name=f"{self.path}: {Entry(key, index).stem}")
 
     def png(self, key: str, index: int = 0) -> bytes:
-        """A picture's file."""
+        """An image's file."""
         return self._read(Entry(key, index), "png")
 
     def recipe(self, key: str, index: int = 0) -> dict[str, Any]:
-        """How a picture was drawn."""
+        """How an image was drawn."""
         entry = Entry(key, index)
         try:
             return json_object(self._read(entry, "json"), "the recipe")
@@ -211,7 +211,7 @@ class ImageSet:
             raise ValueError(f"{self.path}: {entry.stem}.json is damaged ({problem})") from problem
 
     def check(self, expected: Iterable[Entry]) -> None:
-        """ValueError unless exactly the expected pictures are here; names what lacks or is too much."""
+        """ValueError unless exactly the expected images are here; names missing and unexpected ones."""
         wanted, found = set(expected), set(self.entries)
         for problem, entries in (("missing", wanted - found), ("not expected", found - wanted)):
             if entries:

@@ -1,6 +1,6 @@
-"""One picture at a time with any model folder: draw, reconstruct, edit, ask. Pure functions of the seed.
+"""One image at a time with any model folder: draw, reconstruct, edit, ask. Pure functions of the seed.
 
-Pictures are drawn by `sampling`, by default as the family's authors do; further keywords (`steps=20, guidance=3.0`) are
+Images are drawn by `sampling`, by default as the family's authors do; further keywords (`steps=20, guidance=3.0`) are
 fields of `Sampling` that differ from it. `device` is a name of `reca.core.devices.device_of`.
 """
 
@@ -54,7 +54,7 @@ def reconstruct(
     device: str = "auto",
     **changes: Any,
 ) -> Image:
-    """Draw a picture again from the model's own understanding of it; by default under the bank's first prompt."""
+    """Draw an image again from the model's own understanding of it; by default under the bank's first prompt."""
     text = bank()[0] if prompt is None else prompt
     _check_words("prompt", text, "leave it out for the bank's first")
     picture, model = read_picture(image), open_model(model_dir, device)
@@ -75,15 +75,17 @@ def edit(
     device: str = "auto",
     **changes: Any,
 ) -> Image:
-    """Change a picture as told; ValueError where the model's family cannot edit."""
+    """Edit an image by an instruction; ValueError where the model's family cannot edit."""
+    from reca.models.contract import editor
+
     _check_words("instruction", instruction, "say what to change")
     picture, model = read_picture(image), open_model(model_dir, device)
     with inference(model):
         noise = [generator("edit", seed)]
         with named([instruction], model_dir):
-            return model.edit([picture], [instruction], _sampling(model, sampling, changes), noise)[
-                0
-            ]
+            return editor(model).edit(
+                [picture], [instruction], _sampling(model, sampling, changes), noise
+            )[0]
 
 
 def ask(
@@ -94,7 +96,7 @@ def ask(
     max_new_tokens: int = 256,
     device: str = "auto",
 ) -> str:
-    """Answer a question about a picture; an answer that ends at `max_new_tokens` is logged as cut."""
+    """Answer a question about an image; an answer that ends at `max_new_tokens` is logged as cut."""
     _check_words("question", question, "say what to ask")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
@@ -124,7 +126,7 @@ def _check_words(what: str, text: str, remedy: str) -> None:
 
 
 def read_picture(path: str | Path) -> Image:
-    """A picture from a file; ValueError names one that is missing or unreadable."""
+    """An image from a file; ValueError names one that is missing or unreadable."""
     try:
         data = Path(path).read_bytes()
     except OSError as problem:

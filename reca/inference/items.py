@@ -1,4 +1,4 @@
-"""What a benchmark asks for: prompts to draw and questions to answer, each with the facts it is scored by."""
+"""The items of a benchmark: prompts and questions, each with the facts it is scored by."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about the picture `image_id` and, in this order, `more_images`, with its true answer."""
+    """A question about the image `image_id` and, in this order, `more_images`, with its true answer."""
 
     id: str
     image_id: str
@@ -30,5 +30,5 @@ class Question:
 
     @property
     def image_ids(self) -> tuple[str, ...]:
-        """All its pictures, in order."""
+        """All its images, in order."""
         return (self.image_id, *self.more_images)

@@ -1,4 +1,4 @@
-"""Finished work of an unfinished stage: pictures with their sidecars, and rows of answers or findings.
+"""Finished work of an unfinished stage: images with their sidecars, and rows of answers or findings.
 
 Both lie in a stage's work folder and are written one by one, so a killed run loses only what it was making.
 Sidecars and lines are sealed (`reca.core.sealed`): what the disk damaged is named, and made again.
@@ -25,17 +25,17 @@ _log = logging.getLogger(__name__)
 
 
 class KeptPictures:
-    """Pictures `<key>/<index>.png`, each finished by its sidecar `<key>/<index>.json`, which is written last.
+    """Images `<key>/<index>.png`, each finished by its sidecar `<key>/<index>.json`, which is written last.
 
-    The sidecar has the recipe, the file's sha256 and, where one generator draws picture after picture, its
-    state behind this one. A file that the disk lost or cut does not have the hash, so nothing waits for the disk.
+    The sidecar has the recipe, the file's sha256 and, where one generator draws image after image, its
+    state after this one. A file that the disk lost or truncated does not have the hash, so nothing waits for the disk.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def has(self, entry: Entry, recipe: Mapping[str, Any]) -> bool:
-        """Whether this very picture is there, whole and drawn by this very recipe."""
+        """Whether this very image is there, whole and drawn by this very recipe."""
         sidecar = self._sidecar(entry)
         if sidecar is None or sidecar.get("recipe") != recipe:
             return False
@@ -50,7 +50,7 @@ class KeptPictures:
     def put(
         self, entry: Entry, image: Image, recipe: Mapping[str, Any], state: bytes | None = None
     ) -> None:
-        """Keep a finished picture; ValueError where its key is none or the disk is full."""
+        """Keep a finished image; ValueError where its key is none or the disk is full."""
         data = png(image)
         sidecar: Row = {"recipe": recipe, "sha256": sha256_bytes(data)}
         if state is not None:
@@ -59,11 +59,11 @@ class KeptPictures:
         write_atomic(self._path(entry, "json"), seal(sidecar), durable=False)
 
     def png(self, entry: Entry) -> bytes:
-        """The file of a finished picture."""
+        """The file of a finished image."""
         return self._path(entry, "png").read_bytes()
 
     def state(self, entry: Entry) -> bytes:
-        """The generator's state behind a finished picture."""
+        """The generator's state after a finished image."""
         sidecar = self._sidecar(entry)
         assert sidecar is not None and "state" in sidecar, "only for finished pictures in turn"
         return b64decode(sidecar["state"])

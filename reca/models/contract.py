@@ -1,4 +1,4 @@
-"""The contract of a unified multimodal model: what RecA needs of a network, and no more (DESIGN section 3).
+"""The contract of a unified multimodal model: what RecA needs of a network, and no more (docs/architecture.md 3).
 
 Letters used in shapes: B batch, T text tokens, N image tokens, L sequence, D width, V vocabulary.
 """
@@ -11,10 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from reca.models.registry import editing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -117,8 +119,6 @@ class UnifiedModel(nn.Module, ABC):
     """A network that reads images and draws them, behind one face for cache, trainer, generation and benchmarks."""
 
     family: str
-    reads_several: bool = False
-    """Whether a question may be about several pictures (`answer_about`)."""
 
     # ---- frozen parts: what the cache stores --------------------------------------------------------------------
     @abstractmethod
@@ -167,17 +167,6 @@ class UnifiedModel(nn.Module, ABC):
     def answer_loss(self, conversation: Any, features: Features | None) -> Loss:
         """Image-to-text loss (text-to-text where `features` is None)."""
 
-    # Not abstract: see `edit`.
-    def sample_edit_noise(self, batch: int, generator: torch.Generator) -> Counted:
-        """Every random number that one edit loss needs; ValueError where the family cannot edit."""
-        raise ValueError(f"family {self.family} draws and reads but cannot edit; use a BAGEL")
-
-    def edit_loss(
-        self, target: Features, source: Features, instructions: Sequence[str], noise: Any
-    ) -> Loss:
-        """The loss of drawing `target` from `source` and what to do; rows come from `encode(images, "edit")`."""
-        raise ValueError(f"family {self.family} draws and reads but cannot edit; use a BAGEL")
-
     # ---- inference ------------------------------------------------------------------------------------------------
     @abstractmethod
     def generate(
@@ -202,17 +191,6 @@ class UnifiedModel(nn.Module, ABC):
         """How the family's authors draw: what `reca draw` does where a person says nothing else."""
         return Sampling()
 
-    # Not abstract: of the five families only BAGEL edits, and the others say so in one place.
-    def edit(
-        self,
-        images: Sequence[Image],
-        instructions: Sequence[str],
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> list[Image]:
-        """Change pictures as told, one per row; ValueError where the family cannot edit."""
-        raise ValueError(f"family {self.family} draws and reads but cannot edit; use a BAGEL")
-
     @abstractmethod
     def unconditional(self, batch: int) -> Any:
         """The condition that guidance pushes away from."""
@@ -222,16 +200,6 @@ class UnifiedModel(nn.Module, ABC):
         self, questions: Sequence[str], features: Features | None, max_new_tokens: int = 32
     ) -> list[str]:
         """Greedy answers, one per row; `warn_of_cut` tells of those that had to end at `max_new_tokens`."""
-
-    # Not abstract: the layouts of Show-o and Harmon have a place for one picture.
-    def answer_about(
-        self, questions: Sequence[str], pictures: Sequence[Features], max_new_tokens: int = 32
-    ) -> list[str]:
-        """Greedy answers about several pictures each: `pictures[k]` has the k-th picture of every question, row by row.
-
-        All questions have as many pictures. ValueError where the family reads one (`reads_several` is false).
-        """
-        raise ValueError(f"family {self.family} reads one picture per question; use a BAGEL")
 
     # ---- parameters and weights -----------------------------------------------------------------------------------
     @abstractmethod
@@ -262,6 +230,59 @@ class UnifiedModel(nn.Module, ABC):
         """
 
 
+# ---- capabilities that not every family has --------------------------------------------------------
+@runtime_checkable
+class Edits(Protocol):
+    """A model that changes images as an instruction says."""
+
+    def sample_edit_noise(self, batch: int, generator: torch.Generator) -> Counted:
+        """Every random number that one edit loss needs."""
+        ...
+
+    def edit_loss(
+        self, target: Features, source: Features, instructions: Sequence[str], noise: Any
+    ) -> Loss:
+        """The loss of `target` given `source` and instructions; rows come from `encode(images, "edit")`."""
+        ...
+
+    def edit(
+        self,
+        images: Sequence[Image],
+        instructions: Sequence[str],
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> list[Image]:
+        """Edited images, one per row."""
+        ...
+
+
+@runtime_checkable
+class ReadsSeveral(Protocol):
+    """A model that answers questions about several images each."""
+
+    def answer_about(
+        self, questions: Sequence[str], pictures: Sequence[Features], max_new_tokens: int = 32
+    ) -> list[str]:
+        """Greedy answers: `pictures[k]` has the k-th image of every question, row by row."""
+        ...
+
+
+def editor(model: UnifiedModel) -> Edits:
+    """The model as one that edits; ValueError names the families that do."""
+    if not isinstance(model, Edits):
+        raise ValueError(
+            f"family {model.family} generates and reads but cannot edit; use one of: {', '.join(editing())}"
+        )
+    return model
+
+
+def reader_of_several(model: UnifiedModel) -> ReadsSeveral:
+    """The model as one that reads several images per question; ValueError where it reads one."""
+    if not isinstance(model, ReadsSeveral):
+        raise ValueError(f"family {model.family} reads one image per question; use another model")
+    return model
+
+
 def warn_truncated(rows: Sequence[Sequence[int]], end: int) -> None:
     """Log how many rows of generated ids ran into their limit before they said `end`."""
     if cut := [len(row) for row in rows if end not in row]:
@@ -273,7 +294,7 @@ def reconstruction_loss(
 ) -> Loss:
     """L_RecA = L_gen(f([prompt template, h_v(x)]), x): draw the image again from its own understanding embeddings.
 
-    `features` rows come from `encode(images, "draw")`; source: paper eq. 3, DESIGN section 1.
+    `features` rows come from `encode(images, "draw")`; source: paper eq. 3, docs/architecture.md 1.
     """
     return model.generation_loss(features, model.condition(prompts, features), noise)
 

@@ -1,25 +1,94 @@
-"""Model families behind one contract; nothing is imported until a family is asked for."""
+"""The model families: one entry each, and the only list of them. None is imported before it is used.
+
+A new family is a folder `reca/models/<family>/` and an entry here; configuration reads the entries without torch.
+"""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reca.models.contract import UnifiedModel
 
-FAMILIES = ("showo", "harmon", "bagel")
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a family before its code is imported.
+
+    `module`: its implementation of the contract (empty: configuration only, it cannot run yet). `pretraining`: the
+    module that makes its laptop base model. `edits`: has the capability `contract.Edits`. `sampler_options`: names of
+    its `sampling.options` (None: known to the family alone, which checks the values of all).
+    """
+
+    name: str
+    title: str
+    module: str = ""
+    pretraining: str = ""
+    edits: bool = False
+    sampler_options: tuple[str, ...] | None = None
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "showo",
+            "Show-o",
+            module="reca.models.showo.model",
+            pretraining="reca.toyworld.pretrain.showo",
+            sampler_options=("confidence_temperature", "confidence_schedule", "order"),
+        ),
+        Family(
+            "harmon",
+            "Harmon",
+            module="reca.models.harmon.model",
+            pretraining="reca.toyworld.pretrain.harmon",
+            sampler_options=("schedule",),
+        ),
+        Family("openuni", "OpenUni"),
+        Family(
+            "bagel",
+            "BAGEL",
+            module="reca.models.bagel.model",
+            pretraining="reca.toyworld.pretrain.bagel",
+            edits=True,
+        ),
+        Family("janus", "Janus-Pro"),
+    )
+}
+
+
+def runnable() -> list[str]:
+    """Names of the families that can run."""
+    return [name for name, family in FAMILIES.items() if family.module]
+
+
+def editing() -> list[str]:
+    """Names of the families that edit images."""
+    return [name for name, family in FAMILIES.items() if family.edits]
 
 
 def family_module(family: str) -> str:
     """Module path of a family's contract implementation; the import stays dynamic so code hashes stay per family."""
-    if family not in FAMILIES:
+    if family not in runnable():
         raise ValueError(
-            f"model family {family!r} is not known; choose one of: {', '.join(FAMILIES)}"
+            f"model family {family!r} is not known; choose one of: {', '.join(runnable())}"
         )
-    return f"reca.models.{family}.model"
+    return FAMILIES[family].module
+
+
+def pretraining_module(family: str) -> str:
+    """Module path of a family's pre-training; ValueError where the family has none."""
+    known = [name for name, one in FAMILIES.items() if one.pretraining]
+    if family not in known:
+        raise ValueError(
+            f"family {family!r} cannot be pre-trained here; choose one of: {', '.join(known)}"
+        )
+    return FAMILIES[family].pretraining
 
 
 def build_model(family: str, network: Mapping[str, Any]) -> UnifiedModel:

@@ -79,7 +79,7 @@ def edit_item_scores(
 
 
 def edits_report(model: Path, benchmark: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Outcomes of the edits, chance, items and pictures of one model, and the folders that they come from."""
+    """Outcomes of the edits, chance, items and images of one model, and the folders that they come from."""
     folders = test_folders(model, benchmark)
     scores = [artifacts.read_json(artifacts.verified(folder / SCORES)) for folder in folders]
     runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}

@@ -1,7 +1,7 @@
 """Stated expectations (`expect:` of an experiment) against what was reached: within tolerance, outside, or not run.
 
-A number is within where it is no further from the expected value than the tolerance. The interval is shown
-beside, it decides nothing: a wide one is no excuse. A partial score is never compared.
+A number is within where it is no further from the expected value than the tolerance. The interval is also
+shown but does not decide. A partial score is never compared.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def sweep(
 
 
 def curves(series: Mapping[str, Mapping[str, Sequence[Point]]], label: str) -> str:
-    """Loss by optimiser step: one line per run, drawn as its arm. `series[arm][run]` are (step, loss)."""
+    """Loss by optimizer step: one line per run, drawn as its arm. `series[arm][run]` are (step, loss)."""
     points = [point for runs in series.values() for line in runs.values() for point in line]
     x = Axis(0, max(step for step, _ in points), LEFT, WIDTH - RIGHT)
     y = Axis(*spread([value for _, value in points], 0.0), HEIGHT - BOTTOM, TOP)
@@ -120,7 +120,7 @@ def curves(series: Mapping[str, Mapping[str, Sequence[Point]]], label: str) -> s
 
 
 def key(arm: str) -> str:
-    """The mark and line of an arm, for legends; says nothing to a screen reader, as its name stands beside it."""
+    """The mark and line of an arm, for legends; hidden from screen readers, as its name follows as text."""
     inner = _line([(1, 8), (33, 8)], arm) + _mark(17, 8, arm, "")
     return f'<svg class="key" viewBox="0 0 34 16" width="34" height="16" aria-hidden="true">{inner}</svg>'
 

@@ -103,9 +103,9 @@ def outcomes(scores: Sequence[Scores], chosen: Chosen, items: Items) -> list[dic
 
 
 def measured(scores: Sequence[Scores]) -> list[str]:
-    """Names of the outcomes; a benchmark without questions or reconstructions lacks theirs."""
-    lacks = {part for part in ("understanding", "reconstruction") if part not in scores[0]}
-    return [name for name in (*PRIMARY, *SECONDARY) if name.split("_")[0] not in lacks]
+    """Names of the outcomes; without those of questions or reconstructions that a benchmark does not have."""
+    absent = {part for part in ("understanding", "reconstruction") if part not in scores[0]}
+    return [name for name in (*PRIMARY, *SECONDARY) if name.split("_")[0] not in absent]
 
 
 def _outcome(name: str, by_arm: Mapping[str, list[Scores]], chosen: Chosen) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _outcome(name: str, by_arm: Mapping[str, list[Scores]], chosen: Chosen) -> d
 
 
 def _matrix(items: Items, runs: Sequence[Scores], name: str) -> list[list[float]]:
-    """Scores of the same items in the same order, one row per seed; empty where items are not told apart."""
+    """Scores of the same items in the same order, one row per seed; empty where scores per item are missing."""
     scored = [items[score["run"]].get(name, {}) for score in runs]
     return [[row[item] for item in sorted(row)] for row in scored if row]
 

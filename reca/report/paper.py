@@ -1,6 +1,6 @@
-"""Every table of the paper as a target: reported value with its source beside ours with its interval, or `not run`.
+"""Every table of the paper as a target: reported value with its source next to ours with its interval, or `not run`.
 
-The two never mix: a reported number stands in its own column with where it was read, a reproduced one in
+The two never mix: a reported number is in its own column with its source, a reproduced one in
 its own with who scored it, on how many seeds and on how much of the benchmark.
 """
 
@@ -166,7 +166,7 @@ def limits(pair: Sequence[float]) -> str:
 
 
 def number(value: Any) -> str:
-    """A number as the paper writes it: three figures behind the point below 1, else two."""
+    """A number as the paper writes it: three decimals below 1, else two."""
     if value is None:
         return "-"
     if isinstance(value, int | float):
@@ -175,7 +175,7 @@ def number(value: Any) -> str:
 
 
 def doubts_meant() -> str:
-    """What the counts of doubtful replies beside a number mean."""
+    """What the counts of doubtful replies next to a number mean."""
     return "; ".join(f"{kind}: {meaning}" for kind, meaning in readings.MEANING.items())
 
 

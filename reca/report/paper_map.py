@@ -1,4 +1,4 @@
-"""Which of our runs stands for which cell of the paper: rows and columns of every table, as data.
+"""Which run reproduces which cell of the paper: rows and columns of every table, as data.
 
 A row names (experiment or None, model, arm); a column (benchmark, metric, factor to the paper's unit). A row
 of somebody else's model has no run of ours and says so; it is never filled.
@@ -94,7 +94,7 @@ COLUMNS: dict[str, dict[str, Metric]] = {
     "ablation_sft_vs_reca_harmon": _ABLATION,
     "ablation_order_harmon": _ABLATION,
     "two_stage": {"geneval": Metric("geneval"), **_DPG},
-    "understanding_partial": {"MME": Metric("mme", "perception")},  # by its size: SPEC section 8
+    "understanding_partial": {"MME": Metric("mme", "perception")},  # reference/benchmarks.md 8
 }
 
 TITLES = {
@@ -154,7 +154,7 @@ ROWS: dict[tuple[str, str], Run] = {
 
 
 def run_of(table: str, row: str, arm: str | None) -> Run | None:
-    """Our run that stands for a row; None where it is somebody else's, or a variant without an experiment."""
+    """The run that reproduces a row; None where it is another paper's, or a variant without an experiment."""
     if arm is not None:
         return Run(_BASES[row], arm) if row in _BASES else None
     return ROWS.get((table, row))

@@ -1,4 +1,4 @@
-"""Grids of pictures: held-out scenes drawn again, and prompts drawn before and after, each with the examiner's verdict.
+"""Grids of images: held-out scenes drawn again, and prompts drawn before and after, each with the examiner's verdict.
 
 The first scenes and the first prompts of every task are shown, whatever they look like.
 """
@@ -21,17 +21,17 @@ from reca.report.outcomes import TITLES, guidance_of
 from reca.toyworld.scenes import draw_pixels
 
 SCENES, PROMPTS_PER_TASK = 6, 3
-LARGEST = 256  # pixels on the longer side; the page shows pictures smaller than this
-SHORT = NAMES | {"sft": "Plain"}  # what fits below a picture
+LARGEST = 256  # pixels on the longer side; the page shows images smaller than this
+SHORT = NAMES | {"sft": "Plain"}  # what fits below an image
 DRAWN_BY, AGAIN_BY = ("base", "sft", "reca"), ("base", "reca")
 EDITED_BY, EDITS_PER_KIND = ("base", "reca"), 3
 
 Picture = dict[str, Any]  # name, uri, score (None: the target), alt
-Row = dict[str, Any]  # title, cards: each a caption and its pictures
+Row = dict[str, Any]  # title, cards: each a caption and its images
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as a data URI, made smaller where it is larger than the page shows it."""
+    """An image as a data URI, made smaller where it is larger than the page shows it."""
     image.thumbnail((LARGEST, LARGEST))
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
@@ -43,7 +43,7 @@ def first_runs(model: Mapping[str, Any]) -> dict[str, str]:
 
 
 def grids(model: Mapping[str, Any], benchmark: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """`again`: held-out scenes; `drawn`: prompts. Each row has a `title` and cards: a caption and its pictures."""
+    """`again`: held-out scenes; `drawn`: prompts. Each row has a `title` and cards: a caption and its images."""
     runs = first_runs(model)
     sets = {arm: ImageSet(model["samples"][runs[arm]]) for arm in DRAWN_BY if arm in runs}
     items = {arm: model["items"][runs[arm]] for arm in sets}
@@ -59,16 +59,16 @@ def edited(found: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[Row]:
     sets = {arm: ImageSet(found["samples"][runs[arm]]) for arm in EDITED_BY if arm in runs}
     rows: dict[str, list[Any]] = {}
     for asked in edits("test", min(EDITS_PER_KIND, benchmark["prompts"]), benchmark["seed"]):
-        told = asked.edit.instruction
+        wording = asked.edit.instruction
         source = data_uri(Image.fromarray(draw_pixels(asked.edit.source)))
-        shown = [{"name": "Source", "uri": source, "score": None, "alt": f"To change: {told}"}]
+        shown = [{"name": "Source", "uri": source, "score": None, "alt": f"To change: {wording}"}]
         for arm, pictures in sets.items():
             level = found["chosen"][arm]["edit"]
             row = _item(found["items"][runs[arm]], "edit", asked.id, level)
             if row:
                 key = sample_key(level, asked.id)
-                shown.append(_picture(arm, pictures, key, row["edit"], told))
-        rows.setdefault(asked.edit.kind, []).append({"caption": told, "pictures": shown})
+                shown.append(_picture(arm, pictures, key, row["edit"], wording))
+        rows.setdefault(asked.edit.kind, []).append({"caption": wording, "pictures": shown})
     return [{"title": kind.capitalize(), "cards": cards} for kind, cards in rows.items()]
 
 
@@ -78,9 +78,9 @@ def _drawn_again(
     cards = []
     count = min(SCENES, benchmark["reconstructions"])
     for index, scene in enumerate(laptop.held_out_scenes("test", count, benchmark["seed"])):
-        name, told = f"scene-{index:04d}", laptop.dense_caption(scene)
+        name, wording = f"scene-{index:04d}", laptop.dense_caption(scene)
         target = data_uri(Image.fromarray(draw_pixels(scene)))
-        shown = [{"name": "Target", "uri": target, "score": None, "alt": f"Target: {told}"}]
+        shown = [{"name": "Target", "uri": target, "score": None, "alt": f"Target: {wording}"}]
         for arm in AGAIN_BY:
             row = _item(items.get(arm, []), "reconstruction", name)
             if row:
@@ -126,7 +126,7 @@ def _item(
     for row in rows:
         right_level = level is None or row["guidance"] == level
         if row["kind"] == kind and row["id"] == name and right_level:
-            return row  # where a prompt has several pictures, the first
+            return row  # where a prompt has several images, the first
     return None
 
 

@@ -1,4 +1,4 @@
-"""Tables of results in the README and in docs: written from `docs/results/`, so that no figure there is typed by hand.
+"""Results in the README and in docs: tables and a figure, generated from `docs/results/` and never edited by hand.
 
 python -m reca.report.readme --take results/laptop      # adopt a finished run, then rewrite the pages
 python -m reca.report.readme                            # rewrite the pages from what was adopted
@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from reca.core import artifacts
+from reca.report import standalone
 
 RESULTS = Path("docs/results")
-# Where the table of an experiment stands; both paths from the root of the repository.
+# Page with the table of an experiment, relative to the root of the repository.
 PAGES = {"laptop": Path("README.md"), "laptop_harmon": Path("docs/laptop_harmon.md")}
 BEGIN, END = "<!-- results:begin (make readme) -->", "<!-- results:end -->"
 ARMS = ("base", "sft", "reca", "shuffled")
+FIGURES = {"laptop": Path("docs/results/laptop.svg")}  # shown on the page of the same experiment
+PLOTTED = ("dense", "reconstruction")
 SHOWN = ("dense", "geneval", "reconstruction", "understanding")
 
 
@@ -70,6 +73,11 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
     return "\n".join(lines)
 
 
+def figure(results: Mapping[str, Any]) -> str:
+    """The SVG file of an experiment's main outcomes."""
+    return standalone.panels(results, PLOTTED, ARMS)
+
+
 def _link(target: Path, page: Path) -> str:
     """`target` as a link on `page`."""
     return os.path.relpath(target, page.parent)
@@ -108,6 +116,8 @@ def main() -> None:
             continue
         block = table(artifacts.read_json(source), source, page)
         artifacts.write_atomic(page, rewritten(page.read_text(), block, page))
+        if experiment in FIGURES:
+            artifacts.write_atomic(FIGURES[experiment], figure(artifacts.read_json(source)))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def view(experiment: Mapping[str, Any], model: Model, benchmark: str) -> dict[st
 def _edits(
     model: Model, rows: Mapping[str, Any], arms: Sequence[str], benchmark: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Scores of the edits by arm with both chance levels, the first one as a figure, and the first pictures."""
+    """Scores of the edits by arm with both chance levels, the first one as a figure, and the first images."""
     found = model["edits"]
     table = [
         {
@@ -196,7 +196,7 @@ def _cache(entry: Mapping[str, Any], recipe: Recipe, logs: Logs) -> dict[str, An
 def expectations(
     experiment: Mapping[str, Any], models: Sequence[Model], benchmark: str
 ) -> list[dict[str, Any]]:
-    """Stated expectations beside what was reached; `reached` is None where this run has no such number."""
+    """Stated expectations next to what was reached; `reached` is None where this run has no such number."""
     values = {
         (model["name"], arm, f"{benchmark}.{row['name']}"): row[arm]["mean"]
         for model in models

@@ -42,8 +42,10 @@ def headline(models: Sequence[Mapping[str, Any]]) -> str:
     """The answer in one line: RecA against plain training on the two primary outcomes."""
     lines = []
     for model in models:
-        told = "; ".join(_short(row) for row in model["outcomes"] if row["primary"]) + "."
-        lines.append(f"{model['name']}: {told}" if len(models) > 1 else told[0].upper() + told[1:])
+        parts = "; ".join(_short(row) for row in model["outcomes"] if row["primary"]) + "."
+        lines.append(
+            f"{model['name']}: {parts}" if len(models) > 1 else parts[0].upper() + parts[1:]
+        )
     return " ".join(lines)
 
 
@@ -62,12 +64,12 @@ def _short(row: Mapping[str, Any]) -> str:
 def findings(model: Mapping[str, Any]) -> list[str]:
     """A few sentences per primary outcome, and one on reading, from the outcomes of one model."""
     rows = {row["name"]: row for row in model["outcomes"]}
-    told = [_primary(rows[name], model["chance"].get(name)) for name in PRIMARY]
+    parts = [_primary(rows[name], model["chance"].get(name)) for name in PRIMARY]
     if "edit" in rows:
-        told.append(_primary(rows["edit"], model["edits"]["chance"]["random"]["edit"]))
+        parts.append(_primary(rows["edit"], model["edits"]["chance"]["random"]["edit"]))
     reading = rows.get("understanding")
     gap = reading["differences"].get("reca - base") if reading else None
-    return [*told, *([_reading(reading, gap)] if reading and gap else [])]
+    return [*parts, *([_reading(reading, gap)] if reading and gap else [])]
 
 
 def _primary(row: Mapping[str, Any], chance: float | None) -> str:
@@ -77,14 +79,14 @@ def _primary(row: Mapping[str, Any], chance: float | None) -> str:
     others = [(OTHERS[arm], row[arm]["mean"]) for arm in OTHERS if arm in row]
     others += [("chance", chance)] if chance is not None else []
     levels = ", ".join(f"{name} {value:.3f}" for name, value in others)
-    told = [f"On {subject} RecA reaches {row['reca']['mean']:.3f} ({levels})."]
+    parts = [f"On {subject} RecA reaches {row['reca']['mean']:.3f} ({levels})."]
     for arm, name in (("sft", "plain training"), ("base", "the base model")):
         gap = row["differences"].get(f"reca - {arm}")
         if gap and (
             arm == "sft" or "reca - sft" not in row["differences"] or verdict(gap) == "worse"
         ):
-            told.append(_against(name, gap))
-    return " ".join(told)
+            parts.append(_against(name, gap))
+    return " ".join(parts)
 
 
 def _against(name: str, gap: Mapping[str, Any]) -> str:
@@ -114,15 +116,15 @@ def _over_prompts(gap: Mapping[str, Any]) -> str:
 
 def _reading(row: Mapping[str, Any], gap: Mapping[str, Any]) -> str:
     start = f"Reading: {row['base']['mean']:.3f} of the questions answered exactly before RecA, "
-    told = f"{start}{row['reca']['mean']:.3f} after ({signed(gap['mean'])}"
+    parts = f"{start}{row['reca']['mean']:.3f} after ({signed(gap['mean'])}"
     if gap["ci95"] is None:
-        return f"{told}; one seed, no interval)."
+        return f"{parts}; one seed, no interval)."
     change = {
         "better": "it got better",
         "worse": "it got worse",
         "unclear": "no change is shown",
     }[verdict(gap)]
-    return f"{told}, interval {interval(gap['ci95'])}): {change}."
+    return f"{parts}, interval {interval(gap['ci95'])}): {change}."
 
 
 def compute(arms: Mapping[str, Mapping[str, Any]]) -> str:

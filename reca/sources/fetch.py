@@ -166,7 +166,7 @@ def _discover(source: Source, mirror: Path | None, endpoints: Endpoints) -> Sour
 def _select(
     source: Source, present: Mapping[str, SourceFile], where: str
 ) -> tuple[SourceFile, ...]:
-    """The files that the entry asks for; every exact name must be there, and every hash agree."""
+    """The files that the entry lists; every exact name must exist and every hash match."""
     chosen: dict[str, SourceFile] = {}
     for file in source.files:
         if not file.is_pattern and file.path not in present:

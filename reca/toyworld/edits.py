@@ -1,4 +1,4 @@
-"""Edits of laptop scenes: a picture, an instruction, and the picture that it asks for, which differs nowhere else.
+"""Edits of laptop scenes: an image, an instruction, and the edited image, which differs nowhere else.
 
 Five kinds: recolour, remove, add, replace (the shape) and move. Source and target share every other object with its
 place, shape, colour and shift, so an examiner can say exactly what was done and what was left alone.
@@ -43,14 +43,14 @@ def draw_edit(kind: str, generator: Generator) -> Edit:
 
 def reference(scene: Scene, thing: Thing, generator: Generator) -> str:
     """Words that mean this object and no other of the scene: its shape, with its colour, or with its place."""
-    told = {
+    wording = {
         f"the {thing.shape}": [t for t in scene.things if t.shape == thing.shape],
         f"the {thing.colour} {thing.shape}": [
             t for t in scene.things if (t.shape, t.colour) == (thing.shape, thing.colour)
         ],
         f"the {thing.shape} at the {PLACES[thing.place]}": [thing],
     }
-    unique = [words for words, meant in told.items() if meant == [thing]]
+    unique = [words for words, meant in wording.items() if meant == [thing]]
     return unique[int(generator.integers(len(unique)))]
 
 
@@ -78,17 +78,17 @@ def _with(scene: Scene, old: Thing | None, new: Thing | None) -> Scene:
 def _recolour(scene: Scene, generator: Generator) -> Edit | None:
     thing = _one(scene, generator)
     colour = _other(COLOUR_NAMES, thing.colour, generator)
-    told = f"make {reference(scene, thing, generator)} {colour}"
+    wording = f"make {reference(scene, thing, generator)} {colour}"
     target = _with(scene, thing, replace(thing, colour=colour))
-    return Edit("recolour", told, scene, target, (thing.place,))
+    return Edit("recolour", wording, scene, target, (thing.place,))
 
 
 def _remove(scene: Scene, generator: Generator) -> Edit | None:
     if len(scene.things) < 2:
         return None
     thing = _one(scene, generator)
-    told = f"remove {reference(scene, thing, generator)}"
-    return Edit("remove", told, scene, _with(scene, thing, None), (thing.place,))
+    wording = f"remove {reference(scene, thing, generator)}"
+    return Edit("remove", wording, scene, _with(scene, thing, None), (thing.place,))
 
 
 def _add(scene: Scene, generator: Generator) -> Edit | None:
@@ -98,16 +98,16 @@ def _add(scene: Scene, generator: Generator) -> Edit | None:
     shape, colour = str(generator.choice(SHAPE_NAMES)), str(generator.choice(COLOUR_NAMES))
     shifts = [int(shift) for shift in generator.integers(0, 2, size=2)]
     thing = Thing(place, shape, colour, *shifts)
-    told = f"add {phrase(thing, place=True)}"
-    return Edit("add", told, scene, _with(scene, None, thing), (place,))
+    wording = f"add {phrase(thing, place=True)}"
+    return Edit("add", wording, scene, _with(scene, None, thing), (place,))
 
 
 def _replace(scene: Scene, generator: Generator) -> Edit | None:
     thing = _one(scene, generator)
     shape = _other(SHAPE_NAMES, thing.shape, generator)
-    told = f"replace {reference(scene, thing, generator)} with a {shape}"
+    wording = f"replace {reference(scene, thing, generator)} with a {shape}"
     target = _with(scene, thing, replace(thing, shape=shape))
-    return Edit("replace", told, scene, target, (thing.place,))
+    return Edit("replace", wording, scene, target, (thing.place,))
 
 
 def _move(scene: Scene, generator: Generator) -> Edit | None:
@@ -115,9 +115,9 @@ def _move(scene: Scene, generator: Generator) -> Edit | None:
     if place is None:
         return None
     thing = _one(scene, generator)
-    told = f"move {reference(scene, thing, generator)} to the {PLACES[place]}"
+    wording = f"move {reference(scene, thing, generator)} to the {PLACES[place]}"
     moved = _with(scene, thing, replace(thing, place=place))
-    return Edit("move", told, scene, moved, (thing.place, place))
+    return Edit("move", wording, scene, moved, (thing.place, place))
 
 
 EDITS: dict[str, Callable[[Scene, Generator], Edit | None]] = {

@@ -44,7 +44,7 @@ def best_shape(mask: np.ndarray) -> tuple[str, float, tuple[int, int]]:
 
 
 def detect(pixels: np.ndarray) -> list[dict[str, Any]]:
-    """All objects in a picture as GenEval detections, with `place` (0..3) beside them; score 1, as
+    """All objects in an image as GenEval detections, with `place` (0..3) next to them; score 1, as
     nothing is uncertain.
     """
     if pixels.dtype != np.uint8:  # floats may be NaN, which would be cast to some colour

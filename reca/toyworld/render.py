@@ -3,7 +3,7 @@
 Columns: `image` (struct of bytes and path, as Hugging Face writes it), `id`, `prompt` (the sparse
 caption), `conversations` (JSON list of turn pairs) and `scene` (JSON, for the examiner's use only).
 Kind `text` has conversations and no image. Kind `edits` has two rows an edit: the source, and the target, whose
-`prompt` is the instruction and whose `source` is the id of the picture to change.
+`prompt` is the instruction and whose `source` is the id of the image to change.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROWS_PER_GROUP = 512
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """PNG bytes of a uint8 [H, W, 3] picture; equal pixels give equal bytes."""
+    """PNG bytes of a uint8 [H, W, 3] image; equal pixels give equal bytes."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -65,12 +65,12 @@ def text_row(index: int, seed: int) -> dict[str, Any]:
 def edit_rows(index: int, seed: int) -> list[dict[str, Any]]:
     """Source and target of one edit; the kinds take turns, and edit i depends on (seed, i) alone."""
     made = draw_edit(list(EDITS)[index % len(EDITS)], numpy_generator("world", seed, index, "edit"))
-    name, told = f"edit-{index:06d}", {"source": None, "target": made.instruction}
+    name, captions = f"edit-{index:06d}", {"source": None, "target": made.instruction}
     return [
         {
             "id": f"{name}/{side}",
             "image": {"bytes": png(draw_pixels(scene)), "path": None},
-            "prompt": told[side],
+            "prompt": captions[side],
             "source": f"{name}/source" if side == "target" else None,
             "scene": json.dumps(scene.to_json()),
         }

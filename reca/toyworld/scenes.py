@@ -92,7 +92,7 @@ def draw_scene(generator: np.random.Generator, count: int | None = None) -> Scen
 
 
 def draw_pixels(scene: Scene) -> np.ndarray:
-    """The picture of a scene, uint8 [16, 16, 3]."""
+    """The image of a scene, uint8 [16, 16, 3]."""
     pixels = np.empty((SIZE, SIZE, 3), np.uint8)
     pixels[:] = BACKGROUND
     for thing in scene.things:

@@ -170,7 +170,7 @@ def questions(scene: Scene, generator: np.random.Generator) -> dict[str, Turn]:
 
 
 def image_conversation(scene: Scene, generator: np.random.Generator) -> list[Turn]:
-    """An image-to-text sample: the dense description alone, or behind two questions, so that it cannot answer them."""
+    """An image-to-text sample: the dense description alone, or after two questions, so that it cannot answer them."""
     describe = (DESCRIBE, dense_caption(scene))
     if generator.random() < 0.5:
         return [describe]
@@ -182,7 +182,7 @@ def _some(turns: Sequence[Turn], most: int, generator: np.random.Generator) -> l
 
 
 def text_conversation(generator: np.random.Generator) -> list[Turn]:
-    """Turns about a scene that the first question tells, in the style of prompts: they teach words, not pictures."""
+    """Turns about a scene that the first question tells, in the style of prompts: they teach words, not images."""
     scene = draw_scene(generator, count=int(generator.integers(1, 4)))
     things = [scene.things[i] for i in generator.permutation(len(scene.things))]
     context, known = _told(scene, things, generator)

@@ -88,7 +88,7 @@ def test_recomputed_blocks_draw_the_same_dropout(data: FeatureData, tmp_path: Pa
 
 
 def test_ranks_draw_apart(data: FeatureData, tmp_path: Path) -> None:
-    """The official code gives every rank the same mask, timesteps and noise; here they differ (SPEC g1)."""
+    """The official code gives every rank the same mask, timesteps and noise; here they differ (harmon.md g1)."""
     model = tiny.model(tmp_path / "words")
     plans = [
         plan_step(model, data, RECIPE, seed=3, step=0, world=World(rank, 2, torch.device("cpu")))

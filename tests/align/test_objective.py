@@ -210,4 +210,4 @@ def test_schedule_variants():
     floored = Recipe(lr=1.0, floor=0.1, steps=10, horizon=8)
     assert learning_rate(floored, 8) == learning_rate(floored, 9) == pytest.approx(0.1)
     late = Recipe(lr=5e-7, warmup=1000, steps=5000, horizon=1_000_000)
-    assert learning_rate(late, 4999) == pytest.approx(5e-7, rel=1e-4)  # SPEC showo section 5
+    assert learning_rate(late, 4999) == pytest.approx(5e-7, rel=1e-4)  # showo.md 5

@@ -13,7 +13,7 @@ from reca.align import distributed, trainer
 from reca.cli import main
 from reca.config.compose import load
 from reca.config.recipe import Recipe
-from reca.models.registry import FAMILIES
+from reca.models.registry import runnable
 from tests.align import published
 
 ARMS = published.arms()
@@ -27,7 +27,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> published.Rehearsal:
 def test_the_walk_leaves_no_experiment_out() -> None:
     assert {name for name, *_ in ARMS} == set(published.EXPERIMENTS) and len(ARMS) >= 19
     trained = {load(name).models[model].family for name, model, _ in ARMS}
-    assert set(FAMILIES) <= trained
+    assert set(runnable()) <= trained
 
 
 @pytest.mark.parametrize(("name", "model", "arm"), ARMS, ids=["-".join(one) for one in ARMS])
@@ -39,7 +39,7 @@ def test_a_published_recipe_trains(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = load(name).models[model]
-    if config.family not in FAMILIES:
+    if config.family not in runnable():
         pytest.skip(f"family {config.family} is configuration only: it has no implementation yet")
     seen = watched(monkeypatch)
     out = rehearsal.train(name, model, arm)
@@ -90,4 +90,4 @@ def test_only_sizes_differ_from_the_published_recipe() -> None:
 def test_out_folders_are_whole(rehearsal: published.Rehearsal) -> None:
     """The audit walks from every trained arm to its cache and base."""
     made = sorted({path.parent for path in rehearsal.root.rglob("manifest.json")})
-    assert len(made) > len(FAMILIES) and main(["audit", *map(str, made)]) == 0
+    assert len(made) > len(runnable()) and main(["audit", *map(str, made)]) == 0

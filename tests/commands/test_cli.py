@@ -96,7 +96,7 @@ def test_ctrl_c_is_one_line_and_exit_130(monkeypatch, capsys):
     assert main(["compose", "laptop"]) == 130
     assert (
         capsys.readouterr().err
-        == "reca compose: stopped by Ctrl-C; the same command goes on from finished work\n"
+        == "reca compose: stopped by Ctrl-C; run the same command again to resume\n"
     )
 
 
@@ -185,7 +185,7 @@ def test_schema_prints_what_lies_in_the_workflow(capsys):
 
 
 def test_check_says_which_families_cannot_run_yet(capsys, monkeypatch):
-    monkeypatch.setattr("reca.models.registry.FAMILIES", ("showo",))
+    monkeypatch.setattr("reca.models.registry.runnable", lambda: ["showo"])
     assert main(["check", "paper_bagel"]) == 0
     text = capsys.readouterr().out
     assert "models.bagel_7b: configuration only, family bagel cannot run yet" in text
@@ -208,11 +208,11 @@ def test_check_finds_what_only_the_family_knows(capsys):
 
 
 BEFORE_A_RUN = {
-    "sampler.options.order=up": "models.showo_tiny: sampling.options.order is 'up'; choose one of",
-    "network.llm=null": "models.showo_tiny: network.llm is None; it must be a section with hidden_act",
+    "sampler.options.order=up": "models.showo_tiny: sampling.options.order = 'up': must be one of",
+    "network.llm=null": "models.showo_tiny: network.llm = None: must be a mapping",
     "network.llm.num_hidden_layers=0": "network.llm.num_hidden_layers is 0; it must be a whole number",
-    "network.max_text=many": "network.max_text is 'many'; it must be a whole number above 0",
-    "network.options.encode_batch=0": "options.encode_batch is 0; it must be a whole number above 0",
+    "network.max_text=many": "network.max_text = 'many': must be a whole number",
+    "network.options.encode_batch=0": "options.encode_batch is 0; it must be above 0",
     "weights.path=nowhere": "models.showo_tiny.weights.path = 'nowhere': no such folder",
 }
 

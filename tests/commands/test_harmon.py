@@ -117,7 +117,7 @@ def test_pictures_and_answers_from_the_command_line(inside, capsys):
     assert main(["ask", "one.png", "what color is the circle ?", *model]) == 0
     assert capsys.readouterr().out.count("\n") == 1
     assert main(["ask", "one.png", "which zebra ?", *model]) == 2
-    assert "vocabulary lacks words" in capsys.readouterr().err
+    assert "not in this model's vocabulary" in capsys.readouterr().err
 
 
 def test_pretraining_wants_what_fits(inside, capsys):

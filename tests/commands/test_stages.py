@@ -154,7 +154,7 @@ WRONG_WORDS = {
     "a folder": (["draw", "a red circle", "--out", "folder.png"], "--out folder.png: is a folder"),
     "below a file": (["draw", "a red circle", "--out", "p.png/x.png"], "p.png/x.png: cannot write"),
     "read-only": (["draw", "a red circle", "--out", "/proc/x.png"], "/proc/x.png: cannot write"),
-    "unknown word": (["draw", "a flurble"], "vocabulary lacks 'flurble'"),
+    "unknown word": (["draw", "a flurble"], "not in this model's vocabulary: 'flurble'"),
     "not UTF-8": (["draw", "a red\udcff circle"], "is not UTF-8 text"),
     "no prompt": (["draw", "  "], "the prompt is empty; say what to draw"),
     "no template": (["reconstruct", "p.png", "--prompt", ""], "the prompt is empty"),

@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -408,14 +408,6 @@ def test_section_is_strict_and_fills_defaults():
         ValueError, match=r"^configuration = \[\]: must be a section with kind, images"
     ):
         compose.section(World, [])
-
-
-def test_sampler_options_known_while_planning_are_those_of_the_family():
-    from reca.config.validate import SAMPLER_OPTIONS
-    from reca.models.showo.sampler import SamplerOptions
-
-    own = {field.name for field in fields(SamplerOptions)} - {"guidance", "steps", "temperature"}
-    assert set(SAMPLER_OPTIONS["showo"]) == own
 
 
 @pytest.mark.parametrize(("seeds", "said"), [("[3,3]", "twice"), ("[-1]", "at least 0")])

@@ -47,7 +47,7 @@ BAD_YAML = {
     "long hexadecimal": ("a: 0x" + "F" * 5000, "a whole number of 5002 digits"),
     "laughs": (laughs("{name}: &{name} [{inner}]", "a: &a [x, x]"), "more than 200000 values"),
     "merges": (laughs("{name}: &{name} {{<<: [{inner}]}}", "a: &a {x: 1}"), "more than 200000"),
-    "endless": ("a: &a [*a]", r"alias \*a stands for itself"),
+    "endless": ("a: &a [*a]", r"alias \*a refers to itself"),
     "no anchor": ("a: *b", "line 1: .*undefined alias"),
     "key twice": ("a: 1\na: 2", "line 2: .*the key 'a' occurs twice"),
     "list as key": ("? [1]\n: 2", r"line 1: .*the key '\[1\]' is no text"),

@@ -46,7 +46,7 @@ def test_overall_is_the_chosen_sum(name):
 
 @pytest.mark.parametrize("experiment", ["paper", "paper_harmon_15b"])
 def test_the_papers_number_is_held_against_perception(experiment):
-    """SPEC section 8: it is given without a name, and is of the size of perception alone."""
+    """reference/benchmarks.md 8: it is given without a name, and is of the size of perception alone."""
     table = paper.reported()["understanding_partial"]
     reported = {a: v["MME"] for _, a, v in reported_rows("understanding_partial", table)}
     told = [one for one in compose.load(experiment).expect if one.metric.startswith("mme.")]

@@ -26,8 +26,6 @@ class Looking(DrawingToy):
 
 
 class LookingAtAll(Looking):
-    reads_several = True
-
     def answer_about(self, questions, pictures, max_new_tokens=32):
         self.answered += len(questions)
         return [str(rows) for rows in zip(*(f["target"].tolist() for f in pictures), strict=True)]

@@ -313,7 +313,7 @@ def test_what_is_missing_is_listed_and_nothing_is_matched_by_guess(folder, tmp_p
     )
     score(folder, "--out", str(tmp_path / "scores"), expect=2)
     said = capsys.readouterr().err
-    assert "2 of 12 pictures missing" in said and "say --partial" in said
+    assert "2 of 12 pictures missing" in said and "pass --partial" in said
     assert not (tmp_path / "scores").exists()
     score(folder, "--out", str(tmp_path / "scores"), "--partial")
     assert "PARTIAL" in capsys.readouterr().out

@@ -136,7 +136,7 @@ GOOD = [("a/0000.png", png(picture(0)), {}), ("a/0000.json", b"{}", {})]
         ([*GOOD, ("/b/0000.png", b"", {})], "no picture and no recipe"),
         ([*GOOD, ("b.sh", b"", {})], "no picture and no recipe"),
         ([*GOOD, GOOD[0]], "there twice"),
-        ([GOOD[0]], "lacks its picture or its recipe"),
+        ([GOOD[0]], "its image or its recipe is missing"),
         (
             [GOOD[0], ("a/0000.json", b"", {"type": tarfile.SYMTYPE, "linkname": "x"})],
             "no plain|not a plain",

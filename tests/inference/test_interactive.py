@@ -34,7 +34,7 @@ def test_draw_is_a_function_of_the_seed(folder):
     assert first[0] == first[1] != first[2]
 
 
-PAPER = {  # SPEC 4.2 of Show-o, d4 of Harmon, 4 of BAGEL
+PAPER = {  # showo.md 4.2, harmon.md d4, bagel.md 4
     "showo_clip_512": Sampling(5.0, 50),
     "harmon_15b": Sampling(3.0, 64),
     "bagel_7b": Sampling(4.0, 50),

@@ -22,6 +22,7 @@ from reca.models.bagel.layout import Split, pack
 from reca.models.bagel.loss import noised, velocity_loss
 from reca.models.bagel.packed import PackInputs, run_pack, target_places
 from reca.models.bagel.vision import patchify
+from reca.models.contract import editor
 from tests.models import bagel_tiny as tiny
 from tests.models import showo_tiny
 
@@ -134,8 +135,10 @@ def test_the_draws_are_the_whole_randomness(model):
 
 def test_a_family_that_cannot_edit_says_so(tmp_path):
     plain = showo_tiny.model(tmp_path)
-    with pytest.raises(ValueError, match="showo draws and reads but cannot edit"):
-        plain.sample_edit_noise(2, torch.Generator())
+    with pytest.raises(
+        ValueError, match="showo generates and reads but cannot edit; use one of: bagel"
+    ):
+        editor(plain)
 
 
 # ---- a user's own folder of edits ----------------------------------------------------------------

@@ -336,7 +336,7 @@ def logits_of(model, rows, questions=ASKED, tokens=3):
 
 
 def packed_logits(model, images, question, answer):
-    """The reference: [ViT pictures][question][answer] as the splits of one pack, under the mask of SPEC 2."""
+    """The reference: [ViT pictures][question][answer] as the splits of one pack, under the mask of bagel.md 2."""
     read = [model.encode([image], "read") for image in images]
     splits = [Split("vit", grid=tuple(one["grid"][0].tolist())) for one in read]
     splits += [Split("text", tuple(ids)) for ids in (*model.text.ids([question]), answer)]

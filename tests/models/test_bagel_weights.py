@@ -16,7 +16,7 @@ from reca.models.bagel import weights
 from reca.models.checkpoint_io import load_safetensors, manifest_of, safetensors_manifest
 from reca.models.registry import build_model, load_model
 from tests.models import bagel_tiny as tiny
-from tests.reference import golden_cases
+from tests.reference import golden_cases as golden
 
 CONFIG = Path(__file__).parents[2] / "config" / "model" / "bagel_7b.yaml"
 
@@ -27,6 +27,11 @@ def full_size():
         return build_model("bagel", yaml.safe_load(CONFIG.read_text())["network"])
 
 
+def save_bfloat16(model, path):
+    """The network as RecA's file has it."""
+    save_file({name: t.bfloat16() for name, t in model.official_state().items()}, path)
+
+
 def shapes(manifest):
     return {name: tuple(entry[0]) for name, entry in manifest.items()}
 
@@ -34,18 +39,14 @@ def shapes(manifest):
 # ---- full size, on meta ------------------------------------------------------------------------
 @pytest.mark.parametrize("released", ["BAGEL-7B-MoT_ema", "BAGEL-RecA_model_bf16"])
 def test_the_network_has_the_released_names_and_shapes(full_size, released):
-    file = golden_cases.root() / "bagel" / f"manifest_{released}.json"
-    if not file.is_file():
-        file = golden_cases.COPY / "bagel" / file.name
-    stored = json.loads(file.read_text())
+    stored = golden.manifest("bagel", released)
     assert shapes(manifest_of(full_size.official_state())) == shapes(stored)
-    assert shapes(weights.released_manifest("BAGEL-7B-MoT_ema")) == shapes(stored)
     assert len(stored) == 1223
 
 
 def test_the_autoencoder_has_the_released_names_and_shapes(full_size):
-    stored = weights.released_manifest("BAGEL-7B-MoT_ae")
-    assert shapes(manifest_of(weights.official_state(full_size.frozen.vae))) == shapes(stored)
+    stored = golden.manifest("bagel", "BAGEL-7B-MoT_ae")
+    assert shapes(manifest_of(weights.VAE.state(full_size.frozen.vae))) == shapes(stored)
     assert len(stored) == 244
 
 
@@ -104,7 +105,7 @@ def test_shards_are_assigned_to_a_model_on_meta_without_a_second_copy(tmp_path, 
 def test_a_bfloat16_file_keeps_frozen_weights_small_and_trained_ones_exact(tmp_path):
     model = tiny.model(tmp_path / "words")
     path = tmp_path / "model_bf16.safetensors"
-    weights.save_official(model.network, path, dtype=lambda name: torch.bfloat16)
+    save_bfloat16(model, path)
     assert {kind for _, kind in safetensors_manifest(path).values()} == {"BF16"}
     with torch.device("meta"):
         lean = build_model("bagel", tiny.network(frozen_dtype="bfloat16"))
@@ -168,8 +169,8 @@ def test_pickles_and_folders_of_several_checkpoints_are_refused(tmp_path):
 
 def test_the_hubs_folder_and_a_reca_file_make_a_model(tmp_path):
     model = tiny.model(tmp_path / "hub")
-    weights.save_official(model.network, tmp_path / "hub" / "ema.safetensors")
-    weights.save_official(model.frozen.vae, tmp_path / "hub" / "ae.safetensors")
+    weights.NETWORK.save(model.network, tmp_path / "hub" / "ema.safetensors")
+    weights.VAE.save(model.frozen.vae, tmp_path / "hub" / "ae.safetensors")
     base = build_model("bagel", tiny.network())
     base.load_parts({"weights": tmp_path / "hub"})
     assert torch.equal(base.network.vae2llm.weight, model.network.vae2llm.weight)
@@ -177,14 +178,14 @@ def test_the_hubs_folder_and_a_reca_file_make_a_model(tmp_path):
         model.network.vae2llm.weight.add_(1)
     (tmp_path / "reca").mkdir()
     aligned = tmp_path / "reca" / "model_bf16.safetensors"
-    weights.save_official(model.network, aligned, dtype=lambda name: torch.bfloat16)
+    save_bfloat16(model, aligned)
     again = build_model("bagel", tiny.network())
     hub = tmp_path / "hub"
     again.load_parts({"weights": aligned, "vae": hub, "tokenizer": hub})
     wanted = model.network.vae2llm.weight.bfloat16().float()
     assert torch.equal(again.network.vae2llm.weight, wanted)
     assert again.text.ids(["a red circle"])
-    with pytest.raises(ValueError, match="weights, vae and tokenizer"):
+    with pytest.raises(ValueError, match="weights, vae, tokenizer"):
         again.load_parts({"weights": hub, "clip": hub})
 
 

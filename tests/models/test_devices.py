@@ -14,7 +14,7 @@ import torch
 from reca.features import build as cache
 from reca.inference.generate import answers, draw
 from reca.inference.items import Question
-from reca.models.contract import Sampling, reconstruction_loss, text_to_image_loss
+from reca.models.contract import ReadsSeveral, Sampling, reconstruction_loss, text_to_image_loss
 from tests.models import bagel_tiny, harmon_tiny, showo_tiny
 from tests.models.other_device import DEVICE, GpuInName, OnDevice, moved
 from tests.toy_model import CODE, Pictures
@@ -139,7 +139,7 @@ def test_answers_with_and_without_pictures(pair):
         here, asked, images, max_new_tokens=4
     )
     assert there.answer(QUESTIONS, None, 4) == here.answer(QUESTIONS, None, 4)
-    if here.reads_several:
+    if isinstance(here, ReadsSeveral):
         read = [m.encode(PICTURES, "read") for m in pair]
         assert there.answer_about(QUESTIONS, [read[1]] * 2, 4) == here.answer_about(
             QUESTIONS, [read[0]] * 2, 4

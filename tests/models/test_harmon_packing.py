@@ -11,9 +11,9 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from reca.models.harmon import network as networks
 from reca.models.harmon import packing
-from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.network import Block, Harmon
 from tests.models import harmon_tiny
+from tests.reference.harmon_config import config_of
 
 needs_packing = pytest.mark.skipif(
     not packing.can_pack(torch.empty(1)), reason="this PyTorch has no oneDNN for its CPU"
@@ -32,7 +32,7 @@ LAYERS = (packing.PackedLinear, packing.PackedGatedMlp)
 def harmon() -> Harmon:
     torch.manual_seed(0)
     section = {k: v for k, v in harmon_tiny.network().items() if k != "options"}
-    network = Harmon(HarmonConfig.from_dict(section)).eval()
+    network = Harmon(config_of(section)).eval()
     return network.requires_grad_(False)
 
 
@@ -128,9 +128,7 @@ def test_where_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("rows", [1, 3, 8, 12, 16])
 def test_a_block_for_few_places_is_the_whole_block(rows: int) -> None:
     """Up to width / heads - 1 = 11 places the keys and values are never made; above that they are."""
-    config = HarmonConfig.from_dict(
-        {k: v for k, v in harmon_tiny.network().items() if k != "options"}
-    ).mar
+    config = config_of({k: v for k, v in harmon_tiny.network().items() if k != "options"}).mar
     torch.manual_seed(rows)
     block = Block(24, 2, config)
     nn.init.normal_(block.attn.qkv.bias)

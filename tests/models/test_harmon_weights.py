@@ -22,7 +22,7 @@ from tests.models import harmon_tiny as tiny
 from tests.reference import golden_cases as golden
 from tests.reference.harmon_config import released
 
-SIZES = {"0.5b": (771_398_899, 704_942_880), "1.5b": (2_561_230_067, 2_494_774_048)}  # SPEC a
+SIZES = {"0.5b": (771_398_899, 704_942_880), "1.5b": (2_561_230_067, 2_494_774_048)}  # harmon.md a
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_names_and_shapes_are_the_released_ones(size: str) -> None:
 def test_decay_groups_are_the_published_ones(
     size: str, decayed: tuple[int, int], spared: tuple[int, int]
 ) -> None:
-    """SPEC e counts the class embedding, which we do not train, among the decayed."""
+    """harmon.md e counts the class embedding, which we do not train, among the decayed."""
     with torch.device("meta"):
         model = HarmonModel(released(size))
     parameters = dict(model.named_parameters())

@@ -18,7 +18,8 @@ PLAIN = {"transform": "plain"}
 
 @pytest.fixture(autouse=True)
 def toy_family(monkeypatch):
-    monkeypatch.setattr(registry, "FAMILIES", (*registry.FAMILIES, "toy"))
+    toy = registry.Family("toy", "Toy", module="reca.models.toy.model")
+    monkeypatch.setitem(registry.FAMILIES, "toy", toy)
     real = registry.family_module
     monkeypatch.setattr(
         registry, "family_module", lambda f: toy_model.__name__ if f == "toy" else real(f)

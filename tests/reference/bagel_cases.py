@@ -10,7 +10,7 @@ from torch import Tensor
 from reca.models.bagel.config import BagelConfig, BagelOptions
 from reca.models.bagel.model import BagelModel
 from reca.models.bagel.vision import patchify, position_ids
-from reca.models.bagel.weights import official_state
+from reca.models.bagel.weights import VAE
 from tests.reference import golden_cases as golden
 
 
@@ -47,7 +47,7 @@ def model_of(described: dict[str, Any], **options: Any) -> BagelModel:
 def fill_vae_(model: BagelModel, seed: int) -> None:
     """Values go by official name and shape, which are not those of diffusers."""
     vae = model.frozen.vae
-    official = OfficialState(official_state(vae))
+    official = OfficialState(VAE.state(vae))
     golden.fill_(official, seed, "vae.", family="bagel")
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 COPY = Path(__file__).parent / "golden"
-RELATIVE = 1e-4  # of a tensor's largest value, in float32 (SPEC, suggested tolerances)
+RELATIVE = 1e-4  # of a tensor's largest value, in float32 (docs/reference, suggested tolerances)
 ABSOLUTE = 1e-6  # some stored gradients are zero but for rounding (a bias before a GroupNorm)
 
 # family -> test file -> patterns of the cases that it reproduces

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from reca.core.structure import build
 from reca.models.harmon.config import QWEN2_5, HarmonConfig, MarConfig, VaeConfig
 
 _QWEN_FIXED = {"tie_word_embeddings": True, "use_sliding_window": False, "hidden_act": "silu"}
@@ -31,8 +32,13 @@ _GOLDEN = {
 }
 
 
+def config_of(described: Mapping[str, Any]) -> HarmonConfig:
+    """A `network` section without options."""
+    return build(HarmonConfig, described, "network")
+
+
 def released(size: Literal["0.5b", "1.5b"]) -> HarmonConfig:
-    """The released model of this size (SPEC section a)."""
+    """The released model of this size (harmon.md a)."""
     if size == "0.5b":
         return HarmonConfig()
     llm = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}

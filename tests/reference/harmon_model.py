@@ -20,7 +20,7 @@ from tests.reference.harmon_config import golden_config
 
 # Of the answers' loss; tests/kernels runs the losses once more with triton, in the interpreter.
 IMPLEMENTATION: Any = os.environ.get("RECA_TEST_IMPLEMENTATION", "torch")
-VB = 1e-3  # the SPEC's tolerance for the variational bound and for gradients
+VB = 1e-3  # harmon.md h: tolerance for the variational bound and for gradients
 
 
 def model_of(described: dict[str, Any], with_vae: bool = False) -> HarmonModel:

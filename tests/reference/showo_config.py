@@ -6,14 +6,20 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
+from reca.core.structure import build
 from reca.models.showo.config import CLIP_LARGE_336, PHI_1_5, ShowoConfig
 
 # what the architecture fixes; a case may repeat these but not change them
 _PHI_FIXED = {"model_type": "phi", "qk_layernorm": True, "tie_word_embeddings": False}
 
 
+def config_of(described: Mapping[str, Any]) -> ShowoConfig:
+    """A `network` section without options."""
+    return build(ShowoConfig, described, "network")
+
+
 def released(understanding: Literal["clip", "vq"], resolution: int = 256) -> ShowoConfig:
-    """The released model of this variant (SPEC section 1): show-o[-w-clip-vit][-512x512]."""
+    """The released model of this variant (showo.md 1): show-o[-w-clip-vit][-512x512]."""
     if understanding == "vq":
         return ShowoConfig(resolution=resolution)
     return ShowoConfig(
@@ -39,7 +45,7 @@ def golden_config(config: Mapping[str, Any], **options: Any) -> ShowoConfig:
     for name, value in _PHI_FIXED.items():
         if llm.pop(name, value) != value:
             raise ValueError(f"llm.{name} must be {value!r} for Show-o")
-    ours = ShowoConfig.from_dict(
+    ours = config_of(
         {
             "llm": llm,
             "vq": config["vq"],

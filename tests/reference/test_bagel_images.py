@@ -12,8 +12,8 @@ from PIL import Image
 
 from reca.core.images import decode
 from reca.data.order import official_rank_order
+from reca.models.bagel import weights
 from reca.models.bagel.vision import decoded, patchify, prepared, resized, unpatchify
-from reca.models.bagel.weights import official_state
 from tests.reference import bagel_cases as bagel
 from tests.reference import golden_cases as golden
 
@@ -75,7 +75,7 @@ def test_transparency_is_pasted_on_white(name):
 def test_vae(name):
     described, stored = golden.load("bagel", name)
     model = bagel.model_of(described)
-    assert sorted(official_state(model.frozen.vae)) == sorted(described["state_dict_names"])
+    assert sorted(weights.VAE.state(model.frozen.vae)) == sorted(described["state_dict_names"])
     moments = model.frozen.moments(stored["x"])
     golden.assert_same("moments", moments, stored["moments"])
     latent = model.frozen.latents(moments, stored["posterior_noise"])

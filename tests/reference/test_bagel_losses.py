@@ -257,7 +257,7 @@ def test_loss(case):
             golden.assert_same("ce", found, case.stored["ce_per_token"])
             golden.assert_same("loss_ce", found.mean(), case.stored["loss_ce"])
             weights = case.packed.label_weights
-            # SPEC 3: the weighted sum over the sum of weights
+            # bagel.md 3: the weighted sum over the sum of weights
             again = (found * weights).sum() / weights.sum()
             golden.assert_same("reweighted", again, case.stored["loss_ce_reweighted"])
             at = torch.searchsorted(case.packed.text_at, case.packed.ce_at)
@@ -320,7 +320,7 @@ def test_two_phases_give_the_packed_loss_and_gradients(name):
 
 @pytest.mark.parametrize("name", FROZEN)
 def test_the_detach_rule_is_needed(name):
-    """Freezing und weights by requires_grad alone lets gradient through the two markers (SPEC 5, the trap)."""
+    """Freezing und weights by requires_grad alone lets gradient through the two markers (bagel.md 5, the trap)."""
     case = case_of(name)
     und = set(case.described["parameters_with_nonzero_gradient"])
     case.network.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ from reca.evaluation.detectors import colours, instances
 from reca.evaluation.tasks import geneval_rules as rules
 from tests.reference.benchmark_cases import only
 
-CLOSE = 1e-5  # SPEC section 12, detector post-processing
+CLOSE = 1e-5  # reference/benchmarks.md 12, detector post-processing
 
 
 def test_every_image_decision():

@@ -149,7 +149,7 @@ def _rows_of(run: Run) -> Tensor:
 
 
 def test_the_schedule_of_the_released_size() -> None:
-    """SPEC d4: 512 pixels and 64 steps start 1023, 1022, 1021, 1019 and end 50, 25."""
+    """harmon.md d4: 512 pixels and 64 steps start 1023, 1022, 1021, 1019 and end 50, 25."""
     masked, kept = 1024, []
     for step in range(64):
         masked = sampler.kept_masked(step, 64, 1024, masked)

@@ -13,11 +13,11 @@ from tests.reference import golden_cases as golden
 from tests.reference.qwen_table import Table
 
 CASES = golden.cases("harmon", __file__)
-START, USER, NEWLINE, DOUBLE, END, ASSISTANT = 151644, 872, 198, 271, 151645, 77091  # SPEC a
+START, USER, NEWLINE, DOUBLE, END, ASSISTANT = 151644, 872, 198, 271, 151645, 77091  # harmon.md a
 
 
 def learned(cases: list[dict]) -> Table:
-    """The table of a case's pieces: first the tokens that the SPEC names, then what its texts show."""
+    """The table of a case's pieces: first the special tokens of harmon.md a, then what its texts show."""
     table = Table()
     for text, ids in {
         "<|im_start|>": [START],

@@ -152,7 +152,7 @@ def test_published_order_is_torchs_endless_permutation() -> None:
 @pytest.mark.parametrize("name", golden.cases("harmon", __file__, "lr_schedule*"))
 def test_learning_rate(name: str) -> None:
     described, _ = golden.load("harmon", name)
-    warmup = described.get("warmup_iters", 500)  # SPEC e
+    warmup = described.get("warmup_iters", 500)  # harmon.md e
     for iteration, rate in described["points"].items():
         ours = described["base_lr"] * published_rate(
             int(iteration), warmup=warmup, horizon=described["max_iters"]

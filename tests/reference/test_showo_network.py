@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from reca.models.showo.config import ShowoConfig
 from reca.models.showo.encoders import clip_tower
 from reca.toyworld.pretrain.tokenizer import commitment_loss, entropy_loss
 from tests.reference import golden_cases as golden
-from tests.reference.showo_config import golden_config, released
+from tests.reference.showo_config import config_of, golden_config, released
 
 
 def showo_of(case: str) -> tuple[network.Showo, dict, dict]:
@@ -252,7 +253,7 @@ def test_released_sizes():
 @pytest.mark.parametrize("understanding", ["clip", "vq"])
 def test_a_config_survives_json(understanding):
     config = released(understanding, 512)
-    assert ShowoConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config_of(json.loads(json.dumps(asdict(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -273,13 +274,13 @@ def test_a_config_survives_json(understanding):
 )
 def test_a_wrong_config_says_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
-        ShowoConfig.from_dict(change)
+        config_of(change)
 
 
 def test_a_projector_must_fit_both_ends():
-    described = released("clip").to_dict() | {"projector": [1024, 512]}
+    described = asdict(released("clip")) | {"projector": [1024, 512]}
     with pytest.raises(ValueError, match="must lead from the CLIP width"):
-        ShowoConfig.from_dict(described)
+        config_of(described)
 
 
 def test_a_golden_config_with_other_ids_is_refused():

@@ -1,6 +1,8 @@
-"""Show-o's image preparations against those of the official code (SPEC section 2)."""
+"""Show-o's image preparations against those of the official code (showo.md 2)."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 import torch
@@ -12,7 +14,11 @@ from reca.models.showo.encoders import CLIP_MEAN, CLIP_STD, FrozenEncoders
 from reca.models.showo.magvit import MagvitConfig
 from tests.reference import golden_cases as golden
 
-CROP = (slice(None), slice(100, 164), slice(40, 168))  # what the case keeps of a 336 picture
+
+def crop_of(described: dict, name: str) -> tuple[slice, ...]:
+    """The part of a picture that the case keeps, which its description of the tensor says."""
+    spans = re.findall(r"(?:rows|cols) (\d+):(\d+)", described["tensors"][name]["what"])
+    return slice(None), *(slice(int(start), int(stop)) for start, stop in spans)
 
 
 def encoders(side: int) -> FrozenEncoders:
@@ -38,11 +44,12 @@ def test_preparations(name: str) -> None:
     frozen = encoders(side)
     squashed = images.to_tensor(images.squash(picture, side))
     clip = frozen.clip_crops([picture])[0]
+    kept = crop_of(described, "clip336_crop")
     ours = {
         "squash": squashed,
         "shortside_crop": frozen.vq_crops([picture])[0],
-        "clip336_crop": clip[CROP],
-        "cond336_crop": frozen.clip_condition(squashed[None])[0][CROP],
+        "clip336_crop": clip[kept],
+        "cond336_crop": frozen.clip_condition(squashed[None])[0][kept],
     }
     golden.assert_reproduces(stored, ours, inputs=("image_u8",), relative=1e-6)
     golden.assert_number("mean", clip.mean().item(), described["clip336_full_mean"])

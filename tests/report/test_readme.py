@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -26,6 +27,14 @@ def test_a_page_shows_the_adopted_results(experiment: str) -> None:
     block = readme.table(read_json(ROOT / source), source, page)
     assert readme.rewritten(text, block, page) == text
     assert (ROOT / page.parent / readme._link(source, page)).samefile(ROOT / source)
+
+
+@pytest.mark.parametrize("experiment", readme.FIGURES)
+def test_a_figure_shows_the_adopted_results(experiment: str) -> None:
+    drawn = readme.figure(read_json(ROOT / readme.adopted(experiment)))
+    assert (ROOT / readme.FIGURES[experiment]).read_text() == drawn
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")
+    assert readme.FIGURES[experiment].name in (ROOT / readme.PAGES[experiment]).read_text()
 
 
 @pytest.mark.parametrize("experiment", readme.PAGES)

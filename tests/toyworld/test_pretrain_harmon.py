@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reca.models.harmon.config import HarmonConfig
 from reca.models.harmon.encoders import build_vae
 from reca.toyworld.pretrain.harmon import assemble, standardise, vae_loss
 from reca.toyworld.pretrain.words import build_chat_tokenizer
 from tests.models import harmon_tiny
+from tests.reference.harmon_config import config_of
 
 
 def vae():
     described = harmon_tiny.network()
     del described["options"]
     torch.manual_seed(0)
-    return build_vae(HarmonConfig.from_dict(described))
+    return build_vae(config_of(described))
 
 
 def test_standardising_changes_no_picture():

@@ -1,7 +1,7 @@
-"""Pictures of a download as its origin packs them: zip and tar archives, read in place.
+"""Images of a download as its origin packs them: zip and tar archives, read in place.
 
 LLaVA's conversations point into five image sets of up to 22 GB. Unpacking them would double the disk and
-make half a million files; here a picture is looked up by the name that it has in its archive. Nothing is
+make half a million files; here an image is looked up by the name that it has in its archive. Nothing is
 extracted, so no name can lead anywhere.
 """
 
@@ -45,7 +45,7 @@ class ImageFolder:
         return name in self._members or (self.root / name).is_file()
 
     def read(self, name: str, sample: str) -> bytes:
-        """The bytes of the picture `name`; `UnreadableImage` says why `sample` has none."""
+        """The bytes of the image `name`; `UnreadableImage` says why `sample` has none."""
         place = self._members.get(name)
         if place is None:
             return read_file(self.root / name, sample)

@@ -1,4 +1,4 @@
-"""A folder of image files, with captions beside them if there are any."""
+"""A folder of image files, with captions next to them if there are any."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Picture:
     name: str
     sidecars: dict[str, list[Path]] = field(default_factory=dict)  # ending -> files
     row: dict[str, Any] = field(default_factory=dict)
-    fault: str | None = None  # a line of metadata.jsonl that names no picture
+    fault: str | None = None  # a line of metadata.jsonl that names no image
 
 
 class FolderDataset:
     """Images under a folder and its subfolders, in natural order of their paths (2 before 10).
 
     A caption is `<stem>.txt`, or the text under `caption` in `<stem>.json`, or the text under `caption` or `text` in
-    the picture's line of `metadata.jsonl`; the first of these that is there. Other keys become `extra`. Capitals in
+    the image's line of `metadata.jsonl`; the first of these that is there. Other keys become `extra`. Capitals in
     endings do not matter. Hidden files are not read; other files are listed in `ignored` and logged, and so are links
     to folders, which are not followed, and links to nothing.
     """
@@ -87,8 +87,8 @@ class FolderDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """The image at `index`, with its caption."""
-        told = self.texts(index)
-        return replace(told, image=read_file(self.root / told.id, told.id))
+        text_only = self.texts(index)
+        return replace(text_only, image=read_file(self.root / text_only.id, text_only.id))
 
     def texts(self, index: int) -> Sample:
         """The caption of the image at `index`."""

@@ -1,6 +1,6 @@
 """Content hashes of many files, kept in a ledger so that an unchanged file is hashed once.
 
-A ledger lies beside the data, so it may come with somebody's download, or be damaged like any file. It is sealed
+A ledger lies next to the data, so it may come with somebody's download, or be damaged like any file. It is sealed
 (`reca.core.sealed`), and counts only
 
 - where the user who reads it wrote it, or the owner of its folder, who could change the data as well; and

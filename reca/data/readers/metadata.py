@@ -1,4 +1,4 @@
-"""`metadata.jsonl`, where the hub's image folders keep captions: a line for every picture beside it or below it.
+"""`metadata.jsonl`, where the hub's image folders keep captions: a line for every image next to it or below it.
 
 Each line is an object with `file_name`, relative to the folder of the file, and any other columns.
 """
@@ -21,7 +21,7 @@ MAX_BYTES = 4 * 2**30
 
 @dataclass
 class Metadata:
-    """The rows of all such files of a folder, by the picture's path in it; `faults` are the lines that are none."""
+    """The rows of all such files of a folder, by the image's path in it; `faults` are the lines that are none."""
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)  # path of the file and line -> reason

@@ -76,8 +76,8 @@ class ParquetDataset:
     def __getitem__(self, index: int) -> Sample:
         """The row at `index`; null images give `image=None`."""
         row = self._row(index, images=True)
-        told = self._texts(index, row)
-        return replace(told, image=_image_bytes(self._get(row, "image"), told.id))
+        text_only = self._texts(index, row)
+        return replace(text_only, image=_image_bytes(self._get(row, "image"), text_only.id))
 
     def texts(self, index: int) -> Sample:
         """The row at `index` without its image, whose column is not read."""

@@ -2,7 +2,7 @@
 
 Members of one sample share a key (the path up to the first dot of the file name): `0017.jpg`,
 `0017.txt`, `0017.json`. The first pass over a shard checks every header and keeps the place of each
-member in a small index beside it (see `reca.data.readers.hashes` for when it counts). A member is read together with
+member in a small index next to it (see `reca.data.readers.hashes` for when it counts). A member is read together with
 its header, which must have the name and size of the index: no index can send a sample to other bytes.
 """
 
@@ -102,8 +102,8 @@ class TarDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """The sample at `index`."""
-        told, entry = self.texts(index), self.entries[index]
-        return replace(told, image=entry.read(_image_extensions(entry.members)[0]))
+        text_only, entry = self.texts(index), self.entries[index]
+        return replace(text_only, image=entry.read(_image_extensions(entry.members)[0]))
 
     def texts(self, index: int) -> Sample:
         """The texts of the sample at `index`."""
@@ -145,7 +145,7 @@ class TarDataset:
 
 
 def read_index(shard: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> dict[str, Any]:
-    """The index of a shard, from the file beside it if that is valid.
+    """The index of a shard, from the file next to it if that is valid.
 
     Gives `members`, a list of what makes a `Member`, and the `sha256` of the shard.
 
@@ -275,7 +275,7 @@ def _image_extensions(members: dict[str, Member]) -> list[str]:
 
 
 def _dotted(members: dict[str, Member]) -> list[str]:
-    """Extensions that only end in an image's: the pictures `a.b.jpg`, whose key is `a`."""
+    """Extensions that only end in an image's: the images `a.b.jpg`, whose key is `a`."""
     return [name for name in members if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
 
 

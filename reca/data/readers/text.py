@@ -35,7 +35,7 @@ def text_of(value: Any, name: str, what: str = "the caption") -> str:
 
 
 def text_in_file(data: bytes, name: str, what: str) -> str:
-    """The text that is a whole file: as `text_of`, without the blanks around it."""
+    """The text of a file: as `text_of`, without the blanks around it."""
     return text_of(data, name, what).strip()
 
 
@@ -44,14 +44,14 @@ def caption_in_record(
 ) -> str | None:
     """Take the caption out of a record, under the first of `keys` that it has; None where it has none of them.
 
-    A key that is there must hold a text, `null` included: a picture without a caption has no such key.
+    A key that is there must hold a text, `null` included: an image without a caption has no such key.
     """
     found = next((key for key in keys if key in record), None)
     return None if found is None else text_of(record.pop(found), name, f"{found!r} of {what}")
 
 
 def record_in_file(data: bytes | str, name: str, what: str) -> dict[str, Any]:
-    """The JSON object that is a whole file (or line) `what` of the sample `name`."""
+    """The JSON object in a file (or line) `what` of the sample `name`."""
     try:
         value = json_value(data, what)
     except ValueError as fault:

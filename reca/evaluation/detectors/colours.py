@@ -1,4 +1,6 @@
-"""GenEval's colour of an object: what CLIP is shown, and how it chooses (SPEC section 2). Pure; no network."""
+"""GenEval's colour of an object: what CLIP is shown, and how it chooses
+(reference/benchmarks.md 2). Pure; no network.
+"""
 
 from __future__ import annotations
 

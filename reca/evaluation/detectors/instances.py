@@ -1,4 +1,4 @@
-"""From a Mask2Former's logits to detections, as GenEval's official detector does it (SPEC section 2).
+"""From a Mask2Former's logits to detections, as GenEval's official detector does it (reference/benchmarks.md 2).
 
 The library's own post-processing is not used: it upsamples to 384 x 384, then to the nearest pixel,
 may merge overlaps and rounds scores.

@@ -32,7 +32,7 @@ HARMLESS = (
 CLIP_HARMLESS = (
     r"(?:text|vision)_model\.embeddings\.position_ids",
 )  # 0, 1, 2, ..., stored by older versions
-SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # SPEC section 2, mmdet test transform
+SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # reference/benchmarks.md 2, mmdet test transform
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB
 
 

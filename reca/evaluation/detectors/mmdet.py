@@ -1,6 +1,6 @@
 """The official detector's weights (OpenMMLab) as a transformers checkpoint: names as data, one permutation.
 
-The map is that of SPEC section 2. It is exact by construction (a test runs both patch mergings); it has
+The map is that of reference/benchmarks.md 2. It is exact by construction (a test runs both patch mergings); it has
 not met the real file here, which needs a network.
 """
 

@@ -127,7 +127,7 @@ class ChatModel:
         shown = self.images(images=pictures, return_tensors="pt")
         tokens = self.tokenizer(self._widened(text, shown["image_grid_thw"]), return_tensors="pt")
         image = self.model.config.image_token_id
-        kinds = (tokens["input_ids"] == image).long()  # 1 where a picture stands
+        kinds = (tokens["input_ids"] == image).long()  # 1 at image tokens
         found = {**tokens, **shown, "mm_token_type_ids": kinds}
         return {name: tensor.to(self.device) for name, tensor in found.items()}
 
@@ -166,7 +166,7 @@ def write_questions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_answers(path: Path, asked: Iterable[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    """The answers of another environment, each checked against what was asked; ValueError names what lacks."""
+    """The answers of another environment, each checked against what was asked; ValueError names missing ones."""
     wanted = set(asked)
     seen: dict[tuple[str, int, int], dict[str, Any]] = {}
     for number, line in json_lines(path):

@@ -80,7 +80,7 @@ def collect(
     version: str,
     readable: Readable,
 ) -> dict[str, int]:
-    """Ask what the ledger lacks; a reply that cannot be read is asked for again up to `config.attempts` times.
+    """Send requests missing in the ledger; an unparsable reply is requested again up to `config.attempts` times.
 
     Returns counts: `asked` now, `known` before, `failed`. Raises CapReached before the cost cap is
     passed, and ValueError where the judge itself is out of order; both leave the ledger whole.

@@ -1,4 +1,4 @@
-"""DPG-Bench: dense prompts scored by yes/no questions with dependencies (benchmarks SPEC section 3).
+"""DPG-Bench: dense prompts scored by yes/no questions with dependencies (reference/benchmarks.md 3).
 
 A question row is a line of `dpg_bench.csv`: item_id, proposition_id, dependency ("0" or "3, 4"),
 tuple, question_natural_language. An answer counts only if it is exactly `yes`.

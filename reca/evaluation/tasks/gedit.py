@@ -1,4 +1,4 @@
-"""GEdit-Bench-EN: edits judged by VIEScore for semantic consistency and perceptual quality (SPEC section 6).
+"""GEdit-Bench-EN: edits judged by VIEScore for semantic consistency and perceptual quality (reference/benchmarks.md 6).
 
 Two requests per edit: SC sees source and result, PQ the result. A reply that cannot be read is asked
 for again and then counted; the official random integer exists only as a named option.

@@ -1,4 +1,6 @@
-"""GenEval: 553 prompts of six tasks, decided from detections (SPEC section 2; the rules are in `geneval_rules`)."""
+"""GenEval: 553 prompts of six tasks, decided from detections (reference/benchmarks.md 2; the rules are in
+`geneval_rules`).
+"""
 
 from __future__ import annotations
 

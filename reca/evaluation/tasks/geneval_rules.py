@@ -1,4 +1,4 @@
-"""GenEval's decision about one picture, and its summary: pure functions of detections (benchmarks SPEC section 2).
+"""GenEval's decision about one picture, and its summary: pure functions of detections (reference/benchmarks.md 2).
 
 A detection is `{"class", "box" [x1, y1, x2, y2], "score", "color"}`; metadata is a line of `evaluation_metadata.jsonl`:
 `{"tag", "include": [{"class", "count", "color"?, "position"? [relation, clause]}], "exclude": [{"class", "count"}]}`.
@@ -15,7 +15,7 @@ Detection = Mapping[str, Any]
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_PER_CLASS = 16
-POSITION_MARGIN = 0.1  # SPEC section 2, constant k
+POSITION_MARGIN = 0.1  # reference/benchmarks.md 2, constant k
 DIRECTION = 0.5
 
 

@@ -1,4 +1,4 @@
-"""GQA testdev-balanced: short answers, exact match (SPEC section 8)."""
+"""GQA testdev-balanced: short answers, exact match (reference/benchmarks.md 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""ImgEdit (Basic, single turn): 737 edits of nine types, judged on three scales of 1 to 5 (SPEC section 5)."""
+"""ImgEdit (Basic, single turn): 737 edits of nine types, judged on three scales of 1 to 5
+(reference/benchmarks.md 5).
+"""
 
 from __future__ import annotations
 

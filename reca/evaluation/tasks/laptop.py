@@ -145,7 +145,7 @@ def score_prompt(prompt: Prompt, detections: Sequence[Mapping[str, Any]]) -> flo
 def share_of_facts(
     facts: Sequence[Mapping[str, Any]], detections: Sequence[Mapping[str, Any]]
 ) -> float:
-    """The share of told objects that the picture shows, each detection answering for one fact at most.
+    """The share of described objects in the image; each detection counts for one fact at most.
 
     A fact is an object with shape and colour, and its place where the prompt names it. As facts are equal or disjoint
     demands (a placed fact fixes all three), matching greedily is optimal.
@@ -161,7 +161,7 @@ def share_of_facts(
 
 
 def task_means(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Mean score per task, with `geneval` (unweighted mean of the six tasks, SPEC section 2) where
+    """Mean score per task, with `geneval` (unweighted mean of the six tasks, reference/benchmarks.md 2) where
     all six are there.
     """
     by_task: dict[str, list[float]] = {}
@@ -188,7 +188,7 @@ def reconstruction_scores(
 
 
 def chance(split: str, per_task: int, seed: int, pictures: int = 2000) -> dict[str, float]:
-    """The chance level of every task: true pictures of random scenes scored against prompts that
+    """The chance level of every task: true images of random scenes scored against prompts that
     they were not drawn for.
     """
     from reca.toyworld.scenes import draw_pixels

@@ -1,4 +1,4 @@
-"""The laptop's edit benchmark: held-out pictures, instructions of five kinds, and the examiner's exact verdict.
+"""The laptop's edit benchmark: held-out images, instructions of five kinds, and the examiner's exact verdict.
 
 An edit is right when the places that it changes show what was asked for (`followed`) and all other places show what
 they did before, nothing more and nothing less (`kept`); the score is the share of edits with both. Edits of the two
@@ -47,7 +47,7 @@ def edits(split: str, per_kind: int, seed: int) -> list[Asked]:
 
 # ---- scores --------------------------------------------------------------------------------------
 def score_edit(edit: Edit, detections: Detections) -> dict[str, float]:
-    """`edit`, `edit_followed` and `edit_kept`, each 0 or 1, of one picture."""
+    """`edit`, `edit_followed` and `edit_kept`, each 0 or 1, of one image."""
     seen = [(d["place"], d["class"], d["color"]) for d in detections]
     followed, kept = (
         float(
@@ -77,7 +77,7 @@ def means(rows: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, float]:
 def chance(
     split: str, per_kind: int, seed: int, pictures: int = 400
 ) -> dict[str, dict[str, float]]:
-    """What is reached without editing: by the unchanged sources, and by true pictures of random other scenes."""
+    """What is reached without editing: by the unchanged sources, and by true images of random other scenes."""
     asked = edits(split, per_kind, seed)
     generator = numpy_generator("laptop_edit", "chance", seed)
     others = [examiner.detect(draw_pixels(draw_scene(generator))) for _ in range(pictures)]

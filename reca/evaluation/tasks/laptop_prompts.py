@@ -71,7 +71,7 @@ def _test_plan(section: BenchmarkConfig, chosen: Mapping[str, float]) -> Plan:
 
 
 def sample_key(level: float, prompt: str) -> str:
-    """The name of a prompt's pictures at a guidance level."""
+    """The name of a prompt's images at a guidance level."""
     return f"{level}/{prompt}"
 
 

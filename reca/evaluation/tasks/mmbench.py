@@ -1,4 +1,4 @@
-"""MMBench (English, dev): multiple choice by the letter rule (SPEC section 8).
+"""MMBench (English, dev): multiple choice by the letter rule (reference/benchmarks.md 8).
 
 Two scores: `vanilla`, every question once, and `circular`, where a question counts only if it is right in
 every rotation of its options (the official server's evaluation, which takes an LLM to read replies; here they

@@ -1,4 +1,4 @@
-"""MME: 2,374 yes/no questions, two per picture, 14 tasks (SPEC section 8)."""
+"""MME: 2,374 yes/no questions, two per picture, 14 tasks (reference/benchmarks.md 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MMMU validation: multiple choice and short answers of 30 subjects (SPEC section 8).
+"""MMMU validation: multiple choice and short answers of 30 subjects (reference/benchmarks.md 8).
 
 A multiple-choice reply that names no option is wrong here; the official random choice is a named
 option with a seed of its own per question, shown beside. Of a question about several pictures a model that reads

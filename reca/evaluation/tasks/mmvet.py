@@ -1,4 +1,4 @@
-"""MM-Vet: 218 open questions, each answer graded 0..1 by a language model (SPEC section 8)."""
+"""MM-Vet: 218 open questions, each answer graded 0..1 by a language model (reference/benchmarks.md 8)."""
 
 from __future__ import annotations
 

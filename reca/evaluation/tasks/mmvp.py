@@ -1,4 +1,4 @@
-"""MMVP: 150 pairs of pictures that encoders confuse; both must be right (SPEC section 8)."""
+"""MMVP: 150 pairs of pictures that encoders confuse; both must be right (reference/benchmarks.md 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POPE: does the picture show an object, over random, popular and adversarial absences (SPEC section 8)."""
+"""POPE: does the picture show an object, over random, popular and adversarial absences (reference/benchmarks.md 8)."""
 
 from __future__ import annotations
 

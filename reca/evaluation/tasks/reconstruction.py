@@ -1,4 +1,4 @@
-"""Reconstruction quality: our own addition, no table of the paper (SPEC section 9).
+"""Reconstruction quality: our own addition, no table of the paper (reference/benchmarks.md 9).
 
 PSNR and SSIM are pure; LPIPS, CLIP and DINO cosines and Inception features come from
 `detectors.similarity` as rows and a feature file; rFID compares the two feature sets.

@@ -1,4 +1,4 @@
-"""SEED-Bench, pictures: multiple choice, the first character of the reply counts (SPEC section 8)."""
+"""SEED-Bench, pictures: multiple choice, the first character of the reply counts (reference/benchmarks.md 8)."""
 
 from __future__ import annotations
 

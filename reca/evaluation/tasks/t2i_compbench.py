@@ -1,4 +1,4 @@
-"""T2I-CompBench (paper v4): 2,670 compositional prompts, scored 0..100 by Qwen2.5-VL (SPEC section 7)."""
+"""T2I-CompBench (paper v4): 2,670 compositional prompts, scored 0..100 by Qwen2.5-VL (reference/benchmarks.md 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""WISE: prompts that need world knowledge, judged for consistency, realism and aesthetics (SPEC section 4)."""
+"""WISE: prompts that need world knowledge, judged for consistency, realism and aesthetics
+(reference/benchmarks.md 4).
+"""
 
 from __future__ import annotations
 

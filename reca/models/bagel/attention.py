@@ -28,7 +28,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class PackedAttention:
-    """Attention of a pack, each token seeing what the rule of SPEC 2 allows; no mask is stored on a GPU."""
+    """Attention of a pack, each token seeing what the rule of bagel.md 2 allows; no mask is stored on a GPU."""
 
     def __init__(
         self, packed: Packed, device: torch.device, implementation: Implementation = "auto"

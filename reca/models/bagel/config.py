@@ -1,6 +1,6 @@
 """The `network` section of a BAGEL: sizes, special tokens, image sizes, and what training leaves to choose.
 
-Source: reference/bagel/SPEC.md sections 1 and 2.
+Source: docs/reference/bagel.md 1 and 2.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 from reca_kernels import Implementation
 
 T = TypeVar("T")
-TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding (SPEC 2)
+TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding (bagel.md 2)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class SpecialIds:
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Arguments of the resize rule R (SPEC 2), in pixels."""
+    """Arguments of the resize rule R (bagel.md 2), in pixels."""
 
     most: int
     least: int
@@ -94,12 +94,12 @@ class BagelOptions:
 
     `text_dropout`: share of samples trained without their text; `template_dropout`: the same for RecA's template (None:
     `text_dropout`). `timestep_shift`: sigma of the flow time. `freeze_und`:
-    no gradient through the und expert (SPEC 5); false trains both experts. `step`: `two_phase` runs the prefix once
+    no gradient through the und expert (bagel.md 5); false trains both experts. `step`: `two_phase` runs the prefix once
     without gradient and keeps its keys and values, `packed` is the reference's one pass. `condition`: what RecA draws
     from, `vit` or the clean `vae` latents of the same image (paper's ablation). `frozen_dtype`: storage of what is not
     trained. `encode_batch`: pictures per pass of the frozen encoders. `implementation`: of the losses and of a pack's
     attention, as `reca_kernels` names them. `edit_vae_dropout`, `edit_vit_dropout`: share of edits trained without the
-    source's clean latents, without what was seen of it (SPEC 2).
+    source's clean latents, without what was seen of it (bagel.md 2).
     """
 
     text_dropout: float = 0.1

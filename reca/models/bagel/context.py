@@ -2,7 +2,7 @@
 
 A context holds B rows of any lengths; rows are padded and the padding is never seen. What a block keeps does not depend
 on blocks behind it, so a prefix is run once and every noise level, guidance branch and answer token reuses it.
-Source: reference/bagel/SPEC.md sections 2 and 4, and point 8 of section 7.
+Source: docs/reference/bagel.md 2, 4 and 7.8.
 """
 
 from __future__ import annotations

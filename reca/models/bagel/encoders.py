@@ -1,6 +1,6 @@
 """BAGEL's frozen side: pictures to latent moments and ViT states, latents back to pictures.
 
-Source: reference/bagel/SPEC.md sections 2 and 5. Letters: B pictures, P patches, z latent channels.
+Source: docs/reference/bagel.md 2 and 5. Letters: B pictures, P patches, z latent channels.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Reader:
         patch = self.config.vit.patch_size
         patches, _ = vision.padded([vision.patchify(one, patch) for one in pixels])
         grid = torch.tensor([[p.shape[1] // patch, p.shape[2] // patch] for p in pixels])
-        # the ViT's own table has the side of the fixed one (SPEC 2)
+        # the ViT's own table has the side of the fixed one (bagel.md 2)
         ids, valid = vision.positions(
             grid, patches.shape[1], self.config.vit_max_num_patch_per_side
         )

@@ -1,6 +1,6 @@
 """Samples as lists of splits, and packs of samples: token order, rope ids, attention rule, loss positions.
 
-Source: reference/bagel/SPEC.md section 2. Letters: S tokens of a pack.
+Source: docs/reference/bagel.md 2. Letters: S tokens of a pack.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """BAGEL's losses: velocities of an image from its condition (RecA, text to image) or of an edit, and answers.
 
 A condition becomes a context of blocks or one pack (`context`, `layout`), the network runs once, the loss reduces.
-Source: reference/bagel/SPEC.md sections 2, 3, and points 7 and 8 of section 7. Letters: B images, N latent tokens, C
+Source: docs/reference/bagel.md 2, 3, and points 7 and 8 of section 7. Letters: B images, N latent tokens, C
 values of one, D width.
 """
 
@@ -120,7 +120,7 @@ def generation_loss(
     condition: Condition,
     noise: FlowNoise,
 ) -> Tensor:
-    """Velocity loss (SPEC 3), summed over latent tokens, float32 scalar; `options.step` chooses one pass or two."""
+    """Velocity loss (bagel.md 3), summed over latent tokens, float32 scalar; `options.step` chooses one pass or two."""
     device = network.vae2llm.weight.device
     clean = _tokens(vae, target["target"], noise.posterior, network.config.latent_patch_size)
     point = noised(clean, noise.gaussian.to(device), noise.raw.to(device), options.timestep_shift)
@@ -243,9 +243,9 @@ def edit_loss(
     texts: Sequence[Sequence[int]],
     noise: EditNoise,
 ) -> Tensor:
-    """Velocity loss of the target after [VAE(source)][ViT(source)][text] (SPEC 2), summed over its latent tokens.
+    """Velocity loss of the target after [VAE(source)][ViT(source)][text] (bagel.md 2), summed over its latent tokens.
 
-    Clean latents are gen tokens, so the prefix carries gradient, unlike RecA's (SPEC 7, point 8).
+    Clean latents are gen tokens, so the prefix carries gradient, unlike RecA's (bagel.md 7.8).
     """
     device, patch = vae.device, network.config.latent_patch_size
     wanted = _tokens(vae, target["target"], noise.target, patch)
@@ -271,7 +271,7 @@ def edit_loss(
 
 
 def without(block: Block, dropped: Tensor) -> Block:
-    """The block with no token in the rows of `dropped` [B]; their rope id still moves on (SPEC 2)."""
+    """The block with no token in the rows of `dropped` [B]; their rope id still moves on (bagel.md 2)."""
     if not bool(dropped.any()):
         return block
     length = block.und.shape[1] + (0 if block.gen is None else block.gen.shape[1])
@@ -287,7 +287,7 @@ def answer_loss(
     features: Features | None,
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """Next-token cross-entropy on answers (SPEC 3), summed, with gradient to whatever is trained."""
+    """Next-token cross-entropy on answers (bagel.md 3), summed, with gradient to whatever is trained."""
     device = network.vae2llm.weight.device
     ids, labels = conversation.ids.to(device), conversation.labels.to(device)
     blocks = [] if features is None else [read_block(network, features)]

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from reca.core import artifacts
 from reca.models.bagel import weights
 from reca.models.bagel.batch import IGNORE, Condition, Conversation, FlowNoise, padded
 from reca.models.bagel.config import BagelConfig, BagelOptions, parse
 from reca.models.bagel.encoders import FrozenVae, Reader
 from reca.models.bagel.network import Bagel
-from reca.models.bagel.text import BagelText
-from reca.models.contract import (
-    DecayGroups,
-    Features,
-    Loss,
-    MemoryProfile,
-    Sampling,
-    UnifiedModel,
-    Use,
-)
+from reca.models.bagel.text import TextFrontEnd
+from reca.models.common.family import FamilyModel, WeightFile
+from reca.models.common.memory import language_profile
+from reca.models.contract import DecayGroups, Features, Loss, MemoryProfile, Sampling, Use
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import PreTrainedTokenizerFast
 
-DESCRIPTION, FORMAT = "reca_model.json", 1
-NETWORK, VAE = "model.safetensors", "ae.safetensors"
+BASE_FILE, VAE_FILE = "ema.safetensors", "ae.safetensors"  # of the released folder
 
 
 def build(network: Mapping[str, Any]) -> BagelModel:
@@ -45,33 +34,18 @@ def build(network: Mapping[str, Any]) -> BagelModel:
     return model
 
 
-class BagelModel(UnifiedModel):
+class BagelModel(FamilyModel):
     """BAGEL: one decoder with an expert that reads and an expert that draws."""
 
     family = "bagel"
-    reads_several = True
+    title = "BAGEL"
+    front_end = TextFrontEnd
 
     def __init__(self, config: BagelConfig, options: BagelOptions | None = None) -> None:
-        super().__init__()
-        self.config, self.options = config, options or BagelOptions()
-        self.network = Bagel(config)
-        self.frozen = FrozenVae(config.vae)
-        self.reader = Reader(config, self.options)
-        self._text: BagelText | None = None
-
-    # ---- text -----------------------------------------------------------------------------------
-    @property
-    def text(self) -> BagelText:
-        """The text front end; ValueError while the model has no tokenizer."""
-        if self._text is None:
-            raise ValueError(
-                "this BAGEL has no tokenizer yet; load a model folder, which has tokenizer.json"
-            )
-        return self._text
-
-    def set_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Use this tokenizer; ValueError unless its markers are the network's."""
-        self._text = BagelText(tokenizer, self.config)
+        options = options or BagelOptions()
+        network = Bagel(config)  # first: the order of random initialisation belongs to a seed
+        super().__init__(config, options, network, FrozenVae(config.vae))
+        self.reader = Reader(config, options)
 
     # ---- frozen parts ----------------------------------------------------------------------------
     @torch.no_grad()
@@ -103,7 +77,7 @@ class BagelModel(UnifiedModel):
         return loss.sample_noise(self.config, self.options, batch, generator)
 
     def generation_loss(self, target: Features, condition: Condition, noise: FlowNoise) -> Loss:
-        """Velocity loss (SPEC 3), summed over latent tokens; `options.step` says in how many phases."""
+        """Velocity loss (bagel.md 3), summed over latent tokens; `options.step` says in how many phases."""
         from reca.models.bagel import loss
 
         parts = (self.network, self.frozen, self.options)
@@ -119,7 +93,9 @@ class BagelModel(UnifiedModel):
     def edit_loss(
         self, target: Features, source: Features, instructions: Sequence[str], noise: Any
     ) -> Loss:
-        """Velocity loss of the target after [VAE(source)][ViT(source)][text] (SPEC 2), summed over latent tokens."""
+        """Velocity loss of the target after [VAE(source)][ViT(source)][text]
+        (bagel.md 2), summed over latent tokens.
+        """
         from reca.models.bagel import loss
 
         texts = self.text.ids(instructions)
@@ -146,7 +122,7 @@ class BagelModel(UnifiedModel):
         return padded(rows, labels, self.config.special.eos)
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
-        """Next-token cross-entropy on answers (SPEC 3), with gradient to whatever is trained."""
+        """Next-token cross-entropy on answers (bagel.md 3), with gradient to whatever is trained."""
         from reca.models.bagel import loss
 
         kernels = self.options.implementation
@@ -162,7 +138,7 @@ class BagelModel(UnifiedModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Draw one picture per row (SPEC 4); `sampling.options` are the options of `FlowOptions`.
+        """Draw one picture per row (bagel.md 4); `sampling.options` are the options of `FlowOptions`.
 
         Guidance pushes away from the context without the last text, which keeps a picture that was seen.
         """
@@ -171,7 +147,7 @@ class BagelModel(UnifiedModel):
         return draw(self, condition, sampling, generators)
 
     def default_sampling(self) -> Sampling:
-        """As the authors draw for GenEval and WISE, and edit (SPEC 4)."""
+        """As the authors draw for GenEval and WISE, and edit (bagel.md 4)."""
         return Sampling(guidance=4.0, steps=50)
 
     def check_sampling(self, sampling: Sampling) -> None:
@@ -188,7 +164,7 @@ class BagelModel(UnifiedModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Pictures changed as told: contexts [VAE][ViT][text], without text, and text alone (SPEC 4)."""
+        """Pictures changed as told: contexts [VAE][ViT][text], without text, and text alone (bagel.md 4)."""
         from reca.models.bagel.sampler import edit
 
         return edit(self, images, instructions, sampling, generators)
@@ -208,91 +184,68 @@ class BagelModel(UnifiedModel):
     def answer_about(
         self, questions: Sequence[str], pictures: Sequence[Features], max_new_tokens: int = 32
     ) -> list[str]:
-        """Greedy answers after [ViT images in order][text] (SPEC 4), one per row, up to EOS."""
+        """Greedy answers after [ViT images in order][text] (bagel.md 4), one per row, up to EOS."""
         from reca.models.bagel import sampler
 
         return sampler.answers(self, questions, pictures, max_new_tokens)
 
     # ---- parameters and weights ------------------------------------------------------------------
     def trainable_parameters(self) -> list[str]:
-        """The gen expert, the time embedder and the latent maps (SPEC 5); the und side too with `freeze_und: false`."""
-        return [
-            name
-            for name, _ in self.named_parameters()
-            if name.startswith("network.")
-            and (weights.is_trained(name) or not self.options.freeze_und)
-        ]
+        """The gen expert, the time embedder and the latent maps (bagel.md 5); the und side too with `freeze_und:
+        false`.
+        """
+        names = super().trainable_parameters()
+        return [n for n in names if weights.is_trained(n) or not self.options.freeze_und]
 
     def decay_groups(self) -> DecayGroups:
         """One group: the published weight decay is 0."""
         return DecayGroups(decay=tuple(self.trainable_parameters()), no_decay=())
 
     def memory_profile(self) -> MemoryProfile:
-        """The noise block with gradients; behind a prefix of the condition and a template of 40 tokens (SPEC 5), which
-        runs without in two phases.
+        """The noise block with gradients; behind a prefix of the condition and a template of 40 tokens (bagel.md 5),
+        which runs without in two phases.
         """
         config, llm, is_vit = self.config, self.config.llm, self.options.condition == "vit"
-        seen = (
-            config.condition_resolution // (config.vit.patch_size if is_vit else config.stride)
-        ) ** 2
+        stride = config.vit.patch_size if is_vit else config.stride
+        seen = (config.condition_resolution // stride) ** 2
         values = config.vit.hidden_size if is_vit else 2 * config.latent_width
         prefix, two_phases = seen + 2 + 42, self.options.step == "two_phase"
-        return MemoryProfile(
-            tokens=config.latent_tokens + 2 + (0 if two_phases else prefix),
-            layers=llm.num_hidden_layers,
-            width=llm.hidden_size,
-            inner=llm.intermediate_size,
+        return language_profile(
+            vars(llm),
+            config.latent_tokens + 2 + (0 if two_phases else prefix),
             prefix_tokens=prefix if two_phases else 0,
             kept_width=2 * llm.num_key_value_heads * llm.head_dim,
             features=2 * config.latent_width * config.latent_tokens + seen * values,
         )
 
-    def official_state(self) -> dict[str, Tensor]:
-        """The network under its released names, as in `ema.safetensors`."""
-        return weights.official_state(self.network)
+    def weight_files(self) -> list[WeightFile]:
+        """Network and autoencoder."""
+        return [
+            WeightFile("weights", "model.safetensors", self.network, weights.NETWORK),
+            WeightFile("vae", VAE_FILE, self.frozen.vae, weights.VAE),
+        ]
 
-    def load(self, path: Path) -> None:
-        """Load a model folder, or only the network from an official checkpoint file (a RecA result, say)."""
-        path = Path(path)
-        if not (path / DESCRIPTION).is_file():
+    def load_weights(
+        self, role: str, path: Path, sha256: str | None = None, allow_unpinned: bool = False
+    ) -> set[str]:
+        """Assign the tensors of safetensors files one by one: host memory holds no second copy of the network."""
+        if role == "weights":
             weights.load_network(self.network, path)
-            return
-        weights.load_network(self.network, path / NETWORK)
-        weights.load_vae(self.frozen.vae, path / VAE)
-        self._text = BagelText.read(path, self.config)
+        else:
+            weights.load_vae(self.frozen.vae, path)
+        return {role}
 
-    def load_parts(
-        self,
-        parts: Mapping[str, Path],
-        *,
-        sha256: Mapping[str, str] | None = None,
-        allow_unpinned: bool = False,
-    ) -> None:
+    def load_parts(self, parts: Mapping[str, Path], **pins: Any) -> None:
         """Load official files: `weights` (a checkpoint of the network, or the hub folder), `vae` and `tokenizer`.
 
         `vae` and `tokenizer` may be left out where `weights` is the folder of the base, which holds them.
         """
         given = {role: Path(path) for role, path in parts.items()}
-        if "weights" not in given or not set(given) <= {"weights", "vae", "tokenizer"}:
-            raise ValueError(
-                f"BAGEL is made of weights, vae and tokenizer; given: {', '.join(given) or 'nothing'}"
-            )
-        home = given["weights"] if given["weights"].is_dir() else given["weights"].parent
-        source = given["weights"]
-        if source.is_dir() and (source / "ema.safetensors").is_file():
-            source = source / "ema.safetensors"
-        vae = given.get("vae", home)
-        weights.load_network(self.network, source)
-        weights.load_vae(self.frozen.vae, vae / VAE if vae.is_dir() else vae)
-        self._text = BagelText.read(given.get("tokenizer", home), self.config)
-
-    def save(self, directory: Path) -> None:
-        """Write network, VAE, tokenizer under official names, and the description last."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        weights.save_official(self.network, directory / NETWORK)
-        weights.save_official(self.frozen.vae, directory / VAE)
-        self.text.tokenizer.save_pretrained(str(directory))
-        network = self.config.to_dict() | {"options": asdict(self.options)}
-        described = {"family": self.family, "network": network, "format": FORMAT}
-        artifacts.write_json(directory / DESCRIPTION, described)
+        if source := given.get("weights"):
+            home = source if source.is_dir() else source.parent
+            given = {"vae": home, "tokenizer": home} | given
+            if (source / BASE_FILE).is_file():
+                given["weights"] = source / BASE_FILE
+        if "vae" in given and given["vae"].is_dir():
+            given["vae"] /= VAE_FILE
+        super().load_parts(given, **pins)

@@ -2,7 +2,7 @@
 
 Every layer holds two experts: und (text, image markers, ViT tokens) and gen (latents). The two kinds of token are kept
 apart in tensors of their own, so nothing is scattered or gathered; they meet in attention only.
-Source: reference/bagel/SPEC.md section 3. Letters: T tokens of one expert (leading axes are free), D width, H heads, K
+Source: docs/reference/bagel.md 3. Letters: T tokens of one expert (leading axes are free), D width, H heads, K
 key/value heads, E head width.
 """
 
@@ -111,7 +111,7 @@ class MoTLayer(nn.Module):
         """The residual stream of both experts behind this layer.
 
         `frozen` keeps every gradient out of the und tokens: their queries, keys, values, attention output and MLP are
-        constants (SPEC 5), also where they attend to gen tokens.
+        constants (bagel.md 5), also where they attend to gen tokens.
         """
         with no_grad_if(frozen):
             read = self.self_attn.heads(self._part("input_layernorm", "", und), rotary[0], "")
@@ -199,7 +199,7 @@ class Connector(nn.Module):
 
 
 class TimeEmbedder(nn.Module):
-    """MLP over sines and cosines of the flow time, which is in [0, 1] and not scaled (SPEC 2)."""
+    """MLP over sines and cosines of the flow time, which is in [0, 1] and not scaled (bagel.md 2)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class FixedTable(nn.Module):
 
 
 def sincos_table(side: int, width: int) -> Tensor:
-    """The table of SPEC 2, float32 [side * side, width]: sines and cosines of the column, then of the row."""
+    """The table of bagel.md 2, float32 [side * side, width]: sines and cosines of the column, then of the row."""
     with torch.device("cpu"):
         table = get_2d_sincos_pos_embed(width, side, base_size=side, output_type="pt")
     return table.float()
@@ -267,7 +267,7 @@ class Bagel(nn.Module):
         return self.decoder.embed_tokens(ids)
 
     def read(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Understanding embeddings [..., D] of ViT states [..., Dvit] at position ids [...] (SPEC 3)."""
+        """Understanding embeddings [..., D] of ViT states [..., Dvit] at position ids [...] (bagel.md 3)."""
         return self.connector(hidden) + self.vit_pos_embed(ids)
 
     def latents_in(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:

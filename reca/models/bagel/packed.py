@@ -1,6 +1,6 @@
 """The reference's one pass over a pack of samples: what is embedded in its places, and the states that come out.
 
-Source: reference/bagel/SPEC.md sections 2 and 3. Letters: S tokens of a pack, D width, C values of a latent token.
+Source: docs/reference/bagel.md 2 and 3. Letters: S tokens of a pack, D width, C values of a latent token.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run_pack(
     collect: list[Pair] | None = None,
     implementation: Implementation = "auto",
 ) -> PackStates:
-    """Final states of all tokens of a pack, in one pass with the mask of SPEC 2."""
+    """Final states of all tokens of a pack, in one pass with the mask of bagel.md 2."""
     device = network.decoder.embed_tokens.weight.device
     tokens = pack_embeddings(network, packed, inputs, frozen)
     und_at = torch.cat([packed.text_at, packed.vit_at])

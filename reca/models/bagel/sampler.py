@@ -1,6 +1,6 @@
 """Images from contexts by rectified flow (text to image, editing, thinking first), and greedy text.
 
-All guidance branches of a step run as rows of one batch. Source: reference/bagel/SPEC.md section 4.
+All guidance branches of a step run as rows of one batch. Source: docs/reference/bagel.md 4.
 Letters: B images, N latent tokens, C values of one.
 """
 
@@ -30,7 +30,7 @@ from reca.models.bagel.context import (
     vit_block,
 )
 from reca.models.bagel.network import Bagel, shifted
-from reca.models.bagel.text import THINK_TO_DRAW, BagelText
+from reca.models.bagel.text import THINK_TO_DRAW, TextFrontEnd
 from reca.models.bagel.vision import position_ids, prepared, resized, unpatchify
 from reca.models.common.batching import row_noise
 from reca.models.contract import warn_truncated
@@ -126,7 +126,7 @@ def times(steps: int, shift: float) -> Tensor:
 
 
 def guided(branches: Branches, options: FlowOptions) -> Tensor:
-    """The guided and renormalised velocity [B, N, C] of three branches (SPEC 4)."""
+    """The guided and renormalised velocity [B, N, C] of three branches (bagel.md 4)."""
     v, without_text, without_image = branches
     assert without_text is not None, "guidance needs the context without text"
     text = without_text + options.guidance * (v - without_text)
@@ -175,7 +175,7 @@ class Parts(Protocol):
     reader: Reader
 
     @property
-    def text(self) -> BagelText:
+    def text(self) -> TextFrontEnd:
         """The text front end."""
         ...
 
@@ -275,7 +275,7 @@ def _context(network: Bagel, condition: Condition) -> Context:
 def thinking_contexts(
     model: Parts, condition: Condition, most: int
 ) -> tuple[list[Context], list[str]]:
-    """[sys][picture][prompt][thought] and [sys][picture], and the thoughts (SPEC 4, think mode)."""
+    """[sys][picture][prompt][thought] and [sys][picture], and the thoughts (bagel.md 4, think mode)."""
     network, rows = model.network, len(condition)
     system = text_block(network, model.text.ids([THINK_TO_DRAW]) * rows)
     start, _ = extend(network, empty(network, rows), [system], frozen=True)
@@ -369,7 +369,7 @@ def editing_contexts(
 def answers(
     model: Parts, questions: Sequence[str], pictures: Sequence[Features], max_new_tokens: int
 ) -> list[str]:
-    """Greedy answers after [ViT images in order][text] (SPEC 4), one per row, up to EOS."""
+    """Greedy answers after [ViT images in order][text] (bagel.md 4), one per row, up to EOS."""
     with autocast(model):
         context = question_context(model.network, model.text.ids(questions), pictures)
         rows = greedy(model.network, context, max_new_tokens)

@@ -1,12 +1,12 @@
 """BAGEL's text: plain ids without a chat template, between markers that the vocabulary already holds.
 
-Source: reference/bagel/SPEC.md sections 1 and 4.
+Source: docs/reference/bagel.md 1 and 4.
 """
 
 from __future__ import annotations
 
 from reca.models.bagel.config import BagelConfig
-from reca.models.common.tokenizer import TextFrontEnd
+from reca.models.common import tokenizer as common
 
 MARKS = {
     "bos": "<|im_start|>",
@@ -26,7 +26,7 @@ THINK_TO_ANSWER = (
 )
 
 
-class BagelText(TextFrontEnd):
+class TextFrontEnd(common.TextFrontEnd):
     """Texts to plain ids and back; the markers around them are ids of the configuration."""
 
     config: BagelConfig

@@ -1,6 +1,6 @@
 """What BAGEL reads and draws pictures with: the SigLIP2 NaViT, the FLUX autoencoder, patches and resize rule.
 
-Source: reference/bagel/SPEC.md sections 1, 2 and 6. Letters: B pictures, P patches, N latent tokens, C values of one.
+Source: docs/reference/bagel.md 1, 2 and 6. Letters: B pictures, P patches, N latent tokens, C values of one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_PIXELS = 14 * 14 * 9 * 1024
 def resized(
     size: tuple[int, int], most: int, least: int, stride: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
-    """The rule R of SPEC 2 on (width, height), for one picture; rounding is Python's (half to even)."""
+    """The rule R of bagel.md 2 on (width, height), for one picture; rounding is Python's (half to even)."""
     width, height = size
     scale = max(min(most / max(size), 1), least / min(size))
     width, height = _strided(width, height, scale, stride)
@@ -169,7 +169,7 @@ def moments(vae: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def latents(found: Tensor, noise: Tensor, config: VaeConfig) -> Tensor:
-    """A scaled posterior sample [B, z, h, w] from moments and standard normal noise (SPEC 2)."""
+    """A scaled posterior sample [B, z, h, w] from moments and standard normal noise (bagel.md 2)."""
     mean, log_variance = found.chunk(2, dim=1)
     drawn = mean + torch.exp(0.5 * log_variance) * noise
     return config.scale_factor * (drawn - config.shift_factor)

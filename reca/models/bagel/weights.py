@@ -1,47 +1,30 @@
-"""BAGEL's weight files: official names, released manifests, strict loading without a second copy, export.
+"""BAGEL's weight files: official names, strict loading without a second copy.
 
 Two files make a model: the network (`ema.safetensors` of the base, `model_bf16.safetensors` of RecA) and the VAE
-(`ae.safetensors`). Source: reference/bagel/SPEC.md sections 1 and 6.
+(`ae.safetensors`). Source: docs/reference/bagel.md 1 and 6.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from reca.models.bagel.network import GEN, Bagel, FixedTable, sincos_table
-from reca.models.checkpoint_io import manifest_of, save_safetensors
-from reca.models.common.naming import VAE
+from reca.models.checkpoint_io import manifest_of
+from reca.models.common.naming import VAE, Naming
 from reca.models.streaming import assign_strictly
 
-RELEASED = ("BAGEL-7B-MoT_ema", "BAGEL-7B-MoT_ae")
+NETWORK = Naming()  # released under our names
 TRAINED = (GEN, "time_embedder.", "vae2llm.", "llm2vae.")  # parts of the names that RecA trains
 
 
-def released_manifest(name: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Official names, shapes and dtypes of a released checkpoint, one of `RELEASED`."""
-    if name not in RELEASED:
-        raise ValueError(f"no manifest of {name!r}; there are: {', '.join(RELEASED)}")
-    text = (files("reca.models.bagel.manifests") / f"{name}.json").read_text()
-    return {key: (tuple(shape), dtype) for key, (shape, dtype) in json.loads(text).items()}
-
-
 def is_trained(name: str) -> bool:
-    """Whether RecA trains the network's weight of this name (SPEC 5)."""
+    """Whether RecA trains the network's weight of this name (bagel.md 5)."""
     return any(part in name for part in TRAINED)
 
 
-def official_state(module: nn.Module) -> dict[str, Tensor]:
-    """The content of a network or VAE under its official names and shapes."""
-    return module.state_dict() if isinstance(module, Bagel) else VAE.state(module)
-
-
-# ---- loading and saving -------------------------------------------------------------------------
 def load_network(network: Bagel, path: str | Path) -> None:
     """Load an official (or our own) checkpoint into a network, which may be on `meta`.
 
@@ -73,18 +56,5 @@ def load_vae(vae: nn.Module, path: str | Path) -> None:
     def convert(official: str, tensor: Tensor) -> tuple[str, Tensor]:
         return ours[official], VAE.inward(official, tensor)
 
-    expected = manifest_of(official_state(vae))
+    expected = manifest_of(VAE.state(vae))
     assign_strictly(vae, path, convert=convert, dtype=lambda _: torch.float32, expected=expected)
-
-
-def save_official(
-    module: nn.Module, path: str | Path, dtype: Callable[[str], torch.dtype] | None = None
-) -> None:
-    """Write a network or VAE as one safetensors file under its official names.
-
-    `dtype` chooses how each weight is stored; None: as it is.
-    """
-    state = official_state(module)
-    if dtype is not None:
-        state = {name: tensor.to(dtype(name)) for name, tensor in state.items()}
-    save_safetensors(state, path)

@@ -99,7 +99,7 @@ class Conversation:
 
 
 def sample_noise(config: HarmonConfig, batch: int, generator: torch.Generator) -> DiffusionNoise:
-    """In this order: mask rate, orders, timesteps, noise, text dropout, the seed of MAR's dropout (SPEC d1)."""
+    """In this order: mask rate, orders, timesteps, noise, text dropout, the seed of MAR's dropout (harmon.md d1)."""
     tokens, mar = config.tokens, config.mar
     uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
     masked = layouts.masked_count(tokens, layouts.mask_rate(uniform, mar.min_mask_rate))

@@ -1,17 +1,16 @@
 """All numbers of a Harmon: language model, masked autoencoder (MAR), VAE; read from plain data, written back to it.
 
-Source: reference/harmon/SPEC.md section a.
+Source: docs/reference/harmon.md a.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from reca_kernels import Implementation
 
-from reca.core.structure import build
 from reca.models.common import options as common
 from reca.models.common.options import check_numbers, check_positive
 
@@ -194,16 +193,6 @@ class HarmonConfig:
         """Places that a picture which is read takes in the language model: latents and buffers."""
         return self.tokens + self.mar.buffers
 
-    # ---- in and out -----------------------------------------------------------------------------
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> HarmonConfig:
-        """Build from plain data (`network` in reca_model.json); ValueError names what is wrong."""
-        return build(cls, described, "network")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back to an equal config (json-able)."""
-        return asdict(self)
-
 
 def _resolution(given: Any) -> int | tuple[int, int]:
     if type(given) is int:
@@ -217,7 +206,7 @@ def _resolution(given: Any) -> int | tuple[int, int]:
 
 @dataclass(frozen=True)
 class HarmonOptions:
-    """What the published training leaves to choose; the defaults are the published recipe (SPEC e, g).
+    """What the published training leaves to choose; the defaults are the published recipe (harmon.md e, g).
 
     `text_dropout`: share of drawing samples whose text becomes "Generate an image."; `dropout_hides_image`: such a
     RecA sample also loses its picture (published: it keeps it). `condition_gradient`: factor on the gradient into

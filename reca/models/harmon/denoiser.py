@@ -1,6 +1,6 @@
 """The diffusion head arranged for sampling: what does not depend on x is made for many reverse steps in one product.
 
-Source: reference/harmon/SPEC.md sections d2, d3 and g18. Letters: R rows, C latent channels, W head width, S sampling
+Source: docs/reference/harmon.md d2, d3 and g18. Letters: R rows, C latent channels, W head width, S sampling
 steps, N residual blocks.
 """
 

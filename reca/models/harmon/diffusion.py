@@ -1,7 +1,7 @@
 """The per-token diffusion head: its schedule, its network, its training loss, its respaced reverse process.
 
 Rows are tokens: x and noise [R, C], condition [R, D], timesteps [R]. Losses are computed in fp32 whatever the
-network runs in. Source: reference/harmon/SPEC.md sections d2 and d3. Letters: R rows, C latent channels, W head
+network runs in. Source: docs/reference/harmon.md d2 and d3. Letters: R rows, C latent channels, W head
 width, S sampling steps.
 """
 
@@ -255,7 +255,7 @@ def reverse(
     guidance: float,
     temperature: float,
 ) -> Tensor:
-    """One ancestral step (SPEC d3) of x [R, C], `predicted` [R, 2C] or [2R, 2C]; `noise` None: the mean itself."""
+    """One ancestral step (harmon.md d3) of x [R, C], `predicted` [R, 2C] or [2R, 2C]; `noise` None: the mean itself."""
     eps, raw = predicted.chunk(2, dim=-1)
     if len(eps) != len(
         x

@@ -1,6 +1,6 @@
 """The frozen side of Harmon: pictures to latents, latents to pictures (KL-16 VAE).
 
-Source: reference/harmon/SPEC.md sections b and f. Letters: B batch, (m, n) latent grid, C channels.
+Source: docs/reference/harmon.md b and f. Letters: B batch, (m, n) latent grid, C channels.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class FrozenVae(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], use: Use) -> Tensor:
-        """Latents [B, m, n, C] of pictures, prepared as the use asks (SPEC b)."""
+        """Latents [B, m, n, C] of pictures, prepared as the use asks (harmon.md b)."""
         prepare = self.preparation(use)
         parts = []
         for chunk in chunks(images, self.chunk):

@@ -1,7 +1,7 @@
 """Harmon's sequences: prompts padded right, a picture put in behind three tokens, positions that skip padding.
 
 Everything here is a pure function. Lengths are known beforehand, so sequences are put together by concatenation.
-Source: reference/harmon/SPEC.md sections b and d1. Letters: B batch, T text, L latents of a picture, V visible ones,
+Source: docs/reference/harmon.md b and d1. Letters: B batch, T text, L latents of a picture, V visible ones,
 S buffers, H width.
 """
 
@@ -82,7 +82,7 @@ def shifted_labels(labels: Tensor, image_length: int) -> Tensor:
 
 # ---- masks -----------------------------------------------------------------------------------------
 def mask_rate(uniform: float, least: float, spread: float = 0.25) -> float:
-    """A draw of Normal(1, spread) truncated to [least, 1], from a uniform one (SPEC d1)."""
+    """A draw of Normal(1, spread) truncated to [least, 1], from a uniform one (harmon.md d1)."""
     low, high = _normal_cdf((least - 1) / spread), 0.5
     quantile = torch.special.ndtri(torch.tensor(low + uniform * (high - low), dtype=torch.float64))
     return min(1.0, max(least, 1 + spread * quantile.item()))

@@ -1,6 +1,6 @@
 """Harmon's losses as pure functions of network, options, target, condition and noise.
 
-Source: reference/harmon/SPEC.md sections c, d1, d2 and e. Letters: B batch, L latents of an image, K masked ones,
+Source: docs/reference/harmon.md c, d1, d2 and e. Letters: B batch, L latents of an image, K masked ones,
 S buffers, C channels, D width of the head's conditions, H width of the language model.
 """
 
@@ -27,7 +27,7 @@ def generation_loss(
     condition: Condition,
     noise: DiffusionNoise,
 ) -> Loss:
-    """Noise error and variational bound on the masked tokens, `repeats` noise draws each, in fp32 (SPEC d1, d2).
+    """Noise error and variational bound on the masked tokens, `repeats` noise draws each, in fp32 (harmon.md d1, d2).
 
     `target` [B, m, n, C] are latents.
     """
@@ -96,7 +96,7 @@ def _prompt(
 def answer_loss(
     network: Harmon, options: HarmonOptions, conversation: Conversation, latents: Tensor | None
 ) -> Loss:
-    """Next-token cross-entropy (fp32) on answers about images with `latents` [B, m, n, C] (SPEC c), or about none.
+    """Next-token cross-entropy (fp32) on answers about images with `latents` [B, m, n, C] (harmon.md c), or about none.
 
     Only the answers' hidden states pass the head, and the logits of the whole vocabulary are never stored.
     """

@@ -93,7 +93,7 @@ class HarmonModel(FamilyModel):
         return Condition(rows, dropped, latents=features["target"])
 
     def unconditional(self, batch: int) -> Condition:
-        """`Generate an image.` and no picture, also where the condition has one (SPEC d4, d5)."""
+        """`Generate an image.` and no picture, also where the condition has one (harmon.md d4, d5)."""
         ids = self.text.unconditional()
         return Condition([ids] * batch, ids)
 
@@ -146,7 +146,7 @@ class HarmonModel(FamilyModel):
         )
 
     def default_sampling(self) -> Sampling:
-        """As every script of the authors draws (SPEC d4)."""
+        """As every script of the authors draws (harmon.md d4)."""
         return Sampling(guidance=3.0, steps=64)
 
     def check_sampling(self, sampling: Sampling) -> None:
@@ -170,11 +170,11 @@ class HarmonModel(FamilyModel):
 
     # ---- parameters and weights --------------------------------------------------------------
     def trainable_parameters(self) -> list[str]:
-        """Everything but the VAE and MAR's unused class embedding, which never has a gradient (SPEC g8)."""
+        """Everything but the VAE and MAR's unused class embedding, which never has a gradient (harmon.md g8)."""
         return [name for name in super().trainable_parameters() if name != _UNUSED]
 
     def decay_groups(self) -> DecayGroups:
-        """No decay for vectors, biases and the whole diffusion head (SPEC e)."""
+        """No decay for vectors, biases and the whole diffusion head (harmon.md e)."""
         by_name = dict(self.named_parameters())
         names = self.trainable_parameters()
 

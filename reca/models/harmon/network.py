@@ -1,7 +1,7 @@
 """Harmon's trainable network under its released names: Qwen2.5 (`llm`), the masked autoencoder (`mar`), projectors.
 
 The encoder of the masked autoencoder is shared: it reads a picture (nothing masked) and encodes what is visible of
-the one that is drawn. Source: reference/harmon/SPEC.md sections a, c, d1 and f. Letters: B batch, L latents of a
+the one that is drawn. Source: docs/reference/harmon.md a, c, d1 and f. Letters: B batch, L latents of a
 picture, V visible ones, S buffers, E and D widths of encoder and decoder, H width of the language model.
 """
 
@@ -297,7 +297,7 @@ class Harmon(nn.Module):
     def understand(
         self, latents: Tensor, grid: tuple[int, int], dropout: Dropout | None = None
     ) -> Tensor:
-        """h_v [B, L + S, H]: what the encoder hands to the language model, buffers last (SPEC c)."""
+        """h_v [B, L + S, H]: what the encoder hands to the language model, buffers last (harmon.md c)."""
         return self.to_llm(self.mar.encode(latents, grid, dropout=dropout))
 
     def to_llm(self, encoded: Tensor) -> Tensor:
@@ -333,7 +333,7 @@ class Harmon(nn.Module):
 def read_image(
     network: Harmon, latents: Tensor, gradient: float = 1.0, dropout: Dropout | None = None
 ) -> Tensor:
-    """Understanding embeddings [B, L + S, H] of latents [B, m, n, C]; their gradient times `gradient` (SPEC e)."""
+    """Understanding embeddings [B, L + S, H] of latents [B, m, n, C]; their gradient times `gradient` (harmon.md e)."""
     tokens = latents.to(network.device).float().flatten(1, 2)
     read = network.understand(tokens, network.config.grid, dropout and dropout.branch(0))
     return scaled_gradient(read, gradient)

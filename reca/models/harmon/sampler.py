@@ -1,7 +1,7 @@
 """Harmon's sampler: a MaskGIT-style loop whose tokens are drawn by reverse diffusion, and greedy answers.
 
 What stays the same over the steps is made once: keys and values of each distinct prompt, position tables, the
-schedule. Both halves of guidance share the encoder. Source: reference/harmon/SPEC.md sections d3, d4 and g.
+schedule. Both halves of guidance share the encoder. Source: docs/reference/harmon.md d3, d4 and g.
 Letters: B pictures, G sequences (B, or 2B with guidance), L latents of a picture, V visible ones, S buffers,
 R tokens drawn in a step, C channels.
 """
@@ -74,7 +74,7 @@ class SamplerOptions:
 
 
 def kept_masked(step: int, steps: int, tokens: int, masked: int) -> int:
-    """How many tokens the cosine schedule leaves masked after 0-based `step`; integers throughout (SPEC d4)."""
+    """How many tokens the cosine schedule leaves masked after 0-based `step`; integers throughout (harmon.md d4)."""
     wanted = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps))
     return max(1, min(masked - 1, wanted))
 
@@ -236,7 +236,7 @@ def sample_latents(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Latents [B, m, n, C] of one image per row (SPEC d4, d5); row i takes its noise from `generators[i]`."""
+    """Latents [B, m, n, C] of one image per row (harmon.md d4, d5); row i takes its noise from `generators[i]`."""
     options, mar = SamplerOptions.of(sampling), network.config.mar
     guidance = options.guidance if options.guided else None
     check_generation(len(condition), generators, unconditional, guidance)

@@ -1,6 +1,6 @@
 """Harmon's text front end: Qwen's chat wording without a system message, and labels for conversations.
 
-Source: reference/harmon/SPEC.md sections a (templates) and e (RecA prompts).
+Source: docs/reference/harmon.md a (templates) and e (RecA prompts).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Harmon's weight files: how their official names relate to our modules.
 
 The network (`llm.*`, `mar.*`, `proj_in.*`, `proj_out.*`) and the KL-16 VAE come in files of their own, or together
-in the hub's layout, where the VAE's names begin with `vae.`. Source: reference/harmon/SPEC.md sections a and f.
+in the hub's layout, where the VAE's names begin with `vae.`. Source: docs/reference/harmon.md a and f.
 """
 
 from __future__ import annotations

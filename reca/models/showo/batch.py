@@ -60,7 +60,7 @@ class Conversation:
         return count_labels(self.labels)
 
 
-# ---- training corruption (SPEC 4.1) --------------------------------------------------------------
+# ---- training corruption (showo.md 4.1) --------------------------------------------------------------
 def cosine_ratio(t: Tensor) -> Tensor:
     """Share of masked slots at time t in [0, 1]: cos(pi/2 t)."""
     return torch.cos(t * math.pi * 0.5)

@@ -1,17 +1,16 @@
 """The `network` section of a Show-o: sizes, special tokens, and what the published training leaves to choose.
 
-Source: reference/showo/SPEC.md sections 1, 3 and 5.
+Source: docs/reference/showo.md 1, 3 and 5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from reca_kernels import Implementation
 
-from reca.core.structure import build
 from reca.models.common import options as common
 from reca.models.common.options import check_numbers, check_positive
 from reca.models.showo.magvit import MagvitConfig
@@ -66,7 +65,7 @@ class SpecialIds:
 
     @classmethod
     def of(cls, llm_vocab_size: int, codebook_size: int, endoftext: int) -> SpecialIds:
-        """Lay the ids out behind the text ids; `endoftext` is both bos and eos (SPEC 1.4)."""
+        """Lay the ids out behind the text ids; `endoftext` is both bos and eos (showo.md 1.4)."""
         names = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
         added = {name: llm_vocab_size + i for i, name in enumerate(names)}
         first_image = llm_vocab_size + _ADDED_TEXT_TOKENS
@@ -89,7 +88,7 @@ class ShowoConfig:
     """All numbers of a Show-o model; the defaults are the released 256-pixel VQ variant.
 
     `llm` and `clip_vision` are keyword arguments of PhiConfig and CLIPVisionConfig (but for the
-    vocabulary size, which is derived). `max_text` is M of the SPEC (inference 128, RecA training
+    vocabulary size, which is derived). `max_text` is M of showo.md 3 (inference 128, RecA training
     576 for CLIP and 381 for VQ), `head_text` the fixed text head of the CLIP RecA layout.
     `clip_condition_normalise=False` and `vq_condition="half"` are the published recipe.
     """
@@ -175,16 +174,6 @@ class ShowoConfig:
     def vocab_size(self) -> int:
         """V: text, added tokens, codes and MASK."""
         return self.ids.mask + 1
-
-    # ---- in and out -----------------------------------------------------------------------------
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> ShowoConfig:
-        """Build from plain data (`network` in reca_model.json); ValueError names what is wrong."""
-        return build(cls, described, "network")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back to an equal config (json-able)."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Show-o's frozen parts: what a picture becomes before the trained network sees it, and codes back
 to pictures.
 
-Source: reference/showo/SPEC.md section 2. Letters: B batch, R resolution, N image codes, P CLIP
+Source: docs/reference/showo.md 2. Letters: B batch, R resolution, N image codes, P CLIP
 patches.
 """
 
@@ -33,9 +33,7 @@ _READ_SIDE = 512  # the VQ variant crops what it reads at 512, whatever its reso
 
 
 class FrozenEncoders(nn.Module):
-    """The MAGVIT-v2 tokenizer and, for the CLIP variant, the CLIP tower; neither is ever trained
-    here.
-    """
+    """The MAGVIT-v2 tokenizer and, for the CLIP variant, the CLIP tower; neither is ever trained here."""
 
     def __init__(self, config: ShowoConfig, chunk: int = 32) -> None:
         super().__init__()
@@ -93,9 +91,7 @@ class FrozenEncoders(nn.Module):
         return ((scaled + 1) / 2 - mean) / std
 
     def vq_condition(self, pixels: Tensor) -> Tensor:
-        """The RecA condition for VQ: half the resolution, blurred through an eighth, or the target
-        itself.
-        """
+        """The RecA condition for VQ: half the resolution, blurred through an eighth, or the target itself."""
         side = self.config.resolution
         if self.config.vq_condition == "full":
             return pixels
@@ -104,9 +100,7 @@ class FrozenEncoders(nn.Module):
         return _bilinear(_bilinear(pixels, side // 8), side)
 
     def clip_crops(self, images: Sequence[Image]) -> list[Tensor]:
-        """CLIP's own preparation for reading: short side, centre crop, CLIP mean and std; each [3,
-        S, S].
-        """
+        """CLIP's own preparation for reading: short side, centre crop, CLIP mean and std; each [3, S, S]."""
         side = self._clip_side
         processor = CLIPImageProcessorPil(
             size={"shortest_edge": side},
@@ -138,9 +132,7 @@ class FrozenEncoders(nn.Module):
 
     # ---- identity --------------------------------------------------------------------------------
     def fingerprint(self, use: Use) -> str:
-        """Hash of the weights and options that `encode(..., use)` depends on; kept until a weight
-        changes.
-        """
+        """Hash of the weights and options that `encode(..., use)` depends on; kept until a weight changes."""
         reads_clip = use == "read" and self.clip is not None  # CLIP reads alone where there is one
         state = {
             name: tensor
@@ -176,7 +168,7 @@ def clip_tower(config: ShowoConfig) -> CLIPVisionModel:
 
 
 def clip_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
-    """Penultimate layer of pixels [B, 3, S, S], no class token: [B, P, Dclip] (SPEC 1.2)."""
+    """Penultimate layer of pixels [B, 3, S, S], no class token: [B, P, Dclip] (showo.md 1.2)."""
     return tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
 
 

@@ -3,7 +3,7 @@ mask.
 
 Everything here is a pure function of token ids; text comes in already tokenised (`text.py`). A
 layout says per token what it is (its role); who may look at whom follows from the roles alone, so
-columns can be dropped before the mask is made. Source: reference/showo/SPEC.md section 3. Letters:
+columns can be dropped before the mask is made. Source: docs/reference/showo.md 3. Letters:
 B batch, L sequence, N image codes, P CLIP patches, M `max_text`.
 """
 
@@ -55,9 +55,7 @@ class Layout:
         return int((self.targets != IGNORE).sum())
 
     def allowed(self) -> Tensor:
-        """The attention mask, bool [B, L, L]: causal, images see themselves both ways, nobody but
-        pads sees pads.
-        """
+        """The attention mask, bool [B, L, L]: causal, images see themselves both ways, nobody but pads sees pads."""
         query, key = self.roles.unsqueeze(2), self.roles.unsqueeze(1)
         length = self.roles.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool, device=self.roles.device).tril()
@@ -81,9 +79,7 @@ class Layout:
         return BlockLayout.batch(kinds[self.roles], self.roles)
 
     def trimmed(self) -> Layout:
-        """Drop the columns that are pads in every row; position ids stay, so results do not change
-        (SPEC 7.8).
-        """
+        """Drop the columns that are pads in every row; position ids stay, so results do not change (showo.md 7.8)."""
         keep = (self.roles != PAD).any(dim=0)
         return self if bool(keep.all()) else self._columns(keep)
 
@@ -128,7 +124,7 @@ def text_to_image(
     max_text: int,
     boundary_targets: bool = True,
 ) -> Layout:
-    """`[pad]* [t2i] text | [soi] image [eoi]` with a prefix of M + 1 tokens (SPEC 3.1).
+    """`[pad]* [t2i] text | [soi] image [eoi]` with a prefix of M + 1 tokens (showo.md 3.1).
 
     `texts` are framed as `[bos] .. [eos]`; too long ones are cut and end in eos. `image` [B, N]
     holds token ids (codes or MASK), `targets` [B, N] the ids to predict. `boundary_targets`: soi
@@ -148,7 +144,7 @@ def reconstruction_clip(
     head_text: int,
 ) -> Layout:
     """`[mmu][soi] CLIP*P [eoi] prompt [pad]* | [soi] image [eoi]`, right-padded to `head_text` ids
-    + P (SPEC 3.4).
+    + P (showo.md 3.4).
 
     ValueError when a prompt (framed as `[bos] .. [eos]`) does not fit.
     """
@@ -174,7 +170,7 @@ def reconstruction_vq(
     special: SpecialIds,
     max_text: int,
 ) -> Layout:
-    """`[pad]* [mmu][soi] condition [eoi] prompt | [soi] image [eoi]` with M = pads + prompt (SPEC
+    """`[pad]* [mmu][soi] condition [eoi] prompt | [soi] image [eoi]` with M = pads + prompt (showo.md
     3.5).
 
     `condition` [B, C] holds the token ids of the read image. ValueError when a prompt does not fit.
@@ -195,7 +191,7 @@ def reconstruction_vq(
 def clip_prefix(
     batch: int, clip_tokens: int, system: Sequence[int], special: SpecialIds
 ) -> list[Piece]:
-    """`[mmu] system [soi] CLIP*P [eoi]` (SPEC 3.2); the system prompt may be empty."""
+    """`[mmu] system [soi] CLIP*P [eoi]` (showo.md 3.2); the system prompt may be empty."""
     return [
         _constant(batch, [special.mmu, *system, special.soi], TEXT),
         _constant(batch, [IGNORE] * clip_tokens, CONDITION),
@@ -204,9 +200,7 @@ def clip_prefix(
 
 
 def vq_prefix(codes: Tensor, special: SpecialIds) -> list[Piece]:
-    """`[mmu][soi] codes [eoi]`, all of it visible to every row; `codes` [B, N] are token ids (SPEC
-    3.3).
-    """
+    """`[mmu][soi] codes [eoi]`, all of it visible to every row; `codes` [B, N] are token ids (showo.md 3.3)."""
     batch = codes.shape[0]
     return [
         _constant(batch, [special.mmu, special.soi], CONDITION),
@@ -294,7 +288,7 @@ def reading_prefix(
 def conversation_room(
     config: ShowoConfig, options: ShowoOptions, system: Sequence[int], with_image: bool = True
 ) -> int:
-    """Length of the text block: with CLIP, what makes the sequence as long as a text-to-image one (SPEC 3.2)."""
+    """Length of the text block: with CLIP, what makes the sequence as long as a text-to-image one (showo.md 3.2)."""
     most = room = max_text_training(config, options)
     if with_image and config.understanding == "clip":
         room -= config.clip_tokens - config.num_vq_tokens + len(system)

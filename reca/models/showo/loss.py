@@ -1,6 +1,6 @@
 """Show-o's losses as pure functions of network, options, target, condition and noise.
 
-Source: reference/showo/SPEC.md sections 3 and 5. Letters: B batch, L sequence, N image codes, D width.
+Source: docs/reference/showo.md 3 and 5. Letters: B batch, L sequence, N image codes, D width.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ def generation_loss(
     condition: Condition,
     noise: MaskNoise,
 ) -> Loss:
-    """Cross-entropy on the masked ones of `codes` [B, N] (SPEC 3.1, 3.6), over the full vocabulary unless
+    """Cross-entropy on the masked ones of `codes` [B, N] (showo.md 3.1, 3.6), over the full vocabulary unless
     `loss_vocab` is image.
     """
     config = network.config
     layout = generation_layout(config, options, codes, condition, noise)
     layout = layout.prepared(options.trim, network.device)
-    learn = options.reca_embedding_grad if condition.understanding is not None else True
-    learn = config.understanding == "vq" if learn is None else learn
+    learn: bool | None = True
+    if condition.understanding is not None:
+        learn = options.reca_embedding_grad
+    if learn is None:  # as published
+        learn = config.understanding == "vq"
     states = hidden(network, options, layout, condition.understanding, learn)
     vocab = config.ids.codes if options.loss_vocab == "image" else None
     return _token_loss(network, options, states, layout, vocab)
@@ -68,7 +71,7 @@ def _with_dropped_texts(
 def answer_loss(
     network: Showo, options: ShowoOptions, conversation: Conversation, understanding: Tensor | None
 ) -> Loss:
-    """Next-token cross-entropy on answers (SPEC 3.2, 3.3); without `understanding` about no image."""
+    """Next-token cross-entropy on answers (showo.md 3.2, 3.3); without `understanding` about no image."""
     layout = conversation_layout(network.config, conversation, understanding)
     layout = layout.prepared(options.trim, network.device)
     states = hidden(network, options, layout, understanding)

@@ -1,6 +1,6 @@
 """The MAGVIT-v2 image tokenizer: convolutional encoder and decoder around a look-up-free quantiser.
 
-Names of parameters and buffers are the released ones. Source: reference/showo/SPEC.md section 1.3.
+Names of parameters and buffers are the released ones. Source: docs/reference/showo.md 1.3.
 Shapes: B batch, H W pixels, h w latent cells (H / down_sampling), C latent channels (code bits).
 """
 

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 
 def build(network: Mapping[str, Any]) -> ShowoModel:
-    """Build an untrained Show-o from its `network` section; its tokenizer comes with `load` or
-    `set_tokenizer`.
-    """
+    """Build an untrained Show-o from its `network` section; its tokenizer comes with `load` or `set_tokenizer`."""
     return ShowoModel(*parse(network))
 
 
@@ -96,9 +94,7 @@ class ShowoModel(FamilyModel):
     def conversation(
         self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
     ) -> Conversation:
-        """Tokenise (question, answer) turns with labels on the answers, cut to the layout's text
-        block.
-        """
+        """Tokenise (question, answer) turns with labels on the answers, cut to the layout's text block."""
         system = self._system()
         room = conversation_room(self.config, self.options, system, with_image)
         coded = [self.text.conversation(one) for one in turns]
@@ -137,7 +133,7 @@ class ShowoModel(FamilyModel):
         return self.frozen.decode(codes)
 
     def default_sampling(self) -> Sampling:
-        """As the authors draw (SPEC 4.2); with fewer codes than they take steps, as laptop models draw best."""
+        """As the authors draw (showo.md 4.2); with fewer codes than they take steps, as laptop models draw best."""
         steps = 50
         if self.config.num_vq_tokens < steps:
             return Sampling(guidance=2.0, steps=12)
@@ -166,9 +162,7 @@ class ShowoModel(FamilyModel):
 
     # ---- parameters and weights --------------------------------------------------------------
     def decay_groups(self) -> DecayGroups:
-        """Only biases are exempt: the published name patterns match none of Show-o's norms (SPEC
-        5).
-        """
+        """Only biases are exempt: the published name patterns match none of Show-o's norms (showo.md 5)."""
         names = self.trainable_parameters()
         return DecayGroups(
             decay=tuple(name for name in names if "bias" not in name),
@@ -176,7 +170,7 @@ class ShowoModel(FamilyModel):
         )
 
     def memory_profile(self) -> MemoryProfile:
-        """One RecA sequence: head, understanding tokens, text and image codes (SPEC 3.2)."""
+        """One RecA sequence: head, understanding tokens, text and image codes (showo.md 3.2)."""
         llm, is_clip = self.config.llm, self.config.understanding == "clip"
         seen = self.config.clip_tokens if is_clip else self.config.num_vq_tokens // 4
         tokens = seen + self.config.head_text + 3 + self.config.num_vq_tokens

@@ -2,7 +2,7 @@
 
 The frozen companions (MAGVIT-v2 in `magvit.py`, the CLIP tower of transformers) are held by
 `model.py`; `Showo` is exactly what a Show-o checkpoint stores.
-Source: reference/showo/SPEC.md sections 1.1, 1.2, 1.4 and 6.
+Source: docs/reference/showo.md 1.1, 1.2, 1.4 and 6.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Showo(nn.Module):
         Without a cache the mask may be given as `blocks` instead, per token, and then
         `reca_kernels.block_attention` runs, by the named implementation.
         `position_ids` [B, L] default to 0..L-1 behind the cache: pads take positions too
-        (SPEC 1.1). A row that may attend to nothing gives finite junk.
+        (showo.md 1.1). A row that may attend to nothing gives finite junk.
         """
         if (allowed is None) == (blocks is None):
             raise ValueError("Showo.hidden needs the mask once: as allowed or as blocks")

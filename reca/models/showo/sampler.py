@@ -2,7 +2,7 @@
 key/value cache.
 
 The arithmetic of one step is pure in its noise; where the noise comes from (`RowNoise`) and what
-the network answers (`CodeLogits`) are handed in. Source: reference/showo/SPEC.md section 4.
+the network answers (`CodeLogits`) are handed in. Source: docs/reference/showo.md 4.
 Letters: B batch, N image codes, K codebook.
 """
 
@@ -66,7 +66,7 @@ class SamplerOptions:
         return sampler_options(cls, sampling)
 
 
-# ---- one picture (SPEC 4.2) ----------------------------------------------------------------------
+# ---- one picture (showo.md 4.2) ----------------------------------------------------------------------
 @dataclass(frozen=True)
 class Step:
     """What one sampler step did: `codes` [B, N] drawn or kept, and the slots [B, N] that are
@@ -113,9 +113,7 @@ def guided(conditional: Tensor, unconditional: Tensor | None, guidance: float) -
 
 
 def draw_codes(probabilities: Tensor, exponential: Tensor) -> Tensor:
-    """One code per slot by argmax(p / e), e ~ Exponential(1): a multinomial draw with its noise in
-    the open.
-    """
+    """One code per slot by argmax(p / e), e ~ Exponential(1): a multinomial draw with its noise in the open."""
     return (probabilities / exponential).argmax(dim=-1)
 
 
@@ -133,9 +131,7 @@ def remask(chosen: Tensor, masked: Tensor, wanted: int, noise: Tensor) -> Tensor
 
 
 def sample(logits: Logits, masked: Tensor, options: SamplerOptions, noise: Noise) -> Iterator[Step]:
-    """Run the sampler from all slots masked (`masked` [B, N] bool, all true); the last step's codes
-    are the picture.
-    """
+    """Run the sampler from all slots masked (`masked` [B, N] bool, all true); the last step's codes are the picture."""
     slots = masked.shape[1]
     codes = torch.zeros_like(masked, dtype=torch.long)
     tau = options.confidence_temperature
@@ -220,7 +216,7 @@ def sample_codes(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Codes [B, N] of one image per row (SPEC 4.2); row i takes its noise from `generators[i]`."""
+    """Codes [B, N] of one image per row (showo.md 4.2); row i takes its noise from `generators[i]`."""
     chosen = SamplerOptions.of(sampling)
     guidance = chosen.guidance if chosen.guidance > 0 else None
     check_generation(len(condition), generators, unconditional, guidance)
@@ -240,9 +236,7 @@ def code_logits(
     condition: Condition,
     unconditional: Condition | None,
 ) -> Logits:
-    """The network as the sampler calls it; both conditions in one pass where their layouts are
-    alike.
-    """
+    """The network as the sampler calls it; both conditions in one pass where their layouts are alike."""
     if unconditional is None:
         single = _one_pass(network, options, condition)
         return lambda codes, masked: (single(codes, masked), None)

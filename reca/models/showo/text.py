@@ -1,7 +1,7 @@
 """Show-o's text front end: the wording around prompts and questions, and exact labels for
 conversations.
 
-Source: reference/showo/SPEC.md sections 1.4, 3 (text encoding), 3.3 (conversations) and 5
+Source: docs/reference/showo.md 1.4, 3 (text encoding), 3.3 (conversations) and 5
 (prompts).
 """
 
@@ -62,7 +62,7 @@ class TextFrontEnd(common.TextFrontEnd):
         return self.framed(f"USER: \n{template} ASSISTANT:")
 
     def question(self, text: str, with_image: bool = True) -> list[int]:
-        """A question at inference; the VQ variant puts bos and a newline in front (SPEC 3.3)."""
+        """A question at inference; the VQ variant puts bos and a newline in front (showo.md 3.3)."""
         if self.understanding == "vq" and with_image:
             return [self.special.bos, *self.ids([f"USER: \n{text} ASSISTANT:"])[0]]
         return self.ids([f"USER: {text} ASSISTANT:"])[0]

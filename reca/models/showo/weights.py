@@ -1,7 +1,7 @@
 """Show-o's weight files: how their official names relate to our modules.
 
 Three files make a model: the Show-o network, the MAGVIT-v2 tokenizer and, for the CLIP variant, the
-CLIP vision tower. Source: reference/showo/SPEC.md section 1.
+CLIP vision tower. Source: docs/reference/showo.md 1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """BAGEL's laptop base model: its two frozen parts, the autoencoder and the vision tower, and how they become a folder.
 
-The autoencoder is FLUX's class on the world's pictures (squared error, a little KL, latents brought to unit spread).
+The autoencoder is FLUX's class on the world's images (squared error, a little KL, latents brought to unit spread).
 The tower is the NaViT that BAGEL holds, matched with dense captions by SigLIP's pairwise sigmoid loss.
 """
 
@@ -24,7 +24,7 @@ from reca.models.bagel.model import BagelModel
 from reca.models.bagel.network import GEN
 from reca.models.bagel.text import MARKS
 from reca.models.bagel.vision import VisionTower, patchify, positions
-from reca.models.bagel.weights import load_vae, save_official
+from reca.models.bagel.weights import VAE, load_vae
 from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safetensors
 from reca.models.common.tokenizer import read_tokenizer
 from reca.models.registry import build_model, load_model
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from reca.config.schema import Fit
 
 VAE_FILE, TOWER_FILE = "ae.safetensors", "vit.safetensors"
-KL = 1e-4  # weight of the mean KL per latent value beside the squared error per pixel value
+KL = 1e-4  # weight of the mean KL per latent value, relative to the squared error per pixel value
 VOCABULARY = ("embed_tokens.weight", "lm_head.weight")  # a row for every word
 FIRST_SCALE, FIRST_BIAS = 2.3, -10.0  # SigLIP's: temperature log 10, bias -10
 
 
 # ---- the autoencoder ---------------------------------------------------------------------------
 def vae_loss(vae: nn.Module, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Absolute and squared error of the posterior sample's picture, and a little KL to the unit normal."""
+    """Absolute and squared error of the posterior sample's image, and a little KL to the unit normal."""
     mean, log_variance = vae.get_submodule("encoder")(pixels).chunk(2, dim=1)
     drawn = mean + torch.exp(0.5 * log_variance) * noise
     error = vae.get_submodule("decoder")(drawn) - pixels
@@ -57,7 +57,7 @@ def vae_loss(vae: nn.Module, pixels: Tensor, noise: Tensor) -> Tensor:
 
 @torch.no_grad()
 def to_unit_spread(vae: nn.Module, pixels: Tensor) -> None:
-    """Divide each latent channel by its spread over `pixels`, and multiply it again in the decoder: the same pictures.
+    """Divide each latent channel by its spread over `pixels`, and multiply it again in the decoder: the same images.
 
     So `scale_factor` 1 and `shift_factor` 0 hold whatever the training found.
     """
@@ -95,13 +95,13 @@ def pretrain_vae(
     size = len(pictures.scenes)
     found = fit(vae, loss, recipe, size=size, seed=seed, work_dir=work, data=pictures.fingerprint)
     to_unit_spread(vae, pictures.pixels[:512])
-    save_official(vae, out / VAE_FILE)
+    VAE.save(vae, out / VAE_FILE)
     return found
 
 
 # ---- the vision tower --------------------------------------------------------------------------
 class Matcher(nn.Module):
-    """BAGEL's vision tower beside a small text tower, compared by SigLIP's pairwise sigmoid loss."""
+    """BAGEL's vision tower and a small text tower, trained with SigLIP's pairwise sigmoid loss."""
 
     def __init__(self, config: VisionConfig, table: int, words: int, end: int) -> None:
         super().__init__()
@@ -136,8 +136,8 @@ class Matcher(nn.Module):
         """Mean over pairs of the sigmoid loss: own caption 1, others' 0."""
         seen = F.normalize(self.picture(self.states(pixels).mean(1)), dim=-1)
         read = self.words(input_ids=ids, attention_mask=ids.ne(self.padding).long()).pooler_output
-        told = F.normalize(self.caption(read), dim=-1)
-        logits = seen @ told.T * self.scale.exp() + self.bias
+        texts = F.normalize(self.caption(read), dim=-1)
+        logits = seen @ texts.T * self.scale.exp() + self.bias
         signs = 2 * torch.eye(len(ids)) - 1
         return -F.logsigmoid(signs * logits).sum() / len(ids)
 
@@ -168,7 +168,7 @@ def pretrain_vision(
 PARTS = {"vae": pretrain_vae, "vision": pretrain_vision}
 
 
-# ---- going on from a whole model ---------------------------------------------------------------
+# ---- going on from a complete model ---------------------------------------------------------------
 def go_on(
     network: Mapping[str, Any], start: Path, *, words: Sequence[str], seed: int
 ) -> BagelModel:
@@ -206,7 +206,7 @@ def _longer(weight: Tensor, rows: int, noise: torch.Generator) -> Tensor:
 
 # ---- together ----------------------------------------------------------------------------------
 def tokenizer_of(prompts: Sequence[str], config: BagelConfig) -> PreTrainedTokenizerFast:
-    """The world's words and the four markers behind them; ValueError where the network's ids differ."""
+    """The world's words and then the four markers; ValueError where the network's ids differ."""
     words = build_tokenizer(prompts)
     first = len(words)
     wanted = {name: first + number for number, name in enumerate(MARKS)}

@@ -1,4 +1,4 @@
-"""The plain loop behind the image tokenizer and the reader: one loss, one set of weights, resumed bit for bit.
+"""The training loop of the image tokenizer and the reader: one loss, one set of weights, resumed bit for bit.
 
 The language model does not come here: it is trained by `reca.align.trainer`, like every other alignment.
 """

@@ -28,9 +28,9 @@ _CHUNK = 512
 
 # ---- the VAE -----------------------------------------------------------------------------------------
 def vae_loss(vae: Any, images: Tensor, noise: Tensor) -> Tensor:
-    """L1 + L2 to the picture plus the KL term, latents drawn from the posterior with `noise` [B, C, m, n].
+    """L1 + L2 to the image plus the KL term, latents drawn from the posterior with `noise` [B, C, m, n].
 
-    No perceptual or adversarial term: the pictures [B, 3, H, W] are drawn, not photographed.
+    No perceptual or adversarial term: the images [B, 3, H, W] are drawn, not photographed.
     """
     mean, log_variance = vae.moments(images)
     log_variance = log_variance.clamp(-30, 20)
@@ -43,16 +43,16 @@ def vae_loss(vae: Any, images: Tensor, noise: Tensor) -> Tensor:
 def standardise(vae: Any, images: Tensor) -> None:
     """Give every latent channel mean 0 and deviation 1 over `images`, by folding both into the 1 x 1 convolutions.
 
-    Decoded pictures stay the same; the diffusion head then finds latents of the size of its noise.
+    Decoded images stay the same; the diffusion head then finds latents of the size of its noise.
     """
     means = torch.cat([vae.moments(part)[0] for part in images.split(_CHUNK)])
     mean, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
-    before, behind, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
+    before, after, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
     before.weight[:channels] /= spread.view(-1, 1, 1, 1)
     before.bias[:channels] = (before.bias[:channels] - mean) / spread
     before.bias[channels:] -= 2 * spread.log()
-    behind.bias += (behind.weight[:, :, 0, 0] * mean).sum(1)
-    behind.weight *= spread.view(1, -1, 1, 1)
+    after.bias += (after.weight[:, :, 0, 0] * mean).sum(1)
+    after.weight *= spread.view(1, -1, 1, 1)
 
 
 def pretrain_vae(

@@ -17,7 +17,7 @@ from reca.toyworld.scenes import Scene
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures [n, 3, H, W] in [-1, 1], their scenes, and the hash of both."""
+    """Images [n, 3, H, W] in [-1, 1], their scenes, and the hash of both."""
 
     pixels: Tensor
     scenes: Sequence[Scene]

@@ -1,6 +1,6 @@
-"""The laptop's vision reader: a CLIP of transformers' own classes, trained to match pictures with dense captions.
+"""The laptop's vision reader: a CLIP of transformers' own classes, trained to match images with dense captions.
 
-Only the vision tower is kept. Pictures are CLIP-normalised, as the tower will see them in both uses.
+Only the vision tower is kept. Images are CLIP-normalised, as the tower will see them in both uses.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def build_clip(vision: Mapping[str, Any], words: int, end: int) -> CLIPModel:
 
 
 def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> Tensor:
-    """Captions as ids [B, MAX_CAPTION], closed by the end token and padded with the id behind the vocabulary."""
+    """Captions as ids [B, MAX_CAPTION], closed by the end token and padded with the first id after the vocabulary."""
     rows = [[*tokenizer(caption)["input_ids"], tokenizer.eos_token_id] for caption in captions]
     longest = max(map(len, rows))
     if longest > MAX_CAPTION:
@@ -65,14 +65,14 @@ def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> 
 
 
 def reader_loss(clip: CLIPModel, pixels: Tensor, ids: Tensor) -> Tensor:
-    """CLIP's symmetric contrastive loss of matching pictures [B, 3, S, S] and captions [B, T]."""
+    """CLIP's symmetric contrastive loss of matching images [B, 3, S, S] and captions [B, T]."""
     padding = clip.text_model.embeddings.token_embedding.num_embeddings - 1
     mask = torch.ne(ids, padding).long()
     return clip(input_ids=ids, pixel_values=pixels, attention_mask=mask, return_loss=True).loss
 
 
 def clip_pixels(pixels: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as CLIP normalises them."""
+    """Images in [-1, 1] as CLIP normalises them."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return ((pixels + 1) / 2 - mean) / std
 

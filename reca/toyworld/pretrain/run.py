@@ -1,8 +1,8 @@
 """The last stage of a laptop base model: put the frozen parts together, then train in phases.
 
 The phases are plain alignment recipes (`reca.align`), run in the order of their names: language first, then sparse
-captions for drawing beside dense descriptions for reading, which is the state that the paper starts from. A base may
-also go on from a whole model (`begin`). What is particular to a family stands in `reca.toyworld.pretrain.<family>`.
+captions for drawing next to dense descriptions for reading, which is the state that the paper starts from. A base may
+also continue from a complete model (`begin`). Code of one family is in `reca.toyworld.pretrain.<family>`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from reca.data.prompts import bank
 from reca.features import build as cache
 from reca.features.roles import open_role
 from reca.models.contract import UnifiedModel, Use
-from reca.models.registry import load_model
+from reca.models.registry import load_model, pretraining_module
 from reca.toyworld.edits import WORDS
-from reca.toyworld.pretrain import pretraining_module
 
 if TYPE_CHECKING:
     from reca.config.schema import DataSource, Fit
@@ -91,7 +90,7 @@ def pretrain_base(
     """Run the phases one after another, in the order of their names; writes the base model and its logs to `out`.
 
     `begin` is a model folder to go on from, in place of `parts`. Gives the last losses by phase. Caches and
-    checkpoints stay in `work`, so a killed run goes on inside its phase.
+    checkpoints stay in `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
@@ -129,7 +128,7 @@ def _start(
         if found is not None and found["files"] == describe_files(start):
             return start
         _log.warning("%s: damaged; it is made again", start)
-    # of an older reca, or cut off by a kill: equal inputs give it again
+    # of an older reca, or truncated by a kill: equal inputs reproduce it
     shutil.rmtree(start, ignore_errors=True)
     if begin is not None:
         continued(family, network, begin, seed=seed).save(start)

@@ -1,8 +1,8 @@
-"""The laptop's image tokenizer: the MAGVIT-v2 classes of Show-o, trained on the world's pictures.
+"""The laptop's image tokenizer: the MAGVIT-v2 classes of Show-o, trained on the world's images.
 
-Loss: L1 + L2 to the picture, commitment to the signs, and the entropy term of look-up-free
+Loss: L1 + L2 to the image, commitment to the signs, and the entropy term of look-up-free
 quantisation (sure bits for each cell, but every bit used both ways). No perceptual or adversarial
-term: the pictures are drawn, not photographed.
+term: the images are drawn, not photographed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def entropy_loss(z: Tensor) -> Tensor:
 
 
 def tokenizer_loss(magvit: Magvit, images: Tensor) -> Tensor:
-    """The training loss of one batch of pictures [B, 3, H, W] in [-1, 1]."""
+    """The training loss of one batch of images [B, 3, H, W] in [-1, 1]."""
     z = magvit.encode(images)
     error = magvit.decode(magvit.quantise(z)) - images
     quantiser = COMMITMENT * commitment_loss(z) + ENTROPY * entropy_loss(z)

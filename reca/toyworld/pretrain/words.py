@@ -42,7 +42,7 @@ def build_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_chat_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """The same words with Qwen's chat marks behind them, and newlines as tokens: one, and two together as in Qwen."""
+    """The same words followed by Qwen's chat marks, and newlines as tokens: one, and two together as in Qwen."""
     from tokenizers import AddedToken
 
     tokenizer = build_tokenizer(prompts)

@@ -165,7 +165,7 @@ BACK = (
 
 
 def official_state(model):
-    """The state dict as OpenMMLab names and packs it: written backwards from SPEC section 2."""
+    """The state dict as OpenMMLab names and packs it: written backwards from reference/benchmarks.md 2."""
     found, packed = {}, {}
     for name, tensor in model.state_dict().items():
         if name in mmdet._OWN:

@@ -1,0 +1,49 @@
+"""The README's figure: the interval plots of `figures`, as one SVG file that needs no page around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from reca.report.figures import WIDTH, intervals
+
+GAP, TITLE, PANEL = (
+    40,
+    52,
+    206,
+)  # pixels: between columns, above a panel, height of a panel of four arms
+# GitHub shows the file as an image, without the report's style sheet and on a light or dark page.
+STYLE = """
+text { font: 12px system-ui, sans-serif; fill: #555 } .name, .title { fill: #111; font-size: 13px }
+.title { font-weight: 600 } .grid { stroke: #ddd } .bar { stroke-width: 4; stroke-linecap: round; opacity: .45 }
+.seed { stroke-width: 1.5 } .base { stroke: #5b6470 } .sft { stroke: #b4610c } .reca { stroke: #0b63b5 }
+.shuffled { stroke: #86408f } .mark.base { fill: #5b6470 } .mark.sft { fill: #b4610c } .mark.reca { fill: #0b63b5 }
+.mark.shuffled { fill: #86408f } text.name { stroke: none }
+"""
+
+
+def panels(results: Mapping[str, Any], outcomes: tuple[str, ...], arms: tuple[str, ...]) -> str:
+    """One row per model, one column per outcome: mean, 95 % interval and seeds of each arm.
+
+    `results` are the adopted numbers of an experiment (`docs/results/<name>.json`).
+    """
+    models = results["models"]
+    width, height = len(outcomes) * (WIDTH + GAP) + GAP, len(models) * (PANEL + TITLE) + 12
+    parts = [f'<rect width="{width}" height="{height}" rx="8" fill="#fff"/>']
+    for row, model in enumerate(models):
+        found = {outcome["name"]: outcome for outcome in model["outcomes"]}
+        for column, name in enumerate(outcomes):
+            x, y = GAP + column * (WIDTH + GAP), row * (PANEL + TITLE)
+            title = f"{model['name']}: {found[name]['title']}"
+            plot = intervals({arm: found[name][arm] for arm in arms}, title)
+            parts += [
+                f'<text class="title" x="{x}" y="{y + 30}">{escape(title)}</text>',
+                plot.replace(
+                    "<svg ",
+                    f'<svg x="{x}" y="{y + TITLE - 8}" width="{WIDTH}" height="{PANEL}" ',
+                    1,
+                ),
+            ]
+    box = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}><style>{STYLE}</style>{"".join(parts)}</svg>\n'
