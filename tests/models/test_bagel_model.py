@@ -165,9 +165,9 @@ def test_the_vae_condition_of_the_ablation(tmp_path):
     [
         ({"freeze_und": False}, "step: packed"),
         ({"condition": "vae"}, "step: packed"),
-        ({"step": "three_phase"}, "two_phase or packed"),
+        ({"step": "three_phase"}, "one of two_phase, packed"),
         ({"text_dropout": 2}, "0..1"),
-        ({"speed": 1}, "unknown speed"),
+        ({"speed": 1}, "speed = 1: unknown key"),
     ],
 )
 def test_options_that_do_not_go_together(tmp_path, options, said):
@@ -269,6 +269,8 @@ def test_editing_rows_of_several_sizes(model):
     assert pixels(other[0]) != pixels(found[0])
     with pytest.raises(ValueError, match="one of each per edit"):
         model.edit(images, TEXTS[:1], sampling, noise(3))
+    with pytest.raises(ValueError, match="an edit has no thought"):
+        model.edit(images, TEXTS, replace(SAMPLING, options={"think": True}), noise(3))
 
 
 def test_thinking_puts_a_thought_before_the_picture(tmp_path, monkeypatch):
@@ -293,6 +295,8 @@ def test_thinking_puts_a_thought_before_the_picture(tmp_path, monkeypatch):
         (Sampling(2.0, 4, 0.5), "has none"),
         (Sampling(2.0, 4, options={"order": "random"}), "unknown order"),
         (Sampling(2.0, 4, options={"renormalise": "local"}), "global, channel, text_channel"),
+        (Sampling(2.0, 4, options={"interval": [0.1]}), "two times"),
+        (Sampling(2.0, 4, options={"think": "yes"}), "true or false"),
     ],
 )
 def test_sampling_that_bagel_does_not_know(model, sampling, said):
@@ -328,11 +332,10 @@ def several(tmp_path_factory):
 def logits_of(model, rows, questions=ASKED, tokens=3):
     """Logits [n, V] of each row's answer, and its ids."""
     pictures = [model.encode(list(column), "read") for column in zip(*rows, strict=True)]
-    steps = []
     with torch.no_grad():
         context = question_context(model.network, model.text.ids(questions), pictures)
-        ids = greedy(model.network, context, tokens, steps)
-    return torch.stack(steps, dim=1), ids
+        steps, ids = zip(*greedy(model.network, context, tokens), strict=True)
+    return torch.stack(steps, dim=1), torch.stack(ids, dim=1).tolist()
 
 
 def packed_logits(model, images, question, answer):

@@ -49,6 +49,12 @@ def guided_labels(stored, ending: str) -> list[tuple[str, str, float]]:
     return [(n, m[1], float(m[2])) for n in named for m in [pattern.fullmatch(n)]]
 
 
+def rows_of(context: Context, index: slice) -> Context:
+    """Some rows of a context."""
+    kept = tuple((k[index], v[index]) for k, v in context.kept)
+    return Context(kept, context.valid[index], context.position[index])
+
+
 def options_of(sampler: dict, **more) -> FlowOptions:
     settings = {"steps": sampler["steps"], "timestep_shift": sampler["shift"]}
     settings |= {"interval": tuple(sampler["interval"]), "guidance": sampler.get("cfg", 1.0)}
@@ -153,7 +159,9 @@ def test_norms_over_each_image_do_not_mix_a_pack(t2i):
     x, _ = sample(GuidedVelocity(t2i.network, t2i.full, [t2i.other], t2i.ids), t2i.noise(), options)
     for row in range(len(t2i.prompts)):
         rows = slice(row, row + 1)
-        alone = GuidedVelocity(t2i.network, t2i.full.rows(rows), [t2i.other.rows(rows)], t2i.ids)
+        alone = GuidedVelocity(
+            t2i.network, rows_of(t2i.full, rows), [rows_of(t2i.other, rows)], t2i.ids
+        )
         own, _ = sample(alone, t2i.noise()[rows], options)
         torch.testing.assert_close(x[rows], own, rtol=1e-4, atol=1e-5)
     if t2i.which == "one":
@@ -267,12 +275,11 @@ def test_greedy_answers(name):
     context, _ = extend(model.network, empty(model.network, 1), blocks)
     golden.assert_same("keys", context.kept[1][0][0], stored["context_key_layer1"])
     golden.assert_same("start", context.position, stored["start_position"])
-    logits: list[Tensor] = []
-    rows = greedy(model.network, context, asked["n"], logits)
+    logits, tokens = zip(*greedy(model.network, context, asked["n"]), strict=True)
     golden.assert_same("logits", torch.cat(logits), stored["logits"])
     generated = stored["generated_ids"].tolist()
     assert generated[0] == model.config.special.bos
-    assert rows[0][: asked["n"] - 1] == generated[1:]
+    assert torch.cat(tokens)[: asked["n"] - 1].tolist() == generated[1:]
 
 
 @torch.no_grad()
@@ -294,6 +301,6 @@ def test_rows_of_any_length_share_a_batch():
         one = slice(row, row + 1)
         own = velocity(network, alone, x[one], t[one], case.ids)
         torch.testing.assert_close(both[one], own, rtol=1e-4, atol=1e-5)
-        again = velocity(network, stacked([alone, together.rows(one)]), x[one].repeat(2, 1, 1),
+        again = velocity(network, stacked([alone, rows_of(together, one)]), x[one].repeat(2, 1, 1),
                          t[one].repeat(2), case.ids)  # fmt: skip
         torch.testing.assert_close(again, own.repeat(2, 1, 1), rtol=1e-4, atol=1e-5)

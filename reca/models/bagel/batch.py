@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-IGNORE = -100
+from reca.models.common.tokenizer import IGNORE
 
 
 @dataclass(frozen=True)
@@ -27,22 +26,40 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class FlowNoise:
-    """Noise of a velocity loss: raw times [B], `gaussian` [B, N, C], `posterior` [B, z, h, w], `text_dropout` [B].
-
-    `condition` [B, z, h', w'] is the posterior noise of a VAE condition (ablation).
-    """
+class _VelocityNoise:
+    """Noise of a velocity loss: raw times [B] and `gaussian` [B, N, C]."""
 
     raw: Tensor
     gaussian: Tensor
-    posterior: Tensor
-    text_dropout: Tensor
-    condition: Tensor | None = None
 
     @property
     def count(self) -> int:
         """Latent tokens that carry the loss."""
         return self.gaussian.shape[0] * self.gaussian.shape[1]
+
+
+@dataclass(frozen=True)
+class FlowNoise(_VelocityNoise):
+    """With the `posterior` noise [B, z, h, w] of the target and uniform numbers for its `text_dropout` [B].
+
+    `condition` [B, z, h', w'] is the posterior noise of a VAE condition (ablation).
+    """
+
+    posterior: Tensor
+    text_dropout: Tensor
+    condition: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EditNoise(_VelocityNoise):
+    """Of an edit: with the posterior noise of target and source, [B, z, h, w] each.
+
+    `dropout` [B, 3] are uniform numbers that decide whether a row loses its clean latents, what was seen, and its text.
+    """
+
+    target: Tensor
+    source: Tensor
+    dropout: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,16 +74,3 @@ class Conversation:
     def count(self) -> int:
         """Tokens that carry a loss."""
         return int((self.labels != IGNORE).sum())
-
-
-def padded(
-    rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad: int
-) -> Conversation:
-    """Rows of token ids and of labels as one rectangle, ids filled up with `pad`."""
-    lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
-
-    def block(lists: Sequence[Sequence[int]], fill: int) -> Tensor:
-        return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in lists])
-
-    return Conversation(block(rows, pad), block(labels, IGNORE), lengths)

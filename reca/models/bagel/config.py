@@ -5,15 +5,16 @@ Source: docs/reference/bagel.md 1 and 2.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from reca_kernels import Implementation
 
-T = TypeVar("T")
-TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding (bagel.md 2)
+from reca.core.structure import build
+from reca.models.common import options as common
+
+TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding (SPEC 2)
 
 
 @dataclass(frozen=True)
@@ -115,25 +116,10 @@ class BagelOptions:
     edit_vit_dropout: float = 0.3
 
     def __post_init__(self) -> None:
-        for name, allowed in {
-            "step": ("two_phase", "packed"),
-            "condition": ("vit", "vae"),
-            "frozen_dtype": ("float32", "bfloat16"),
-            "implementation": get_args(Implementation),
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"network.options.{name} is {getattr(self, name)!r}; choose {' or '.join(allowed)}"
-                )
+        where, values = "network.options", vars(self)
         shares = ("text_dropout", "template_dropout", "edit_vae_dropout", "edit_vit_dropout")
-        for name in shares:
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"network.options.{name} is {value}; it must be in 0..1")
-        if self.timestep_shift <= 0:
-            raise ValueError(
-                f"network.options.timestep_shift is {self.timestep_shift}; it must be positive"
-            )
+        common.check_shares(where, values, *shares)
+        common.check_positive(where, values, "timestep_shift", "encode_batch")
         if self.step == "two_phase" and not self.freeze_und:
             raise ValueError(
                 "network.options.step 'two_phase' keeps a prefix without gradient and so needs "
@@ -210,46 +196,9 @@ class BagelConfig:
     @classmethod
     def from_dict(cls, described: Mapping[str, Any]) -> BagelConfig:
         """Build from plain data; ValueError on a key that is unknown, missing or of the wrong kind."""
-        return _section(cls, described, "network")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` reads back."""
-        plain = dataclasses.asdict(self)
-        plain["vae"]["ch_mult"] = list(self.vae.ch_mult)
-        return plain
-
-
-_PARTS: dict[str, type] = {
-    "llm": LanguageConfig,
-    "vit": VisionConfig,
-    "vae": VaeConfig,
-    "special": SpecialIds,
-    "vae_size": ImageSize,
-    "read_size": ImageSize,
-    "edit_size": ImageSize,
-}
-
-
-def _section(kind: type[T], described: Mapping[str, Any], path: str) -> T:
-    if not isinstance(described, Mapping):
-        raise ValueError(f"{path} is {described!r}; it must be a section")
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(described) - set(known)):
-        raise ValueError(f"{path}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
-    values = {
-        name: _section(_PARTS[name], value, f"{path}.{name}") if name in _PARTS else value
-        for name, value in described.items()
-    }
-    if "ch_mult" in values:
-        values["ch_mult"] = tuple(values["ch_mult"])
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{path}: {error}") from error
+        return build(cls, described, "network")
 
 
 def parse(network: Mapping[str, Any]) -> tuple[BagelConfig, BagelOptions]:
     """Read a `network` section: the keys of `BagelConfig`, and `options` with those of `BagelOptions`."""
-    described = dict(network)
-    options = _section(BagelOptions, described.pop("options", None) or {}, "network.options")
-    return BagelConfig.from_dict(described), options
+    return common.parse(network, BagelConfig, BagelOptions)

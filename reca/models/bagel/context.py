@@ -19,6 +19,7 @@ from reca.models.bagel.batch import Condition
 from reca.models.bagel.layout import framed
 from reca.models.bagel.network import Bagel, Pair
 from reca.models.bagel.vision import patchify, position_ids, positions
+from reca.models.common.batching import padded
 
 if TYPE_CHECKING:
     from reca.models.contract import Features
@@ -48,11 +49,6 @@ class Context:
 
     def __len__(self) -> int:
         return len(self.position)
-
-    def rows(self, index: Tensor | slice) -> Context:
-        """Some rows."""
-        kept = tuple((k[index], v[index]) for k, v in self.kept)
-        return Context(kept, self.valid[index], self.position[index])
 
 
 def empty(network: Bagel, rows: int) -> Context:
@@ -91,23 +87,13 @@ def _widened(context: Context, length: int) -> Context:
 
 
 # ---- blocks ------------------------------------------------------------------------------------
-def text_block(
-    network: Bagel, texts: Sequence[Sequence[int] | None], framing: bool = True
-) -> Block:
-    """Texts as BOS, ids, EOS (or as they are); a row of None has no text at all."""
+def text_block(network: Bagel, texts: Sequence[Sequence[int] | None]) -> Block:
+    """Texts as BOS, ids, EOS; a row of None has no text at all."""
     special, device = network.config.special, network.decoder.embed_tokens.weight.device
-    rows = [
-        [] if text is None else framed(text, special) if framing else list(text) for text in texts
-    ]
-    lengths = [len(row) for row in rows]
-    longest = max(lengths)
-    ids = torch.tensor([row + [special.eos] * (longest - len(row)) for row in rows], device=device)
-    ids = ids.view(len(rows), longest).long()
-    sizes = torch.tensor(lengths, device=device)
-    valid = None
-    if min(lengths) != longest:
-        valid = torch.arange(longest, device=device) < sizes.unsqueeze(1)
-    return Block(network.embed(ids), True, sizes, valid=valid)
+    rows = [[] if text is None else framed(text, special) for text in texts]
+    ids, real = padded(rows, special.eos)
+    sizes, valid = real.sum(dim=1).to(device), None if bool(real.all()) else real.to(device)
+    return Block(network.embed(ids.to(device)), True, sizes, valid=valid)
 
 
 def picture_block(
@@ -180,9 +166,7 @@ def extend(
     und = torch.cat([block.und for block in blocks], dim=1)
     gen = torch.cat([_gen(block) for block in blocks], dim=1)
     plan = _Plan(context, blocks)
-    attends = [BlockAttention(past, plan.mask) for past in context.kept]
-    if not context.valid.shape[1]:
-        attends = [BlockAttention(None, plan.mask) for _ in context.kept]
+    attends = _attends(context, plan.mask)
     hidden = network.decoder(Pair(und, gen), plan.positions, attends, frozen=frozen)
     kept = tuple(_joined(past, one.kept) for past, one in zip(context.kept, attends, strict=True))
     valid = torch.cat([context.valid, plan.valid], dim=1)
@@ -193,6 +177,11 @@ def prefix(network: Bagel, blocks: Sequence[Block], rows: int, *, frozen: bool =
     """The context of some blocks in one pass; `frozen` keeps gradients out of their und tokens."""
     start = empty(network, rows)
     return extend(network, start, blocks, frozen=frozen)[0] if blocks else start
+
+
+def _attends(context: Context, mask: Tensor | None) -> list[BlockAttention]:
+    pasts = context.kept if context.valid.shape[1] else [None] * len(context.kept)
+    return [BlockAttention(past, mask) for past in pasts]
 
 
 def _gen(block: Block) -> Tensor:
@@ -274,10 +263,6 @@ def drawn_states(
     if not bool(context.valid.all()):
         own = context.valid.new_ones(len(x), 2 + x.shape[1])
         mask = torch.cat([context.valid, own], dim=1)[:, None, None, :]
-    kept: Sequence[tuple[Tensor, Tensor] | None] = context.kept
-    if not context.valid.shape[1]:
-        kept = [None for _ in context.kept]
-    attends = [BlockAttention(past, mask) for past in kept]
     positions = (position.expand(-1, 2), position.expand(-1, x.shape[1]))
-    hidden = network.decoder(Pair(und, gen), positions, attends, frozen=frozen)
-    return hidden.gen
+    attends = _attends(context, mask)
+    return network.decoder(Pair(und, gen), positions, attends, frozen=frozen).gen

@@ -43,7 +43,7 @@ class FrozenVae(nn.Module):
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> means and log-variances [B, 2z, h, w]."""
-        return vision.moments(self.vae, pixels.to(self.device, torch.float32))
+        return self.vae.get_submodule("encoder")(pixels.to(self.device, torch.float32))
 
     def latents(self, moments: Tensor, noise: Tensor) -> Tensor:
         """Scaled posterior sample [B, z, h, w], float32."""

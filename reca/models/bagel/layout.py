@@ -146,29 +146,19 @@ class _Packer:
     def packed(self) -> Packed:
         """All of it as tensors."""
         rows = torch.tensor(self.rows, dtype=torch.long).view(-1, 4)
-        positions, sample, split, mode = rows.unbind(1)
-        at = {name: torch.tensor(places, dtype=torch.long) for name, places in self.at.items()}
-        ids = {name: torch.tensor(found, dtype=torch.long) for name, found in self.ids.items()}
-        lengths, modes = zip(*self.splits, strict=True)
-        return Packed(
-            ids["text"],
-            at["text"],
-            ids["vit"],
-            at["vit"],
-            ids["vae"],
-            at["vae"],
-            at["mse"],
-            at["ce"],
-            torch.tensor(self.labels, dtype=torch.long),
-            torch.tensor(self.weights),
-            positions,
-            sample,
-            split,
-            mode,
-            tuple(self.lengths),
-            lengths,
-            modes,
+        at, ids = (
+            {name: torch.tensor(found, dtype=torch.long) for name, found in lists.items()}
+            for lists in (self.at, self.ids)
         )
+        labels, weights = torch.tensor(self.labels, dtype=torch.long), torch.tensor(self.weights)
+        position, sample, split, mode = rows.unbind(1)
+        lengths, modes = zip(*self.splits, strict=True)
+        # fmt: off
+        return Packed(
+            ids["text"], at["text"], ids["vit"], at["vit"], ids["vae"], at["vae"], at["mse"], at["ce"],
+            labels, weights, position, sample, split, mode, tuple(self.lengths), lengths, modes,
+        )
+        # fmt: on
 
 
 def pack(

@@ -15,7 +15,7 @@ import torch
 from reca_kernels import Implementation, flow_matching_loss, linear_cross_entropy
 from torch import Tensor
 
-from reca.models.bagel.batch import IGNORE, Condition, Conversation, FlowNoise
+from reca.models.bagel.batch import Condition, Conversation, EditNoise, FlowNoise
 from reca.models.bagel.config import BagelConfig, BagelOptions
 from reca.models.bagel.context import (
     Block,
@@ -33,6 +33,7 @@ from reca.models.bagel.layout import generation_pack
 from reca.models.bagel.network import Bagel, shifted
 from reca.models.bagel.packed import PackInputs, on_device, run_pack, target_places
 from reca.models.bagel.vision import patchify, position_ids
+from reca.models.common.tokenizer import IGNORE
 
 if TYPE_CHECKING:
     from reca.models.bagel.encoders import FrozenVae
@@ -202,25 +203,6 @@ def _pack_inputs(
 
 
 # ---- edits ---------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class EditNoise:
-    """Noise of an edit loss: raw times [B], `gaussian` [B, N, C], posterior noise of target and source [B, z, h, w].
-
-    `dropout` [B, 3] are uniform numbers that decide whether a row loses its clean latents, what was seen, and its text.
-    """
-
-    raw: Tensor
-    gaussian: Tensor
-    target: Tensor
-    source: Tensor
-    dropout: Tensor
-
-    @property
-    def count(self) -> int:
-        """Latent tokens that carry the loss."""
-        return self.gaussian.shape[0] * self.gaussian.shape[1]
-
-
 def sample_edit_noise(config: BagelConfig, batch: int, generator: torch.Generator) -> EditNoise:
     """Normal: time, noise, both posteriors; uniform: dropout; in this order."""
     side = config.latent_side * config.latent_patch_size

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reca.models.bagel import weights
-from reca.models.bagel.batch import IGNORE, Condition, Conversation, FlowNoise, padded
+from reca.models.bagel.batch import Condition, Conversation, FlowNoise
 from reca.models.bagel.config import BagelConfig, BagelOptions, parse
 from reca.models.bagel.encoders import FrozenVae, Reader
 from reca.models.bagel.network import Bagel
 from reca.models.bagel.text import TextFrontEnd
+from reca.models.common.batching import padded
 from reca.models.common.family import FamilyModel, WeightFile
 from reca.models.common.memory import language_profile
+from reca.models.common.tokenizer import IGNORE
 from reca.models.contract import DecayGroups, Features, Loss, MemoryProfile, Sampling, Use
 
 if TYPE_CHECKING:
@@ -107,19 +109,10 @@ class BagelModel(FamilyModel):
         self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
     ) -> Conversation:
         """Tokenise (question, answer) turns: each text is BOS ids EOS, each answer predicts its ids and EOS."""
-        flat = [text for one in turns for turn in one for text in turn]
-        coded = iter(self.text.ids(flat))
-        rows: list[list[int]] = []
-        labels: list[list[int]] = []
-        for one in turns:
-            rows.append([])
-            labels.append([])
-            for number, ids in enumerate(ids for _ in one for ids in (next(coded), next(coded))):
-                framed = [self.config.special.bos, *ids, self.config.special.eos]
-                rows[-1] += framed
-                silent = [IGNORE] * len(framed)
-                labels[-1] += [*framed[1:], IGNORE] if number % 2 else silent
-        return padded(rows, labels, self.config.special.eos)
+        coded = [self.text.conversation(one) for one in turns]
+        ids, real = padded([ids for ids, _ in coded], self.config.special.eos)
+        labels, _ = padded([labels for _, labels in coded], IGNORE)
+        return Conversation(ids, labels, real.sum(dim=1))
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
         """Next-token cross-entropy on answers (bagel.md 3), with gradient to whatever is trained."""
@@ -152,9 +145,9 @@ class BagelModel(FamilyModel):
 
     def check_sampling(self, sampling: Sampling) -> None:
         """ValueError on an option that drawing does not know or a value that it refuses."""
-        from reca.models.bagel.sampler import options_of
+        from reca.models.bagel.sampler import FlowOptions
 
-        options_of(sampling)
+        FlowOptions.of(sampling)
 
     @torch.no_grad()
     def edit(

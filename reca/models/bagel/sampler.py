@@ -6,14 +6,14 @@ Letters: B images, N latent tokens, C values of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from reca.core.finite import chosen_finite, demand, finite_rows, rows_of
+from reca.core.finite import demand, finite_rows, rows_of
 from reca.models.bagel.config import BagelConfig
 from reca.models.bagel.context import (
     Block,
@@ -32,8 +32,9 @@ from reca.models.bagel.context import (
 from reca.models.bagel.network import Bagel, shifted
 from reca.models.bagel.text import THINK_TO_DRAW, TextFrontEnd
 from reca.models.bagel.vision import position_ids, prepared, resized, unpatchify
+from reca.models.common import decoding
 from reca.models.common.batching import row_noise
-from reca.models.contract import warn_truncated
+from reca.models.common.options import check_generation, check_positive, sampler_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,52 +54,46 @@ class FlowOptions:
     """How a picture is drawn; defaults are the authors' GenEval settings.
 
     `steps`: times, one more than evaluations. `guidance`: scale of the text (1 or less: none at all).
-    `image_guidance`: scale of the source pictures (1: none). `interval`: guided where low < t <= high.
+    `image_guidance`: scale of the source pictures (1: none). `temperature`: 1, a flow has none.
+    `interval`: guided where low < t <= high.
     `renormalise`, `renorm_min`: how a guided velocity is scaled back (1 switches it off). `norm_over`: `image`, or the
-    whole `pack` as the official code does.
+    whole `pack` as the official code does. `think`: plan in words first, in at most `think_tokens`.
     """
 
     steps: int = 50
     guidance: float = 4.0
+    temperature: float = 1.0
     image_guidance: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     renormalise: Renormalise = "global"
     renorm_min: float = 0.0
     timestep_shift: float = 3.0
     norm_over: Literal["image", "pack"] = "image"
+    think: bool = False
+    think_tokens: int = 500
 
     def __post_init__(self) -> None:
         if self.steps < 2:
             raise ValueError(f"sampling.steps is {self.steps}; BAGEL needs at least 2 times")
-        for name in ("guidance", "image_guidance", "renorm_min"):
+        if self.temperature != 1:
+            raise ValueError(
+                f"sampling.temperature is {self.temperature}; a rectified flow has none, set 1"
+            )
+        if len(self.interval) != 2:
+            raise ValueError(
+                f"sampling.options.interval is {list(self.interval)}; it must be two times, low and high"
+            )
+        for name in ("image_guidance", "renorm_min"):
             if getattr(self, name) < 0:
                 raise ValueError(
-                    f"sampling.{name} is {getattr(self, name)}; it must not be negative"
+                    f"sampling.options.{name} is {getattr(self, name)}; it must not be negative"
                 )
-        if self.timestep_shift <= 0:
-            raise ValueError(
-                f"sampling.timestep_shift is {self.timestep_shift}; it must be positive"
-            )
-        _choose("renormalise", self.renormalise, ("global", "channel", "text_channel"))
-        _choose("norm_over", self.norm_over, ("image", "pack"))
+        check_positive("sampling.options", vars(self), "timestep_shift")
 
     @classmethod
     def of(cls, sampling: Sampling) -> FlowOptions:
-        """The contract's `Sampling` with this family's `extra`; ValueError on an unknown key."""
-        extra: Mapping[str, Any] = dict(sampling.options or {})
-        known = {f.name for f in fields(cls)} - {"steps", "guidance"}
-        if unknown := sorted(set(extra) - known):
-            raise ValueError(
-                f"sampler.options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        if sampling.temperature != 1.0:
-            raise ValueError(
-                f"sampler.temperature is {sampling.temperature}; a rectified flow has none, set 1"
-            )
-        if "interval" in extra:
-            low, high = extra["interval"]
-            extra = {**extra, "interval": (float(low), float(high))}
-        return cls(steps=sampling.steps, guidance=sampling.guidance, **extra)
+        """Read the contract's `Sampling`; ValueError on an option that BAGEL does not know."""
+        return sampler_options(cls, sampling)
 
     @property
     def is_guided(self) -> bool:
@@ -113,11 +108,6 @@ class FlowOptions:
     def guides_at(self, t: float) -> bool:
         """Whether guidance is on at time t."""
         return self.is_guided and self.interval[0] < t <= self.interval[1]
-
-
-def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"sampler.options.{name} is {value!r}; choose {', '.join(allowed)}")
 
 
 def times(steps: int, shift: float) -> Tensor:
@@ -224,13 +214,6 @@ def _latents(
     return unpatchify(x, grid, model.config.latent_patch_size)
 
 
-def options_of(sampling: Sampling) -> tuple[FlowOptions, bool, int]:
-    """How latents are integrated, whether the model thinks first, and in how many tokens at most."""
-    extra = dict(sampling.options or {})
-    think, most = bool(extra.pop("think", False)), int(extra.pop("think_tokens", 500))
-    return FlowOptions.of(replace(sampling, options=extra)), think, most
-
-
 # ---- text to image -----------------------------------------------------------------------------
 def draw(
     model: Parts,
@@ -238,16 +221,13 @@ def draw(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
 ) -> list[Image]:
-    """One picture per row; see `BagelModel.generate`. `extra.think` lets the model plan in words first."""
-    options, think, most = options_of(sampling)
-    if len(generators) != len(condition):
-        raise ValueError(
-            f"{len(condition)} pictures need as many generators, got {len(generators)}"
-        )
+    """One picture per row; see `BagelModel.generate`."""
+    options = FlowOptions.of(sampling)
+    check_generation(len(condition), generators)
     side, config = model.config.latent_side, model.config
     with autocast(model):
-        if think:
-            contexts, _ = thinking_contexts(model, condition, most)
+        if options.think:
+            contexts, _ = thinking_contexts(model, condition, options.think_tokens)
         else:
             contexts = drawing_contexts(model, condition, options)
         noise = row_noise(
@@ -283,7 +263,7 @@ def thinking_contexts(
     if seen:
         start, _ = extend(network, start, seen, frozen=True)
     asked, _ = extend(network, start, [text_block(network, condition.texts)], frozen=True)
-    thoughts = [model.text.decoded(ids) for ids in greedy(network, asked, most)]
+    thoughts = decoding.answers(greedy(network, asked, most), model.text, rows)
     thought = text_block(network, model.text.ids(thoughts))
     full, _ = extend(network, asked, [thought], frozen=True)
     return [full, start], thoughts
@@ -304,6 +284,8 @@ def edit(
             "give one of each per edit"
         )
     options = FlowOptions.of(sampling)
+    if options.think:
+        raise ValueError("sampling.options.think: an edit has no thought; leave it out")
     texts = model.text.ids(instructions)
     groups: dict[Any, list[int]] = {}
     for row, image in enumerate(images):
@@ -372,9 +354,8 @@ def answers(
     """Greedy answers after [ViT images in order][text] (bagel.md 4), one per row, up to EOS."""
     with autocast(model):
         context = question_context(model.network, model.text.ids(questions), pictures)
-        rows = greedy(model.network, context, max_new_tokens)
-    warn_truncated(rows, model.config.special.eos)
-    return [model.text.decoded(row) for row in rows]
+        steps = greedy(model.network, context, max_new_tokens)
+        return decoding.answers(steps, model.text, len(questions))
 
 
 def question_context(
@@ -388,34 +369,16 @@ def question_context(
     return extend(network, context, [*blocks, text_block(network, questions)], frozen=True)[0]
 
 
-@torch.no_grad()
-def greedy(
-    network: Bagel, context: Context, most: int, collect: list[Tensor] | None = None
-) -> list[list[int]]:
-    """Greedy ids behind a context, without the BOS that starts them; a row ends at EOS.
-
-    `collect` receives each step's logits [B, V]. NonFinite names rows whose logits were not finite.
-    """
-    special = network.config.special
-    rows: list[list[int]] = [[] for _ in range(len(context))]
-    device = context.position.device
-    tokens = torch.full((len(context), 1), special.bos, device=device)
+def greedy(network: Bagel, context: Context, most: int) -> decoding.Steps:
+    """Logits [B, V] and greedy ids [B] after a context and a BOS, step by step; a row ends at EOS."""
+    special, device = network.config.special, context.position.device
     one = torch.ones(len(context), dtype=torch.long, device=device)
-    ended = torch.zeros(len(context), dtype=torch.bool, device=device)
-    finite = torch.ones_like(ended)
-    for _ in range(most):
-        block = Block(network.embed(tokens), True, one)
+
+    @torch.no_grad()
+    def advance(tokens: Tensor) -> Tensor:
+        nonlocal context
+        block = Block(network.embed(tokens.unsqueeze(1)), True, one)
         context, hidden = extend(network, context, [block], frozen=True)
-        logits = network.logits(hidden.und[:, -1])
-        if collect is not None:
-            collect.append(logits)
-        tokens = logits.argmax(-1, keepdim=True)
-        finite = finite & (ended | chosen_finite(logits, tokens[:, 0]))
-        for row, token, over in zip(rows, tokens[:, 0].tolist(), ended.tolist(), strict=True):
-            if not over:
-                row.append(token)
-        ended |= tokens[:, 0] == special.eos
-        if bool(ended.all()):
-            break
-    demand(finite, "logits of the answers")
-    return rows
+        return network.logits(hidden.und[:, -1])
+
+    return decoding.greedy(advance(one * special.bos), advance, special.eos, most)

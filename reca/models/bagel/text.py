@@ -5,8 +5,12 @@ Source: docs/reference/bagel.md 1 and 4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from reca.models.bagel.config import BagelConfig
+from reca.models.bagel.layout import framed
 from reca.models.common import tokenizer as common
+from reca.models.common.tokenizer import IGNORE
 
 MARKS = {
     "bos": "<|im_start|>",
@@ -18,11 +22,6 @@ THINK_TO_DRAW = (
     "You should first think about the planning process in the mind and then generate the image. \n"
     "The planning process is enclosed within <think> </think> tags, i.e. <think> planning process here </think> "
     "image here"
-)
-THINK_TO_ANSWER = (
-    "You should first think about the reasoning process in the mind and then provide the user with the answer. \n"
-    "The reasoning process is enclosed within <think> </think> tags, i.e. <think> reasoning process here </think> "
-    "answer here"
 )
 
 
@@ -46,3 +45,12 @@ class TextFrontEnd(common.TextFrontEnd):
                 f"{where}: the tokenizer has {len(self.tokenizer)} entries, this BAGEL needs {wrong or wanted} in "
                 f"at most {most}; give the tokenizer that this model was trained with"
             )
+
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        """Ids and labels of (question, answer) turns: each text is BOS ids EOS, an answer predicts its ids and EOS."""
+        special, ids, labels = self.config.special, list[int](), list[int]()
+        for number, text in enumerate(self.ids([text for turn in turns for text in turn])):
+            ids += framed(text, special)
+            answer = [*text, special.eos, IGNORE]
+            labels += answer if number % 2 else [IGNORE] * len(answer)
+        return ids, labels

@@ -163,11 +163,6 @@ def build_vae(config: VaeConfig) -> nn.Module:
     )
 
 
-def moments(vae: nn.Module, pixels: Tensor) -> Tensor:
-    """Mean and log-variance of the latents, [B, 2z, h, w], of pixels [B, 3, H, W]."""
-    return vae.get_submodule("encoder")(pixels)
-
-
 def latents(found: Tensor, noise: Tensor, config: VaeConfig) -> Tensor:
     """A scaled posterior sample [B, z, h, w] from moments and standard normal noise (bagel.md 2)."""
     mean, log_variance = found.chunk(2, dim=1)

@@ -26,7 +26,7 @@ def parse(network: Mapping[str, Any], config: type[C], options: type[O]) -> tupl
     ValueError names a key or value that does not fit.
     """
     described = dict(network)
-    chosen = build(options, described.pop("options", {}), "network.options")
+    chosen = build(options, described.pop("options", None) or {}, "network.options")
     return build(config, described, "network"), chosen
 
 
