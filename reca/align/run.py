@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from reca.align import distributed
@@ -11,9 +12,10 @@ from reca.align.state import load_trained
 from reca.align.trainer import CHECKPOINTS, Summary, align
 from reca.align.training_data import feature_data
 from reca.config.recipe import Recipe
+from reca.models.contract import UnifiedModel
 from reca.models.registry import load_model
 
-__all__ = ["feature_data", "is_first", "run", "write"]
+__all__ = ["Trained", "feature_data", "is_first", "run", "write"]
 
 
 def is_first() -> bool:
@@ -21,18 +23,32 @@ def is_first() -> bool:
     return distributed.join().first
 
 
-def run(start: Path, data: TaskData, recipe: Recipe, *, seed: int, work: Path) -> Summary:
+@dataclass(frozen=True)
+class Trained:
+    """The result of a run: its summary, and the trained model where one process holds all of it."""
+
+    summary: Summary
+    model: UnifiedModel | None
+
+
+def run(start: Path, data: TaskData, recipe: Recipe, *, seed: int, work: Path) -> Trained:
     """Train the model folder `start` by `recipe`; the trained weights stay in `work` until `write`.
     Every rank calls this.
     """
-    summary = align(load_model(start), data, recipe, seed=seed, work_dir=work)
-    distributed.leave()
-    return summary
-
-
-def write(start: Path, work: Path, out: Path) -> None:
-    """Write the aligned model folder to `out` from the last checkpoint in `work`, which a sharded run left whole."""
     model = load_model(start)
-    step = load_trained(work / CHECKPOINTS, model)
+    summary = align(model, data, recipe, seed=seed, work_dir=work)
+    is_whole = distributed.join().size == 1
+    distributed.leave()
+    return Trained(summary, model if is_whole else None)
+
+
+def write(trained: Trained, start: Path, work: Path, out: Path) -> None:
+    """Write the aligned model folder to `out`. After a sharded run no rank holds all weights: the base is loaded
+    again and takes those of the last checkpoint in `work`.
+    """
+    model = trained.model
+    if model is None:
+        model = load_model(start)
+        load_trained(work / CHECKPOINTS, model)
     model.save(out)
-    publish(work / LOG, step, out / LOG)
+    publish(work / LOG, trained.summary.steps, out / LOG)

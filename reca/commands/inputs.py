@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from reca.core.artifacts import MANIFEST, SEAL, read_manifest, verify
+from reca.core.artifacts import MANIFEST, SEAL, read_manifest
 from reca.core.documents import json_value, read_json
+from reca.core.ledger import verify_once
 from reca.core.ownership import WorkFolder, check_place
 
 
@@ -84,7 +85,7 @@ def of_section(section: Mapping[str, Any], *names: str) -> list[Any]:
 
 
 def records_of(folders: Mapping[str, Path]) -> dict[str, Path]:
-    """The record of a folder among a stage's inputs: its manifest. Every file is hashed again first.
+    """What stands for a folder among a stage's inputs: its manifest. Every file that changed is hashed first.
 
     A folder of the user's own (no stage of ours) has no manifest and is left out; its content is part
     of what the stage records by itself (the fingerprint of the data set). ValueError names a file that
@@ -92,5 +93,5 @@ def records_of(folders: Mapping[str, Path]) -> dict[str, Path]:
     """
     made = {name: path for name, path in folders.items() if (path / MANIFEST).is_file()}
     for path in dict.fromkeys(made.values()):
-        verify(path)
+        verify_once(path)
     return {name: path / MANIFEST for name, path in made.items()}

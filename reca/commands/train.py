@@ -79,7 +79,7 @@ def cache(arguments: Namespace) -> None:
 
 def align(arguments: Namespace) -> None:
     """Train one arm. Under torchrun every rank trains and the first one writes."""
-    from reca.align.run import Summary, feature_data, is_first, run, write
+    from reca.align.run import Trained, feature_data, is_first, run, write
     from reca.commands.plan import before_a_run
     from reca.models.import_base import DESCRIPTION
 
@@ -92,7 +92,7 @@ def align(arguments: Namespace) -> None:
     inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
     work = work_folder(arguments, "align", inputs.values())
 
-    def train() -> Summary:
+    def train() -> Trained:
         data_by_role = feature_data(recipe, sources_of(data), folders, caches)
         return run(model, data_by_role, recipe, seed=arguments.seed, work=work.path)
 
@@ -113,9 +113,9 @@ def align(arguments: Namespace) -> None:
     network = read_json(model / DESCRIPTION)["network"]
     before_a_run(family, network, recipe, int(os.environ.get("WORLD_SIZE", "1")))
     with work, stage:
-        summary = train()
-        write(model, work.path, stage.scratch)
-        stage.note(**{**asdict(summary), "checkpoint": None})
+        trained = train()
+        write(trained, model, work.path, stage.scratch)
+        stage.note(**{**asdict(trained.summary), "checkpoint": None})
 
 
 def sources_of(data: Mapping[str, Any]) -> dict[str, DataSource]:

@@ -18,7 +18,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -203,7 +203,9 @@ def _peak_memory_bytes() -> dict[str, int]:
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
-def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+def describe_files(
+    directory: Path, hashed: Callable[[Path], str] = sha256_file
+) -> dict[str, dict[str, Any]]:
     """sha256 and size of every file below `directory` by relative path; the two records and hidden
     indexes are left out.
 
@@ -213,7 +215,7 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in found if not is_derived(path.name))
     return {
         str(path.relative_to(directory)): {
-            "sha256": sha256_file(path),
+            "sha256": hashed(path),
             "bytes": path.stat().st_size,
         }
         for path in files
@@ -418,10 +420,13 @@ def read_run(directory: str | Path) -> dict[str, Any]:
     return body
 
 
-def verify(directory: str | Path) -> dict[str, Any]:
-    """Hash every output again; ValueError names the first file that is missing, changed or not in the manifest."""
+def verify(directory: str | Path, hashed: Callable[[Path], str] = sha256_file) -> dict[str, Any]:
+    """Hash every output again; ValueError names the first file that is missing, changed or not in the manifest.
+
+    `hashed` gives the sha256 of a file; `reca.core.ledger.verify_once` remembers those of unchanged ones.
+    """
     directory, manifest = Path(directory), read_manifest(directory)
-    found = describe_files(directory)
+    found = describe_files(directory, hashed)
     remedy = _remedy(directory)
     for name, record in manifest["outputs"].items():
         if name not in found:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from reca.align.log import LOG, TrainLog, publish, truncate
+from reca.core import ledger as ledgers
 from reca.core.artifacts import Stage, read_run, sha256_file, write_json
 from reca.core.lineage import audit
 from reca.core.sealed import holds_seal, seal, unseal, unsealed
@@ -194,7 +195,7 @@ def test_a_ledger_of_an_older_reca_is_paid_for_and_counted(tmp_path, caplog):
 def test_a_planted_index_neither_redirects_nor_mislabels(tmp_path, monkeypatch, caplog):
     path, use = index(tmp_path)
     right = use()
-    honest = hashes.load_ledger(path)
+    honest = ledgers.load_ledger(path)
     for change in ("size and mtime", "offset", "name", "size", "another user"):
         planted = json.loads(json.dumps(honest))
         first, second = planted["members"][:2]
@@ -206,11 +207,11 @@ def test_a_planted_index_neither_redirects_nor_mislabels(tmp_path, monkeypatch, 
             first[0], second[0] = second[0], first[0]
         else:
             first[3] -= 1
-        hashes.save_ledger(path, planted)
+        ledgers.save_ledger(path, planted)
         if change in ("size and mtime", "another user"):
             with monkeypatch.context() as patch:
                 if change == "another user":
-                    patch.setattr(hashes, "_owners", lambda path: (-1,))
+                    patch.setattr(ledgers, "_owners", lambda path: (-1,))
                 assert use() == right
         else:
             with pytest.raises(

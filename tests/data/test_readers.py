@@ -19,6 +19,7 @@ from reca.core.images import decode, short_side_crop, squash, to_tensor
 from reca.core.unreadable import UnreadableImage
 from reca.data.dataset import Corrupt, read_images
 from reca.data.formats import open_dataset
+from reca.data.readers import parquet as parquet_reader
 from reca.data.readers.llava import pair_turns
 
 
@@ -305,6 +306,37 @@ def test_parquet_is_read_in_parallel_without_mixing_rows(parquet):
     order = list(np.random.default_rng(0).integers(0, 15, 60))
     read = read_images(dataset, order, workers=4)
     assert [image.getpixel((0, 0))[0] for _, _, image in read] == order
+
+
+def test_parquet_decodes_a_row_group_once_in_any_order(parquet, monkeypatch):
+    decoded: list[tuple[str, int]] = []
+    read_group = parquet_reader._read_group
+
+    def counted(file, group, *rest):
+        decoded.append((file.name, group))
+        return read_group(file, group, *rest)
+
+    monkeypatch.setattr(parquet_reader, "_read_group", counted)
+    order = [7, 0, 4, 6, 1, 3, 5, 2]
+    dataset = open_dataset("parquet", parquet)
+    for index in order:
+        assert dataset[index].image == dataset[index].image
+        dataset.texts(index)
+    assert len(decoded) == len(
+        set(decoded)
+    )  # also for captions alone: the images' table holds them
+    bounded = open_dataset("parquet", parquet, cache_mib=0)
+    for index in range(len(bounded)):
+        assert bounded[index].id == f"row-{index}"
+        assert len(bounded._cache) <= 4
+        assert bounded._cached_bytes == sum(table.nbytes for table in bounded._cache.values())
+
+
+def test_parquet_cache_size_is_checked(parquet):
+    with pytest.raises(
+        ValueError, match=r"cache_mib = -1: must be a whole number of MiB, 0 or more"
+    ):
+        open_dataset("parquet", parquet, cache_mib=-1)
 
 
 def test_parquet_with_raw_bytes_other_names_and_no_ids(tmp_path):

@@ -30,6 +30,8 @@ DEFAULT_COLUMNS = {
     "conversations": "conversations",
 }
 LEDGER = ".reca-parquet-hashes.json"
+CACHE_MIB = 1024
+LEAST_ROW_GROUPS = 4  # two workers at the end of one and the start of another share the cache
 
 
 class ParquetDataset:
@@ -41,8 +43,10 @@ class ParquetDataset:
             is named here may not. Images are raw bytes or the hub's struct of `bytes` and `path`.
             A null in a caption's or conversations' column says that the row has none.
         extra: columns to keep in `Sample.extra`; default: all others.
-        row_groups: row groups kept in memory. Random access reads whole row groups, so files with
-            large ones are better read in order.
+        cache_mib: MiB of decoded row groups kept in memory. A row group is decoded as a whole, so
+            random access is fast while the columns that it reads fit; larger files are better read
+            in order. The last four used are kept whatever their size.
+        row_groups: number of row groups to keep, in place of the bound in bytes.
     """
 
     def __init__(
@@ -53,7 +57,8 @@ class ParquetDataset:
         id: str | None = None,
         conversations: str | None = None,
         extra: Sequence[str] | None = None,
-        row_groups: int = 4,
+        row_groups: int | None = None,
+        cache_mib: int = CACHE_MIB,
     ) -> None:
         self.root = path if path.is_dir() else path.parent
         self.files = _files(path)
@@ -66,7 +71,9 @@ class ParquetDataset:
         self.columns = _choose_columns(path, present, named)
         self.extra = _choose_extra(path, present, self.columns, extra)
         self._cache: OrderedDict[tuple[int, bool], pa.Table] = OrderedDict()
-        self._row_groups = max(1, row_groups)
+        self._cached_bytes = 0
+        self._cache_bytes = _bytes_of(cache_mib)
+        self._row_groups = row_groups
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -124,18 +131,26 @@ class ParquetDataset:
         return f"{file.relative_to(self.root).with_suffix('').as_posix()}/{index - before}"
 
     def _table(self, group: int, images: bool) -> pa.Table:
-        """One row group, with or without its images, from memory if it was read lately."""
-        key = (group, images)
+        """One row group, with or without its images, decoded once while it fits into the cache."""
         with self._lock:
+            key = (group, images or (group, True) in self._cache)
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
             columns = [name for role, name in self.columns.items() if images or role != "image"]
             table = _read_group(*self._groups[group], [*columns, *self.extra])
-            self._cache[key] = table
-            while len(self._cache) > self._row_groups:
-                self._cache.popitem(last=False)
+            self._keep(key, table)
             return table
+
+    def _keep(self, key: tuple[int, bool], table: pa.Table) -> None:
+        """Add a table to the cache; the least recently used ones go where it is full."""
+        self._cache[key] = table
+        self._cached_bytes += table.nbytes
+        least = LEAST_ROW_GROUPS if self._row_groups is None else max(1, self._row_groups)
+        bound = self._cache_bytes if self._row_groups is None else 0
+        while self._cached_bytes > bound and len(self._cache) > least:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached_bytes -= dropped.nbytes
 
 
 def parse_conversations(value: Any, name: str) -> list[Conversation]:
@@ -237,6 +252,12 @@ def _read_group(file: Path, group: int, rows: int, columns: list[str]) -> pa.Tab
         raise ValueError(
             f"{file}: row group {group} is damaged ({fault}); fetch it again"
         ) from fault
+
+
+def _bytes_of(mib: int) -> int:
+    if isinstance(mib, bool) or not isinstance(mib, int) or mib < 0:
+        raise ValueError(f"cache_mib = {mib!r}: must be a whole number of MiB, 0 or more")
+    return mib * 2**20
 
 
 def _schema_names(files: list[Path]) -> list[str]:

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 from reca.core.artifacts import sha256_file, sha256_json
 from reca.core.images import SUFFIXES
+from reca.core.ledger import load_ledger, save_ledger, stamp
 from reca.core.unreadable import UnreadableImage
 from reca.data.dataset import NAMES_SHOWN, Sample
 from reca.data.readers.folder import natural_key
-from reca.data.readers.hashes import load_ledger, save_ledger, stamp
 from reca.data.readers.names import check_unicode
 from reca.data.readers.text import caption_in_record, record_in_file, text_in_file
 

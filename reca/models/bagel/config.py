@@ -14,7 +14,7 @@ from reca_kernels import Implementation
 from reca.core.structure import build
 from reca.models.common import options as common
 
-TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding (SPEC 2)
+TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding (bagel.md 2)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ IGNORE = -100
 token.
 """
 
+STAND_IN = -1000
+"""In `ids` and `targets`: -1000 - k stands for column k of the codes that `Layout.filled` puts in."""
+
 PAD, TEXT, CONDITION, IMAGE = range(4)
 """Roles of tokens: padding, causal text, an image that is read, and the image that is drawn."""
 
@@ -96,6 +99,17 @@ class Layout:
         """As the network takes it: trimmed where asked, on its device."""
         return (self.trimmed() if trim else self).to(device)
 
+    def filled(self, codes: Tensor | None) -> Layout:
+        """The token ids `codes` [B, K], on the layout's device, in place of their stand-ins."""
+        if codes is None:
+            return self
+
+        def put(ids: Tensor) -> Tensor:
+            column = (STAND_IN - ids).clamp(0, codes.shape[1] - 1)
+            return torch.where(ids <= STAND_IN, codes.gather(1, column), ids)
+
+        return replace(self, ids=put(self.ids), targets=put(self.targets))
+
     def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device."""
         names = ("ids", "roles", "targets", "positions")
@@ -113,6 +127,15 @@ class Piece:
     ids: Tensor
     roles: Tensor
     targets: Tensor
+
+
+def stand_ins(codes: Tensor, first: int = 0) -> Tensor:
+    """Stand-ins on the CPU for codes [B, N] of any device, columns `first`.. of what `Layout.filled` takes.
+
+    A layout is built, trimmed and counted on the CPU; with stand-ins the codes need not come back from the GPU.
+    """
+    columns = torch.arange(first, first + codes.shape[1])
+    return (STAND_IN - columns).expand(codes.shape)
 
 
 # ---- drawing: text-to-image and RecA -------------------------------------------------------------

@@ -28,16 +28,14 @@ def generation_loss(
     `loss_vocab` is image.
     """
     config = network.config
-    layout = generation_layout(config, options, codes, condition, noise)
-    layout = layout.prepared(options.trim, network.device)
-    learn: bool | None = True
-    if condition.understanding is not None:
-        learn = options.reca_embedding_grad
-    if learn is None:  # as published
-        learn = config.understanding == "vq"
+    layout, tokens = _generation_parts(config, options, codes, condition, noise)
+    count, layout = layout.count, layout.prepared(options.trim, network.device)
+    layout = layout.filled(tokens.to(network.device))
+    learn = options.reca_embedding_grad if condition.understanding is not None else True
+    learn = config.understanding == "vq" if learn is None else learn
     states = hidden(network, options, layout, condition.understanding, learn)
     vocab = config.ids.codes if options.loss_vocab == "image" else None
-    return _token_loss(network, options, states, layout, vocab)
+    return Loss(_token_loss(network, options, states, layout, vocab), count)
 
 
 def generation_layout(
@@ -48,14 +46,35 @@ def generation_layout(
     noise: MaskNoise,
 ) -> Layout:
     """The training sequences of `generation_loss`: masked codes [B, N] after their condition."""
-    masked = noise.masked
-    wanted = codes.long().cpu() + config.ids.first_image
+    layout, tokens = _generation_parts(config, options, codes, condition, noise)
+    return layout.filled(tokens.to(layout.ids.device))
+
+
+def _generation_parts(
+    config: ShowoConfig,
+    options: ShowoOptions,
+    codes: Tensor,
+    condition: Condition,
+    noise: MaskNoise,
+) -> tuple[Layout, Tensor]:
+    """The layout on the CPU with stand-ins for codes, and their token ids [B, K] where the codes are."""
+    masked, tokens = noise.masked, codes.long() + config.ids.first_image
+    wanted = layouts.stand_ins(codes)
     image = wanted.masked_fill(masked, config.ids.mask)
     if condition.understanding is None:
         condition = _with_dropped_texts(config, options, condition, noise)
+    elif config.understanding == "vq":
+        read = condition.understanding
+        tokens = torch.cat([tokens, read.to(tokens.device).long() + config.ids.first_image], dim=1)
+        condition = Condition(condition.texts, _read_stand_ins(config, read, codes.shape[1]))
     targets = wanted.masked_fill(~masked, IGNORE)
     room = layouts.max_text_training(config, options)
-    return layouts.generation(config, options, condition, image, targets, room)
+    return layouts.generation(config, options, condition, image, targets, room), tokens
+
+
+def _read_stand_ins(config: ShowoConfig, read: Tensor, first: int) -> Tensor:
+    """Stand-ins of read codes [B, C], less the offset that a layout adds to codes."""
+    return layouts.stand_ins(read, first) - config.ids.first_image
 
 
 def _with_dropped_texts(
@@ -72,20 +91,33 @@ def answer_loss(
     network: Showo, options: ShowoOptions, conversation: Conversation, understanding: Tensor | None
 ) -> Loss:
     """Next-token cross-entropy on answers (showo.md 3.2, 3.3); without `understanding` about no image."""
-    layout = conversation_layout(network.config, conversation, understanding)
-    layout = layout.prepared(options.trim, network.device)
+    layout, tokens = _conversation_parts(network.config, conversation, understanding)
+    count, layout = layout.count, layout.prepared(options.trim, network.device)
+    layout = layout.filled(None if tokens is None else tokens.to(network.device))
     states = hidden(network, options, layout, understanding)
-    return _token_loss(network, options, states, layout)
+    return Loss(_token_loss(network, options, states, layout), count)
 
 
 def conversation_layout(
     config: ShowoConfig, conversation: Conversation, understanding: Tensor | None
 ) -> Layout:
     """The training sequences of `answer_loss`."""
+    layout, tokens = _conversation_parts(config, conversation, understanding)
+    return layout.filled(None if tokens is None else tokens.to(layout.ids.device))
+
+
+def _conversation_parts(
+    config: ShowoConfig, conversation: Conversation, understanding: Tensor | None
+) -> tuple[Layout, Tensor | None]:
+    """As `_generation_parts`; no token ids where CLIP features or no image are read."""
+    tokens = None
+    if understanding is not None and config.understanding == "vq":
+        tokens = understanding.long() + config.ids.first_image
+        understanding = _read_stand_ins(config, understanding, 0)
     batch, system = len(conversation.texts), conversation.system
     prefix = layouts.reading_prefix(config, batch, understanding, system)
     texts, labels, length = conversation.texts, conversation.labels, conversation.length
-    return layouts.conversation(prefix, texts, labels, length, config.ids)
+    return layouts.conversation(prefix, texts, labels, length, config.ids), tokens
 
 
 def hidden(
@@ -112,10 +144,10 @@ def _token_loss(
     hidden: Tensor,
     layout: Layout,
     vocab: slice | None = None,
-) -> Loss:
+) -> Tensor:
     """Sum of cross-entropies (fp32) at the positions with targets; logits are never stored."""
     head = network.showo.lm_head
-    total = linear_cross_entropy(
+    return linear_cross_entropy(
         hidden,
         head.weight,
         layout.targets,
@@ -125,4 +157,3 @@ def _token_loss(
         reduction="sum",
         implementation=options.implementation,
     )
-    return Loss(total, layout.count)

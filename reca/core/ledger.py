@@ -1,0 +1,89 @@
+"""Content hashes of many files, kept in a ledger so that an unchanged file is hashed once.
+
+A ledger lies beside the data, so it may come with somebody's download, or be damaged like any file. It is sealed
+(`reca.core.sealed`), and counts only
+
+- where the user who reads it wrote it, or the owner of its folder, who could change the data as well; and
+- for files that have the size, times and inode at which they were hashed. The kernel sets the time of change
+  (ctime) and the inode when a file is unpacked or copied, so nobody can ship a ledger that fits.
+
+Otherwise the files are hashed again. All such files are named `.reca-*`, so that data versioning can leave them out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from reca.core.artifacts import sha256_file, verify, write_atomic
+from reca.core.sealed import seal, unseal
+
+log = logging.getLogger(__name__)
+
+VERIFIED = ".reca-verified.json"
+
+
+def stamp(path: Path) -> list[int]:
+    """[size in bytes, modification and change time in ns, inode]: what a cached fact about a file is valid for."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def load_ledger(path: Path) -> dict[str, Any]:
+    """The ledger at `path`; empty where there is none to be believed, since it can be made again."""
+    try:
+        content = unseal(path.read_bytes().removesuffix(b"\n"))
+        fault = "damaged, or of an older reca" if content is None else "another user wrote it"
+        if content is not None and path.stat().st_uid in _owners(path):
+            return content["facts"]
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror})"
+    log.warning("%s: ignored and made again (%s)", path, fault)
+    return {}
+
+
+def _owners(path: Path) -> tuple[int, int]:
+    """Whose ledgers are believed: one's own, and those of the folder's owner."""
+    return os.geteuid(), path.parent.stat().st_uid
+
+
+def save_ledger(path: Path, ledger: dict[str, Any]) -> None:
+    """Keep the ledger; in a read-only folder it is only not kept, and made again the next time."""
+    try:
+        write_atomic(path, seal({"facts": ledger}) + "\n")
+    except ValueError as fault:
+        log.info("not kept: %s", fault)
+
+
+def hash_entry(path: Path, known: Any) -> dict[str, Any]:
+    """A file's ledger entry: `known` if the file is unchanged, else hashed; ValueError where it cannot be read."""
+    try:
+        now = stamp(path)
+        if isinstance(known, dict) and known.get("stamp") == now and "sha256" in known:
+            return known
+        return {"stamp": now, "sha256": sha256_file(path)}
+    except OSError as fault:
+        raise ValueError(f"{path}: cannot read ({fault.strerror}); fetch it again") from fault
+
+
+def verify_once(directory: str | Path) -> dict[str, Any]:
+    """`artifacts.verify` for a job's input: a file that was hashed before and is unchanged is not hashed again.
+
+    `reca audit` hashes every file and reads no ledger.
+    """
+    directory = Path(directory)
+    known, seen = load_ledger(directory / VERIFIED), {}
+
+    def hashed(path: Path) -> str:
+        name = path.relative_to(directory).as_posix()
+        seen[name] = hash_entry(path, known.get(name))
+        return str(seen[name]["sha256"])
+
+    manifest = verify(directory, hashed)
+    if seen != known:
+        save_ledger(directory / VERIFIED, seen)
+    return manifest
