@@ -99,3 +99,23 @@ def test_boundary_targets_are_optional() -> None:
     without = layouts.text_to_image(texts, IMAGE_IDS, TARGETS, IDS, 8, boundary_targets=False)
     assert with_ends.count == without.count + 4
     assert (with_ends.roles[:, -6:] == IMAGE).all() and (with_ends.roles[1, 3:9] == TEXT).all()
+
+
+@pytest.mark.parametrize("build", [layouts.reconstruction_vq, layouts.text_to_image])
+def test_layouts_need_no_codes_on_the_cpu(build) -> None:
+    """Codes on the meta device have no values to bring back; put in later, they give the same layout."""
+    read = torch.tensor([[80, 81], [82, 83]])
+    codes, masked = torch.tensor([[70, 71, 72, 73]] * 2), torch.tensor([[False, True] * 2] * 2)
+
+    def made(read: torch.Tensor, codes: torch.Tensor) -> Layout:
+        image, targets = codes.masked_fill(masked, 134), codes.masked_fill(~masked, IGNORE)
+        given = (read,) if build is layouts.reconstruction_vq else ()
+        return build([SHORT, LONG], *given, image, targets, IDS, 9).trimmed()
+
+    nowhere = torch.empty(2, 4, dtype=torch.long, device="meta")
+    stand_ins = layouts.stand_ins(nowhere[:, :2], 4), layouts.stand_ins(nowhere)
+    found, expected = made(*stand_ins), made(read, codes)
+    assert found.count == expected.count
+    found = found.filled(torch.cat([codes, read], dim=1))
+    for name in ("ids", "roles", "targets", "positions"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
