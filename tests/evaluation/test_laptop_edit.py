@@ -99,6 +99,8 @@ class Painter:
     def __getattr__(self, name):
         raise AttributeError(name)
 
+    sample_edit_noise = edit_loss = None  # it edits, and never trains
+
     def edit(self, images, instructions, sampling, generators):
         assert len(images) == len(generators)
         if sampling.guidance <= 1:

@@ -277,7 +277,6 @@ def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> N
         ),
         ("vae.groups", 3, "network.vae.groups 3 does not divide a level's width 8 x 1; change"),
         ("vae.scale", 0, "network.vae.scale is 0.0; it must be above 0"),
-        ("options", None, "network.options = None: must be a section with text_dropout"),
         ("options.tex_dropout", 1, "tex_dropout = 1: unknown key; did you mean 'text_dropout'"),
         ("options.drawing", "squeeze", "= 'squeeze': must be one of stretch, crop, pad"),
         ("options.implementation", "cuda", "= 'cuda': must be one of auto, triton, torch"),

@@ -24,6 +24,11 @@ TESTS = {"generate": 4, "score": 4, "report": 1}
 CHOICE = {"generate": 8, "score": 8, "choose": 1, "report": 1}
 ARMS = {"align": 3, "generate": 7, "score": 7, "choose": 1, "report": 1}
 
+CODE = (
+    "from __future__ import annotations\n",
+    "from __future__ import annotations\n\n_EDITED = 1\n",
+)
+
 # What is edited -> the jobs that run again, and no others.
 EDITS = {
     "title": ("config/experiment/laptop_smoke.yaml", "title: ", "title: A ", {"report": 1}),
@@ -44,6 +49,8 @@ EDITS = {
     "resources": ("config/model/showo_tiny.yaml", "memory_mb: 2000", "memory_mb: 2500", {}),
     "command line": ("reca/cli.py", '"""', '"""Edited. ', {}),
     "trainer": ("reca/align/trainer.py", '"""', '"""Edited. ', ARMS),
+    "comment": ("reca/align/trainer.py", CODE[0], f"# Why.\n{CODE[0]}", {}),
+    "docstring": ("reca/align/trainer.py", '"""', '"""Edited. ', {}),
     "choice of guidance": ("reca/evaluation/choose.py", '"""', '"""Edited. ', {**TESTS, "choose": 1}),
     "page": ("reca/report/page.py", '"""', '"""Edited. ', {"report": 1}),
     "scoring": ("reca/evaluation/tasks/laptop.py", '"""', '"""Edited. ', CHOICE),

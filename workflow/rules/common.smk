@@ -42,7 +42,7 @@ from reca.config.validate import (
     pretrained_roles,
     sources_of,
 )
-from reca.models.registry import FAMILIES
+from reca.models.registry import runnable
 from reca.core.artifacts import sha256_file
 from reca.sources.fetch import list_sources
 from reca.core.structure import suggestion
@@ -397,7 +397,7 @@ def code(stage, model=None, benchmark=None):
     """
     family = EXPERIMENT.models[model].family if model else None
     kind = EXPERIMENT.benchmarks[benchmark].kind if benchmark else None
-    absent = [family] if family and family not in FAMILIES else []
+    absent = [family] if family and family not in runnable() else []
     known = (None if name in absent else name for name in (family, kind))
     return " ".join(
         [stage_code(stage, *known), *(f"without {name}" for name in absent)]
