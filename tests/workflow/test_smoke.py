@@ -47,19 +47,19 @@ EDITS = {
         {"align": 3, "generate": 12, "score": 12, "choose": 1, "report": 1},
     ),
     "resources": ("config/model/showo_tiny.yaml", "memory_mb: 2000", "memory_mb: 2500", {}),
-    "command line": ("reca/cli.py", '"""', '"""Edited. ', {}),
-    "trainer": ("reca/align/trainer.py", '"""', '"""Edited. ', ARMS),
+    "command line": ("reca/cli.py", *CODE, {}),
+    "trainer": ("reca/align/trainer.py", *CODE, ARMS),
     "comment": ("reca/align/trainer.py", CODE[0], f"# Why.\n{CODE[0]}", {}),
     "docstring": ("reca/align/trainer.py", '"""', '"""Edited. ', {}),
-    "choice of guidance": ("reca/evaluation/choose.py", '"""', '"""Edited. ', {**TESTS, "choose": 1}),
-    "page": ("reca/report/page.py", '"""', '"""Edited. ', {"report": 1}),
-    "scoring": ("reca/evaluation/tasks/laptop.py", '"""', '"""Edited. ', CHOICE),
+    "choice of guidance": ("reca/evaluation/choose.py", *CODE, {**TESTS, "choose": 1}),
+    "page": ("reca/report/page.py", *CODE, {"report": 1}),
+    "scoring": ("reca/evaluation/tasks/laptop.py", *CODE, {**CHOICE, "generate": 4}),
     "network": (
-        "reca/models/showo/network.py", '"""', '"""Edited. ',
+        "reca/models/showo/network.py", *CODE,
         {"base": 1, "cache": 2, "align": 3, **CHOICE},
     ),
     "world": (
-        "reca/toyworld/render.py", '"""', '"""Edited. ', {"render": 1, "cache": 2, **ARMS},
+        "reca/toyworld/render.py", *CODE, {"render": 1, "cache": 2, **ARMS},
     ),
 }  # fmt: skip
 
