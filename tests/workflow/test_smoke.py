@@ -53,7 +53,7 @@ EDITS = {
     "docstring": ("reca/align/trainer.py", '"""', '"""Edited. ', {}),
     "choice of guidance": ("reca/evaluation/choose.py", *CODE, {**TESTS, "choose": 1}),
     "page": ("reca/report/page.py", *CODE, {"report": 1}),
-    "scoring": ("reca/evaluation/tasks/laptop.py", *CODE, {**CHOICE, "generate": 4}),
+    "scoring": ("reca/evaluation/tasks/laptop.py", *CODE, CHOICE),
     "network": (
         "reca/models/showo/network.py", *CODE,
         {"base": 1, "cache": 2, "align": 3, **CHOICE},
