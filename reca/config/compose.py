@@ -91,6 +91,8 @@ def compose_plain(experiment: str, overrides: Sequence[str], folder: Path) -> di
             _no_resolvers(),
         ):
             composed = compose("config", overrides=choices)
+            if missing := OmegaConf.missing_keys(composed):
+                raise ValueError(f"{min(missing)} is missing: give it a value in place of ???")
             plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(_refused(error)) from error
