@@ -19,8 +19,8 @@ from reca.config.schema import (
     Experiment,
     ModelConfig,
     Pretrain,
+    ToyWorld,
     Weights,
-    World,
 )
 from reca.core.documents import fields, read_yaml
 from reca.core.structure import problem, suggestion
@@ -162,7 +162,7 @@ def _check_data(path: str, role: str, source: DataSource, entries: Collection[st
         )
 
 
-def check_world(path: str, world: World) -> None:
+def check_world(path: str, world: ToyWorld) -> None:
     """Facts and rates of a drawn world; ValueError names the key below `path`."""
     if world.kind != "images":
         return
