@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from reca.cli import VERBS, main, parser
+from reca.cli import main, parser
 from reca.commands import log_file
+from reca.commands.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 
