@@ -221,7 +221,7 @@ def write_resolved(experiment: Experiment, path: str | Path) -> bool:
     An untouched file keeps its time stamp, so neither Snakemake nor DVC sees a change. ValueError where the file
     is not a resolved experiment, such as an experiment's own source.
     """
-    from reca.core.artifacts import write_atomic
+    from reca.core.atomic import write_atomic
     from reca.core.ownership import check_file
 
     text, path = resolved_text(experiment), Path(path)

@@ -17,7 +17,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from reca.core.artifacts import sha256_file, verify, write_atomic
+from reca.core.artifacts import sha256_file, verify
+from reca.core.atomic import write_atomic
 from reca.core.sealed import seal, unseal
 
 log = logging.getLogger(__name__)
