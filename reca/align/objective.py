@@ -65,7 +65,10 @@ def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
 
 def shuffled_loss(model: UnifiedModel, batch: MicroBatch, partner: Tensor) -> Loss:
     """The control for L_reca: the same target and prompt, conditioned on the embeddings of another image."""
-    other = {name: rows[partner.to(rows.device)] for name, rows in batch.features.items()}
+    other = {
+        name: rows[partner.to(rows.device, non_blocking=True)]
+        for name, rows in batch.features.items()
+    }
     condition = model.condition(batch.texts, other)
     return model.generation_loss(batch.features, condition, batch.noise)
 
