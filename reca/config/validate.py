@@ -93,7 +93,7 @@ def _check_weights(path: str, weights: Weights) -> None:
 
 
 def _check_showo_network(path: str, network: dict[str, Any]) -> None:
-    """The combinations a typo hits most; `ShowoConfig.from_dict` is the full check, with torch."""
+    """The combinations a typo hits most; `ShowoConfig` is the full check, with torch."""
     reader = network.get("understanding", "vq")
     if reader not in ("clip", "vq"):
         raise problem(f"{path}.understanding", reader, "must be one of clip, vq")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from reca_kernels import Implementation
 
-from reca.core.structure import Count, Positive, Share, build
+from reca.core.structure import Count, Positive, Share
 from reca.models.common import options as common
 
 TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding (bagel.md 2)
@@ -188,11 +188,6 @@ class BagelConfig:
     def latent_width(self) -> int:
         """Values of one latent token."""
         return self.latent_patch_size**2 * self.vae.z_channels
-
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> BagelConfig:
-        """Build from plain data; ValueError on a key that is unknown, missing or of the wrong kind."""
-        return build(cls, described, "network")
 
 
 def parse(network: Mapping[str, Any]) -> tuple[BagelConfig, BagelOptions]:

@@ -319,26 +319,19 @@ class Harmon(nn.Module):
     ) -> Tensor:
         """Final hidden states [B, T, H] of input embeddings; causal, `mask` [B, past + T] hides keys with 0.
 
-        transformers looks at such a mask, which waits for the device; training calls `trained_hidden`.
-        `positions` [B, T] default to 0..T-1 behind the cache, which is extended in place.
+        `positions` [B, T] default to 0..T-1 behind the cache, which is extended in place. Without a cache the mask
+        lies on the host: transformers would read one from the device, and wait for it, to see whether it hides a key.
         """
+        hides: Any = mask
+        if cache is None and mask is not None:
+            attends = layouts.attends(mask)
+            hides = {"full_attention": None if attends is None else moved(attends, self.device)}
         output = self.llm.model(
             inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=positions,
+            attention_mask=hides,
+            position_ids=None if positions is None else moved(positions, self.device),
             past_key_values=cache,
             use_cache=cache is not None,
-        )
-        return output.last_hidden_state
-
-    def trained_hidden(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """As `hidden` for whole prompts, whose key mask [B, T] lies on the host; nothing is read from the device."""
-        attends, device = layouts.attends(mask), self.device
-        output = self.llm.model(
-            inputs_embeds=embeddings,
-            attention_mask={"full_attention": None if attends is None else moved(attends, device)},
-            position_ids=moved(layouts.positions(mask), device),
-            use_cache=False,
         )
         return output.last_hidden_state
 
