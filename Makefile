@@ -32,7 +32,7 @@ help:
 	@echo "make test       setup, then the tests"
 	@echo "make reliability  setup, then the fault campaign in full (15 minutes); writes docs/reliability.md"
 	@echo "make smoke      setup, then the laptop experiment in its smallest size"
-	@echo "make lint       format, style, type and import checks of code and workflow"
+	@echo "make lint       format, style, type, import and dead-code checks of code and workflow"
 	@echo "make record     hand finished results of experiment $$RECORDED to DVC"
 	@echo "make pull       bring recorded results from the DVC remote; nothing is computed again"
 	@echo "make readme     take the numbers of finished experiment $$RECORDED into README or docs"
@@ -73,6 +73,7 @@ lint: setup
 	@$(RUN) python3 -m snakefmt --check workflow
 	@$(RUN) python3 -m snakemake --lint
 	@$(RUN) python3 -m mypy
+	@$(RUN) python3 -m vulture
 	@$(RUN) python3 -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-cache
 
 # `dvc commit` verifies nothing, so it runs only when Snakemake has nothing left to do.

@@ -62,7 +62,7 @@ class Torch(torch.autograd.Function):
             by_row = None if ctx.scalar else incoming
             rest = (*ctx.rest, by_row, needs, ctx.scale)
             _, gradients = _chunked(*ctx.saved_tensors, *rest)
-        if ctx.scalar and float(incoming) != 1:
+        if ctx.scalar:
             for gradient in gradients:
                 if gradient is not None:
                     gradient.mul_(incoming)

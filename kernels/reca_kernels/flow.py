@@ -60,7 +60,7 @@ class Torch(torch.autograd.Function):
             needs = ctx.needs_input_grad[:3]
             rest: Any = (by_row, needs, ctx.scale)
             _, gradients = _chunked(*ctx.saved_tensors, *rest)
-        if ctx.scalar and float(incoming) != 1:
+        if ctx.scalar:
             for gradient in gradients:
                 if gradient is not None:
                     gradient.mul_(incoming)

@@ -17,7 +17,7 @@ from reca.config.recipe import Recipe
 from reca.core.artifacts import sha256_json
 from reca.core.rng import generator, seed_of
 from reca.data.order import Cursor, published_order
-from reca.models.contract import Features, UnifiedModel, editor
+from reca.models.contract import ON_HOST, Features, UnifiedModel, editor
 
 Conversation = Sequence[tuple[str, str]]
 """(question, answer) turns about one image."""
@@ -271,13 +271,16 @@ def pick_turns(
 
 
 def with_features(batch: MicroBatch, data: TaskData, device: torch.device) -> MicroBatch:
-    """The micro-batch with its cached rows on `device`; the task text has none."""
+    """The micro-batch with its cached rows on `device`, sizes excepted; the task text has none."""
     if batch.task == "text":
         return batch
 
     def moved(indices: Sequence[int]) -> Features:
         rows = data.features(ROLE[batch.task], indices)
-        return {name: row.to(device, non_blocking=True) for name, row in rows.items()}
+        return {
+            name: row if name in ON_HOST else row.to(device, non_blocking=True)
+            for name, row in rows.items()
+        }
 
     source = moved(batch.sources) if batch.sources else {}
     return replace(batch, features=moved(batch.indices), source=source)

@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reca.align.distributed import ProcessGroup, whole
-from reca.core.artifacts import fsync_directory, read_json, sha256_file, sha256_json
+from reca.core.artifacts import read_json, sha256_file, sha256_json
+from reca.core.atomic import disk_errors, flush, publish
 from reca.core.documents import json_value
 
 logger = logging.getLogger(__name__)
@@ -122,14 +123,9 @@ def check_room(folder: Path, size: int, *, saves: int, keep: int) -> None:
     """
     needed = size * max(0, min(saves, keep + 1 - len(_steps(folder))))
     probe = folder / ".saving-probe"
-    try:
+    with disk_errors(folder, f"write {needed} bytes of checkpoints"):
         _make_room(folder, probe, needed)
         probe.rmdir()
-    except OSError as error:
-        raise ValueError(
-            f"{folder}: cannot write {needed} bytes of checkpoints ({error.strerror}); free space or choose "
-            "another folder"
-        ) from error
 
 
 def _make_room(folder: Path, temporary: Path, needed: int) -> None:
@@ -151,7 +147,7 @@ def _write_group(
     def write() -> None:
         files.append(folder / f"{name}-{len(files) + 1:05d}.safetensors")
         save_file(held, files[-1])
-        _flush(files[-1])
+        flush(files[-1])
         held.clear()
 
     for key, tensor in group.items():
@@ -173,12 +169,7 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text)
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    flush(path)
 
 
 def _canonical(value: Any) -> str:
@@ -196,9 +187,7 @@ def _seal(
     }
     manifest = {"step": step, "files": described}
     _write_text(temporary / MANIFEST, _canonical({**manifest, "sha256": sha256_json(manifest)}))
-    fsync_directory(temporary)
-    os.replace(temporary, target)
-    fsync_directory(target.parent)
+    publish(temporary, target)
 
 
 def _purge(folder: Path, step: int, keep: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from reca.core.artifacts import write_atomic
+from reca.core.atomic import write_atomic
 from reca.core.sealed import seal, unseal, unsealed
 
 logger = logging.getLogger(__name__)

@@ -91,6 +91,8 @@ def compose_plain(experiment: str, overrides: Sequence[str], folder: Path) -> di
             _no_resolvers(),
         ):
             composed = compose("config", overrides=choices)
+            if missing := OmegaConf.missing_keys(composed):
+                raise ValueError(f"{min(missing)} is missing: give it a value in place of ???")
             plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(_refused(error)) from error
@@ -219,7 +221,7 @@ def write_resolved(experiment: Experiment, path: str | Path) -> bool:
     An untouched file keeps its time stamp, so neither Snakemake nor DVC sees a change. ValueError where the file
     is not a resolved experiment, such as an experiment's own source.
     """
-    from reca.core.artifacts import write_atomic
+    from reca.core.atomic import write_atomic
     from reca.core.ownership import check_file
 
     text, path = resolved_text(experiment), Path(path)

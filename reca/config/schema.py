@@ -1,8 +1,8 @@
 """The typed shape of an experiment: what may stand in `config/`, field by field, with its unit.
 
 Plain keyword-only dataclasses of primitives: a field without a default is required, a `Literal` lists
-what is allowed. `reca.config.compose` reads these types to check a configuration and to generate the JSON
-schema for Snakemake. No heavy import here: Snakemake reads this while it parses.
+what is allowed, `Count` and its like (`reca.core.structure`) state a range. pydantic reads these types to check a
+configuration and to write the JSON schema for Snakemake. No heavy import here: Snakemake reads this while it parses.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from reca.config.recipe import Recipe
+from reca.core.structure import Count, NonNegative, Positive, Share, Whole
 from reca.models.registry import FAMILIES
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ class ToyWorld:
     """The procedural laptop world: how many scenes, and how much their captions say."""
 
     kind: Literal["images", "text", "edits"] = "images"  # text: conversations without pictures
-    images: int = 8000  # rows; edits: pairs of a picture and what an instruction makes of it
+    images: Count = 8000  # rows; edits: pairs of a picture and what an instruction makes of it
     seed: int = 0
-    single_object_share: float = 0.0  # share of scenes with one object; the rest have one to four
-    caption: dict[str, float] = field(default_factory=dict)  # what a sparse caption tells, by p
+    single_object_share: Share = 0.0  # share of scenes with one object; the rest have one to four
+    caption: dict[str, Share] = field(default_factory=dict)  # what a sparse caption tells, by p
 
 
 @dataclass(kw_only=True)
@@ -81,9 +82,11 @@ class Weights:
 class Sampler:
     """How pictures are drawn at evaluation."""
 
-    steps: int = 50
-    temperature: float = 1.0
-    guidance: list[float] = field(default_factory=lambda: [5.0])  # several: swept on dev prompts
+    steps: Count = 50
+    temperature: Positive = 1.0
+    guidance: list[NonNegative] = field(
+        default_factory=lambda: [5.0]
+    )  # several: swept on dev prompts
     options: dict[str, Any] = field(default_factory=dict)  # the family's own
 
 
@@ -91,11 +94,11 @@ class Sampler:
 class Resources:
     """What one alignment job asks of the scheduler."""
 
-    gpus: int = 0
-    nodes: int = 1
-    memory_mb: int = 4000
-    runtime_minutes: int = 60
-    threads: int = 1
+    gpus: Whole = 0
+    nodes: Count = 1
+    memory_mb: Count = 4000
+    runtime_minutes: Count = 60
+    threads: Count = 1
 
 
 @dataclass(kw_only=True)
@@ -110,7 +113,7 @@ class ModelConfig:
     benchmarks: list[str] = field(default_factory=list)  # of the experiment's; empty: all of them
     sampler: Sampler = field(default_factory=Sampler)
     resources: Resources = field(default_factory=Resources)
-    seeds: list[int] = field(default_factory=list)  # empty: the experiment's
+    seeds: list[Whole] = field(default_factory=list)  # empty: the experiment's
     cache_dtype: CachePrecision = "fp32"  # of floating-point features in the cache
 
 
@@ -145,21 +148,21 @@ class BenchmarkConfig:
     kind: BenchmarkKind
     source: str | None = None  # name in config/sources.yaml, for its prompts
     companions: dict[str, str] = field(default_factory=dict)  # role -> name in sources.yaml
-    prompts: int = 0  # laptop: per task; 0 = all the benchmark has
-    development_prompts: int = 0  # per task, to choose guidance; never reported as a result
-    images_per_prompt: int = 1
-    questions: int = 0  # understanding questions asked before and after
+    prompts: Whole = 0  # laptop: per task; 0 = all the benchmark has
+    development_prompts: Whole = 0  # per task, to choose guidance; never reported as a result
+    images_per_prompt: Count = 1
+    questions: Whole = 0  # understanding questions asked before and after
     rotations: bool = (
         False  # MMBench: every question in all rotations of its options (CircularEval)
     )
-    reconstructions: int = 0  # held-out images drawn again from their own embeddings
-    seed: int = 0  # laptop: of the prompts; else of the authors' seed schedules
+    reconstructions: Whole = 0  # held-out images drawn again from their own embeddings
+    seed: Whole = 0  # laptop: of the prompts; else of the authors' seed schedules
     seed_schedule: SeedSchedule = "per_image"  # the others are the authors' scripts'
     sampler: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # model -> other sampler fields
-    shards: int = 1  # jobs that draw and examine side by side, one GPU each
-    batch_size: int = 8  # pictures or answers in one pass
+    shards: Count = 1  # jobs that draw and examine side by side, one GPU each
+    batch_size: Count = 8  # pictures or answers in one pass
     crop_black: bool = False  # pictures without their black border, as BAGEL's scripts save them
     scorer: str | None = None  # which network sees or answers, where there is a choice
     judge: JudgeConfig | None = None
@@ -176,7 +179,7 @@ class Expectation:
     model: str
     metric: str  # <benchmark>.<score>
     value: float
-    tolerance: float  # half-width around the value
+    tolerance: NonNegative  # half-width around the value
     source: str
     arm: Arm = "reca"
 
@@ -186,7 +189,7 @@ class Cost:
     """What a run takes, and on what it was measured or estimated."""
 
     hardware: str
-    hours: float
+    hours: NonNegative
     basis: Literal["estimate", "measured", "reported"] = "estimate"
 
 
@@ -194,15 +197,15 @@ class Cost:
 class Fit:
     """How a part of a laptop base model is trained on its own (AdamW, warm-up, cosine)."""
 
-    steps: int
-    batch: int
+    steps: Count
+    batch: Count
     lr: float
-    warmup: int = 50
+    warmup: Whole = 50
     floor: float = 0.02
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
     weight_decay: float = 1e-4
     clip: float = 1.0
-    checkpoint_every: int = 200
+    checkpoint_every: Count = 200
 
 
 @dataclass(kw_only=True)
@@ -224,7 +227,7 @@ class Experiment:
     name: str
     title: str
     question: str
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[Whole] = field(default_factory=lambda: [0])
     arms: list[Arm] = field(default_factory=lambda: ["base", "reca"])
     models: dict[str, ModelConfig]
     data: dict[str, DataSource]  # role: reconstruct | answer

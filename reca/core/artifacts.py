@@ -26,9 +26,10 @@ from typing import Any
 
 import reca
 from reca.core import documents
+from reca.core.atomic import disk_error, disk_errors, flush, write_atomic
 from reca.core.finite import demand_json
 from reca.core.ownership import check_output, check_place, is_derived
-from reca.core.staging import StagingFolder, new_file
+from reca.core.staging import StagingFolder
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
@@ -56,43 +57,7 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---- atomic files ----------------------------------------------------------------------------------------------------
-def fsync_directory(path: Path) -> None:
-    """Make renames inside `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -> None:
-    """Write a complete file or nothing: temp file next to it, fsync, rename. ValueError names the path when it cannot.
-
-    Without `durable` the disk is not waited for: a kill leaves whole files, a power cut need not.
-    """
-    path = Path(path)
-    content = data.encode() if isinstance(data, str) else data
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = new_file(path.parent, f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if durable:
-            fsync_directory(path.parent)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise ValueError(
-            f"{path}: cannot write {len(content)} bytes ({error.strerror}); free space or choose a writable folder"
-        ) from error
-
-
+# ---- JSON files ------------------------------------------------------------------------------------------------------
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically, sorted and indented, so that equal content gives equal bytes.
 
@@ -285,13 +250,9 @@ class Stage:
     def __enter__(self) -> Stage:
         self.cpu = 0.0 if self.began else _cpu_seconds()
         self.started = self.began or time.time()
-        try:
+        needed = f"{self.needs} bytes " if self.needs else ""
+        with disk_errors(self.out, f"write {needed}here"):
             self._room = StagingFolder(self.out, self.needs)
-        except OSError as error:
-            needed = f" {self.needs} bytes" if self.needs else ""
-            raise ValueError(
-                f"{self.out}: cannot write{needed} here ({error.strerror}); free space or choose a writable folder"
-            ) from error
         self.staging = self._room.path
         return self
 
@@ -303,17 +264,12 @@ class Stage:
     ) -> None:
         try:
             if kind is None:
-                self._commit()
-        except OSError as problem:
-            raise self._cannot_write(problem) from problem
+                with disk_errors(self.out, "complete the stage"):
+                    self._commit()
         finally:
             self._room.close()
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise self._cannot_write(error) from error
-
-    def _cannot_write(self, problem: OSError) -> ValueError:
-        reason, remedy = os.strerror(problem.errno or 0), "free space or choose a writable folder"
-        return ValueError(f"{self.out}: cannot complete the stage ({reason}); {remedy}")
+            raise disk_error(self.out, "complete the stage", error) from error
 
     def _commit(self) -> None:
         outputs = describe_files(self.staging)
@@ -321,7 +277,7 @@ class Stage:
         for path in self.staging.rglob("*"):
             if path.is_file():
                 os.chmod(path, mode)  # temp files begin private; results are for sharing
-                _fsync_file(path)
+                flush(path)
         body = {**self.described, "outputs": outputs}
         self._record_run(sha256_json(body), sorted(outputs))
         self._check_out()
@@ -344,11 +300,6 @@ class Stage:
         }
         body = {**facts, **usage, **_peak_memory_bytes(), **self.notes, BOUND: manifest}
         write_json(self.staging / RUN, {**body, SEAL: sha256_json(body)})
-
-
-def _fsync_file(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _relative(path: str | Path) -> str:

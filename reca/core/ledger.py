@@ -1,5 +1,6 @@
-"""Content hashes of many files, kept in a ledger so that an unchanged file is hashed once.
+"""Content hashes of many files, kept in a ledger so that an unchanged file is hashed once, whoever asks.
 
+A folder has one ledger (`LEDGER`) for a job's check of its inputs and for the fingerprint of a data set.
 A ledger lies beside the data, so it may come with somebody's download, or be damaged like any file. It is sealed
 (`reca.core.sealed`), and counts only
 
@@ -14,15 +15,17 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from reca.core.artifacts import sha256_file, verify, write_atomic
+from reca.core.artifacts import MANIFEST, RUN, sha256_file, verify
+from reca.core.atomic import write_atomic
 from reca.core.sealed import seal, unseal
 
 log = logging.getLogger(__name__)
 
-VERIFIED = ".reca-verified.json"
+LEDGER = ".reca-hashes.json"
 
 
 def stamp(path: Path) -> list[int]:
@@ -70,13 +73,30 @@ def hash_entry(path: Path, known: Any) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot read ({fault.strerror}); fetch it again") from fault
 
 
+def hashes_of(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """sha256 of files below `root` by name; each is hashed once while it is unchanged.
+
+    They are entered where the stage that wrote the folder is verified, which may be above `root`. ValueError names a
+    file that cannot be read.
+    """
+    names = list(names)
+    made = (at for at in (root, *root.parents) if all((at / n).is_file() for n in (MANIFEST, RUN)))
+    home = next(made, root)
+    known, found, place = load_ledger(home / LEDGER), {}, root.relative_to(home)
+    for name in names:
+        entered = (place / name).as_posix()
+        found[entered] = hash_entry(root / name, known.get(entered))
+    _keep(home, known, found)
+    return {name: str(found[(place / name).as_posix()]["sha256"]) for name in names}
+
+
 def verify_once(directory: str | Path) -> dict[str, Any]:
     """`artifacts.verify` for a job's input: a file that was hashed before and is unchanged is not hashed again.
 
     `reca audit` hashes every file and reads no ledger.
     """
     directory = Path(directory)
-    known, seen = load_ledger(directory / VERIFIED), {}
+    known, seen = load_ledger(directory / LEDGER), {}
 
     def hashed(path: Path) -> str:
         name = path.relative_to(directory).as_posix()
@@ -84,6 +104,13 @@ def verify_once(directory: str | Path) -> dict[str, Any]:
         return str(seen[name]["sha256"])
 
     manifest = verify(directory, hashed)
-    if seen != known:
-        save_ledger(directory / VERIFIED, seen)
+    _keep(directory, known, seen)
     return manifest
+
+
+def _keep(folder: Path, known: dict[str, Any], found: dict[str, Any]) -> None:
+    """Enter what was hashed now; other entries stay while their files do."""
+    if all(known.get(name) == entry for name, entry in found.items()):
+        return
+    others = {name: entry for name, entry in known.items() if (folder / name).is_file()}
+    save_ledger(folder / LEDGER, others | found)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from reca.core.atomic import disk_errors
+
 DERIVED = ".reca-"  # indexes that readers keep next to data; they can be made again at any time
 MARK = ".reca-work-"  # in a work folder, followed by the name of its stage
-_ATOMIC = re.compile(
-    r"(.*/)?\.([^/]+)\.[0-9a-f]{16}"
-)  # as `records.write_atomic` names what it writes
+_ATOMIC = re.compile(r"(.*/)?\.([^/]+)\.[0-9a-f]{16}")  # as `reca.core.atomic` names what it writes
 _MARK_TEXT = "Unfinished work of a reca stage: it goes on from here, and removes it when it ends.\n"
 _WORK_NAMES = re.compile(
     r"\.reca-work-.+|checkpoints|lock|log\.jsonl|timing\.jsonl|tensorboard|\..+\.jsonl\..+"  # training
@@ -140,15 +140,11 @@ class WorkFolder:
 
     def claim(self) -> None:
         """Make and mark the folder; processes may do so at the same time."""
-        try:
+        with disk_errors(f"--work {self.path}", "write here"):
             self.path.mkdir(parents=True, exist_ok=True)
             with open(self._mark, "a") as file:
                 if file.tell() == 0:
                     file.write(_MARK_TEXT)
-        except OSError as error:
-            raise ValueError(
-                f"--work {self.path}: cannot write here ({error.strerror}); free space or choose a writable folder"
-            ) from error
 
     def remove(self) -> None:
         """Remove what stages wrote, the mark last; the folder stays where something else lies in it."""

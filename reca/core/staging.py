@@ -10,28 +10,17 @@ import errno
 import glob
 import os
 import re
-import secrets
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import lock_descriptor
 
+from reca.core.atomic import new_folder, publish
+
 PARTIAL = ".partial-"  # between the output's name and a random ending
 _ENDING = re.compile(r"[0-9a-f]{16}")
-
-
-def new_folder(parent: Path, prefix: str) -> Path:
-    """Make a folder with a name that is not taken; the kernel applies the umask, as `tempfile` does not."""
-    path = parent / f"{prefix}{secrets.token_hex(8)}"
-    path.mkdir()
-    return path
-
-
-def new_file(parent: Path, prefix: str) -> tuple[int, Path]:
-    """Make a file with a name that is not taken, open for writing; the kernel applies the umask."""
-    path = parent / f"{prefix}{secrets.token_hex(8)}"
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path
 
 
 class StagingFolder:
@@ -59,22 +48,36 @@ class StagingFolder:
 
     def replace(self) -> None:
         """Give the folder the name `out`; a former one is moved away first, so that no moment has files of both."""
-        if not self._out.is_dir():
-            os.replace(self.path, self._out)
-            return
-        former = new_folder(self._parent, self._prefix)
-        os.replace(self._out, former)
+        former = None
+        if self._out.is_dir():
+            former = new_folder(self._parent, self._prefix)
+            os.replace(self._out, former)
         try:
-            os.replace(self.path, self._out)
+            publish(self.path, self._out)
         except OSError:
-            os.replace(former, self._out)
+            if self._out.is_dir():
+                os.replace(self._out, self.path)
+            if former:
+                os.replace(former, self._out)
             raise
-        shutil.rmtree(former, ignore_errors=True)  # what is left of it, the next writer removes
+        if former:
+            shutil.rmtree(former, ignore_errors=True)  # what is left of it, the next writer removes
 
     def close(self) -> None:
         """Free the lock; the folder goes, unless it got its name."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+
+
+@contextmanager
+def replacing_folder(out: Path) -> Iterator[Path]:
+    """An empty folder next to `out`, which replaces it when the block ends well and is removed otherwise."""
+    staging = StagingFolder(out)
+    try:
+        yield staging.path
+        staging.replace()
+    finally:
+        staging.close()
 
 
 def _remove_if_dead(path: Path) -> None:

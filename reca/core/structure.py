@@ -1,25 +1,55 @@
-"""Plain data into dataclasses, strictly, and the JSON schema of those dataclasses.
+"""Plain data into dataclasses through pydantic, strictly: unknown keys, other types and values out of range are errors.
 
-The types in `reca.config.schema` are the only description of a configuration: both the one-line errors here
-and the schema that Snakemake validates against come from them.
+A dataclass is the only description of its section: pydantic reads its annotations to check a value and to write the
+JSON schema that Snakemake validates against. Ours is the form of an error: one line with key path, value and remedy.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-import types
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from annotated_types import Ge, Gt, Interval
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
+# ---- types of fields -----------------------------------------------------------------------------
+Whole = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1)]
+NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-_JSON = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_RANGES = {  # pydantic's type of error: what is allowed, with pydantic's name of the bound
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "finite_number": "must be a finite number",
+    "too_short": "must hold at least {min_length}",
+    "too_long": "must hold at most {max_length}",
+}
 _LISTED = 30  # names in one message: all fields of the largest section, but not all sources
-_UNSET = "???"  # how Hydra writes a value that must be given
 
 
 def problem(path: str, value: Any, allowed: str) -> ValueError:
@@ -39,127 +69,136 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 def build(kind: type[T], value: Any, path: str = "") -> T:
     """Make a dataclass of `kind` from plain data; ValueError with key path, value and what is allowed."""
-    if not isinstance(value, Mapping):
-        raise problem(path or "configuration", value, f"must be a section with {_keys(kind)}")
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    for key in value:
-        if key not in known:
-            raise problem(_join(path, key), value[key], f"unknown key; {suggestion(key, known)}")
-    hints = _hints(kind)  # type: ignore[arg-type]
-    for name, field in known.items():
-        if _is_required(field) and value.get(name, _UNSET) == _UNSET:
-            raise ValueError(f"{_join(path, name)} is missing: must be {_describe(hints[name])}")
-    return kind(
-        **{key: _convert(hints[key], item, _join(path, key)) for key, item in value.items()}
-    )
+    from pydantic import ValidationError
+
+    _check_plain(value, path)
+    adapter: TypeAdapter[list[T]] = _adapter(cast(Any, kind))
+    try:  # as JSON: the strict mode of pydantic takes no mapping for a dataclass, and no list for a tuple
+        (built,) = adapter.validate_json(f"[{json.dumps(value)}]")
+    except ValidationError as error:
+        raise _one_line(kind, error, path) from None
+    return built
 
 
-def _convert(hint: Any, value: Any, path: str, or_null: str = "") -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        inner = _without_none(arguments)
-        return None if value is None else _convert(inner, value, path, " or null")
-    if is_dataclass(hint):
-        return build(hint, value, path)  # type: ignore[arg-type]
-    if origin in (list, tuple) and isinstance(value, list | tuple):  # tuple[T, ...] alone
-        return origin(_convert(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(value))
-    if origin is dict and isinstance(value, Mapping):
-        return {k: _convert(arguments[1], v, _join(path, _text(k, path))) for k, v in value.items()}
-    if origin is Literal and value in arguments:
-        return value
-    if hint is float and type(value) in (int, float):
-        if not math.isfinite(value):
-            raise problem(path, value, "must be a finite number")
-        return float(value)
-    if type(value) is hint:
-        return value
-    raise problem(path, value, f"must be {_describe(hint)}{or_null}")
+def json_schema(kind: type) -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a dataclass and of those that it holds, as `$defs`."""
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class Untitled(GenerateJsonSchema):
+        def field_title_should_be_set(self, schema: Any) -> bool:
+            return False  # a title would only repeat the key
+
+    schema = _adapter(kind).json_schema(schema_generator=Untitled)
+    return {
+        "$schema": GenerateJsonSchema.schema_dialect,
+        **schema["items"],
+        "$defs": schema["$defs"],
+    }
 
 
-def _text(key: Any, path: str) -> str:
-    if not isinstance(key, str):
-        raise problem(path, key, "a name of an entry must be a text; put it in quotes")
-    return key
+@cache
+def _adapter(kind: Any) -> TypeAdapter[list[Any]]:
+    """The parser of a list with one `kind`: dataclasses take their configuration from what holds them."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    return TypeAdapter(list[kind], config=config)
+
+
+def _check_plain(value: Any, path: str) -> None:
+    """ValueError where JSON would turn a key into a text, or cannot hold a value."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise problem(path, key, "a name of an entry must be a text; put it in quotes")
+            _check_plain(inner, _join(path, key))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            _check_plain(inner, _join(path, index))
+    elif not isinstance(value, str | int | float | None):
+        raise problem(path, value, "must be a text, a number, true, false, null, a list or keys")
+
+
+# ---- messages ------------------------------------------------------------------------------------
+def _one_line(kind: type, error: ValidationError, path: str) -> ValueError:
+    """The first fault in one line; an unknown key comes first, since it explains a missing one."""
+    found = error.errors(include_url=False)
+    fault = next((f for f in found if f["type"] == "unexpected_keyword_argument"), found[0])
+    code, value, context = fault["type"], fault["input"], fault.get("ctx", {})
+    if code == "value_error":  # of the dataclass itself, which names the place
+        return ValueError(str(context["error"]))
+    location = fault["loc"][1:]  # without the index of the list
+    if location[-1:] == ("[key]",):
+        names = get_args(_follow(kind, location[:-2], path)[1])[0]
+        place = _follow(kind, location[:-1], path)[0]
+        return ValueError(f"{place}: unknown name; {suggestion(value, get_args(names))}")
+    if code == "missing" and isinstance(location[-1], int):  # of a list of a fixed length
+        code, location = "length", location[:-1]
+    place, hint = _follow(kind, location, path)
+    if code == "missing":
+        return ValueError(f"{place} is missing: must be {_describe(hint)}")
+    allowed = f"must be {_describe(hint)}"
+    if code == "unexpected_keyword_argument":
+        section = _without_none(_follow(kind, location[:-1], path)[1])
+        allowed = f"unknown key; {suggestion(str(location[-1]), _keys(section))}"
+    elif code in _RANGES:
+        allowed = _RANGES[code].format(**context)
+    return problem(place or "configuration", value, allowed)
+
+
+def _follow(kind: type, location: Sequence[str | int], path: str) -> tuple[str, Any]:
+    """Key path and annotation of what pydantic's location names; it ends at a union, whose member is no key."""
+    hint: Any = kind
+    for key in location:
+        inner: Any = _without_none(hint)
+        if is_dataclass(inner):
+            hint = _hints(cast(Any, inner)).get(str(key), Any)
+        elif get_origin(inner) is dict:
+            hint = get_args(inner)[1]
+        elif get_origin(inner) in (list, tuple):
+            hint = get_args(inner)[0]
+        else:
+            break
+        path = _join(path, key)
+    return path, hint
 
 
 def _describe(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return f"{_describe(_without_none(arguments))} or null"
+    if origin in (Union, UnionType):
+        return " or ".join(map(_describe, arguments))
     if origin is Literal:
         return f"one of {', '.join(arguments)}"
-    if origin in (list, tuple):
+    if origin is list or arguments[1:] == (...,):
         return f"a list, each {_describe(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}, each {_describe(arguments[0])}"
     if origin is dict:
         return f"a mapping from names, each {_describe(arguments[1])}"
-    return f"a section with {_keys(hint)}" if is_dataclass(hint) else _WORDS.get(hint, "any value")
+    if hint is NoneType:
+        return "null"
+    if is_dataclass(hint):
+        return f"a section with {', '.join(_keys(hint))}"
+    return _WORDS.get(hint, "any value")
 
 
-def _keys(kind: Any) -> str:
-    return ", ".join(f.name for f in fields(kind))
+def _keys(kind: Any) -> list[str]:
+    return [field.name for field in fields(kind)]
 
 
-def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
+def _join(path: str, key: str | int) -> str:
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    return f"{path}.{key}" if path else key
 
 
-def _without_none(arguments: tuple[Any, ...]) -> Any:
-    (hint,) = (argument for argument in arguments if argument is not type(None))
-    return hint
-
-
-def _is_required(field: Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
+def _without_none(hint: Any) -> Any:
+    """The one member of `X | None`; any other annotation as it is."""
+    members = [member for member in get_args(hint) if member is not NoneType]
+    is_optional = get_origin(hint) in (Union, UnionType) and len(members) == 1
+    return members[0] if is_optional else hint
 
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
-
-
-# ---- JSON schema ---------------------------------------------------------------------------------
-def json_schema(kind: type) -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a dataclass; nested dataclasses become `$defs`."""
-    definitions: dict[str, Any] = {}
-    root = _object_schema(kind, definitions)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": kind.__name__,
-        **root,
-        "$defs": dict(sorted(definitions.items())),
-    }
-
-
-def _object_schema(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
-    hints = _hints(kind)
-    return {
-        "description": (kind.__doc__ or "").split("\n")[0],
-        "type": "object",
-        "properties": {name: _schema(hint, definitions) for name, hint in hints.items()},
-        "required": [f.name for f in fields(kind) if _is_required(f)],
-        "additionalProperties": False,
-    }
-
-
-def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return {}
-    if origin in (Union, types.UnionType):
-        return {"anyOf": [_schema(_without_none(arguments), definitions), {"type": "null"}]}
-    if origin is Literal:
-        return {"enum": list(arguments)}
-    if origin in (list, tuple):
-        return {"type": "array", "items": _schema(arguments[0], definitions)}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": _schema(arguments[1], definitions)}
-    if is_dataclass(hint):
-        kind = cast(type, hint)
-        name = kind.__name__
-        if name not in definitions:
-            definitions[name] = {}  # reserves the name before nested sections ask for it
-            definitions[name] = _object_schema(kind, definitions)
-        return {"$ref": f"#/$defs/{name}"}
-    return {"type": _JSON[hint]}

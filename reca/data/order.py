@@ -7,20 +7,13 @@ the whole state.
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reca.core.rng import numpy_generator
-from reca.data.prefetch import in_order
-
-if TYPE_CHECKING:
-    from reca.data.dataset import Dataset, Sample
 
 
 @lru_cache(maxsize=4)
@@ -81,31 +74,3 @@ def published_order(n: int, seed: int, positions: Sequence[int]) -> list[int]:
     epochs = max(positions, default=0) // n + 1
     stream = _published_epochs(n, seed, epochs)
     return [int(stream[position]) for position in positions]
-
-
-def iterate(
-    dataset: Dataset, cursor: Cursor, *, rank: int = 0, world: int = 1, workers: int = 2
-) -> Iterator[tuple[Sample, Cursor]]:
-    """Stream the samples of one rank from `cursor` on, without end, read ahead by threads.
-
-    Each comes with the cursor to store for resuming after it. What was read ahead but not yielded
-    is not part of it, so a resumed stream neither repeats nor loses a sample.
-    """
-    n = len(dataset)
-    start = cursor.of_rank(rank, world)
-    indices = (start.moved(step * world).index(n) for step in itertools.count())
-    for taken, sample in enumerate(in_order(dataset.__getitem__, indices, workers), start=1):
-        yield sample, cursor.moved(taken * world)
-
-
-def official_rank_order(n: int, rank: int, world: int, seed: int = 42) -> list[int]:
-    """The order in which BAGEL's official loader reads n files on one rank with one worker, the same every epoch.
-
-    Files sorted by (tar, name) are shuffled once; each rank gets an equal contiguous slice (the remainder is dropped)
-    and reads it backwards. Kept to reproduce the published order; our own runs use `Cursor`. Source: bagel.md
-    2.
-    """
-    order = list(range(n))
-    random.Random(seed).shuffle(order)
-    share = n // world
-    return order[rank * share : (rank + 1) * share][::-1]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from reca.core import artifacts
+from reca.core.atomic import disk_errors
 from reca.core.finite import demand, finite_rows, named
 from reca.core.unreadable import UnreadableSample
 from reca.data.dataset import MAX_UNREADABLE, Corrupt, Dataset, described, read_images
@@ -366,13 +367,8 @@ def build(
     stage = artifacts.Stage(
         "cache", out, inputs=inputs or {}, section=section, code=code, reads=reads
     )
-    try:
-        with workshop.in_use():
-            _build(encoder, plan, workshop, stage, progress)
-    except OSError as problem:
-        reason = problem.strerror or str(problem)
-        remedy = "free space or choose a writable folder"
-        raise ValueError(f"{out}: cannot build the cache ({reason}); {remedy}") from problem
+    with disk_errors(out, "build the cache"), workshop.in_use():
+        _build(encoder, plan, workshop, stage, progress)
     return open_cache(out)
 
 

@@ -35,7 +35,6 @@ class FeatureCache:
         self.directory, self.about = directory, about
         self.ids: list[str] = index["id"]
         self.positions = np.asarray(index["position"], np.int64)
-        self.image_sha256: list[str] = index["image_sha256"]
         self._shard = np.asarray(index["shard"], np.int64)
         self._offset = np.asarray(index["offset"], np.int64)
         self._open: dict[int, Features] = {}

@@ -21,6 +21,7 @@ from filelock import lock_descriptor
 from safetensors.torch import save
 
 from reca.core import artifacts
+from reca.core.atomic import replacing, write_atomic
 from reca.core.ownership import WorkFolder
 from reca.core.sealed import seal, unseal
 from reca.features.store import ABOUT
@@ -86,9 +87,9 @@ class Workshop:
         # One metadata entry only: safetensors writes several in random order, and equal features
         # must give equal bytes.
         data = save(stored, metadata={"key": key})
-        artifacts.write_atomic(self._features(key), data)
+        write_atomic(self._features(key), data)
         record = {**record, "key": key, "sha256": artifacts.sha256_bytes(data), "bytes": len(data)}
-        artifacts.write_atomic(self._record(key), seal(record))
+        write_atomic(self._record(key), seal(record))
         return record
 
     def finished(self, key: str) -> dict[str, Any] | None:
@@ -115,7 +116,7 @@ class Workshop:
                 key = shard["record"]["key"]
                 second_name(cache / shard["file"], self._features(key))
                 record = {**shard["record"], "seconds": seconds.get(key, 0.0)}
-                artifacts.write_atomic(self._record(key), seal(record))
+                write_atomic(self._record(key), seal(record))
         except (ValueError, LookupError, TypeError, OSError) as problem:
             _log.warning("%s: the older cache is damaged, it is made again (%s)", cache, problem)
 
@@ -146,9 +147,8 @@ def second_name(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copyfile(source, partial)
-        os.replace(partial, target)
+        with replacing(target, durable=False) as partial:  # a shard is believed by its hash
+            shutil.copyfile(source, partial)
 
 
 def narrowed(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from reca.core.artifacts import fsync_directory
+from reca.core.atomic import disk_errors, replacing
 from reca.core.documents import json_object
 from reca.core.images import decode
 from reca.core.ownership import check_place, files_in
-from reca.core.staging import new_file, new_folder
+from reca.core.staging import replacing_folder
 
 Container = Literal["tar", "folder"]
 _KEY = re.compile(r"[A-Za-z0-9_.+=@-]+(/[A-Za-z0-9_.+=@-]+)*")
@@ -67,34 +65,23 @@ class ImageSetWriter:
         self.entries: set[Entry] = set()
 
     def __enter__(self) -> ImageSetWriter:
-        with self._named():
-            self._begin()
+        with disk_errors(self.path, "write pictures"), ExitStack() as stack:
+            if self.container == "folder":
+                check_place("folder", self.path, [])
+                _check_replaced(self.path)
+                self._folder = stack.enter_context(replacing_folder(self.path))
+                stack.push(self._check_again)
+            else:
+                file = stack.enter_context(replacing(self.path))
+                self._tar = stack.enter_context(
+                    tarfile.TarFile(file, mode="w", format=tarfile.PAX_FORMAT)
+                )
+            self._publishing = stack.pop_all()
         return self
 
-    def _begin(self) -> None:
-        if self.container == "folder":
-            check_place("folder", self.path, [])
+    def _check_again(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             _check_replaced(self.path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{self.path.name}.partial-"
-        if self.container == "folder":
-            self._partial = new_folder(self.path.parent, prefix)
-            return
-        descriptor, self._partial = new_file(self.path.parent, prefix)
-        self._file = os.fdopen(descriptor, "wb")
-        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Make the disk's errors name the set."""
-        try:
-            yield
-        except OSError as problem:
-            reason = problem.strerror or str(problem)
-            remedy = "free space or choose a writable folder"
-            raise ValueError(
-                f"{self.path}: cannot write pictures ({reason}); {remedy}"
-            ) from problem
 
     def add(
         self, key: str, index: int, image: Image.Image | bytes, recipe: Mapping[str, Any]
@@ -105,13 +92,13 @@ class ImageSetWriter:
             raise ValueError(f"{self.path}: {entry.stem} is written twice; prompt ids must differ")
         self.entries.add(entry)
         data = image if isinstance(image, bytes) else png(image)
-        with self._named():
+        with disk_errors(self.path, "write pictures"):
             self._write(f"{entry.stem}.png", data)
             self._write(f"{entry.stem}.json", (json.dumps(recipe, sort_keys=True) + "\n").encode())
 
     def _write(self, name: str, data: bytes) -> None:
         if self.container == "folder":
-            target = self._partial / name
+            target = self._folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
             return
@@ -125,29 +112,8 @@ class ImageSetWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            with self._named():
-                if self.container == "tar":
-                    self._close_tar(kind is None)
-                if kind is None:
-                    self._publish()
-        finally:
-            _remove(self._partial)
-
-    def _close_tar(self, whole: bool) -> None:
-        with self._file:
-            if whole:
-                self._tar.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-
-    def _publish(self) -> None:
-        is_folder = self.container == "folder"
-        if is_folder:
-            _check_replaced(self.path)
-            _remove(self.path)
-        os.replace(self._partial, self.path)
-        fsync_directory(self.path.parent)
+        with disk_errors(self.path, "write pictures"):
+            self._publishing.__exit__(kind, error, trace)
 
 
 def _check_replaced(folder: Path) -> None:
@@ -157,13 +123,6 @@ def _check_replaced(folder: Path) -> None:
             raise ValueError(
                 f"{folder}: holds {name}, which is not of a set of pictures; name another folder"
             )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 class ImageSet:

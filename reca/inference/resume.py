@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reca.core.artifacts import sha256_bytes, write_atomic
+from reca.core.artifacts import sha256_bytes
+from reca.core.atomic import write_atomic
 from reca.core.sealed import begins_like, seal, unseal
 from reca.inference.imageset import Entry, named_entry, png
 

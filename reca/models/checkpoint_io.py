@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reca.core.artifacts import sha256_file
+from reca.core.atomic import replacing
 from reca.core.documents import fields, read_json, texts
 from reca.core.finite import check_weights
 
@@ -275,13 +274,8 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     check_weights(path, tensors.items())
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as staging:
-            temporary = Path(staging) / path.name
+        with replacing(path) as temporary:
             save_file(plain, temporary, metadata={"format": "pt"})
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be written: {_line(error)}") from error
 

@@ -28,6 +28,9 @@ Features = dict[str, Tensor]
 `target` (what is drawn: image codes, latents or their moments) and `understanding` (what the reader saw). A family
 whose reader is trained (Harmon) has no `understanding` to store: it stores what the reader starts from."""
 
+ON_HOST = frozenset({"grid"})
+"""Features that give sizes: they decide what is computed, so the trainer leaves them where they can be read."""
+
 Use = Literal["draw", "read", "edit"]
 """Why an image is encoded: `draw` (RecA / text-to-image: target, and the condition that RecA gives),
 `read` (image-to-text) or `edit` (both sides of an edit). The official recipes prepare the image differently for each.

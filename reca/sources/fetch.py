@@ -21,6 +21,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from reca.core.artifacts import read_json, write_json
+from reca.core.atomic import publish, replacing
 from reca.core.documents import fields
 from reca.sources.catalogue import (
     HEX_DIGITS,
@@ -300,19 +301,15 @@ def _matching(path: Path, expected: Expected) -> Digest | None:
 
 def _copy(path: Path, target: Path, expected: Expected) -> Digest:
     """Copy, then verify the copy, so that what was hashed is what is used."""
-    part = target.with_name(target.name + ".copy")
     try:
-        shutil.copyfile(path, part)
-        found = verify(part, expected, origin=str(path))
-        os.replace(part, target)
+        with replacing(target) as part:
+            shutil.copyfile(path, part)
+            return verify(part, expected, origin=str(path))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         needed = path.stat().st_size
         raise OSError(errno.ENOSPC, f"disk full: {needed} bytes needed", str(target)) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return found
 
 
 def fetch(
@@ -364,7 +361,7 @@ def _place(path: Path, target: Path) -> None:
     """Move a whole file, also to another file system."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.replace(path, target)
+        publish(path, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise

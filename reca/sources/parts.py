@@ -22,7 +22,8 @@ from filelock import lock_descriptor
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from tqdm import tqdm
 
-from reca.core.artifacts import fsync_directory, write_json
+from reca.core.artifacts import write_json
+from reca.core.atomic import publish
 from reca.core.documents import json_object
 from reca.sources.checks import Digest, Expected, starts_like_html, verify
 
@@ -178,10 +179,8 @@ class Part:
         return found
 
     def _place(self) -> None:
-        os.fsync(self.file.fileno())
-        os.replace(self.path, self.target)
+        publish(self.path, self.target)
         self.sidecar.unlink(missing_ok=True)
-        fsync_directory(self.target.parent)
 
 
 class _Progress:

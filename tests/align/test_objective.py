@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from reca.align.training_data import feature_data
 from reca.config.recipe import Recipe, TaskRecipe, for_arm
 from reca.config.schema import DataSource
 from reca.core.rng import generator
+from reca.core.structure import build
 from reca.models.contract import reconstruction_loss, text_to_image_loss
 from tests.align.runs import recipe
 from tests.align.toy import Rows, Toy, toy_data
@@ -169,18 +170,21 @@ def test_tasks_without_weight_cost_nothing():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"tasks": {"draw": TaskRecipe()}}, r"align.tasks.draw is 'draw'; allowed: one of reca"),
+        (
+            {"tasks": {"draw": TaskRecipe()}},
+            r"align.tasks.draw: unknown name; .*allowed: edit, i2t, reca",
+        ),
         ({"tasks": {"reca": TaskRecipe(0.0)}}, "align.tasks .* weight above 0"),
-        ({"tasks": {"reca": TaskRecipe(1.0, 0)}}, "align.tasks.reca.batch is 0"),
+        ({"tasks": {"reca": TaskRecipe(1.0, 0)}}, "align.tasks.reca.batch = 0"),
         (
             {"tasks": {"reca": TaskRecipe(1.0, 1)}, "shuffle_condition": True},
             "at least 2 with shuffle_condition",
         ),
-        ({"precision": "fp16"}, "align.precision is 'fp16'; allowed: one of auto, fp32, bf16"),
-        ({"lr": 0.0}, "align.lr is 0.0; allowed: above 0"),
-        ({"ema": 1.0}, "align.ema is 1.0"),
-        ({"betas": [0.9]}, r"align.betas is \[0.9\]; allowed: two numbers"),
-        ({"keep": 0}, "align.keep is 0; allowed: at least 1"),
+        ({"precision": "fp16"}, "align.precision = 'fp16': must be one of auto, fp32, bf16"),
+        ({"lr": 0.0}, "align.lr = 0.0: must be above 0"),
+        ({"ema": 1.0}, "align.ema = 1.0"),
+        ({"betas": [0.9]}, r"align.betas = \[0.9\]: must hold at least 2"),
+        ({"keep": 0}, "align.keep = 0: must be at least 1"),
     ],
 )
 def test_wrong_recipes_are_refused_by_field(changes, message):
@@ -189,8 +193,8 @@ def test_wrong_recipes_are_refused_by_field(changes, message):
 
 
 def test_recipe_passes_through_omegaconf():
-    config = OmegaConf.merge(OmegaConf.structured(Recipe), {"tasks": {"i2t": {"batch": 2}}})
-    made = OmegaConf.to_object(config)
+    config = OmegaConf.merge(asdict(Recipe()), {"tasks": {"i2t": {"batch": 2}}})
+    made = build(Recipe, OmegaConf.to_container(config))
     assert made == Recipe(tasks={"reca": TaskRecipe(), "i2t": TaskRecipe(1.0, 2)})
 
 

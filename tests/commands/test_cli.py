@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from reca.cli import VERBS, main, parser
+from reca.cli import main, parser
 from reca.commands import log_file
+from reca.commands.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -210,9 +211,9 @@ def test_check_finds_what_only_the_family_knows(capsys):
 BEFORE_A_RUN = {
     "sampler.options.order=up": "models.showo_tiny: sampling.options.order = 'up': must be one of",
     "network.llm=null": "models.showo_tiny: network.llm = None: must be a mapping",
-    "network.llm.num_hidden_layers=0": "network.llm.num_hidden_layers is 0; it must be a whole number",
+    "network.llm.num_hidden_layers=0": "network.llm.num_hidden_layers = 0: must be a whole number above 0",
     "network.max_text=many": "network.max_text = 'many': must be a whole number",
-    "network.options.encode_batch=0": "options.encode_batch is 0; it must be above 0",
+    "network.options.encode_batch=0": "options.encode_batch = 0: must be at least 1",
     "weights.path=nowhere": "models.showo_tiny.weights.path = 'nowhere': no such folder",
 }
 

@@ -152,8 +152,10 @@ def test_schema_refuses_what_the_types_refuse():
     for path, value in {
         ("seeds",): "all",
         ("arms",): ["base", "recca"],
-        ("models", "showo_tiny", "align", "steps"): 1.5,
+        ("models", "showo_tiny", "align", "lr"): "1.5",
         ("models", "showo_tiny", "align", "stepz"): 1,
+        ("models", "showo_tiny", "align", "steps"): 0,
+        ("models", "showo_tiny", "align", "schedule"): "linear",
         ("models", "showo_tiny", "family"): "shown",
         ("cost",): None,
     }.items():
@@ -178,16 +180,20 @@ MISTAKES = {
     f"{TINY}.sampler.guidance=[.nan]": f"{TINY}.sampler.guidance[0] = nan: must be a finite number",
     f"{TINY}.sampler.options.ordr=up": f"{TINY}.sampler.options.ordr = 'up': unknown option; did you "
     "mean 'order'? allowed: confidence_schedule, confidence_temperature, order",
-    f"{TINY}.align.prompts=paperlike": f"{TINY}.align.prompts is 'paperlike'; allowed: one of "
+    f"{TINY}.align.prompts=paperlike": f"{TINY}.align.prompts = 'paperlike': must be one of "
     "paper_like, single, laptop, file",
-    f"{TINY}.align.prompts=file": f"{TINY}.align.prompts_file is None; allowed: a file where prompts is "
+    f"{TINY}.align.prompts=file": f"{TINY}.align.prompts_file = None: must be a file where prompts is "
     "file, and null elsewhere",
-    f"{TINY}.align.prompts_file=list.txt": f"{TINY}.align.prompts_file is 'list.txt'; allowed: a file "
+    f"{TINY}.align.prompts_file=list.txt": f"{TINY}.align.prompts_file = 'list.txt': must be a file "
     "where prompts is file, and null elsewhere",
     f"{TINY}.align.tasks.reca.weight=0": f"{TINY}.align.tasks = ['i2t']: arm reca needs task reca, "
     "weight above 0",
     f"{TINY}.resources.nodes=2": f"{TINY}.resources.gpus = 0: must be at least 1 on several nodes",
-    "cost.hours=-1": "cost.hours = -1.0: must be at least 0",
+    "cost.hours=-1": "cost.hours = -1: must be at least 0",
+    f"{TINY}.align.betas=[0.9]": f"{TINY}.align.betas = [0.9]: must hold at least 2",
+    f"{TINY}.align.ema=1": f"{TINY}.align.ema = 1: must be below 1",
+    f"{TINY}.sampler.options={{1: up}}": f"{TINY}.sampler.options = 1: a name of an entry must be "
+    "a text; put it in quotes",
     # wrong key
     f"{TINY}.align.step=5": f"{TINY}.align.step = 5: unknown key; did you mean 'steps'? allowed: ",
     "sedes=[1]": "sedes = [1]: unknown key; did you mean 'seeds'? allowed: ",
@@ -213,26 +219,25 @@ MISTAKES = {
     f"{TINY}.family=shown": f"{TINY}.family = 'shown': must be one of showo, harmon, openuni, bagel, janus",
     "benchmarks.laptop.kind=coco": "benchmarks.laptop.kind = 'coco': must be one of laptop, laptop_edit, geneval, "
     "dpg, wise, t2i_compbench, imgedit, gedit, mme, pope, gqa, mmmu, seed, mmbench, mmvp, mmvet, reconstruction",
-    f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule is 'linear'; allowed: one of cosine, constant, published",
+    f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule = 'linear': must be one of cosine, constant, published",
     # missing
     "~cost": "cost is missing: must be a section with hardware, hours, basis",
     f"~{TINY}.weights.kind": f"{TINY}.weights.kind is missing: must be one of shipped, source, pretrain",
-    "question=???": "question is missing: must be a text",
     # ranges and repeats
     "seeds=[0,1,0]": "seeds = [0, 1, 0]: must not hold a value twice",
     "seeds=[]": "seeds = []: must not be empty",
     "seeds=[-1]": "seeds[0] = -1: must be at least 0",
     "arms=[base,base]": "arms = ['base', 'base']: must not hold a value twice",
     f"{TINY}.sampler.steps=0": f"{TINY}.sampler.steps = 0: must be at least 1",
-    f"{TINY}.sampler.temperature=0": f"{TINY}.sampler.temperature = 0.0: must be above 0",
-    f"{TINY}.sampler.guidance=[-1]": f"{TINY}.sampler.guidance[0] = -1.0: must be at least 0",
-    f"{TINY}.align.tasks.reca.batch=0": f"{TINY}.align.tasks.reca.batch is 0; allowed: at least 1",
-    f"{TINY}.align.tasks.recon.batch=4": f"{TINY}.align.tasks.recon is 'recon'; "
-    "allowed: one of reca, i2t, t2i, text, edit",
+    f"{TINY}.sampler.temperature=0": f"{TINY}.sampler.temperature = 0: must be above 0",
+    f"{TINY}.sampler.guidance=[-1]": f"{TINY}.sampler.guidance[0] = -1: must be at least 0",
+    f"{TINY}.align.tasks.reca.batch=0": f"{TINY}.align.tasks.reca.batch = 0: must be at least 1",
+    f"{TINY}.align.tasks.recon.batch=4": f"{TINY}.align.tasks.recon: unknown name; "
+    "did you mean 'reca'? allowed: edit, i2t, reca, t2i, text",
     "name=My lab": "name = 'My lab': a name is made of a-z, 0-9 and _",
     # combinations
-    f"{TINY}.align.tasks.reca.batch=1": f"{TINY}.align.tasks.reca.batch is 1; "
-    "allowed: at least 2 with shuffle_condition (arm shuffled)",
+    f"{TINY}.align.tasks.reca.batch=1": f"{TINY}.align.tasks.reca.batch = 1: "
+    "must be at least 2 with shuffle_condition (arm shuffled)",
     f"{TINY}.network.resolution=18": f"{TINY}.network.resolution = 18: must be a multiple of 4, "
     "the tokenizer's pixels per image code",
     f"{TINY}.network.clip_vision=null": f"{TINY}.network.clip_vision = None: understanding clip needs "
@@ -278,6 +283,10 @@ def test_mistake_gets_one_line(override, laptop_plain):
     assert found.startswith(expected) if expected.endswith("allowed: ") else found == expected
 
 
+def test_a_value_that_hydra_requires_is_named():
+    assert message("question=???") == "question is missing: give it a value in place of ???"
+
+
 @pytest.mark.parametrize(
     "override", ["sedes=[1]", f"{TINY}.align.steps=many", "~data.answer", "~cost"]
 )
@@ -293,7 +302,7 @@ EXPECTATIONS = {
     "{model: showo_tiny, metric: geneval.dense, value: 1, tolerance: 0, source: us}": "expect[0].metric = "
     "'geneval.dense': must begin with a benchmark; allowed: laptop",
     "{model: showo_tiny, metric: laptop.dense, value: 1, tolerance: -1, source: us}": "expect[0].tolerance = "
-    "-1.0: must be at least 0",
+    "-1: must be at least 0",
 }  # fmt: skip
 
 

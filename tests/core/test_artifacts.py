@@ -159,7 +159,7 @@ def test_a_full_disk_names_the_stage_and_leaves_nothing(
     """Also where a library raised it (pyarrow's has no file name); the former output stays until then."""
     full = OSError(28, "[Errno 28] Error writing bytes to file.")
     if moment == "at the end":
-        monkeypatch.setattr(artifacts.os, "fsync", lambda _: (_ for _ in ()).throw(full))
+        monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(full))
     with (
         pytest.raises(
             ValueError, match=r"out: cannot complete the stage \(No space left on device\); free"

@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reca.commands.inputs import records_of
 from reca.core import artifacts, ledger
 from reca.core.artifacts import MANIFEST, Stage
 from reca.core.lineage import audit
+from reca.data.readers.folder import FolderDataset
 
 
 @pytest.fixture
@@ -46,6 +48,22 @@ def test_a_second_job_hashes_nothing_again(made, hashed):
     assert audit([made]).sound
 
 
+@pytest.mark.parametrize("inside", ["", "pictures"])
+def test_a_data_sets_fingerprint_and_a_jobs_check_hash_a_file_once_together(
+    tmp_path, hashed, inside
+):
+    with Stage("data", tmp_path / "world", inputs={}, section={"a": 1}) as stage:
+        (stage.staging / inside).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(stage.staging / inside / "a.png")
+    data = FolderDataset(tmp_path / "world" / inside)
+    before = data.fingerprint()
+    records_of({"data": tmp_path / "world"})
+    (tmp_path / "world" / inside / "b.png").write_bytes(b"")
+    assert hashed == ["a.png"] and data.fingerprint() == before
+    (ledger_file,) = tmp_path.rglob(".reca-*")
+    assert ledger_file == tmp_path / "world" / ledger.LEDGER
+
+
 def test_a_change_with_the_old_size_and_time_is_found_and_the_ledger_proves_nothing_to_an_audit(
     made, hashed
 ):
@@ -55,9 +73,9 @@ def test_a_change_with_the_old_size_and_time_is_found_and_the_ledger_proves_noth
     os.utime(made / "b.bin", ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(ValueError, match=r"world/b\.bin: content differs from the manifest's"):
         records_of({"data": made})
-    known = ledger.load_ledger(made / ledger.VERIFIED)
+    known = ledger.load_ledger(made / ledger.LEDGER)
     believed = {"stamp": ledger.stamp(made / "b.bin"), "sha256": known["b.bin"]["sha256"]}
-    ledger.save_ledger(made / ledger.VERIFIED, known | {"b.bin": believed})
+    ledger.save_ledger(made / ledger.LEDGER, known | {"b.bin": believed})
     records_of({"data": made})  # whoever can write here can fool a job
     (problem,) = audit([made]).problems
     assert "b.bin: content differs" in problem

@@ -128,7 +128,7 @@ def hash_ledger(folder):
         (folder / name).write_text(name)
 
     def use():
-        return hashes.hash_files(folder, "ab", ".reca-hashes.json")
+        return hashes.hash_files(folder, "ab")
 
     use()
     return folder / ".reca-hashes.json", use

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from reca.data.dataset import Sample
-from reca.data.order import Cursor, epoch_order, iterate
+from reca.data.order import Cursor, epoch_order
 from reca.data.prefetch import in_order
+from tests.data.stream import iterate
 
 
 class Slow:

@@ -12,11 +12,14 @@ MODULES = sorted([*(ROOT / "reca").rglob("*.py"), *(ROOT / "kernels").rglob("*.p
 RULES = sorted((ROOT / "workflow").rglob("*.smk")) + [ROOT / "workflow/Snakefile"]
 
 NAMES = {"eval", "exec", "__import__"}
-# attribute -> the one module that may call it, if any
+# attribute -> the module or modules that may call it, if any
 CALLS = {
-    "torch.load": "reca/models/checkpoint_io.py",
+    "torch.load": ("reca/models/checkpoint_io.py",),
     "pickle.load": "", "pickle.loads": "", "pickle.Unpickler": "", "marshal.loads": "",
     "np.load": "", "numpy.load": "", "yaml.unsafe_load": "", "yaml.full_load": "", "os.system": "", "os.popen": "",
+    # Content gets its name in one place; the trainer and a stage besides move whole folders of theirs aside.
+    "os.replace": ("reca/core/atomic.py", "reca/core/staging.py", "reca/align/checkpoint.py"),
+    "os.rename": "", "tempfile.mkstemp": "", "tempfile.NamedTemporaryFile": "",
     "tempfile.mktemp": "", "joblib.load": "", "dill.load": "", "dill.loads": "",
 }  # fmt: skip
 METHODS = {"extractall", "extract"}  # of archives: nothing is unpacked
@@ -38,7 +41,7 @@ def faults(tree: ast.AST, module: str) -> list[str]:
         given = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
         wrong = (
             name in NAMES
-            or (name in CALLS and CALLS[name] != module)
+            or (name in CALLS and module not in CALLS[name])
             or method in METHODS
             or (name == "yaml.load" and "SafeLoader" not in ast.dump(call))
             or (name in NETWORK and not any(k.arg == "timeout" for k in call.keywords))

@@ -99,7 +99,7 @@ def test_a_full_disk_names_the_set(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("reca.inference.imageset.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ValueError, match=r"set\.tar: cannot write pictures \(No space left"):
         write(tmp_path / "set.tar")
     assert list(tmp_path.iterdir()) == []

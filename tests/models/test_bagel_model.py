@@ -166,7 +166,7 @@ def test_the_vae_condition_of_the_ablation(tmp_path):
         ({"freeze_und": False}, "step: packed"),
         ({"condition": "vae"}, "step: packed"),
         ({"step": "three_phase"}, "one of two_phase, packed"),
-        ({"text_dropout": 2}, "0..1"),
+        ({"text_dropout": 2}, "network.options.text_dropout = 2: must be at most 1"),
         ({"speed": 1}, "speed = 1: unknown key"),
     ],
 )
@@ -293,9 +293,15 @@ def test_thinking_puts_a_thought_before_the_picture(tmp_path, monkeypatch):
     [
         (Sampling(2.0, 1), "at least 2"),
         (Sampling(2.0, 4, 0.5), "has none"),
-        (Sampling(2.0, 4, options={"order": "random"}), "unknown order"),
+        (
+            Sampling(2.0, 4, options={"order": "random"}),
+            "options.order = .*: unknown option; allowed: ",
+        ),
         (Sampling(2.0, 4, options={"renormalise": "local"}), "global, channel, text_channel"),
-        (Sampling(2.0, 4, options={"interval": [0.1]}), "two times"),
+        (
+            Sampling(2.0, 4, options={"interval": [0.1]}),
+            r"sampling.options.interval = \[.*\]: must be a list of 2, each a number",
+        ),
         (Sampling(2.0, 4, options={"think": "yes"}), "true or false"),
     ],
 )

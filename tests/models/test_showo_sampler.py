@@ -93,7 +93,7 @@ def test_options_are_checked() -> None:
     options = SamplerOptions.of(Sampling(2.0, 8, options={"order": "random"}))
     assert (options.guidance, options.steps, options.order) == (2.0, 8, "random")
     for sampling, complaint in [
-        (Sampling(options={"ordr": "random"}), "unknown ordr; known"),
+        (Sampling(options={"ordr": "random"}), "unknown option; did you mean 'order'"),
         (Sampling(options={"order": "up"}), "confidence, random"),
     ]:
         with pytest.raises(ValueError, match=complaint):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reca.core.structure import build
 from reca.models.bagel.config import BagelConfig, BagelOptions
 from reca.models.bagel.model import BagelModel
 from reca.models.bagel.vision import patchify, position_ids
@@ -21,7 +22,8 @@ def config_of(described: dict[str, Any]) -> BagelConfig:
     vae = {k: sizes["vae"][k] for k in ("ch", "ch_mult", "num_res_blocks", "z_channels")}
     vae |= {k: sizes["vae"][k] for k in ("scale_factor", "shift_factor")}
     stride = 2 ** (len(vae["ch_mult"]) - 1) * sizes["latent_patch_size"]
-    return BagelConfig.from_dict(
+    return build(
+        BagelConfig,
         {
             "llm": llm,
             "vit": sizes["vit"],
@@ -32,7 +34,7 @@ def config_of(described: dict[str, Any]) -> BagelConfig:
             "vit_max_num_patch_per_side": sizes["vit_max_num_patch_per_side"],
             "resolution": stride,
             "condition_resolution": sizes["vit"]["patch_size"],
-        }
+        },
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from PIL import Image
 
 from reca.core.images import decode
-from reca.data.order import official_rank_order
 from reca.models.bagel import weights
 from reca.models.bagel.vision import decoded, patchify, prepared, resized, unpatchify
 from tests.reference import bagel_cases as bagel
@@ -20,6 +20,19 @@ from tests.reference import golden_cases as golden
 PREPROCESS = golden.cases("bagel", __file__, "preprocess*")
 VAE = golden.cases("bagel", __file__, "vae*")
 ORDER = golden.cases("bagel", __file__, "data_order*")
+
+
+def official_rank_order(n: int, rank: int, world: int, seed: int = 42) -> list[int]:
+    """The order in which BAGEL's official loader reads n files on one rank with one worker, the same every epoch.
+
+    Files sorted by (tar, name) are shuffled once; each rank gets an equal contiguous slice (the remainder is dropped)
+    and reads it backwards. Kept to reproduce the published order; our own runs use `Cursor`. Source: bagel.md
+    2.
+    """
+    order = list(range(n))
+    random.Random(seed).shuffle(order)
+    share = n // world
+    return order[rank * share : (rank + 1) * share][::-1]
 
 
 @pytest.mark.parametrize("name", PREPROCESS)

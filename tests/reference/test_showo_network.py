@@ -260,7 +260,7 @@ def test_a_config_survives_json(understanding):
     ("change", "message"),
     [
         ({"resolutoin": 256}, "resolutoin = 256: unknown key"),
-        ({"llm": {"hiden_size": 1}}, "unknown key hiden_size"),
+        ({"llm": {"hiden_size": 1}}, "llm.hiden_size = 1: unknown key; did you mean 'hidden_size'"),
         ({"vq": {"chanels": 1}}, "chanels = 1: unknown key"),
         ({"vq": {"enc_ch_mult": [1, 2]}}, "one entry per level"),
         ({"vq": {"ch": 10, "enc_ch_mult": [1, 1.25, 1, 1, 1]}}, "no number of channels"),

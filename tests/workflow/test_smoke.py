@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reca.cli import VERBS, main
+from reca.cli import main
+from reca.commands.verbs import VERBS
 from reca.core.artifacts import read_manifest
 from tests.workflow.conftest import Checkout, copy_to
 

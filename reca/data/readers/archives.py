@@ -17,8 +17,6 @@ from reca.data.readers.folder import natural_key, read_file
 from reca.data.readers.hashes import hash_files
 from reca.data.readers.tar import MAX_MEMBER_BYTES, Member, read_index, read_member
 
-LEDGER = ".reca-archive-hashes.json"
-
 
 class ImageFolder:
     """A folder of images, as files or inside the zip and tar archives that lie in it.
@@ -55,7 +53,7 @@ class ImageFolder:
 
     def fingerprint(self) -> str:
         """Hash of the archives' names and contents; loose files are hashed by who names them."""
-        return hash_files(self.root, [path.name for path in self.archives], LEDGER)
+        return hash_files(self.root, [path.name for path in self.archives])
 
     # ---- archives ------------------------------------------------------------------------------
     def _of_zip(self, archive: Path) -> dict[str, zipfile.ZipFile]:

@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in SUFFIXES)
 CAPTION_SUFFIXES = (".txt", ".json")
-LEDGER = ".reca-hashes.json"
 _IGNORED = "neither image nor caption"
 
 
@@ -112,7 +111,7 @@ class FolderDataset:
         there = [self.root / picture.name for picture in self.pictures]
         there = [path for path in there if path.is_file()]  # a table may name others
         files = [*there, *dict.fromkeys(self.sidecars), *self.tables]
-        return hash_files(self.root, [f.relative_to(self.root).as_posix() for f in files], LEDGER)
+        return hash_files(self.root, [f.relative_to(self.root).as_posix() for f in files])
 
     @property
     def left_out(self) -> dict[str, list[str]]:

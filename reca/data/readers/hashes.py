@@ -6,18 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from reca.core.artifacts import sha256_json
-from reca.core.ledger import hash_entry, load_ledger, save_ledger
+from reca.core.ledger import hashes_of
 
 
-def hash_files(root: Path, names: Iterable[str], ledger_name: str) -> str:
+def hash_files(root: Path, names: Iterable[str]) -> str:
     """Hex sha256 over the names and contents of files under `root`, order included.
 
     Raises:
         ValueError: a file is missing or cannot be read.
     """
-    ledger_path = root / ledger_name
-    known = load_ledger(ledger_path)
-    ledger = {name: hash_entry(root / name, known.get(name)) for name in names}
-    if ledger != known:
-        save_ledger(ledger_path, ledger)
-    return sha256_json([[name, entry["sha256"]] for name, entry in ledger.items()])
+    return sha256_json([[name, sha256] for name, sha256 in hashes_of(root, names).items()])

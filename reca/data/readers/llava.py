@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reca.core.artifacts import sha256_file, sha256_json
+from reca.core.artifacts import sha256_json
 from reca.core.documents import kind_of, read_json
+from reca.core.ledger import hashes_of
 from reca.core.unreadable import UnreadableImage, UnreadableText
 from reca.data.dataset import Conversation, Sample
 from reca.data.readers.archives import ImageFolder
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 ASKS = ("human", "user")
 ANSWERS = ("gpt", "assistant")
 IMAGE_TAG = "<image>"
-LEDGER = ".reca-llava-hashes.json"
 MAX_BYTES = 8 * 2**30  # the 665k conversations of LLaVA-1.5 have one
 
 
@@ -82,9 +82,9 @@ class LlavaDataset:
             names = [rest for own, rest in map(self._place, images) if own == first]
             loose = [name for name in names if (folder.root / name).is_file()]
             missing = sum(name not in folder for name in names)
-            hashes = hash_files(folder.root, loose, LEDGER)
+            hashes = hash_files(folder.root, loose)
             found[first] = [folder.fingerprint(), hashes, missing]
-        return sha256_json([sha256_file(self.file), found])
+        return sha256_json([hashes_of(self.file.parent, [self.file.name])[self.file.name], found])
 
     def _place(self, image: str) -> tuple[str, str]:
         """Which folder an image path belongs to, and its name there."""

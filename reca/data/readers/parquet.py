@@ -29,7 +29,6 @@ DEFAULT_COLUMNS = {
     "id": "id",
     "conversations": "conversations",
 }
-LEDGER = ".reca-parquet-hashes.json"
 CACHE_MIB = 1024
 LEAST_ROW_GROUPS = 4  # two workers at the end of one and the start of another share the cache
 
@@ -108,7 +107,7 @@ class ParquetDataset:
     def fingerprint(self) -> str:
         """Hash of the files' names and contents and of the chosen columns."""
         names = [file.relative_to(self.root).as_posix() for file in self.files]
-        content = hash_files(self.root, names, LEDGER)
+        content = hash_files(self.root, names)
         return sha256_json([content, self.columns, list(self.extra)])
 
     def _row(self, index: int, *, images: bool) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from reca.core.artifacts import sha256_file, sha256_json
+from reca.core.artifacts import sha256_json
 from reca.core.images import SUFFIXES
-from reca.core.ledger import load_ledger, save_ledger, stamp
+from reca.core.ledger import hashes_of, load_ledger, save_ledger, stamp
 from reca.core.unreadable import UnreadableImage
 from reca.data.dataset import NAMES_SHOWN, Sample
 from reca.data.readers.folder import natural_key
@@ -158,7 +158,8 @@ def read_index(shard: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> dict[st
     if index.get("valid_for") == valid_for:
         return index
     members = [list(member) for member in scan(shard, max_member_bytes)]
-    index = {"valid_for": valid_for, "members": members, "sha256": sha256_file(shard)}
+    sha256 = hashes_of(shard.parent, [shard.name])[shard.name]
+    index = {"valid_for": valid_for, "members": members, "sha256": sha256}
     save_ledger(path, index)
     return index
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from filelock import lock_descriptor
 
-from reca.core.artifacts import fsync_directory
+from reca.core.atomic import flush
 from reca.core.sealed import begins_like, holds_seal, seal, unseal, unsealed
 
 Status = Literal["reply", "refused"]
@@ -92,7 +92,7 @@ class Ledger:
         self._entries, self._whole = {}, 0
         self._read()
         self._close_off()
-        fsync_directory(self.path.parent)
+        flush(self.path.parent)
 
     def __exit__(
         self,

@@ -16,7 +16,7 @@ from reca.core.rng import numpy_generator
 from reca.evaluation.tasks import geneval_rules
 from reca.inference.items import Prompt, Question
 from reca.toyworld import examiner
-from reca.toyworld.scenes import COLOUR_NAMES, PLACES, SHAPE_NAMES, Scene, draw_scene
+from reca.toyworld.scenes import COLOUR_NAMES, SHAPE_NAMES, Scene, draw_scene
 from reca.toyworld.text import DESCRIBE, NUMBERS, RELATIONS, counted, dense_caption, questions
 
 Generator = np.random.Generator
@@ -201,8 +201,3 @@ def chance(split: str, per_task: int, seed: int, pictures: int = 2000) -> dict[s
         (p.task, score_prompt(p, seen[i])) for p, row in zip(asked, picks, strict=True) for i in row
     ]
     return task_means(rows)
-
-
-def place_names() -> tuple[str, ...]:
-    """Names of the places in reading order, for reports."""
-    return PLACES

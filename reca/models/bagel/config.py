@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from reca_kernels import Implementation
 
-from reca.core.structure import build
+from reca.core.structure import Count, Positive, Share
 from reca.models.common import options as common
 
 TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding (bagel.md 2)
@@ -103,23 +103,19 @@ class BagelOptions:
     source's clean latents, without what was seen of it (bagel.md 2).
     """
 
-    text_dropout: float = 0.1
-    template_dropout: float | None = None
-    timestep_shift: float = 1.0
+    text_dropout: Share = 0.1
+    template_dropout: Share | None = None
+    timestep_shift: Positive = 1.0
     freeze_und: bool = True
     step: Literal["two_phase", "packed"] = "two_phase"
     condition: Literal["vit", "vae"] = "vit"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-    encode_batch: int = 8
+    encode_batch: Count = 8
     implementation: Implementation = "auto"
-    edit_vae_dropout: float = 0.3
-    edit_vit_dropout: float = 0.3
+    edit_vae_dropout: Share = 0.3
+    edit_vit_dropout: Share = 0.3
 
     def __post_init__(self) -> None:
-        where, values = "network.options", vars(self)
-        shares = ("text_dropout", "template_dropout", "edit_vae_dropout", "edit_vit_dropout")
-        common.check_shares(where, values, *shares)
-        common.check_positive(where, values, "timestep_shift", "encode_batch")
         if self.step == "two_phase" and not self.freeze_und:
             raise ValueError(
                 "network.options.step 'two_phase' keeps a prefix without gradient and so needs "
@@ -192,11 +188,6 @@ class BagelConfig:
     def latent_width(self) -> int:
         """Values of one latent token."""
         return self.latent_patch_size**2 * self.vae.z_channels
-
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> BagelConfig:
-        """Build from plain data; ValueError on a key that is unknown, missing or of the wrong kind."""
-        return build(cls, described, "network")
 
 
 def parse(network: Mapping[str, Any]) -> tuple[BagelConfig, BagelOptions]:

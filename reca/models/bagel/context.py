@@ -19,7 +19,7 @@ from reca.models.bagel.batch import Condition
 from reca.models.bagel.layout import framed
 from reca.models.bagel.network import Bagel, Pair
 from reca.models.bagel.vision import patchify, position_ids, positions
-from reca.models.common.batching import padded
+from reca.models.common.batching import moved, padded
 
 if TYPE_CHECKING:
     from reca.models.contract import Features
@@ -41,11 +41,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Context:
-    """Keys and values [B, P, K, E] per layer, which of the P are real [B, P], and the next rope id of each row [B]."""
+    """Keys and values [B, P, K, E] per layer, which of the P are real [B, P], and the next rope id of each row [B].
+
+    `ragged`: some of the P may not be real; the host knows, so that it need not look at `valid`.
+    """
 
     kept: tuple[tuple[Tensor, Tensor], ...]
     valid: Tensor
     position: Tensor
+    ragged: bool = True
 
     def __len__(self) -> int:
         return len(self.position)
@@ -59,7 +63,7 @@ def empty(network: Bagel, rows: int) -> Context:
     kept = tuple((none, none) for _ in network.decoder.layers)
     device = weight.device
     position = torch.zeros(rows, dtype=torch.long, device=device)
-    return Context(kept, torch.zeros(rows, 0, dtype=torch.bool, device=device), position)
+    return Context(kept, torch.zeros(rows, 0, dtype=torch.bool, device=device), position, False)
 
 
 def stacked(contexts: Sequence[Context]) -> Context:
@@ -71,7 +75,8 @@ def stacked(contexts: Sequence[Context]) -> Context:
         for layer in zip(*(context.kept for context in padded), strict=True)
     )
     valid = torch.cat([context.valid for context in padded])
-    return Context(kept, valid, torch.cat([context.position for context in padded]))
+    position = torch.cat([context.position for context in padded])
+    return Context(kept, valid, position, any(context.ragged for context in padded))
 
 
 def _widened(context: Context, length: int) -> Context:
@@ -83,7 +88,7 @@ def _widened(context: Context, length: int) -> Context:
         (pad(k, (0, 0, 0, 0, 0, missing)), pad(v, (0, 0, 0, 0, 0, missing)))
         for k, v in context.kept
     )
-    return Context(kept, pad(context.valid, (0, missing)), context.position)
+    return Context(kept, pad(context.valid, (0, missing)), context.position, True)
 
 
 # ---- blocks ------------------------------------------------------------------------------------
@@ -92,8 +97,8 @@ def text_block(network: Bagel, texts: Sequence[Sequence[int] | None]) -> Block:
     special, device = network.config.special, network.decoder.embed_tokens.weight.device
     rows = [[] if text is None else framed(text, special) for text in texts]
     ids, real = padded(rows, special.eos)
-    sizes, valid = real.sum(dim=1).to(device), None if bool(real.all()) else real.to(device)
-    return Block(network.embed(ids.to(device)), True, sizes, valid=valid)
+    sizes, valid = moved(real.sum(dim=1), device), None if bool(real.all()) else moved(real, device)
+    return Block(network.embed(moved(ids, device)), True, sizes, valid=valid)
 
 
 def picture_block(
@@ -116,9 +121,11 @@ def vit_block(network: Bagel, states: Tensor, grid: Tensor) -> Block:
     """Understanding embeddings of ViT states [B, P, Dvit], zero-padded, on grids [B, 2] of patches."""
     ids, valid = positions(grid, states.shape[1], network.config.vit_max_num_patch_per_side)
     weight = network.connector.fc1.weight
-    states = states.to(weight.device, weight.dtype)
-    embeddings = network.read(states, ids.to(weight.device))
-    return picture_block(network, embeddings, None if valid is None else valid.to(weight.device))
+    states = moved(states, weight.device, weight.dtype)
+    embeddings = network.read(states, moved(ids, weight.device))
+    return picture_block(
+        network, embeddings, None if valid is None else moved(valid, weight.device)
+    )
 
 
 def read_block(network: Bagel, features: Features) -> Block:
@@ -132,7 +139,7 @@ def clean_block(network: Bagel, latents: Tensor) -> Block:
     """An image as clean latents [B, z, h, w] at time 0."""
     patch = network.config.latent_patch_size
     grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
-    ids = position_ids(grid, network.config.max_latent_size).to(latents.device)
+    ids = moved(position_ids(grid, network.config.max_latent_size), latents.device)
     start = latents.new_zeros(len(latents), 1)
     tokens = network.latents_in(patchify(latents, patch), start, ids)
     return picture_block(network, tokens, is_latent=True)
@@ -154,8 +161,8 @@ def markers(network: Bagel, rows: int) -> Tensor:
     """Embeddings of SOI and EOI, [B, 2, D]."""
     special = network.config.special
     device = network.decoder.embed_tokens.weight.device
-    ids = torch.tensor([special.start_of_image, special.end_of_image], device=device)
-    return network.embed(ids).expand(rows, 2, -1)
+    ids = torch.tensor([special.start_of_image, special.end_of_image])
+    return network.embed(moved(ids, device)).expand(rows, 2, -1)
 
 
 # ---- passes ------------------------------------------------------------------------------------
@@ -170,7 +177,7 @@ def extend(
     hidden = network.decoder(Pair(und, gen), plan.positions, attends, frozen=frozen)
     kept = tuple(_joined(past, one.kept) for past, one in zip(context.kept, attends, strict=True))
     valid = torch.cat([context.valid, plan.valid], dim=1)
-    return Context(kept, valid, plan.next_position), hidden
+    return Context(kept, valid, plan.next_position, plan.ragged), hidden
 
 
 def prefix(network: Bagel, blocks: Sequence[Block], rows: int, *, frozen: bool = True) -> Context:
@@ -223,20 +230,19 @@ class _Plan:
         und, gen = (torch.cat(parts, dim=1) for parts in positions)
         self.positions = (und, gen)
         self.valid = torch.cat([*valid[0], *valid[1]], dim=1)
-        causal = torch.tensor([block.causal for block in blocks], device=device)
-        self.mask = self._mask(
-            context.valid, torch.tensor([*number[0], *number[1]], device=device), causal
-        )
+        self.ragged = context.ragged or any(block.valid is not None for block in blocks)
+        causal = moved(torch.tensor([block.causal for block in blocks]), device)
+        order = moved(torch.tensor([*number[0], *number[1]]), device)
+        self.mask = self._mask(context.valid, order, causal)
 
     def _mask(self, past: Tensor, number: Tensor, causal: Tensor) -> Tensor | None:
         order = torch.arange(len(number), device=number.device)
         same = number.unsqueeze(0) == number.unsqueeze(1)
         inside = same & (~causal[number].unsqueeze(1) | (order.unsqueeze(0) <= order.unsqueeze(1)))
         own = inside | (number.unsqueeze(0) < number.unsqueeze(1))  # [query, key]
-        padded = not bool(self.valid.all()) or not bool(past.all())
-        if not padded and not past.shape[1]:
+        if not self.ragged and not past.shape[1]:
             return own
-        if not padded:
+        if not self.ragged:
             return torch.cat([own.new_ones(len(own), past.shape[1]), own], dim=1)
         itself = torch.eye(len(number), dtype=torch.bool, device=number.device)
         new = (own & self.valid.unsqueeze(1)) | itself  # [B, Q, Q]; pads see themselves
@@ -262,7 +268,7 @@ def drawn_states(
     und = markers(network, len(x))
     position = context.position.unsqueeze(1)
     mask = None
-    if not bool(context.valid.all()):
+    if context.ragged:
         own = context.valid.new_ones(len(x), 2 + x.shape[1])
         mask = torch.cat([context.valid, own], dim=1)[:, None, None, :]
     positions = (position.expand(-1, 2), position.expand(-1, x.shape[1]))

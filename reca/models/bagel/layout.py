@@ -17,6 +17,7 @@ from torch import Tensor
 from reca.models.bagel.batch import Condition
 from reca.models.bagel.config import BagelConfig, SpecialIds
 from reca.models.bagel.vision import position_ids
+from reca.models.common.batching import moved
 
 Mode = Literal["causal", "full", "noise"]
 MODES: tuple[Mode, ...] = ("causal", "full", "noise")
@@ -83,7 +84,7 @@ class Packed:
 
     def layout(self) -> BlockLayout:
         """Which token sees which: text what stands before it, pictures themselves too, noise only its own."""
-        kinds = torch.tensor([Kind[mode.upper()] for mode in MODES], device=self.mode.device)
+        kinds = moved(torch.tensor([Kind[mode.upper()] for mode in MODES]), self.mode.device)
         return BlockLayout(self.sample.int(), self.split.int(), kinds[self.mode].int())
 
 

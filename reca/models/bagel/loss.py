@@ -33,6 +33,7 @@ from reca.models.bagel.layout import generation_pack
 from reca.models.bagel.network import Bagel, shifted
 from reca.models.bagel.packed import PackInputs, on_device, run_pack, target_places
 from reca.models.bagel.vision import patchify, position_ids
+from reca.models.common.batching import moved
 from reca.models.common.tokenizer import IGNORE
 
 if TYPE_CHECKING:
@@ -86,13 +87,13 @@ def velocity_loss(
 
 def _tokens(vae: FrozenVae, moments: Tensor, noise: Tensor, patch: int) -> Tensor:
     """Clean latent tokens [B, N, C] of moments [B, 2z, h, w], on the VAE's device."""
-    return patchify(vae.latents(moments.to(vae.device), noise.to(vae.device)), patch)
+    return patchify(vae.latents(moved(moments, vae.device), moved(noise, vae.device)), patch)
 
 
 def _latent_ids(network: Bagel) -> Tensor:
     """Position ids [N] of the latent tokens of one image."""
     side, table = network.config.latent_side, network.config.max_latent_size
-    return position_ids((side, side), table).to(network.vae2llm.weight.device)
+    return moved(position_ids((side, side), table), network.vae2llm.weight.device)
 
 
 # ---- generation ----------------------------------------------------------------------------------
@@ -125,7 +126,9 @@ def generation_loss(
     """Velocity loss (bagel.md 3), summed over latent tokens, float32 []; `options.step` chooses one pass or two."""
     device = network.vae2llm.weight.device
     clean = _tokens(vae, target["target"], noise.posterior, network.config.latent_patch_size)
-    point = noised(clean, noise.gaussian.to(device), noise.raw.to(device), options.timestep_shift)
+    point = noised(
+        clean, moved(noise.gaussian, device), moved(noise.raw, device), options.timestep_shift
+    )
     condition = with_dropped_texts(condition, noise, options)
     if options.step == "packed":
         return _packed_loss(network, vae, options, condition, noise, point)
@@ -195,7 +198,7 @@ def _pack_inputs(
     x, t = point.x, point.t.unsqueeze(1).expand(point.x.shape[:2])
     if condition.seen is not None and condition.grid is not None:
         sizes = condition.grid.prod(dim=1).tolist()
-        rows = zip(condition.seen.to(weight.device), sizes, strict=True)
+        rows = zip(moved(condition.seen, weight.device), sizes, strict=True)
         vit = torch.cat([states[:size] for states, size in rows]).to(weight.dtype)
     elif condition.seen is not None:
         assert noise.condition is not None, "sampled with options.condition vae"
@@ -233,8 +236,10 @@ def edit_loss(
     """
     device, patch = vae.device, network.config.latent_patch_size
     wanted = _tokens(vae, target["target"], noise.target, patch)
-    point = noised(wanted, noise.gaussian.to(device), noise.raw.to(device), options.timestep_shift)
-    latents = vae.latents(source["target"].to(device), noise.source.to(device))
+    point = noised(
+        wanted, moved(noise.gaussian, device), moved(noise.raw, device), options.timestep_shift
+    )
+    latents = vae.latents(moved(source["target"], device), moved(noise.source, device))
     limits = (options.edit_vae_dropout, options.edit_vit_dropout, options.text_dropout)
     dropped = noise.dropout < torch.tensor(limits)
     kept = [None if drop else ids for ids, drop in zip(texts, dropped[:, 2].tolist(), strict=True)]
@@ -259,7 +264,7 @@ def without(block: Block, dropped: Tensor) -> Block:
     if not bool(dropped.any()):
         return block
     length = block.und.shape[1] + (0 if block.gen is None else block.gen.shape[1])
-    kept = ~dropped.to(block.und.device).unsqueeze(1)
+    kept = moved(~dropped, block.und.device).unsqueeze(1)
     valid = kept.expand(-1, length)
     return replace(block, valid=valid if block.valid is None else block.valid & valid)
 
@@ -273,15 +278,17 @@ def answer_loss(
 ) -> Tensor:
     """Next-token cross-entropy on answers (bagel.md 3), summed, float32 [], with gradient to whatever is trained."""
     device = network.vae2llm.weight.device
-    ids, labels = conversation.ids.to(device), conversation.labels.to(device)
+    ids = moved(conversation.ids, device)
     blocks = [] if features is None else [read_block(network, features)]
-    blocks.append(Block(network.embed(ids), True, conversation.lengths.to(device)))
+    blocks.append(Block(network.embed(ids), True, moved(conversation.lengths, device)))
     _, hidden = extend(network, empty(network, len(ids)), blocks)
-    wanted = labels != IGNORE
+    labels = conversation.labels.flatten()
+    wanted = (labels != IGNORE).nonzero().squeeze(1)  # on the host
+    said = hidden.und[:, -ids.shape[1] :].flatten(0, 1)
     return linear_cross_entropy(
-        hidden.und[:, -ids.shape[1] :][wanted],
+        said[moved(wanted, device)],
         network.language_model.lm_head.weight,
-        labels[wanted],
+        moved(labels[wanted], device),
         reduction="sum",
         implementation=implementation,
     )

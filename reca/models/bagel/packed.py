@@ -15,6 +15,7 @@ from torch import Tensor
 from reca.models.bagel.attention import PackedAttention
 from reca.models.bagel.layout import Packed
 from reca.models.bagel.network import Bagel, Pair, no_grad_if
+from reca.models.common.batching import moved
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class PackStates:
 
 def on_device(packed: Packed, device: torch.device) -> Packed:
     """The pack with its index tensors on `device`."""
-    moved: dict[str, Any] = {
-        k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(packed).items()
+    parts: dict[str, Any] = {
+        k: moved(v, device) if isinstance(v, Tensor) else v for k, v in vars(packed).items()
     }
-    return Packed(**moved)
+    return Packed(**parts)
 
 
 def pack_embeddings(network: Bagel, packed: Packed, inputs: PackInputs, frozen: bool) -> Pair:

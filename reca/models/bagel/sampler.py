@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from reca.core.finite import demand, finite_rows, rows_of
+from reca.core.structure import NonNegative, Positive
 from reca.models.bagel.config import BagelConfig
 from reca.models.bagel.context import (
     Block,
@@ -34,7 +35,7 @@ from reca.models.bagel.text import THINK_TO_DRAW, TextFrontEnd
 from reca.models.bagel.vision import position_ids, prepared, resized, unpatchify
 from reca.models.common import decoding
 from reca.models.common.batching import row_noise
-from reca.models.common.options import check_generation, check_positive, sampler_options
+from reca.models.common.options import check_generation, sampler_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,11 +64,11 @@ class FlowOptions:
     steps: int = 50
     guidance: float = 4.0
     temperature: float = 1.0
-    image_guidance: float = 1.0
+    image_guidance: NonNegative = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     renormalise: Renormalise = "global"
-    renorm_min: float = 0.0
-    timestep_shift: float = 3.0
+    renorm_min: NonNegative = 0.0
+    timestep_shift: Positive = 3.0
     norm_over: Literal["image", "pack"] = "image"
     think: bool = False
     think_tokens: int = 500
@@ -79,16 +80,6 @@ class FlowOptions:
             raise ValueError(
                 f"sampling.temperature is {self.temperature}; a rectified flow has none, set 1"
             )
-        if len(self.interval) != 2:
-            raise ValueError(
-                f"sampling.options.interval is {list(self.interval)}; it must be two times, low and high"
-            )
-        for name in ("image_guidance", "renorm_min"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"sampling.options.{name} is {getattr(self, name)}; it must not be negative"
-                )
-        check_positive("sampling.options", vars(self), "timestep_shift")
 
     @classmethod
     def of(cls, sampling: Sampling) -> FlowOptions:

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor [...] of the host on `device`, without waiting for what the device is doing.
+
+    The driver stages bytes of ordinary memory before the copy returns, so the host may change them at once.
+    """
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=True)
+
+
 def padded(
     rows: Sequence[Sequence[int]], fill: int, width: int | None = None, left: bool = False
 ) -> tuple[Tensor, Tensor]:

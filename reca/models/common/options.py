@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from reca.core.structure import build
+from reca.core.structure import build, problem, suggestion
 
 if TYPE_CHECKING:
     import torch
@@ -30,51 +30,27 @@ def parse(network: Mapping[str, Any], config: type[C], options: type[O]) -> tupl
     return build(config, described, "network"), chosen
 
 
-def check_known(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """ValueError names keys of a free section that are not among the known ones."""
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(
-            f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-        )
-
-
-def check_positive(where: str, values: Mapping[str, Any], *names: str) -> None:
-    """ValueError names the first value that is not above 0; None and absent names pass."""
-    for name in names:
-        value = values.get(name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{where}.{name} is {value}; it must be above 0")
-
-
 def check_numbers(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """ValueError unless `given` has keys of `known` only, with numbers above 0 that are whole where known's are."""
-    check_known(where, given, known)
     for name, value in given.items():
+        if name not in known:
+            raise problem(f"{where}.{name}", value, f"unknown key; {suggestion(name, known)}")
         if isinstance(known[name], str):
             continue
         number = "whole number" if isinstance(known[name], int) else "number"
         fits = type(value) is int or (number == "number" and type(value) is float)
         if not fits or value <= 0:
-            raise ValueError(f"{where}.{name} is {value!r}; it must be a {number} above 0")
-
-
-def check_shares(where: str, values: Mapping[str, Any], *names: str) -> None:
-    """ValueError names the first value that is not in 0..1; None passes."""
-    for name in names:
-        value = values[name]
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{where}.{name} is {value}; it must be in 0..1")
+            raise problem(f"{where}.{name}", value, f"must be a {number} above 0")
 
 
 # ---- sampling ------------------------------------------------------------------------------------
 def sampler_options(kind: type[T], sampling: Sampling) -> T:
     """The contract's `Sampling` as a family's dataclass; ValueError on an option that the family does not know."""
     given, names = dict(sampling.options or {}), {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    known = sorted(names - set(_CONTRACT))
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(
-            f"sampling.options: unknown {', '.join(unknown)}; known: {', '.join(known)}"
-        )
+    for name in given:
+        if name in _CONTRACT or name not in names:
+            allowed = f"unknown option; {suggestion(name, names - set(_CONTRACT))}"
+            raise problem(f"sampling.options.{name}", given[name], allowed)
     general = {name: getattr(sampling, name) for name in _CONTRACT if name in names}
     return build(kind, general | given, "sampling.options")
 

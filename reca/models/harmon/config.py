@@ -6,13 +6,14 @@ Source: docs/reference/harmon.md a.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval, Len
 from reca_kernels import Implementation
 
+from reca.core.structure import Count, NonNegative, Positive, Share
 from reca.models.common import options as common
-from reca.models.common.options import check_numbers, check_positive
 
 TRAIN_STEPS = 1000  # of the diffusion process, of which sampling keeps some
 
@@ -29,6 +30,7 @@ QWEN2_5: dict[str, Any] = {
     "initializer_range": 0.02,
 }
 
+Dropout = Annotated[float, Interval(ge=0, lt=1)]
 Drawing = Literal["stretch", "crop", "pad"]
 """How an image becomes a square for drawing."""
 
@@ -44,30 +46,28 @@ class MarConfig:
     learned tokens of an untrained network. `attention_dropout` and `dropout` act in training only, by seeded draws.
     """
 
-    encoder_width: int = 768
-    encoder_depth: int = 12
-    encoder_heads: int = 12
-    decoder_width: int = 768
-    decoder_depth: int = 12
-    decoder_heads: int = 12
-    mlp_ratio: float = 4.0
-    latent_channels: int = 16
-    buffers: int = 64
-    table: int = 16
-    classes: int = 1000
-    attention_dropout: float = 0.1
-    dropout: float = 0.1
-    min_mask_rate: float = 0.7
-    head_depth: int = 6
-    head_width: int = 1024
-    repeats: int = 4
-    sampling_steps: int = 100
+    encoder_width: Count = 768
+    encoder_depth: Count = 12
+    encoder_heads: Count = 12
+    decoder_width: Count = 768
+    decoder_depth: Count = 12
+    decoder_heads: Count = 12
+    mlp_ratio: Positive = 4.0
+    latent_channels: Count = 16
+    buffers: Count = 64
+    table: Count = 16
+    classes: Count = 1000
+    attention_dropout: Dropout = 0.1
+    dropout: Dropout = 0.1
+    min_mask_rate: Annotated[float, Interval(gt=0, lt=1)] = 0.7
+    head_depth: Count = 6
+    head_width: Count = 1024
+    repeats: Count = 4
+    sampling_steps: Annotated[int, Interval(ge=2, le=TRAIN_STEPS)] = 100
     noise_schedule: Literal["cosine", "linear"] = "cosine"
-    initializer_range: float = 0.02
+    initializer_range: Positive = 0.02
 
     def __post_init__(self) -> None:
-        counts = (f.name for f in fields(self) if f.type == "int")  # annotations are texts here
-        check_positive("network.mar", vars(self), *counts)
         for name in ("encoder", "decoder"):
             width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
             if width % heads:
@@ -78,38 +78,19 @@ class MarConfig:
                 raise ValueError(
                     f"network.mar.mlp_ratio is {self.mlp_ratio}; it must leave one value of {width}"
                 )
-        for name in ("attention_dropout", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"network.mar.{name} is {getattr(self, name)}; it must be in [0, 1)"
-                )
-        if not 0 < self.min_mask_rate < 1:
-            raise ValueError(
-                f"network.mar.min_mask_rate is {self.min_mask_rate}; it must be between 0 and 1"
-            )
-        check_positive("network.mar", vars(self), "initializer_range")
-        if not 2 <= self.sampling_steps <= TRAIN_STEPS:
-            raise ValueError(
-                f"network.mar.sampling_steps is {self.sampling_steps}; it must be in 2..{TRAIN_STEPS}"
-            )
 
 
 @dataclass(frozen=True)
 class VaeConfig:
     """The KL autoencoder (frozen): base width, multipliers of its levels, and the scale of its latents."""
 
-    width: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    resnets: int = 2
-    groups: int = 32
-    scale: float = 0.2325
+    width: Count = 128
+    multipliers: Annotated[tuple[Count, ...], Len(1)] = (1, 1, 2, 2, 4)
+    resnets: Count = 2
+    groups: Count = 32
+    scale: Positive = 0.2325
 
     def __post_init__(self) -> None:
-        check_positive("network.vae", vars(self), "width", "resnets", "groups", "scale")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(
-                f"network.vae.multipliers is {list(self.multipliers)}; give one of 1 or more for each level"
-            )
         for level in self.multipliers:
             if self.width * level % self.groups:
                 raise ValueError(
@@ -134,11 +115,10 @@ class HarmonConfig:
     llm: dict[str, Any] = field(default_factory=lambda: dict(QWEN2_5))
     mar: MarConfig = field(default_factory=MarConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
-    resolution: Any = 512  # checked below: a union of types is more than the parser takes
+    resolution: int | tuple[int, int] = 512
     end: int = 151645
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resolution", _resolution(self.resolution))
         self._check_llm()
         for side in self.size:
             if side < self.vae.factor or side % self.vae.factor:
@@ -152,7 +132,7 @@ class HarmonConfig:
             )
 
     def _check_llm(self) -> None:
-        check_numbers("network.llm", self.llm, QWEN2_5)
+        common.check_numbers("network.llm", self.llm, QWEN2_5)
         heads, width = self.llm_value("num_attention_heads"), self.llm_value("hidden_size")
         if width % (2 * heads):
             raise ValueError(
@@ -194,16 +174,6 @@ class HarmonConfig:
         return self.tokens + self.mar.buffers
 
 
-def _resolution(given: Any) -> int | tuple[int, int]:
-    if type(given) is int:
-        return given
-    if isinstance(given, list | tuple) and [type(side) for side in given] == [int, int]:
-        return given[0], given[1]
-    raise ValueError(
-        f"network.resolution is {given!r}; give whole pixels: one side, or [height, width]"
-    )
-
-
 @dataclass(frozen=True)
 class HarmonOptions:
     """What the published training leaves to choose; the defaults are the published recipe (harmon.md e, g).
@@ -217,24 +187,15 @@ class HarmonOptions:
     `implementation`: of the answers' loss, as `reca_kernels` names them.
     """
 
-    text_dropout: float = 0.1
+    text_dropout: Share = 0.1
     dropout_hides_image: bool = False
-    condition_gradient: float = 0.1
+    condition_gradient: NonNegative = 0.1
     frozen_condition: bool = False
     leading_newline: bool = True
     drawing: Drawing = "stretch"
-    max_text: int = 1472
-    encode_batch: int = 16
+    max_text: Count = 1472
+    encode_batch: Count = 16
     implementation: Implementation = "auto"
-
-    def __post_init__(self) -> None:
-        where = "network.options"
-        common.check_shares(where, vars(self), "text_dropout")
-        common.check_positive(where, vars(self), "max_text", "encode_batch")
-        if self.condition_gradient < 0:
-            raise ValueError(
-                f"{where}.condition_gradient is {self.condition_gradient}; it must not be negative"
-            )
 
 
 def parse(network: Mapping[str, Any]) -> tuple[HarmonConfig, HarmonOptions]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reca.models.common.batching import moved
 from reca.models.harmon.config import TRAIN_STEPS
 
 SLICE = 2**16
@@ -119,7 +120,7 @@ def tables(count: int = TRAIN_STEPS, schedule: str = "cosine") -> Tables:
 def training_tables(schedule: str, device: torch.device) -> Tables:
     """Tables of the training process on a device, where they stay: every micro-batch reads them."""
     every = tables(schedule=schedule)
-    return Tables(**{name: value.to(device) for name, value in vars(every).items()})
+    return Tables(**{name: moved(value, device) for name, value in vars(every).items()})
 
 
 def timestep_code(t: Tensor) -> Tensor:

@@ -32,10 +32,6 @@ class Prompts:
     mask: Tensor
     has_image: bool
 
-    def to(self, device: torch.device | str) -> Prompts:
-        """The same on another device."""
-        return Prompts(self.ids.to(device), self.mask.to(device), self.has_image)
-
 
 def prompts(rows: Sequence[Sequence[int]], padding: int) -> Prompts:
     """Pad rows of ids; ValueError where only some rows have a picture, or have it in another place."""
@@ -62,6 +58,17 @@ def expanded(
         shown = shown * seen.to(mask).unsqueeze(1)
     whole = torch.cat([embeddings[:, :IMAGE_AT], image, embeddings[:, IMAGE_AT + 1 :]], dim=1)
     return whole, torch.cat([mask[:, :IMAGE_AT], shown, mask[:, IMAGE_AT + 1 :]], dim=1)
+
+
+def attends(mask: Tensor) -> Tensor | None:
+    """The attention mask, bool [B, 1, T, T]: causal, and nobody sees what a key mask [B, T] of the host hides.
+
+    None where nothing is hidden: then attention is causal by itself.
+    """
+    if bool(mask.all()):
+        return None
+    causal = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool).tril()
+    return causal & mask.bool()[:, None, None, :]
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
-from reca.models.common.batching import padded
+from reca.models.common.batching import moved, padded
 from reca.models.common.tokenizer import IGNORE
 from reca.models.contract import Loss
 from reca.models.harmon import layout as layouts
@@ -32,7 +32,7 @@ def generation_loss(
     `target` [B, m, n, C] are latents.
     """
     device = network.device
-    latents = target.to(device).float().flatten(1, 2)  # [B, L, C]
+    latents = moved(target, device).float().flatten(1, 2)  # [B, L, C]
     hidden, _ = layouts.places(noise.orders, noise.masked)
     z = token_conditions(network, options, latents, condition, noise)
     rows = _loss_rows(hidden, noise, device)
@@ -40,8 +40,8 @@ def generation_loss(
     mse, vb = network.mar.diffloss.losses(
         latents.flatten(0, 1)[own],
         z.flatten(0, 1)[own],
-        noise.t.to(device)[rows],
-        noise.gaussian.to(device)[rows],
+        moved(noise.t, device)[rows],
+        moved(noise.gaussian, device)[rows],
         slices=-(-len(noise.t) // SLICE),  # by all rows: ranks mask unequal numbers of them
     )
     return Loss((mse + vb).sum(), len(rows))
@@ -53,7 +53,7 @@ def _loss_rows(hidden: Tensor, noise: DiffusionNoise, device: torch.device) -> T
     repeats = len(noise.t) // (batch * tokens)
     within = hidden + tokens * torch.arange(batch).unsqueeze(1)  # [B, K]
     block = batch * tokens * torch.arange(repeats).view(-1, 1, 1)
-    return (block + within).flatten().to(device)
+    return moved((block + within).flatten(), device)
 
 
 def token_conditions(
@@ -66,7 +66,7 @@ def token_conditions(
     """The head's conditions z [B, L, D] for latents [B, L, C], of which the masked ones are not seen."""
     grid, dropout = network.config.grid, noise.dropout
     _, visible = layouts.places(noise.orders, noise.masked)
-    visible = visible.to(network.device)
+    visible = moved(visible, network.device)
     mar = network.mar
     seen = mar.encode(latents, grid, visible, dropout and dropout.branch(1))
     embeddings, mask = _prompt(network, options, condition, noise)
@@ -88,7 +88,7 @@ def _prompt(
         for text, drop in zip(condition.texts, dropped.tolist(), strict=True)
     ]
     hide = options.dropout_hides_image and condition.has_image
-    seen = ~dropped.to(network.device) if hide else None
+    seen = ~dropped if hide else None
     image = condition_image(network, condition, options.condition_gradient, noise.dropout)
     return embed_prompts(network, texts, image, seen)
 
@@ -110,7 +110,7 @@ def answer_loss(
     total = linear_cross_entropy(
         hidden[:, :-1],
         network.llm.lm_head.weight,
-        layouts.shifted_labels(labels, length).to(network.device),
+        moved(layouts.shifted_labels(labels, length), network.device),
         ignore_index=IGNORE,
         reduction="sum",
         implementation=options.implementation,

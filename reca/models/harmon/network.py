@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, Qwen2Config, Qwen2ForCausalLM
 
+from reca.models.common.batching import moved
 from reca.models.harmon import layout as layouts
 from reca.models.harmon import packing
 from reca.models.harmon.batch import Condition, Dropout
@@ -322,12 +323,17 @@ class Harmon(nn.Module):
     ) -> Tensor:
         """Final hidden states [B, T, H] of input embeddings; causal, `mask` [B, past + T] hides keys with 0.
 
-        `positions` [B, T] default to 0..T-1 behind the cache, which is extended in place.
+        `positions` [B, T] default to 0..T-1 behind the cache, which is extended in place. Without a cache the mask
+        lies on the host: transformers would read one from the device, and wait for it, to see whether it hides a key.
         """
+        hides: Any = mask
+        if cache is None and mask is not None:
+            attends = layouts.attends(mask)
+            hides = {"full_attention": None if attends is None else moved(attends, self.device)}
         output = self.llm.model(
             inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=positions,
+            attention_mask=hides,
+            position_ids=None if positions is None else moved(positions, self.device),
             past_key_values=cache,
             use_cache=cache is not None,
         )
@@ -338,7 +344,7 @@ def read_image(
     network: Harmon, latents: Tensor, gradient: float = 1.0, dropout: Dropout | None = None
 ) -> Tensor:
     """Understanding embeddings [B, L + S, H] of latents [B, m, n, C]; their gradient times `gradient` (harmon.md e)."""
-    tokens = latents.to(network.device).float().flatten(1, 2)
+    tokens = moved(latents, network.device).float().flatten(1, 2)
     read = network.understand(tokens, network.config.grid, dropout and dropout.branch(0))
     return scaled_gradient(read, gradient)
 
@@ -348,7 +354,7 @@ def condition_image(
 ) -> Tensor | None:
     """Understanding embeddings [B, L + S, H] of a condition's images; None where it has none."""
     if condition.understanding is not None:
-        return condition.understanding.to(network.device)
+        return moved(condition.understanding, network.device)
     if condition.latents is None:
         return None
     return read_image(network, condition.latents, gradient, dropout)
@@ -360,13 +366,13 @@ def embed_prompts(
     image: Tensor | None,
     seen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, T, H] and mask [B, T] of prompts with `image` [B, L + S, H] in its place."""
-    prompts = layouts.prompts(texts, network.config.end).to(network.device)
+    """Embeddings [B, T, H] of prompts with `image` [B, L + S, H] in its place, and their mask [B, T] on the host."""
+    prompts = layouts.prompts(texts, network.config.end)
     if prompts.has_image != (image is not None):
         raise ValueError(
             "a prompt has a place for a picture, but there is none, or the other way round"
         )
-    embeddings = network.embed(prompts.ids)
+    embeddings = network.embed(moved(prompts.ids, network.device))
     image = None if image is None else image.to(embeddings.dtype)
     return layouts.expanded(embeddings, prompts.mask, image, seen)
 

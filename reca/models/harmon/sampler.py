@@ -262,6 +262,7 @@ def prepare(network: Harmon, condition: Condition, unconditional: Condition | No
         found.append(embed_prompts(network, texts, condition_image(network, part)))
         rows += [start + at for at in index]
     embeddings, mask = _side_by_side(network, found)
+    mask = mask.to(network.device)
     return Drawing(
         network, network.config.grid, embeddings, mask, torch.tensor(rows, device=network.device)
     )
@@ -320,4 +321,4 @@ def answer(
     """`greedy` for questions as ids, about images with `latents` [B, m, n, C] or about none."""
     image = None if latents is None else read_image(network, latents)
     embeddings, mask = embed_prompts(network, texts, image)
-    return greedy(network, embeddings, mask, network.config.end, max_new_tokens)
+    return greedy(network, embeddings, mask.to(network.device), network.config.end, max_new_tokens)

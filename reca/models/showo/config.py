@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from reca_kernels import Implementation
 
+from reca.core.structure import Count, Share
 from reca.models.common import options as common
-from reca.models.common.options import check_numbers, check_positive
 from reca.models.showo.magvit import MagvitConfig
 
 VICUNA_SYSTEM_PROMPT = (
@@ -95,23 +95,20 @@ class ShowoConfig:
 
     llm: dict[str, Any] = field(default_factory=lambda: dict(PHI_1_5))
     vq: MagvitConfig = field(default_factory=MagvitConfig)
-    resolution: int = 256
-    llm_vocab_size: int = 50295
+    resolution: Count = 256
+    llm_vocab_size: Count = 50295
     endoftext: int = 50256
     understanding: Literal["clip", "vq"] = "vq"
     clip_vision: dict[str, Any] | None = None
     projector: tuple[int, ...] = ()
-    max_text: int = 128
-    head_text: int = 128
+    max_text: Count = 128
+    head_text: Count = 128
     system_prompt: str = VICUNA_SYSTEM_PROMPT
     clip_condition_normalise: bool = False
     vq_condition: Literal["half", "blur8", "full"] = "half"
 
     def __post_init__(self) -> None:
-        check_numbers("network.llm", self.llm, PHI_1_5)
-        check_positive(
-            "network", vars(self), "resolution", "llm_vocab_size", "max_text", "head_text"
-        )
+        common.check_numbers("network.llm", self.llm, PHI_1_5)
         if self.resolution % self.vq.down_sampling:
             raise ValueError(
                 f"network.resolution {self.resolution} is not a multiple of the tokenizer's "
@@ -134,7 +131,7 @@ class ShowoConfig:
             return
         if self.clip_vision is None:
             raise ValueError("network.clip_vision is missing; understanding 'clip' needs a tower")
-        check_numbers("network.clip_vision", self.clip_vision, CLIP_LARGE_336)
+        common.check_numbers("network.clip_vision", self.clip_vision, CLIP_LARGE_336)
         ends = (self.clip_vision.get("hidden_size"), self.llm.get("hidden_size"))
         if len(self.projector) < 2 or (self.projector[0], self.projector[-1]) != ends:
             raise ValueError(
@@ -189,13 +186,13 @@ class ShowoOptions:
     encoders. `implementation`: of the losses and the attention, as `reca_kernels` names them.
     """
 
-    max_text_training: int | None = None
-    text_dropout: float = 0.1
+    max_text_training: Count | None = None
+    text_dropout: Share = 0.1
     t2i_boundary_tokens: bool = True
     loss_vocab: Literal["full", "image"] = "full"
     reca_embedding_grad: bool | None = None
     trim: bool = True
-    encode_batch: int = 32
+    encode_batch: Count = 32
     implementation: Implementation = "auto"
 
     def __post_init__(self) -> None:
@@ -203,8 +200,6 @@ class ShowoOptions:
             raise ValueError(
                 "options.loss_vocab 'image' lacks soi and eoi; set t2i_boundary_tokens false"
             )
-        common.check_positive("network.options", vars(self), "max_text_training", "encode_batch")
-        common.check_shares("network.options", vars(self), "text_dropout")
 
 
 def parse(network: Mapping[str, Any]) -> tuple[ShowoConfig, ShowoOptions]:

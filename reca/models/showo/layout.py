@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from reca_kernels import Kind
 from reca_kernels import Layout as BlockLayout
 from torch import Tensor
 
-from reca.models.common.batching import padded
+from reca.models.common.batching import moved, padded
 
 if TYPE_CHECKING:
     from reca.models.showo.batch import Condition
@@ -42,7 +42,7 @@ class Layout:
 
     `targets[b, q]` is what the logit at q must predict (shifts are already applied), IGNORE where
     nothing. `condition_is_open`: every row sees the read image, also rows before it.
-    `pads_are_hidden`: not even pads see pads.
+    `pads_are_hidden`: not even pads see pads. `clip_at`: first column of the CLIP embeddings, once `prepared`.
     """
 
     ids: Tensor
@@ -51,6 +51,7 @@ class Layout:
     positions: Tensor
     condition_is_open: bool = False
     pads_are_hidden: bool = False
+    clip_at: int | None = None
 
     @property
     def count(self) -> int:
@@ -77,9 +78,8 @@ class Layout:
                 Kind.OPEN if self.condition_is_open else Kind.FULL,
                 Kind.FULL,
             ],
-            device=self.roles.device,
         )
-        return BlockLayout.batch(kinds[self.roles], self.roles)
+        return BlockLayout.batch(moved(kinds, self.roles.device)[self.roles], self.roles)
 
     def trimmed(self) -> Layout:
         """Drop the columns that are pads in every row; position ids stay, so results do not change (showo.md 7.8)."""
@@ -96,8 +96,10 @@ class Layout:
         return int(drawn[0]), int(drawn[-1]) + 1
 
     def prepared(self, trim: bool, device: torch.device) -> Layout:
-        """As the network takes it: trimmed where asked, on its device."""
-        return (self.trimmed() if trim else self).to(device)
+        """As the network takes it: trimmed where asked, on its device, which is not read for a place any more."""
+        layout = self.trimmed() if trim else self
+        places = (layout.ids[0] == IGNORE).nonzero()
+        return replace(layout.to(device), clip_at=int(places[0]) if len(places) else None)
 
     def filled(self, codes: Tensor | None) -> Layout:
         """The token ids `codes` [B, K], on the layout's device, in place of their stand-ins."""
@@ -113,7 +115,8 @@ class Layout:
     def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device."""
         names = ("ids", "roles", "targets", "positions")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        found: dict[str, Any] = {name: moved(getattr(self, name), device) for name in names}
+        return replace(self, **found)
 
     def _columns(self, chosen: Tensor | slice) -> Layout:
         """The chosen columns of every [B, L] tensor."""

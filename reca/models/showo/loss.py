@@ -9,6 +9,7 @@ import torch
 from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
+from reca.models.common.batching import moved
 from reca.models.contract import Loss
 from reca.models.showo import layout as layouts
 from reca.models.showo.batch import Condition, Conversation, MaskNoise
@@ -30,7 +31,7 @@ def generation_loss(
     config = network.config
     layout, tokens = _generation_parts(config, options, codes, condition, noise)
     count, layout = layout.count, layout.prepared(options.trim, network.device)
-    layout = layout.filled(tokens.to(network.device))
+    layout = layout.filled(moved(tokens, network.device))
     learn = options.reca_embedding_grad if condition.understanding is not None else True
     learn = config.understanding == "vq" if learn is None else learn
     states = hidden(network, options, layout, condition.understanding, learn)
@@ -93,7 +94,7 @@ def answer_loss(
     """Next-token cross-entropy on answers (showo.md 3.2, 3.3); `understanding` [B, P, D], None: no image."""
     layout, tokens = _conversation_parts(network.config, conversation, understanding)
     count, layout = layout.count, layout.prepared(options.trim, network.device)
-    layout = layout.filled(None if tokens is None else tokens.to(network.device))
+    layout = layout.filled(None if tokens is None else moved(tokens, network.device))
     states = hidden(network, options, layout, understanding)
     return Loss(_token_loss(network, options, states, layout), count)
 
@@ -129,7 +130,7 @@ def hidden(
 ) -> Tensor:
     """Final hidden states [B, L, D] of a layout whose CLIP slots hold `understanding`."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and embeddings_learn):
-        embeddings = network.inputs(layout.ids, understanding)
+        embeddings = network.inputs(layout.ids, understanding, layout.clip_at)
     return network.hidden(
         inputs_embeds=embeddings,
         blocks=layout.blocks(),

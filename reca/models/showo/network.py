@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, PhiConfig, PhiForCausalLM
 
+from reca.models.common.batching import moved
 from reca.models.showo import attention
 from reca.models.showo.config import ShowoConfig
 
@@ -54,13 +55,18 @@ class Showo(nn.Module):
         """Where it is."""
         return self.showo.lm_head.weight.device
 
-    def inputs(self, ids: Tensor, understanding: Tensor | None) -> Tensor:
-        """Input embeddings [B, L, D] of ids [B, L]: tokens, and projected CLIP features in negative ids' place."""
+    def inputs(
+        self, ids: Tensor, understanding: Tensor | None, clip_at: int | None = None
+    ) -> Tensor:
+        """Input embeddings [B, L, D] of ids [B, L]: tokens, and projected CLIP features in negative ids' place.
+
+        `clip_at` is the first of these columns; without it the device is asked.
+        """
         tokens = self.embed(ids.clamp(min=0))
         if understanding is None or self.config.understanding != "clip":
             return tokens
-        start = int((ids[0] < 0).nonzero()[0])
-        clip = self.project(understanding.to(tokens.device, tokens.dtype))
+        start = int((ids[0] < 0).nonzero()[0]) if clip_at is None else clip_at
+        clip = self.project(moved(understanding, tokens.device, tokens.dtype))
         return torch.cat([tokens[:, :start], clip, tokens[:, start + clip.shape[1] :]], dim=1)
 
     def project(self, clip_features: Tensor) -> Tensor:

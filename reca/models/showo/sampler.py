@@ -265,7 +265,7 @@ def _one_pass(network: Showo, options: ShowoOptions, condition: Condition) -> Co
     targets = torch.full_like(image, IGNORE)
     layout = layouts.generation(config, options, condition, image, targets, room)
     layout = layout.prepared(options.trim, network.device)
-    embeddings = network.inputs(layout.ids, condition.understanding)
+    embeddings = network.inputs(layout.ids, condition.understanding, layout.clip_at)
     return CodeLogits(network, layout, embeddings, config.num_vq_tokens)
 
 
@@ -282,7 +282,9 @@ def answer(
     """`greedy` for questions as ids, about images with `understanding` features [B, P, D] or about none."""
     layout = question_layout(network.config, texts, understanding, system)
     layout = layout.prepared(options.trim, network.device)
-    return greedy(network, layout, network.inputs(layout.ids, understanding), max_new_tokens)
+    return greedy(
+        network, layout, network.inputs(layout.ids, understanding, layout.clip_at), max_new_tokens
+    )
 
 
 def question_layout(

@@ -1,0 +1,119 @@
+"""No micro-batch waits for the device: the losses run, forward and backward, where no value can be read.
+
+The model and its cached features lie on torch's `meta` device, which has shapes but no values, while texts, layouts
+and noise lie on the host, as in training on a GPU. Whatever reads a value from the device (a count, the place of a
+token, a mask that is looked at) raises there, and so does what comes back from the device. The kernels, which look
+at their own layouts once per batch, are left out.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reca.align import trainer
+from reca.align.batches import EditRows, FeatureData, plan_step
+from reca.align.distributed import ProcessGroup
+from reca.align.objective import Objective
+from reca.config.recipe import Recipe, TaskRecipe
+from tests.models import bagel_tiny, harmon_tiny, showo_tiny
+
+META = torch.device("meta")
+BATCH = 3
+CASES = {
+    "showo-clip": (showo_tiny, ("reca", "i2t", "t2i", "text"), {"understanding": "clip"}),
+    "showo-vq": (showo_tiny, ("reca", "i2t", "t2i", "text"), {"understanding": "vq"}),
+    "harmon": (harmon_tiny, ("reca", "i2t", "t2i", "text"), {}),
+    "bagel": (bagel_tiny, ("reca", "t2i", "edit"), {}),
+    "bagel-answers": (bagel_tiny, ("i2t", "text"), {"freeze_und": False, "step": "packed"}),
+    "bagel-packed": (bagel_tiny, ("reca", "t2i"), {"step": "packed"}),
+}
+
+
+def product(hidden, weight, *_, **__):
+    return (hidden @ weight.T).float().sum()
+
+
+def first(q, k, v, layout, **_):
+    return q + k.mean() + v.mean()
+
+
+KERNELS = {
+    "showo.loss.linear_cross_entropy": product,
+    "harmon.loss.linear_cross_entropy": product,
+    "bagel.loss.linear_cross_entropy": product,
+    "bagel.loss.flow_matching_loss": product,
+    "showo.attention.block_attention": first,
+    "bagel.attention.block_attention": first,
+}
+
+
+class Rows:
+    """Features of a few images, on the device."""
+
+    def __init__(self, features) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return BATCH
+
+    def rows(self, indices):
+        return {name: rows[list(indices)] for name, rows in self.features.items()}
+
+
+class NoBlockingCopy(TorchDispatchMode):
+    """A copy to the device must not wait for what the device is doing."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = dict(kwargs or {})
+        if function is torch.ops.aten._to_copy.default:
+            target = torch.device(found.get("device") or args[0].device)
+            if target == META != args[0].device and not found.get("non_blocking"):
+                raise AssertionError("a copy to the device that waits: use non_blocking")
+        return function(*args, **found)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_micro_batch_reads_nothing_from_the_device(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # `meta` has none
+    for name, stand_in in KERNELS.items():
+        monkeypatch.setattr(f"reca.models.{name}", stand_in)
+    family, tasks, options = CASES[case]
+    model = family.model(tmp_path / "words", **options)
+    pictures = family.pictures(BATCH)
+    talk = [[("what are the circles ?", "a red circle")], [("how many ?", "two")]]
+    uses = {use: Rows(model.encode(pictures, use)) for use in ("draw", "read")}
+    if "edit" in tasks:
+        uses["edit"] = Rows(model.encode(pictures, "edit"))
+        uses["edits"] = [
+            EditRows(0, 1, "a red circle"),
+            EditRows(1, 2, "blue"),
+            EditRows(2, 0, "a"),
+        ]
+    data = FeatureData(
+        prompts=["describe the image"],
+        draw_captions=["a red circle", "blue", "a circle left of a square"],
+        read_conversations=[talk] * BATCH,
+        text_conversations=[talk] * BATCH,
+        **uses,
+    )
+    recipe = Recipe(
+        tasks={task: TaskRecipe(1.0, 2) for task in tasks},
+        shuffle_condition=case == "harmon",
+        precision="fp32",
+    )
+    plan = plan_step(model, data, recipe, seed=0, step=0, processes=ProcessGroup())
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    named = dict(model.named_parameters())
+    for name in model.trainable_parameters():
+        named[name].requires_grad_(True)
+    objective = Objective(model.to(META))
+    processes = replace(ProcessGroup(), device=META)
+    with NoBlockingCopy():
+        totals = trainer.backward(objective, data, plan, dict.fromkeys(tasks, 1), recipe, processes)
+    assert len(totals) == len(tasks) and all(total.device == META for total in totals)
