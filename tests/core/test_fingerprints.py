@@ -88,11 +88,10 @@ EDITS = {
         appended(CODE),
         of("bagel", "align", "pretrain"),
     ),
-    # BAGEL's tiny base learns to read with the reader of Show-o's.
     "encoders of Show-o": (
         "reca/models/showo/encoders.py",
         appended(CODE),
-        of("showo", "base", "cache", "pretrain", *SAMPLING) | {"pretrain bagel"},
+        of("showo", "base", "cache", "pretrain", *SAMPLING),
     ),
     "encoders of Harmon": (
         "reca/models/harmon/encoders.py",
