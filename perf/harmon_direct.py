@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
 
+from reca.models.common.attention import KeyValueCache
+from reca.models.common.embeddings import timestep_code
 from reca.models.harmon import layout as layouts
-from reca.models.harmon.diffusion import tables, timestep_code
+from reca.models.harmon.diffusion import tables
 from reca.models.harmon.network import Harmon
 
 
@@ -50,7 +51,7 @@ class Direct:
         ids, self.mask = prompts
         self.network, self.grid = network, grid
         self.guidance, self.temperature = guidance, temperature
-        self.cache = DynamicCache()
+        self.cache = KeyValueCache()
         network.hidden(network.embed(ids), cache=self.cache)
         head = network.mar.diffloss
         self.steps = head.sampling_steps
@@ -66,7 +67,7 @@ class Direct:
         mask = torch.cat([self.mask, self.mask.new_ones(image.shape[:2])], dim=1)
         places = layouts.positions(mask)[:, -image.shape[1] :]
         hidden = network.hidden(image, mask=mask, positions=places, cache=self.cache)
-        self.cache.crop(-image.shape[1])
+        self.cache.drop(image.shape[1])
         z = self._decode(network.with_context(seen, hidden), kept)
         return self._reverse(z[given.chosen], given.noise)
 

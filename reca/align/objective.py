@@ -64,19 +64,14 @@ def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
 
 
 def shuffled_loss(model: UnifiedModel, batch: MicroBatch, partner: Tensor) -> Loss:
-<<<<<<< HEAD
     """The control for L_reca: the same target and prompt, conditioned on the embeddings of another image.
 
     `partner` [B]: the row whose embeddings each row is shown.
     """
-    other = {name: rows[partner.to(rows.device)] for name, rows in batch.features.items()}
-=======
-    """The control for L_reca: the same target and prompt, conditioned on the embeddings of another image."""
     other = {
         name: rows[partner.to(rows.device, non_blocking=True)]
         for name, rows in batch.features.items()
     }
->>>>>>> libraries2
     condition = model.condition(batch.texts, other)
     return model.generation_loss(batch.features, condition, batch.noise)
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from reca.core.artifacts import sha256_file, sha256_json
+from reca.core.code_cache import CodeCache
 
 OWN_PACKAGES = ("reca", "reca_kernels")
 # Modules of which a stage runs some functions only: an import of one name follows that name, not the whole module. So a
@@ -46,17 +48,18 @@ class SourceTree:
 
     def __init__(self, roots: Mapping[str, Path] | None = None) -> None:
         self._roots = dict(roots or {})
+        self._sources: dict[str, Path | None] = {}
         self._wholes: dict[str, Part] = {}
         self._facades: dict[str, dict[str, Part]] = {}
 
     def source(self, module: str) -> Path | None:
         """The file of a module of ours, found by its path: `find_spec` on a dotted name would import the parents."""
-        package, *rest = module.split(".")
-        path = Path(self._root(package), *rest)
-        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-        return None
+        if module not in self._sources:
+            package, *rest = module.split(".")
+            path = Path(self._root(package), *rest)
+            candidates = (path.with_suffix(".py"), path / "__init__.py")
+            self._sources[module] = next((one for one in candidates if one.is_file()), None)
+        return self._sources[module]
 
     def reached(
         self, modules: Collection[str | Vertex], hidden: Mapping[str, Collection[str]] | None = None
@@ -85,9 +88,9 @@ class SourceTree:
         found = sorted(
             self.reached(modules, hidden), key=lambda vertex: (vertex[0], vertex[1] or "")
         )
-        return sha256_json(
-            [[module, name, self._part((module, name)).digest] for module, name in found]
-        )
+        digests = [[module, name, self._part((module, name)).digest] for module, name in found]
+        _cache().save()
+        return sha256_json(digests)
 
     def names(self, module: str) -> set[str]:
         """The names that a facade binds at its top level."""
@@ -131,16 +134,22 @@ class SourceTree:
         if module not in self._wholes:
             path = self.source(module)
             assert path is not None, module
-            digest, imports = _parsed(path.read_bytes())
+            digest, imports = _cache().found("module", path.read_bytes(), _parsed)
             data = _data_hashes(path)
-            self._wholes[module] = Part(sha256_json([digest, *data]) if data else digest, imports)
+            self._wholes[module] = Part(
+                sha256_json([digest, *data]) if data else digest, _vertices(imports)
+            )
         return self._wholes[module]
 
     def _facade(self, module: str) -> dict[str, Part]:
         if module not in self._facades:
             path = self.source(module)
             assert path is not None, module
-            self._facades[module] = dict(_definitions(ast.parse(path.read_bytes())))
+            found = _cache().found("names", path.read_bytes(), _named)
+            self._facades[module] = {
+                name: Part(digest, _vertices(imports), frozenset(uses))
+                for name, digest, imports, uses in found
+            }
         return self._facades[module]
 
 
@@ -160,10 +169,27 @@ def _definitions(tree: ast.Module) -> Iterator[tuple[str, Part]]:
                     yield target.id, Part(_digest(node), tuple(_imports(node)), uses)
 
 
-@lru_cache(maxsize=4096)
-def _parsed(text: bytes) -> tuple[str, tuple[Vertex, ...]]:
+@lru_cache(maxsize=1)
+def _cache() -> CodeCache:
+    return CodeCache(Path(__file__))
+
+
+def _parsed(text: bytes) -> tuple[str, list[Vertex]]:
+    """A module's digest, and what it imports."""
     tree = ast.parse(text)
-    return _digest(tree), tuple(sorted(set(_imports(tree)), key=str))
+    return _digest(tree), sorted(set(_imports(tree)), key=str)
+
+
+def _named(text: bytes) -> list[tuple[str, str, list[Vertex], list[str]]]:
+    """Name, digest, imports and used names of what a facade binds."""
+    return [
+        (name, part.digest, list(part.imports), sorted(part.uses))
+        for name, part in _definitions(ast.parse(text))
+    ]
+
+
+def _vertices(pairs: Iterable[Sequence[Any]]) -> tuple[Vertex, ...]:
+    return tuple((module, name) for module, name in pairs)
 
 
 def _digest(node: ast.AST) -> str:

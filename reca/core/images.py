@@ -11,7 +11,7 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -130,10 +130,13 @@ def squash(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def short_side_crop(image: Image.Image, size: int) -> Image.Image:
+def short_side_crop(
+    image: Image.Image, size: int, rounding: Callable[[float], int] = round
+) -> Image.Image:
     """Resize the short side to `size` and cut the central (size, size) square.
 
-    Bicubic and antialiased, the long side truncated to int; rounding is torchvision's. Images so
+    Bicubic and antialiased, the long side truncated to int; `rounding` of the square's corner is torchvision's, or
+    `math.floor` as transformers' image processors do. Images so
     elongated that the resized one would pass `MAX_PIXELS` (20000 x 2, say) are resized from their
     central square alone, which differs only in the filter's reach over the square's border.
     """
@@ -141,9 +144,10 @@ def short_side_crop(image: Image.Image, size: int) -> Image.Image:
     short = min(width, height)
     wide, high = (size if side == short else int(size * side / short) for side in (width, height))
     if wide * high > MAX_PIXELS:
-        box = _central_box(width, height, short)
+        box = _central_box(width, height, short, rounding)
         return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return image.resize((wide, high), Image.Resampling.BICUBIC).crop(_central_box(wide, high, size))
+    box = _central_box(wide, high, size, rounding)
+    return image.resize((wide, high), Image.Resampling.BICUBIC).crop(box)
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -243,6 +247,8 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _central_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    left, top = round((width - size) / 2), round((height - size) / 2)
+def _central_box(
+    width: int, height: int, size: int, rounding: Callable[[float], int]
+) -> tuple[int, int, int, int]:
+    left, top = rounding((width - size) / 2), rounding((height - size) / 2)
     return left, top, left + size, top + size

@@ -1,11 +1,14 @@
 """What an edit of the code reruns: twelve edits, stage by stage and family by family."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from reca.commands.code import STAGES, stage_code
+from reca.core import code_cache
+from reca.core.code_cache import CodeCache
 from reca.core.fingerprints import SourceTree
 from reca.models.registry import runnable
 
@@ -88,11 +91,10 @@ EDITS = {
         appended(CODE),
         of("bagel", "align", "pretrain"),
     ),
-    # BAGEL's tiny base learns to read with the reader of Show-o's.
     "encoders of Show-o": (
         "reca/models/showo/encoders.py",
         appended(CODE),
-        of("showo", "base", "cache", "pretrain", *SAMPLING) | {"pretrain bagel"},
+        of("showo", "base", "cache", "pretrain", *SAMPLING),
     ),
     "encoders of Harmon": (
         "reca/models/harmon/encoders.py",
@@ -175,3 +177,61 @@ def test_a_function_of_a_facade_brings_what_it_uses(tmp_path):
     reached = tree.reached([("reca_kernels", "one")])
     assert {"LIMIT", "left", "one"} <= {name for module, name in reached if module.endswith("ops")}
     assert ("reca_kernels.left", None) in reached and ("reca_kernels.right", None) not in reached
+
+
+# ---- what is kept between processes --------------------------------------------------------------
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A module that finds something in texts; gives its file and that of what is kept."""
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    source = tmp_path / "finder.py"
+    source.write_text("one = 1\n")
+    return source, tmp_path / "__pycache__" / f"finder.{sys.implementation.cache_tag}.json"
+
+
+def finding(source, text=b"text", kind="length"):
+    """The result for a text, and whether it had to be found."""
+    calls = []
+    cache = CodeCache(source)
+    result = cache.found(kind, text, lambda given: calls.append(given) or len(given))
+    cache.save()
+    return result, bool(calls)
+
+
+def test_what_is_found_in_a_text_is_kept(kept):
+    source, path = kept
+    assert finding(source) == (4, True) and path.is_file()
+    assert finding(source) == (4, False)
+    assert finding(source, b"other") == (5, True)
+    assert finding(source, kind="again") == (4, True)
+    source.write_text("one = 2\n")  # other code may find something else
+    assert finding(source) == (4, True)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"version": "other"}'])
+def test_a_damaged_file_is_found_anew(kept, damage):
+    source, path = kept
+    finding(source)
+    path.write_bytes(damage)
+    assert finding(source) == (4, True)
+    assert finding(source) == (4, False)
+
+
+def test_nothing_is_kept_where_bytecode_is_not(kept, monkeypatch):
+    source, path = kept
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    finding(source)
+    assert not path.exists()
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path.parent.write_text("")  # no folder can be made here
+    assert finding(source) == (4, True)
+
+
+def test_old_entries_go_when_there_are_many(kept, monkeypatch):
+    source, _ = kept
+    monkeypatch.setattr(code_cache, "_MOST", 2)
+    for text in (b"1", b"2", b"3"):
+        finding(source, text)
+    assert finding(source, b"3") == (1, False)
+    assert finding(source, b"1") == (1, True)

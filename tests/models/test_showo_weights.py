@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from reca.models import checkpoint_io as files
-from reca.models.showo.config import ShowoConfig
+from reca.models.showo.clip import ClipTower
+from reca.models.showo.config import ShowoConfig, TowerConfig
 from reca.models.showo.magvit import Magvit, MagvitConfig
 from reca.models.showo.network import Showo
 from reca.models.showo.weights import (
@@ -47,10 +47,10 @@ CLIP_SHOWO = ShowoConfig(
 MODULES = {
     "showo": lambda: Showo(CLIP_SHOWO),
     "magvit": lambda: Magvit(VQ),
-    "clip": lambda: CLIPVisionModel(CLIPVisionConfig(**TOWER)),
+    "clip": lambda: ClipTower(TowerConfig(**TOWER)),
 }
 
-NAMINGS = {Showo: NETWORK, Magvit: MAGVIT, CLIPVisionModel: CLIP}
+NAMINGS = {Showo: NETWORK, Magvit: MAGVIT, ClipTower: CLIP}
 
 
 def load_official(module, path, **given):

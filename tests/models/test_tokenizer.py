@@ -1,13 +1,23 @@
 """A model folder's tokenizer may come from anybody: each fault of its files is one line that names them."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from reca.models.common.plain_tokenizer import FILES, PlainTokenizer
 from reca.models.common.tokenizer import read_tokenizer
 
-SHIPPED = Path(__file__).resolve().parents[2] / "weights/showo_tiny"
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+SHIPPED = WEIGHTS / "showo_tiny"
+FOLDERS = sorted(path.parent.name for path in WEIGHTS.glob("*/tokenizer.json"))
+TEXTS = [
+    "A red circle left of two blue squares, and nothing else?",
+    "<|im_start|>user\ndescribe the image\n\n<|im_end|>[PAD]<|endoftext|> <|soi|>tail <unk>",
+    "Zebra: naïve café\t用户",
+    "",
+]
 ODD = ["null", "[null]", "3", "", '{"a":', "{}", '{"a": NaN}', "[" * 9999, "\x00", '{"model": []}']
 
 
@@ -22,3 +32,58 @@ def test_odd_tokenizer_files_are_named(tmp_path, name):
             continue
         with pytest.raises(ValueError, match=f"{name}"):
             read_tokenizer(folder)
+
+
+def library(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def assert_alike(ours, theirs):
+    assert len(ours) == len(theirs) and ours.get_vocab() == theirs.get_vocab()
+    options = {"add_special_tokens": False, "return_offsets_mapping": True}
+    found, wanted = ours(TEXTS, **options), theirs(TEXTS, **options)
+    for name in ("input_ids", "offset_mapping"):
+        assert [list(row) for row in found[name]] == [list(row) for row in wanted[name]]
+    assert ours(TEXTS[1])["input_ids"] == theirs(TEXTS[1])["input_ids"]
+    everything = [*range(len(ours)), *reversed(range(len(ours)))]
+    assert ours.convert_ids_to_tokens(everything) == theirs.convert_ids_to_tokens(everything)
+    for skip in (True, False):
+        assert ours.decode(everything, skip_special_tokens=skip) == theirs.decode(
+            everything, skip_special_tokens=skip
+        )
+    for token in theirs.get_vocab():
+        assert ours.convert_tokens_to_ids(token) == theirs.convert_tokens_to_ids(token)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_our_own_folders_are_read_as_transformers_does(tmp_path, name):
+    ours, theirs = read_tokenizer(WEIGHTS / name), library(WEIGHTS / name)
+    assert isinstance(ours, PlainTokenizer)
+    assert_alike(ours, theirs)
+    for tokenizer in (ours, theirs):
+        tokenizer.add_special_tokens({"pad_token": "[FILL]"})
+        tokenizer.add_tokens(["lamp", "a"])
+    ours.save_pretrained(str(tmp_path / "ours"))
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    for file in FILES:
+        assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
+    assert_alike(read_tokenizer(tmp_path / "ours"), library(tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokenizer_class": "Qwen2Tokenizer"},
+        {"clean_up_tokenization_spaces": True},
+        {"eos_token": "<|new|>"},
+        {"extra_special_tokens": ["<|new|>"]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_folders_are_left_to_transformers(tmp_path, change):
+    folder = shutil.copytree(SHIPPED, tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert not isinstance(read_tokenizer(folder), PlainTokenizer)

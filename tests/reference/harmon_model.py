@@ -34,19 +34,11 @@ def model_of(described: dict[str, Any], with_vae: bool = False) -> HarmonModel:
             ),
         )
     model.network.to_empty(device="cpu")
-    model.network.llm.model.rotary_emb = rotary(model)
     model.network.llm.tie_weights()
     golden.filling("harmon").fill_(weights.NETWORK.state(model.network).items(), described["seed"])
     if with_vae:
         model.frozen.vae = filled_vae(model.config, described["seed"])
     return model.eval()
-
-
-def rotary(model: HarmonModel) -> torch.nn.Module:
-    """The frequencies of the rotary positions are computed, not stored: made anew after `to_empty`."""
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
-
-    return Qwen2RotaryEmbedding(model.network.llm.config)
 
 
 _VAES: dict[tuple[Any, ...], AutoencoderKL] = {}

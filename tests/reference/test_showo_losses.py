@@ -15,7 +15,6 @@ from reca.models.showo import layout as layouts
 from reca.models.showo import loss as losses
 from reca.models.showo.batch import Condition, Conversation, MaskNoise
 from reca.models.showo.config import ShowoOptions
-from reca.models.showo.encoders import clip_features
 from reca.models.showo.layout import IGNORE, Layout
 from reca.models.showo.model import ShowoModel
 from tests.reference import golden_cases as golden
@@ -83,7 +82,7 @@ class Case:
         if self.is_clip:
             scaled = frozen.clip_condition(pixels) if task == "recon" else pixels
             with torch.no_grad():
-                return clip_features(frozen.clip, scaled)
+                return frozen.clip(scaled)
         return frozen.codes(frozen.vq_condition(pixels) if task == "recon" else pixels)
 
     def mmu_twin(self) -> str:

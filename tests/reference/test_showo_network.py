@@ -8,12 +8,12 @@ from dataclasses import asdict
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import DynamicCache
 
 from reca.models.checkpoint_io import manifest_of
+from reca.models.common.attention import KeyValueCache
 from reca.models.showo import magvit, network, weights
+from reca.models.showo.clip import ClipTower
 from reca.models.showo.config import ShowoConfig
-from reca.models.showo.encoders import clip_tower
 from reca.toyworld.pretrain.tokenizer import commitment_loss, entropy_loss
 from tests.reference import golden_cases as golden
 from tests.reference.showo_config import config_of, golden_config, released
@@ -120,9 +120,9 @@ def test_a_cache_continues_where_it_stopped(tiny_showo):
     ids = torch.tensor([[1, 5, 7, 2, 8]])
     allowed = torch.ones(1, 5, 5, dtype=torch.bool).tril()
     whole = tiny_showo.hidden(ids, allowed=allowed)
-    cache = DynamicCache(config=tiny_showo.showo.config)
-    first = tiny_showo.hidden(ids[:, :3], allowed=allowed[:, :3, :3], past_key_values=cache)
-    rest = tiny_showo.hidden(ids[:, 3:], allowed=allowed[:, 3:], past_key_values=cache)
+    cache = KeyValueCache()
+    first = tiny_showo.hidden(ids[:, :3], allowed=allowed[:, :3, :3], cache=cache)
+    rest = tiny_showo.hidden(ids[:, 3:], allowed=allowed[:, 3:], cache=cache)
     torch.testing.assert_close(torch.cat([first, rest], dim=1), whole)
 
 
@@ -222,7 +222,7 @@ def full_size(name: str) -> torch.nn.Module:
         if name == "magvitv2":
             return magvit.Magvit(magvit.MagvitConfig())
         if name.startswith("clip"):
-            return clip_tower(released("clip"))
+            return ClipTower(released("clip").tower)
         understanding = "clip" if "clip" in name else "vq"
         return network.Showo(released(understanding, 512))
 

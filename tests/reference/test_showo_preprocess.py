@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from reca.core import images
+from reca.models.showo.clip import MEAN, STD
 from reca.models.showo.config import CLIP_LARGE_336, PHI_1_5, ShowoConfig
-from reca.models.showo.encoders import CLIP_MEAN, CLIP_STD, FrozenEncoders
+from reca.models.showo.encoders import FrozenEncoders
 from reca.models.showo.magvit import MagvitConfig
 from tests.reference import golden_cases as golden
 
@@ -38,7 +39,7 @@ def encoders(side: int) -> FrozenEncoders:
 @pytest.mark.parametrize("name", golden.cases("showo", __file__, "preprocess*"))
 def test_preparations(name: str) -> None:
     described, stored = golden.load("showo", name)
-    assert (tuple(described["clip_mean"]), tuple(described["clip_std"])) == (CLIP_MEAN, CLIP_STD)
+    assert (tuple(described["clip_mean"]), tuple(described["clip_std"])) == (MEAN, STD)
     side = described["config"]["R"]
     picture = Image.fromarray(stored["image_u8"].numpy())
     frozen = encoders(side)

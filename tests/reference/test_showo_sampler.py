@@ -12,7 +12,6 @@ from reca.models.showo import layout as layouts
 from reca.models.showo import sampler
 from reca.models.showo.batch import Condition
 from reca.models.showo.config import ShowoOptions
-from reca.models.showo.encoders import clip_features
 from reca.models.showo.model import ShowoModel
 from tests.reference import golden_cases as golden
 from tests.reference.showo_config import golden_config
@@ -107,7 +106,7 @@ def test_greedy_answers(name: str) -> None:
     prompt = stored["input_ids"].tolist()
     system: list[int] = []
     if model.config.understanding == "clip":
-        read = clip_features(model.frozen.clip, pixels)
+        read = model.frozen.clip(pixels)
         system = prompt[0][1 : prompt[0].index(ids.soi)]
         found = {"clip_features": read, "und_embeddings": model.network.project(read)}
     else:

@@ -13,18 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.embeddings import get_2d_sincos_pos_embed, get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen2Config
-from transformers.models.qwen2.modeling_qwen2 import (
-    Qwen2MLP,
-    Qwen2RMSNorm,
-    apply_rotary_pos_emb,
-)
 
 from reca.models.bagel.config import TIME_FREQUENCIES, BagelConfig, LanguageConfig
 from reca.models.bagel.vision import VisionTower
+from reca.models.common.attention import Rotary, rotate
+from reca.models.common.embeddings import sincos_table, timestep_code
+from reca.models.common.layers import GatedMlp, RMSNorm
 
 GEN = "_moe_gen"  # suffix of the gen expert's weights
 
@@ -45,9 +41,6 @@ class Heads:
     k: Tensor
     v: Tensor
 
-
-Rotary = tuple[Tensor, Tensor]
-"""cos and sin, [..., E], of one expert's tokens."""
 
 Attend = Callable[[Heads, Heads], tuple[Tensor, Tensor]]
 """Attention over the tokens of both experts; gives their outputs [..., H, E]."""
@@ -74,8 +67,8 @@ class MoTAttention(nn.Module):
                 self.add_module(name + suffix, nn.Linear(width, heads * head, bias=True))
             out = nn.Linear(config.num_attention_heads * head, width, bias=False)
             self.add_module("o_proj" + suffix, out)
-            self.add_module("q_norm" + suffix, Qwen2RMSNorm(head, config.rms_norm_eps))
-            self.add_module("k_norm" + suffix, Qwen2RMSNorm(head, config.rms_norm_eps))
+            self.add_module("q_norm" + suffix, RMSNorm(head, config.rms_norm_eps))
+            self.add_module("k_norm" + suffix, RMSNorm(head, config.rms_norm_eps))
 
     def heads(self, x: Tensor, rotary: Rotary, suffix: str) -> Heads:
         """Normalised, rotated queries and keys, and values, of one expert's tokens x [..., D]."""
@@ -85,8 +78,8 @@ class MoTAttention(nn.Module):
             for name in ("q_proj", "k_proj", "v_proj")
         )
         q, k = parts["q_norm" + suffix](q), parts["k_norm" + suffix](k)  # type: ignore[misc]
-        q, k = apply_rotary_pos_emb(q, k, *rotary, unsqueeze_dim=-2)
-        return Heads(q, k, v)
+        of_heads = rotary[0].unsqueeze(-2), rotary[1].unsqueeze(-2)
+        return Heads(rotate(q, of_heads), rotate(k, of_heads), v)
 
     def out(self, attended: Tensor, suffix: str) -> Tensor:
         """Output projection of one expert's attention output [..., H, E]."""
@@ -96,13 +89,14 @@ class MoTAttention(nn.Module):
 class MoTLayer(nn.Module):
     """One decoder layer: pre-norm attention and a gated MLP, each by the token's expert."""
 
-    def __init__(self, config: LanguageConfig, mlp: Qwen2Config) -> None:
+    def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.self_attn = MoTAttention(config)
         for suffix in ("", GEN):
-            self.add_module("mlp" + suffix, Qwen2MLP(mlp))
+            mlp = GatedMlp(config.hidden_size, config.intermediate_size)
+            self.add_module("mlp" + suffix, mlp)
             for name in ("input_layernorm", "post_attention_layernorm"):
-                norm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
+                norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
                 self.add_module(name + suffix, norm)
 
     def forward(
@@ -135,13 +129,10 @@ class MoTModel(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.head_dim, self.theta = config.head_dim, config.rope_theta
-        mlp = Qwen2Config(
-            hidden_size=config.hidden_size, intermediate_size=config.intermediate_size
-        )
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(MoTLayer(config, mlp) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(MoTLayer(config) for _ in range(config.num_hidden_layers))
         for suffix in ("", GEN):
-            norm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
+            norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
             self.add_module("norm" + suffix, norm)
 
     def rotary(self, positions: Tensor) -> Rotary:
@@ -208,14 +199,11 @@ class TimeEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """T [n] -> [n, D]."""
-        waves = get_timestep_embedding(
-            t, TIME_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0
-        )
-        return self.mlp(waves)
+        return self.mlp(timestep_code(t, TIME_FREQUENCIES))
 
 
 class FixedTable(nn.Module):
-    """A 2-D table of sines and cosines [side * side, D]; part of the checkpoint, never learned."""
+    """The table of bagel.md 2: sines and cosines [side * side, D]; part of the checkpoint, never learned."""
 
     def __init__(self, side: int, width: int) -> None:
         super().__init__()
@@ -228,13 +216,6 @@ class FixedTable(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of ids (row * side + column), [..., D]."""
         return self._buffers["pos_embed"][ids]  # type: ignore[index]
-
-
-def sincos_table(side: int, width: int) -> Tensor:
-    """The table of bagel.md 2, float32 [side * side, width]: sines and cosines of the column, then of the row."""
-    with torch.device("cpu"):
-        table = get_2d_sincos_pos_embed(width, side, base_size=side, output_type="pt")
-    return table.float()
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:

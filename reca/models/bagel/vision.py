@@ -6,22 +6,22 @@ Source: docs/reference/bagel.md 1, 2 and 6. Letters: B pictures, P patches, N la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
-from transformers import SiglipVisionConfig
-from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from reca.core.images import to_tensor
 from reca.models.bagel.config import VaeConfig, VisionConfig
 from reca.models.common.autoencoder_kl import AutoencoderKL
+from reca.models.common.vision import VisionEncoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 14 * 14 * 9 * 1024
+_EPSILON = 1e-6  # of SigLIP's layer norms
 
 
 # ---- resize rule and patches -------------------------------------------------------------------
@@ -110,19 +110,16 @@ class _Embeddings(nn.Module):
 class _VisionModel(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        siglip = SiglipVisionConfig(
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            vision_use_head=False,
-        )
-        siglip._attn_implementation = "sdpa"
         self.embeddings = _Embeddings(config)
-        self.encoder = SiglipEncoder(cast("Any", siglip))  # annotated with the two-tower config
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=siglip.layer_norm_eps)
+        self.encoder = VisionEncoder(
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            hidden_act="gelu_pytorch_tanh",
+            epsilon=_EPSILON,
+        )
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=_EPSILON)
 
 
 class VisionTower(nn.Module):
@@ -147,8 +144,7 @@ class VisionTower(nn.Module):
                 valid.shape[1], dtype=torch.bool, device=valid.device
             )
             mask = seen.unsqueeze(1)  # pads see themselves, so no row is empty
-        hidden = model.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
-        return model.post_layernorm(hidden)
+        return model.post_layernorm(model.encoder(hidden, mask))
 
 
 # ---- the autoencoder ---------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from reca.models.bagel.network import GEN, Bagel, FixedTable, sincos_table
+from reca.models.bagel.network import GEN, Bagel, FixedTable
 from reca.models.checkpoint_io import manifest_of
+from reca.models.common.embeddings import sincos_table
 from reca.models.common.naming import VAE, Naming
 from reca.models.streaming import assign_strictly
 

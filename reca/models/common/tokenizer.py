@@ -10,33 +10,36 @@ from pathlib import Path
 from typing import Any, Self
 
 from reca.core.documents import fields, read_json
+from reca.models.common.plain_tokenizer import FILES, read_plain
 
 IGNORE = -100
 """In labels and targets: this position carries no loss."""
 
 UNKNOWN = "<unk>"  # of word-level vocabularies; byte-level ones need none
-_FILES = ("tokenizer.json", "tokenizer_config.json")
-_SHOWN = 200  # letters of what transformers says
+_SHOWN = 200  # letters of an error of transformers
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder, as transformers reads it.
+    """The tokenizer in a folder, as transformers reads it, but without its import where `tokenizers` can read it.
 
     ValueError names the folder or file that is missing, no JSON object, beyond the limits of `reca.core.documents`, or
     not a tokenizer: transformers raises whatever its code runs into.
     """
-    from transformers import AutoTokenizer
-
-    for path in (folder / name for name in _FILES):
-        if path.is_file():
-            fields(read_json(path), path)
+    paths = [folder / name for name in FILES if (folder / name).is_file()]
+    described = {path.name: fields(read_json(path), path) for path in paths}
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return read_plain(described, folder) or _read_any(folder)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN]
         raise ValueError(
-            f"{folder}: no tokenizer can be read from {' and '.join(_FILES)} ({reason}); fetch the model again"
+            f"{folder}: no tokenizer can be read from {' and '.join(FILES)} ({reason}); fetch the model again"
         ) from error
+
+
+def _read_any(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
 def without_image_tag(question: str) -> str:

@@ -6,7 +6,7 @@ Source: docs/reference/harmon.md a.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, Len
@@ -17,18 +17,29 @@ from reca.models.common import options as common
 
 TRAIN_STEPS = 1000  # of the diffusion process, of which sampling keeps some
 
-QWEN2_5: dict[str, Any] = {
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "rope_theta": 1000000.0,
-    "rms_norm_eps": 1e-6,
-    "initializer_range": 0.02,
-}
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Numbers of the language model, named as in transformers' Qwen2Config; the defaults are Qwen2.5-0.5B's."""
+
+    hidden_size: int = 896
+    intermediate_size: int = 4864
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 14
+    num_key_value_heads: int = 2
+    vocab_size: int = 151936
+    max_position_embeddings: int = 32768
+    rope_theta: float = 1000000.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+QWEN2_5: dict[str, Any] = asdict(LanguageConfig())
 
 Dropout = Annotated[float, Interval(ge=0, lt=1)]
 Drawing = Literal["stretch", "crop", "pad"]
@@ -108,7 +119,7 @@ class VaeConfig:
 class HarmonConfig:
     """A whole Harmon; the defaults are Harmon-0.5B at 512 pixels.
 
-    `llm` are keyword arguments of Qwen2Config. `resolution` is the side of a picture in pixels, or [height, width].
+    `llm` holds fields of LanguageConfig. `resolution` is the side of a picture in pixels, or [height, width].
     `end` is the id of `<|im_end|>`, which ends an answer and pads a batch.
     """
 
@@ -146,6 +157,14 @@ class HarmonConfig:
             )
 
     # ---- derived sizes --------------------------------------------------------------------------
+    @property
+    def language(self) -> LanguageConfig:
+        """The language model's numbers: those of the released 0.5B one where not given.
+
+        But for `rope_theta`, which is Qwen2Config's 10,000 then, as models trained so far without it have it.
+        """
+        return LanguageConfig(**{"rope_theta": 10000.0, **self.llm})
+
     def llm_value(self, name: str) -> Any:
         """A number of the language model, the released 0.5B one where not given."""
         return self.llm.get(name, QWEN2_5[name])

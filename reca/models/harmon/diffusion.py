@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reca.models.common.batching import moved
+from reca.models.common.embeddings import timestep_code
 from reca.models.harmon.config import TRAIN_STEPS
 
 SLICE = 2**16
@@ -123,14 +124,6 @@ def training_tables(schedule: str, device: torch.device) -> Tables:
     return Tables(**{name: moved(value, device) for name, value in vars(every).items()})
 
 
-def timestep_code(t: Tensor) -> Tensor:
-    """Timesteps [R] as [R, 256]: cosines first, then sines, of t * 10000^(-k/128)."""
-    half = _CODE // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device) / half)
-    angles = t.float().unsqueeze(-1) * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
 # ---- network -------------------------------------------------------------------------------------
 class _TimeEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
@@ -199,7 +192,7 @@ class HeadNet(nn.Module):
 
     def time(self, t: Tensor) -> Tensor:
         """Embedding of timesteps [R] -> [R, W]."""
-        return self.time_embed.mlp(timestep_code(t).to(self.cond_embed.weight.dtype))
+        return self.time_embed.mlp(timestep_code(t, _CODE).to(self.cond_embed.weight.dtype))
 
     @property
     def modulated(self) -> list[_Modulated]:

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, Qwen2Config, Qwen2ForCausalLM
 
 from reca.models.common.batching import moved
+from reca.models.common.attention import KeyValueCache
 from reca.models.harmon import layout as layouts
 from reca.models.harmon import packing
 from reca.models.harmon.batch import Condition, Dropout
 from reca.models.harmon.config import HarmonConfig, MarConfig
 from reca.models.harmon.diffusion import DiffusionHead
+from reca.models.harmon.qwen2 import Qwen2ForCausalLM
 
 
 class _Attention(nn.Module):
@@ -279,12 +280,7 @@ class Harmon(nn.Module):
     def __init__(self, config: HarmonConfig) -> None:
         super().__init__()
         self.config = config
-        self.llm = Qwen2ForCausalLM(
-            Qwen2Config(
-                tie_word_embeddings=True, use_sliding_window=False, use_cache=False, **config.llm
-            )
-        )
-        self.llm.set_attn_implementation("sdpa")
+        self.llm = Qwen2ForCausalLM(config.language)
         self.mar = Mar(config.mar)
         width = config.llm_value("hidden_size")
         self.proj_in = _projector(config.mar.encoder_width, width)
@@ -319,25 +315,13 @@ class Harmon(nn.Module):
         *,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Final hidden states [B, T, H] of input embeddings; causal, `mask` [B, past + T] hides keys with 0.
 
-        `positions` [B, T] default to 0..T-1 behind the cache, which is extended in place. Without a cache the mask
-        lies on the host: transformers would read one from the device, and wait for it, to see whether it hides a key.
+        `positions` [B, T] default to those that follow the cache, which is extended in place.
         """
-        hides: Any = mask
-        if cache is None and mask is not None:
-            attends = layouts.attends(mask)
-            hides = {"full_attention": None if attends is None else moved(attends, self.device)}
-        output = self.llm.model(
-            inputs_embeds=embeddings,
-            attention_mask=hides,
-            position_ids=None if positions is None else moved(positions, self.device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        return output.last_hidden_state
+        return self.llm.model(embeddings, positions, mask, cache)
 
 
 def read_image(

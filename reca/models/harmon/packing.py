@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+
+from reca.models.common.layers import GatedMlp
 
 LIMIT = 2**32
 """Parts with more bytes of parameters stay unpacked: the packed form is a second copy while a batch is drawn."""
@@ -63,9 +64,9 @@ class PackedLinear(nn.Module):
 
 
 class PackedGatedMlp(nn.Module):
-    """Qwen2's MLP: down(SiLU(gate x) * (up x)), packed."""
+    """A gated MLP: down(SiLU(gate x) * up x), packed."""
 
-    def __init__(self, mlp: Qwen2MLP) -> None:
+    def __init__(self, mlp: GatedMlp) -> None:
         super().__init__()
         self.gate, self.up, self.down = (
             PackedLinear(layer.weight, layer.bias)
@@ -108,7 +109,7 @@ def packed(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
 
     The twin sees weights as they are now. Modules that cannot be packed come back as they are.
     """
-    if isinstance(module, Qwen2MLP) and _is_silu(module) and pays(module.up_proj.weight):
+    if isinstance(module, GatedMlp) and pays(module.up_proj.weight):
         return PackedGatedMlp(module)
     if isinstance(module, nn.Linear):
         return PackedLinear(module.weight, module.bias) if pays(module.weight) else module
@@ -125,7 +126,3 @@ def packed(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
 def size(module: nn.Module) -> int:
     """Bytes of the module's parameters."""
     return sum(p.numel() * p.element_size() for p in module.parameters())
-
-
-def _is_silu(mlp: Qwen2MLP) -> bool:
-    return mlp.config.hidden_act == "silu"

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
 
 from reca.core.finite import demand, finite_rows
 from reca.models.common import decoding
+from reca.models.common.attention import KeyValueCache
 from reca.models.common.batching import row_noise
 from reca.models.common.options import check_generation, sampler_options
 from reca.models.harmon import layout as layouts
@@ -125,10 +125,10 @@ class Drawing:
         self.denoiser = Denoiser(mar.diffloss)
         self.encoder_table = mar.positions(mar.encoder_pos_embed_learned, grid)
         self.blank = mar.blank(grid, known=True)
-        self.cache = DynamicCache()
+        self.cache = KeyValueCache()
         # Causal, and padding stands behind what is looked at: no mask is needed here.
         self.prefix = network.hidden(embeddings, cache=self.cache)
-        self.cache.batch_select_indices(rows)
+        self.cache.select(rows)
         self.mask = mask[rows]
         self.lengths = self.mask.sum(dim=1, keepdim=True)
 
@@ -167,7 +167,7 @@ class Drawing:
             positions=self.lengths + torch.arange(length, device=embeddings.device),
             cache=self.cache,
         )
-        self.cache.crop(-length)  # the next step writes this block anew
+        self.cache.drop(length)  # the next step writes this block anew
         return hidden
 
 
@@ -297,7 +297,7 @@ def greedy(
     `embeddings` [B, T, H] and `mask` [B, T] are the questions, padded right; padding stays hidden. NonFinite, behind
     the last token, names rows whose logits were not finite.
     """
-    cache = DynamicCache()
+    cache = KeyValueCache()
     hidden = network.hidden(embeddings, mask=mask, positions=layouts.positions(mask), cache=cache)
     position = mask.sum(dim=1, keepdim=True)
     last = hidden.gather(1, (position - 1).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))

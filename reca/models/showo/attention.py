@@ -1,50 +1,31 @@
-"""Show-o's attention inside transformers' Phi: SDPA under a dense mask, or block attention.
-
-Which of the two runs is said per call: `Showo.hidden` hands a block layout through transformers'
-keyword arguments, or a dense mask, and transformers finds the function below by its name.
-"""
+"""Attention among Show-o's tokens: SDPA under a dense mask, or block attention of a layout."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 from reca_kernels import Implementation, Layout, block_attention
-from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from torch import Tensor
 
-NAME = "reca_block_attention"
+from reca.models.common.attention import attend
 
-
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    block_layout: Layout | None = None,
-    block_implementation: Implementation = "auto",
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention of query [B, H, L, E] to key and value [B, K, L, E], as [B, L, H, E].
-
-    ValueError where dropout is asked of block attention, which has none.
-    """
-    if block_layout is None:
-        out, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return out, None
-    if dropout:
-        raise ValueError(
-            "block attention has no dropout; set network.llm attention_dropout to 0, as released"
-        )
-    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
-    out = block_attention(q, k, v, block_layout, scale=scaling, implementation=block_implementation)
-    return out.unflatten(0, (query.shape[0], query.shape[2])), None
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of queries [B, H, L, E] to keys and values [B, K, P, E], as [B, L, H, E]."""
 
 
-AttentionInterface.register(NAME, attention)
+def dense(mask: Tensor) -> Attention:
+    """Attention under an additive mask [B, 1, L, P]."""
+    return partial(attend, mask=mask)
+
+
+def blockwise(layout: Layout, implementation: Implementation = "auto") -> Attention:
+    """Attention of whole sequences (P = L) under a block layout, by the named implementation."""
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+        scale = query.shape[-1] ** -0.5
+        out = block_attention(q, k, v, layout, scale=scale, implementation=implementation)
+        return out.unflatten(0, (query.shape[0], query.shape[2]))
+
+    return attention

@@ -6,13 +6,14 @@ Source: docs/reference/showo.md 1, 3 and 5.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from reca_kernels import Implementation
 
 from reca.core.structure import Count, Share
 from reca.models.common import options as common
+from reca.models.common.layers import check_activation
 from reca.models.showo.magvit import MagvitConfig
 
 VICUNA_SYSTEM_PROMPT = (
@@ -20,18 +21,47 @@ VICUNA_SYSTEM_PROMPT = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
-PHI_1_5: dict[str, Any] = {
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "hidden_act": "gelu_new",
-    "layer_norm_eps": 1e-5,
-    "max_position_embeddings": 2048,
-    "rope_theta": 10000.0,
-    "partial_rotary_factor": 0.5,
-}
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Numbers of the language model, named as in transformers' PhiConfig; the defaults are Phi-1.5's."""
+
+    hidden_size: int = 2048
+    intermediate_size: int = 8192
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    hidden_act: str = "gelu_new"
+    layer_norm_eps: float = 1e-5
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10000.0
+    partial_rotary_factor: float = 0.5
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Values of a head that rotary positions turn; the rest has no position."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Sizes of the vision tower, named as in transformers' CLIPVisionConfig and with its defaults (CLIP ViT-B/32)."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+
+
+PHI_1_5: dict[str, Any] = asdict(LanguageConfig())
 CLIP_LARGE_336: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -87,10 +117,10 @@ class SpecialIds:
 class ShowoConfig:
     """All numbers of a Show-o model; the defaults are the released 256-pixel VQ variant.
 
-    `llm` and `clip_vision` are keyword arguments of PhiConfig and CLIPVisionConfig (but for the
-    vocabulary size, which is derived). `max_text` is M of showo.md 3 (inference 128, RecA training
-    576 for CLIP and 381 for VQ), `head_text` the fixed text head of the CLIP RecA layout.
-    `clip_condition_normalise=False` and `vq_condition="half"` are the published recipe.
+    `llm` and `clip_vision` hold fields of LanguageConfig and TowerConfig. `max_text` is M of
+    showo.md 3 (inference 128, RecA training 576 for CLIP and 381 for VQ), `head_text` the fixed
+    text head of the CLIP RecA layout. `clip_condition_normalise=False` and `vq_condition="half"`
+    are the published recipe.
     """
 
     llm: dict[str, Any] = field(default_factory=lambda: dict(PHI_1_5))
@@ -109,6 +139,7 @@ class ShowoConfig:
 
     def __post_init__(self) -> None:
         common.check_numbers("network.llm", self.llm, PHI_1_5)
+        check_activation("network.llm.hidden_act", self.language.hidden_act)
         if self.resolution % self.vq.down_sampling:
             raise ValueError(
                 f"network.resolution {self.resolution} is not a multiple of the tokenizer's "
@@ -132,6 +163,7 @@ class ShowoConfig:
         if self.clip_vision is None:
             raise ValueError("network.clip_vision is missing; understanding 'clip' needs a tower")
         common.check_numbers("network.clip_vision", self.clip_vision, CLIP_LARGE_336)
+        check_activation("network.clip_vision.hidden_act", self.tower.hidden_act)
         ends = (self.clip_vision.get("hidden_size"), self.llm.get("hidden_size"))
         if len(self.projector) < 2 or (self.projector[0], self.projector[-1]) != ends:
             raise ValueError(
@@ -140,6 +172,19 @@ class ShowoConfig:
             )
 
     # ---- derived sizes --------------------------------------------------------------------------
+    @property
+    def language(self) -> LanguageConfig:
+        """The language model's numbers: those of Phi-1.5 where not given, and a key/value head for each head."""
+        heads = self.llm.get("num_attention_heads", PHI_1_5["num_attention_heads"])
+        return LanguageConfig(**{"num_key_value_heads": heads, **self.llm})
+
+    @property
+    def tower(self) -> TowerConfig:
+        """The vision tower's sizes; ValueError for the VQ variant, which has none."""
+        if self.clip_vision is None:
+            raise ValueError("this Show-o has understanding 'vq': it has no CLIP tower")
+        return TowerConfig(**self.clip_vision)
+
     @property
     def codebook_size(self) -> int:
         """Number of image codes, 2 to the tokenizer's channels."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from reca.core import images as pictures
 from reca.models.common.batching import encode_in_chunks
 from reca.models.common.digest import Fingerprints
+from reca.models.showo import clip
 from reca.models.showo.config import ShowoConfig
 from reca.models.showo.magvit import Magvit
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from reca.models.contract import Features, Use
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _READ_SIDE = 512  # the VQ variant crops what it reads at 512, whatever its resolution
 
 
@@ -40,7 +38,7 @@ class FrozenEncoders(nn.Module):
         self.config = config
         self.chunk = chunk
         self.magvit = Magvit(config.vq)
-        self.clip = clip_tower(config) if config.understanding == "clip" else None
+        self.clip = clip.ClipTower(config.tower) if config.understanding == "clip" else None
         self.requires_grad_(False)
         self._fingerprints = Fingerprints()
 
@@ -61,14 +59,14 @@ class FrozenEncoders(nn.Module):
             pictures.to_tensor(pictures.squash(image, self.config.resolution)) for image in images
         )
         if self.clip is not None:
-            understanding = clip_features(self.clip, self.clip_condition(pixels))
+            understanding = self.clip(self.clip_condition(pixels))
         else:
             understanding = self.codes(self.vq_condition(pixels))
         return {"target": self.codes(pixels), "understanding": understanding}
 
     def _read(self, images: Sequence[Image]) -> Features:
         if self.clip is not None:
-            return {"understanding": clip_features(self.clip, self._stack(self.clip_crops(images)))}
+            return {"understanding": self.clip(self._stack(self.clip_crops(images)))}
         return {"understanding": self.codes(self.vq_crops(images))}
 
     def codes(self, pixels: Tensor) -> Tensor:
@@ -87,7 +85,7 @@ class FrozenEncoders(nn.Module):
         scaled = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
         if not self.config.clip_condition_normalise:
             return scaled
-        mean, std = (scaled.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        mean, std = (scaled.new_tensor(values).view(3, 1, 1) for values in (clip.MEAN, clip.STD))
         return ((scaled + 1) / 2 - mean) / std
 
     def vq_condition(self, pixels: Tensor) -> Tensor:
@@ -100,15 +98,8 @@ class FrozenEncoders(nn.Module):
         return _bilinear(_bilinear(pixels, side // 8), side)
 
     def clip_crops(self, images: Sequence[Image]) -> list[Tensor]:
-        """CLIP's own preparation for reading: short side, centre crop, CLIP mean and std; each [3, S, S]."""
-        side = self._clip_side
-        processor = CLIPImageProcessorPil(
-            size={"shortest_edge": side},
-            crop_size={"height": side, "width": side},
-            image_mean=list(CLIP_MEAN),
-            image_std=list(CLIP_STD),
-        )
-        return list(processor([*images], return_tensors="pt")["pixel_values"])
+        """Images as CLIP itself prepares them, for reading; each [3, S, S]."""
+        return clip.crops(images, self._clip_side)
 
     def vq_crops(self, images: Sequence[Image]) -> Tensor:
         """The VQ variant's preparation for reading: short side and centre crop at 512, then R; [B,
@@ -149,8 +140,7 @@ class FrozenEncoders(nn.Module):
 
     @property
     def _clip_side(self) -> int:
-        assert self.config.clip_vision is not None
-        return int(self.config.clip_vision["image_size"])
+        return self.config.tower.image_size
 
     @property
     def _device(self) -> torch.device:
@@ -159,18 +149,6 @@ class FrozenEncoders(nn.Module):
     def _stack(self, tensors: Iterable[Tensor]) -> Tensor:
         """Rows [...] of a batch as one tensor [B, ...] on the encoder's device."""
         return torch.stack(list(tensors)).to(self._device)
-
-
-def clip_tower(config: ShowoConfig) -> CLIPVisionModel:
-    """The (untrained) CLIP vision tower that a CLIP-variant config describes."""
-    if config.clip_vision is None:
-        raise ValueError("this Show-o has understanding 'vq': it has no CLIP tower")
-    return CLIPVisionModel(CLIPVisionConfig(**config.clip_vision))
-
-
-def clip_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
-    """Penultimate layer of pixels [B, 3, S, S], no class token: [B, P, Dclip] (showo.md 1.2)."""
-    return tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
 
 
 def _bilinear(pixels: Tensor, side: int) -> Tensor:

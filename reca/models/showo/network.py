@@ -1,6 +1,6 @@
 """Show-o's language model: Phi-1.5 with qk-LayerNorm over text and image codes, CLIP projector.
 
-The frozen companions (MAGVIT-v2 in `magvit.py`, the CLIP tower of transformers) are held by
+The frozen companions (MAGVIT-v2 in `magvit.py`, the CLIP tower in `clip.py`) are held by
 `model.py`; `Showo` is exactly what a Show-o checkpoint stores.
 Source: docs/reference/showo.md 1.1, 1.2, 1.4 and 6.
 """
@@ -14,11 +14,12 @@ from reca_kernels import Implementation
 from reca_kernels import Layout as BlockLayout
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, PhiConfig, PhiForCausalLM
 
 from reca.models.common.batching import moved
+from reca.models.common.attention import KeyValueCache
 from reca.models.showo import attention
 from reca.models.showo.config import ShowoConfig
+from reca.models.showo.phi import PhiForCausalLM
 
 _BLOCKED = -(2.0**63)  # the official additive mask; finite, so a fully masked row stays finite
 
@@ -29,20 +30,7 @@ class Showo(nn.Module):
     def __init__(self, config: ShowoConfig) -> None:
         super().__init__()
         self.config = config
-        self.showo = PhiForCausalLM(
-            PhiConfig(
-                vocab_size=config.vocab_size,
-                qk_layernorm=True,  # the released weights need it; phi-1_5's own config says false
-                tie_word_embeddings=False,
-                use_cache=False,
-                **config.llm,
-            )
-        )
-        self.showo.set_attn_implementation(attention.NAME)
-        # transformers writes gelu_new out in eight element-wise operations; torch has the same function in one
-        if self.showo.config.hidden_act == "gelu_new":
-            for layer in self.showo.model.layers:
-                layer.mlp.activation_fn = nn.GELU(approximate="tanh")
+        self.showo = PhiForCausalLM(config.language, config.vocab_size)
         if config.understanding == "clip":
             self.mm_projector = _projector(config.projector)
 
@@ -82,31 +70,28 @@ class Showo(nn.Module):
         blocks: BlockLayout | None = None,
         implementation: Implementation = "auto",
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Hidden states [B, L, D] after the final LayerNorm, of ids [B, L] or embeddings [B, L, D].
 
         `allowed[b, q, k]` (bool, [B, L, K] or [B, 1, L, K]) says that query q may attend to key k;
-        K = L, plus the length of `past_key_values` where a cache is given (extended in place).
+        K = L, plus the length of the cache where one is given (extended in place).
         Without a cache the mask may be given as `blocks` instead, per token, and then
         `reca_kernels.block_attention` runs, by the named implementation.
-        `position_ids` [B, L] default to 0..L-1 behind the cache: pads take positions too
+        `position_ids` [B, L] default to those that follow the cache: pads take positions too
         (showo.md 1.1). A row that may attend to nothing gives finite junk.
         """
         if (allowed is None) == (blocks is None):
             raise ValueError("Showo.hidden needs the mask once: as allowed or as blocks")
-        dtype = (inputs_embeds if inputs_embeds is not None else self.showo.lm_head.weight).dtype
-        output = self.showo.model(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=None if allowed is None else additive_mask(allowed, dtype),
-            block_layout=blocks,
-            block_implementation=implementation,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
-        )
-        return output.last_hidden_state
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids)
+        if blocks is not None:
+            how = attention.blockwise(blocks, implementation)
+        else:
+            assert allowed is not None
+            how = attention.dense(additive_mask(allowed, inputs_embeds.dtype))
+        return self.showo.model(inputs_embeds, position_ids, how, cache)
 
     def head(self, hidden: Tensor, vocab: slice | None = None) -> Tensor:
         """Logits of hidden states [..., D] over the vocabulary or a slice of it (`ids.codes`)."""
@@ -117,10 +102,7 @@ class Showo(nn.Module):
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask [B, L, K] or [B, 1, L, K] as an additive one [B, 1, L, K], 0 where allowed.
-
-    transformers hands a 4-D mask to attention untouched.
-    """
+    """A boolean mask [B, L, K] or [B, 1, L, K] as an additive one [B, 1, L, K], 0 where allowed."""
     if allowed.dtype != torch.bool or allowed.dim() not in (3, 4):
         raise ValueError(
             "allowed must be bool [B, L, K] or [B, 1, L, K], "

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from reca.core.finite import demand, finite_rows
 from reca.models.common import decoding
+from reca.models.common.attention import KeyValueCache
 from reca.models.common.options import check_generation, sampler_options
 from reca.models.showo import layout as layouts
 from reca.models.showo.batch import Condition, cosine_ratio
@@ -181,12 +181,12 @@ class CodeLogits:
         self.special = network.config.ids
         start, stop = layout.image_columns()
         allowed = layout.allowed()
-        self.cache = DynamicCache()
+        self.cache = KeyValueCache()
         network.hidden(
             inputs_embeds=embeddings[:, :start],
             allowed=allowed[:, :start, :start],
             position_ids=layout.positions[:, :start],
-            past_key_values=self.cache,
+            cache=self.cache,
         )
         self.allowed = allowed[:, start:stop, :stop]
         self.positions = layout.positions[:, start:stop]
@@ -202,9 +202,9 @@ class CodeLogits:
             inputs_embeds=self.block,
             allowed=self.allowed,
             position_ids=self.positions,
-            past_key_values=self.cache,
+            cache=self.cache,
         )
-        self.cache.crop(-self.block.shape[1])  # the next step writes this block anew
+        self.cache.drop(self.block.shape[1])  # the next step writes this block anew
         return self.network.head(hidden[:, self.slots], self.special.codes).float()
 
 
@@ -306,12 +306,12 @@ def greedy(
     `layout` ends where the answers begin (`layout.question`). Old rows never see new columns, so
     their keys are kept. NonFinite, behind the last token, names rows whose logits were not finite.
     """
-    cache = DynamicCache()
+    cache = KeyValueCache()
     hidden = network.hidden(
         inputs_embeds=embeddings,
         allowed=layout.allowed(),
         position_ids=layout.positions,
-        past_key_values=cache,
+        cache=cache,
     )
     visible = (layout.roles != PAD).unsqueeze(1)  # [B, 1, keys]
     position = layout.positions[:, -1:]
@@ -324,7 +324,7 @@ def greedy(
             inputs_embeds=network.embed(token.unsqueeze(1)),
             allowed=visible,
             position_ids=position,
-            past_key_values=cache,
+            cache=cache,
         )
         return network.head(hidden[:, -1]).float()
 

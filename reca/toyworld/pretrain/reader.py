@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
+from transformers import CLIPConfig, CLIPModel
 
-from reca.models.showo.config import parse
-from reca.models.showo.encoders import CLIP_MEAN, CLIP_STD
+from reca.models.showo.clip import MEAN, STD, ClipTower
+from reca.models.showo.config import TowerConfig, parse
 from reca.models.showo.weights import CLIP
 from reca.toyworld.pretrain.fit import fit, seeded
 from reca.toyworld.pretrain.pictures import read_world
@@ -73,16 +73,14 @@ def reader_loss(clip: CLIPModel, pixels: Tensor, ids: Tensor) -> Tensor:
 
 def clip_pixels(pixels: Tensor) -> Tensor:
     """Images [B, 3, H, W] in [-1, 1] as CLIP normalises them."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return ((pixels + 1) / 2 - mean) / std
 
 
-def vision_tower(clip: CLIPModel) -> CLIPVisionModel:
-    """The vision half of a CLIP as the class that Show-o holds, with the same weights."""
-    tower = CLIPVisionModel(clip.vision_model.config)
-    half = clip.vision_model.state_dict()
-    prefix = "vision_model." if next(iter(tower.state_dict())).startswith("vision_model.") else ""
-    tower.load_state_dict({f"{prefix}{name}": value for name, value in half.items()})
+def vision_tower(clip: CLIPModel, vision: Mapping[str, Any]) -> ClipTower:
+    """The vision half of a CLIP, of the sizes `vision`, as the class that Show-o holds."""
+    tower = ClipTower(TowerConfig(**vision))
+    tower.load_state_dict(clip.vision_model.state_dict())
     return tower
 
 
@@ -106,5 +104,5 @@ def pretrain_reader(
         work_dir=work,
         data=pictures.fingerprint,
     )
-    CLIP.save(vision_tower(clip), out / FILE)
+    CLIP.save(vision_tower(clip, vision), out / FILE)
     return loss
