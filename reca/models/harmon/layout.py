@@ -60,17 +60,6 @@ def expanded(
     return whole, torch.cat([mask[:, :IMAGE_AT], shown, mask[:, IMAGE_AT + 1 :]], dim=1)
 
 
-def attends(mask: Tensor) -> Tensor | None:
-    """The attention mask, bool [B, 1, T, T]: causal, and nobody sees what a key mask [B, T] of the host hides.
-
-    None where nothing is hidden: then attention is causal by itself.
-    """
-    if bool(mask.all()):
-        return None
-    causal = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool).tril()
-    return causal & mask.bool()[:, None, None, :]
-
-
 def positions(mask: Tensor) -> Tensor:
     """Rotary positions [B, T] of a key mask: padding takes none."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reca.models.common.batching import moved
 from reca.models.common.attention import KeyValueCache
+from reca.models.common.batching import moved
 from reca.models.harmon import layout as layouts
 from reca.models.harmon import packing
 from reca.models.harmon.batch import Condition, Dropout
@@ -321,7 +321,8 @@ class Harmon(nn.Module):
 
         `positions` [B, T] default to those that follow the cache, which is extended in place.
         """
-        return self.llm.model(embeddings, positions, mask, cache)
+        places = None if positions is None else moved(positions, self.device)
+        return self.llm.model(embeddings, places, mask, cache)
 
 
 def read_image(

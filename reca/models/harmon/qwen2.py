@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reca.models.common.attention import KeyValueCache, Rotary, attend, rotary, rotate
+from reca.models.common.batching import moved
 from reca.models.common.layers import GatedMlp, RMSNorm, initialise
 from reca.models.harmon.config import LanguageConfig
 
@@ -97,10 +98,13 @@ class Qwen2Model(nn.Module):
 
 
 def causal_mask(mask: Tensor | None, length: int, past: int, device: torch.device) -> Tensor | None:
-    """Which of P + T keys each of T queries sees, bool [B or 1, 1, T, P + T]; None where plain causality says it."""
-    mask = None if mask is None else mask.to(device, torch.bool)
+    """Which of P + T keys each of T queries sees, bool [B or 1, 1, T, P + T]; None where plain causality says it.
+
+    A mask on the host is inspected there: training waits for nothing that is on the device.
+    """
     if (length == 1 or not past) and (mask is None or bool(mask.all())):
         return None
+    mask = None if mask is None else moved(mask.bool(), device)
     keys = torch.arange(past + length, device=device)
     causal = keys <= keys[past:].unsqueeze(1)
     return causal[None, None] if mask is None else causal & mask[:, None, None]

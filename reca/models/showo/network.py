@@ -15,8 +15,8 @@ from reca_kernels import Layout as BlockLayout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reca.models.common.batching import moved
 from reca.models.common.attention import KeyValueCache
+from reca.models.common.batching import moved
 from reca.models.showo import attention
 from reca.models.showo.config import ShowoConfig
 from reca.models.showo.phi import PhiForCausalLM
