@@ -232,7 +232,7 @@ def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> N
     ("key", "value", "complaint"),
     [
         ("widht", 3, "widht = 3: unknown key"),
-        ("end", 10**6, "network.end 1000000 is no text id"),
+        ("end", 10**6, "network.end 1000000 is not a text id"),
         ("end", "3", "network.end = '3': must be a whole number"),
         ("resolution", 17, "17 is not a multiple of the VAE's 4 pixels"),
         ("resolution", 16.5, "network.resolution is 16.5; give whole pixels"),
@@ -252,7 +252,7 @@ def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> N
         ("llm.num_attention_heads", 32, "32 into heads of an even width; change one"),
         ("llm.num_key_value_heads", 3, "3 does not divide num_attention_heads 2; change one"),
         ("mar", None, "network.mar = None: must be a section with encoder_width"),
-        ("mar.encoder_heads", 5, "encoder_width 24 does not divide into 5 heads; change one"),
+        ("mar.encoder_heads", 5, "encoder_width 24 is not divisible by 5 heads; change one"),
         ("mar.encoder_heads", 0, "network.mar.encoder_heads is 0; it must be above 0"),
         ("mar.dropout", "0.1", "network.mar.dropout = '0.1': must be a number"),
         ("mar.dropout", 1.0, r"network.mar.dropout is 1.0; it must be in \[0, 1\)"),
@@ -339,7 +339,7 @@ def test_pictures(model: HarmonModel) -> None:
 
 def test_generation_checks_its_arguments(model: HarmonModel) -> None:
     condition = model.condition(CAPTIONS)
-    with pytest.raises(ValueError, match="2 pictures need as many generators"):
+    with pytest.raises(ValueError, match="2 images need as many generators"):
         model.generate(condition, None, Sampling(), [generator(1)])
     with pytest.raises(ValueError, match="needs an unconditional"):
         model.generate(condition, None, Sampling(guidance=2.0), [generator(1), generator(2)])

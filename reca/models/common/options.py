@@ -1,4 +1,4 @@
-"""Sections of a configuration as a family's dataclasses, strictly: one parser, one form of error."""
+"""Strict parsing of configuration sections into a family's dataclasses, with uniform errors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _CONTRACT = ("guidance", "steps", "temperature")
 
 
 def parse(network: Mapping[str, Any], config: type[C], options: type[O]) -> tuple[C, O]:
-    """Read a `network` section: the keys of the dataclass `config`, and under `options` those of the other.
+    """Parse a `network` section: the keys of dataclass `config`, and under `options` those of the other.
 
-    ValueError names a key or value that does not fit.
+    ValueError names an unknown key or invalid value.
     """
     described = dict(network)
     chosen = build(options, described.pop("options", None) or {}, "network.options")
@@ -31,7 +31,7 @@ def parse(network: Mapping[str, Any], config: type[C], options: type[O]) -> tupl
 
 
 def check_known(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """ValueError names keys of a free section that are not among the known ones."""
+    """Raise ValueError for keys of a free-form section that are not known."""
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(
             f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
@@ -39,7 +39,7 @@ def check_known(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) 
 
 
 def check_positive(where: str, values: Mapping[str, Any], *names: str) -> None:
-    """ValueError names the first value that is not above 0; None and absent names pass."""
+    """Raise ValueError for the first value that is not above 0; None and absent names are accepted."""
     for name in names:
         value = values.get(name)
         if value is not None and not value > 0:
@@ -47,7 +47,7 @@ def check_positive(where: str, values: Mapping[str, Any], *names: str) -> None:
 
 
 def check_numbers(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """ValueError unless `given` has keys of `known` only, with numbers above 0 that are whole where known's are."""
+    """Raise ValueError unless all keys of `given` are in `known`, with values above 0, integers where known's are."""
     check_known(where, given, known)
     for name, value in given.items():
         if isinstance(known[name], str):
@@ -59,7 +59,7 @@ def check_numbers(where: str, given: Mapping[str, Any], known: Mapping[str, Any]
 
 
 def check_shares(where: str, values: Mapping[str, Any], *names: str) -> None:
-    """ValueError names the first value that is not in 0..1; None passes."""
+    """Raise ValueError for the first value that is not in 0..1; None is accepted."""
     for name in names:
         value = values[name]
         if value is not None and not 0 <= value <= 1:
@@ -68,7 +68,7 @@ def check_shares(where: str, values: Mapping[str, Any], *names: str) -> None:
 
 # ---- sampling ------------------------------------------------------------------------------------
 def sampler_options(kind: type[T], sampling: Sampling) -> T:
-    """The contract's `Sampling` as a family's dataclass; ValueError on an option that the family does not know."""
+    """Convert the contract's `Sampling` to a family's dataclass; ValueError for an unknown option."""
     given, names = dict(sampling.options or {}), {f.name for f in fields(kind)}  # type: ignore[arg-type]
     known = sorted(names - set(_CONTRACT))
     if unknown := sorted(set(given) - set(known)):
@@ -85,8 +85,8 @@ def check_generation(
     unconditional: object | None = None,
     guidance: float | None = None,
 ) -> None:
-    """ValueError unless each row has its generator and, with a `guidance`, there is an unconditional condition."""
+    """Raise ValueError unless each row has a generator and, with `guidance`, there is an unconditional condition."""
     if len(generators) != rows:
-        raise ValueError(f"{rows} pictures need as many generators, got {len(generators)}")
+        raise ValueError(f"{rows} images need as many generators, got {len(generators)}")
     if guidance is not None and unconditional is None:
         raise ValueError(f"sampling.guidance {guidance:g} needs an unconditional condition")

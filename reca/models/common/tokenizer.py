@@ -1,6 +1,6 @@
-"""The text front end that families extend: reading a tokenizer folder, texts to ids, generated ids to text.
+"""The text front end that families extend: loading a tokenizer folder, encoding texts, decoding generated ids.
 
-A model folder's files may come from anybody, so every fault of them is one line.
+The files of a model folder are untrusted, so every defect of them is reported in one line.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any, Self
 from reca.core.documents import fields, read_json
 
 IGNORE = -100
-"""In labels and targets: this position carries no loss."""
+"""In labels and targets, marks a position without a loss."""
 
-UNKNOWN = "<unk>"  # of word-level vocabularies; byte-level ones need none
+UNKNOWN = "<unk>"  # the unknown token of word-level vocabularies; byte-level ones have none
 _FILES = ("tokenizer.json", "tokenizer_config.json")
-_SHOWN = 200  # letters of what transformers says
+_SHOWN = 200  # characters shown of a message from transformers
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder, as transformers reads it.
+    """Load the tokenizer in a folder with transformers.
 
-    ValueError names the folder or file that is missing, no JSON object, beyond the limits of `reca.core.documents`, or
-    not a tokenizer: transformers raises whatever its code runs into.
+    ValueError names a folder or file that is missing, not a JSON object, beyond the limits of `reca.core.documents`, or
+    not a tokenizer (for which transformers may raise any exception).
     """
     from transformers import AutoTokenizer
 
@@ -35,21 +35,21 @@ def read_tokenizer(folder: Path) -> Any:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN]
         raise ValueError(
-            f"{folder}: no tokenizer can be read from {' and '.join(_FILES)} ({reason}); fetch the model again"
+            f"{folder}: cannot read a tokenizer from {' and '.join(_FILES)} ({reason}); fetch the model again"
         ) from error
 
 
 def without_image_tag(question: str) -> str:
-    """Drop LLaVA's `<image>` tag with its newline: the image has its own place in the layout."""
+    """Drop LLaVA's `<image>` tag and its newline: the layout determines the position of the image."""
     for tag in ("<image>\n", "\n<image>", "<image>"):
         question = question.replace(tag, "")
     return question
 
 
 class TextFrontEnd:
-    """Texts to ids and back; a family adds its wording.
+    """Encodes and decodes text; families add their templates.
 
-    `end` closes a text. ValueError from `check` where the tokenizer is not the one that the network was trained with.
+    `end` ends a text. `check` raises ValueError if the tokenizer is not the one that the network was trained with.
     """
 
     end: int
@@ -61,19 +61,19 @@ class TextFrontEnd:
 
     @classmethod
     def read(cls, folder: str | Path, config: Any) -> Self:
-        """The front end of a tokenizer folder."""
+        """Create the front end from a tokenizer folder."""
         return cls(read_tokenizer(Path(folder)), config, str(folder))
 
     def check(self, where: str) -> None:
-        """ValueError unless the tokenizer's ids are those of the network."""
+        """Raise ValueError unless the tokenizer's ids match the network."""
         raise NotImplementedError
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids without special tokens; ValueError names words that a closed vocabulary does not have."""
+        """Ids without special tokens; ValueError names words missing from a closed vocabulary."""
         return [ids for ids, _ in self.ids_and_starts(texts)]
 
     def ids_and_starts(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Ids of each text and the character at which each token begins."""
+        """Ids of each text, and the character offset at which each token starts."""
         if not texts:
             return []
         coded = self.tokenizer(

@@ -1,7 +1,7 @@
 """Show-o's attention inside transformers' Phi: SDPA under a dense mask, or block attention.
 
-Which of the two runs is said per call: `Showo.hidden` hands a block layout through transformers'
-keyword arguments, or a dense mask, and transformers finds the function below by its name.
+The choice is made per call: `Showo.hidden` passes a block layout or a dense mask through
+transformers' keyword arguments, and transformers finds the function below by its name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention of query [B, H, L, E] to key and value [B, K, L, E], as [B, L, H, E].
 
-    ValueError where dropout is asked of block attention, which has none.
+    ValueError for dropout in block attention, which does not support it.
     """
     if block_layout is None:
         out, _ = sdpa_attention_forward(

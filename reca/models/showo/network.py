@@ -1,7 +1,7 @@
-"""Show-o's language model: Phi-1.5 with qk-LayerNorm over text and image codes, CLIP projector.
+"""Show-o's language model: Phi-1.5 with qk-LayerNorm over text and image codes, and the CLIP projector.
 
-The frozen companions (MAGVIT-v2 in `magvit.py`, the CLIP tower of transformers) are held by
-`model.py`; `Showo` is exactly what a Show-o checkpoint stores.
+The frozen modules (MAGVIT-v2 in `magvit.py`, the CLIP tower of transformers) belong to
+`encoders.py`; `Showo` is exactly what a Show-o checkpoint stores.
 Source: docs/reference/showo.md 1.1, 1.2, 1.4 and 6.
 """
 
@@ -31,14 +31,14 @@ class Showo(nn.Module):
         self.showo = PhiForCausalLM(
             PhiConfig(
                 vocab_size=config.vocab_size,
-                qk_layernorm=True,  # the released weights need it; phi-1_5's own config says false
+                qk_layernorm=True,  # the released weights require it; phi-1_5's own config has false
                 tie_word_embeddings=False,
                 use_cache=False,
                 **config.llm,
             )
         )
         self.showo.set_attn_implementation(attention.NAME)
-        # transformers writes gelu_new out in eight element-wise operations; torch has the same function in one
+        # transformers computes gelu_new in eight element-wise operations; torch has the same function as one
         if self.showo.config.hidden_act == "gelu_new":
             for layer in self.showo.model.layers:
                 layer.mlp.activation_fn = nn.GELU(approximate="tanh")
@@ -51,11 +51,11 @@ class Showo(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.showo.lm_head.weight.device
 
     def inputs(self, ids: Tensor, understanding: Tensor | None) -> Tensor:
-        """Input embeddings [B, L, D] of ids [B, L]: tokens, and projected CLIP features in negative ids' place."""
+        """Input embeddings [B, L, D] of ids [B, L]: tokens, with projected CLIP features in place of negative ids."""
         tokens = self.embed(ids.clamp(min=0))
         if understanding is None or self.config.understanding != "clip":
             return tokens
@@ -80,15 +80,15 @@ class Showo(nn.Module):
     ) -> Tensor:
         """Hidden states [B, L, D] after the final LayerNorm, of ids [B, L] or embeddings [B, L, D].
 
-        `allowed[b, q, k]` (bool, [B, L, K] or [B, 1, L, K]) says that query q may attend to key k;
-        K = L, plus the length of `past_key_values` where a cache is given (extended in place).
-        Without a cache the mask may be given as `blocks` instead, per token, and then
-        `reca_kernels.block_attention` runs, by the named implementation.
-        `position_ids` [B, L] default to 0..L-1 behind the cache: pads take positions too
-        (showo.md 1.1). A row that may attend to nothing gives finite junk.
+        `allowed[b, q, k]` (bool, [B, L, K] or [B, 1, L, K]) is true if query q may attend to key k;
+        K = L, plus the length of `past_key_values` if a cache is given (extended in place).
+        Without a cache the mask may be given per token as `blocks` instead; then
+        `reca_kernels.block_attention` runs with the given implementation.
+        `position_ids` [B, L] default to 0..L-1 after the cache: pads take positions, too
+        (showo.md 1.1). A row without an allowed key gives finite, meaningless values.
         """
         if (allowed is None) == (blocks is None):
-            raise ValueError("Showo.hidden needs the mask once: as allowed or as blocks")
+            raise ValueError("Showo.hidden needs exactly one mask: allowed or blocks")
         dtype = (inputs_embeds if inputs_embeds is not None else self.showo.lm_head.weight).dtype
         output = self.showo.model(
             input_ids=input_ids,
@@ -113,7 +113,7 @@ class Showo(nn.Module):
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """A boolean mask [B, L, K] or [B, 1, L, K] as an additive one [B, 1, L, K], 0 where allowed.
 
-    transformers hands a 4-D mask to attention untouched.
+    transformers passes a 4-D mask to attention unchanged.
     """
     if allowed.dtype != torch.bool or allowed.dim() not in (3, 4):
         raise ValueError(
@@ -121,14 +121,14 @@ def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
             f"not {allowed.dtype} {list(allowed.shape)}"
         )
     allowed = allowed.unsqueeze(1) if allowed.dim() == 3 else allowed
-    blocked = max(_BLOCKED, torch.finfo(dtype).min)  # float16 cannot hold the official value
+    blocked = max(_BLOCKED, torch.finfo(dtype).min)  # float16 cannot represent the official value
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
         ~allowed, blocked
     )
 
 
 def _projector(widths: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers with exact GELUs between them; two of them give the released names 0 and 2."""
+    """Linear layers with exact GELUs between them; two layers have the released names 0 and 2."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.GELU()]

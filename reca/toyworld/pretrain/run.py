@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from reca.align.trainer import align
-from reca.align.training_data import CHANGED, DRAWN, READ, feature_data
+from reca.align.training_data import feature_data
 from reca.config.recipe import Recipe
 from reca.core.artifacts import describe_files, sha256_json, write_atomic
 from reca.core.devices import placed
 from reca.core.sealed import seal, unseal
 from reca.data.prompts import bank
+from reca.data.role import USES
 from reca.features import build as cache
 from reca.features.roles import open_role
-from reca.models.contract import UnifiedModel, Use
+from reca.models.contract import UnifiedModel
 from reca.models.registry import load_model, pretraining_module
 from reca.toyworld.edits import WORDS
 
@@ -158,9 +159,8 @@ def encoded(
     code: str,
 ) -> dict[str, Path]:
     """Feature caches by use; a phase that trained an encoder gets new ones, for they are named by its weights."""
-    uses: dict[Use, str] = {"draw": DRAWN, "read": READ, "edit": CHANGED}
     caches = {}
-    for use, role in uses.items():
+    for role, use in USES.items():
         if role not in folders:
             continue  # a recipe that needs it says so
         caches[str(use)] = root / f"{use}-{model.encoder_fingerprint(use)[:16]}"
