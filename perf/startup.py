@@ -2,8 +2,8 @@
 
     python -m perf.startup --out docs/results/startup.json --before before.json
 
-`--root` measures another checkout, such as one of an older commit, whose result `--before` then reads. The least of
-several runs counts: other processes on the machine only add to it.
+`--root` measures another checkout, such as one of an older commit, whose result `--before` then reads. The minimum of
+several runs is reported, since other processes on the machine can only add time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FAMILIES = ("showo", "bagel", "harmon")
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """Name -> arguments of python; what they write goes to `folder`."""
+    """Name -> arguments of python; outputs go to `folder`."""
     empty = folder / "Snakefile"
     empty.write_text("rule all:\n    input: []\n")
     found = {"import torch": ["-c", "import torch"]}
@@ -52,7 +52,7 @@ def cpu_seconds(arguments: list[str], root: Path) -> float:
 
 
 def measure(root: Path, runs: int) -> dict[str, float]:
-    """Least CPU seconds of each command; a first run, which compiles bytecode, does not count."""
+    """Minimum CPU seconds of each command; the first run, which compiles bytecode, is not counted."""
     with tempfile.TemporaryDirectory() as folder:
         return {
             name: round(min([cpu_seconds(command, root) for _ in range(runs + 1)][1:]), 2)

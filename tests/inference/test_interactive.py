@@ -71,7 +71,7 @@ def test_a_cut_answer_is_told(folder, family, tmp_path, caplog, monkeypatch):
     caplog.clear()
     monkeypatch.setattr(torch.Tensor, "argmax", end_at_once(family))
     assert ask(*asked, max_new_tokens=2) == ""
-    assert "cut" not in caplog.text
+    assert "truncated" not in caplog.text
     with pytest.raises(ValueError, match="max_new_tokens is 0; it must be at least 1"):
         ask(*asked, max_new_tokens=0)
 

@@ -1,4 +1,4 @@
-"""The hash of a data set's files, each hashed once while it is unchanged."""
+"""The hash of a data set's files; an unchanged file is hashed only once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reca.core.ledger import hash_entry, load_ledger, save_ledger
 
 
 def hash_files(root: Path, names: Iterable[str], ledger_name: str) -> str:
-    """Hex sha256 over the names and contents of files under `root`, order included.
+    """Hex sha256 over the names and contents of files under `root`, in order.
 
     Raises:
         ValueError: a file is missing or cannot be read.
