@@ -298,7 +298,7 @@ def test_bad_text_is_named(model: HarmonModel) -> None:
     other = harmon.build(tiny.network() | {"end": tiny.END - 1})
     with pytest.raises(ValueError, match="this Harmon needs"):
         other.set_tokenizer(model.text.tokenizer)
-    with pytest.raises(ValueError, match="no tokenizer yet"):
+    with pytest.raises(ValueError, match="has no tokenizer"):
         harmon.build(tiny.network()).condition(CAPTIONS)
 
 

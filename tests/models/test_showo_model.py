@@ -273,7 +273,7 @@ def test_parts_from_official_files(model: ShowoModel, tmp_path: Path) -> None:
     if model.config.understanding == "vq":
         del paths["vision"]
     fresh = showo.build(tiny.network(model.config.understanding))
-    with pytest.raises(ValueError, match="no tokenizer yet"):
+    with pytest.raises(ValueError, match="has no tokenizer"):
         fresh.condition(CAPTIONS)
     with pytest.raises(ValueError, match="requires weights, image_tokenizer"):
         fresh.load_parts({"weights": paths["weights"]})
