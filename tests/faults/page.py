@@ -40,8 +40,8 @@ def made(figures: Mapping[str, Any]) -> str:
         f"**{held} of {tried} cases of {len(kinds)} kinds held.** Seed {figures['seed']}, {figures['counts']} counts, "
         f"commit `{figures['commit']}`, {machine['cores']} cores ({machine['system']}, {machine['cpu']}), Python "
         f"{versions['python']}, torch {versions['torch']}, {figures['wall_seconds']:.0f} s.\n\n"
-        "Numbers are those of the project's pass marks: R training, D data, S security, W workflow; kinds\n"
-        "without one were found since.\n"
+        "Numbers refer to the project's acceptance criteria: R training, D data, S security, W workflow; kinds\n"
+        "without a number were added later.\n"
     )
 
 
