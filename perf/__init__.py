@@ -1,4 +1,4 @@
-"""Benchmarks of our own choices against plainer ones; each writes a file of docs/results."""
+"""Benchmarks of this package's design choices against simpler ones; each writes a file in docs/results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The processor's name as Linux tells it, elsewhere as Python knows it."""
+    """The processor's name from Linux, or from Python on other systems."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

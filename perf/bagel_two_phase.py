@@ -1,9 +1,9 @@
-"""BAGEL's training step in one packed pass and in two phases: time and memory, side by side in one run.
+"""BAGEL's training step in one packed pass and in two phases: time and memory, compared in one run.
 
     python -m perf.bagel_two_phase --out docs/results/bagel_two_phase.json
 
-Both give the same loss and gradients (checked here again). Processor time, as the median of interleaved repetitions;
-memory as the bytes that autograd keeps for the backward pass, each storage once.
+Both give the same loss and gradients (verified here). Time is CPU time, the median of interleaved repetitions; memory
+is the bytes that autograd saves for the backward pass, each storage counted once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TEMPLATE = 16  # text tokens, the mean of the official templates
 
 
 def scaled(width: int, layers: int, side: int) -> dict[str, Any]:
-    """A network with BAGEL's proportions: 256 ViT tokens, `side` x `side` latent tokens, seven heads to a key head."""
+    """A network with BAGEL's proportions: 256 ViT tokens, `side` x `side` latent tokens, seven heads per key head."""
     resolution = side * 16
     return {
         "resolution": resolution,
@@ -65,7 +65,7 @@ def scaled(width: int, layers: int, side: int) -> dict[str, Any]:
 
 
 class Sample:
-    """A RecA batch at the edge: features and draws, the same for both kinds of step."""
+    """A RecA batch: features and noise, the same for both kinds of step."""
 
     def __init__(self, model: BagelModel, batch: int) -> None:
         drawn = generator("bench", "two phase")
@@ -89,7 +89,7 @@ def step(model: BagelModel, sample: Sample, kind: Any) -> Tensor:
 
 
 def kept_bytes(model: BagelModel, sample: Sample, kind: Any) -> int:
-    """Bytes that autograd holds between the two passes, weights left out."""
+    """Bytes that autograd saves between forward and backward, without weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     seen: dict[int, int] = {}
 
@@ -125,7 +125,7 @@ def largest_difference(model: BagelModel, sample: Sample) -> float:
 
 
 def measure(width: int, layers: int, side: int, batch: int, repetitions: int) -> dict[str, Any]:
-    """Everything that the result file holds."""
+    """The content of the result file."""
     torch.manual_seed(0)
     model = build_model("bagel", scaled(width, layers, side))
     assert isinstance(model, BagelModel)

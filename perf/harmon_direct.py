@@ -1,10 +1,10 @@
-"""Harmon's published sampling loop, transcribed module by module: what `harmon_sampler` measures against.
+"""Harmon's published sampling loop, transcribed module by module: the baseline of `harmon_sampler`.
 
-As docs/reference/harmon.md c, d2, d3 and d4 write it: the conditional and the unconditional rows go side by
-side through encoder, language model, decoder and head; all tokens are embedded before the masked ones are dropped;
+It follows docs/reference/harmon.md c, d2, d3 and d4: conditional and unconditional rows pass together
+through encoder, language model, decoder and head; all tokens are embedded before the masked ones are dropped;
 position tables are resized in every call; every reverse step runs the whole head, and gathers its tables from float64
-arrays (the eight of g18). Pictures of one prompt share a batch, other prompts wait (g19). It shares weights and plain
-layers with the package, none of what the package does to be fast.
+arrays (the eight of g18). Images of one prompt share a batch, other prompts run separately (g19). It shares weights
+and plain layers with the package, but none of its optimisations.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from reca.models.harmon.network import Harmon
 
 @dataclass(frozen=True)
 class Given:
-    """What enters a step, the rows of both halves [2b, ...]: tokens [2b, L, C], and which are masked and drawn [2b, L].
+    """Inputs of a step, rows of both halves [2b, ...]: tokens [2b, L, C], and masks of masked and sampled ones [2b, L].
 
-    `noise`: initial [R, C] and of the reverse steps [S, R, C], of the conditional half's R rows.
+    `noise`: initial [R, C] and of the reverse steps [S, R, C], for the R rows of the conditional half.
     """
 
     tokens: Tensor
@@ -59,7 +59,7 @@ class Direct:
         self.tables = {name: value.numpy() for name, value in schedule.items()}
 
     def step(self, given: Given) -> Tensor:
-        """Latents [R, C] of the chosen places, conditional half, rows in (picture, raster) order."""
+        """Latents [R, C] of the selected positions, conditional half, rows in (image, raster) order."""
         network = self.network
         kept = self._kept(given.masked)
         seen = self._encode(given.tokens, kept)
@@ -73,7 +73,7 @@ class Direct:
 
     # ---- masked autoencoder (harmon.md c, d1) ---------------------------------------------------------
     def _kept(self, masked: Tensor) -> Tensor:
-        """Which of buffers and places are seen [2b, S + L]."""
+        """Mask of visible buffers and positions [2b, S + L]."""
         buffers = masked.new_ones(len(masked), self.network.mar.config.buffers)
         return torch.cat([buffers, ~masked], dim=1)
 
@@ -133,8 +133,9 @@ class Direct:
 
 
 def predicted(net: Any, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-    """The head's MLP as harmon.md d2 writes it: [R, 2C] for x [R, C], original timesteps t [R] and conditions z [R,
-    D].
+    """The head's MLP as in harmon.md d2.
+
+    Returns [R, 2C] for x [R, C], original timesteps t [R] and conditions z [R, D].
     """
     h = net.input_proj(x)
     y = net.time_embed.mlp(timestep_code(t)) + net.cond_embed(z)

@@ -2,16 +2,15 @@
 
     python -m perf.harmon_sampler --out docs/results/harmon_sampler.json
 
-Both sides share the weights (random, at the sizes of Harmon-0.5B but four layers in each tower), the state before
-a step, and every random draw, and must give the same latents. The direct side is `perf.harmon_direct`. A setting
-is pixels x pictures: `512x1`; `256x4` are four pictures of four prompts, which the published scripts draw one after
-another; `256x4same` are four of one prompt, which they draw in one batch, as GenEval asks. The package draws all
-pictures in one batch. Steps are taken from the 64-step schedule at the nodes of a Gauss-Legendre rule, whose sum is
-the time of the loop; repeats of the two sides alternate; times are CPU seconds of the process (other processes share
-the machine). Of the middle step the operations that PyTorch dispatches are counted (on a GPU each is about one kernel
-launch, and there the loop is bound by launches), and their floating point operations: matrix products and attention,
-the part of the work that no arrangement avoids. Their ratio over the two sides is what a machine that only multiplied
-would gain.
+Both sides share the weights (random, with the sizes of Harmon-0.5B but four layers per tower), the state before a
+step and all noise, and must give the same latents. The direct side is `perf.harmon_direct`. A setting is pixels x
+images: `512x1`; `256x4` are four images of four prompts, which the published scripts generate sequentially;
+`256x4same` are four of one prompt, which they generate in one batch, as for GenEval. The package generates all images
+in one batch. Steps of the 64-step schedule are measured at the nodes of a Gauss-Legendre rule, whose sum is the time
+of the loop; repetitions of the two sides alternate; times are CPU seconds of the process (other processes share the
+machine). For the middle step, the operations that PyTorch dispatches are counted (on a GPU each is about one kernel
+launch, which dominates there), and their floating point operations: matrix products and attention, which cannot be
+avoided. The ratio of the latter is the speed-up of a machine limited by matrix products alone.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ from reca.models.harmon.sampler import (
 )
 
 LAYERS, STEPS, GUIDANCE = 4, 64, 3.0
-UNCONDITIONAL = [1] * 11  # as long as the released one; which ids does not matter for the time
+UNCONDITIONAL = [1] * 11  # same length as the released one; the ids do not affect the time
 SETTINGS = ("512x1", "256x1", "512x4", "256x4", "512x4same", "256x4same")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Pixels of a side, pictures, and whether they are of one prompt."""
+    """Pixels per side, number of images, and whether they share one prompt."""
 
     resolution: int
     pictures: int
@@ -63,26 +62,26 @@ class Setting:
 
     @classmethod
     def of(cls, text: str) -> Setting:
-        """`512x1`, `256x4`, `256x4same`; ValueError on another form."""
+        """`512x1`, `256x4`, `256x4same`; ValueError for any other form."""
         resolution, _, pictures = text.removesuffix("same").partition("x")
         if not (resolution.isdecimal() and pictures.isdecimal() and int(pictures)):
-            raise ValueError(f"setting {text!r}: write pixels x pictures, as 512x1 or 256x4same")
+            raise ValueError(f"setting {text!r}: write pixels x images, such as 512x1 or 256x4same")
         return cls(int(resolution), int(pictures), text.endswith("same"))
 
     def batches(self) -> list[list[int]]:
-        """The pictures that the published scripts draw at once."""
+        """Number of images that the published scripts generate at once."""
         every = list(range(self.pictures))
         return [every] if self.same else [[one] for one in every]
 
     def texts(self) -> list[list[int]]:
-        """Ids of the pictures' prompts, of unlike lengths."""
+        """Ids of the prompts, of different lengths."""
         prompts = [list(range(100 + 40 * n, 115 + 41 * n)) for n in range(self.pictures)]
         return [prompts[0]] * self.pictures if self.same else prompts
 
 
 # ---- the two sides of one step ------------------------------------------------------------------------
 class Sides:
-    """Both loops with their prompts already run."""
+    """Both loops with their prompts already encoded."""
 
     def __init__(self, model: HarmonModel, setting: Setting) -> None:
         self.model, self.setting, texts = model, setting, setting.texts()
@@ -97,7 +96,7 @@ class Sides:
 
 
 class Step:
-    """A state of the schedule: what is masked before and behind, random tokens and noise, both sides' calls."""
+    """One step of the schedule: masked tokens before and after it, random tokens and noise, calls of both sides."""
 
     def __init__(self, number: int, sides: Sides) -> None:
         self.sides, config = sides, sides.model.config
@@ -111,13 +110,13 @@ class Step:
         self.tokens = torch.randn(batch, count, channels, generator=generator)
         hidden, _ = layouts.places(self.orders, self.before)
         self.tokens.scatter_(1, hidden.unsqueeze(-1).expand(-1, -1, channels), 0.0)
-        # Small noise: an untrained reverse process grows it a thousandfold, which would hide any difference.
+        # Small noise: an untrained reverse process amplifies it a thousandfold, which would hide any difference.
         shape = (batch, self.before - self.left, channels)
         self.first = torch.randn(*shape, generator=generator) * 1e-4
         self.later = torch.randn(steps, *shape, generator=generator) * 1e-4
 
     def direct(self) -> Tensor:
-        """Through the transcription, one batch after another."""
+        """Run the transcription, one batch after another."""
         masked = torch.zeros(self.orders.shape, dtype=torch.bool)
         masked.scatter_(1, self.orders[:, : self.before], True)
         chosen = torch.zeros_like(masked).scatter_(1, self.orders[:, self.left : self.before], True)
@@ -130,7 +129,7 @@ class Step:
         return torch.cat(drawn)
 
     def ours(self) -> Tensor:
-        """Through the package."""
+        """Run the package."""
         noise = (self.first.flatten(0, 1), self.later.flatten(1, 2))
         done = draw_tokens(
             self.sides.drawing,
@@ -145,7 +144,7 @@ class Step:
 
 
 def schedule(tokens: int) -> list[tuple[int, int]]:
-    """Masked tokens before and behind each of the 64 steps."""
+    """Number of masked tokens before and after each of the 64 steps."""
     found, masked = [], tokens
     for step in range(STEPS):
         left = 0 if step == STEPS - 1 else kept_masked(step, STEPS, tokens, masked)
@@ -164,7 +163,7 @@ def _attention(q: Any, k: Any) -> int:
 
 
 class Dispatched(TorchDispatchMode):
-    """Counts operations that compute (views only describe), and the flops of products and attention."""
+    """Counts operations, except views, and the flops of matrix products and attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +185,7 @@ class Dispatched(TorchDispatchMode):
 
 
 def counted(sides: Sides) -> dict[str, Any]:
-    """Operations and flops of the middle step by either side."""
+    """Operations and flops of the middle step, for both sides."""
     step = Step(STEPS // 2, sides)
     found: dict[str, Any] = {"step": STEPS // 2}
     for side, call in (("direct", step.direct), ("ours", step.ours)):
@@ -199,7 +198,7 @@ def counted(sides: Sides) -> dict[str, Any]:
 
 # ---- measuring ----------------------------------------------------------------------------------------
 def clocked(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """CPU seconds of the process, and the result."""
+    """CPU seconds of the call, and its result."""
     started = time.process_time()
     result = call()
     return time.process_time() - started, result
@@ -217,7 +216,7 @@ def build(resolution: int) -> HarmonModel:
 
 
 def perturbed(model: HarmonModel) -> None:
-    """Draw those weights of the head that start at zero: it would do nothing."""
+    """Randomise the weights of the head that are initialised to zero, with which it would do nothing."""
     net = model.network.mar.diffloss.net
     for part in net.modulated:
         torch.nn.init.normal_(part.modulator.weight, std=0.02)
@@ -244,7 +243,7 @@ def measure_steps(sides: Sides, numbers: Sequence[int], repeats: int) -> list[di
 
 
 def measure_decoder(model: HarmonModel, pictures: int) -> dict[str, float]:
-    """The VAE's decode of both halves of one picture, and of the picture alone, times the pictures."""
+    """Time to decode both halves of one image, and the image alone, times the number of images."""
     rows, columns = model.config.grid
     latents = torch.randn(2, rows, columns, model.config.mar.latent_channels)
     pixels = latents.permute(0, 3, 1, 2).contiguous() / model.config.vae.scale
@@ -254,14 +253,14 @@ def measure_decoder(model: HarmonModel, pictures: int) -> dict[str, float]:
 
 
 def nodes(points: int) -> tuple[list[int], list[float]]:
-    """Steps of the schedule, and how many steps each stands for: a Gauss-Legendre rule over the 64."""
+    """Steps of the schedule and the number of steps that each represents: a Gauss-Legendre rule over the 64."""
     places, weights = np.polynomial.legendre.leggauss(points)
     steps = [round(float((place + 1) / 2 * STEPS - 0.5)) for place in places]
     return steps, [float(weight) / 2 * STEPS for weight in weights]
 
 
 def measured(setting: Setting, points: int, repeats: int) -> dict[str, Any]:
-    """One setting: steps, decoder, operations, and the whole loop by both sides."""
+    """Results of one setting: steps, decoder, operations, and the complete loop, for both sides."""
     model = build(setting.resolution)
     sides = Sides(model, setting)
     operations = counted(sides)

@@ -1,4 +1,4 @@
-"""Seconds to read rows of a parquet file in shuffled order, beside reading its row groups with pyarrow.
+"""Seconds to read rows of a parquet file in shuffled order, compared with reading its row groups with pyarrow.
 
     python -m perf.parquet_reads --out docs/results/parquet_reads.json --before before.json
 
@@ -22,7 +22,7 @@ ROWS, ROW_GROUP, IMAGE_BYTES, READ = 10_000, 100, 20_000, 1_000
 
 
 def write_file(path: Path) -> None:
-    """Images as the hub holds them: row groups of 100, random bytes in place of compressed pixels."""
+    """Write images in the Hub's form: row groups of 100, random bytes instead of compressed pixels."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -46,7 +46,7 @@ def read_groups(path: Path) -> float:
 
 
 def read_shuffled(path: Path) -> list[float]:
-    """Seconds of two passes over other shuffled rows, images and captions, of one open data set."""
+    """Seconds of two passes over different shuffled rows, images and captions, of one open data set."""
     import pyarrow.parquet  # noqa: F401 (its import is not part of a read)
 
     from reca.data.formats import open_dataset
@@ -62,7 +62,7 @@ def read_shuffled(path: Path) -> list[float]:
 
 
 def measure(root: Path, path: Path) -> dict[str, float]:
-    """Both passes with the package of a checkout, in a process of its own."""
+    """Both passes with the package of a checkout, in a separate process."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), f"{root}/kernels"])}
     answer = subprocess.run(
         [sys.executable, __file__, "--rows-of", str(path)],

@@ -1,10 +1,10 @@
-"""Steps of the published recipes at full size on this device: time and peak memory beside what `reca plan` says.
+"""Steps of the published recipes at full size on this device: time, and peak memory compared with `reca plan`.
 
     python -m perf.published_step paper_showo_512 --out docs/results/published_step.json
 
-Everything is the recipe's own (network, precision, checkpointing, batch sizes, accumulation) except the weights, which
-are random, and the pictures and texts, which are drawn: time and memory do not depend on them. `--layers` keeps the
-first layers of the language model only, and `--batch` lowers the batch sizes, for models that one device does not hold.
+Everything is the recipe's (network, precision, checkpointing, batch sizes, accumulation) except weights, images and
+texts, which are random: time and memory do not depend on them. `--layers` keeps only the first layers of the language
+model and `--batch` lowers the batch sizes, for models that do not fit on one device.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from reca.data.prompts import bank
 from reca.models.contract import UnifiedModel
 from reca.models.registry import build_model
 
-PICTURES = 4  # encoded; micro-batches repeat them
+PICTURES = 4  # number of encoded images; micro-batches repeat them
 WORDS_PER_ANSWER = 60
-UNKNOWN = "filler"  # the id of other words; the families refuse what they know as an unknown word
-QWEN = {  # ids of the marks in Qwen2.5's vocabulary
+UNKNOWN = "filler"  # the id of other words; the families reject known unknown-word tokens
+QWEN = {  # ids of the markers in Qwen2.5's vocabulary
     "<|endoftext|>": 151643,
     "<|im_start|>": 151644,
     "<|im_end|>": 151645,
@@ -89,7 +89,7 @@ def with_tokenizer(model: Any, family: str) -> UnifiedModel:
 
 
 class Rows:
-    """A cache in memory that repeats a few encoded pictures."""
+    """An in-memory cache that repeats a few encoded images."""
 
     def __init__(self, features: dict[str, Tensor]) -> None:
         self.features = features
@@ -98,13 +98,13 @@ class Rows:
         return 10_000
 
     def rows(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Features of these pictures."""
+        """Features of these images."""
         which = [index % PICTURES for index in indices]
         return {name: tensor[which] for name, tensor in self.features.items()}
 
 
 def data_for(model: UnifiedModel, recipe: Recipe, side: int) -> FeatureData:
-    """Drawn pictures through the model's encoders, and conversations of LLaVA's length."""
+    """Random images through the model's encoders, and conversations of LLaVA's length."""
     from PIL import Image
 
     drawn = numpy_generator("published step").integers(0, 256, (PICTURES, side, side, 3), "uint8")
@@ -181,7 +181,7 @@ class Run:
         return {"loss": losses, "grad_norm": norm, "tokens": counts}
 
     def _settled(self) -> float:
-        """The time when the device has done all that it was given."""
+        """The time after the device has finished all work."""
         if self.world.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -196,11 +196,13 @@ def main() -> None:
     """Measure one model and add it to the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("experiment")
-    parser.add_argument("--model", help="of the experiment's; default: its first")
+    parser.add_argument("--model", help="model of the experiment; default: its first")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--layers", type=int, help="of the language model; default: all")
     parser.add_argument(
-        "--batch", type=int, help="at most so many samples of a task; default: the recipe's"
+        "--layers", type=int, help="number of layers of the language model; default: all"
+    )
+    parser.add_argument(
+        "--batch", type=int, help="maximum number of samples per task; default: the recipe's"
     )
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()

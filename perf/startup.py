@@ -27,7 +27,7 @@ PROMPT = "a red circle left of a blue square"
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """Name -> arguments of python; what they write goes to `folder`."""
+    """Name -> arguments of python; outputs go to `folder`."""
     empty = folder / "Snakefile"
     empty.write_text("rule all:\n    input: []\n")
     found = {"import torch": ["-c", "import torch"]}

@@ -1,7 +1,7 @@
 """Kernels for the losses and the attention of unified multimodal models.
 
-Nothing of `reca` is imported. Each is a function with `implementation="auto" | "triton" | "torch"`:
-Triton on a GPU that passed a comparison with the reference, a lean torch implementation elsewhere.
+Imports nothing from `reca`. Each kernel is a function with `implementation="auto" | "triton" | "torch"`:
+Triton on a GPU that passed the self-check, a memory-efficient torch implementation otherwise.
 """
 
 from reca_kernels.dispatch import Implementation

@@ -1,7 +1,7 @@
-"""Attention over packed samples whose mask is described per token (`Layout`), never dense on a GPU.
+"""Attention over packed samples. The mask is described per token (`Layout`), never dense on a GPU.
 
-Reads top to bottom: the torch implementation (SDPA per interval of rows), the Triton kernels, their
-autograd wrapper. Letters: T tokens, Q queries, H heads, K key/value heads, E head width.
+Contents: the torch implementation (SDPA per interval of rows), the Triton kernels, their autograd
+wrapper. Letters: T tokens, Q queries, H heads, K key/value heads, E head width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LOG2_E = 1.4426950408889634
 
 # ---- torch: one SDPA per interval of rows with one range of keys (intervals.py) ------------------
 def by_intervals(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
-    """Attention [Q, H, E] of q [Q, H, E], k and v [T, K, E] by torch's own kernels."""
+    """Attention output [Q, H, E] for q [Q, H, E], k and v [T, K, E], using torch's own kernels."""
     share = q.shape[1] // k.shape[1]
     if share > 1:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
@@ -32,7 +32,7 @@ def by_intervals(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) 
 
 
 def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tensor:
-    """Outputs [batch * rows, H, E] of the samples of a group, from q [Q, H, E], k and v [T, H, E]."""
+    """Outputs [batch * rows, H, E] for the samples of a group, from q [Q, H, E], k and v [T, H, E]."""
     batch, rows, columns = group.batch, group.rows, group.columns
     queries = q[group.first_query : group.first_query + batch * rows].unflatten(0, (batch, rows))
     keys, values = (
@@ -69,7 +69,7 @@ def scores_tile(
         sample_k = tl.load(SAMPLE + column, mask=known, other=-2)
         tag_q = tl.load(TAG + position, mask=inside, other=0)
         tag_k = tl.load(TAG + column, mask=known, other=0)
-        kind_q, kind_k = tag_q % 8, tag_k % 8  # the kinds of layout.Kind
+        kind_q, kind_k = tag_q % 8, tag_k % 8  # values of layout.Kind
         passed = ((kind_k >= 2) & (kind_k <= 4))[None, :]
         passed = passed | ((kind_k == 1)[None, :] & (kind_q == 1)[:, None])
         seen = passed & (column[None, :] <= position[:, None])
@@ -104,7 +104,7 @@ def forward_tiles(
             q, k, SAMPLE, TAG, position, column, inside, tokens, scale, MASKED, PRECISION
         )
         higher = tl.maximum(top, tl.max(s, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen so far
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # no visible key so far
         p = tl.exp2(s - base[:, None])
         shrink = tl.exp2(top - base)
         mass = mass * shrink + tl.sum(p, 1)
@@ -120,7 +120,7 @@ def forward_kernel(
     PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """OUT [BQ, E] of one query tile and head, and LSE [BQ] (+inf for rows that see nothing)."""
+    """OUT [BQ, E] for one query tile and head, and LSE [BQ] (+inf for rows without a visible key)."""
     tile, head = tl.program_id(0), tl.program_id(1)
     row, lane = tile * BQ + tl.arange(0, BQ), tl.arange(0, BE)
     inside = row < queries
@@ -184,7 +184,7 @@ def query_gradient_kernel(
     PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """DQ [BQ, E] of one query tile and head."""
+    """DQ [BQ, E] for one query tile and head."""
     tile, head = tl.program_id(0), tl.program_id(1)
     row, lane = tile * BQ + tl.arange(0, BQ), tl.arange(0, BE)
     inside = row < queries
@@ -250,7 +250,7 @@ def key_gradient_kernel(
     d_token, d_head, SHARE, PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """DK and DV [BK, E] of one key tile and key head, over the heads that share it, in a fixed order."""
+    """DK and DV [BK, E] for one key tile and key head, summed over its query heads in a fixed order."""
     tile, group = tl.program_id(0), tl.program_id(1)
     column, lane = tile * BK + tl.arange(0, BK), tl.arange(0, BE)
     valid = (column < tokens)[:, None] & (lane < E)[None, :]
@@ -281,11 +281,11 @@ def key_gradient_kernel(
 
 
 class Triton(torch.autograd.Function):
-    """Saves outputs and one log-sum-exp per row and head; backward recomputes the scores."""
+    """Saves the outputs and one log-sum-exp per row and head; backward recomputes the scores."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
-        """Outputs [Q, H, E] of q [Q, H, E], k and v [T, K, E]."""
+        """Outputs [Q, H, E] for q [Q, H, E], k and v [T, K, E]."""
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         (queries, heads, width), block = q.shape, tuning.attention("forward", q.dtype, q.shape[2])
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -305,7 +305,7 @@ class Triton(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of q [Q, H, E], k and v [T, K, E]; no two programs write one result."""
+        """Gradients of q [Q, H, E], k and v [T, K, E]; no two programs write the same result."""
         q, k, v, out, lse = ctx.saved_tensors
         layout, (queries, heads, width) = ctx.layout, q.shape
         d_out = d_out.contiguous()

@@ -1,6 +1,6 @@
-"""Linear layer and cross-entropy in one, without the logits in memory.
+"""Fused linear layer and cross-entropy; the logits are never stored.
 
-Reads top to bottom: the torch implementation (chunks of rows), the Triton kernels, their autograd
+Contents: the torch implementation (chunks of rows), the Triton kernels, their autograd
 wrapper. Letters: N rows, M rows that carry a loss, D width, V width of the vocabulary slice.
 """
 
@@ -19,12 +19,12 @@ from reca_kernels.product import product
 
 _CHUNK_BYTES = (
     24 * 2**20
-)  # of fp32 logits: larger is little faster, and must stay small beside weight
+)  # bytes of fp32 logits: larger is hardly faster, and it must stay small next to weight
 
 
 # ---- torch: chunks of rows; the gradient of a scalar loss is computed in forward -----------------
 class Torch(torch.autograd.Function):
-    """The lean implementation: 6 N D V operations as plain torch, one chunk of logits alive."""
+    """Plain torch, 6 N D V operations, with one chunk of logits in memory at a time."""
 
     @staticmethod
     def forward(
@@ -38,7 +38,7 @@ class Torch(torch.autograd.Function):
         smoothing: float,
         reduction: str,
     ) -> Tensor:
-        """The scalar loss, or the losses [M], of hidden [N, D] against `wanted` [M]."""
+        """The scalar loss, or losses [M], of hidden [N, D] against `wanted` [M]."""
         ctx.save_for_backward(hidden, weight, bias, rows, wanted)
         ctx.rest = (vocab, smoothing)
         ctx.scale = 1 / max(len(wanted), 1) if reduction == "mean" else 1.0
@@ -54,7 +54,7 @@ class Torch(torch.autograd.Function):
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hidden [N, D], weight [vocabulary, D] and bias [vocabulary].
 
-        Forward computed them for a scalar loss; otherwise they are computed here.
+        For a scalar loss forward has computed them already; otherwise they are computed here.
         """
         gradients, ctx.gradients = ctx.gradients, None
         needs = ctx.needs_input_grad[:3]
@@ -81,9 +81,9 @@ def _chunked(
     needs: tuple[bool, ...],
     scale: float,
 ) -> tuple[Tensor, tuple[Tensor | None, ...] | None]:
-    """Losses [M] and, where `needs` says so, gradients of hidden, weight and bias times `scale`.
+    """Losses [M] and, if requested by `needs`, gradients of hidden, weight and bias times `scale`.
 
-    `by_row` [M] weighs the rows' gradients.
+    `by_row` [M] weights the gradients of the rows.
     """
     start, stop = vocab
     wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -94,7 +94,7 @@ def _chunked(
     d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs[1] else None
     d_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs[2] else None
     step = min(max(_CHUNK_BYTES // (4 * (stop - start)), 16), max(len(wanted), 1))
-    room = hidden.new_empty(step, stop - start)  # one chunk, written again and again
+    room = hidden.new_empty(step, stop - start)  # one buffer, reused for every chunk
     for first in range(0, len(wanted), step):
         part = slice(first, min(first + step, len(wanted)))
         chosen_rows = part if rows is None else rows[part]
@@ -127,14 +127,14 @@ def _chunked(
 def _softmax_(
     logits: Tensor, wanted: Tensor, smoothing: float, differentiate: bool
 ) -> tuple[Tensor, Tensor]:
-    """Losses [M] of logits [M, V] and the derivative of each [M, V], which overwrites the logits."""
+    """Losses [M] for logits [M, V]; their derivatives [M, V] overwrite the logits."""
     aim = wanted.unsqueeze(1)
     greatest = logits.amax(1, keepdim=True)
     hit = logits.gather(1, aim)
     mean = logits.mean(1, keepdim=True) if smoothing else None
     mass = logits.sub_(greatest).exp_().sum(1, keepdim=True)
     loss = greatest + mass.log() - (1 - smoothing) * hit
-    if mean is not None:  # 0 times a mean of -inf would be nan
+    if mean is not None:  # avoids 0 times a mean of -inf, which is nan
         loss = loss - smoothing * mean
     if differentiate:
         logits.div_(mass)
@@ -145,7 +145,7 @@ def _softmax_(
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a [M, K] @ b [K, N] to total [M, N]; sums of low-precision chunks are kept in fp32."""
+    """Add a [M, K] @ b [K, N] to total [M, N]; low-precision chunks are accumulated in fp32."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     else:
@@ -153,7 +153,9 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 # ---- Triton: log-sum-exp by tiles; backward recomputes the tiles, one slab of columns at a time --
-_SLAB_BYTES = 64 * 2**20  # of the derivative by the logits; the slab is the only part ever stored
+_SLAB_BYTES = (
+    64 * 2**20
+)  # bytes of the derivative with respect to the logits; only one slab of it is ever stored
 
 
 @jit
@@ -162,7 +164,7 @@ def logits_tile(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Logits [BM, BV] of the rows `source` and the columns `column`; -inf outside the slice."""
+    """Logits [BM, BV] of rows `source` and columns `column`; -inf outside the slice."""
     total = tl.zeros((BM, BV), tl.float32)
     x_base = X + source.to(tl.int64)[:, None] * x_row
     w_base = W + column.to(tl.int64)[None, :] * w_row
@@ -182,7 +184,7 @@ def log_sum_kernel(
     HAS_ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, SMOOTH: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Per row and split of the columns: maximum, sum of exp(logit - maximum), target's logit [M]."""
+    """Per row and column split: maximum, sum of exp(logit - maximum), logit of the target [M]."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     split = tl.program_id(1)
     inside = row < M
@@ -200,7 +202,7 @@ def log_sum_kernel(
             HAS_BIAS, PRECISION, BM, BV, BD,
         )  # fmt: skip
         higher = tl.maximum(top, tl.max(logits, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)  # only banned columns so far
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # only masked columns (-inf) so far
         mass = mass * tl.exp(top - base) + tl.sum(tl.exp(logits - base[:, None]), 1)
         top = higher
         hit += tl.sum(tl.where(column[None, :] == aim[:, None], logits, 0.0), 1)
@@ -220,7 +222,7 @@ def residual_kernel(
     HAS_ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_WEIGH: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """G[M, width] = softmax - aim, for the slab of columns that W, B and AIM begin with."""
+    """G[M, width] = softmax - aim, for the slab of columns at which W, B and AIM start."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     column = tl.program_id(1) * BV + tl.arange(0, BV)
     inside, known = row < M, column < width
@@ -239,7 +241,7 @@ def residual_kernel(
 
 
 class Triton(torch.autograd.Function):
-    """Saves one log-sum-exp per row; forward costs 2 N D V operations, backward 6."""
+    """Saves one log-sum-exp per row; forward takes 2 N D V operations, backward 6 N D V."""
 
     @staticmethod
     def forward(
@@ -253,7 +255,7 @@ class Triton(torch.autograd.Function):
         smoothing: float,
         reduction: str,
     ) -> Tensor:
-        """The scalar loss, or the losses [M], of hidden [N, D] against `wanted` [M]."""
+        """The scalar loss, or losses [M], of hidden [N, D] against `wanted` [M]."""
         hidden, weight = dense_rows(hidden), dense_rows(weight)
         bias = None if bias is None else bias.contiguous()
         lse, losses = _log_sums(hidden, weight, bias, rows, wanted, vocab, smoothing)
@@ -266,7 +268,7 @@ class Triton(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        """Per slab the derivative of the logits [M, slab], then its products with weight and hidden."""
+        """For each slab, the derivative of the logits [M, slab] and its products with weight and hidden."""
         scale = torch.full((1,), ctx.scale, dtype=torch.float32, device=incoming.device)
         if ctx.scalar:
             scale = scale * incoming.float()
@@ -288,7 +290,7 @@ def _log_sums(
     """Log-sum-exp and loss of each row, both fp32 [M]."""
     (start, stop), m, block = vocab, len(wanted), tuning.cross_entropy(hidden.dtype)
     row_tiles, column_tiles = ceil_div(m, block["BM"]), ceil_div(stop - start, block["BV"])
-    # enough programs for a large GPU; the split depends on sizes only, so sums have one order
+    # enough programs for a large GPU; the split depends on sizes only, so the order of sums is fixed
     splits = min(max(512 // max(row_tiles, 1), 1), column_tiles)
     span = ceil_div(column_tiles, splits) * block["BV"]
     splits = ceil_div(stop - start, span)
@@ -318,7 +320,7 @@ def _slabs(
     scale: Tensor,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of hidden [N, D], weight [vocabulary, D] and bias [vocabulary]; None: unused."""
+    """Gradients of hidden [N, D], weight [vocabulary, D] and bias [vocabulary]; None if not needed."""
     (start, stop), m, block = vocab, len(wanted), tuning.cross_entropy(hidden.dtype)
     d_weight = torch.zeros_like(weight) if needs[1] else None
     d_bias = torch.zeros_like(bias) if needs[2] and bias is not None else None

@@ -1,4 +1,4 @@
-"""Which implementation runs: Triton where the device passed the self-check, torch elsewhere."""
+"""Chooses the implementation: Triton on a device that passed the self-check, torch otherwise."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 _CHECKING = (
     threading.Lock()
-)  # one comparison at a time: two would compete for the device and its memory
+)  # one self-check at a time: two would compete for the device and its memory
 TRITON_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def chosen(kernel: str, implementation: str, example: Tensor, obstacle: str | None = None) -> str:
-    """`triton` or `torch` for inputs like `example`; `obstacle`: why no kernel takes these inputs.
+    """`triton` or `torch` for inputs like `example`; `obstacle` is why no kernel supports them, if so.
 
-    ValueError on an unknown implementation, and where `triton` is required but cannot run.
+    ValueError for an unknown implementation, and if `triton` is requested but cannot run.
     """
     if implementation not in get_args(Implementation):
         raise ValueError(
@@ -52,11 +52,11 @@ def chosen(kernel: str, implementation: str, example: Tensor, obstacle: str | No
 
 @cache
 def automatic(kernel: str, index: int) -> tuple[str, str]:
-    """What `auto` chooses on CUDA device `index`, and why: the kernel must first match its reference.
+    """What `auto` chooses on CUDA device `index`, and why: a kernel must match its reference first.
 
-    The comparison runs once per process, kernel and device, and is logged. It must not depend on the
-    state of the first caller: inside a checkpointed block its own saved tensors would be counted
-    as the block's, and under `no_grad` or `inference_mode` it could compare no gradient.
+    The self-check runs once per process, kernel and device, and is logged. It must not depend on the
+    state of the first caller: inside a checkpointed block its saved tensors would be counted as the
+    block's, and under `no_grad` or `inference_mode` it could not compare gradients.
     """
     device = torch.device("cuda", index)
     reason = cannot_run(device)
@@ -66,7 +66,7 @@ def automatic(kernel: str, index: int) -> tuple[str, str]:
         try:
             with _CHECKING:
                 reason = isolated(lambda: selfcheck.first_difference(kernel, device))
-        except Exception as error:  # a compiler or driver that fails must not stop a run
+        except Exception as error:  # a failing compiler or driver must not stop a run
             reason = f"its self-check failed: {type(error).__name__}: {error}"
         if reason is not None:
             log.warning("%s: falling back to torch: %s", kernel, reason)
@@ -76,8 +76,8 @@ def automatic(kernel: str, index: int) -> tuple[str, str]:
 
 
 def isolated(function: Callable[[], Result]) -> Result:
-    """`function()` in a thread of its own, where grad mode, autocast, saved-tensor hooks, dispatch
-    modes, the default device and the current CUDA device and stream are the defaults.
+    """Run `function()` in a new thread: grad mode, autocast, saved-tensor hooks, dispatch modes, the
+    default device and the current CUDA device and stream have their defaults there.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="reca_kernels") as thread:
         return thread.submit(function).result()

@@ -1,6 +1,6 @@
-"""Flow-matching loss: velocity head and squared error in one, without velocity or target in memory.
+"""Flow-matching loss: fused velocity head and squared error; velocity and target are never stored.
 
-Reads top to bottom: the torch implementation (chunks of rows), the Triton kernels, their autograd
+Contents: the torch implementation (chunks of rows), the Triton kernels, their autograd
 wrapper. Letters: N rows, M rows that carry a loss, D width, C channels of a row.
 Source: docs/reference/bagel.md 3.
 """
@@ -23,7 +23,7 @@ _CHUNK_ROWS = 1024
 
 # ---- torch: chunks of rows; the gradient of a scalar loss is computed in forward -----------------
 class Torch(torch.autograd.Function):
-    """The lean implementation: one chunk of velocities alive."""
+    """Plain torch, with one chunk of velocities in memory at a time."""
 
     @staticmethod
     def forward(
@@ -36,7 +36,7 @@ class Torch(torch.autograd.Function):
         rows: Tensor | None,
         reduction: str,
     ) -> Tensor:
-        """The scalar loss, or the losses [M], of hidden [N, D] against `noise - clean` [N, C]."""
+        """The scalar loss, or losses [M], of hidden [N, D] against `noise - clean` [N, C]."""
         ctx.save_for_backward(hidden, weight, bias, clean, noise, rows)
         count = len(hidden) if rows is None else len(rows)
         ctx.scale = 1 / max(count, 1) if reduction == "mean" else 1.0
@@ -52,7 +52,7 @@ class Torch(torch.autograd.Function):
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hidden [N, D], weight [C, D] and bias [C].
 
-        Forward computed them for a scalar loss; otherwise they are computed here.
+        For a scalar loss forward has computed them already; otherwise they are computed here.
         """
         gradients, ctx.gradients = ctx.gradients, None
         if not ctx.scalar or gradients is None:
@@ -78,7 +78,7 @@ def _chunked(
     needs: tuple[bool, ...],
     scale: float,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Losses [M] and, where `needs` says so, gradients of hidden, weight and bias times `scale`."""
+    """Losses [M] and, if requested by `needs`, gradients of hidden, weight and bias times `scale`."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
     channels, count = weight.shape[0], len(hidden) if rows is None else len(rows)
     losses = torch.empty(count, dtype=wide, device=hidden.device)
@@ -110,8 +110,8 @@ def _chunked(
 
 
 # ---- Triton: the velocity stays in registers; backward keeps one chunk of residuals --------------
-_CHUNK_TRITON = 8192  # rows whose residuals [rows, C] are stored for the product with hidden
-_SPLITS = 8  # parts of that product's sum over rows: few channels alone would not fill a GPU
+_CHUNK_TRITON = 8192  # rows per chunk of residuals [rows, C], stored for the product with hidden
+_SPLITS = 8  # parts of that product's sum over rows: a few channels alone would not fill a GPU
 
 
 @jit
@@ -120,7 +120,7 @@ def residual_tile(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Velocity - (noise - clean) [BM, BC] of the rows `source`, 0 outside rows and channels."""
+    """Velocity - (noise - clean) [BM, BC] for rows `source`; 0 outside the rows and channels."""
     channel = tl.arange(0, BC)
     known = channel < C
     far = source.to(tl.int64)[:, None]
@@ -149,7 +149,7 @@ def error_kernel(
     HAS_ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """LOSS[M]: mean square of each row's residual."""
+    """LOSS[M], the mean squared residual of each row."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < M
     source = tl.load(ROWS + row, mask=inside, other=0) if HAS_ROWS else row
@@ -166,7 +166,7 @@ def hidden_gradient_kernel(
     HAS_ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_WEIGH: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """G[M, C] = weighed residuals * 2 / C, and DX[ROWS] = SCALE * G @ W."""
+    """G[M, C] = weighted residuals * 2 / C, and DX[ROWS] = SCALE * G @ W."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < M
     source = tl.load(ROWS + row, mask=inside, other=0) if HAS_ROWS else row
@@ -194,7 +194,7 @@ def hidden_gradient_kernel(
 
 
 class Triton(torch.autograd.Function):
-    """Saves nothing but the inputs; backward recomputes the residuals."""
+    """Saves the inputs only; backward recomputes the residuals."""
 
     @staticmethod
     def forward(
@@ -207,7 +207,7 @@ class Triton(torch.autograd.Function):
         rows: Tensor | None,
         reduction: str,
     ) -> Tensor:
-        """The scalar loss, or the losses [M], of hidden [N, D] against `noise - clean` [N, C]."""
+        """The scalar loss, or losses [M], of hidden [N, D] against `noise - clean` [N, C]."""
         hidden, weight, clean, noise = (dense_rows(t) for t in (hidden, weight, clean, noise))
         bias = None if bias is None else bias.contiguous()
         ctx.save_for_backward(hidden, weight, bias, clean, noise, rows)
@@ -230,7 +230,7 @@ class Triton(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        """Per chunk residuals [rows, C] and the gradient of hidden, then their product with hidden."""
+        """For each chunk, residuals [rows, C], the gradient of hidden, and their product with hidden."""
         scale = torch.full((1,), ctx.scale, dtype=torch.float32, device=incoming.device)
         if ctx.scalar:
             scale = scale * incoming.float()

@@ -1,4 +1,4 @@
-"""Checks of the losses' inputs, and the conversions that the losses share."""
+"""Input checks and conversions shared by the losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """ValueError unless hidden [..., D], weight [C, D] and bias [C] go together."""
+    """Raise ValueError unless hidden [..., D], weight [C, D] and bias [C] are compatible."""
     if weight.dim() != 2 or hidden.dim() < 1 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"{name}: hidden {list(hidden.shape)} does not fit weight {list(weight.shape)}; "
@@ -19,24 +19,26 @@ def check_linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None)
         raise ValueError(f"{name}: bias {list(bias.shape)} must be [{weight.shape[0]}]")
     together = [hidden, weight] if bias is None else [hidden, weight, bias]
     if len({t.device for t in together}) > 1:
-        raise ValueError(f"{name}: hidden, weight and bias are on different devices; move them")
+        raise ValueError(
+            f"{name}: hidden, weight and bias are on different devices; move them to one"
+        )
     if hidden.dtype not in FLOATS or (
         len({t.dtype for t in together}) > 1 and not torch.is_autocast_enabled(hidden.device.type)
     ):
         raise ValueError(
-            f"{name}: hidden, weight and bias must have one floating type, not "
+            f"{name}: hidden, weight and bias must have one floating-point dtype, not "
             f"{', '.join(str(t.dtype) for t in together)}; cast them or use autocast"
         )
 
 
 def check_reduction(reduction: str) -> None:
-    """ValueError on an unknown reduction."""
+    """Raise ValueError for an unknown reduction."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r}; choose one of: mean, sum, none")
 
 
 def autocast(tensor: Tensor) -> Tensor:
-    """The tensor [...] in autocast's type where autocast is on, as `F.linear` would take it."""
+    """Cast the tensor [...] to autocast's dtype if autocast is on, as `F.linear` does."""
     kind = tensor.device.type
     if not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
         return tensor
@@ -44,7 +46,7 @@ def autocast(tensor: Tensor) -> Tensor:
 
 
 def reduced(losses: Tensor, rows: Tensor | None, shape: torch.Size, reduction: str) -> Tensor:
-    """A scalar unchanged; losses [M] of the selected rows spread over `shape` [...], 0 elsewhere."""
+    """A scalar unchanged; losses [M] of the selected rows scattered into `shape` [...], 0 elsewhere."""
     if reduction != "none":
         return losses
     if rows is None:
@@ -53,5 +55,5 @@ def reduced(losses: Tensor, rows: Tensor | None, shape: torch.Size, reduction: s
 
 
 def dense_rows(matrix: Tensor) -> Tensor:
-    """The matrix [M, K] with a dense last dimension, as the kernels read it; a copy only if it is not."""
+    """The matrix [M, K] with a dense last dimension, as the kernels require; copied only if necessary."""
     return matrix if matrix.stride(-1) == 1 and matrix.stride(0) >= 0 else matrix.contiguous()

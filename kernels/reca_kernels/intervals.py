@@ -1,9 +1,9 @@
-"""How the torch implementation splits a layout: intervals of queries that see one range of keys.
+"""Splits a layout for the torch implementation: intervals of queries that see one range of keys.
 
-An interval whose range is fully visible or plainly causal needs no mask, and keys outside the range
-are never multiplied. Measured on one core, fp32, forward and backward, against one SDPA with the dense
+An interval whose range is fully visible or causal needs no mask, and keys outside the range are not
+multiplied. Measured on one core, fp32, forward and backward, against one SDPA with the dense
 mask (docs/results/kernels/cpu.csv, from perf/kernels/run.py): 1.25 to 1.3 times as fast from
-about 400 tokens on; small sequences become one interval and cost the same. flex_attention has no
+about 400 tokens; shorter sequences become one interval and take as long. flex_attention has no
 backward pass on a CPU, and its forward pass is 10 to 200 times as slow there.
 """
 
@@ -18,15 +18,15 @@ from torch import Tensor
 from reca_kernels.layout import Layout
 
 _CALL = (
-    8192  # query-key pairs that cost as much as another call; small sequences become one interval
+    8192  # query-key pairs that cost as much as one more call; short sequences become one interval
 )
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Rows of a sample, the columns that they see, and the additive mask if one is needed.
+    """Rows of a sample, the columns visible to them, and the additive mask if one is needed.
 
-    `mask` [B or 1, 1, rows, columns]: 0 or -inf; None where all is visible or `causal`.
+    `mask` [B or 1, 1, rows, columns]: 0 or -inf; None if all columns are visible or `causal` is set.
     """
 
     rows: slice
@@ -37,7 +37,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Group:
-    """Adjacent samples with the same numbers of queries and of keys, which run as one batch."""
+    """Adjacent samples with equal numbers of queries and keys, which run as one batch."""
 
     first_query: int
     first_key: int
@@ -104,7 +104,7 @@ def _group_intervals(
 
 
 def _merged(spans: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """Join neighbours for as long as that is cheaper than another call."""
+    """Merge neighbours while that is cheaper than another call."""
 
     def cost(span: tuple[int, int, int, int]) -> int:
         return (span[1] - span[0]) * max(span[3] - span[2], 0) + _CALL
@@ -128,7 +128,7 @@ def _interval(seen: Tensor, span: tuple[int, int, int, int], dtype: torch.dtype)
     """The interval of `span` (row start, row stop, column start, column stop) of `seen` [B, Q, T]."""
     start, stop, least, most = span
     least = min(least, most - 1) if most else 0
-    most = max(most, 1)  # rows that see nothing keep one masked key, and give 0
+    most = max(most, 1)  # rows without a visible key keep one masked key, and output 0
     rows, columns = slice(start, stop), slice(least, most)
     part = seen[:, rows, columns]
     if bool(part.all()):

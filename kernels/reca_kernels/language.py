@@ -1,7 +1,7 @@
-"""Triton as the kernels import it: importable without Triton, and correct in its interpreter.
+"""Triton for the kernels: importable without Triton installed, and correct in its interpreter.
 
-Where the package triton is missing (it has Linux wheels only), `jit` returns the function, which is
-never called. Under TRITON_INTERPRET=1 two bugs of the interpreter (3.7.1, 3.9.0) are fixed: `tl.dot`
+Without the package triton (it has Linux wheels only), `jit` returns the function, which is never
+called. Under TRITON_INTERPRET=1 two bugs of the interpreter (3.7.1, 3.9.0) are fixed: `tl.dot`
 multiplies the bit patterns of bfloat16, and its casts to bfloat16 and float16 truncate.
 """
 
@@ -19,7 +19,7 @@ except ImportError:  # pragma: no cover (no Linux)
     triton = tl = None
 
     def jit(function: Any) -> Any:
-        """The function unchanged: without Triton it is never called."""
+        """Return the function unchanged: without Triton it is never called."""
         return function
 
 

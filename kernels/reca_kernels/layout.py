@@ -1,4 +1,4 @@
-"""Which token sees which, described per token: the dense mask and the tiles to visit follow from it.
+"""Attention masks described per token; the dense mask and the tiles to visit are derived from it.
 
 A batch is one packed row of T tokens. Each token has a `sample` (tokens see their own sample only), a
 `block` (an image, a split) and a `kind`. Masks of all five model families are layouts.
@@ -17,14 +17,14 @@ from torch import Tensor
 
 
 class Kind(IntEnum):
-    """What a token is for the mask; query q sees key k of its sample in these cases.
+    """Role of a token in the mask: which queries of its sample see it as a key.
 
-    HIDDEN: no query sees it (padding); as a query it sees what a CAUSAL token in its place sees.
-    PAD: only PAD queries from its place on see it; as a query it sees what a CAUSAL one sees, too.
-    CAUSAL: every query from its place on sees it (text).
-    FULL: as CAUSAL, and all FULL tokens of its block see it (an image that is read or generated).
-    OPEN: every query of the sample sees it, also those in front of it (Show-o's condition).
-    NOISE: only the NOISE tokens of its block see it, all of them (BAGEL's image under noise).
+    HIDDEN: no query (padding); as a query it sees what a CAUSAL token at its position sees.
+    PAD: PAD queries at its position or later; as a query it sees what a CAUSAL token there sees.
+    CAUSAL: every query at its position or later (text).
+    FULL: as CAUSAL, and all FULL tokens of its block (an image that is read or generated).
+    OPEN: every query of the sample, earlier ones included (Show-o's condition).
+    NOISE: all NOISE tokens of its block, and no others (BAGEL's noised image).
     """
 
     HIDDEN = 0
@@ -37,9 +37,9 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles worth visiting, in CSR form: row i has `columns[starts[i]:starts[i + 1]]` (int32).
+    """Tiles to visit, in CSR form: row i has `columns[starts[i]:starts[i + 1]]` (int32).
 
-    In those before `middles[i]` every query sees every key: they need no mask. `starts` [tiles + 1],
+    In tiles before `middles[i]` every query sees every key, so they need no mask. `starts` [tiles + 1],
     `middles` [tiles].
     """
 
@@ -52,8 +52,8 @@ class Tiles:
 class Layout:
     """Per token `sample`, `block` and `kind`, each int32 [T]; `sample` never decreases.
 
-    `queries` (int32 [Q], ascending) names the tokens that are queries, where not all are: the keys of
-    the others come from a cache. Build one with `packed` or `batch`; ValueError on what cannot be.
+    `queries` (int32 [Q], ascending) holds the indices of the query tokens if not all tokens are queries;
+    the keys of the others come from a cache. Build one with `packed` or `batch`; ValueError if invalid.
     """
 
     sample: Tensor
@@ -83,7 +83,7 @@ class Layout:
     def packed(
         cls, samples: Sequence[Sequence[tuple[Kind | str, int]]], device: torch.device | str = "cpu"
     ) -> Layout:
-        """Consecutive samples, each a list of (kind, length); every entry is its own block.
+        """Layout of consecutive samples, each a list of (kind, length); every entry is a separate block.
 
         Example: `Layout.packed([[("full", 256), ("causal", 12), ("noise", 4098)]])`.
         """
@@ -101,9 +101,9 @@ class Layout:
 
     @classmethod
     def batch(cls, kind: Tensor, block: Tensor | None = None) -> Layout:
-        """Rows of a rectangular batch as samples: `kind` [B, L], `block` [B, L] (default: the kind).
+        """Layout of a rectangular batch, one sample per row: `kind` [B, L], `block` [B, L] (default: kind).
 
-        The tokens are then `x.flatten(0, 1)` of a batch x [B, L, ...].
+        The tokens are `x.flatten(0, 1)` of a batch x [B, L, ...].
         """
         batch, length = kind.shape
         sample = torch.arange(batch, device=kind.device).repeat_interleave(length)
@@ -111,11 +111,11 @@ class Layout:
         return cls(sample.int(), block.flatten().int(), kind.flatten().int())
 
     def with_queries(self, queries: Tensor) -> Layout:
-        """The same keys, with the tokens `queries` (indices [Q], ascending) as the only queries."""
+        """The same keys, with only the tokens `queries` (indices [Q], ascending) as queries."""
         return replace(self, queries=queries.to(self.sample.device).int(), _cache={})
 
     def to(self, device: torch.device | str) -> Layout:
-        """The same layout on another device (itself where it is there already)."""
+        """The layout on `device` (itself if it is there already)."""
         if self.sample.device == torch.device(device):
             return self
         queries = None if self.queries is None else self.queries.to(device)
@@ -124,7 +124,7 @@ class Layout:
     # ---- sizes -----------------------------------------------------------------------------------
     @property
     def tokens(self) -> int:
-        """T: number of keys."""
+        """Number of keys, T."""
         return len(self.sample)
 
     @property
@@ -137,17 +137,17 @@ class Layout:
 
     @property
     def tag(self) -> Tensor:
-        """Block and kind in one number, int32 [T]: block * 8 + kind, as the kernels read it."""
+        """Block and kind as one number, int32 [T]: block * 8 + kind, the form that the kernels read."""
         return self.cached("tag", lambda: self.block * 8 + self.kind)
 
     def cached(self, key: object, make: Callable[[], Any]) -> Any:
-        """`make()`, cached under `key` for the lifetime of the layout (layers share it)."""
+        """The result of `make()`, cached under `key` for the lifetime of the layout (shared by layers)."""
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
 
     def check_order(self) -> None:
-        """ValueError unless samples are contiguous and queries ascend."""
+        """Raise ValueError unless samples are contiguous and queries ascend."""
         for name, values in (("sample", self.sample), ("queries", self.query_positions)):
             if bool((values.diff() < (name == "queries")).any()):
                 raise ValueError(
@@ -155,9 +155,9 @@ class Layout:
                     "put the tokens of a sample next to each other"
                 )
 
-    # ---- what follows from it --------------------------------------------------------------------
+    # ---- derived quantities ----------------------------------------------------------------------
     def dense(self, queries: slice | None = None, keys: slice | None = None) -> Tensor:
-        """The mask, bool [Q, T] (or a part of it): true where the query sees the key."""
+        """The dense mask, bool [Q, T] (or a part of it): true where the query sees the key."""
         query = self.query_positions[queries or slice(None)].long().unsqueeze(1)
         keys = keys or slice(None)
         key = torch.arange(self.tokens, device=self.sample.device)[keys].unsqueeze(0)
@@ -170,10 +170,10 @@ class Layout:
         return seen & (sample[keys].unsqueeze(0) == sample[query])
 
     def tiles(self, rows: int, columns: int, by_key: bool = False) -> Tiles:
-        """Tiles of `rows` queries by `columns` keys that hold a visible pair, per query tile.
+        """Tiles of `rows` queries by `columns` keys with a visible pair, listed per query tile.
 
-        `by_key`: per key tile instead. Computed from the minimum and maximum of each tile,
-        so a listed tile may be empty, but none is missing.
+        `by_key` lists them per key tile. Computed from the minimum and maximum of each tile,
+        so a listed tile may be empty, but no tile with a visible pair is missing.
         """
         key = ("tiles", rows, columns, by_key)
         return self.cached(key, lambda: self._tiles(rows, columns, by_key))
@@ -229,7 +229,7 @@ class _Spans:
             self.whole[-1] = False
 
     def across(self) -> _Spans:
-        """The same as rows [1, tiles]."""
+        """Minimum and maximum of each tile of tokens, as rows [1, tiles]."""
         for name, value in vars(self).items():
             setattr(self, name, value.T)
         return self

@@ -1,4 +1,4 @@
-"""The public functions: they check their inputs and call the implementation that dispatch chooses."""
+"""The public functions: they check their inputs and call the implementation chosen by dispatch."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def linear_cross_entropy(
     """Cross-entropy of `hidden @ weight.T + bias` against `targets`, without the logits in memory.
 
     `hidden` [..., D], `weight` [vocabulary, D], `bias` [vocabulary] or None, `targets` [...] (int64
-    or int32). Only the ids `vocab` = (start, stop) take part (None: all); targets are absolute ids
-    in start..stop-1, or `ignore_index`: such a row has no loss and no cost. The loss is fp32 (fp64 for fp64
-    inputs): "none" gives [...] with 0 in ignored rows, "sum" their sum, "mean" the sum divided by
-    the number of rows with a target; with no such row loss and gradients are 0 (where
-    `F.cross_entropy` gives nan). Label smoothing is that of `F.cross_entropy` over the slice.
-    Gradients reach hidden, weight and bias, once (no second derivative). ValueError on a target
-    outside the slice and on shapes, types or devices that do not go together.
+    or int32). `vocab` = (start, stop) restricts the softmax to these ids (None: all); targets are absolute
+    ids in start..stop-1, or `ignore_index`: such a row has no loss and costs no computation. The loss is
+    fp32 (fp64 for fp64 inputs): "none" returns [...] with 0 in ignored rows, "sum" their sum, "mean" the
+    sum divided by the number of rows with a target; without any such row, loss and gradients are 0
+    (`F.cross_entropy` returns nan). Label smoothing is that of `F.cross_entropy` over the slice.
+    Gradients flow to hidden, weight and bias; there is no second derivative. ValueError for a target
+    outside the slice and for incompatible shapes, dtypes or devices.
     """
     rows, wanted = _check_targets(
         hidden, weight, targets, bias, vocab, ignore_index, label_smoothing
@@ -63,7 +63,7 @@ def _check_targets(
     ignore_index: int,
     label_smoothing: float,
 ) -> tuple[Tensor | None, Tensor]:
-    """Rows [M] that carry a loss (None: all) and their targets [M], counted from the slice's start."""
+    """Rows [M] with a loss (None: all) and their targets [M], relative to the start of the slice."""
     check_linear("linear_cross_entropy", hidden, weight, bias)
     if targets.shape != hidden.shape[:-1] or targets.dtype not in (torch.int64, torch.int32):
         raise ValueError(
@@ -73,7 +73,7 @@ def _check_targets(
     start, stop = vocab or (0, weight.shape[0])
     if not 0 <= start < stop <= weight.shape[0]:
         raise ValueError(
-            f"linear_cross_entropy: vocab ({start}, {stop}) is no part of 0..{weight.shape[0]}"
+            f"linear_cross_entropy: vocab ({start}, {stop}) is not within 0..{weight.shape[0]}"
         )
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"linear_cross_entropy: label_smoothing {label_smoothing} is not in 0..1")
@@ -100,14 +100,14 @@ def flow_matching_loss(
     reduction: Reduction = "mean",
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """Squared error of the velocity `hidden @ weight.T + bias` to its target `noise - clean`.
+    """Squared error between the velocity `hidden @ weight.T + bias` and its target `noise - clean`.
 
     `hidden` [..., D], `weight` [C, D], `bias` [C] or None, `clean` and `noise` [..., C] (data: no
-    gradient flows to them), `mask` bool [...]: the rows that carry a loss (None: all). A row's loss
-    is the mean over its C channels, fp32 (fp64 for fp64 inputs): "none" gives [...] with 0 outside
-    the mask, "sum" their sum, "mean" the sum divided by the number of rows; with no row loss and
-    gradients are 0. For a noise prediction (target `noise`) give zeros as `clean`. Gradients reach
-    hidden, weight and bias, once. ValueError on shapes, types or devices that do not go together.
+    gradient flows to them), `mask` bool [...] selects the rows with a loss (None: all). A row's loss is
+    the mean over its C channels, fp32 (fp64 for fp64 inputs): "none" returns [...] with 0 outside the
+    mask, "sum" their sum, "mean" the sum divided by the number of rows; without rows, loss and gradients
+    are 0. For noise prediction (target `noise`) pass zeros as `clean`. Gradients flow to hidden, weight
+    and bias; there is no second derivative. ValueError for incompatible shapes, dtypes or devices.
     """
     rows = _check_data(hidden, weight, bias, clean, noise, mask)
     check_reduction(reduction)
@@ -132,7 +132,7 @@ def _check_data(
     noise: Tensor,
     mask: Tensor | None,
 ) -> Tensor | None:
-    """Indices [M] of the rows that carry a loss; None: all."""
+    """Indices [M] of the rows with a loss; None means all."""
     check_linear("flow_matching_loss", hidden, weight, bias)
     expected = (*hidden.shape[:-1], weight.shape[0])
     for name, given in (("clean", clean), ("noise", noise)):
@@ -143,7 +143,7 @@ def _check_data(
             )
         if given.requires_grad:
             raise ValueError(
-                f"flow_matching_loss: {name} is data; detach it, no gradient flows to it"
+                f"flow_matching_loss: {name} requires grad, but no gradient flows to it; detach it"
             )
     if mask is None:
         return None
@@ -164,14 +164,13 @@ def block_attention(
     scale: float | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """Softmax attention [Q, H, E] of packed queries to the keys that `layout` lets each of them see.
+    """Softmax attention output [Q, H, E] of packed queries over the keys that `layout` lets each see.
 
-    `q` [Q, H, E] (Q = T unless the layout names its queries), `k` and `v` [T, K, E] with H a multiple of
+    `q` [Q, H, E] (Q = T unless the layout restricts the queries), `k` and `v` [T, K, E] with H a multiple of
     K (grouped queries: head h reads key head h // (H / K)). `scale` defaults to 1 / sqrt(E). A query
-    that may see nothing gives 0, and gets and causes no gradient. Gradients reach q, k and v, once.
-    Under autocast q, k and v may differ in type and are cast to autocast's, as
-    `scaled_dot_product_attention` casts them. ValueError on shapes, types or devices that do not go
-    together.
+    without a visible key outputs 0 and has no gradient. Gradients flow to q, k and v; there is no second
+    derivative. Under autocast q, k and v may differ in dtype and are cast to autocast's, as in
+    `scaled_dot_product_attention`. ValueError for incompatible shapes, dtypes or devices.
     """
     q, k, v = autocast(q), autocast(k), autocast(v)
     _check_heads(q, k, v, layout)
@@ -185,7 +184,7 @@ def block_attention(
 
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
-    """ValueError unless q [Q, H, E], k and v [T, K, E] match each other and the layout."""
+    """Raise ValueError unless q [Q, H, E], k and v [T, K, E] match each other and the layout."""
     queries = layout.tokens if layout.queries is None else len(layout.queries)
     if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[2] != k.shape[2]:
         raise ValueError(
@@ -199,11 +198,11 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
         )
     if q.shape[1] % k.shape[1]:
         raise ValueError(
-            f"block_attention: {q.shape[1]} heads are no multiple of {k.shape[1]} key heads"
+            f"block_attention: {q.shape[1]} heads are not a multiple of {k.shape[1]} key heads"
         )
     if len({q.dtype, k.dtype, v.dtype}) > 1 or not q.dtype.is_floating_point:
         raise ValueError(
-            f"block_attention: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; give one floating type"
+            f"block_attention: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; use one floating-point dtype"
         )
     if len({q.device, k.device, v.device, layout.sample.device}) > 1:
         raise ValueError(

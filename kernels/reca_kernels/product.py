@@ -1,6 +1,6 @@
-"""A matrix product whose second factor is gathered by row: what the losses' backward passes share.
+"""Matrix product with gathered rows of the second factor, shared by the backward passes of the losses.
 
-Each program owns a tile of the result and adds in a fixed order: no atomics, equal bits in every run.
+Each program owns a tile of the result and adds in a fixed order: no atomics, bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def product_kernel(
     HAS_ROWS: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """OUT[split] (+)= SCALE * A[M, part of K] @ B[ROWS[part of K], N]; the part is `span` long."""
+    """OUT[split] (+)= SCALE * A[M, part of K] @ B[ROWS[part of K], N]; the part has length `span`."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     column = tl.program_id(1) * BN + tl.arange(0, BN)
     split = tl.program_id(2)
@@ -48,9 +48,9 @@ def product_kernel(
 def product(
     a: Tensor, b: Tensor, rows: Tensor | None, scale: Tensor, out: Tensor, *, add: bool = False
 ) -> None:
-    """Out (+)= scale * a @ b[rows]: a [M, K] any strides, b [*, N] and out [M, N] dense in rows.
+    """Out (+)= scale * a @ b[rows]: a [M, K] of any strides, b [*, N] and out [M, N] with dense rows.
 
-    A three-dimensional `out` [S, M, N] gets the S parts of the sum over K instead of the whole.
+    A three-dimensional `out` [S, M, N] receives the S partial sums over K separately.
     """
     splits = out.shape[0] if out.dim() == 3 else 1
     m, n = out.shape[-2:]

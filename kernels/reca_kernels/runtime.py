@@ -1,4 +1,4 @@
-"""Facts about the device and the interpreter that decide whether a Triton kernel can run."""
+"""Whether a Triton kernel can run: facts about the device and the interpreter."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MIN_CAPABILITY = (8, 0)  # Ampere: the tiles are tuned and compiled for sm_80 an
 
 
 def gpu_index(device: torch.device) -> int | None:
-    """The CUDA index of a device (the current one where it names none); None for other devices."""
+    """The CUDA index of a device (the current one if unspecified); None for other devices."""
     if device.type != "cuda":
         return None
     return torch.cuda.current_device() if device.index is None else device.index
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1), so that a CPU can."""
+    """Whether Triton's interpreter runs the kernels on the CPU (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

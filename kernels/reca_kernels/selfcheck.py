@@ -1,8 +1,8 @@
-"""The comparison that a device must pass before `auto` takes Triton there; `reca doctor` prints it.
+"""The check that a device must pass before `auto` uses Triton on it; `reca doctor` prints it.
 
-A kernel may err by no more than plain torch in the same type errs, plus a tolerance: fp64 is the
-truth for both, for the outputs and for every gradient. The Triton functions are called directly, so
-that the choice of an implementation (dispatch.py) can depend on this module.
+The error of a kernel against fp64 may exceed that of plain torch in the same dtype by at most a
+tolerance, for the output and every gradient. The Triton functions are called directly, so that
+dispatch.py can depend on this module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Function = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest excess of one quantity's error over plain torch's, and the limit."""
+    """The largest excess of one quantity's error over that of plain torch, and the limit."""
 
     kernel: str
     dtype: str
@@ -37,15 +37,15 @@ class Difference:
 
     @property
     def passed(self) -> bool:
-        """False for a nan, too."""
+        """Whether the excess is within the limit; False for nan."""
         return self.excess <= self.allowed
 
 
 def excess(kernel: Function, plain: Function, inputs: dict[str, Tensor]) -> dict[str, float]:
-    """Per quantity the maximum of |kernel - truth| - |plain - truth|; truth is plain torch in fp64.
+    """Per quantity, the maximum of |kernel - truth| - |plain - truth|; truth is plain torch in fp64.
 
-    `inputs` are leaves by name; both functions take them by name. Quantities are the output and the
-    gradient of each input, under a fixed incoming gradient.
+    `inputs` are leaf tensors, passed to both functions by name. Quantities are the output and the
+    gradient of each input, for a fixed incoming gradient.
     """
     truth = _evaluated(plain, {name: t.double() for name, t in inputs.items()})
     ours, theirs = _evaluated(kernel, inputs), _evaluated(plain, inputs)
@@ -60,11 +60,11 @@ def _worst(values: Tensor) -> float:
 
 
 def _evaluated(function: Function, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The output and the gradient of every input, by name, under one fixed incoming gradient."""
+    """The output and the gradient of every input, by name, for a fixed incoming gradient."""
     leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
     out = function(**leaves)
     generator = torch.Generator().manual_seed(1)
-    # small enough that the last digit of a 16-bit gradient lies below the tolerance
+    # small enough that the last digit of a 16-bit gradient is below the tolerance
     incoming = torch.randn(out.shape, generator=generator, dtype=torch.float64) / 4
     gradients = torch.autograd.grad(out, tuple(leaves.values()), incoming.to(out))
     return {"output": out.detach()} | dict(zip(leaves, gradients, strict=True))
@@ -80,12 +80,12 @@ def differences(kernel: str, device: torch.device) -> Iterator[Difference]:
 
 
 def first_difference(kernel: str, device: torch.device) -> str | None:
-    """The first quantity that is wrong on this device; None if the kernel matches its reference."""
+    """A description of the first quantity that fails on this device; None if all match the reference."""
     for one in differences(kernel, device):
         if not one.passed:
             return (
-                f"{one.quantity} in {one.dtype} errs by {one.excess:.2e} more than plain torch, "
-                f"allowed is {one.allowed:.0e}"
+                f"{one.quantity} in {one.dtype} has an error {one.excess:.2e} above that of plain torch; "
+                f"{one.allowed:.0e} is allowed"
             )
     return None
 
@@ -93,7 +93,7 @@ def first_difference(kernel: str, device: torch.device) -> str | None:
 def _random(
     dtype: torch.dtype, device: torch.device, **shapes: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """Normal tensors of the given shapes, by name, scaled by 1 / sqrt(last axis)."""
+    """Normally distributed tensors of the given shapes, by name, scaled by 1 / sqrt(last axis)."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(device, dtype)
@@ -158,7 +158,7 @@ def _attention(dtype: torch.dtype, device: torch.device) -> _Case:
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
-    """Attention [Q, H, E] of q [Q, H, E], k, v [T, K, E] by definition; rows of `seen` [Q, T] without a key give 0."""
+    """Reference attention [Q, H, E] for q [Q, H, E], k, v [T, K, E]; rows of `seen` [Q, T] without a key give 0."""
     share = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
     scores = torch.einsum("qhe,khe->hqk", q, k) * scale

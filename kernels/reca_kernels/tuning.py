@@ -1,6 +1,6 @@
-"""Tile sizes and launch options of the kernels, pinned: the order of every sum depends on them.
+"""Pinned tile sizes and launch options of the kernels: the order of every sum depends on them.
 
-Found by compiling ahead of time for sm_80 and sm_90 (perf/kernels/static.py): the largest tiles
+Chosen by compiling ahead of time for sm_80 and sm_90 (perf/kernels/static.py): the largest tiles
 without spills. They have not been timed on a GPU yet. The interpreter uses small tiles, so that small
 inputs span several.
 """
@@ -12,7 +12,7 @@ import torch
 from reca_kernels.runtime import interpreted
 
 WIDEST_HEAD = 128  # wider heads have no tuned tiles
-MOST_CHANNELS = 128  # of a flow-matching row: one tile holds them all
+MOST_CHANNELS = 128  # channels of a flow-matching row: one tile covers all of them
 
 # (queries, keys, warps, stages) of a tile; 16-bit heads up to 64, up to 128, then fp32 likewise
 _ATTENTION = {
@@ -23,7 +23,7 @@ _ATTENTION = {
 
 
 def attention(kernel: str, dtype: torch.dtype, width: int) -> dict[str, int]:
-    """For `kernel` (forward, or the gradient of query or key) and heads of this width."""
+    """Launch options of attention's `kernel` (forward, or gradient of query or key) for this head width."""
     wide = _padded(width)
     if interpreted():
         return {"BE": wide, "BQ": 16, "BK": 32 if kernel == "forward" else 16}
@@ -32,7 +32,7 @@ def attention(kernel: str, dtype: torch.dtype, width: int) -> dict[str, int]:
 
 
 def cross_entropy(dtype: torch.dtype) -> dict[str, int]:
-    """For the tiles of logits, rows by columns."""
+    """Launch options for tiles of logits, rows by columns."""
     if interpreted():
         return {"BM": 32, "BV": 32, "BD": 32}
     if dtype == torch.float32:
@@ -41,7 +41,7 @@ def cross_entropy(dtype: torch.dtype) -> dict[str, int]:
 
 
 def flow(dtype: torch.dtype, channels: int) -> dict[str, int]:
-    """For the tiles of residuals, rows by channels."""
+    """Launch options for tiles of residuals, rows by channels."""
     wide = _padded(channels)
     if interpreted():
         return {"BM": 16, "BC": wide, "BD": 32}
@@ -51,7 +51,7 @@ def flow(dtype: torch.dtype, channels: int) -> dict[str, int]:
 
 
 def product(dtype: torch.dtype) -> dict[str, int]:
-    """For the matrix product of the backward passes."""
+    """Launch options of the backward passes' matrix product."""
     if interpreted():
         return {"BM": 32, "BN": 32, "BK": 32}
     if dtype == torch.float32:
@@ -60,10 +60,10 @@ def product(dtype: torch.dtype) -> dict[str, int]:
 
 
 def precision() -> str:
-    """How fp32 factors are multiplied: as torch is configured (TF32 only where it is allowed)."""
+    """The precision of fp32 products, as torch is configured (TF32 only if allowed)."""
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def _padded(size: int) -> int:
-    """The smallest power of two that holds it, at least 16, which `tl.dot` requires."""
+    """The smallest power of two not below `size`, at least 16, which `tl.dot` requires."""
     return max(16, 1 << (size - 1).bit_length())

@@ -1,4 +1,4 @@
-"""What is measured: cases, the implementations to compare, and the least work that each case needs."""
+"""The benchmark cases: implementations to compare, and the minimum work of each case."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reca_kernels import Layout
 from torch import Tensor
 from torch.nn import functional as F
 
-# peak dense bf16 operations and bytes per second, from the makers' data sheets
+# peak dense bf16 operations and bytes per second, from the vendors' data sheets
 GPUS = {"A100": (312e12, 2.0e12), "H100": (989e12, 3.35e12), "B200": (2250e12, 8.0e12)}
 
 Step = Callable[[], Tensor]
@@ -22,23 +22,23 @@ Step = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One operation at one size; `make` gives its leaves and, by implementation, the loss or output."""
+    """One operation at one size; `make` returns its leaves and, by implementation, the loss or output."""
 
     operation: str
     name: str
     make: Callable[[torch.device, torch.dtype], tuple[list[Tensor], dict[str, Step]]]
-    flops: float  # forward and backward, nothing computed twice
-    elements: float  # read or written once: inputs, outputs, gradients
+    flops: float  # forward and backward, without recomputation
+    elements: float  # inputs, outputs and gradients, read or written once
 
     def bounds(self, size: int = 2) -> dict[str, float]:
-        """Per GPU the least milliseconds, by operations or by bytes, at `size` bytes per element."""
+        """Minimum milliseconds per GPU, by operations or by bytes, at `size` bytes per element."""
         return {
             name: max(self.flops / peak, self.elements * size / speed) * 1e3
             for name, (peak, speed) in GPUS.items()
         }
 
     def bound_by(self) -> str:
-        """Which of the two bounds an H100 meets first."""
+        """The bound, operations or bytes, that applies on an H100."""
         peak, speed = GPUS["H100"]
         return "operations" if self.flops / peak > self.elements * 2 / speed else "bytes"
 
@@ -86,7 +86,7 @@ def _cross_entropy(
 
 
 def _other_kernels(hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, Step]:
-    """Liger and cut-cross-entropy, where installed."""
+    """Liger and cut-cross-entropy, if installed."""
     found: dict[str, Step] = {}
     if importlib.util.find_spec("liger_kernel"):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
@@ -134,7 +134,7 @@ def _flow(
 
 # ---- attention -----------------------------------------------------------------------------------
 def attention(name: str, samples: list[list[tuple[str, int]]], heads: int, keys: int) -> Case:
-    """Forward (2 products) and backward (5), over the pairs that may see each other; heads of 64."""
+    """Forward (2 products) and backward (5), over the visible pairs; heads of width 64."""
     layout, width = Layout.packed(samples), 64
     pairs = sum(int(Layout.packed([sample]).dense().sum()) for sample in samples)
     return Case(
@@ -209,7 +209,7 @@ LAPTOP = [("pad", 10), ("causal", 20), ("full", 66)]
 
 
 def cases(device: str) -> list[Case]:
-    """The models' sizes on a GPU; on a CPU sizes that a CPU runs in seconds."""
+    """The models' sizes on a GPU; sizes that run in seconds on a CPU."""
     if device == "cuda":
         return [
             cross_entropy("Show-o codes", 8192, 2048, 8192),

@@ -3,13 +3,13 @@
     python perf/kernels/run.py --out docs/results/kernels
 
 On a GPU: Triton against torch eager, torch.compile, SDPA, flex_attention, Liger and
-cut-cross-entropy (the last two where installed). On a CPU: the torch implementations against naive
-torch, and what can be said of the Triton kernels without a GPU: `static.csv` (each kernel compiled for
+cut-cross-entropy (the last two if installed). On a CPU: the torch implementations against naive
+torch, and what can be determined about the Triton kernels without a GPU: `static.csv` (each kernel compiled for
 each target: registers, spills, shared memory, occupancy, tensor-core instructions) and `traffic.csv`
-(bytes moved, counted in the interpreter, against the least). Each measurement runs in a process of
-its own, in rounds over all implementations; times are medians (CPU: of process time, one thread;
-small cases seven times after one call, so that what a layout makes once per batch is not counted;
-cases above 100 GFLOP once).
+(bytes moved, counted in the interpreter, against the minimum). Each measurement runs in a separate
+process, in rounds over all implementations; times are medians (on a CPU of process time, one thread;
+small cases seven times after one warm-up call, so that work done once per batch by a layout is not
+counted; cases above 100 GFLOP once).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def machine() -> str:
-    """The device by its name, and torch's version."""
+    """The device name and torch's version."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
@@ -47,7 +47,7 @@ def machine() -> str:
 
 # ---- one measurement, in a process of its own ----------------------------------------------------
 def measure(index: int, implementation: str) -> dict[str, float | str]:
-    """Milliseconds of forward and of both passes, and the peak of memory above what stood before."""
+    """Milliseconds of forward and of both passes, and the peak increase of memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -57,18 +57,20 @@ def measure(index: int, implementation: str) -> dict[str, float | str]:
     if device.type == "cuda":
         return _on_gpu(step, leaves)
     _warm_up()
-    if case.flops < 2e10 and "flex" not in implementation:  # a first call is not what a layer costs
+    if (
+        case.flops < 2e10 and "flex" not in implementation
+    ):  # a first call does not represent the cost of a layer
         step().sum().backward()
         calls = [_on_cpu(step) for _ in range(7)]
         found = {key: statistics.median(call[key] for call in calls) for key in calls[0]}
-        if found["peak_mib"] < 1:  # the allocator had kept enough from the first call
+        if found["peak_mib"] < 1:  # the allocator had cached enough from the first call
             del found["peak_mib"]
         return found
     return _on_cpu(step)
 
 
 def _warm_up() -> None:
-    """Let torch's libraries allocate what they keep, so that it is not counted below."""
+    """Let torch's libraries allocate their persistent buffers, so that these are not counted below."""
     x = torch.randn(64, 64, requires_grad=True)
     torch.nn.functional.cross_entropy(x @ x.detach(), torch.zeros(64).long()).backward()
 
@@ -138,7 +140,7 @@ def _events(call: Callable[[], Any], count: int = 20) -> float:
 
 # ---- all measurements ----------------------------------------------------------------------------
 def measured(rounds: int) -> list[dict[str, Any]]:
-    """One row per case and implementation, with the roofline beside the times."""
+    """One row per case and implementation, with times and roofline bounds."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     rows = []
@@ -177,7 +179,7 @@ def _alone(index: int, name: str) -> dict[str, Any]:
 
 
 def without_gpu(script: str, *arguments: str, interpret: bool) -> list[dict[str, Any]]:
-    """Rows of static.py or traffic.py, which need their own setting of the interpreter."""
+    """Rows of static.py or traffic.py, which need different interpreter settings."""
     environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0"}
     command = [sys.executable, str(HERE / script), "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -200,7 +202,9 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [row for row in rows if row["total_ms"]]  # what has no backward pass is in the CSV only
+    rows = [
+        row for row in rows if row["total_ms"]
+    ]  # implementations without a backward pass are only in the CSV
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 0.4 * len(rows) + 1.5), sharey=True)
     labels, firsts = [], {}
     for place, row in enumerate(rows):
@@ -222,7 +226,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measure one thing for the parent process, or all."""
+    """Run one measurement for the parent process, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results/kernels"))
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,10 +1,10 @@
-"""What can be known of the kernels without a GPU: each launch compiled for each target, and read back.
+"""Analysis of the kernels without a GPU: each launch compiled for each target and inspected.
 
     python perf/kernels/static.py            # a table
     python perf/kernels/static.py --json     # one JSON line per kernel and target
 
-The public functions are called with the tuned configurations while the launcher only notes what it
-would launch, so what is compiled here is what a GPU would run. Must not run under TRITON_INTERPRET=1.
+The public functions are called with the tuned configurations while launches are only recorded, so the
+same kernels are compiled that a GPU would run. Must not run under TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Launch:
 
 @contextmanager
 def noted(case: str, launches: list[Launch]) -> Iterator[None]:
-    """Within, launches are noted instead of made, on any device."""
+    """Context in which launches are recorded instead of executed, on any device."""
 
     def note(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
@@ -77,7 +77,7 @@ def noted(case: str, launches: list[Launch]) -> Iterator[None]:
 
 
 def launches(types: Sequence[str] = ("bf16", "fp32")) -> list[Launch]:
-    """Every kernel at widths of the models, for these types; heads of 64 and 128."""
+    """Every kernel at the models' widths, for these dtypes; heads of width 64 and 128."""
     found: list[Launch] = []
     for dtype in (d for d, name in _TYPES.items() if name in types):
         name = _TYPES[dtype]
@@ -120,7 +120,7 @@ def _attention(dtype: torch.dtype, width: int) -> None:
 
 # ---- compilation ---------------------------------------------------------------------------------
 def compiled(launch: Launch, target: str) -> dict[str, Any]:
-    """Compile a launch for a target and read back registers, spills, shared memory, instructions."""
+    """Compile a launch for a target and report registers, spills, shared memory, instructions."""
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
@@ -144,7 +144,7 @@ def compiled(launch: Launch, target: str) -> dict[str, Any]:
 
 
 def _described(is_constant: bool, value: Any) -> tuple[str, bool]:
-    """Type in the signature, and whether the launcher would promise divisibility by 16."""
+    """Type in the signature, and whether the launcher would specialise on divisibility by 16."""
     if is_constant or value is None or (type(value) is int and value == 1):
         return "constexpr", False
     if isinstance(value, torch.Tensor):
@@ -192,7 +192,7 @@ def _fits(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def occupancy(row: dict[str, Any]) -> float:
-    """Bound on resident warps as a share of the most (64 on NVIDIA), by registers and shared memory."""
+    """Bound on resident warps as a fraction of the maximum (64 on NVIDIA), by registers and shared memory."""
     by_registers = 65536 // max(row["registers"] * row["warps"] * 32, 1)
     by_shared = row["shared_limit"] // max(row["shared"], 1)
     return min(min(by_registers, by_shared, 32) * row["warps"] / 64, 1.0)

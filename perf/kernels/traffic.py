@@ -1,9 +1,9 @@
-"""Bytes that the Triton kernels load and store per call, counted in the interpreter, against the least.
+"""Bytes that the Triton kernels load and store per call, counted in the interpreter, against the minimum.
 
     TRITON_INTERPRET=1 python perf/kernels/traffic.py
 
-The tuned tiles are used, on sizes of a few tiles. Loads that a GPU's L2 cache would answer are
-counted too, so the figure is what the tiles ask for; masked lanes move nothing.
+Uses the tuned tiles, on sizes of a few tiles. Loads that a GPU's L2 cache would serve are counted,
+too, so the figure is what the tiles request; masked lanes count nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOVED = {"load": 0, "store": 0}
 
 
 def count_traffic() -> None:
-    """From now on every load and store of a kernel adds the bytes of its unmasked lanes."""
+    """Count the bytes of unmasked lanes in every load and store of a kernel from now on."""
     builder = interpreter.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
 
@@ -51,7 +51,7 @@ def _size(*tensors: torch.Tensor) -> int:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Per operation and pass: bytes loaded and stored, and the least (each tensor once)."""
+    """Per operation and pass: bytes loaded and stored, and the minimum (each tensor once)."""
     found = []
     hidden, weight = _leaf(256, 256), _leaf(512, 256)
     targets = torch.arange(256)

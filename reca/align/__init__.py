@@ -1,4 +1,4 @@
-"""Post-training: the objective with its lambdas, one loop for all families, exact checkpoints.
+"""Post-training: the objective with its lambdas, one training loop for all families, exact checkpoints.
 
 `align` is imported lazily, so that `reca.config.recipe` stays free of torch.
 """

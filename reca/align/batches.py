@@ -1,6 +1,6 @@
-"""Which samples a step sees, and every random choice about them, as pure functions of (seed, step, rank).
+"""The samples of a step, and every random choice about them, as pure functions of (seed, step, rank).
 
-Nothing here has state, so resume and a change of the number of micro-batches need no bookkeeping.
+Nothing here has state, so resuming or changing the number of micro-batches needs no bookkeeping.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from reca.align.distributed import ProcessGroup
 from reca.align.objective import MicroBatch, derangement
-from reca.config.recipe import Recipe
+from reca.config.recipe import ROLE_OF, Recipe
 from reca.core.artifacts import sha256_json
 from reca.core.rng import generator, seed_of
 from reca.data.order import Cursor, published_order
@@ -22,14 +22,17 @@ from reca.models.contract import ON_HOST, Features, UnifiedModel, editor
 Conversation = Sequence[tuple[str, str]]
 """(question, answer) turns about one image."""
 
-# reca and t2i share order and draws: the arms reca, shuffled and sft see the same images under the same
-# noise and differ in the condition alone.
-ROLE = {"reca": "draw", "t2i": "draw", "i2t": "read", "text": "text", "edit": "edit"}
+
+# reca and t2i share data order and noise: the arms reca, shuffled and sft see the same images under the
+# same noise and differ only in the condition.
+def _stream(role: Role) -> str:
+    """The part of a random key that names the data."""
+    return USES.get(role, role.value)
 
 
 @dataclass(frozen=True)
 class EditRows:
-    """One edit as rows of a cache of images: the one to change, what becomes of it, and what is said."""
+    """One edit: the cache rows of the source and target images, and the instruction."""
 
     source: int
     target: int
@@ -42,38 +45,38 @@ class FeatureRows(Protocol):
     def __len__(self) -> int: ...
 
     def rows(self, indices: Sequence[int]) -> Features:
-        """Features of these images, in this order."""
+        """Features of the given rows, in this order."""
 
 
 class TaskData(Protocol):
-    """What the trainer reads; pure look-ups, no order and no randomness."""
+    """The trainer's data: pure lookups, without any order or randomness."""
 
     @property
     def prompts(self) -> Sequence[str]:
         """The bank of reconstruction prompts."""
 
     def fingerprint(self) -> str:
-        """Hash of all that the look-ups below can give."""
+        """Hash of everything that the lookups below can return."""
 
-    def size(self, role: str) -> int:
-        """Number of samples of a role: draw, read, text or edit."""
+    def size(self, role: Role) -> int:
+        """Number of samples of a role."""
 
-    def features(self, role: str, indices: Sequence[int]) -> Features:
-        """Cached rows of the role's images."""
+    def features(self, role: Role, indices: Sequence[int]) -> Features:
+        """Cached features of these rows."""
 
     def captions(self, indices: Sequence[int]) -> list[str]:
-        """Captions of `draw` images."""
+        """Captions of the images to reconstruct."""
 
-    def conversations(self, role: str, indices: Sequence[int]) -> list[Sequence[Conversation]]:
-        """All conversations of each sample of `read` or `text`."""
+    def conversations(self, role: Role, indices: Sequence[int]) -> list[Sequence[Conversation]]:
+        """All conversations of each sample of role `answer` or `text`."""
 
     def edits_of(self, indices: Sequence[int]) -> list[EditRows]:
-        """Edits, whose rows are those of role `edit`."""
+        """Edits, whose rows refer to the images of `edit`."""
 
 
 @dataclass(frozen=True)
 class FeatureData:
-    """Caches joined with their texts: row i of a cache belongs to entry i of the lists.
+    """Feature caches joined with their texts: row i of a cache belongs to entry i of the lists.
 
     `draw` serves reca (with `prompts`) and t2i (with `draw_captions`); `read` serves i2t (with
     `read_conversations`, one or more per image); `text_conversations` serve the task text; `edits` point into the
@@ -89,7 +92,7 @@ class FeatureData:
     edit: FeatureRows | None = None
     edits: Sequence[EditRows] = ()
     identity: dict[str, str] = field(default_factory=dict)
-    """Hashes that name the caches (for instance of their manifests); a resume with others is refused."""
+    """Hashes that identify the caches (such as of their manifests); resuming with others is refused."""
 
     def __post_init__(self) -> None:
         _same_length("draw_captions", self.draw_captions, self.draw)
@@ -102,48 +105,51 @@ class FeatureData:
                     )
 
     def fingerprint(self) -> str:
-        """Hash of all texts, of the sizes, and of `identity`."""
+        """Hash of all texts, the sizes and `identity`."""
         texts = [list(self.prompts), list(self.draw_captions)]
         turns = [list(self.read_conversations), list(self.text_conversations)]
         sizes = [len(rows) if rows is not None else None for rows in (self.draw, self.read)]
         edits = [[e.source, e.target, e.instruction] for e in self.edits]
         return sha256_json([texts, turns, sizes, self.identity, *([edits] if edits else [])])
 
-    def size(self, role: str) -> int:
-        """Number of samples of a role; ValueError where the data has none."""
+    def size(self, role: Role) -> int:
+        """Number of samples of a role; ValueError if there are none."""
         held = {
-            "draw": self.draw,
-            "read": self.read,
-            "text": self.text_conversations,
-            "edit": self.edits,
+            Role.RECONSTRUCT: self.draw,
+            Role.ANSWER: self.read,
+            Role.TEXT: self.text_conversations,
+            Role.EDIT: self.edits,
         }[role]
         if not held:
-            raise ValueError(f"the recipe has a task that needs {role!r} data, but none was given")
+            raise ValueError(
+                f"the recipe has a task that needs data of role '{role}', but there is none"
+            )
         return len(held)
 
-    def features(self, role: str, indices: Sequence[int]) -> Features:
-        """Cached rows of the role's images."""
-        rows = {"draw": self.draw, "read": self.read, "edit": self.edit}[role]
-        assert rows is not None, f"size({role!r}) is asked first"
+    def features(self, role: Role, indices: Sequence[int]) -> Features:
+        """Cached features of these rows."""
+        caches = {Role.RECONSTRUCT: self.draw, Role.ANSWER: self.read, Role.EDIT: self.edit}
+        rows = caches[role]
+        assert rows is not None, f"size({role!r}) is checked first"
         return rows.rows(indices)
 
     def captions(self, indices: Sequence[int]) -> list[str]:
-        """Captions of `draw` images."""
+        """Captions of the images to reconstruct."""
         if not self.draw_captions:
             raise ValueError("the task t2i needs captions, but the data set has none")
         return [self.draw_captions[index] for index in indices]
 
-    def conversations(self, role: str, indices: Sequence[int]) -> list[Sequence[Conversation]]:
+    def conversations(self, role: Role, indices: Sequence[int]) -> list[Sequence[Conversation]]:
         """All conversations of each sample."""
-        held = self.read_conversations if role == "read" else self.text_conversations
+        held = self.read_conversations if role is Role.ANSWER else self.text_conversations
         if not held:
             raise ValueError(
-                f"the recipe needs conversations for {role!r}, but the data set has none"
+                f"the recipe needs conversations in data of role '{role}', but the data set has none"
             )
         return [held[index] for index in indices]
 
     def edits_of(self, indices: Sequence[int]) -> list[EditRows]:
-        """Edits; `size("edit")` is asked first."""
+        """The edits of the given rows; `size(Role.EDIT)` is checked first."""
         return [self.edits[index] for index in indices]
 
 
@@ -158,7 +164,7 @@ def _same_length(name: str, texts: Sequence[object], rows: FeatureRows | None) -
 # ---- samples of a step -------------------------------------------------------------------------
 def samples(
     size: int,
-    role: str,
+    stream: str,
     recipe: Recipe,
     batch: int,
     at: tuple[int, int],
@@ -166,16 +172,17 @@ def samples(
     seed: int,
     processes: ProcessGroup,
 ) -> list[int]:
-    """Indices of micro-batch `at` = (step, micro) on this rank: (batch,) out of `size`.
+    """Indices, out of `size`, of micro-batch `at` = (step, micro) on this rank: shape (batch,).
 
-    A step takes consecutive positions of an endless stream of permutations, dealt out to the ranks.
+    `stream` keys the order of the data.
+    A step takes consecutive positions of an endless stream of permutations, split among the ranks.
     """
     step, micro = at
     before = (step * recipe.accumulation + micro) * batch * processes.size
     if recipe.order == "published":
         positions = range(before + processes.rank, before + batch * processes.size, processes.size)
         return published_order(size, seed, positions)
-    cursor = Cursor(seed_of(seed, "order", role), before)
+    cursor = Cursor(seed_of(seed, "order", stream), before)
     return cursor.take(size, batch, processes.rank, processes.size)[0]
 
 
@@ -189,10 +196,10 @@ def plan_step(
     step: int,
     processes: ProcessGroup,
 ) -> list[MicroBatch]:
-    """All micro-batches of this rank's step, without features: texts, draws and token counts come first.
+    """All micro-batches of this rank's step, without features: texts, noise and token counts.
 
-    The loss of a step is divided by the tokens of the whole step, so the counts must be known before the
-    first backward pass.
+    The loss is divided by the token count of the entire step, which must be known before the first
+    backward pass.
     """
     return [
         _plan(model, data, recipe, task, micro, seed=seed, step=step, processes=processes)
@@ -212,16 +219,17 @@ def _plan(
     step: int,
     processes: ProcessGroup,
 ) -> MicroBatch:
-    role, batch = ROLE[task], recipe.tasks[task].batch
+    role, batch = ROLE_OF[task], recipe.tasks[task].batch
+    stream = _stream(role)
     at = (step, micro)
-    indices = samples(data.size(role), role, recipe, batch, at, seed=seed, processes=processes)
+    indices = samples(data.size(role), stream, recipe, batch, at, seed=seed, processes=processes)
 
-    def drawn_for(purpose: str) -> torch.Generator:
-        return generator(seed, step, processes.rank, f"{role}/{micro}/{purpose}")
+    def generator_for(purpose: str) -> torch.Generator:
+        return generator(seed, step, processes.rank, f"{stream}/{micro}/{purpose}")
 
     if task == "edit":
         edits = data.edits_of(indices)
-        noise = editor(model).sample_edit_noise(batch, drawn_for("draws"))
+        noise = editor(model).sample_edit_noise(batch, generator_for("draws"))
         return MicroBatch(
             task,
             [edit.target for edit in edits],
@@ -230,42 +238,44 @@ def _plan(
             noise=noise,
             sources=[edit.source for edit in edits],
         )
-    if role != "draw":
-        found = data.conversations(role, indices)
-        turns = pick_turns(found, recipe.turns_per_sample, drawn_for("turns"))
-        conversation = model.conversation(turns, with_image=role == "read")
-        conversation = model.with_noise(conversation, drawn_for("draws"))
+    if role is not Role.RECONSTRUCT:
+        candidates = data.conversations(role, indices)
+        turns = pick_turns(candidates, recipe.turns_per_sample, generator_for("turns"))
+        conversation = model.conversation(turns, with_image=role is Role.ANSWER)
+        conversation = model.with_noise(conversation, generator_for("draws"))
         return MicroBatch(task, indices, conversation.count, conversation=conversation)
     if task == "t2i":
         texts = data.captions(indices)
     else:
-        texts = pick_prompts(data.prompts, batch, recipe.prompt_per, drawn_for("prompt"))
+        texts = pick_prompts(data.prompts, batch, recipe.prompt_per, generator_for("prompt"))
     shuffle = recipe.shuffle_condition and task == "reca"
-    partner = derangement(batch, drawn_for("shuffle")) if shuffle else None
-    noise = model.sample_noise(batch, drawn_for("draws"))
+    partner = derangement(batch, generator_for("shuffle")) if shuffle else None
+    noise = model.sample_noise(batch, generator_for("draws"))
     count = model.loss_count(noise, with_image=task == "reca")
     return MicroBatch(task, indices, count, texts=texts, noise=noise, partner=partner)
 
 
-def pick_prompts(prompts: Sequence[str], batch: int, per: str, drawn: torch.Generator) -> list[str]:
+def pick_prompts(
+    prompts: Sequence[str], batch: int, per: str, generator: torch.Generator
+) -> list[str]:
     """Reconstruction prompts, uniform over the bank: one per sample, or one for the micro-batch."""
     if not prompts:
         raise ValueError("the task reca needs reconstruction prompts, but the bank is empty")
     chosen = torch.randint(
-        len(prompts), (batch if per == "sample" else 1,), generator=drawn
+        len(prompts), (batch if per == "sample" else 1,), generator=generator
     ).tolist()
     return [prompts[index] for index in (chosen if per == "sample" else chosen * batch)]
 
 
 def pick_turns(
-    found: Sequence[Sequence[Conversation]], most: int | None, drawn: torch.Generator
+    candidates: Sequence[Sequence[Conversation]], most: int | None, generator: torch.Generator
 ) -> list[list[tuple[str, str]]]:
-    """One conversation per sample, and `most` of its turns in their order (all where None)."""
+    """One conversation per sample, limited to `most` of its turns in order (None: all)."""
     picked = []
-    for conversations in found:
-        which = int(torch.randint(len(conversations), (1,), generator=drawn))
-        turns = list(conversations[which])
-        kept = torch.randperm(len(turns), generator=drawn)[: most or len(turns)]
+    for conversations in candidates:
+        choice = int(torch.randint(len(conversations), (1,), generator=generator))
+        turns = list(conversations[choice])
+        kept = torch.randperm(len(turns), generator=generator)[: most or len(turns)]
         picked.append([turns[index] for index in sorted(kept.tolist())])
     return picked
 

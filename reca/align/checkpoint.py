@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or absent: safetensors plus a manifest, hash-checked before anything is resumed.
+"""Atomic checkpoints: safetensors plus a manifest, hash-checked before training resumes.
 
     step-0000000010/  trainable-00001.safetensors  optimizer-...  ema-...  state.json  manifest.json
 
-A save writes a hidden folder, flushes every file and the folder, and renames it; the manifest holds the
-sha256 of every file. A crash leaves a hidden folder that nothing reads.
+A save writes a hidden folder, flushes every file and the folder, then renames the folder; the manifest
+holds the sha256 of every file. A crash leaves a hidden folder that is never read.
 """
 
 from __future__ import annotations
@@ -35,28 +35,26 @@ logger = logging.getLogger(__name__)
 Groups = Mapping[str, Mapping[str, Tensor]]
 """Named tensors by group: trainable, optimizer, ema."""
 
-SHARD_BYTES = (
-    4 * 2**30
-)  # rank 0 holds at most this much of a sharded model in memory while it saves
+SHARD_BYTES = 4 * 2**30  # the most that rank 0 holds of a sharded model in memory while saving
 MANIFEST, STATE = "manifest.json", "state.json"
 STEP_NAME = re.compile(r"step-(\d{10})")
 
 
 @dataclass(frozen=True)
 class Found:
-    """The newest valid checkpoint, if any, and what was wrong with newer ones: (folder, reason)."""
+    """The newest valid checkpoint, if any, and newer broken ones as (folder, reason)."""
 
     path: Path | None
     broken: list[tuple[Path, str]]
 
     @property
     def step(self) -> int:
-        """Completed optimizer steps; 0 where nothing valid was found."""
+        """Completed optimizer steps; 0 if no valid checkpoint was found."""
         return step_of(self.path) if self.path else 0
 
 
 def step_of(path: Path) -> int:
-    """Completed optimizer steps, from the folder's name."""
+    """Completed optimizer steps, taken from the folder's name."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -72,8 +70,8 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step`, then purge all but the newest `keep`; every rank calls it.
 
-    ValueError names the path and the bytes needed where the disk is full or not writable; former
-    checkpoints stay as they are.
+    ValueError with the path and the bytes needed if the disk is full or not writable; earlier
+    checkpoints are unchanged.
     """
     target = folder / f"step-{step:010d}"
     temporary = folder / f".saving-{target.name}"
@@ -102,7 +100,7 @@ def _explained(target: Path, needed: int) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(
             f"{target}: cannot write a checkpoint of {needed} bytes ({reason}); free space or "
-            "choose another folder, then run the same command: it continues from the former "
+            "choose another folder, then run the same command to resume from the previous "
             "checkpoint, which is intact"
         ) from error
 
@@ -112,14 +110,16 @@ def _removed_after(temporary: Path, processes: ProcessGroup) -> Iterator[None]:
     try:
         yield
     finally:
-        if processes.first:  # another rank would take the folder from under the one that writes
+        if (
+            processes.first
+        ):  # only rank 0 removes folders: another rank could remove the one being written
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_room(folder: Path, size: int, *, saves: int, keep: int) -> None:
-    """ValueError, before a run, where `saves` more checkpoints of `size` bytes will not find room; `keep` stay.
+    """Check before a run that `saves` more checkpoints of `size` bytes fit when `keep` are kept, else ValueError.
 
-    A save needs room for one checkpoint more than are kept.
+    A save needs space for one checkpoint more than are kept.
     """
     needed = size * max(0, min(saves, keep + 1 - len(_steps(folder))))
     probe = folder / ".saving-probe"
@@ -163,7 +163,7 @@ def _write_group(
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors."""
+    """Total size of the tensors in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -179,7 +179,7 @@ def _canonical(value: Any) -> str:
 def _seal(
     temporary: Path, target: Path, files: Sequence[Path], step: int, state: Mapping[str, Any]
 ) -> None:
-    """State and manifest, then the rename that makes the checkpoint exist."""
+    """Write state and manifest, then rename the folder, which makes the checkpoint visible."""
     _write_text(temporary / STATE, _canonical({**state, "step": step}))
     described = {
         path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -191,7 +191,7 @@ def _seal(
 
 
 def _purge(folder: Path, step: int, keep: int) -> None:
-    """Remove all but the newest `keep` up to `step`. The one just written is whole and always among them."""
+    """Remove all but the newest `keep` checkpoints up to `step`, which include the one just written."""
     for path in _steps(folder):
         if path.name <= f"step-{step:010d}":
             keep -= 1
@@ -200,7 +200,7 @@ def _purge(folder: Path, step: int, keep: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Hide a checkpoint, then delete it; a failure is logged and tried again at the next start."""
+    """Hide a checkpoint, then delete it; a failure is logged and retried at the next start."""
     hidden = path.with_name(f".purged-{path.name}")
     try:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -221,12 +221,12 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def verify(path: Path) -> None:
-    """Hash every file; ValueError names the first that is missing, changed or unknown."""
+    """Verify the hash of every file; ValueError names the first that is missing, changed or unknown."""
     manifest = path / MANIFEST
     try:
         text = manifest.read_text()
         described = json_value(text, manifest)
-        # other bytes with the same meaning are damage too
+        # different bytes with the same meaning count as damage, too
         intact = _canonical(described) == text and described["step"] == step_of(path)
         intact = intact and described.pop("sha256") == sha256_json(described)
         files = described["files"]
@@ -245,7 +245,7 @@ def verify(path: Path) -> None:
 
 
 def latest(folder: Path) -> Found:
-    """The newest checkpoint whose hashes hold; newer broken ones are reported, not touched."""
+    """The newest checkpoint with valid hashes; newer broken ones are reported and left alone."""
     broken: list[tuple[Path, str]] = []
     for path in _steps(folder):
         try:
@@ -258,16 +258,16 @@ def latest(folder: Path) -> Found:
 
 
 def recover(folder: Path) -> Found:
-    """`latest`, after clearing what crashes left; broken newer checkpoints are set aside as `step-N.broken`.
+    """`latest`, after removing leftovers of crashes; broken newer checkpoints are renamed to `step-N.broken`.
 
-    Call it under `exclusive`: it takes every unfinished save in the folder for abandoned.
+    Call it under `exclusive`: it treats every unfinished save in the folder as abandoned.
     """
     for pattern in (".saving-*", ".purged-*"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
     found = latest(folder)
     for path, reason in found.broken:
-        logger.warning("%s; skipped, continuing from step %d", reason, found.step)
+        logger.warning("%s; skipped, resuming from step %d", reason, found.step)
         aside = path.with_name(f"{path.name}.broken")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
@@ -289,7 +289,7 @@ def read_tensors(path: Path, group: str) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder for one run; ValueError if another process trains in it (a job submitted twice)."""
+    """Lock the folder for one run; ValueError if another process trains in it (a job submitted twice)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")  # noqa: SIM115 (closed below)
@@ -300,12 +300,12 @@ def exclusive(folder: Path) -> Iterator[None]:
     with lock:
         if not lock_descriptor(lock.fileno(), blocking=False):
             raise ValueError(
-                f"{folder}: another process trains here; wait for it or choose another folder"
+                f"{folder}: another process is training here; wait for it or choose another folder"
             )
         yield
 
 
-# ---- same run? ---------------------------------------------------------------------------------
+# ---- identity of a run --------------------------------------------------------------------------------
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as {dotted path: value}."""
     if not isinstance(value, Mapping):
@@ -317,9 +317,9 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def refuse_changes(path: Path, saved: Any, current: Any, allow: Sequence[str]) -> None:
-    """ValueError with one line per field in which this run differs from the one that wrote `path`.
+    """Raise ValueError, one line per field, if this run differs from the one that wrote `path`.
 
-    `allow` lists dotted fields that may change (a prefix covers all below it).
+    `allow` lists dotted fields that may change (a prefix covers all fields below it).
     """
     before, now = flatten(saved), flatten(json.loads(json.dumps(current)))
     changed = [

@@ -1,4 +1,4 @@
-"""One process or many: the same loop, with FSDP2 where torchrun started several ranks."""
+"""Process groups and sharding: one loop for one process or many, with FSDP2 under torchrun."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reca.core.devices import device_of
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """One process among all: its rank, how many there are, and its device."""
+    """The rank of this process, the number of processes, and this process's device."""
 
     rank: int = 0
     size: int = 1
@@ -31,7 +31,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each value summed over the ranks, in double precision (exact for token counts)."""
+        """Sum each value over the ranks in double precision (exact for token counts)."""
         if self.size == 1:
             return [float(value) for value in values]
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -39,7 +39,7 @@ class ProcessGroup:
         return summed.tolist()
 
     def from_first(self, value: int) -> int:
-        """Rank 0's number, on every rank."""
+        """The value of rank 0, on every rank."""
         return int(self.sum([value if self.first else 0])[0])
 
     def barrier(self) -> None:
@@ -49,9 +49,9 @@ class ProcessGroup:
 
 
 def join(device: str = "auto") -> ProcessGroup:
-    """The process group that torchrun describes (gloo on CPU, nccl on GPUs), or one process on its own.
+    """The process group started by torchrun (gloo on CPU, nccl on GPUs), or a single process.
 
-    `device` is a name of `device_of`; several ranks take a GPU each, by their local rank.
+    `device` is a name that `device_of` accepts; each of several ranks uses the GPU of its local rank.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     own = device_of(device)
@@ -66,14 +66,14 @@ def join(device: str = "auto") -> ProcessGroup:
 
 
 def leave() -> None:
-    """Close the process group, if there is one."""
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 # ---- sharding ----------------------------------------------------------------------------------
 def trained_blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks that training runs through: items of the outermost ModuleLists with trainable weights."""
+    """The repeated blocks used in training: items of the outermost ModuleLists with trainable weights."""
     found: list[nn.Module] = []
     for child in model.children():
         items = list(child) if isinstance(child, nn.ModuleList) else []
@@ -88,7 +88,7 @@ def trained_blocks(model: nn.Module) -> list[nn.Module]:
 def shard(module: nn.Module, blocks: Sequence[nn.Module], processes: ProcessGroup) -> None:
     """Shard trainable weights over the ranks, block by block, then move the rest to the device.
 
-    Frozen weights stay whole on every rank. Only one block at a time is whole on the device.
+    Frozen weights are replicated on every rank. At most one block at a time is unsharded on the device.
     """
     if processes.size > 1:
         from torch.distributed.device_mesh import init_device_mesh
@@ -103,7 +103,7 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], processes: ProcessGrou
 
 @contextmanager
 def recomputed(blocks: Sequence[nn.Module], enabled: bool) -> Iterator[None]:
-    """While entered, drop the blocks' activations in the forward pass and compute them again in the backward pass.
+    """Context in which the blocks' activations are dropped in the forward pass and recomputed in the backward pass.
 
     The bound `forward` is replaced instead of the module, so parameter names stay the official ones.
     """
@@ -118,13 +118,13 @@ def recomputed(blocks: Sequence[nn.Module], enabled: bool) -> Iterator[None]:
 
 # ---- tensors -----------------------------------------------------------------------------------
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor [...] on the CPU; with shards a collective that every rank must enter."""
+    """The full tensor [...] on the CPU; for a sharded tensor a collective that every rank must call."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu().contiguous()
 
 
 def like(full: Tensor, example: Tensor) -> Tensor:
-    """`full` on the device of `example`, sharded as it is."""
+    """`full` on the device of `example`, sharded like it."""
     moved = full.to(example.device)
     if isinstance(example, DTensor):
         return distribute_tensor(moved, example.device_mesh, example.placements)

@@ -1,7 +1,7 @@
-"""The record of a run: `log.jsonl` with one line per step, the same bytes whether or not the run was interrupted.
+"""The step log of a run: `log.jsonl` with one line per step, byte-identical whether or not the run was interrupted.
 
-Times differ from run to run, so they go to `timing.jsonl` next to it. Every line is sealed (`reca.core.sealed`): a
-step whose line was damaged on the disk is neither continued from nor published.
+Times differ between runs, so they go to `timing.jsonl` next to it. Every line is sealed (`reca.core.sealed`): training
+neither resumes from nor publishes a step whose line is damaged on disk.
 """
 
 from __future__ import annotations
@@ -23,14 +23,21 @@ from reca.core.sealed import seal, unseal, unsealed
 logger = logging.getLogger(__name__)
 
 LOG, TIMING = "log.jsonl", "timing.jsonl"
-KEYS = ("step", "loss", "lr", "grad_norm", "tokens", "skipped")  # of a line without a seal, once
+KEYS = (
+    "step",
+    "loss",
+    "lr",
+    "grad_norm",
+    "tokens",
+    "skipped",
+)  # the warning about lines without a seal is logged once
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainLog:
-    """Appends a line per step, shows progress (a bar on a terminal, else a plain line now and then).
+    """Appends a line per step and shows progress (a bar on a terminal, otherwise an occasional line).
 
-    On resume both files are cut back to the checkpoint's step. Ranks other than 0 write nothing.
+    On resume both files are truncated to the checkpoint's step. Ranks other than 0 write nothing.
     """
 
     def __init__(
@@ -58,7 +65,7 @@ class TrainLog:
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def write(self, record: Mapping[str, Any], tokens: int) -> None:
-        """Append one step; `record` must be a pure function of the run, `tokens` gives the throughput."""
+        """Append one step; `record` must be a pure function of the run, `tokens` is used for the throughput."""
         if not self.enabled:
             return
         now = time.monotonic()
@@ -91,7 +98,7 @@ class TrainLog:
                 self.writer.add_scalar(name, value, record["step"])
 
     def sync(self) -> None:
-        """Make the lines durable; called before a checkpoint, which relies on them."""
+        """Flush the lines to disk; called before a checkpoint, which relies on them."""
         if self.enabled:
             os.fsync(self.log.fileno())
 
@@ -108,7 +115,7 @@ class TrainLog:
 
 
 def truncate(path: Path, step: int, *, complete: bool) -> None:
-    """Keep the lines of steps 1..`step`; later ones, or a torn last one, belong to work that is done again.
+    """Keep the lines of steps 1..`step`; later lines, or a truncated last one, belong to steps that are repeated.
 
     With `complete`, ValueError if one of these steps is missing or its line is damaged.
     """
@@ -146,7 +153,7 @@ def _lines(path: Path, step: int) -> list[bytes]:
         kept.append(line)
     if older:
         logger.warning(
-            "%s: %d lines of an older reca carry no seal; damage to them cannot be noticed",
+            "%s: %d lines of an older reca have no seal; damage to them cannot be detected",
             path,
             older,
         )

@@ -1,6 +1,6 @@
-"""What a run will ask of each device, counted on `meta` before a single weight is loaded.
+"""The memory that a run needs on each device, computed on `meta` before any weight is loaded.
 
-Weights, gradients and optimizer are exact; activations are an estimate from the family's own counts (`Workload`).
+Weights, gradients and optimizer are exact; activations are estimated from the family's `MemoryProfile`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 CACHED_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-FULL = 4  # bytes of a float32: masters, gradients, moments
-RESERVE = 0.06  # share of a device that its runtime, fragments and buffers take
-# Values kept per token and layer for the backward pass: norms, projections, attention output and residuals; and of the
-# MLP: gate, up, activation, product.
+FULL = 4  # bytes of a float32: master weights, gradients, moments
+RESERVE = 0.06  # share of a device's memory taken by its runtime, fragmentation and buffers
+# Values stored per token and layer for the backward pass: norms, projections, attention output and residuals; and in
+# the MLP: gate, up, activation, product.
 PER_WIDTH, PER_INNER = 14, 4
-# The same per row and block of a head: shift, scale, gate, norm, inputs and outputs of two layers, autocast's copies.
+# Likewise per row and block of a head: shift, scale, gate, norm, inputs and outputs of two layers, autocast's copies.
 PER_HEAD = 12
-ON_GPU = 80.0  # GiB assumed for a GPU that is not in this machine
+ON_GPU = 80.0  # GiB assumed for a GPU if this machine has none
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on one device, by what they hold."""
+    """Memory of one device in bytes, by purpose."""
 
     parameters: int
     trained: int
@@ -40,12 +40,12 @@ class Footprint:
 
     @property
     def total(self) -> float:
-        """Bytes on one device."""
+        """Total bytes on one device."""
         return sum(self.parts.values())
 
 
 def meta_model(family: str, network: Mapping[str, Any]) -> UnifiedModel:
-    """The model without its memory."""
+    """An untrained model on `meta`, which allocates no memory."""
     import torch
 
     from reca.models.registry import build_model
@@ -55,10 +55,10 @@ def meta_model(family: str, network: Mapping[str, Any]) -> UnifiedModel:
 
 
 def footprint(model: UnifiedModel, recipe: Recipe, gpus: int, half: bool) -> Footprint:
-    """What training `model` by `recipe` holds on each of `gpus` devices (0: one process on the CPU).
+    """Memory for training `model` by `recipe` on each of `gpus` devices (0: one process on the CPU).
 
-    `half`: activations in bfloat16. Trained weights, gradients and moments are shared out; frozen weights are whole on
-    every device, as `reca.align.distributed.shard` leaves them.
+    `half`: activations in bfloat16. Trained weights, gradients and moments are sharded; frozen weights are replicated
+    on every device, as in `reca.align.distributed.shard`.
     """
     from reca.align.state import freeze
 
@@ -76,7 +76,7 @@ def footprint(model: UnifiedModel, recipe: Recipe, gpus: int, half: bool) -> Foo
     if recipe.ema is not None:
         parts["moving average"] = count * FULL / ranks
     if ranks > 1:
-        parts["blocks gathered for a layer"] = 2 * _largest_block(model) * FULL
+        parts["gathered blocks"] = 2 * _largest_block(model) * FULL
     if half and not recipe.activation_checkpointing:
         parts["weights in bfloat16"] = count * CACHED_BYTES["bf16"]  # whole: of the gathered blocks
     load = model.memory_profile()
@@ -97,10 +97,10 @@ def _largest_block(model: nn.Module) -> int:
 
 
 def _activations(load: MemoryProfile, recipe: Recipe, size: int) -> dict[str, float]:
-    """Activations of the largest micro-batch; with checkpointing one layer whole and the others' inputs.
+    """Activations of the largest micro-batch; with checkpointing those of one layer and the inputs of the others.
 
-    A head comes last and is gone before the first layer is computed again, so only the larger of the two counts. Its
-    ends (embeddings, final layer) keep as much as a block, and are not computed again.
+    A head runs last and is freed before the first layer is recomputed, so only the larger of the two counts. Its ends
+    (embeddings, final layer) store as much as a block and are not recomputed.
     """
     batch = max(task.batch for task in recipe.active().values())
     layer = batch * load.tokens * (PER_WIDTH * load.width + PER_INNER * load.inner) * size
@@ -115,30 +115,30 @@ def _activations(load: MemoryProfile, recipe: Recipe, size: int) -> dict[str, fl
     found = {"activations (estimate)": float(whole)}
     if load.prefix_tokens:
         values = batch * load.prefix_tokens * load.layers * load.kept_width
-        found["kept keys and values"] = float(values * size)
+        found["cached keys and values"] = float(values * size)
     return found
 
 
 # ---- devices -----------------------------------------------------------------------------------
 def device_bytes(gpus: int) -> tuple[float, str]:
-    """Memory of one device, and in words which: this machine's GPU, an assumed one, or this machine's memory."""
+    """Memory of one device and its description: this machine's GPU, an assumed one, or this machine's memory."""
     import torch
 
     if gpus and torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
         return float(found.total_memory), found.name
     if gpus:
-        return ON_GPU * GIB, f"a GPU of {ON_GPU:g} GiB (assumed: none is here)"
+        return ON_GPU * GIB, f"a GPU of {ON_GPU:g} GiB (assumed; this machine has none)"
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), "this machine's memory"
 
 
 def fits(found: Footprint, memory: float) -> bool:
-    """Whether it fits in memory with the device's own reserve."""
+    """Whether the run fits in memory, including the device's reserve."""
     return found.total <= memory * (1 - RESERVE)
 
 
 def least_gpus(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -> int | None:
-    """The smallest number of GPUs, at most 64, that the run fits on; None where no number helps."""
+    """The smallest number of GPUs, at most 64, that the run fits on; None if there is none."""
     for gpus in (1, 2, 4, 6, 8, 16, 32, 64):
         if fits(footprint(model, recipe, gpus, half), memory):
             return gpus
@@ -148,7 +148,7 @@ def least_gpus(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -
 def described(
     name: str, found: Footprint, memory: float, device: str, cache_dtype: str | None = None
 ) -> list[str]:
-    """The table that `reca plan` prints; with the cache's precision also what an image takes there."""
+    """The table that `reca plan` prints; with `cache_dtype` also the size of an image in the cache."""
     places = f"each of {found.gpus} devices" if found.gpus > 1 else "one device"
     rows = [f"    {what:<30}{_gib(value)}" for what, value in found.parts.items()]
     verdict = "fits" if fits(found, memory) else "DOES NOT FIT"
@@ -159,12 +159,12 @@ def described(
     ]
     if found.features is not None and cache_dtype is not None:
         size = found.features * CACHED_BYTES[cache_dtype] / 1e6
-        lines.append(f"    feature cache on disk: {size:.2f} MB per picture in {cache_dtype}")
+        lines.append(f"    feature cache on disk: {size:.2f} MB per image in {cache_dtype}")
     return lines
 
 
 def remedy(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -> str:
-    """What to change where a run does not fit."""
+    """What to change if a run does not fit."""
     gpus = least_gpus(model, recipe, memory, half)
     found = [f"{gpus} such GPUs would hold it (resources.gpus)"] if gpus else []
     if not recipe.activation_checkpointing:

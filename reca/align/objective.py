@@ -1,10 +1,10 @@
-"""The objective: what RecA minimises, and how its controls differ from it.
+"""The objective of RecA and of its controls.
 
     L = lambda_reca L_reca + lambda_i2t L_i2t + lambda_t2i L_t2i + lambda_text L_text     (paper eq. 4)
 
-`edit` (an image and an instruction in, the changed image out) is no part of the paper's objective: it makes a base
-that edits, or trains one on edits of your own. Every L is a mean over the tokens of one whole optimizer step, so
-micro-batches and ranks only split the sum.
+The task `edit` (source image and instruction in, edited image out) is not part of the paper's objective; it trains
+a base model that edits, or trains one on your own edits. Every L is a mean over the tokens of an entire optimizer
+step, so micro-batches and ranks only split the sum.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from reca.models.contract import (
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass of one task needs; everything random in it is already drawn.
+    """The inputs of one forward pass of one task; everything random in it is already sampled.
 
-    `count` is the number of tokens that will carry a loss, known before the pass. `partner` is set in the
-    shuffled control only: row i is conditioned on the embeddings of row `partner[i]`, never its own.
+    `count` is the number of tokens with a loss, known before the pass. `partner` is set in the shuffled
+    control only: row i is conditioned on the embeddings of row `partner[i]`, never its own.
     """
 
     task: str
@@ -42,14 +42,14 @@ class MicroBatch:
     noise: Any = None
     conversation: Any = None
     partner: Tensor | None = None
-    features: Features = field(default_factory=dict)  # empty until loaded, and for the task text
-    # edit: rows of the images to change, `indices` being those of the targets, and their features
+    features: Features = field(default_factory=dict)  # empty until loaded, and for the task `text`
+    # for `edit`: rows of the source images (`indices` are those of the targets), and their features
     sources: Sequence[int] = ()
     source: Features = field(default_factory=dict)
 
 
 def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
-    """The summed loss of one micro-batch; the tasks differ in condition and answer only."""
+    """The summed loss of one micro-batch."""
     if batch.task == "reca" and batch.partner is not None:
         return shuffled_loss(model, batch, batch.partner)
     if batch.task == "reca":
@@ -66,7 +66,7 @@ def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
 def shuffled_loss(model: UnifiedModel, batch: MicroBatch, partner: Tensor) -> Loss:
     """The control for L_reca: the same target and prompt, conditioned on the embeddings of another image.
 
-    `partner` [B]: the row whose embeddings each row is shown.
+    `partner` [B]: for each row, the row whose embeddings it is conditioned on.
     """
     other = {
         name: rows[partner.to(rows.device, non_blocking=True)]
@@ -77,7 +77,7 @@ def shuffled_loss(model: UnifiedModel, batch: MicroBatch, partner: Tensor) -> Lo
 
 
 def derangement(size: int, generator: torch.Generator) -> Tensor:
-    """A uniform permutation without fixed points, [B]; e tries on average."""
+    """A uniformly random permutation without fixed points, [B]; takes e tries on average."""
     if size < 2:
         raise ValueError(
             f"a batch of {size} has no other image; the shuffled control needs 2 or more"
@@ -90,9 +90,9 @@ def derangement(size: int, generator: torch.Generator) -> Tensor:
 
 
 class Objective(nn.Module):
-    """The model together with its loss, as one module: sharding wraps one forward pass of it.
+    """The model and its loss as one module, so that sharding wraps a single forward pass.
 
-    `forward` gives the fp32 sum over the micro-batch's tokens; the trainer divides by the step's count.
+    `forward` returns the fp32 sum over the micro-batch's tokens; the trainer divides by the step's count.
     """
 
     def __init__(self, model: UnifiedModel) -> None:

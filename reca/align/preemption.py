@@ -1,4 +1,4 @@
-"""Polite stops: a scheduler's signal, or Ctrl-C, ends the run after the current step, with a checkpoint."""
+"""Preemption: a scheduler's signal, or Ctrl-C, stops the run after the current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again, it continues
+REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again to resume
 INTERRUPTED_EXIT_CODE = (
-    130  # a shell's code for Ctrl-C: a person stopped the run, so nothing starts it again
+    130  # a shell's code for Ctrl-C: a person stopped the run, so it is not restarted
 )
 
 
 class Preempted(SystemExit):
-    """The run stopped on a signal after saving step `step`; as a SystemExit it ends the process with code 75, or 130
-    after Ctrl-C.
-    """
+    """The run was stopped by a signal after saving step `step`; a SystemExit with code 75, or 130 after Ctrl-C."""
 
     def __init__(self, step: int, signal_name: str) -> None:
         interrupted = signal_name == signal.SIGINT.name
@@ -25,13 +23,15 @@ class Preempted(SystemExit):
         self.step, self.signal_name = step, signal_name
 
     def __str__(self) -> str:
-        return f"stopped by {self.signal_name} after step {self.step}; run the same command to continue"
+        return (
+            f"stopped by {self.signal_name} after step {self.step}; run the same command to resume"
+        )
 
 
 class StopFlag:
-    """While entered, SIGTERM, SIGUSR1, SIGUSR2 and SIGINT only set a flag; a second signal changes nothing.
+    """Context in which SIGTERM, SIGUSR1, SIGUSR2 and SIGINT only set a flag; further signals have no effect.
 
-    Outside the main thread (where Python allows no handlers) the flag is never set.
+    Outside the main thread, where Python allows no handlers, the flag is never set.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""One arm of an experiment, from model folder to model folder, on one process or many."""
+"""Trains one arm of an experiment, from model folder to model folder, on one process or many."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ __all__ = ["Trained", "feature_data", "is_first", "run", "write"]
 
 
 def is_first() -> bool:
-    """Whether this process writes the results: rank 0 of torchrun, or the only one."""
+    """Whether this process writes the results: rank 0 of torchrun, or the only process."""
     return distributed.join().first
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a run: its summary, and the trained model where one process holds all of it."""
+    """The result of a run: its summary, and the trained model if one process holds all of it."""
 
     summary: Summary
     model: UnifiedModel | None
 
 
 def run(start: Path, data: TaskData, recipe: Recipe, *, seed: int, work: Path) -> Trained:
-    """Train the model folder `start` by `recipe`; the trained weights stay in `work` until `write`.
-    Every rank calls this.
-    """
+    """Train the model folder `start` by `recipe`, on every rank; the weights stay in `work` until `write`."""
     model = load_model(start)
     summary = align(model, data, recipe, seed=seed, work_dir=work)
     is_whole = distributed.join().size == 1
@@ -43,8 +41,8 @@ def run(start: Path, data: TaskData, recipe: Recipe, *, seed: int, work: Path) -
 
 
 def write(trained: Trained, start: Path, work: Path, out: Path) -> None:
-    """Write the aligned model folder to `out`. After a sharded run no rank holds all weights: the base is loaded
-    again and takes those of the last checkpoint in `work`.
+    """Write the aligned model folder to `out`. After a sharded run no rank holds all weights, so the base is loaded
+    again with the weights of the last checkpoint in `work`.
     """
     model = trained.model
     if model is None:

@@ -1,4 +1,4 @@
-"""Learning rate by optimizer step: a pure function, so that resume has nothing to restore."""
+"""The learning rate as a pure function of the optimizer step: resuming has nothing to restore."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from reca.config.recipe import Recipe
 def lr_factor(
     step: int, *, warmup: int, horizon: int, schedule: str = "cosine", floor: float = 0.0
 ) -> float:
-    """Share of the peak rate at 0-based step `step`: linear warm-up, then half a cosine to `floor`, or constant.
+    """Fraction of the peak rate at 0-based step `step`: linear warm-up, then half a cosine to `floor`, or constant.
 
     With `floor=0` this is the formula of transformers' `get_cosine_schedule_with_warmup`: the first
-    warm-up step has rate 0. Past the horizon the rate stays at the floor.
+    warm-up step has rate 0. After the horizon the rate stays at the floor.
     """
     if step < warmup:
         return step / max(1, warmup)
@@ -24,8 +24,9 @@ def lr_factor(
 
 
 def published_rate(iteration: int, *, warmup: int, horizon: int, start: float = 1e-5) -> float:
-    """Share of the peak rate at a 0-based micro-iteration of Harmon's code: the warm-up rises from `start` to the
-    peak at `warmup - 1`, then half a cosine to 0 (docs/reference/harmon.md e).
+    """Fraction of the peak rate at a 0-based micro-iteration of Harmon's code (docs/reference/harmon.md e).
+
+    The warm-up rises from `start` to the peak at `warmup - 1`; half a cosine to 0 follows.
     """
     if iteration < warmup:
         return start + (1 - start) * iteration / max(1, warmup - 1)
@@ -34,11 +35,11 @@ def published_rate(iteration: int, *, warmup: int, horizon: int, start: float = 
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate that optimizer step `step` (0-based) of `recipe` uses."""
+    """The learning rate of optimizer step `step` (0-based) of `recipe`."""
     horizon = recipe.steps if recipe.horizon is None else recipe.horizon
     if (
         recipe.schedule == "published"
-    ):  # counts micro-batches of all tasks; a step uses the rate of its last one
+    ):  # the schedule counts micro-batches of all tasks; a step uses the rate of its last one
         iteration = (step + 1) * recipe.accumulation * len(recipe.active()) - 1
         return recipe.lr * published_rate(iteration, warmup=recipe.warmup, horizon=horizon)
     return recipe.lr * lr_factor(

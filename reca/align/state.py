@@ -1,4 +1,4 @@
-"""What training changes, by name: weights, AdamW moments, moving average; how it is saved and restored."""
+"""The state of training, by name: weights, AdamW moments, moving average; saved and restored exactly."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from reca.models.contract import DecayGroups, UnifiedModel
 
 
 def freeze(model: UnifiedModel, patterns: Sequence[str] = ()) -> list[str]:
-    """Let gradients reach `model.trainable_parameters()` only, or where `patterns` are given (shell patterns, as in a
-    phase of pre-training) the weights that match one; gives their names in the model's order.
+    """Require gradients of `model.trainable_parameters()` only, or of the weights that match one of `patterns`.
+
+    `patterns` are shell patterns, as in a phase of pre-training. Returns the names in the model's order.
     """
     known = [name for name, _ in model.named_parameters()]
     trained = set(model.trainable_parameters())
@@ -28,7 +29,7 @@ def freeze(model: UnifiedModel, patterns: Sequence[str] = ()) -> list[str]:
         unused = [p for p in patterns if not any(fnmatchcase(name, p) for name in known)]
         if unused:
             raise ValueError(
-                f"align.trains: {', '.join(unused)} matches no weight; names are such as {known[:3]}"
+                f"align.trains: {', '.join(unused)} matches no weight; examples of names: {known[:3]}"
             )
         trained = {name for name in known if any(fnmatchcase(name, p) for p in patterns)}
     if not trained or not trained <= set(known):
@@ -41,7 +42,7 @@ def freeze(model: UnifiedModel, patterns: Sequence[str] = ()) -> list[str]:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Hash of every weight and buffer, so that a resume on another base model is refused."""
+    """Hash of every weight and buffer, so that resuming from another base model is refused."""
     digest = hashlib.sha256()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -51,7 +52,7 @@ def weights_hash(model: nn.Module) -> str:
 
 @dataclass
 class Tally:
-    """Running counts of a complete run, resumed with it."""
+    """Running counts of a run, restored on resume."""
 
     tokens: int = 0
     samples: int = 0
@@ -60,7 +61,7 @@ class Tally:
 
 @dataclass
 class TrainState:
-    """All tensors that a checkpoint must hold."""
+    """All tensors that a checkpoint stores."""
 
     weights: dict[str, nn.Parameter]
     optimizer: torch.optim.AdamW
@@ -68,7 +69,7 @@ class TrainState:
     tally: Tally = field(default_factory=Tally)
 
     def groups(self) -> Groups:
-        """Tensors by group and name; moments as `exp_avg/<weight>`, absent for weights that had no gradient yet."""
+        """Tensors by group and name; moments as `exp_avg/<weight>`, absent for weights without a gradient so far."""
         groups: dict[str, dict[str, Tensor]] = {"trainable": dict(self.weights), "optimizer": {}}
         for name, weight in self.weights.items():
             for moment, tensor in sorted(self.optimizer.state.get(weight, {}).items()):
@@ -78,7 +79,7 @@ class TrainState:
         return groups
 
     def checkpoint_bytes(self) -> int:
-        """Size of a checkpoint after a step, when both moments of every weight are there."""
+        """Size in bytes of a checkpoint after a step, with both moments of every weight."""
         averages = (self.average or {}).values()
         return 3 * checkpoint.size_of(self.weights.values()) + checkpoint.size_of(averages)
 
@@ -90,7 +91,7 @@ class TrainState:
         for key, tensor in checkpoint.read_tensors(path, "optimizer"):
             moment, name = key.split("/", 1)
             weight = self.weights[name]
-            # AdamW keeps its step counter as a plain CPU scalar, its moments as the weight is kept
+            # AdamW's step counter is a plain CPU scalar; its moments are placed like the weight
             held = tensor if moment == "step" else like(tensor, weight)
             self.optimizer.state[weight][moment] = held
         self.tally = Tally(**checkpoint.read_state(path)["tally"])
@@ -104,7 +105,7 @@ class TrainState:
 
     @torch.no_grad()
     def adopt_average(self) -> None:
-        """Make the moving average the model's weights: it is what the recipe evaluates and releases."""
+        """Replace the model's weights with the moving average, which the recipe evaluates and releases."""
         for name, value in (self.average or {}).items():
             self.weights[name].copy_(value)
 
@@ -124,7 +125,7 @@ def _copy_all(own: Mapping[str, Tensor], read: Iterable[tuple[str, Tensor]], pat
 
 
 def build_state(model: UnifiedModel, names: list[str], recipe: Recipe) -> TrainState:
-    """AdamW over the trainable weights with the family's decay groups, and the average where the recipe has one."""
+    """AdamW over the trainable weights with the family's decay groups, and the moving average if the recipe has one."""
     by_name = dict(model.named_parameters())
     weights = {name: by_name[name] for name in names}
     groups = by_rank(weights) if recipe.trains else model.decay_groups()
@@ -151,7 +152,7 @@ def build_state(model: UnifiedModel, names: list[str], recipe: Recipe) -> TrainS
 
 
 def by_rank(weights: Mapping[str, Tensor]) -> DecayGroups:
-    """Matrices decay, vectors do not: for weights that no published recipe trains."""
+    """Decay groups for weights that no published recipe trains: matrices decay, vectors do not."""
     return DecayGroups(
         decay=tuple(name for name, weight in weights.items() if weight.ndim >= 2),
         no_decay=tuple(name for name, weight in weights.items() if weight.ndim < 2),
@@ -159,14 +160,14 @@ def by_rank(weights: Mapping[str, Tensor]) -> DecayGroups:
 
 
 def load_trained(folder: Path, model: UnifiedModel) -> int:
-    """Put the newest checkpoint of a working folder into an unsharded `model` (its average, if it has one).
+    """Load the newest checkpoint of a working folder into an unsharded `model` (its average, if it has one).
 
-    Gives the step. After a run of several ranks this is how rank 0 gets a model that `save` can write.
+    Returns the step. After a run of several ranks, rank 0 uses this to get a model that `save` can write.
     """
     found = checkpoint.latest(folder)
     if found.path is None:
         raise ValueError(
-            f"{folder}: no valid checkpoint here {[reason for _, reason in found.broken]}"
+            f"{folder}: no valid checkpoint here: {[reason for _, reason in found.broken]}"
         )
     group = "ema" if any(found.path.glob("ema-*.safetensors")) else "trainable"
     names = set(model.trainable_parameters())

@@ -1,10 +1,10 @@
-"""The training loop: one for all families and arms, read from top to bottom in `align`.
+"""The training loop of all families and arms; start reading at `align`.
 
     summary = align(model, data, recipe, seed=0, work_dir=Path("work/reca-0"))
     torchrun --nproc_per_node 8 -m reca align ...        # the same call, sharded over eight GPUs
 
-A second call with the same arguments continues from the newest checkpoint, bit for bit (fp32, same world size).
-SIGTERM, SIGUSR1 or SIGUSR2 end it after the current step with a checkpoint and exit code 75; Ctrl-C with code 130.
+A second call with the same arguments resumes from the newest checkpoint, bit for bit (fp32, same world size).
+SIGTERM, SIGUSR1 or SIGUSR2 stop it after the current step with a checkpoint and exit code 75; Ctrl-C with code 130.
 """
 
 from __future__ import annotations
@@ -38,16 +38,20 @@ from reca.models.contract import UnifiedModel
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-HOUSEKEEPING = ("checkpoint_every", "keep", "tensorboard")  # recipe fields that change no number
+HOUSEKEEPING = (
+    "checkpoint_every",
+    "keep",
+    "tensorboard",
+)  # recipe fields that do not affect the numbers
 
 
 class NonFiniteLoss(ValueError):
-    """A loss or gradient norm was not finite; nothing of the step was kept. Carries step, task and sample indices."""
+    """A loss or gradient norm was not finite; the step was discarded. Carries step, task and sample indices."""
 
     def __init__(self, step: int, task: str, samples: Sequence[int], what: str) -> None:
         super().__init__(
             f"step {step}, task {task}: {what} (samples {list(samples)} of this rank); weights and checkpoints "
-            "are those of the step before. Look at these samples, lower align.lr, set align.clip, or set "
+            "are those of the previous step. Inspect these samples, lower align.lr, set align.clip, or set "
             "align.nonfinite=skip"
         )
         self.step, self.task, self.samples = step, task, list(samples)
@@ -55,15 +59,15 @@ class NonFiniteLoss(ValueError):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did; the model it was given holds the result (the moving average where the recipe has one)."""
+    """Summary of a run; the model passed in holds the result (the moving average if the recipe has one)."""
 
     steps: int
     resumed_from: int
     tokens: int
     samples: int
     skipped: int
-    loss: dict[str, float | None]  # of the last step of this sitting, None where it was not finite
-    seconds: float  # of this sitting
+    loss: dict[str, float | None]  # of the last step of this session; None if it was not finite
+    seconds: float  # of this session
     checkpoint: Path
 
 
@@ -80,11 +84,11 @@ def align(
     allow: Sequence[str] = (),
     stop_at: int | None = None,
 ) -> Summary:
-    """Train `model` in place by `recipe`, from the newest checkpoint in `work_dir` if there is one.
+    """Train `model` in place by `recipe`, resuming from the newest checkpoint in `work_dir` if there is one.
 
-    `work_dir` keeps checkpoints and logs; the complete step log is copied to `log` at the end. `identity` adds
-    hashes to what a resume must share (give `model` to spare the hash over all weights); `allow` names dotted
-    fields of it that may differ. `stop_at` ends this sitting early, as a time limit would, with a checkpoint.
+    `work_dir` holds checkpoints and logs; the complete step log is copied to `log` at the end. `identity` adds
+    hashes that must match on resume (pass `model` to avoid hashing all weights); `allow` names dotted fields of
+    it that may differ. `stop_at` ends this session early, as a time limit would, with a checkpoint.
     """
     recipe.validate()
     started, work_dir = time.monotonic(), Path(work_dir)
@@ -161,7 +165,7 @@ def run_identity(
     processes: ProcessGroup,
     given: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """All that two sittings must share for the second to be the continuation of the first."""
+    """Everything that must match between two sessions for the second to resume the first."""
     section = {name: value for name, value in asdict(recipe).items() if name not in HOUSEKEEPING}
     facts = {
         "seed": seed,
@@ -178,8 +182,8 @@ def run_identity(
 def set_up(
     model: UnifiedModel, names: list[str], recipe: Recipe, processes: ProcessGroup
 ) -> tuple[Objective, TrainState, list[torch.nn.Module]]:
-    """Place, shard and wrap the model, then build the optimizer over what it holds now."""
-    # Losses are pure functions of their arguments: dropout would bring in random numbers that no key names.
+    """Place, shard and wrap the model, then build the optimizer over its parameters."""
+    # Losses are pure functions of their arguments: dropout would add random numbers that are not keyed.
     model.eval()
     objective, blocks = Objective(model), distributed.trained_blocks(model)
     distributed.shard(objective, blocks, processes)
@@ -193,7 +197,7 @@ def resume(
     allow: Sequence[str],
     processes: ProcessGroup,
 ) -> int:
-    """Restore the newest valid checkpoint and give its step; 0 where there is none."""
+    """Restore the newest valid checkpoint and return its step; 0 if there is none."""
     found = checkpoint.recover(folder) if processes.first else None
     step = processes.from_first(found.step if found else 0)
     if step:
@@ -204,7 +208,7 @@ def resume(
 
 
 def is_due(step: int, recipe: Recipe, end: int) -> bool:
-    """Whether a checkpoint follows `step` completed steps: at the interval of the recipe, and at the end."""
+    """Whether to save a checkpoint after `step` steps: at the interval of the recipe, and at the end."""
     return step == end or bool(recipe.checkpoint_every and step % recipe.checkpoint_every == 0)
 
 
@@ -212,7 +216,7 @@ def is_due(step: int, recipe: Recipe, end: int) -> bool:
 def tokens_by_task(
     plan: Sequence[MicroBatch], recipe: Recipe, processes: ProcessGroup
 ) -> dict[str, int]:
-    """Tokens with a loss in this optimizer step, over all micro-batches and ranks."""
+    """Number of tokens with a loss in this optimizer step, over all micro-batches and ranks, by task."""
     own = [sum(batch.count for batch in plan if batch.task == task) for task in recipe.active()]
     return dict(zip(recipe.active(), map(int, processes.sum(own)), strict=True))
 
@@ -227,7 +231,7 @@ def backward(
 ) -> list[Tensor]:
     """Accumulate the gradient of sum over tasks of lambda * (sum over tokens) / (tokens of the step).
 
-    Gives the loss sum of each micro-batch. Sharding averages gradients over ranks, hence the factor.
+    Returns the loss sum of each micro-batch. Sharding averages gradients over ranks, hence the factor.
     """
     totals = []
     for batch in plan:
@@ -240,10 +244,10 @@ def backward(
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """bf16 autocast, where the recipe says so or (auto) where a GPU has it; weights stay fp32.
+    """bf16 autocast, if the recipe sets it or (auto) if the GPU supports it; weights stay fp32.
 
-    Without checkpointing the backward pass needs every weight in bf16, so each is cast once and kept. With it a block
-    casts its weights again anyway, and copies of all of them (4.7 GiB for Harmon-1.5B) would lie there for nothing.
+    Without checkpointing the backward pass needs every weight in bf16, so each is cast once and cached. With it a
+    block casts its weights again anyway, and cached copies of all of them (4.7 GiB for Harmon-1.5B) would be useless.
     """
     capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
     wanted = recipe.precision == "bf16" or (recipe.precision == "auto" and capable)
@@ -257,7 +261,7 @@ def gradient_norm(state: TrainState) -> float:
 
 
 def norm_of(tensors: Sequence[Tensor]) -> float:
-    """Global 2-norm of tensors, which may be sharded."""
+    """Global 2-norm of tensors, possibly sharded."""
     norm = get_total_norm(tensors)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
@@ -269,7 +273,7 @@ def mean_losses(
     recipe: Recipe,
     processes: ProcessGroup,
 ) -> dict[str, float]:
-    """Each task's loss per token over the whole step; not weighted by lambda."""
+    """Each task's loss per token over the entire step, not weighted by lambda."""
     own = dict.fromkeys(recipe.active(), 0.0)
     for batch, total in zip(plan, torch.stack(list(totals)).tolist(), strict=True):
         own[batch.task] += total
@@ -303,7 +307,7 @@ def skip_or_raise(
     state: TrainState,
     recipe: Recipe,
 ) -> None:
-    """Count a step that is not finite, or raise NonFiniteLoss naming its samples."""
+    """Count a step that is not finite, or raise NonFiniteLoss with its samples."""
     state.tally.skipped += 1
     if recipe.nonfinite == "skip" and state.tally.skipped <= recipe.nonfinite_limit:
         return
@@ -323,7 +327,7 @@ def describe(
     counts: Mapping[str, int],
     finite: bool,
 ) -> dict[str, Any]:
-    """One line of `log.jsonl`, free of times and machine facts; a skipped step says so."""
+    """One line of `log.jsonl`, without times or machine facts; a skipped step is marked."""
     line = {
         "step": step,
         "loss": finite_or_none(losses),
@@ -335,7 +339,7 @@ def describe(
 
 
 def finite_or_none(values: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN and infinity as None, which JSON can hold."""
+    """Replace NaN and infinity with None, which JSON can represent."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 

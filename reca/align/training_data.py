@@ -1,4 +1,4 @@
-"""Caches joined with the texts of their data sets: what the trainer reads, by image id."""
+"""The trainer's data: feature caches joined by image id with the texts of their data sets."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from reca.core.artifacts import MANIFEST, sha256_file
 from reca.data.dataset import read_texts
 from reca.data.formats import max_unreadable
 from reca.data.prompts import bank
+from reca.data.role import Role
 from reca.features.build import FeatureCache, open_cache
 from reca.features.roles import open_role
 
 if TYPE_CHECKING:
     from reca.config.schema import DataSource
     from reca.data.formats import Sample
-
-DRAWN, READ, TOLD, CHANGED = "reconstruct", "answer", "text", "edit"  # roles in a configuration
 
 
 def feature_data(
@@ -28,100 +27,102 @@ def feature_data(
     folders: Mapping[str, Path],
     caches: Mapping[str, Path],
 ) -> FeatureData:
-    """Open what the recipe's tasks need and join it; ValueError names what is missing.
+    """Open and join the data that the recipe's tasks need; ValueError names what is missing.
 
     `folders` are data sets by role, `caches` feature caches by use (`draw`, `read`, `edit`).
     """
     tasks = recipe.active()
-    drawing, reading = {"reca", "t2i"} & set(tasks), "i2t" in tasks
-    draw = open_cache(_given(caches, "draw", "cache")) if drawing else None
-    read = open_cache(_given(caches, "read", "cache")) if reading else None
+    generates, reads = {"reca", "t2i"} & set(tasks), "i2t" in tasks
+    draw = open_cache(_given(caches, "draw", "cache")) if generates else None
+    read = open_cache(_given(caches, "read", "cache")) if reads else None
     text_samples: Sequence[Sample] = []
     if "text" in tasks:
-        source, folder = _role(sources, folders, TOLD)
+        source, folder = _role(sources, folders, Role.TEXT)
         text_samples = read_texts(open_role(source, folder), max_unreadable(source.options))
     captions: list[str] = []
     if draw is not None and "t2i" in tasks:
-        captions = _captions(_samples(draw, *_role(sources, folders, DRAWN)))
-    asked = _samples(read, *_role(sources, folders, READ)) if read is not None else []
-    changed = open_cache(_given(caches, "edit", "cache")) if "edit" in tasks else None
+        captions = _captions(_samples(draw, *_role(sources, folders, Role.RECONSTRUCT)))
+    questions = _samples(read, *_role(sources, folders, Role.ANSWER)) if read is not None else []
+    edited = open_cache(_given(caches, "edit", "cache")) if "edit" in tasks else None
     edits = []
-    if changed is not None:
-        source, folder = _role(sources, folders, CHANGED)
-        edits = edits_of(changed.ids, _samples(changed, source, folder), folder)
+    if edited is not None:
+        source, folder = _role(sources, folders, Role.EDIT)
+        edits = edits_of(edited.ids, _samples(edited, source, folder), folder)
     return FeatureData(
         draw=draw,
         read=read,
         prompts=bank(recipe.prompts, recipe.prompts_file) if "reca" in tasks else (),
         draw_captions=captions,
-        read_conversations=[sample.conversations for sample in asked],
+        read_conversations=[sample.conversations for sample in questions],
         text_conversations=[sample.conversations for sample in text_samples],
-        edit=changed,
+        edit=edited,
         edits=edits,
         identity={use: sha256_file(Path(folder) / MANIFEST) for use, folder in caches.items()},
     )
 
 
 def edits_of(ids: Sequence[str], samples: Sequence[Sample], where: Path) -> list[EditRows]:
-    """The edits among cached images: every one that names the `source` it was made from, its caption the instruction.
+    """The edits among the cached images: every image with a `source`, its caption being the instruction.
 
     ValueError for a source that is not among the images, a missing instruction, or no edit at all.
     """
     rows = {name: row for row, name in enumerate(ids)}
-    found = []
+    edits = []
     for row, sample in enumerate(samples):
         source = sample.extra.get("source")
         if source is None:
             continue
         if not isinstance(source, str) or source not in rows or not sample.caption:
-            problem = f"source {source!r} is no picture here" if sample.caption else "no caption"
-            raise ValueError(
-                f"{where}: {sample.id}: {problem}; an edit needs a caption that says what to do, and `source`, the id "
-                "of the picture to change, in the same data set"
+            problem = (
+                f"source {source!r} is not an image of this data set"
+                if sample.caption
+                else "no caption"
             )
-        found.append(EditRows(rows[source], row, sample.caption))
-    if not found:
-        raise ValueError(f"{where}: no picture names a `source`, so there is no edit to learn from")
-    return found
+            raise ValueError(
+                f"{where}: {sample.id}: {problem}; an edit needs a caption, the instruction, and `source`, the id of "
+                "the image to change, in the same data set"
+            )
+        edits.append(EditRows(rows[source], row, sample.caption))
+    if not edits:
+        raise ValueError(f"{where}: no image has a `source`, so there are no edits to train on")
+    return edits
 
 
 def _given(folders: Mapping[str, Path], name: str, option: str) -> Path:
     if name not in folders:
-        raise ValueError(
-            f"the recipe needs --{option} {name}=DIR, but only {sorted(folders)} are given"
-        )
+        raise ValueError(f"the recipe needs --{option} {name}=DIR, but got only {sorted(folders)}")
     return folders[name]
 
 
 def _role(
-    sources: Mapping[str, DataSource], folders: Mapping[str, Path], role: str
+    sources: Mapping[str, DataSource], folders: Mapping[str, Path], role: Role
 ) -> tuple[DataSource, Path]:
-    """How the data of a role are read, and where they are; ValueError where one of both is not given."""
+    """How the data of a role are read, and their folder; ValueError if either is not given."""
     if role not in sources:
         raise ValueError(
-            f"the recipe reads data of role {role!r}, but the configuration has only {sorted(sources)}; add data.{role}"
+            f"the recipe reads data of role '{role}', but the configuration has only {sorted(sources)}; add data.{role}"
         )
     return sources[role], _given(folders, role, "data")
 
 
 def _samples(cache: FeatureCache, source: DataSource, folder: Path) -> list[Sample]:
-    """The samples of the cached images, in the cache's order: it may have left unreadable ones out."""
+    """The samples of the cached images, in the order of the cache, which may skip unreadable ones."""
     dataset = open_role(source, folder)
-    found = [dataset.texts(position) for position in cache.positions]
-    wrong = [name for name, sample in zip(cache.ids, found, strict=True) if sample.id != name]
-    if wrong:
+    samples = [dataset.texts(position) for position in cache.positions]
+    misplaced = [name for name, sample in zip(cache.ids, samples, strict=True) if sample.id != name]
+    if misplaced:
         raise ValueError(
-            f"{folder}: {len(wrong)} cached images are not in their place ({wrong[0]}); build the cache again"
+            f"{folder}: {len(misplaced)} cached images are not at their position ({misplaced[0]}); rebuild the cache"
         )
-    return found
+    return samples
 
 
 def _captions(samples: Sequence[Sample]) -> list[str]:
-    """The caption of every sample; ValueError counts those that have none."""
-    without = [sample.id for sample in samples if not sample.caption]
-    if without:
+    """The caption of every sample; ValueError with the number of samples without one."""
+    missing = [sample.id for sample in samples if not sample.caption]
+    if missing:
         raise ValueError(
-            f"{without[0]}: no caption, nor have {len(without) - 1} more of {len(samples)} samples, but the recipe "
-            "trains text-to-image; give a data set with captions"
+            f"{missing[0]}: no caption, and none for {len(missing) - 1} more of {len(samples)} samples, but the recipe "
+            "trains text-to-image; use a data set with captions"
         )
     return [str(sample.caption) for sample in samples]

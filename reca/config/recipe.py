@@ -13,11 +13,11 @@ TASKS = ("reca", "i2t", "t2i", "text", "edit")
 ARMS = ("reca", "sft", "shuffled")
 # The role of the data that a task reads.
 ROLE_OF = {
-    "reca": "reconstruct",
-    "i2t": "answer",
-    "t2i": "reconstruct",
-    "text": "text",
-    "edit": "edit",
+    "reca": Role.RECONSTRUCT,
+    "i2t": Role.ANSWER,
+    "t2i": Role.RECONSTRUCT,
+    "text": Role.TEXT,
+    "edit": Role.EDIT,
 }
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class Recipe:
             if name in self.tasks and self.tasks[name].weight > 0
         }
 
-    def roles(self) -> list[str]:
-        """The roles of data that the tasks with a weight read, each once."""
+    def roles(self) -> list[Role]:
+        """The roles of data that the tasks with a weight read, without repetition."""
         return list(dict.fromkeys(ROLE_OF[name] for name in self.active()))
 
     def validate(self) -> None:

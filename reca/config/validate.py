@@ -24,9 +24,10 @@ from reca.config.schema import (
 )
 from reca.core.documents import fields, read_yaml
 from reca.core.structure import problem, suggestion
+from reca.data.role import Role
 from reca.models.registry import FAMILIES, editing
 
-ROLES = ("reconstruct", "answer", "text", "edit")
+ROLES = tuple(role.value for role in Role)
 CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
 OPTIONAL_FACTS = ("everything",)
 JUDGED = ("wise", "imgedit", "gedit", "t2i_compbench", "mmvet")
@@ -222,9 +223,9 @@ def aligned_roles(experiment: Experiment, name: str) -> dict[str, str]:
 
 def pretrained_roles(pretrain: Pretrain) -> list[str]:
     """The roles that pretraining reads: its parts look at pictures, its phases at what their tasks do."""
-    parts = ["reconstruct"] if pretrain.parts else []
+    parts = [Role.RECONSTRUCT] if pretrain.parts else []
     phases = [role for recipe in pretrain.phases.values() for role in recipe.roles()]
-    return list(dict.fromkeys(parts + phases))
+    return [role.value for role in dict.fromkeys(parts + phases)]
 
 
 def needed_data(experiment: Experiment, models: Iterable[str] | None = None) -> list[str]:

@@ -1,1 +1,1 @@
-"""Data sets: readers of common formats, prompts, and the order in which training sees samples."""
+"""Data sets: readers of common formats, prompts, and the order of samples in training."""

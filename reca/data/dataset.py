@@ -1,4 +1,4 @@
-"""What a data set is (`Sample`, `Dataset`), and how it is read when some samples are unreadable."""
+"""The data set interface (`Sample`, `Dataset`), and reading that tolerates a few unreadable samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_UNREADABLE = 0.001  # share of a data set
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a data set; what a source does not have is None or empty."""
+    """One row of a data set; absent values are None or empty."""
 
     id: str
     image: bytes | None = None  # an encoded file, not decoded yet
@@ -47,9 +47,9 @@ class Dataset(Protocol):
         ...
 
     def texts(self, index: int) -> Sample:
-        """The sample at `index` without its image, which is not read: what is said about it.
+        """The sample at `index` without reading its image.
 
-        `UnreadableText` where that is no text (`reca.data.readers.text`).
+        `UnreadableText` if its text is not valid (`reca.data.readers.text`).
         """
         ...
 
@@ -59,20 +59,20 @@ class Dataset(Protocol):
 
     @property
     def left_out(self) -> dict[str, list[str]]:
-        """Names of what lies there and is no sample, by the reason."""
+        """Names of files and entries that are not samples, by reason."""
         ...
 
 
 @dataclass
 class Corrupt:
-    """The tally of unreadable samples among `total`: (name, reason) of each, in reading order."""
+    """Tally of the unreadable samples among `total`: (name, reason) of each, in reading order."""
 
     total: int
     max_fraction: float
     bad: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, fault: UnreadableSample) -> None:
-        """Count one; ValueError as soon as the threshold can no longer be kept."""
+        """Count an unreadable sample; ValueError as soon as the threshold is exceeded."""
         self.bad.append((fault.name, fault.reason))
         log.warning("skipped %s", fault)
         if len(self.bad) > self.max_fraction * self.total:
@@ -82,7 +82,7 @@ class Corrupt:
             )
 
     def describe(self) -> str:
-        """One line: how many of how many, and the first names."""
+        """A line with the counts and the first names."""
         shown = "; ".join(f"{name} ({reason})" for name, reason in self.bad[:NAMES_SHOWN])
         more = f"; and {len(self.bad) - NAMES_SHOWN} more" if len(self.bad) > NAMES_SHOWN else ""
         return f"{len(self.bad)} of {self.total} samples unreadable: {shown}{more}"
@@ -99,7 +99,7 @@ def read_images(
 ) -> Iterator[tuple[int, Sample, Image]]:
     """Yield (index, sample, RGB image) for every readable sample of `indices`, in order.
 
-    Unreadable samples are skipped, never replaced, so what is yielded depends on the data alone.
+    Unreadable samples are skipped, never replaced, so the result depends only on the data.
     They are counted in `tally`, or in a fresh one that is logged at the end.
 
     Raises:
@@ -118,7 +118,7 @@ def read_images(
 
 
 def read_texts(dataset: Dataset, max_unreadable: float = MAX_UNREADABLE) -> list[Sample]:
-    """The texts of a whole data set; what is none is skipped and counted.
+    """The texts of a complete data set; invalid ones are skipped and counted.
 
     Raises:
         ValueError: more than `max_unreadable` of the samples have no usable text.
@@ -133,7 +133,7 @@ def read_texts(dataset: Dataset, max_unreadable: float = MAX_UNREADABLE) -> list
 
 
 def described(left_out: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What a reader left out, as a record keeps it: the number of each kind and the first names."""
+    """Summary of what a reader skipped, for a record: the number of each kind and the first names."""
     return {
         reason: {"count": len(names), "first": list(names[:NAMES_SHOWN])}
         for reason, names in sorted(left_out.items())

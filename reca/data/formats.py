@@ -1,4 +1,4 @@
-"""One interface to the readers of image sets: `open_dataset(kind, path)` gives samples by index."""
+"""The interface to all readers of image sets: `open_dataset(kind, path)`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from reca.data.dataset import MAX_UNREADABLE, Dataset, Sample
 __all__ = ["KINDS", "Dataset", "Sample", "check_options", "max_unreadable", "open_dataset"]
 
 KINDS = ("world", "folder", "tar", "parquet", "llava")
-LIMIT = "max_unreadable"  # an option of every kind
+LIMIT = "max_unreadable"  # an option of all kinds
 
 
 def open_dataset(kind: str, path: str | Path, **options: Any) -> Dataset:
     """Open the data set at `path`, a file or a folder.
 
     Args:
-        kind: one of `KINDS`; the laptop `world` is written as parquet and read as such.
-        path: where the files are.
-        options: the reader's own, see its class (column names, limits, the image root), and `max_unreadable`
-            (see the function), which whoever reads the samples keeps.
+        kind: one of `KINDS`; the laptop `world` is stored as parquet and read as such.
+        path: location of the files.
+        options: those of the reader's class (column names, limits, the image root), and `max_unreadable`
+            (see the function), which the caller enforces.
 
     Raises:
-        ValueError: unknown kind or option, no such path, or files that the reader refuses.
+        ValueError: unknown kind or option, no such path, or files that the reader rejects.
     """
     check_options(kind, options)
     max_unreadable(options)
@@ -44,7 +44,7 @@ def max_unreadable(options: Mapping[str, Any]) -> float:
 
 
 def check_options(kind: str, options: Iterable[str]) -> None:
-    """ValueError for an option that the reader of this kind does not have."""
+    """Raise ValueError for an option that the reader of this kind does not have."""
     allowed = [*list(inspect.signature(_reader(kind)).parameters)[1:], LIMIT]
     for name in options:
         if name not in allowed:

@@ -1,8 +1,8 @@
-"""The order of samples: a pure function of (seed, position), whatever the workers and ranks.
+"""The order of samples: a pure function of (seed, position), independent of workers and ranks.
 
 Global position p is sample `epoch_order(n, seed, p // n)[p % n]`. Rank r of W reads the
-positions with p % W == r, so W ranks together read each sample of an epoch once, and one integer is
-the whole state.
+positions with p % W == r, so W ranks together read each sample of an epoch once, and the state is
+a single integer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from reca.core.rng import numpy_generator
 
 @lru_cache(maxsize=4)
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of range(n) that `epoch` follows: int64 [n], read-only."""
+    """The permutation of range(n) for `epoch`: int64 [n], read-only."""
     if n < 1:
         raise ValueError(f"cannot order {n} samples: the data set is empty")
     order = numpy_generator("epoch_order", seed, epoch).permutation(n)
@@ -28,7 +28,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Position of a run in its endless stream; `position` counts the samples of all ranks."""
+    """Position of a run in its infinite stream; `position` counts the samples of all ranks."""
 
     seed: int
     position: int = 0
@@ -39,19 +39,19 @@ class Cursor:
         return int(epoch_order(n, self.seed, epoch)[offset])
 
     def moved(self, samples: int) -> Cursor:
-        """The cursor `samples` positions further."""
+        """The cursor advanced by `samples` positions."""
         return Cursor(self.seed, self.position + samples)
 
     def of_rank(self, rank: int, world: int) -> Cursor:
-        """The first position from here on that belongs to `rank` of `world`."""
+        """The first position, from this one, that belongs to `rank` of `world`."""
         if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} is not in a world of {world}")
+            raise ValueError(f"rank {rank} is not in 0..{world - 1}")
         return self.moved((rank - self.position) % world)
 
     def take(self, n: int, count: int, rank: int = 0, world: int = 1) -> tuple[list[int], Cursor]:
-        """The next `count` samples of this rank, and the cursor after every rank has taken as many.
+        """The next `count` samples of this rank, and the cursor after every rank has taken that many.
 
-        Any W consecutive positions hold one of each rank, so all ranks return the same cursor.
+        Any W consecutive positions contain one of each rank, so all ranks return the same cursor.
         """
         start = self.of_rank(rank, world)
         indices = [start.moved(step * world).index(n) for step in range(count)]
@@ -60,7 +60,7 @@ class Cursor:
 
 @lru_cache(maxsize=4)
 def _published_epochs(n: int, seed: int, epochs: int) -> np.ndarray:
-    """The first `epochs` permutations of torch's generator, one after another: int64 [epochs * n]."""
+    """The first `epochs` permutations of torch's generator, concatenated: int64 [epochs * n]."""
     import torch
 
     drawn = torch.Generator().manual_seed(seed)
@@ -68,8 +68,9 @@ def _published_epochs(n: int, seed: int, epochs: int) -> np.ndarray:
 
 
 def published_order(n: int, seed: int, positions: Sequence[int]) -> list[int]:
-    """Samples at positions of the stream that the official Harmon code reads: permutations of one torch generator
-    without end, the same seed for every source (docs/reference/harmon.md e).
+    """Samples at positions of the official Harmon stream (docs/reference/harmon.md e).
+
+    It consists of endless permutations of one torch generator, with the same seed for every source.
     """
     epochs = max(positions, default=0) // n + 1
     stream = _published_epochs(n, seed, epochs)

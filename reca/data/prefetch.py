@@ -1,4 +1,4 @@
-"""Reading ahead in background threads, with results in order."""
+"""Prefetching in background threads, with results in order."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def in_order(
 ) -> Iterator[Result]:
     """Map `function` over `items` in background threads, results in the order of the items.
 
-    `items` may be endless: at most `AHEAD_PER_WORKER` items per worker are begun ahead. An
-    exception surfaces at its own item. `workers` 0 computes in the caller's thread.
+    `items` may be infinite: at most `AHEAD_PER_WORKER` items per worker are started ahead. An
+    exception is raised at its own item. `workers` 0 computes in the caller's thread.
     """
     if workers == 0:
         yield from map(function, items)

@@ -1,6 +1,6 @@
 """Reconstruction prompts: requests to describe an image, combined with its embeddings.
 
-The official list is a source of its own (bank `file`). The default, `paper_like`, is written for
+The official list is a separate source (bank `file`). The default, `paper_like`, was written for
 this package: about as many prompts in the same mixture (bagel.md 5) - formal audits of
 ten facets, lists of facets, fragments, everyday requests and questions, requests with an angle,
 polite ones.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from reca.core.artifacts import read_json
 
-# Each family of prompts is the product of its openings and its endings.
+# Each group of prompts is the product of its openings and its endings.
 _AUDITS = (
     (
         "Carry out a thorough inspection of this picture and report",
@@ -267,19 +267,19 @@ BANKS = ("paper_like", "single", "laptop", "file")
 
 
 def bank(name: str = "paper_like", path: str | Path | None = None) -> tuple[str, ...]:
-    """The prompts of a bank, in a fixed order; a training step draws uniformly from them.
+    """The prompts of a bank, in a fixed order; a training step samples uniformly from them.
 
     Args:
         name: one of `BANKS`.
         path: bank `file` only: a JSON list of strings, or a text file with one prompt per line.
-            Repeated prompts stay (the official list has some), so they are drawn more often.
+            Duplicates are kept (the official list has some), so they are sampled more often.
 
     Raises:
-        ValueError: unknown bank, a path where none belongs, or a file that holds no prompts.
+        ValueError: unknown bank, an unexpected path, or a file without prompts.
     """
     if name == "file":
         if path is None:
-            raise ValueError("prompt bank 'file' needs the path of a list of prompts")
+            raise ValueError("prompt bank 'file' requires the path of a list of prompts")
         return _from_file(Path(path))
     if path is not None:
         raise ValueError(f"prompt bank {name!r} takes no path ({path}); use the bank 'file'")

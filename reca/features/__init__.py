@@ -1,1 +1,1 @@
-"""The cache of frozen features: built once per model and data set, then read by training."""
+"""The cache of frozen features, built once per model and data set and read by training."""

@@ -1,8 +1,8 @@
-"""A cache of frozen features, under a key that covers everything that changes them.
+"""Builds a cache of frozen features, under a key that covers everything that affects them.
 
-A cache is complete or absent: shards are finished one by one in a work folder and become a cache
-together. So a killed build resumes, an appended data set encodes only what is new, and
-processes that build the same cache share its shards between them.
+A cache is complete or absent: shards are finished one by one in a work folder and published
+together. A killed build resumes, an extended data set encodes only its new images, and processes
+that build the same cache share the work.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["FeatureCache", "Precision", "build", "open_cache"]
 
 FORMAT = 1
 SHARD_BYTES = 256 * 2**20
-SHARD_ROWS = 4096  # bounds what a kill can cost where rows are small
+SHARD_ROWS = 4096  # limits the work lost by a kill if rows are small
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -45,10 +45,10 @@ PRECISIONS: dict[str, torch.dtype] = {
 _log = logging.getLogger(__name__)
 
 
-# ---- plan: which images, under which keys --------------------------------------------------------
+# ---- plan: images and their keys -----------------------------------------------------------------
 @dataclass(frozen=True)
 class Shard:
-    """A run of distinct images: their hashes, and where in the data set each can be read."""
+    """A range of distinct images: their hashes, and a position in the data set of each."""
 
     key: str
     images: tuple[str, ...]
@@ -57,7 +57,7 @@ class Shard:
 
 @dataclass
 class Plan:
-    """The whole cache before any encoding: what it covers, its samples in order, its shards."""
+    """The plan of a cache before any encoding: what it covers, its samples in order, its shards."""
 
     covers: dict[str, Any]
     shard_bytes: int
@@ -70,7 +70,7 @@ class Plan:
     shards: list[Shard] = field(default_factory=list)
 
     def read(self, dataset: Dataset, tally: Corrupt) -> None:
-        """Hash every image; what the reader or this loop leaves out is recorded."""
+        """Hash every image; whatever the reader or this loop skips is recorded."""
         self.left_out = described(dataset.left_out)
         for position in range(len(dataset)):
             try:
@@ -87,7 +87,7 @@ class Plan:
             self.first.setdefault(digest, position)
 
     def divide(self, shard_rows: int) -> None:
-        """Cut the distinct images into shards, each with a key of its own."""
+        """Split the distinct images into shards, each with its own key."""
         self.shard_rows, images = shard_rows, list(self.first)
         for start in range(0, len(images), shard_rows):
             chosen = tuple(images[start : start + shard_rows])
@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """The key of the whole cache."""
+        """The key of the cache."""
         shards = [shard.key for shard in self.shards]
         return artifacts.sha256_json([self.covers, shards, self.samples, self.unreadable])
 
@@ -106,7 +106,7 @@ def _left_out(name: str, position: int, reason: str) -> dict[str, Any]:
 
 
 def _covers(model: UnifiedModel, use: Use, dtype: Precision, code: str) -> dict[str, Any]:
-    """What a row depends on besides its image; the fingerprint covers weights and transform."""
+    """Everything that a row depends on besides its image; the fingerprint covers weights and preprocessing."""
     if dtype not in PRECISIONS:
         raise ValueError(
             f"cache dtype {dtype!r} is not known; choose one of {', '.join(PRECISIONS)}"
@@ -146,7 +146,7 @@ class Encoder:
         return kept
 
     def shard_rows(self, plan: Plan) -> int:
-        """How many rows fit into a shard, by the size of the first readable image's row."""
+        """Number of rows per shard, from the row size of the first readable image."""
         ignored = Corrupt(len(plan.first), max_fraction=1.0)
         for _, sample, image in read_images(self.dataset, list(plan.first.values()), tally=ignored):
             row_bytes = sum(tensor.nbytes for tensor in self.encode([image], [sample.id]).values())
@@ -154,7 +154,7 @@ class Encoder:
         raise ValueError("no readable image in the data set, so there is nothing to cache")
 
     def shard(self, shard: Shard) -> tuple[Features, dict[str, Any]]:
-        """Features of a shard's readable images, and which these are."""
+        """Features of a shard's readable images, and the hashes of these images."""
         started, before = time.monotonic(), len(self.tally.bad)
         read = read_images(self.dataset, shard.positions, tally=self.tally, workers=self.workers)
         kept: list[int] = []
@@ -191,9 +191,9 @@ def _finish_shards(
     is_complete: Callable[[], bool],
     progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]] | None:
-    """Finish all shards; those that another process holds are left to it, and awaited at the end.
+    """Finish all shards; those locked by another process are left to it and awaited at the end.
 
-    Gives their records in order, or None as soon as another process has completed the whole cache.
+    Returns their records in order, or None as soon as another process has completed the cache.
     """
     done: dict[str, dict[str, Any]] = {}
     for wait in (False, True):
@@ -212,7 +212,7 @@ def _finish_shards(
 
 # ---- completing ----------------------------------------------------------------------------------
 def _index(plan: Plan, found: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Columns of the index; samples that are not readable go to the plan's `unreadable`."""
+    """Columns of the index; unreadable samples are added to the plan's `unreadable`."""
     places: dict[str, tuple[int, int] | str] = {}
     for number, (shard, record) in enumerate(zip(plan.shards, found, strict=True)):
         places |= {shard.images[row]: (number, at) for at, row in enumerate(record["kept"])}
@@ -233,12 +233,12 @@ def _common_form(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     forms = [record["features"] for record in found if record["kept"]]
     for form in forms:
         if form != forms[0]:
-            raise ValueError(f"the encoder gave rows of different form: {forms[0]} and {form}")
+            raise ValueError(f"the encoder returned rows of different form: {forms[0]} and {form}")
     return forms[0] if forms else {}
 
 
 def _write(plan: Plan, found: Sequence[dict[str, Any]], workshop: Workshop, folder: Path) -> None:
-    """Put shards, index and description together."""
+    """Assemble shards, index and description."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -272,7 +272,7 @@ def _complete(
     workshop: Workshop,
     stage: artifacts.Stage,
 ) -> None:
-    """Make the stage, unless too many samples were unreadable, here or in another sitting."""
+    """Create the stage, unless too many samples were unreadable in this or an earlier session."""
     total = Corrupt(encoder.tally.total, encoder.tally.max_fraction)
     for fault in plan.unreadable:
         total.add(UnreadableSample(fault["id"], fault["reason"]))
@@ -287,7 +287,7 @@ def _complete(
 
 # ---- hits ----------------------------------------------------------------------------------------
 def _is_labelled(out: Path, key: str, described: Mapping[str, Any]) -> bool:
-    """Whether `out` says that it is this cache, made from these inputs; shards are not hashed."""
+    """Whether `out` claims to be this cache with these inputs; shards are not hashed."""
     try:
         manifest = artifacts.read_manifest(out)
         same = all(manifest.get(name) == value for name, value in described.items())
@@ -303,13 +303,13 @@ def _is_current(out: Path, key: str, described: Mapping[str, Any]) -> bool:
     try:
         artifacts.verify(out)
     except ValueError as problem:
-        _log.warning("%s; the cache is made again", problem)
+        _log.warning("%s; the cache is rebuilt", problem)
         return False
     return True
 
 
 def _known_shard_rows(out: Path, plan: Plan) -> int | None:
-    """Rows per shard of an older cache that covers the same, so that a hit encodes nothing."""
+    """Rows per shard of an existing cache with the same coverage, so that a cache hit encodes nothing."""
     try:
         about = artifacts.read_json(artifacts.verified(out / ABOUT))
         same = about["covers"] == plan.covers and about["shard_bytes"] == plan.shard_bytes
@@ -336,25 +336,25 @@ def build(
     section: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureCache:
-    """Encode every image of `dataset` once, into a complete stage in `out_dir`; a hit does nothing.
+    """Encode every image of `dataset` once into a complete stage in `out_dir`; a cache hit does nothing.
 
     Args:
         model: its frozen encoders are run.
-        dataset: samples without an image are left out, and counted.
-        out_dir: the stage's folder, with its manifest.
-        use: why images are encoded, `draw` or `read`.
-        code: fingerprint of the modules that encode (`fingerprints.code_fingerprint`).
+        dataset: samples without an image are skipped and counted.
+        out_dir: the stage folder, with its manifest.
+        use: why images are encoded, `draw`, `read` or `edit`.
+        code: fingerprint of the encoding modules (`fingerprints.code_fingerprint`).
         dtype: precision of floating-point features; integers are kept exactly.
         batch_size: images per call of `encode`.
-        shard_bytes: size of a shard, about.
+        shard_bytes: approximate size of a shard.
         max_unreadable: share of the samples whose image or text may be unreadable.
         workers: threads that read and decode.
-        work: where unfinished shards stay, by default a hidden folder next to `out_dir`; any number
-            of processes may share it to build the same cache.
+        work: folder for finished shards of an unfinished cache, by default a hidden folder next to
+            `out_dir`; any number of processes may share it to build the same cache.
         inputs: the stage's inputs, by name.
-        reads: folders that are read, of which none may hold `out_dir`.
+        reads: folders that are read; none may contain `out_dir`.
         section: the stage's configuration.
-        progress: called with the shards done and their number.
+        progress: called with the number of finished shards and of all shards.
 
     Raises:
         ValueError: too many unreadable images, no space, or a folder that cannot be written.
@@ -385,10 +385,12 @@ def _build(
     key = plan.key
     with workshop.lock("complete", wait=True):
         if _is_current(out, key, described):
-            _log.info("%s: nothing changed, the cache is used as it is", out)
+            _log.info("%s: cache hit, nothing to do", out)
             return
-        workshop.adopt(out)  # by its manifest, so before that goes
-        (out / artifacts.MANIFEST).unlink(missing_ok=True)  # stale or damaged: never served again
+        workshop.adopt(out)  # located by its manifest, so before the manifest is removed
+        (out / artifacts.MANIFEST).unlink(
+            missing_ok=True
+        )  # stale or damaged: must not be used again
     found = _finish_shards(
         encoder, plan, workshop, lambda: _is_labelled(out, key, described), progress
     )

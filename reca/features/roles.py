@@ -1,4 +1,4 @@
-"""The data set of one role of a configuration."""
+"""Opens the data set of one role of a configuration."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ if TYPE_CHECKING:
 def open_role(
     source: DataSource, folder: Path, companions: Mapping[str, Path] | None = None
 ) -> Dataset:
-    """The data set of one role at `folder`; `companions` are the folders of the images that it points into."""
+    """The data set of one role at `folder`; `companions` are the folders of the images that it refers to."""
     images = {"images": dict(companions)} if companions else {}
     return open_dataset(source.kind, folder, **source.options, **images)

@@ -1,7 +1,7 @@
-"""What a cache folder holds, and reading it by memory map in any order (written by `reca.features.build`).
+"""Reads a cache folder, memory-mapped and in any order (written by `reca.features.build`).
 
-`features-00000.safetensors`, ... have one row per distinct image; `index.parquet` tells where each
-item of the data set lies; `cache.json` has the key and what it covers; and the stage's records.
+`features-00000.safetensors`, ... have one row per distinct image; `index.parquet` maps the items of
+the data set to rows; `cache.json` has the key and what it covers; and there are the stage's records.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ COLUMNS = ("id", "position", "image_sha256", "shard", "offset")
 
 
 class FeatureCache:
-    """Rows of frozen features, one per sample that has a readable image, in the data set's order.
+    """Rows of frozen features, one per sample with a readable image, in the order of the data set.
 
-    `ids` are the samples' ids; `positions` (int64 [rows]) their places in the data set, where
-    captions and conversations are found even if two samples share an id.
+    `ids` are the samples' ids; `positions` (int64 [rows]) their positions in the data set, which
+    identify captions and conversations even if two samples share an id.
     """
 
     def __init__(self, directory: Path, about: dict[str, Any], index: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ class FeatureCache:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Rows, distinct images, bytes, and the seconds of encoding that the cache saves."""
+        """Number of rows, distinct images and bytes, and the encoding time in seconds that the cache saves."""
         run = self.directory / artifacts.RUN
         seconds = (
             artifacts.read_run(self.directory).get("encode_seconds") if run.is_file() else None
@@ -59,10 +59,10 @@ class FeatureCache:
         }
 
     def rows(self, indices: Sequence[int]) -> Features:
-        """Features of these rows, in this order; integers in the encoder's dtype, floats in the cache's.
+        """Features of the given rows, in order; integers in the encoder's dtype, floats in the cache's.
 
         Raises:
-            ValueError: a row that the cache does not have, or a shard that is damaged.
+            ValueError: a row that the cache does not have, or a damaged shard.
         """
         chosen = np.asarray(indices, np.int64).reshape(-1)
         outside = chosen[(chosen < 0) | (chosen >= len(self))]
@@ -83,7 +83,7 @@ class FeatureCache:
         return features
 
     def _shard_features(self, number: int) -> Features:
-        """Memory-mapped tensors of a shard; opened once, when first asked for."""
+        """Memory-mapped tensors of a shard, opened at first use."""
         if number not in self._open:
             self._open[number] = self._map(number)
         return self._open[number]
@@ -97,7 +97,7 @@ class FeatureCache:
         expected = {name: [len(record["kept"]), *form["shape"]] for name, form in forms.items()}
         if found != expected:
             raise ValueError(
-                f"{path}: holds {found}, the index says {expected}; build the cache again"
+                f"{path}: contains {found}, the index has {expected}; rebuild the cache"
             )
         return features
 
@@ -109,18 +109,18 @@ def map_safetensors(path: Path) -> Features:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as problem:
         raise ValueError(
-            f"{path}: not a valid safetensors file ({problem}); build the cache again"
+            f"{path}: not a valid safetensors file ({problem}); rebuild the cache"
         ) from problem
 
 
 def open_cache(
     directory: str | Path, *, verify: bool = False, encoder: str | None = None
 ) -> FeatureCache:
-    """Open a complete cache; `verify` hashes every shard again, description and index are always hashed.
+    """Open a complete cache; `verify` also hashes every shard, description and index are always hashed.
 
     Raises:
-        ValueError: no complete cache here, a damaged file (named), or, where `encoder` (a model's
-            `encoder_fingerprint`) is given, a cache made by another encoder.
+        ValueError: no complete cache, a damaged file (named), or, if `encoder` (a model's
+            `encoder_fingerprint`) is given, a cache of another encoder.
     """
     directory = Path(directory)
     if verify:
@@ -140,7 +140,7 @@ def open_cache(
     rows(about.get("shards"), directory / ABOUT, file=str, record=dict)
     if encoder is not None and about["covers"].get("encoder") != encoder:
         raise ValueError(
-            f"{directory}: made by another encoder than this model's; build the cache again"
+            f"{directory}: made by a different encoder than this model's; rebuild the cache"
         )
     return FeatureCache(directory, about, _read_index(directory / INDEX))
 
@@ -152,7 +152,5 @@ def _read_index(path: Path) -> dict[str, Any]:
     try:
         table = pq.read_table(path, columns=list(COLUMNS))
     except (pa.ArrowException, OSError) as problem:
-        raise ValueError(
-            f"{path}: not a valid index ({problem}); build the cache again"
-        ) from problem
+        raise ValueError(f"{path}: not a valid index ({problem}); rebuild the cache") from problem
     return {name: table.column(name).to_pylist() for name in COLUMNS}

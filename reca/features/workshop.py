@@ -1,7 +1,7 @@
-"""The work folder of a cache that is being built: finished shards by key, shared by processes.
+"""The work folder of a cache under construction: finished shards by key, shared by processes.
 
-A shard is two files, the features and the record that makes them count, named by a key that covers
-images and encoder. So whatever is here is valid for its key, or never requested.
+A shard consists of two files, the features and the record that makes them valid, named by a key that
+covers images and encoder. A file is therefore valid for its key, or never requested.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Workshop:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Hold the folder; of the processes that share it, the last to succeed removes it."""
+        """Lock the folder; of the processes that share it, the last to succeed removes it."""
         descriptor = self._hold()
         try:
             yield
             if lock_descriptor(descriptor, blocking=False):
                 self._work.remove()
             else:
-                _log.debug("%s: another process still works here", self.folder)
+                _log.debug("%s: another process is still using this folder", self.folder)
         finally:
             os.close(descriptor)
 
@@ -57,7 +57,7 @@ class Workshop:
         return WorkFolder(self.folder, "cache")
 
     def _hold(self) -> int:
-        """A shared lock on the folder itself, made anew if it was removed before the lock held."""
+        """A shared lock on the folder itself, which is created again if it was removed before locking."""
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor = None
@@ -65,7 +65,7 @@ class Workshop:
                 descriptor = os.open(self.folder, os.O_RDONLY)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 if os.path.samestat(os.fstat(descriptor), self.folder.stat()):
-                    self._work.check(())  # while the lock holds, nobody removes it
+                    self._work.check(())  # the folder is not removed while it is locked
                     self._work.claim()
                     held, descriptor = descriptor, None
                     return held
@@ -77,14 +77,14 @@ class Workshop:
 
     @contextmanager
     def lock(self, name: str, wait: bool) -> Iterator[bool]:
-        """Hold a named lock, which the kernel frees if the process dies; False: another has it."""
+        """Take a named lock, which the kernel releases if the process dies; False if another process has it."""
         with open(self.folder / f"{name}.lock", "w") as file:
             yield lock_descriptor(file.fileno(), blocking=wait)
 
     def write(self, key: str, features: Features, record: dict[str, Any]) -> dict[str, Any]:
-        """Finish a shard: the features first, then the record, which is returned with their hash."""
+        """Write a shard: the features first, then the record with their hash, which is returned."""
         stored = {name: narrowed(tensor).contiguous() for name, tensor in features.items()}
-        # One metadata entry only: safetensors writes several in random order, and equal features
+        # One metadata entry only: safetensors writes several in random order, but equal features
         # must give equal bytes.
         data = save(stored, metadata={"key": key})
         write_atomic(self._features(key), data)
@@ -93,7 +93,7 @@ class Workshop:
         return record
 
     def finished(self, key: str) -> dict[str, Any] | None:
-        """The record of a shard that is whole; None where there is none or a byte of it changed."""
+        """The record of an intact shard; None if it is missing or damaged."""
         features, path = self._features(key), self._record(key)
         if not (path.is_file() and features.is_file()):
             return None
@@ -107,7 +107,7 @@ class Workshop:
         return None
 
     def adopt(self, cache: Path) -> None:
-        """Offer the shards of an older cache; `finished` checks one before it is used."""
+        """Make the shards of an existing cache available; `finished` checks each before it is used."""
         if not (cache / ABOUT).is_file() or not (cache / artifacts.MANIFEST).is_file():
             return
         seconds = _shard_seconds(cache)
@@ -118,10 +118,12 @@ class Workshop:
                 record = {**shard["record"], "seconds": seconds.get(key, 0.0)}
                 write_atomic(self._record(key), seal(record))
         except (ValueError, LookupError, TypeError, OSError) as problem:
-            _log.warning("%s: the older cache is damaged, it is made again (%s)", cache, problem)
+            _log.warning(
+                "%s: the existing cache is damaged and will be rebuilt (%s)", cache, problem
+            )
 
     def place(self, key: str, target: Path) -> None:
-        """Give a finished shard its name in a cache."""
+        """Move a finished shard to its name in a cache."""
         second_name(self._features(key), target)
 
     def _features(self, key: str) -> Path:
@@ -132,16 +134,16 @@ class Workshop:
 
 
 def _shard_seconds(cache: Path) -> dict[str, float]:
-    """What encoding each shard took; nothing where that was not recorded, or the record is damaged."""
+    """Encoding time of each shard; empty if it was not recorded or the record is damaged."""
     try:
         return dict(artifacts.read_run(cache).get("shard_seconds", {}))
     except ValueError as problem:
-        _log.warning("%s: what encoding took is not known (%s)", cache, problem)
+        _log.warning("%s: encoding times are unknown (%s)", cache, problem)
         return {}
 
 
 def second_name(source: Path, target: Path) -> None:
-    """Link a finished file, or copy it where that is not possible; finished files never change."""
+    """Hard-link a finished file, or copy it if that is not possible; finished files never change."""
     if target.exists():
         return
     try:
@@ -152,7 +154,7 @@ def second_name(source: Path, target: Path) -> None:
 
 
 def narrowed(tensor: torch.Tensor) -> torch.Tensor:
-    """Integers in the smallest dtype that holds them exactly; anything else unchanged."""
+    """Integers in the smallest dtype that represents them exactly; other tensors unchanged."""
     if tensor.dtype not in (torch.int64, torch.int32) or tensor.numel() == 0:
         return tensor
     low, high = int(tensor.min()), int(tensor.max())

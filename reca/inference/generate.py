@@ -1,12 +1,12 @@
-"""Images for prompts, reconstructions, and answers to questions: a model's output for benchmarks.
+"""A model's output for benchmarks: images for prompts, reconstructions, edits, and answers to questions.
 
-An image's noise is a function of (benchmark, prompt id, sample index, seed): neither the batch nor the number
-of devices is in it. Finished images are saved one by one, so a killed run resumes. The seed schedules of the
+An image's noise is a function of (benchmark, prompt id, sample index, seed), independent of the batch and the
+number of devices. Finished images are saved one by one, so a killed run resumes. The seed schedules of the
 authors' scripts, some of which do depend on the number of devices, are options.
 
-What a batch may change is the last bit of the arithmetic: libraries add in another order for another number of
-rows (tiny Harmon and BAGEL on a CPU: one grey level here and there). So which images share a batch depends on
-what is asked alone, never on what is already there, and a resumed run gives the bytes of an undisturbed one.
+A batch can still affect the last bit of the arithmetic: libraries sum in a different order for a different number
+of rows (tiny Harmon and BAGEL on a CPU: one grey level in a few pixels). Therefore batches are formed from all
+requests, whatever is finished already, and a resumed run gives the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def _silent(done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What all images of one run share: the model that draws (any hash of it), benchmark, seed.
+    """What all images of one run have in common: the model (any hash of it), benchmark, seed.
 
-    `code` is a fingerprint of the modules that draw; unfinished work of other code is not used.
-    `schedule` says where noise comes from (`_noise`), `shard` which part (i of n) of the prompts this is.
+    `code` is a fingerprint of the sampling modules; unfinished work of other code is not used.
+    `schedule` is the source of noise (`_noise`), `shard` the part (i of n) of the prompts.
     """
 
     model: str
@@ -63,7 +63,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class _Job:
-    """One image to draw; with `image`, from that image's own embeddings."""
+    """One image to generate; with `image`, from the embeddings of that image."""
 
     key: str
     index: int
@@ -71,20 +71,20 @@ class _Job:
     noise: tuple[str | int, ...]
     recipe: dict[str, Any]
     image: Image | None = None
-    source: bytes | None = None  # file of an image to edit
+    source: bytes | None = None  # file of the image to edit
 
     @property
     def entry(self) -> Entry:
-        """Its place in the set."""
+        """The entry of the image in its set."""
         return Entry(self.key, self.index)
 
     @property
     def in_turn(self) -> bool:
-        """Whether its noise follows that of the image before."""
+        """Whether its noise continues the stream of the previous image."""
         return self.noise[2:3] == ("in turn",)
 
 
-# ---- the three things that a model makes ---------------------------------------------------------
+# ---- images, reconstructions, edits, answers------------------------------------------------------
 def generate(
     model: UnifiedModel,
     prompts: Sequence[Prompt],
@@ -98,10 +98,10 @@ def generate(
     work: Path | None = None,
     progress: Progress = _silent,
 ) -> int:
-    """Draw every prompt and add the images to `writer` in prompt order; gives how many were drawn now.
+    """Generate every prompt and add the images to `writer` in prompt order; returns how many are new.
 
-    Prompts of like length share a batch. `prefix` (a guidance level, say) goes before the keys, but
-    not into the noise, so levels are compared under the same noise. `work` keeps finished images.
+    Prompts of similar length share a batch. `prefix` (such as a guidance level) is prepended to the
+    keys but does not affect the noise, so levels share the same noise. `work` stores finished images.
     """
     jobs = [
         _job(prompt.id, index, prompt.text, prefix, origin, sampling)
@@ -124,7 +124,7 @@ def reconstruct(
     work: Path | None = None,
     progress: Progress = _silent,
 ) -> int:
-    """Draw images (by id) again from their own understanding embeddings; see `generate`."""
+    """Reconstruct images (by id) from their own understanding embeddings; see `generate`."""
     jobs = [
         _job(name, 0, prompt, prefix, origin, sampling, image) for name, image in images.items()
     ]
@@ -143,7 +143,7 @@ def edit(
     work: Path | None = None,
     progress: Progress = _silent,
 ) -> int:
-    """Change images (files) as their prompts say; see `generate`. ValueError for a family that cannot edit."""
+    """Edit image files by their prompts; see `generate`. ValueError for a family that cannot edit."""
     jobs = [
         _job(prompt.id, 0, prompt.text, prefix, origin, sampling, source=source)
         for prompt, source in edits
@@ -162,13 +162,11 @@ def answers(
 ) -> dict[str, str]:
     """Greedy answers by question id, in the questions' order; `images` are the images by image id.
 
-    Questions that share a batch have as many images. ValueError where a model cannot read that many.
+    Questions in a batch have equally many images. ValueError if the model cannot read that many.
     """
     missing = [question.id for question in questions if not set(question.image_ids) <= set(images)]
     if missing:
-        raise ValueError(
-            f"{len(missing)} questions ask about pictures that are not there: {missing[0]}"
-        )
+        raise ValueError(f"{len(missing)} questions refer to missing images: {missing[0]}")
     found: dict[str, str] = {}
     with inference(model):
         for batch in _alike(questions, batch_size):
@@ -186,7 +184,7 @@ def answers(
 
 
 def _alike(questions: Sequence[Question], batch_size: int) -> Iterator[Sequence[Question]]:
-    """Batches of questions with as many images; those about the same images stand together."""
+    """Batches of questions with equally many images; questions about the same images are adjacent."""
     by_count: dict[int, list[Question]] = {}
     for question in sorted(questions, key=lambda question: (question.image_ids, question.id)):
         by_count.setdefault(len(question.image_ids), []).append(question)
@@ -201,7 +199,7 @@ def draw(
     sampling: Sampling,
     noise: Sequence[torch.Generator],
 ) -> list[Image]:
-    """One image per text, from text alone or from text and understanding features (RecA).
+    """One image per text, conditioned on text alone or on text and understanding features (RecA).
 
     NonFinite (a ValueError) names texts whose logits, latents or pixels are not finite.
     """
@@ -212,7 +210,7 @@ def draw(
 
 @contextmanager
 def inference(model: UnifiedModel) -> Iterator[None]:
-    """No gradients and no dropout inside the block; the model's mode is restored afterwards."""
+    """Context without gradients and dropout; the model's mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
@@ -222,7 +220,7 @@ def inference(model: UnifiedModel) -> Iterator[None]:
         model.train(training)
 
 
-# ---- drawing in batches --------------------------------------------------------------------------
+# ---- batched generation --------------------------------------------------------------------------
 def _job(
     name: str,
     index: int,
@@ -255,11 +253,11 @@ def _job(
 
 
 def _noise(name: str, index: int, origin: Origin) -> tuple[str | int, ...]:
-    """Where an image's noise comes from.
+    """The noise of an image.
 
-    `per_image` is ours. The authors' scripts (reference/benchmarks.md 1): `sample_index` seeds image i
-    of every prompt with seed + i; `prompt_reset` draws a prompt's images one after the other from one
-    generator; `process` does so with all images of a process, so it depends on the number of shards.
+    `per_image` is this package's default. The authors' scripts (reference/benchmarks.md 1): `sample_index`
+    seeds image i of every prompt with seed + i; `prompt_reset` uses one generator for all images of
+    a prompt in sequence; `process` one for all images of a process, so it depends on the shards.
     """
     if origin.schedule == "per_image":
         return (origin.benchmark, name, index, origin.seed)
@@ -287,11 +285,13 @@ def _draw_all(
     progress: Progress,
 ) -> int:
     if len({job.entry for job in jobs}) < len(jobs):
-        raise ValueError(f"{writer.path}: a picture would be written twice; prompt ids must differ")
+        raise ValueError(
+            f"{writer.path}: an image would be written twice; prompt ids must be unique"
+        )
     with _resumable(work, origin.code) as resume:
         remaining = {job.entry for job in jobs if not resume.has(job.entry, job.recipe)}
         if finished := len(jobs) - len(remaining):
-            _log.info("%d of %d pictures were drawn in an earlier sitting", finished, len(jobs))
+            _log.info("%d of %d images were generated in an earlier run", finished, len(jobs))
         with inference(model):
             for batch in _batches(jobs, batch_size):
                 missing = remaining.intersection(job.entry for job in batch)
@@ -306,7 +306,7 @@ def _draw_all(
 
 
 def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[Sequence[_Job]]:
-    """What is drawn in one go: images of like prompts, or all that share one generator."""
+    """Batches of requests: images with similar prompts, or all images that share one generator."""
     if not any(job.in_turn for job in jobs):
         # stable: equal lengths stay in prompt order
         yield from _chunks(sorted(jobs, key=lambda job: len(job.text)), batch_size)
@@ -317,7 +317,7 @@ def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[Sequence[_Job]]:
 
 @contextmanager
 def _resumable(work: Path | None, code: str) -> Iterator[ResumableImages]:
-    """Where finished images lie: below `work` in a folder for each version of the code."""
+    """The folder of finished images: inside `work`, one folder per version of the code."""
     if work is not None:
         yield ResumableImages(work / (code[:16] or "any"))
         return
@@ -332,9 +332,9 @@ def _together(
     resume: ResumableImages,
     missing: Set[Entry],
 ) -> None:
-    """Draw a batch in one pass, and keep what is missing of it, image by image.
+    """Generate a batch in one pass and save its missing images one by one.
 
-    Where a kill fell between two of them the pass has to be made again, with all its rows; what is there stays.
+    If a run was killed between two of them, the pass is repeated with all its rows; existing images stay.
     """
     images = _rows(model, batch, sampling, [_generator(job) for job in batch])
     other = 0
@@ -345,7 +345,7 @@ def _together(
             other += resume.png(job.entry) != png(image)
     if other:
         _log.warning(
-            "%d finished pictures would be others now (another machine, library or batch size); they stay",
+            "%d finished images would differ now (another machine, library or batch size); they are kept",
             other,
         )
 
@@ -357,7 +357,7 @@ def _in_turn(
     resume: ResumableImages,
     missing: Set[Entry],
 ) -> None:
-    """Draw image after image from one generator, whose state is kept with each of them."""
+    """Generate images in sequence from one generator, whose state is saved with each of them."""
     noise = _generator(batch[0])
     for job in batch:
         if job.entry in missing:

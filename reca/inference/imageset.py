@@ -1,7 +1,7 @@
-"""A set of generated images, each with the recipe it was drawn by: a tar file or a folder.
+"""A set of generated images, each with its recipe, in a tar file or a folder.
 
 Entry (key, index) is `<key>/<index>.png` with `<key>/<index>.json` next to it, the layout that
-WebDataset reads. The key is a prompt's id, under a guidance level where guidance is swept. Equal
+WebDataset reads. The key is a prompt's id, prefixed by a guidance level if guidance is swept. Equal
 entries give equal bytes: no times, users or machines are stored.
 """
 
@@ -28,37 +28,37 @@ from reca.core.staging import replacing_folder
 Container = Literal["tar", "folder"]
 _KEY = re.compile(r"[A-Za-z0-9_.+=@-]+(/[A-Za-z0-9_.+=@-]+)*")
 _MEMBER = re.compile(r"(?P<key>.+)/(?P<index>\d{4,})\.(?P<kind>png|json)")
-_NAMED = 5  # entries that an error message lists
+_NAMED = 5  # number of entries listed in an error message
 
 
 class Entry(NamedTuple):
-    """One image's place: which prompt, and which of its samples."""
+    """Identifies one image: its prompt and sample index."""
 
     key: str
     sample: int
 
     @property
     def stem(self) -> str:
-        """The name of its files without the ending."""
+        """The name of its files without suffix."""
         return f"{self.key}/{self.sample:04d}"
 
 
 def named_entry(key: str, index: int, path: Path) -> Entry:
-    """The entry of a key; ValueError, with the set's path, for a key that is no safe name."""
+    """The entry for a key; ValueError, with the set's path, for an unsafe key."""
     if not _KEY.fullmatch(key) or not set(key.split("/")).isdisjoint({".", ".."}):
-        raise ValueError(f"{path}: {key!r} is no key; use letters, digits and _.+=@- only")
+        raise ValueError(f"{path}: {key!r} is not a valid key; use letters, digits and _.+=@- only")
     return Entry(key, index)
 
 
 def png(image: Image.Image) -> bytes:
-    """PNG bytes of an image's pixels alone: no times, no text."""
+    """PNG bytes of an image's pixels, without metadata."""
     buffer = io.BytesIO()
     Image.frombytes(image.mode, image.size, image.tobytes()).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 class ImageSetWriter:
-    """Write a set; it appears under its name when the `with` block ends well, or not at all."""
+    """Writes a set atomically: it appears under its name if the `with` block succeeds."""
 
     def __init__(self, path: str | Path, container: Container = "tar") -> None:
         self.path, self.container = Path(path), container
@@ -86,10 +86,12 @@ class ImageSetWriter:
     def add(
         self, key: str, index: int, image: Image.Image | bytes, recipe: Mapping[str, Any]
     ) -> None:
-        """Add one image (or its PNG bytes); ValueError for a key that is odd or taken."""
+        """Add one image (or its PNG bytes); ValueError for an invalid or duplicate key."""
         entry = named_entry(key, index, self.path)
         if entry in self.entries:
-            raise ValueError(f"{self.path}: {entry.stem} is written twice; prompt ids must differ")
+            raise ValueError(
+                f"{self.path}: {entry.stem} is written twice; prompt ids must be unique"
+            )
         self.entries.add(entry)
         data = image if isinstance(image, bytes) else png(image)
         with disk_errors(self.path, "write pictures"):
@@ -117,32 +119,32 @@ class ImageSetWriter:
 
 
 def _check_replaced(folder: Path) -> None:
-    """ValueError where a folder holds a file that no set has."""
+    """Raise ValueError for a folder with a file that does not belong to a set."""
     for name in files_in(folder):
         if not re.fullmatch(r".+/\d{4,}\.(png|json)", name):
             raise ValueError(
-                f"{folder}: holds {name}, which is not of a set of pictures; name another folder"
+                f"{folder}: contains {name}, which is not part of an image set; choose another folder"
             )
 
 
 class ImageSet:
-    """Read a set, in the order it was written (a folder: in the order of names).
+    """Reads a set, in the order it was written (a folder: in the order of names).
 
     Raises:
-        ValueError: nothing there, not a tar file, a foreign or unsafe member, an entry that is
-            there twice, or an image without its recipe.
+        ValueError: missing, not a tar file, a foreign or unsafe member, a duplicate entry, or an
+            image without its recipe.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise ValueError(f"{path}: no set of pictures here; run `reca generate` first")
+            raise ValueError(f"{path}: no image set here; run `reca generate` first")
         self._places = _folder_places(self.path) if self.path.is_dir() else _tar_places(self.path)
         self.entries = [entry for entry, kind in self._places if kind == "png"]
         recipes = {entry for entry, kind in self._places if kind == "json"}
         halves = sorted(recipes.symmetric_difference(self.entries))
         if halves:
-            raise ValueError(f"{path}: {halves[0].stem} its image or its recipe is missing")
+            raise ValueError(f"{path}: the image or the recipe of {halves[0].stem} is missing")
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -154,15 +156,15 @@ class ImageSet:
         return (entry, "png") in self._places
 
     def image(self, key: str, index: int = 0) -> Image.Image:
-        """An image (RGB); ValueError where there is none or it is damaged."""
+        """An image (RGB); ValueError if it is missing or damaged."""
         return decode(self.png(key, index), name=f"{self.path}: {Entry(key, index).stem}")
 
     def png(self, key: str, index: int = 0) -> bytes:
-        """An image's file."""
+        """The file content of an image."""
         return self._read(Entry(key, index), "png")
 
     def recipe(self, key: str, index: int = 0) -> dict[str, Any]:
-        """How an image was drawn."""
+        """The recipe of an image."""
         entry = Entry(key, index)
         try:
             return json_object(self._read(entry, "json"), "the recipe")
@@ -170,20 +172,20 @@ class ImageSet:
             raise ValueError(f"{self.path}: {entry.stem}.json is damaged ({problem})") from problem
 
     def check(self, expected: Iterable[Entry]) -> None:
-        """ValueError unless exactly the expected images are here; names missing and unexpected ones."""
+        """Raise ValueError unless exactly the expected images exist; it names missing and unexpected ones."""
         wanted, found = set(expected), set(self.entries)
         for problem, entries in (("missing", wanted - found), ("not expected", found - wanted)):
             if entries:
                 names = ", ".join(entry.stem for entry in sorted(entries)[:_NAMED])
                 raise ValueError(
-                    f"{self.path}: {len(entries)} pictures {problem}, for instance {names}"
+                    f"{self.path}: {len(entries)} images {problem}, for instance {names}"
                 )
 
     def _read(self, entry: Entry, kind: str) -> bytes:
         place = self._places.get((entry, kind))
         if place is None:
             raise ValueError(
-                f"{self.path}: no {entry.stem}.{kind} in this set of {len(self)} pictures"
+                f"{self.path}: no {entry.stem}.{kind} in this set of {len(self)} images"
             )
         path, offset, size = place
         with open(path, "rb") as file:
@@ -191,7 +193,7 @@ class ImageSet:
             return file.read(size)
 
 
-# where an entry's bytes lie: file, offset, length
+# location of an entry's bytes: file, offset, length
 _Places = dict[tuple[Entry, str], tuple[Path, int, int]]
 
 
@@ -213,11 +215,11 @@ def _tar_places(path: Path) -> _Places:
                 if not member.isreg() or member.issparse():
                     raise ValueError(f"{path}: {member.name} is not a plain file")
                 if (entry, kind) in places:
-                    raise ValueError(f"{path}: {member.name} is there twice")
+                    raise ValueError(f"{path}: {member.name} occurs twice")
                 places[entry, kind] = (path, member.offset_data, member.size)
     except (tarfile.TarError, OSError, EOFError) as problem:
         raise ValueError(
-            f"{path}: not a whole tar file ({problem}); draw the pictures again"
+            f"{path}: not a complete tar file ({problem}); generate the images again"
         ) from problem
     return places
 
@@ -225,5 +227,5 @@ def _tar_places(path: Path) -> _Places:
 def _parsed(name: str, path: Path) -> tuple[Entry, str]:
     found = _MEMBER.fullmatch(name)
     if found is None or not _KEY.fullmatch(found["key"]) or ".." in found["key"].split("/"):
-        raise ValueError(f"{path}: {name!r} is no picture and no recipe")
+        raise ValueError(f"{path}: {name!r} is neither an image nor a recipe")
     return Entry(found["key"], int(found["index"])), found["kind"]

@@ -1,7 +1,7 @@
-"""One image at a time with any model folder: draw, reconstruct, edit, ask. Pure functions of the seed.
+"""Single images with any model folder: draw, reconstruct, edit, ask. Results are pure functions of the seed.
 
-Images are drawn by `sampling`, by default as the family's authors do; further keywords (`steps=20, guidance=3.0`) are
-fields of `Sampling` that differ from it. `device` is a name of `reca.core.devices.device_of`.
+`sampling` defaults to the settings of the family's authors; further keywords (`steps=20, guidance=3.0`) override fields
+of it. `device` is a name that `reca.core.devices.device_of` accepts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def draw(
     device: str = "auto",
     **changes: Any,
 ) -> Image:
-    """Draw a prompt; ValueError names a model folder or prompt that is not usable."""
+    """Generate an image for a prompt; ValueError names an unusable model folder or prompt."""
     _check_words("prompt", prompt, "say what to draw")
     model = open_model(model_dir, device)
     with inference(model):
@@ -54,7 +54,7 @@ def reconstruct(
     device: str = "auto",
     **changes: Any,
 ) -> Image:
-    """Draw an image again from the model's own understanding of it; by default under the bank's first prompt."""
+    """Reconstruct an image from the model's understanding embeddings; the default prompt is the bank's first."""
     text = bank()[0] if prompt is None else prompt
     _check_words("prompt", text, "leave it out for the bank's first")
     picture, model = read_picture(image), open_model(model_dir, device)
@@ -75,7 +75,7 @@ def edit(
     device: str = "auto",
     **changes: Any,
 ) -> Image:
-    """Edit an image by an instruction; ValueError where the model's family cannot edit."""
+    """Edit an image by an instruction; ValueError if the model's family cannot edit."""
     from reca.models.contract import editor
 
     _check_words("instruction", instruction, "say what to change")
@@ -96,7 +96,7 @@ def ask(
     max_new_tokens: int = 256,
     device: str = "auto",
 ) -> str:
-    """Answer a question about an image; an answer that ends at `max_new_tokens` is logged as cut."""
+    """Answer a question about an image; an answer truncated at `max_new_tokens` is logged."""
     _check_words("question", question, "say what to ask")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
@@ -106,8 +106,8 @@ def ask(
 
 
 def open_model(folder: str | Path, device: str = "auto") -> UnifiedModel:
-    """The model of a folder, every file hashed again where a stage wrote it; ValueError names damage."""
-    device_of(device)  # a wrong name costs no minutes of reading
+    """Load the model of a folder, verifying file hashes if a stage wrote it; ValueError names a damaged file."""
+    device_of(device)  # checked first, so that a wrong name does not cost minutes of reading
     if (Path(folder) / MANIFEST).is_file():
         verify(folder)
     return placed(load_model(folder), device)
@@ -118,7 +118,7 @@ def _sampling(model: UnifiedModel, given: Sampling | None, changes: dict[str, An
 
 
 def _check_words(what: str, text: str, remedy: str) -> None:
-    """Refuse an empty text, and bytes of the command line that are not UTF-8 (lone surrogates)."""
+    """Raise ValueError for an empty text or one that is not UTF-8 on the command line (lone surrogates)."""
     if not text.strip():
         raise ValueError(f"the {what} is empty; {remedy}")
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -126,7 +126,7 @@ def _check_words(what: str, text: str, remedy: str) -> None:
 
 
 def read_picture(path: str | Path) -> Image:
-    """An image from a file; ValueError names one that is missing or unreadable."""
+    """Load an image from a file; ValueError if it is missing or unreadable."""
     try:
         data = Path(path).read_bytes()
     except OSError as problem:

@@ -1,4 +1,4 @@
-"""The items of a benchmark: prompts and questions, each with the facts it is scored by."""
+"""The items of a benchmark: prompts and questions, each with the facts needed for scoring."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to draw. `id` is unique in its benchmark; `facts` is what the scorer needs (GenEval metadata, say)."""
+    """A text-to-image prompt; `id` is unique in its benchmark, `facts` is for the scorer (such as GenEval metadata)."""
 
     id: str
     text: str
@@ -18,7 +18,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about the image `image_id` and, in this order, `more_images`, with its true answer."""
+    """A question about the image `image_id` and then `more_images`, in order, with its correct answer."""
 
     id: str
     image_id: str
@@ -30,5 +30,5 @@ class Question:
 
     @property
     def image_ids(self) -> tuple[str, ...]:
-        """All its images, in order."""
+        """All images of the question, in order."""
         return (self.image_id, *self.more_images)

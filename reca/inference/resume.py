@@ -1,7 +1,7 @@
-"""Finished work of an unfinished stage: images with their sidecars, and rows of answers or findings.
+"""Finished work of an unfinished stage: images with sidecars, and rows of answers or observations.
 
-Both lie in a stage's work folder and are written one by one, so a killed run loses only what it was making.
-Sidecars and lines are sealed (`reca.core.sealed`): what the disk damaged is named, and made again.
+Both are in a stage's work folder and written one by one, so a killed run loses only its current batch. Sidecars and
+lines are sealed (`reca.core.sealed`): damaged ones are reported and computed again.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _log = logging.getLogger(__name__)
 
 
 class ResumableImages:
-    """Images `<key>/<index>.png`, each finished by its sidecar `<key>/<index>.json`, which is written last.
+    """Images `<key>/<index>.png`, each completed by its sidecar `<key>/<index>.json`, which is written last.
 
-    The sidecar has the recipe, the file's sha256 and, where one generator draws image after image, its
-    state after this one. A file that the disk lost or truncated does not have the hash, so nothing waits for the disk.
+    The sidecar has the recipe, the file's sha256 and, if one generator is used for several images, its state after
+    this one. A lost or truncated file does not match the hash, so no fsync is needed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def has(self, entry: Entry, recipe: Mapping[str, Any]) -> bool:
-        """Whether this very image is there, whole and drawn by this very recipe."""
+        """Whether this image exists, is intact, and has this recipe."""
         sidecar = self._sidecar(entry)
         if sidecar is None or sidecar.get("recipe") != recipe:
             return False
@@ -45,13 +45,13 @@ class ResumableImages:
         except OSError:
             whole = False
         if not whole:
-            _log.warning("%s: damaged; it is drawn again", self._path(entry, "png"))
+            _log.warning("%s: damaged; it is generated again", self._path(entry, "png"))
         return whole
 
     def put(
         self, entry: Entry, image: Image, recipe: Mapping[str, Any], state: bytes | None = None
     ) -> None:
-        """Keep a finished image; ValueError where its key is none or the disk is full."""
+        """Save a finished image; ValueError for an invalid key or a full disk."""
         data = png(image)
         sidecar: Row = {"recipe": recipe, "sha256": sha256_bytes(data)}
         if state is not None:
@@ -66,7 +66,7 @@ class ResumableImages:
     def state(self, entry: Entry) -> bytes:
         """The generator's state after a finished image."""
         sidecar = self._sidecar(entry)
-        assert sidecar is not None and "state" in sidecar, "only for finished pictures in turn"
+        assert sidecar is not None and "state" in sidecar, "only for finished images in sequence"
         return b64decode(sidecar["state"])
 
     def _sidecar(self, entry: Entry) -> Row | None:
@@ -75,7 +75,7 @@ class ResumableImages:
             return None
         found = unseal(path.read_bytes())
         if found is None:
-            _log.warning("%s: damaged; its picture is drawn again", path)
+            _log.warning("%s: damaged; its image is generated again", path)
         return found
 
     def _path(self, entry: Entry, ending: str) -> Path:
@@ -84,9 +84,9 @@ class ResumableImages:
 
 
 class ResumableRows:
-    """Rows by key in an append-only file: a line counts when its end is on the disk and its seal holds.
+    """Rows by key in an append-only file: a line is valid if it is complete and its seal matches.
 
-    Other lines stay where they are, are named in the log, and their rows are made again.
+    Other lines stay in the file, are reported in the log, and their rows are computed again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -99,28 +99,28 @@ class ResumableRows:
     def _read(self, data: bytes) -> None:
         *lines, torn = data.split(b"\n")
         if torn:
-            _log.warning("%s: an unfinished last line is dropped and made again", self.path)
+            _log.warning("%s: dropping an unfinished last line, which is computed again", self.path)
         for number, line in enumerate(lines, 1):
             entry = unseal(line)
             if entry is None:
                 _log.warning(
-                    "%s, line %d: damaged, or of an older reca; made again", self.path, number
+                    "%s, line %d: damaged, or of an older reca; computed again", self.path, number
                 )
             else:
                 self.rows[entry["key"]] = entry["rows"]
         first = lines[0] if lines else torn
         if not self.rows and not begins_like(first, "key"):
-            raise ValueError(f"{self.path}: not rows of ours ({first[:40]!r}); remove the file")
+            raise ValueError(f"{self.path}: not written by reca ({first[:40]!r}); remove the file")
         os.truncate(self.path, data.rfind(b"\n") + 1)
 
     def of(self, key: str, rows: Callable[[], list[Row]]) -> list[Row]:
-        """The rows of a key, made now unless an earlier sitting made them."""
+        """The rows of a key, computed now unless an earlier run did."""
         if key not in self.rows:
             self.add({key: rows()})
         return self.rows[key]
 
     def add(self, found: Mapping[str, Sequence[Row]]) -> None:
-        """Keep the rows of several keys, a line each."""
+        """Save the rows of several keys, one line each."""
         self.rows |= {key: list(rows) for key, rows in found.items()}
         with open(self.path, "ab") as file:
             for key, rows in found.items():

@@ -1,1 +1,1 @@
-"""Model families: one contract, one registry entry each. Nothing is imported before a family is requested."""
+"""Model families behind one contract, with one registry entry each; a family is imported only when requested."""

@@ -1,6 +1,6 @@
-"""Weight files: safetensors for all that we write, and one guarded door for other people's pickles.
+"""Weight files: everything is written as safetensors; pickles of others are opened by one guarded function.
 
-Every fault of a file (malformed, truncated, wrong names or shapes) is one ValueError that names the
+Every defect of a file (malformed, truncated, wrong names or shapes) is a ValueError that names the
 file. A manifest maps a tensor's name to its shape and dtype.
 """
 
@@ -26,8 +26,8 @@ from reca.core.finite import check_weights
 Manifest = Mapping[str, tuple[tuple[int, ...], str]]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_SAFE_PICKLES = Version("2.10")  # older versions let `weights_only` pickles corrupt memory
-_SHOWN = 4  # names per kind in an error message
+_SAFE_PICKLES = Version("2.10")  # in older versions `weights_only` pickles can corrupt memory
+_SHOWN = 4  # names of each kind shown in an error message
 _INDEX = ".safetensors.index.json"
 
 _log = logging.getLogger(__name__)
@@ -44,11 +44,10 @@ def load_foreign(
 ) -> dict[str, Tensor]:
     """Read a pickled checkpoint (`pytorch_model.bin`) as a flat dict of CPU tensors.
 
-    The only place that opens a pickle: the bytes must have the given hash before they are parsed,
-    and only tensors are constructed from them. `inside`: the key under which the file holds its
-    dict, beside what else it says of itself; `wrappers`: keys under which it may hold it. ValueError
-    when no hash is given (unless `allow_unpinned`), on a wrong hash, and on any content but a flat
-    dict of tensors.
+    The only function that opens a pickle: the hash is checked before the bytes are parsed, and only
+    tensors are constructed from them. `inside` is the key of the state dict in a file that stores
+    other values as well; `wrappers` are keys that may contain it. ValueError if no hash is given
+    (unless `allow_unpinned`), for a wrong hash, and for any content but a flat dict of tensors.
     """
     content = _opened(Path(path), sha256, allow_unpinned)
     if inside is not None and isinstance(content, dict):
@@ -59,7 +58,7 @@ def load_foreign(
 def load_foreign_beside(
     path: str | Path, sha256: str | None, inside: str, beside: str
 ) -> tuple[dict[str, Tensor], Any]:
-    """As `load_foreign` with `inside`, and what the file says of itself under `beside`; None where it says nothing."""
+    """As `load_foreign` with `inside`, and also the file's value under `beside` (None if absent)."""
     content = _opened(Path(path), sha256, False)
     said = content.get(beside) if isinstance(content, dict) else None
     tensors = content.get(inside) if isinstance(content, dict) else content
@@ -67,7 +66,7 @@ def load_foreign_beside(
 
 
 def _opened(path: Path, sha256: str | None, allow_unpinned: bool) -> Any:
-    """The content of a pickle under a known hash: tensors and plain values alone."""
+    """The content of a pickle with a known hash: only tensors and plain values."""
     if Version(torch.__version__) < _SAFE_PICKLES:
         raise ValueError(
             f"{path}: torch {torch.__version__} does not open pickles safely; "
@@ -75,29 +74,33 @@ def _opened(path: Path, sha256: str | None, allow_unpinned: bool) -> Any:
         )
     if sha256 is None and not allow_unpinned:
         raise ValueError(
-            f"{path}: a pickle is opened only under a known sha256; pin the source, "
+            f"{path}: a pickle is opened only if its sha256 is known; pin the source, "
             "or convert the file to safetensors"
         )
     try:
-        with open(path, "rb") as file:  # hashed and parsed through one handle: no swap in between
+        with open(
+            path, "rb"
+        ) as file:  # hashed and parsed through one handle, so the file cannot be swapped in between
             _check_hash(path, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # whatever the unpickler's last step raises on damaged bytes
-        raise ValueError(f"{path}: is no plain checkpoint of tensors: {_line(error)}") from error
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
+        raise ValueError(f"{path}: is not a plain checkpoint of tensors: {_line(error)}") from error
 
 
 def _unwrapped(content: Any, wrappers: Sequence[str]) -> Any:
-    """What lies under the one wrapping key that a checkpoint has, else the content itself."""
+    """The content under the checkpoint's single wrapping key, or the content itself."""
     found = [key for key in wrappers if isinstance(content, dict) and key in content]
     return content[found[0]] if len(found) == 1 else content
 
 
 def _check_hash(path: Path, found: str, pinned: str | None) -> None:
     if pinned is None:
-        _log.warning("%s: opened without a pinned hash, as asked; its sha256 is %s", path, found)
+        _log.warning(
+            "%s: opened without a pinned hash, as requested; its sha256 is %s", path, found
+        )
     elif found != pinned.lower():
         raise ValueError(f"{path}: sha256 is {found}, but {pinned} is pinned; fetch it again")
 
@@ -113,7 +116,9 @@ def _flat_tensors(path: Path, content: Any) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
-        raise ValueError(f"{path}: is no flat dict of named tensors; extract the state dict first")
+        raise ValueError(
+            f"{path}: is not a flat dict of named tensors; extract the state dict first"
+        )
     return dict(content)
 
 
@@ -126,7 +131,7 @@ def load_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def safetensors_manifest(path: str | Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Names, shapes and dtypes of a safetensors file, read from its header only."""
+    """Names, shapes and dtypes of a safetensors file, read from its header."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -138,18 +143,18 @@ def safetensors_manifest(path: str | Path) -> dict[str, tuple[tuple[int, ...], s
 
 
 def weight_map_of(index: Path) -> dict[str, str]:
-    """Tensor names and their shards from a hub index; ValueError names a file that is none."""
+    """Tensor names and their shards from a Hub index; ValueError for a file that is not an index."""
     try:
         return texts(fields(read_json(index), index, weight_map=dict)["weight_map"], "weight_map")
     except ValueError as error:
         reason = str(error).removeprefix(f"{index}: ")
         raise ValueError(
-            f"{index}: is no safetensors index with a weight_map ({reason})"
+            f"{index}: is not a safetensors index with a weight_map ({reason})"
         ) from error
 
 
 def _load_shards(index: Path) -> dict[str, Tensor]:
-    """Read all shards that a hub index names; the index and the shards must agree."""
+    """Read all shards listed in a Hub index; the index and the shards must agree."""
     weight_map = weight_map_of(index)
     shards = sorted(set(weight_map.values()))
     tensors: dict[str, Tensor] = {}
@@ -170,8 +175,8 @@ def load_checkpoint(
 ) -> dict[str, Tensor]:
     """Read a checkpoint: a safetensors file, an index of shards, a pickle, or the folder of one.
 
-    A given `sha256` is that of the file (of the index, where there is one) and always checked; only
-    pickles demand it, and only they look into `wrappers` (see `load_foreign`).
+    `sha256` is that of the file (of the index, if there is one) and is checked if given; it is required
+    only for pickles, and `wrappers` applies only to them (see `load_foreign`).
     """
     path = _checkpoint_file(Path(path))
     if sha256 is not None and path.suffix in (".safetensors", ".json"):
@@ -182,21 +187,25 @@ def load_checkpoint(
         return load_safetensors(path)
     if path.suffix in PICKLES:
         return load_foreign(path, sha256, allow_unpinned=allow_unpinned, wrappers=wrappers)
-    raise ValueError(f"{path}: is no checkpoint; give a .safetensors or .bin file, or its folder")
+    raise ValueError(
+        f"{path}: is not a checkpoint; give a .safetensors or .bin file, or its folder"
+    )
 
 
 def _checkpoint_file(path: Path) -> Path:
-    """A folder's checkpoint: an index before a safetensors file before a pickle; never a guess."""
+    """A folder's checkpoint: an index, else a safetensors file, else a pickle; ValueError if ambiguous."""
     if not path.is_dir():
         return path
     for pattern in (f"*{_INDEX}", "*.safetensors", *(f"*{suffix}" for suffix in PICKLES)):
         found = sorted(path.glob(pattern))
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
-            raise ValueError(f"{path}: holds {len(found)} checkpoints ({names}); name one of them")
+            raise ValueError(
+                f"{path}: contains {len(found)} checkpoints ({names}); choose one of them"
+            )
         if found:
             return found[0]
-    raise ValueError(f"{path}: holds no .safetensors and no {', '.join(PICKLES)} file")
+    raise ValueError(f"{path}: contains no .safetensors and no {', '.join(PICKLES)} file")
 
 
 # ---- names and shapes ---------------------------------------------------------------------------
@@ -215,10 +224,10 @@ def check_manifest(
     optional: Iterable[str] = (),
     remedy: str = "",
 ) -> None:
-    """Refuse missing (but `optional`) and unexpected names and other shapes in one ValueError.
+    """Raise one ValueError for missing (unless `optional`) and unexpected names and differing shapes.
 
-    `remedy` ends the message.
-    Dtypes need only be of one kind: a bfloat16 copy of a float32 checkpoint is the same checkpoint.
+    `remedy` is appended to the message. Dtypes need only be of the same kind: a bfloat16 copy of a
+    float32 checkpoint is accepted.
     """
     _complain(
         where,
@@ -241,9 +250,9 @@ def load_strictly(
     optional: Iterable[str] = (),
     remedy: str = "",
 ) -> None:
-    """Copy tensors into a module; every name must fit, only `optional` ones may be absent, all values are finite.
+    """Copy tensors into a module; all names must match, only `optional` ones may be absent, values must be finite.
 
-    Nothing is copied when anything is wrong.
+    Nothing is copied if a check fails.
     """
     own = module.state_dict()
     check_manifest(where, manifest_of(tensors), manifest_of(own), optional, remedy)
@@ -269,7 +278,7 @@ def _shown(entry: tuple[tuple[int, ...], str]) -> str:
 
 # ---- writing -----------------------------------------------------------------------------------
 def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write one safetensors file, whole or not at all; equal tensors give equal bytes. All values must be finite."""
+    """Write one safetensors file atomically; equal tensors give equal bytes. All values must be finite."""
     path = Path(path)
     check_weights(path, tensors.items())
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -281,7 +290,7 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def _unreadable(path: str | Path, error: Exception) -> str:
-    return f"{path}: is no readable safetensors file: {_line(error)}; fetch or write it again"
+    return f"{path}: is not a readable safetensors file: {_line(error)}; fetch or write it again"
 
 
 def _line(error: Exception) -> str:

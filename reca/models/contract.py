@@ -1,4 +1,4 @@
-"""The contract of a unified multimodal model: what RecA needs of a network, and no more (docs/architecture.md 3).
+"""The contract of a unified multimodal model: all that RecA needs from a network (docs/architecture.md 3).
 
 Letters used in shapes: B batch, T text tokens, N image tokens, L sequence, D width, V vocabulary.
 """
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Features = dict[str, Tensor]
-"""Named tensors with one row per image. The cache stores exactly these; names are the family's own, but two are fixed:
-`target` (what is drawn: image codes, latents or their moments) and `understanding` (what the reader saw). A family
-whose reader is trained (Harmon) has no `understanding` to store: it stores what the reader starts from."""
+"""Named tensors with one row per image, exactly what the cache stores. Names are chosen by the family, except two:
+`target` (image codes, latents or their moments) and `understanding` (understanding embeddings). A family that trains
+its vision encoder (Harmon) stores the encoder's input instead of `understanding`."""
 
 ON_HOST = frozenset({"grid"})
 """Features that give sizes: they decide what is computed, so the trainer leaves them where they can be read."""
 
 Use = Literal["draw", "read", "edit"]
-"""Why an image is encoded: `draw` (RecA / text-to-image: target, and the condition that RecA gives),
-`read` (image-to-text) or `edit` (both sides of an edit). The official recipes prepare the image differently for each.
+"""Why an image is encoded: `draw` (RecA and text-to-image: target and RecA's condition), `read` (image-to-text) or
+`edit` (source and target of an edit). The official recipes preprocess the image differently for each.
 """
 
 
@@ -46,27 +46,27 @@ class Loss:
 
     @property
     def mean(self) -> Tensor:
-        """The mean over tokens; 0 where no token carried a loss (never NaN)."""
+        """The mean over tokens; 0 if no token has a loss (never NaN)."""
         return self.total / max(self.count, 1)
 
 
 class Counted(Protocol):
-    """Anything that knows, before any forward pass, over how many tokens its loss will be averaged.
+    """Anything that knows the token count of its loss before the forward pass.
 
-    Gradient accumulation needs this: micro-batch sums are divided by the count of the whole optimiser step.
+    Gradient accumulation needs this: micro-batch sums are divided by the count of the entire optimizer step.
     """
 
     @property
     def count(self) -> int:
-        """Tokens that will carry a loss."""
+        """Number of tokens with a loss."""
         ...
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn from a condition; families add their own `options` (checked by the family).
+    """Sampling settings; `options` are specific to the family, which checks them.
 
-    ValueError for numbers that no sampler can use: an infinite guidance or a NaN would still draw something.
+    ValueError for numbers that no sampler can use: infinite or NaN guidance would still produce an image.
     """
 
     guidance: float = 0.0
@@ -97,12 +97,12 @@ class DecayGroups:
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """What one training sample asks of memory, in counts; `reca plan` turns it into bytes.
+    """The memory that one training sample needs, as counts; `reca plan` converts them to bytes.
 
     `tokens` run with gradients through `layers` of `width` with gated or plain MLPs of `inner`. `prefix_tokens` run
-    without, and keep `kept_width` values per token and layer (two-phase steps). `features`: values cached per picture.
-    `head_rows` run behind all that through a head of `head_layers` modulated MLP blocks of `head_width`, at most
-    `head_slice` at a time.
+    without gradients and cache `kept_width` values per token and layer (two-phase steps). `features` is the number of
+    values cached per image. Afterwards `head_rows` run through a head of `head_layers` modulated MLP blocks of
+    `head_width`, at most `head_slice` at a time.
     """
 
     tokens: int
@@ -119,56 +119,56 @@ class MemoryProfile:
 
 
 class UnifiedModel(nn.Module, ABC):
-    """A network that reads images and draws them, behind one face for cache, trainer, generation and benchmarks."""
+    """A network that understands and generates images; the interface for cache, trainer, generation and benchmarks."""
 
     family: str
 
     # ---- frozen parts: what the cache stores --------------------------------------------------------------------
     @abstractmethod
     def encode(self, images: Sequence[Image], use: Use) -> Features:
-        """Run the frozen encoders on RGB pictures: no gradient, deterministic, the same row whatever the batch."""
+        """Run the frozen encoders on RGB images: no gradient, deterministic, each row independent of its batch."""
 
     @abstractmethod
     def encoder_fingerprint(self, use: Use) -> str:
-        """Hash of all that changes `encode`: weights of the frozen parts, transforms, options (hex sha256)."""
+        """Hash of everything that affects `encode`: frozen weights, transforms, options (hex sha256)."""
 
     # ---- losses: pure functions of their arguments ----------------------------------------------------------------
     @abstractmethod
     def condition(self, texts: Sequence[str], features: Features | None = None) -> Any:
-        """What the generator is conditioned on: from text alone, or from text and understanding features (RecA)."""
+        """The generator's condition: text alone, or text and understanding features (RecA)."""
 
     @abstractmethod
     def sample_noise(self, batch: int, generator: torch.Generator) -> Counted:
-        """Every random number that one generation loss needs, drawn at the edge, on the CPU."""
+        """Sample every random number of one generation loss, on the CPU; the loss itself is pure."""
 
     def loss_count(self, noise: Any, with_image: bool) -> int:
-        """Tokens that `generation_loss` will run over, known before any forward pass.
+        """The token count of `generation_loss`, known before the forward pass.
 
-        `with_image`: the condition carries understanding features (RecA). A family whose text-to-image loss covers
-        more than what is drawn (Show-o's boundary tokens) overrides this.
+        `with_image`: the condition has understanding features (RecA). A family whose text-to-image loss covers
+        more than the image (Show-o's boundary tokens) overrides this.
         """
         return noise.count
 
     @abstractmethod
     def generation_loss(self, target: Features, condition: Any, noise: Any) -> Loss:
-        """The loss the model draws with. RecA and text-to-image are this one function with two conditions."""
+        """The family's generation loss; RecA and text-to-image call it with different conditions."""
 
     @abstractmethod
     def conversation(
         self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
     ) -> Counted:
-        """Tokenise B conversations, each a list of (question, answer) turns, with labels on the answers only."""
+        """Tokenise B conversations, each a list of (question, answer) turns, with labels only on the answers."""
 
     def with_noise(self, conversation: Any, generator: torch.Generator) -> Any:
-        """The conversation with every random number that its loss needs, drawn at the edge, on the CPU.
+        """The conversation with every random number of its loss, sampled on the CPU.
 
-        A family that trains its reader with dropout (Harmon) overrides this; for the others reading is not random.
+        A family that trains understanding with dropout (Harmon) overrides this; the others need no random numbers.
         """
         return conversation
 
     @abstractmethod
     def answer_loss(self, conversation: Any, features: Features | None) -> Loss:
-        """Image-to-text loss (text-to-text where `features` is None)."""
+        """Image-to-text loss (text-to-text if `features` is None)."""
 
     # ---- inference ------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -179,67 +179,67 @@ class UnifiedModel(nn.Module, ABC):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Draw one picture per row; row i takes its noise from `generators[i]` only, so batches do
-        not change pictures.
+        """Generate one image per row; row i takes its noise from `generators[i]` only, so images do
+        not depend on the batch.
         """
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """ValueError where this family cannot draw so, known before any training (`reca check`).
+        """Raise ValueError for settings that the family does not support, before any training (`reca check`).
 
-        A family with options of its own in `sampling.options` overrides this; by default nothing is refused.
+        A family with `sampling.options` overrides this; by default everything is accepted.
         """
 
-    # Not abstract: stages state how they draw.
+    # Not abstract: stages always pass their own settings.
     def default_sampling(self) -> Sampling:
-        """How the family's authors draw: what `reca draw` does where a person says nothing else."""
+        """The authors' sampling settings, which `reca draw` uses by default."""
         return Sampling()
 
     @abstractmethod
     def unconditional(self, batch: int) -> Any:
-        """The condition that guidance pushes away from."""
+        """The unconditional condition of classifier-free guidance."""
 
     @abstractmethod
     def answer(
         self, questions: Sequence[str], features: Features | None, max_new_tokens: int = 32
     ) -> list[str]:
-        """Greedy answers, one per row; `warn_of_cut` tells of those that had to end at `max_new_tokens`."""
+        """Greedy answers, one per row; `warn_truncated` logs how many were truncated at `max_new_tokens`."""
 
     # ---- parameters and weights -----------------------------------------------------------------------------------
     @abstractmethod
     def trainable_parameters(self) -> list[str]:
-        """Names (of `named_parameters`) that RecA trains; everything else must stay bitwise unchanged."""
+        """Names (of `named_parameters`) that RecA trains; all others must stay bitwise unchanged."""
 
     @abstractmethod
     def decay_groups(self) -> DecayGroups:
         """The family's published weight-decay groups over the trainable names."""
 
-    # Not abstract: only `reca plan` asks, and it says where a family gives no estimate.
+    # Not abstract: only `reca plan` needs it, and it reports families without an estimate.
     def memory_profile(self) -> MemoryProfile | None:
-        """Counts for an estimate of activation memory per RecA sample; None: the family gives none."""
+        """Counts for an estimate of activation memory per RecA sample; None if the family has no estimate."""
         return None
 
     @abstractmethod
     def official_state(self) -> dict[str, Tensor]:
-        """The released checkpoint's content under its official names (what `save` writes)."""
+        """The trained network's tensors under their official names, as written by `save`."""
 
     @abstractmethod
     def load(self, path: Path) -> None:
-        """Load a checkpoint (official layout or ours) strictly; ValueError names file, missing and unexpected names."""
+        """Load a checkpoint (official layout or ours) strictly; ValueError names the file and any mismatch."""
 
     @abstractmethod
     def save(self, directory: Path) -> None:
-        """Write all that `reca.models.registry.load_model(directory)` needs: safetensors under official
-        names, config, tokenizer.
+        """Write everything that `reca.models.registry.load_model(directory)` needs: safetensors under
+        official names, config, tokenizer.
         """
 
 
 # ---- capabilities that not every family has --------------------------------------------------------
 @runtime_checkable
 class Edits(Protocol):
-    """A model that changes images as an instruction says."""
+    """A model that edits images by an instruction."""
 
     def sample_edit_noise(self, batch: int, generator: torch.Generator) -> Counted:
-        """Every random number that one edit loss needs."""
+        """Sample every random number of one edit loss."""
         ...
 
     def edit_loss(
@@ -266,12 +266,12 @@ class ReadsSeveral(Protocol):
     def answer_about(
         self, questions: Sequence[str], pictures: Sequence[Features], max_new_tokens: int = 32
     ) -> list[str]:
-        """Greedy answers: `pictures[k]` has the k-th image of every question, row by row."""
+        """Greedy answers; `pictures[k]` holds the k-th image of every question, row by row."""
         ...
 
 
 def editor(model: UnifiedModel) -> Edits:
-    """The model as one that edits; ValueError names the families that do."""
+    """The model as `Edits`; ValueError lists the families that can edit."""
     if not isinstance(model, Edits):
         raise ValueError(
             f"family {model.family} generates and reads but cannot edit; use one of: {', '.join(editing())}"
@@ -280,22 +280,22 @@ def editor(model: UnifiedModel) -> Edits:
 
 
 def reader_of_several(model: UnifiedModel) -> ReadsSeveral:
-    """The model as one that reads several images per question; ValueError where it reads one."""
+    """The model as `ReadsSeveral`; ValueError if it reads only one image per question."""
     if not isinstance(model, ReadsSeveral):
         raise ValueError(f"family {model.family} reads one image per question; use another model")
     return model
 
 
 def warn_truncated(rows: Sequence[Sequence[int]], end: int) -> None:
-    """Log how many rows of generated ids ran into their limit before they said `end`."""
+    """Log how many rows of generated ids reached their limit without `end`."""
     if cut := [len(row) for row in rows if end not in row]:
-        _log.warning("%d of %d answers are cut at %d tokens", len(cut), len(rows), max(cut))
+        _log.warning("%d of %d answers are truncated at %d tokens", len(cut), len(rows), max(cut))
 
 
 def reconstruction_loss(
     model: UnifiedModel, prompts: Sequence[str], features: Features, noise: Any
 ) -> Loss:
-    """L_RecA = L_gen(f([prompt template, h_v(x)]), x): draw the image again from its own understanding embeddings.
+    """L_RecA = L_gen(f([prompt template, h_v(x)]), x): generate the image from its own understanding embeddings.
 
     `features` rows come from `encode(images, "draw")`; source: paper eq. 3, docs/architecture.md 1.
     """
@@ -305,5 +305,5 @@ def reconstruction_loss(
 def text_to_image_loss(
     model: UnifiedModel, captions: Sequence[str], features: Features, noise: Any
 ) -> Loss:
-    """L_t2i: the same loss, the same target, conditioned on a caption instead of the image's own embeddings."""
+    """L_t2i: the same loss and target, conditioned on a caption instead of the image's own embeddings."""
     return model.generation_loss(features, model.condition(captions), noise)

@@ -1,4 +1,4 @@
-"""The model folder that every arm starts from, whatever its weights come from."""
+"""Writes the model folder that every arm starts from, from any source of weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class FromParts(Protocol):
-    """A model that can be put together from released files."""
+    """A model that can be assembled from released files."""
 
     def load_parts(
         self, parts: Mapping[str, Path], *, sha256: Mapping[str, str], allow_unpinned: bool
     ) -> None:
-        """Load each part, strictly, from where it lies."""
+        """Load each part strictly from its file or folder."""
         ...
 
 
@@ -41,9 +41,9 @@ def make_base(
             disagree.
         out: the folder to write.
         folder: a model folder, shipped or pre-trained; its hashes are checked if it has a manifest.
-        parts: released files or folders by role (`weights` and what the family names). A pickle is
-            opened only under the sha256 that its download recorded.
-        allow_unpinned: open pickles without a recorded hash, too.
+        parts: released files or folders by role (`weights` and those that the family names). A pickle
+            is opened only if the download recorded its sha256.
+        allow_unpinned: also open pickles without a recorded hash.
 
     Raises:
         ValueError: files that are missing, damaged, of another family or do not fit the network.
@@ -61,19 +61,19 @@ def make_base(
 
 
 def _inside(part: Path, file: str | None) -> Path:
-    """The file that a family takes from a download that holds several, where the download has it."""
+    """The file that a family uses from a download with several files, if the download has it."""
     return part / file if file is not None and (part / file).is_file() else part
 
 
 def _check_folder(folder: Path, family: str) -> None:
     if not (folder / DESCRIPTION).is_file():
-        raise ValueError(f"{folder}: no {DESCRIPTION} here; give the folder of a whole model")
+        raise ValueError(f"{folder}: no {DESCRIPTION} here; give a complete model folder")
     if (folder / MANIFEST).is_file():
         verify(folder)
     found = fields(read_json(folder / DESCRIPTION), folder / DESCRIPTION, family=str)["family"]
     if found != family:
         raise ValueError(
-            f"{folder}: holds a model of family {found!r}, but {family!r} is configured"
+            f"{folder}: contains a model of family {found!r}, but {family!r} is configured"
         )
 
 

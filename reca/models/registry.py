@@ -1,4 +1,4 @@
-"""The model families: one entry each, and the only list of them. None is imported before it is used.
+"""The only list of model families, with one entry each. None is imported before it is used.
 
 A new family is a folder `reca/models/<family>/` and an entry here; configuration reads the entries without torch.
 """
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of a family before its code is imported.
+    """What is known about a family before its code is imported.
 
     `module`: its implementation of the contract (empty: configuration only, it cannot run yet). `pretraining`: the
-    module that makes its laptop base model. `edits`: has the capability `contract.Edits`. `sampler_options`: names of
-    its `sampling.options` (None: known to the family alone, which checks the values of all).
+    module that trains its laptop base model. `edits`: has the capability `contract.Edits`. `sampler_options`: names of
+    its `sampling.options` (None: known only to the family; values are always checked by the family).
     """
 
     name: str
@@ -73,7 +73,7 @@ def editing() -> list[str]:
 
 
 def family_module(family: str) -> str:
-    """Module path of a family's contract implementation; the import stays dynamic so code hashes stay per family."""
+    """Module path of a family's contract implementation; imported dynamically, so that code hashes are per family."""
     if family not in runnable():
         raise ValueError(
             f"model family {family!r} is not known; choose one of: {', '.join(runnable())}"
@@ -82,7 +82,7 @@ def family_module(family: str) -> str:
 
 
 def pretraining_module(family: str) -> str:
-    """Module path of a family's pre-training; ValueError where the family has none."""
+    """Module path of a family's pre-training; ValueError if it has none."""
     known = [name for name, one in FAMILIES.items() if one.pretraining]
     if family not in known:
         raise ValueError(
@@ -109,6 +109,6 @@ def load_model(directory: str | Path) -> UnifiedModel:
     try:
         model = build_model(described["family"], described["network"])
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise ValueError(f"{path}: network holds a value of the wrong kind ({error})") from error
+        raise ValueError(f"{path}: network has a value of the wrong type ({error})") from error
     model.load(Path(directory))
     return model

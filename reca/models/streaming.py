@@ -1,7 +1,7 @@
-"""Loading checkpoints that are too large for a second copy: shard by shard, tensor by tensor, into a module on `meta`.
+"""Loads checkpoints too large for a second copy: shard by shard, tensor by tensor, into a module on `meta`.
 
-Names and shapes are checked from the files' headers before a single value is read. Then each tensor is mapped from its
-file and put in the place of the module's own, so host memory holds every weight once.
+Names and shapes are checked from the file headers before any value is read. Then each tensor is memory-mapped and
+replaces the module's own, so host memory holds every weight once.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ def shards_of(path: str | Path) -> list[Path]:
         if len(found) != 1:
             names = ", ".join(file.name for file in found) or "none"
             raise ValueError(
-                f"{path}: must hold one safetensors checkpoint, found {names}; name one"
+                f"{path}: must contain one safetensors checkpoint, found {names}; choose one"
             )
         path = found[0]
     if path.name.endswith(_INDEX):
         return _indexed(path)
     if path.suffix != ".safetensors" or not path.is_file():
-        raise ValueError(f"{path}: is no safetensors file; convert the checkpoint or name another")
+        raise ValueError(
+            f"{path}: is not a safetensors file; convert the checkpoint or choose another"
+        )
     return [path]
 
 
@@ -58,14 +60,14 @@ def assign_strictly(
     dtype: Callable[[str], torch.dtype | None] = lambda name: None,
     expected: Mapping[str, tuple[tuple[int, ...], str]] | None = None,
 ) -> None:
-    """Put a checkpoint's tensors in the place of the module's, strictly; the module may be on `meta`.
+    """Replace a module's tensors with a checkpoint's, strictly; the module may be on `meta`.
 
     Args:
         module: its parameters and buffers are replaced, one by one; `requires_grad` stays as it is.
         path: see `shards_of`.
-        convert: official (name, tensor) to ours.
-        dtype: the dtype that a weight of this name (ours) is kept in; None keeps the file's, without a copy.
-        expected: official names and shapes; None where they are the module's own.
+        convert: maps an official (name, tensor) to ours.
+        dtype: the dtype for a weight of this name (ours); None keeps the file's, without a copy.
+        expected: official names and shapes; None if they are the module's own.
 
     Raises:
         ValueError: names that are missing, unexpected or of another shape, before anything is changed; a weight that

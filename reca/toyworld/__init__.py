@@ -1,1 +1,1 @@
-"""The procedural world of the laptop run: scenes, captions, tasks, examiner, and the training of tiny base models."""
+"""The procedural world of the laptop experiments: scenes, captions, tasks, examiner, tiny base models."""

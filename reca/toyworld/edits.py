@@ -1,7 +1,7 @@
-"""Edits of laptop scenes: an image, an instruction, and the edited image, which differs nowhere else.
+"""Edits of laptop scenes: a source image, an instruction, and the edited image, unchanged elsewhere.
 
 Five kinds: recolour, remove, add, replace (the shape) and move. Source and target share every other object with its
-place, shape, colour and shift, so an examiner can say exactly what was done and what was left alone.
+place, shape, colour and shift, so an examiner can determine exactly what was changed and what was preserved.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from reca.toyworld.text import phrase
 
 Generator = np.random.Generator
 WORDS = ("add", "make", "move", "remove", "replace", "with")
-"""What instructions say beyond the words of captions and questions."""
+"""Words of instructions that do not occur in captions and questions."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit; `places` are those that it changes, all others must stay as they are."""
+    """One edit; `places` are those that it changes, all others must stay unchanged."""
 
     kind: str
     instruction: str
@@ -31,7 +31,7 @@ class Edit:
 
 
 def draw_edit(kind: str, generator: Generator) -> Edit:
-    """A random edit of a kind (a key of `EDITS`), of the first random scene that admits it."""
+    """A random edit of a kind (a key of `EDITS`) on the first random scene that allows it."""
     if kind not in EDITS:
         raise ValueError(f"edit {kind!r} is not known; choose one of: {', '.join(EDITS)}")
     while True:
@@ -42,7 +42,7 @@ def draw_edit(kind: str, generator: Generator) -> Edit:
 
 
 def reference(scene: Scene, thing: Thing, generator: Generator) -> str:
-    """Words that mean this object and no other of the scene: its shape, with its colour, or with its place."""
+    """A unique description of an object in the scene: its shape, with its colour, or with its place."""
     wording = {
         f"the {thing.shape}": [t for t in scene.things if t.shape == thing.shape],
         f"the {thing.colour} {thing.shape}": [

@@ -2,8 +2,8 @@
 detector does from photos.
 
 Nearest palette colour per pixel, connected components of one colour, then the shape template with
-the best overlap over all shifts. It knows the world's drawings but nothing of prompts or models,
-and is fixed before any model is scored.
+the best overlap over all shifts. It knows the world's shapes but nothing about prompts or models,
+and was fixed before any model was scored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ACCEPT_IOU = (
 _PALETTE = np.array([BACKGROUND, *COLOURS.values()], np.int32)
 _NAMES = tuple(COLOURS)
 _TEMPLATES = np.stack(list(SHAPES.values())).reshape(len(SHAPES), -1).astype(np.float32)
-_EIGHT = np.ones((3, 3), int)  # diagonal neighbours belong together: a knot's arms touch at corners
+_EIGHT = np.ones((3, 3), int)  # diagonal neighbours are connected: a knot's arms touch at corners
 
 
 def palette_indices(pixels: np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def palette_indices(pixels: np.ndarray) -> np.ndarray:
 
 
 def best_shape(mask: np.ndarray) -> tuple[str, float, tuple[int, int]]:
-    """The template that overlaps best with a boolean mask, its IoU and its top-left corner (row, column)."""
+    """The template with the best overlap with a boolean mask, its IoU and its top-left corner (row, column)."""
     padded = np.pad(mask, SHAPE_SIZE - 1).astype(np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (SHAPE_SIZE, SHAPE_SIZE))
     shared = windows.reshape(*windows.shape[:2], -1) @ _TEMPLATES.T  # rows, columns, shapes
@@ -44,10 +44,10 @@ def best_shape(mask: np.ndarray) -> tuple[str, float, tuple[int, int]]:
 
 
 def detect(pixels: np.ndarray) -> list[dict[str, Any]]:
-    """All objects in an image as GenEval detections, with `place` (0..3) next to them; score 1, as
+    """All objects in an image as GenEval detections, with an additional `place` (0..3); the score is 1, as
     nothing is uncertain.
     """
-    if pixels.dtype != np.uint8:  # floats may be NaN, which would be cast to some colour
+    if pixels.dtype != np.uint8:  # floats may be NaN, which would be cast to an arbitrary colour
         raise ValueError(f"the examiner reads uint8 pixels, not {pixels.dtype}")
     colours = palette_indices(pixels)
     found = []
@@ -71,6 +71,6 @@ def _detection(mask: np.ndarray, colour: str) -> list[dict[str, Any]]:
 
 
 def same_scene(detections: Sequence[Mapping[str, Any]], scene: Scene) -> bool:
-    """Whether the detections are exactly the scene's objects: places, shapes and colours, nothing more or less."""
+    """Whether the detections are exactly the scene's objects: places, shapes and colours."""
     seen = sorted((d["place"], d["class"], d["color"]) for d in detections)
     return seen == sorted((t.place, t.shape, t.colour) for t in scene.things)

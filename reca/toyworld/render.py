@@ -1,8 +1,8 @@
-"""The stage that draws a laptop data set: a hub-style parquet file, read by the same reader as the paper's data.
+"""The stage that renders a laptop data set: a Hub-style parquet file, read by the same reader as the paper's data.
 
 Columns: `image` (struct of bytes and path, as Hugging Face writes it), `id`, `prompt` (the sparse
 caption), `conversations` (JSON list of turn pairs) and `scene` (JSON, for the examiner's use only).
-Kind `text` has conversations and no image. Kind `edits` has two rows an edit: the source, and the target, whose
+Kind `text` has conversations and no image. Kind `edits` has two rows per edit: the source, and the target, whose
 `prompt` is the instruction and whose `source` is the id of the image to change.
 """
 
@@ -38,7 +38,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def scenes(count: int, seed: int, single: float) -> Iterator[Scene]:
-    """`count` scenes, a share `single` of them with one object; scene i depends on (seed, i) alone."""
+    """`count` scenes, a fraction `single` of them with one object; scene i depends only on (seed, i)."""
     for index in range(count):
         generator = numpy_generator("world", seed, index, "scene")
         yield draw_scene(generator, count=1 if generator.random() < single else None)
@@ -63,7 +63,7 @@ def text_row(index: int, seed: int) -> dict[str, Any]:
 
 
 def edit_rows(index: int, seed: int) -> list[dict[str, Any]]:
-    """Source and target of one edit; the kinds take turns, and edit i depends on (seed, i) alone."""
+    """Source and target of one edit; the kinds alternate, and edit i depends only on (seed, i)."""
     made = draw_edit(list(EDITS)[index % len(EDITS)], numpy_generator("world", seed, index, "edit"))
     name, captions = f"edit-{index:06d}", {"source": None, "target": made.instruction}
     return [

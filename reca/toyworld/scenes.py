@@ -1,9 +1,9 @@
-"""The laptop world: small scenes that are drawn exactly, so that an examiner can read them back exactly.
+"""The laptop world: small scenes that are rendered exactly, so that an examiner can read them back exactly.
 
 A scene is a 2 x 2 grid of places of 8 x 8 pixels, with one to four objects of 8 shapes in 8
 colours, each shifted by 0 or 1 pixel. No noise: pixel noise changes the codes of a learned
-tokenizer (laptop report, part 3 section 1). Eight of each rather than six lower the chance of
-hitting a prompt by clutter (part 1, point 2).
+tokenizer (laptop report, part 3 section 1). Eight of each instead of six reduce the chance of
+matching a prompt by clutter (part 1, point 2).
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class Scene:
 
 def draw_scene(generator: np.random.Generator, count: int | None = None) -> Scene:
     """A random scene: 1 to 4 objects; in 30 % of those with several, all share the shape, and half
-    of these the colour too.
+    of these the colour, too.
 
-    The shared shapes are what counting needs (laptop report, part 2 section 2).
+    Shared shapes are needed for counting (laptop report, part 2 section 2).
     """
     count = int(generator.integers(1, 5)) if count is None else count
     places = sorted(generator.choice(len(PLACES), size=count, replace=False).tolist())

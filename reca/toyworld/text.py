@@ -1,6 +1,6 @@
-"""What is said about laptop scenes: dense descriptions and questions for reading, sparse captions for drawing.
+"""Texts about laptop scenes: dense descriptions and questions for understanding, sparse captions for generation.
 
-The difference is the paper's premise: captions leave most of the image unsaid, its embeddings do not.
+The difference is the paper's premise: captions leave most of the image undescribed, its embeddings do not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def counted(number: int, shape: str, colour: str | None = None) -> str:
 
 
 def relation(first: Thing, second: Thing) -> str | None:
-    """How the first lies to the second where one axis alone decides; None for diagonal neighbours."""
+    """The position of the first relative to the second if they share a row or column; None for diagonal neighbours."""
     (row_a, column_a), (row_b, column_b) = divmod(first.place, 2), divmod(second.place, 2)
     if row_a == row_b:
         return RELATIONS[0] if column_a < column_b else RELATIONS[1]
@@ -41,17 +41,17 @@ def relation(first: Thing, second: Thing) -> str | None:
 
 
 def dense_caption(scene: Scene, place: bool = True) -> str:
-    """Every object with its colour and, if asked, its place, in reading order."""
+    """Every object with its colour and, if requested, its place, in reading order."""
     return " and ".join(phrase(thing, place=place) for thing in scene.things)
 
 
-# ---- captions for drawing --------------------------------------------------------------------------------------------
+# ---- captions for generation-----------------------------------------------------------------------------------------
 def sparse_caption(scene: Scene, rates: Mapping[str, float], generator: np.random.Generator) -> str:
-    """A caption that leaves most unsaid; `rates` are the probabilities of telling each kind of fact.
+    """A sparse caption; `rates` are the probabilities of mentioning each kind of fact.
 
     Keys: `noise` (the caption of another scene), `relation`, `count`, `two` (two objects), `colour` (per object), and
-    `single_colour` (the colour where the scene has one object). What no key claims names a single object.
-    `everything`, which may be left out, is the probability of the whole truth: every object, its colour and its place.
+    `single_colour` (the colour where the scene has one object). The remaining probability names a single object.
+    `everything`, which is optional, is the probability of a complete caption: every object, its colour and its place.
     """
     if rates.get("everything") and generator.random() < rates["everything"]:
         return dense_caption(scene)
@@ -99,28 +99,28 @@ def _pick(items: Sequence[Thing], generator: np.random.Generator) -> Thing:
 
 
 def colour_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
-    """The colour of a shape that occurs once."""
+    """Asks for the colour of a shape that occurs once."""
     things = _unique(scene.things, lambda t: t.shape)
     thing = _pick(things, generator) if things else None
     return (f"what color is the {thing.shape} ?", thing.colour) if thing else None
 
 
 def shape_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
-    """The shape of a colour that occurs once."""
+    """Asks for the shape of a colour that occurs once."""
     things = _unique(scene.things, lambda t: t.colour)
     thing = _pick(things, generator) if things else None
     return (f"what is {thing.colour} ?", f"the {thing.shape}") if thing else None
 
 
 def count_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
-    """How many objects have a shape, which need not occur."""
+    """Asks how many objects have a shape, possibly none."""
     present = generator.random() < 0.8
     shape = _pick(scene.things, generator).shape if present else str(generator.choice(SHAPE_NAMES))
     return f"how many {shape}s ?", NUMBERS[sum(t.shape == shape for t in scene.things)]
 
 
 def exist_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
-    """Whether an object of a colour and shape is there; about half of the answers are no, most by one wrong word."""
+    """Asks whether an object of a colour and shape exists; about half of the answers are no, mostly by one word."""
     thing = _pick(scene.things, generator)
     colour, shape = thing.colour, thing.shape
     wrong = generator.random()
@@ -133,7 +133,7 @@ def exist_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
 
 
 def place_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
-    """Where an object is that occurs once."""
+    """Asks for the place of an object that occurs once."""
     things = _unique(scene.things, lambda t: (t.colour, t.shape))
     thing = _pick(things, generator) if things else None
     return (
@@ -144,7 +144,7 @@ def place_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
 
 
 def relation_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
-    """How one shape lies to another, where both occur once and share a row or a column."""
+    """Asks for the relation of two shapes that both occur once and share a row or a column."""
     things = _unique(scene.things, lambda t: t.shape)
     pairs = [(a, b) for a in things for b in things if a is not b and relation(a, b)]
     if not pairs:
@@ -164,13 +164,13 @@ QUESTIONS = {
 
 
 def questions(scene: Scene, generator: np.random.Generator) -> dict[str, Turn]:
-    """One question of every kind that the scene admits, by kind."""
+    """One question of every kind that the scene allows, by kind."""
     asked = {kind: ask(scene, generator) for kind, ask in QUESTIONS.items()}
     return {kind: turn for kind, turn in asked.items() if turn is not None}
 
 
 def image_conversation(scene: Scene, generator: np.random.Generator) -> list[Turn]:
-    """An image-to-text sample: the dense description alone, or after two questions, so that it cannot answer them."""
+    """An image-to-text sample: the dense description, alone or after two questions, which it must not answer."""
     describe = (DESCRIBE, dense_caption(scene))
     if generator.random() < 0.5:
         return [describe]
@@ -182,7 +182,7 @@ def _some(turns: Sequence[Turn], most: int, generator: np.random.Generator) -> l
 
 
 def text_conversation(generator: np.random.Generator) -> list[Turn]:
-    """Turns about a scene that the first question tells, in the style of prompts: they teach words, not images."""
+    """Turns about a scene described in the first question, in the style of prompts: they teach words, not images."""
     scene = draw_scene(generator, count=int(generator.integers(1, 4)))
     things = [scene.things[i] for i in generator.permutation(len(scene.things))]
     context, known = _told(scene, things, generator)
@@ -200,7 +200,7 @@ def text_conversation(generator: np.random.Generator) -> list[Turn]:
 def _told(
     scene: Scene, things: Sequence[Thing], generator: np.random.Generator
 ) -> tuple[str, set[str]]:
-    """A context in one of four styles, and the kinds of question that it lets one answer."""
+    """A context in one of four styles, and the kinds of question that it answers."""
     pair = things[:2]
     style = generator.random()
     facts = {"colour", "shape", "count", "exist"}

@@ -118,7 +118,9 @@ def test_disk_fills_up_while_writing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # every larger file fails, for real
     try:
-        with pytest.raises(ValueError, match=r"step-0000000002: .* 4800 bytes .*former checkpoint"):
+        with pytest.raises(
+            ValueError, match=r"step-0000000002: .* 4800 bytes .*previous checkpoint"
+        ):
             save(tmp_path, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -133,11 +133,11 @@ def test_the_verb_prints_and_refuses(capsys):
     assert main(["plan", "paper_bagel", "--memory", "80"]) == 0
     text = capsys.readouterr().out
     assert "6,539,861,056 trained; on each of 6 devices" in text and "80.00 GiB" in text
-    assert "kept keys and values" in text and ": fits" in text
-    assert "feature cache on disk: 1.64 MB per picture in bf16" in text
+    assert "cached keys and values" in text and ": fits" in text
+    assert "feature cache on disk: 1.64 MB per image in bf16" in text
     wide = ["plan", "paper_bagel", "models.bagel_7b.cache_dtype=fp32", "--memory", "80"]
     assert main(wide) == 0
-    assert "feature cache on disk: 3.28 MB per picture in fp32" in capsys.readouterr().out
+    assert "feature cache on disk: 3.28 MB per image in fp32" in capsys.readouterr().out
     assert main(["plan", "paper_bagel", "--memory", "24"]) == 2
     said = capsys.readouterr()
     assert "DOES NOT FIT" in said.out

@@ -152,7 +152,7 @@ def test_data_that_does_not_fit_is_refused(fields, message):
 
 def test_missing_data_is_named():
     chosen = recipe(tasks={"t2i": TaskRecipe(1.0, 2)})
-    with pytest.raises(ValueError, match="needs 'draw' data"):
+    with pytest.raises(ValueError, match="needs data of role 'reconstruct'"):
         plan_step(Toy(), FeatureData(), chosen, seed=0, step=0, processes=ProcessGroup())
     with pytest.raises(ValueError, match="t2i needs captions"):
         plan_step(

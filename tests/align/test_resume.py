@@ -177,6 +177,6 @@ def test_a_finished_run_is_not_trained_again(straight):
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     with (
         checkpoint.exclusive(tmp_path),
-        pytest.raises(ValueError, match="another process trains here"),
+        pytest.raises(ValueError, match="another process is training here"),
     ):
         run(tmp_path, stop_at=1)

@@ -119,7 +119,7 @@ def test_whole_archives_that_are_wrong_are_refused(tmp_path, pack):
     name = f"a.{pack.__name__[-3:]}"
     pack(tmp_path / name, {"1.png": png(1)})
     pack_zip(tmp_path / "b.zip", {"1.png": png(1)})
-    with pytest.raises(ValueError, match=r"'1\.png' lies in another archive"):
+    with pytest.raises(ValueError, match=r"'1\.png' is also in another archive"):
         ImageFolder(tmp_path)
     (tmp_path / "b.zip").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(ValueError, match=r"b\.zip: damaged zip"):

@@ -372,7 +372,7 @@ def test_parquet_mistakes_are_explained(parquet, tmp_path):
         open_dataset("parquet", parquet, extra=["colour"])
     whole = (parquet / "train-2.parquet").read_bytes()
     (parquet / "train-2.parquet").write_bytes(whole[:-20])
-    with pytest.raises(ValueError, match=r"train-2\.parquet: not a whole parquet file"):
+    with pytest.raises(ValueError, match=r"train-2\.parquet: not a complete parquet file"):
         open_dataset("parquet", parquet)
     pq.write_table(pa.table({"other": [1]}), parquet / "train-2.parquet")
     with pytest.raises(ValueError, match="differ from"):

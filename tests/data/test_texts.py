@@ -306,7 +306,7 @@ def test_files_that_a_folder_does_not_read_are_counted_and_named(tmp_path, caplo
     record = described(dataset.left_out)["neither image nor caption"]
     assert record["count"] == 6 and "notes.txt" in record["first"]
     (tmp_path / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"no image \(.*; it holds 2 \.csv, "):
+    with pytest.raises(ValueError, match=r"no image \(.*; it contains 2 \.csv, "):
         open_dataset("folder", tmp_path)
 
 

@@ -9,16 +9,16 @@ from typing import Any
 
 FIGURES, PAGE = Path("docs/results/reliability.json"), Path("docs/reliability.md")
 
-HEAD = """# Faults tried, and what held
+HEAD = """# Reliability: faults tried and their outcomes
 
-Kills, full disks, changed bytes, hostile files, misbehaving servers and judges, odd surroundings: each kind of fault,
-how many cases of it were tried, and in how many the package did what it should. One command runs all of them and
-writes this page and [its figures](results/reliability.json) again, in about {minutes} minutes on two cores:
+Kills, full disks, changed bytes, hostile files, misbehaving servers and judges, unusual environments: for each kind of
+fault, how many cases were tried and in how many the package behaved as specified. One command runs all of them and
+regenerates this page and [its figures](results/reliability.json) in about {minutes} minutes on two cores:
 
     make reliability
 
-`make test` runs the same tests with smaller counts, and a test keeps this page equal to its figures. Random cases
-follow from the seed; the moment of a kill by the clock does not.
+`make test` runs the same tests with smaller counts, and a test keeps this page consistent with its figures. Random
+cases are determined by the seed, except for the times of kills by the clock.
 """
 
 
@@ -32,7 +32,7 @@ def page(figures: Mapping[str, Any]) -> str:
 
 
 def made(figures: Mapping[str, Any]) -> str:
-    """What the figures were made on."""
+    """The environment of the figures."""
     machine, versions = figures["machine"], figures["versions"]
     kinds = figures["kinds"]
     tried, held = (sum(kind[name] for kind in kinds) for name in ("tried", "held"))
@@ -40,8 +40,8 @@ def made(figures: Mapping[str, Any]) -> str:
         f"**{held} of {tried} cases of {len(kinds)} kinds held.** Seed {figures['seed']}, {figures['counts']} counts, "
         f"commit `{figures['commit']}`, {machine['cores']} cores ({machine['system']}, {machine['cpu']}), Python "
         f"{versions['python']}, torch {versions['torch']}, {figures['wall_seconds']:.0f} s.\n\n"
-        "Numbers are those of the project's pass marks: R training, D data, S security, W workflow; kinds\n"
-        "without one were found since.\n"
+        "Numbers refer to the project's acceptance criteria: R training, D data, S security, W workflow; kinds\n"
+        "without a number were added later.\n"
     )
 
 
@@ -49,7 +49,7 @@ def table(area: str, kinds: list[Mapping[str, Any]]) -> str:
     """The kinds of one area."""
     lines = [
         f"## {area}\n",
-        "| | fault | what holds | held of tried | seconds | tests |",
+        "| | fault | expected | held of tried | seconds | tests |",
         "|---|---|---|---|---|---|",
     ]
     lines += [

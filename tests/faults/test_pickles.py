@@ -61,7 +61,7 @@ def test_no_pickle_runs_anything(tmp_path, campaign, gadget):
             path = Path(tmp_path / f"model{ending}")
             with campaign.case(f"{name}{ending}"):
                 save({"weight": made}, path)
-                with pytest.raises(ValueError, match=rf"model{ending}: is no plain checkpoint"):
+                with pytest.raises(ValueError, match=rf"model{ending}: is not a plain checkpoint"):
                     checkpoint_io.load_checkpoint(path, allow_unpinned=True)
                 assert not canary.exists()
             path.unlink()

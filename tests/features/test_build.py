@@ -184,7 +184,7 @@ def test_a_new_section_is_recorded_without_encoding(tmp_path):
 def test_another_encoder_is_refused_when_opened(tmp_path):
     make(tmp_path / "c")
     open_cache(tmp_path / "c", encoder=DrawingToy().encoder_fingerprint("draw"))
-    with pytest.raises(ValueError, match="another encoder"):
+    with pytest.raises(ValueError, match="different encoder"):
         open_cache(tmp_path / "c", encoder=DrawingToy(seed=1).encoder_fingerprint("draw"))
 
 
@@ -442,7 +442,7 @@ def test_malformed_safetensors_name_the_file(tmp_path, content):
 def test_a_shard_that_does_not_fit_the_index(tmp_path):
     cache = make(tmp_path / "c")
     save_file({"target": torch.zeros(2, 6)}, tmp_path / "c" / "features-00000.safetensors")
-    with pytest.raises(ValueError, match=r"features-00000\.safetensors: holds"):
+    with pytest.raises(ValueError, match=r"features-00000\.safetensors: contains"):
         cache.rows([0])
 
 

@@ -67,11 +67,11 @@ def test_a_cut_answer_is_told(folder, family, tmp_path, caplog, monkeypatch):
     family.model(tmp_path / "words").save(tmp_path / "model")
     asked = (tmp_path / "model", folder / "photo.png", "what this ?")
     ask(*asked, max_new_tokens=2)
-    assert "1 of 1 answers are cut at 2 tokens" in caplog.text
+    assert "1 of 1 answers are truncated at 2 tokens" in caplog.text
     caplog.clear()
     monkeypatch.setattr(torch.Tensor, "argmax", end_at_once(family))
     assert ask(*asked, max_new_tokens=2) == ""
-    assert "cut" not in caplog.text
+    assert "truncated" not in caplog.text
     with pytest.raises(ValueError, match="max_new_tokens is 0; it must be at least 1"):
         ask(*asked, max_new_tokens=0)
 
@@ -94,7 +94,7 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_word_of_it(folder, caplog):
     draw(folder / "model", "a red circle", sampling=STEPS)
     assert not caplog.records
     draw(folder / "model", "a red circle " * 200, sampling=STEPS)
-    assert any("is cut to the" in record.getMessage() for record in caplog.records)
+    assert any("is truncated to" in record.getMessage() for record in caplog.records)
 
 
 def test_reconstruct_and_ask(folder):

@@ -88,7 +88,7 @@ def test_a_finished_picture_that_would_come_out_otherwise_stays_and_is_told(tmp_
     kept.put(Entry("00000", 0), Image.new("RGB", (8, 8)), recipe)
     (kept.folder / "00000/0001.json").unlink()
     assert draw(DrawingToy(), tmp_path / "b.tar", work=tmp_path / "w") == 1
-    assert "1 finished pictures would be others now" in caplog.text
+    assert "1 finished images would differ now" in caplog.text
     first, second = (pixels(ImageSet(tmp_path / f"{name}.tar")) for name in "ab")
     assert [entry for entry in first if first[entry] != second[entry]] == [("00000", 0)]
 
@@ -121,6 +121,8 @@ def test_rows_survive_a_torn_end_and_foreign_rows_are_named(tmp_path):
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "b", "c"]
     for foreign in ('{"key": 3}\n', "a note without a line end"):
         path.write_text(foreign)
-        with pytest.raises(ValueError, match=r"rows\.jsonl: not rows of ours .* remove the file"):
+        with pytest.raises(
+            ValueError, match=r"rows\.jsonl: not written by reca .* remove the file"
+        ):
             ResumableRows(path)
         assert path.read_text() == foreign

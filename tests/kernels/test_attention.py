@@ -190,7 +190,7 @@ def test_autocast_casts_mixed_types_as_sdpa_does(implementation: str) -> None:
         name: normal(dtype, 9, heads, 16, seed=heads).requires_grad_()
         for name, (dtype, heads) in shapes.items()
     }
-    with pytest.raises(ValueError, match="give one floating type"):
+    with pytest.raises(ValueError, match="use one floating-point dtype"):
         block_attention(**leaves, layout=layout, implementation=implementation)
     with torch.autocast(DEVICE, torch.bfloat16):
         out = block_attention(**leaves, layout=layout, implementation=implementation)

@@ -188,7 +188,7 @@ def test_the_self_check_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) 
     wrong = SimpleNamespace(apply=lambda *given: right(*given) * 1.01)
     monkeypatch.setattr(cross_entropy, "Triton", wrong)
     problem = selfcheck.first_difference(KERNEL, torch.device("cpu"))
-    assert problem is not None and "allowed is 5e-04" in problem
+    assert problem is not None and "5e-04 is allowed" in problem
 
 
 def test_doctor_names_every_kernel(capsys: pytest.CaptureFixture[str]) -> None:

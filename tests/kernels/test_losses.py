@@ -442,7 +442,10 @@ def test_bad_inputs_are_refused() -> None:
         (lambda: linear_cross_entropy(hidden, weight, torch.tensor([0, -1, 2])), "target -1"),
         (lambda: linear_cross_entropy(hidden, weight, targets, vocab=(3, 10)), "vocab"),
         (lambda: linear_cross_entropy(hidden, weight[:, :3], targets), "does not fit"),
-        (lambda: linear_cross_entropy(hidden, weight.double(), targets), "one floating type"),
+        (
+            lambda: linear_cross_entropy(hidden, weight.double(), targets),
+            "one floating-point dtype",
+        ),
         (lambda: linear_cross_entropy(hidden, weight, targets[:2]), "targets"),
         (lambda: linear_cross_entropy(hidden, weight, targets.float()), "targets"),
         (lambda: linear_cross_entropy(hidden, weight, targets, torch.zeros(8)), "bias"),

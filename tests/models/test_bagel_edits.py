@@ -193,9 +193,9 @@ def test_a_folder_of_edits_trains_the_drawing_side(model, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"source": "three.png"}, "source 'three.png' is no picture here"),
+        ({"source": "three.png"}, "source 'three.png' is not an image of this data set"),
         ({"caption": ""}, r"one-edited\.png \('caption' of one-edited\.json is empty or blank\)"),
-        ({"source": None}, "no picture names a `source`"),
+        ({"source": None}, "no image has a `source`"),
     ],
 )
 def test_what_a_folder_of_edits_lacks_is_named(model, tmp_path, changes, message):

@@ -269,7 +269,7 @@ def test_editing_rows_of_several_sizes(model):
     assert pixels(other[0]) != pixels(found[0])
     with pytest.raises(ValueError, match="one of each per edit"):
         model.edit(images, TEXTS[:1], sampling, noise(3))
-    with pytest.raises(ValueError, match="an edit has no thought"):
+    with pytest.raises(ValueError, match="think is not supported for edits"):
         model.edit(images, TEXTS, replace(SAMPLING, options={"think": True}), noise(3))
 
 

@@ -232,7 +232,7 @@ def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> N
     ("key", "value", "complaint"),
     [
         ("widht", 3, "widht = 3: unknown key"),
-        ("end", 10**6, "network.end 1000000 is no text id"),
+        ("end", 10**6, "network.end 1000000 is not a text id"),
         ("end", "3", "network.end = '3': must be a whole number"),
         ("resolution", 17, "17 is not a multiple of the VAE's 4 pixels"),
         (
@@ -314,7 +314,7 @@ def test_bad_text_is_named(model: HarmonModel) -> None:
     other = harmon.build(tiny.network() | {"end": tiny.END - 1})
     with pytest.raises(ValueError, match="this Harmon needs"):
         other.set_tokenizer(model.text.tokenizer)
-    with pytest.raises(ValueError, match="no tokenizer yet"):
+    with pytest.raises(ValueError, match="has no tokenizer"):
         harmon.build(tiny.network()).condition(CAPTIONS)
 
 
@@ -355,7 +355,7 @@ def test_pictures(model: HarmonModel) -> None:
 
 def test_generation_checks_its_arguments(model: HarmonModel) -> None:
     condition = model.condition(CAPTIONS)
-    with pytest.raises(ValueError, match="2 pictures need as many generators"):
+    with pytest.raises(ValueError, match="2 images need as many generators"):
         model.generate(condition, None, Sampling(), [generator(1)])
     with pytest.raises(ValueError, match="needs an unconditional"):
         model.generate(condition, None, Sampling(guidance=2.0), [generator(1), generator(2)])

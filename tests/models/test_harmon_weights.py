@@ -118,7 +118,7 @@ def test_a_pickle_loads_under_its_hash(
     tiny.tokenizer_files().save_pretrained(tmp_path / "words")
     parts = {"weights": path, "image_tokenizer": vae, "tokenizer": tmp_path / "words"}
     other = fresh()
-    with pytest.raises(ValueError, match="opened only under a known sha256"):
+    with pytest.raises(ValueError, match="opened only if its sha256 is known"):
         other.load_parts(parts)
     other.load_parts(parts, sha256={"weights": pin(path), "image_tokenizer": pin(vae)})
     assert_equal(model, other)
@@ -149,9 +149,9 @@ def test_the_hub_layout_has_the_vae_inside(model: HarmonModel, tmp_path: Path) -
 def test_parts_are_checked(model: HarmonModel, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     weights.NETWORK.save(model.network, path)
-    with pytest.raises(ValueError, match="Harmon is made of weights"):
+    with pytest.raises(ValueError, match="Harmon requires weights"):
         fresh().load_parts({"weights": path})
-    with pytest.raises(ValueError, match=r"holds no vae\.\*; give image_tokenizer"):
+    with pytest.raises(ValueError, match=r"contains no vae\.\*; give image_tokenizer"):
         fresh().load_parts({"weights": path, "tokenizer": tmp_path})
 
 
@@ -182,7 +182,7 @@ def test_what_is_no_part_is_left_out_and_named(model: HarmonModel, tmp_path: Pat
     other = fresh()
     with caplog.at_level("WARNING"):
         weights.NETWORK.load(other.network, state, "harmon.pth")
-    assert "harmon.pth: 2 tensors are left out: ema.decay, llm.model.rotary" in caplog.text
+    assert "harmon.pth: 2 tensors are skipped: ema.decay, llm.model.rotary" in caplog.text
     assert all(torch.equal(state[k], v) for k, v in other.official_state().items())
 
 
@@ -208,7 +208,7 @@ class Intruder:
 def test_a_pickle_is_data_never_code(model: HarmonModel, tmp_path: Path) -> None:
     path, marker = tmp_path / "harmon.pth", tmp_path / "ran"
     path.write_bytes(pickle.dumps({"state_dict": Intruder(marker)}))
-    with pytest.raises(ValueError, match="is no plain checkpoint"):
+    with pytest.raises(ValueError, match="is not a plain checkpoint"):
         read(path, pin(path))
     assert not marker.exists()
 

@@ -159,7 +159,7 @@ def test_unknown_words_and_long_prompts_are_named(
 ) -> None:
     with pytest.raises(ValueError, match="not in this model's vocabulary: 'purple', 'dog'"):
         model.condition(["a purple red dog"])
-    with pytest.raises(ValueError, match=r"prompt 'red red .* the RecA layout holds"):
+    with pytest.raises(ValueError, match=r"prompt 'red red .* the RecA layout has room"):
         model.condition(["red " * 40], drawn)
 
 
@@ -212,7 +212,7 @@ def test_prefix_reuse_equals_the_whole_forward(
 
 def test_generation_checks_its_arguments(model: ShowoModel) -> None:
     condition = model.condition(CAPTIONS)
-    with pytest.raises(ValueError, match="2 pictures need as many generators"):
+    with pytest.raises(ValueError, match="2 images need as many generators"):
         model.generate(condition, None, Sampling(), [generator(1)])
     with pytest.raises(ValueError, match="needs an unconditional"):
         model.generate(condition, None, Sampling(guidance=1.0), [generator(1), generator(2)])
@@ -273,9 +273,9 @@ def test_parts_from_official_files(model: ShowoModel, tmp_path: Path) -> None:
     if model.config.understanding == "vq":
         del paths["vision"]
     fresh = showo.build(tiny.network(model.config.understanding))
-    with pytest.raises(ValueError, match="no tokenizer yet"):
+    with pytest.raises(ValueError, match="has no tokenizer"):
         fresh.condition(CAPTIONS)
-    with pytest.raises(ValueError, match="is made of weights, image_tokenizer"):
+    with pytest.raises(ValueError, match="requires weights, image_tokenizer"):
         fresh.load_parts({"weights": paths["weights"]})
     fresh.load_parts(paths)
     assert all(torch.equal(model.state_dict()[name], t) for name, t in fresh.state_dict().items())
@@ -288,7 +288,7 @@ def test_parts_from_official_files(model: ShowoModel, tmp_path: Path) -> None:
 def test_network_section_is_checked() -> None:
     for wrong, complaint in [
         ({"options": {"trimm": True}}, "trimm = True: unknown key.*trim"),
-        ({"options": {"loss_vocab": "image"}}, "lacks soi and eoi"),
+        ({"options": {"loss_vocab": "image"}}, "has no soi and eoi"),
         ({"options": {"text_dropout": 2}}, "text_dropout"),
         ({"widht": 3}, "widht = 3: unknown key"),
     ]:

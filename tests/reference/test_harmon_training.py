@@ -18,6 +18,7 @@ from reca.align.trainer import backward, gradient_norm, update
 from reca.config import compose
 from reca.config.recipe import Recipe, TaskRecipe
 from reca.data.order import published_order
+from reca.data.role import Role
 from reca.models.harmon.batch import Condition, Conversation, DiffusionNoise
 from reca.models.harmon.model import HarmonModel
 from tests.reference import golden_cases as golden
@@ -33,10 +34,10 @@ class Stored:
     def __init__(self, stored: dict[str, Tensor]) -> None:
         self.stored = stored
 
-    def features(self, role: str, indices: list[int]) -> dict[str, Tensor]:
+    def features(self, role: Role, indices: list[int]) -> dict[str, Tensor]:
         (number,) = indices
         at = f"{self.step}/micro{number}/latents"
-        return {"latents" if role == "read" else "target": self.stored[at]}
+        return {"latents" if role is Role.ANSWER else "target": self.stored[at]}
 
     def plan(self, step: str) -> list[MicroBatch]:
         """Conversations where there are labels, else reconstructions."""

@@ -263,13 +263,13 @@ def test_a_config_survives_json(understanding):
         ({"llm": {"hiden_size": 1}}, "llm.hiden_size = 1: unknown key; did you mean 'hidden_size'"),
         ({"vq": {"chanels": 1}}, "chanels = 1: unknown key"),
         ({"vq": {"enc_ch_mult": [1, 2]}}, "one entry per level"),
-        ({"vq": {"ch": 10, "enc_ch_mult": [1, 1.25, 1, 1, 1]}}, "no number of channels"),
+        ({"vq": {"ch": 10, "enc_ch_mult": [1, 1.25, 1, 1, 1]}}, "not a valid number of channels"),
         ({"resolution": 250}, "not a multiple"),
         ({"understanding": "both"}, "must be one of clip, vq"),
         ({"vq_condition": "third"}, "half, blur8, full"),
         ({"understanding": "clip"}, "clip_vision is missing"),
         ({"projector": [4, 8]}, "leave them out"),
-        ({"endoftext": 60000}, "is no text id"),
+        ({"endoftext": 60000}, "is not a text id"),
     ],
 )
 def test_a_wrong_config_says_what_is_wrong(change, message):
@@ -279,7 +279,7 @@ def test_a_wrong_config_says_what_is_wrong(change, message):
 
 def test_a_projector_must_fit_both_ends():
     described = asdict(released("clip")) | {"projector": [1024, 512]}
-    with pytest.raises(ValueError, match="must lead from the CLIP width"):
+    with pytest.raises(ValueError, match="must map the CLIP width"):
         config_of(described)
 
 

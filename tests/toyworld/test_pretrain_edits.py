@@ -96,5 +96,5 @@ def test_a_wrong_vocabulary_and_a_family_that_cannot_are_named(tmp_path):
     wrong = {**network, "llm": {**network["llm"], "vocab_size": 80}}
     with pytest.raises(ValueError, match=r"vocab_size is 80.*6 words are new.*set it to 76"):
         run.continued("bagel", wrong, START, seed=0)
-    with pytest.raises(ValueError, match="showo cannot go on from a model"):
+    with pytest.raises(ValueError, match="showo cannot continue from a model"):
         run.continued("showo", {}, START, seed=0)

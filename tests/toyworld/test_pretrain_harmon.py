@@ -60,5 +60,5 @@ def test_chat_tokenizer_has_newlines_and_marks():
 
 
 def test_a_vocabulary_that_does_not_fit_is_named(tmp_path):
-    with pytest.raises(ValueError, match="the world's words make them"):
+    with pytest.raises(ValueError, match="the world's vocabulary requires"):
         assemble(harmon_tiny.network(), prompts=[], seed=0, parts={}, out=tmp_path)

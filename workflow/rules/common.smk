@@ -46,6 +46,7 @@ from reca.models.registry import runnable
 from reca.core.artifacts import sha256_file
 from reca.sources.fetch import list_sources
 from reca.core.structure import suggestion
+from reca.data.role import USES
 from reca.commands.code import stage_code
 
 
@@ -170,12 +171,8 @@ def roles_of(model):
 
 def caches_of(model):
     """Uses of the frozen encoders -> images, where the recipe draws, reads or edits."""
-    uses, roles = {
-        "draw": "reconstruct",
-        "read": "answer",
-        "edit": "edit",
-    }, roles_of(model)
-    return {use: roles[role] for use, role in uses.items() if role in roles}
+    roles = roles_of(model)
+    return {use: roles[role] for role, use in USES.items() if role in roles}
 
 
 def checkpoint_folder(model, run):

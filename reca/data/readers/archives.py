@@ -1,8 +1,8 @@
-"""Images of a download as its origin packs them: zip and tar archives, read in place.
+"""Images in a download's zip and tar archives, read in place.
 
 LLaVA's conversations point into five image sets of up to 22 GB. Unpacking them would double the disk and
-make half a million files; here an image is looked up by the name that it has in its archive. Nothing is
-extracted, so no name can lead anywhere.
+make half a million files; instead, an image is looked up by its name in the archive. Nothing is
+extracted, so no name can escape the folder.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from reca.data.readers.tar import MAX_MEMBER_BYTES, Member, read_index, read_mem
 
 
 class ImageFolder:
-    """A folder of images, as files or inside the zip and tar archives that lie in it.
+    """A folder of images, as files or inside its zip and tar archives.
 
     Raises:
-        ValueError: no such folder, a damaged archive, or a name that two archives hold.
+        ValueError: no such folder, a damaged archive, or a name that two archives contain.
     """
 
     def __init__(self, root: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> None:
@@ -35,11 +35,11 @@ class ImageFolder:
         for archive in self.archives:
             members = self._of_zip(archive) if archive.suffix == ".zip" else self._of_tar(archive)
             if twice := members.keys() & self._members.keys():
-                raise ValueError(f"{archive}: {min(twice)!r} lies in another archive of {root} too")
+                raise ValueError(f"{archive}: {min(twice)!r} is also in another archive of {root}")
             self._members |= members
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is a file or a member of this name."""
+        """Whether there is a file or member of this name."""
         return name in self._members or (self.root / name).is_file()
 
     def read(self, name: str, sample: str) -> bytes:

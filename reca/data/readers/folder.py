@@ -1,4 +1,4 @@
-"""A folder of image files, with captions next to them if there are any."""
+"""A folder of image files, optionally with captions next to them."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _IGNORED = "neither image nor caption"
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of a folder: its path there, the files with its stem, and its row of `metadata.jsonl`."""
+    """One image of a folder: its relative path, the files with its stem, and its row of `metadata.jsonl`."""
 
     name: str
-    sidecars: dict[str, list[Path]] = field(default_factory=dict)  # ending -> files
+    sidecars: dict[str, list[Path]] = field(default_factory=dict)  # suffix -> files
     row: dict[str, Any] = field(default_factory=dict)
-    fault: str | None = None  # a line of metadata.jsonl that names no image
+    fault: str | None = None  # a line of metadata.jsonl without an image
 
 
 class FolderDataset:
     """Images under a folder and its subfolders, in natural order of their paths (2 before 10).
 
     A caption is `<stem>.txt`, or the text under `caption` in `<stem>.json`, or the text under `caption` or `text` in
-    the image's line of `metadata.jsonl`; the first of these that is there. Other keys become `extra`. Capitals in
-    endings do not matter. Hidden files are not read; other files are listed in `ignored` and logged, and so are links
-    to folders, which are not followed, and links to nothing.
+    the image's line of `metadata.jsonl`; the first of these that exists. Other keys become `extra`. Suffixes are
+    case-insensitive. Hidden files are not read; other files are listed in `ignored` and logged, as are links to
+    folders, which are not followed, and broken links.
     """
 
     def __init__(self, root: Path, caption: str = "caption") -> None:
@@ -69,7 +69,7 @@ class FolderDataset:
         used |= {*self.sidecars, *self.tables, root / MANIFEST, root / RUN}
         self.ignored = [path for path in files if path not in used]
         if not self.pictures:
-            found = f"; it holds {_kinds(self.ignored)}" if self.ignored else ""
+            found = f"; it contains {_kinds(self.ignored)}" if self.ignored else ""
             raise ValueError(
                 f"{root}: no image ({', '.join(IMAGE_SUFFIXES)}) in this folder{found}"
             )
@@ -107,15 +107,15 @@ class FolderDataset:
         return Sample(id=picture.name, caption=caption, extra=row)
 
     def fingerprint(self) -> str:
-        """Hash of all images and captions with their names."""
+        """Hash of all images and captions, including their names."""
         there = [self.root / picture.name for picture in self.pictures]
-        there = [path for path in there if path.is_file()]  # a table may name others
+        there = [path for path in there if path.is_file()]  # metadata.jsonl may name others
         files = [*there, *dict.fromkeys(self.sidecars), *self.tables]
         return hash_files(self.root, [f.relative_to(self.root).as_posix() for f in files])
 
     @property
     def left_out(self) -> dict[str, list[str]]:
-        """Names of the files that are not read, by the reason."""
+        """Names of the files that are not read, by reason."""
         found: dict[str, list[str]] = defaultdict(list)
         for path in self.ignored:
             found[_IGNORED].append(path.relative_to(self.root).as_posix())
@@ -124,7 +124,7 @@ class FolderDataset:
         return dict(found)
 
     def _pictures(self, files: list[Path], described: Metadata) -> list[Picture]:
-        """The files that are images, those that a table names, and the lines of it that name none."""
+        """The image files, those named by a `metadata.jsonl`, and its lines that name no image."""
         sidecars: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
         for path in files:
             if path.suffix.lower() in CAPTION_SUFFIXES:
@@ -156,7 +156,7 @@ def read_file(path: Path, name: str) -> bytes:
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Sort key in which runs of digits compare as numbers; equal keys never belong to two names."""
+    """Natural sort key: runs of digits compare as numbers; different names have different keys."""
     parts = re.split(r"([0-9]+)", text)
     key = [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
     return [*key, (2, 0, text)]
@@ -167,7 +167,7 @@ def _hidden(path: Path, root: Path) -> bool:
 
 
 def _walked(path: Path) -> bool:
-    """Whether a folder's files are among those found below the root: links to folders are not followed."""
+    """Whether a folder is inside the root without following links to folders."""
     return path.is_dir() and not path.is_symlink()
 
 
@@ -178,7 +178,7 @@ def _what_it_is(path: Path) -> str:
 
 
 def _only(picture: Picture, suffix: str) -> Path | None:
-    """The one sidecar with this ending, None where there is none; two that differ in capitals are refused."""
+    """The sidecar with this suffix, or None; two that differ only in case are rejected."""
     found = picture.sidecars.get(suffix, [])
     if len(found) > 1:
         names = " and ".join(path.name for path in found)

@@ -1,4 +1,4 @@
-"""The hash of a data set's files, each hashed once while it is unchanged."""
+"""The hash of a data set's files; an unchanged file is hashed only once."""
 
 from __future__ import annotations
 

@@ -27,17 +27,17 @@ MAX_BYTES = 8 * 2**30  # the 665k conversations of LLaVA-1.5 have one
 
 
 class LlavaDataset:
-    """The entries of a LLaVA file that have an image: one conversation each, and the image's file.
+    """The entries of a LLaVA file with an image: one conversation and an image file each.
 
     Args:
-        path: the JSON file, or a folder that holds exactly one.
+        path: the JSON file, or a folder that contains exactly one.
         images: the folder that image paths are relative to (default: the folder of the file), or
-            one folder for each first part of these paths (`coco`, `gqa`, ...). Images lie there as
-            files or inside zip and tar archives.
-        max_malformed: share of entries that may be malformed; these are counted and left out.
+            one folder for each first part of these paths (`coco`, `gqa`, ...). Images are
+            files or members of zip and tar archives.
+        max_malformed: share of entries that may be malformed; these are counted and skipped.
 
     Entries without an image are listed in `without_image`, malformed ones in `malformed` with their reasons: an
-    image that is no possible file's name, turns that do not alternate, or one that is no text (`readers.text`).
+    invalid image path, turns that do not alternate, or a turn that is not text (`readers.text`).
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class LlavaDataset:
         return Sample(id=name, conversations=[turns])
 
     def fingerprint(self) -> str:
-        """Hash of the JSON file, of every archive, and of every image file that it names."""
+        """Hash of the JSON file, every archive, and every image file that it refers to."""
         images = dict.fromkeys(image for _, image, _ in self.entries)
         found = {}
         for first, folder in self.folders.items():
@@ -87,7 +87,7 @@ class LlavaDataset:
         return sha256_json([hashes_of(self.file.parent, [self.file.name])[self.file.name], found])
 
     def _place(self, image: str) -> tuple[str, str]:
-        """Which folder an image path belongs to, and its name there."""
+        """The folder that an image path belongs to, and its name there."""
         if "" in self.folders:
             return "", image
         first, _, rest = image.partition("/")
@@ -114,12 +114,12 @@ class LlavaDataset:
 
     @property
     def without_image(self) -> int:
-        """Number of entries that have no image."""
+        """Number of entries without an image."""
         return len(self.text_only)
 
     @property
     def left_out(self) -> dict[str, list[str]]:
-        """Names of the entries that are not used, by the reason."""
+        """Names of the entries that are not used, by reason."""
         found = {"entries without an image": self.text_only}
         found["malformed entries"] = [f"{name}: {reason}" for name, reason in self.malformed]
         return {reason: names for reason, names in found.items() if names}
@@ -135,18 +135,18 @@ class LlavaDataset:
             log.warning("%s: %s", self.file, message)
         if not self.entries:
             raise ValueError(f"{self.file}: no entry with an image")
-        log.info("%s: %d entries without image left out", self.file, self.without_image)
+        log.info("%s: %d entries without an image skipped", self.file, self.without_image)
 
 
 def pair_turns(turns: Any, name: str = "conversation") -> Conversation:
-    """Pair the turns of people and assistant, each {"from": speaker, "value": text}; `name` is the sample's.
+    """Pair the turns of user and assistant, each {"from": speaker, "value": text}; `name` is the sample's.
 
-    The image tag and the line breaks around it are removed from questions: where the image goes is
-    the model family's business. Assistant turns before the first question are dropped.
+    The image tag and the line breaks around it are removed from questions: the model family decides
+    where the image goes. Assistant turns before the first question are dropped.
 
     Raises:
-        UnreadableText: no list of such turns, turns that do not alternate, an unknown speaker, or a value that is no
-            text.
+        UnreadableText: not a list of such turns, turns that do not alternate, an unknown speaker, or a value that is
+            not text.
     """
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise UnreadableText(name, "the conversation is not a list of turns")

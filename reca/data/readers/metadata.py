@@ -1,4 +1,4 @@
-"""`metadata.jsonl`, where the hub's image folders keep captions: a line for every image next to it or below it.
+"""`metadata.jsonl`, the captions of image folders on the Hub: a line for every image in its folder or below.
 
 Each line is an object with `file_name`, relative to the folder of the file, and any other columns.
 """
@@ -21,13 +21,13 @@ MAX_BYTES = 4 * 2**30
 
 @dataclass
 class Metadata:
-    """The rows of all such files of a folder, by the image's path in it; `faults` are the lines that are none."""
+    """The rows of all such files of a folder, by the image's relative path; `faults` are the invalid lines."""
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)  # path of the file and line -> reason
 
     def read(self, path: Path, root: Path) -> None:
-        """Add the lines of one file; ValueError where it cannot be read at all."""
+        """Add the lines of one file; ValueError if it cannot be read."""
         folder, here = path.parent.relative_to(root), path.relative_to(root).as_posix()
         for number, line in json_lines(path, MAX_BYTES):
             place = f"{here}:{number}"

@@ -1,4 +1,4 @@
-"""Names of files that a data set's own text gives: relative, inside of the folder, and possible at all."""
+"""Validation of file names in a data set's text: relative, inside the folder, and valid on Linux."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from reca.core.documents import kind_of
 from reca.core.unreadable import UnreadableText
 
-MAX_PART = 255  # bytes of one name, on every file system that Linux has
-MAX_PATH = 4095  # bytes of a whole path
+MAX_PART = 255  # bytes of one name, on all Linux file systems
+MAX_PATH = 4095  # bytes of a complete path
 _SHOWN = 60
 
 
 def relative_name(value: Any, what: str) -> str:
-    """`value` as a normal relative path; ValueError, which begins with `what`, where no file can have it."""
+    """`value` as a normalised relative path; ValueError, starting with `what`, for an invalid one."""
     if not isinstance(value, str):
         raise ValueError(f"{what} is {kind_of(value)}, not a file's name")
     path = PurePosixPath(value)
@@ -32,11 +32,11 @@ def relative_name(value: Any, what: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text has no lone surrogates: half letters of JSON, or bytes of a file's name that are not UTF-8."""
+    """Whether a text has no lone surrogates, from JSON escapes or from file names that are not UTF-8."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def check_unicode(name: str) -> None:
-    """UnreadableText for a file whose own name is not UTF-8: no index could hold it."""
+    """Raise UnreadableText for a file whose name is not UTF-8, which an index cannot store."""
     if not is_unicode(name):
         raise UnreadableText(ascii(name), "the file's name is not UTF-8; rename it")

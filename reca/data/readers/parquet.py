@@ -1,4 +1,4 @@
-"""Parquet files as the Hugging Face hub holds image sets; the laptop world is written so too."""
+"""Parquet files in the form of image sets on the Hugging Face Hub; the laptop world uses it, too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ DEFAULT_COLUMNS = {
     "conversations": "conversations",
 }
 CACHE_MIB = 1024
-LEAST_ROW_GROUPS = 4  # two workers at the end of one and the start of another share the cache
+LEAST_ROW_GROUPS = (
+    4  # workers at the end of one row group and the start of the next share the cache
+)
 
 
 class ParquetDataset:
@@ -38,10 +40,10 @@ class ParquetDataset:
 
     Args:
         path: file or folder.
-        image, caption, id, conversations: column names. A default column may be missing, one that
-            is named here may not. Images are raw bytes or the hub's struct of `bytes` and `path`.
-            A null in a caption's or conversations' column says that the row has none.
-        extra: columns to keep in `Sample.extra`; default: all others.
+        image, caption, id, conversations: column names. A default column may be missing, an
+            explicit one may not. Images are raw bytes or the Hub's struct of `bytes` and `path`.
+            Null in the caption or conversations column means that the row has none.
+        extra: columns to store in `Sample.extra`; default: all others.
         cache_mib: MiB of decoded row groups kept in memory. A row group is decoded as a whole, so
             random access is fast while the columns that it reads fit; larger files are better read
             in order. The last four used are kept whatever their size.
@@ -105,7 +107,7 @@ class ParquetDataset:
         return {}
 
     def fingerprint(self) -> str:
-        """Hash of the files' names and contents and of the chosen columns."""
+        """Hash of the files' names and contents and of the selected columns."""
         names = [file.relative_to(self.root).as_posix() for file in self.files]
         content = hash_files(self.root, names)
         return sha256_json([content, self.columns, list(self.extra)])
@@ -116,7 +118,7 @@ class ParquetDataset:
         start = self._ends[group - 1] if group else 0
         try:
             return self._table(group, images).slice(index - start, 1).to_pylist()[0]
-        except UnicodeDecodeError as fault:  # Arrow stores texts unchecked
+        except UnicodeDecodeError as fault:  # Arrow does not validate strings
             raise UnreadableText(self._row_name(index), "a column is not UTF-8") from fault
 
     def _get(self, row: dict[str, Any], role: str) -> Any:
@@ -130,7 +132,7 @@ class ParquetDataset:
         return f"{file.relative_to(self.root).with_suffix('').as_posix()}/{index - before}"
 
     def _table(self, group: int, images: bool) -> pa.Table:
-        """One row group, with or without its images, decoded once while it fits into the cache."""
+        """One row group, with or without images, decoded once if it fits into the cache."""
         with self._lock:
             key = (group, images or (group, True) in self._cache)
             if key in self._cache:
@@ -142,7 +144,7 @@ class ParquetDataset:
             return table
 
     def _keep(self, key: tuple[int, bool], table: pa.Table) -> None:
-        """Add a table to the cache; the least recently used ones go where it is full."""
+        """Add a table to the cache, evicting the least recently used ones if it is full."""
         self._cache[key] = table
         self._cached_bytes += table.nbytes
         least = LEAST_ROW_GROUPS if self._row_groups is None else max(1, self._row_groups)
@@ -155,8 +157,8 @@ class ParquetDataset:
 def parse_conversations(value: Any, name: str) -> list[Conversation]:
     """Conversations from JSON text or nested lists.
 
-    Accepted: a list of conversations, each a list of [question, answer]; or one conversation as
-    LLaVA writes it, a list of {"from", "value"}. None gives none.
+    Accepted: a list of conversations, each a list of [question, answer]; or one conversation in
+    LLaVA's form, a list of {"from", "value"}. None gives an empty list.
 
     Raises:
         UnreadableText: anything else; names the sample.
@@ -194,7 +196,7 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def _image_bytes(value: Any, name: str) -> bytes | None:
-    """Raw bytes, or those of the hub's struct; a path without bytes is refused."""
+    """Raw bytes, or those of the Hub's struct; a path without bytes is rejected."""
     if value is None or isinstance(value, bytes):
         return value
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
@@ -216,7 +218,7 @@ def _files(path: Path) -> list[Path]:
 def _row_groups(files: list[Path]) -> list[tuple[Path, int, int]]:
     """(file, row group, rows) of every row group; only the footers are read.
 
-    ValueError names a file whose footer is damaged: a wrong number of rows, names that are not UTF-8.
+    ValueError names a file with a damaged footer: a wrong number of rows, names that are not UTF-8.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -226,12 +228,12 @@ def _row_groups(files: list[Path]) -> list[tuple[Path, int, int]]:
         try:
             footer = pq.read_metadata(file)
             rows = [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
-            _ = footer.schema.to_arrow_schema().names  # refuses names that are not UTF-8
+            _ = footer.schema.to_arrow_schema().names  # fails for names that are not UTF-8
             if min(rows, default=0) < 0:
                 raise ValueError(f"a row group claims {min(rows)} rows")
         except (pa.ArrowException, OSError, ValueError) as fault:
             raise ValueError(
-                f"{file}: not a whole parquet file ({fault}); fetch it again"
+                f"{file}: not a complete parquet file ({fault}); fetch it again"
             ) from fault
         groups += [(file, group, count) for group, count in enumerate(rows)]
     return groups
@@ -245,7 +247,7 @@ def _read_group(file: Path, group: int, rows: int, columns: list[str]) -> pa.Tab
         with pq.ParquetFile(file) as parquet:
             table = parquet.read_row_group(group, columns=columns)
         if len(table) != rows:
-            raise ValueError(f"{len(table)} rows in place of {rows}")
+            raise ValueError(f"{len(table)} rows instead of {rows}")
         return table
     except (pa.ArrowException, OSError, ValueError) as fault:
         raise ValueError(

@@ -1,9 +1,9 @@
 """Tar shards in the WebDataset layout, read in place: nothing is ever extracted.
 
 Members of one sample share a key (the path up to the first dot of the file name): `0017.jpg`,
-`0017.txt`, `0017.json`. The first pass over a shard checks every header and keeps the place of each
-member in a small index next to it (see `reca.data.readers.hashes` for when it counts). A member is read together with
-its header, which must have the name and size of the index: no index can send a sample to other bytes.
+`0017.txt`, `0017.json`. The first pass over a shard checks every header and stores the offset of each
+member in a small index next to it (see `reca.data.readers.hashes` for its validity). A member is read together with
+its header, which must match the name and size in the index: no index can redirect a sample to other bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NOT_READ = "members that are neither image nor txt nor json"
 
 
 class Member(NamedTuple):
-    """One file of a shard: its normal name, where its header and its bytes begin, and how many they are."""
+    """One file of a shard: its normalised name, the offsets of its header and bytes, and its size."""
 
     name: str
     header: int
@@ -49,7 +49,7 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample of one shard: where the bytes of each extension lie."""
+    """One sample of a shard: its members by extension."""
 
     shard: Path
     key: str
@@ -61,7 +61,7 @@ class Entry:
         return f"{self.shard.stem}/{self.key}"
 
     def read(self, extension: str) -> bytes:
-        """The bytes of one member; `UnreadableImage` if the shard no longer holds them."""
+        """The bytes of one member; `UnreadableImage` if the shard no longer contains them."""
         return read_member(self.shard, self.members[extension], self.name)
 
 
@@ -72,8 +72,8 @@ class TarDataset:
     keys become `extra`. Keys without an image are counted in `without_image`, other members in `not_read`.
 
     Raises:
-        ValueError: a shard is damaged, compressed, or holds what a data set has no business with:
-            paths that leave it, links, devices, sparse or oversized members, or a name twice.
+        ValueError: a shard is damaged or compressed, or contains paths that leave it, links, devices,
+            sparse or oversized members, or duplicate names.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class TarDataset:
 
     @property
     def without_image(self) -> int:
-        """Number of keys that have no image."""
+        """Number of keys without an image."""
         return len(self.left_out.get(NO_IMAGE, []))
 
     def __len__(self) -> int:
-        """Number of samples that have an image."""
+        """Number of samples with an image."""
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Sample:
@@ -115,7 +115,7 @@ class TarDataset:
         return Sample(id=entry.name, caption=caption, extra=extra)
 
     def fingerprint(self) -> str:
-        """Hash of the shards' names and contents, and of the option that changes captions."""
+        """Hash of the shards' names and contents, and of the option that affects captions."""
         return sha256_json([self.caption, self.hashes])
 
     def _add(self, shard: Path, index: dict[str, Any]) -> None:
@@ -145,9 +145,9 @@ class TarDataset:
 
 
 def read_index(shard: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> dict[str, Any]:
-    """The index of a shard, from the file next to it if that is valid.
+    """The index of a shard, read from the file next to it if that is valid.
 
-    Gives `members`, a list of what makes a `Member`, and the `sha256` of the shard.
+    Contains `members`, a list of the fields of each `Member`, and the `sha256` of the shard.
 
     Raises:
         ValueError: see `TarDataset`.
@@ -165,12 +165,12 @@ def read_index(shard: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> dict[st
 
 
 def index_of(shard: Path) -> Path:
-    """Where the index of a shard lies."""
+    """The path of a shard's index."""
     return shard.with_name(f"{INDEX_PREFIX}{shard.name}.json")
 
 
 def read_member(shard: Path, member: Member, sample: str) -> bytes:
-    """The bytes of a member; `UnreadableImage` of `sample` where the shard does not have it there."""
+    """The bytes of a member; `UnreadableImage` for `sample` if it is not at its offset in the shard."""
     start, length = member.header, member.offset - member.header
     try:
         with open(shard, "rb", buffering=0) as file:
@@ -188,7 +188,7 @@ def read_member(shard: Path, member: Member, sample: str) -> bytes:
 
 
 def _begins(header: bytes, member: Member) -> bool:
-    """Whether this is the header of this very member."""
+    """Whether this is the header of this member."""
     try:
         found = tarfile.TarFile(fileobj=io.BytesIO(header)).next()
     except (tarfile.TarError, ValueError):
@@ -223,7 +223,7 @@ def scan(shard: Path, max_member_bytes: int) -> Iterator[Member]:
 
 
 def _checked_name(shard: Path, member: tarfile.TarInfo, total: int, limit: int) -> str:
-    """The member's normal name, if it is a plain file (or folder) that stays inside and fits."""
+    """The member's normalised name, if it is a plain file (or folder) inside the archive and not too large."""
 
     def refuse(reason: str) -> ValueError:
         return ValueError(f"{shard}: member {member.name!r} {reason}; refusing the shard")
@@ -241,7 +241,7 @@ def _checked_name(shard: Path, member: tarfile.TarInfo, total: int, limit: int) 
 
 
 def _check_end(shard: Path, end: int) -> None:
-    """Demand the marker of zeros: for `tarfile` any unreadable header but the first is the end."""
+    """Require the end-of-archive marker, as `tarfile` takes any unreadable header but the first as the end."""
     with open(shard, "rb") as file:
         file.seek(end)
         block = file.read(BLOCK)
@@ -276,7 +276,7 @@ def _image_extensions(members: dict[str, Member]) -> list[str]:
 
 
 def _dotted(members: dict[str, Member]) -> list[str]:
-    """Extensions that only end in an image's: the images `a.b.jpg`, whose key is `a`."""
+    """Extensions with dots that end in an image suffix: images such as `a.b.jpg`, whose key is `a`."""
     return [name for name in members if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
 
 
@@ -285,5 +285,5 @@ def _dotted_reason(entry: Entry) -> str:
     name = f"{entry.key.rpartition('/')[2]}.{extension}"
     return (
         f"the member {name!r} has dots in its stem: WebDataset ends a key at the first dot and reads "
-        f"{extension!r} as the ending; write it with other marks"
+        f"{extension!r} as the extension; rename it without dots"
     )

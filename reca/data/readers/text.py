@@ -1,8 +1,8 @@
-"""What counts as the text of a sample, for all readers alike: captions, questions, answers.
+"""Validation of the text of a sample (captions, questions, answers), shared by all readers.
 
-A text is a string of Unicode in which something can be seen. Anything else (a list, a number, null,
-blanks, bytes that are not UTF-8) is refused with the sample's name, never turned into text: the model
-would learn to say "None".
+A text is a non-blank Unicode string. Anything else (a list, a number, null, blanks, bytes that are not
+UTF-8) is rejected with the sample's name, never converted to text: the model would learn to say
+"None".
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from reca.core.documents import json_value, kind_of
 from reca.core.unreadable import UnreadableText
 from reca.data.readers.names import is_unicode
 
-MARK = "\ufeff"  # a byte order mark, which editors leave before the first letter
+MARK = "\ufeff"  # a byte order mark, which some editors write
 
 
 def text_of(value: Any, name: str, what: str = "the caption") -> str:
-    """`value` as the text of the sample `name`, without a byte order mark; bytes are read as UTF-8.
+    """`value` as a text of the sample `name`, without a byte order mark; bytes are decoded as UTF-8.
 
     Raises:
-        UnreadableText: not a text; `what` says which one of the sample's.
+        UnreadableText: not a text; `what` names the field.
     """
     if isinstance(value, bytes):
         value = _utf8(value, name, what)
@@ -35,16 +35,16 @@ def text_of(value: Any, name: str, what: str = "the caption") -> str:
 
 
 def text_in_file(data: bytes, name: str, what: str) -> str:
-    """The text of a file: as `text_of`, without the blanks around it."""
+    """The text of a file: as `text_of`, stripped."""
     return text_of(data, name, what).strip()
 
 
 def caption_in_record(
     record: dict[str, Any], keys: tuple[str, ...], name: str, what: str
 ) -> str | None:
-    """Take the caption out of a record, under the first of `keys` that it has; None where it has none of them.
+    """Remove the caption from a record, under the first of `keys` that it has; None if it has none.
 
-    A key that is there must hold a text, `null` included: an image without a caption has no such key.
+    A key that is present must hold a text, not null: an image without a caption has no such key.
     """
     found = next((key for key in keys if key in record), None)
     return None if found is None else text_of(record.pop(found), name, f"{found!r} of {what}")

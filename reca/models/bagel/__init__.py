@@ -1,1 +1,1 @@
-"""BAGEL: rectified flow inside a mixture of transformers, drawing and editing."""
+"""BAGEL: a mixture of transformers with rectified flow; generation, understanding and editing."""

@@ -1,6 +1,6 @@
-"""How the tokens of both experts meet: in packs, and in blocks over kept keys and values.
+"""Attention across both experts: in packs, and in blocks over cached keys and values.
 
-Letters: B rows, L longest row, P kept keys, U und and G gen tokens of a block, H heads, K key/value
+Letters: B rows, L longest row, P cached keys, U und and G gen tokens of a block, H heads, K key/value
 heads, E head width.
 """
 
@@ -18,7 +18,7 @@ from reca.models.bagel.network import Heads
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of q [B, Q, H, E] over k, v [B, L, K, E]; `mask` [B, 1, Q, L] or [Q, L], True = may see."""
+    """Softmax attention of q [B, Q, H, E] over k, v [B, L, K, E]; `mask` [B, 1, Q, L] or [Q, L], True = may attend."""
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     if k.dtype != q.dtype:  # a bfloat16 cache under float32 queries
         k, v = k.to(q.dtype), v.to(q.dtype)
@@ -28,7 +28,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class PackedAttention:
-    """Attention of a pack, each token seeing what the rule of bagel.md 2 allows; no mask is stored on a GPU."""
+    """Attention over a pack under the rule of bagel.md 2; no mask is stored on a GPU."""
 
     def __init__(
         self, packed: Packed, device: torch.device, implementation: Implementation = "auto"
@@ -50,10 +50,10 @@ class PackedAttention:
 
 @dataclass
 class BlockAttention:
-    """Attention of one block over what earlier blocks kept and over itself.
+    """Attention of one block over itself and the cached keys and values of earlier blocks.
 
-    `past`: keys and values [B, P, K, E] of this layer. `mask`: [B, 1, U + G, P + U + G] or None where all see all.
-    `kept` is this block's own keys and values afterwards, und before gen.
+    `past`: keys and values [B, P, K, E] of this layer. `mask`: [B, 1, U + G, P + U + G] or None for full attention.
+    Afterwards `kept` holds this block's keys and values, und before gen.
     """
 
     past: tuple[Tensor, Tensor] | None

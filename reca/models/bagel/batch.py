@@ -1,4 +1,4 @@
-"""What goes into BAGEL's losses besides features: conditions, draws, conversations."""
+"""Inputs of BAGEL's losses besides features: conditions, noise, conversations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reca.models.common.tokenizer import IGNORE
 
 @dataclass(frozen=True)
 class Condition:
-    """Token ids per row (None: no text at all), and for RecA what was seen of the picture to draw again.
+    """Token ids per row (None: no text), and for RecA the features of the image to reconstruct.
 
     `seen` [B, P, Dvit] are ViT states on `grid` [B, 2], or, in the VAE ablation, moments [B, 2z, h, w] (`grid` None).
     """
@@ -34,13 +34,13 @@ class _VelocityNoise:
 
     @property
     def count(self) -> int:
-        """Latent tokens that carry the loss."""
+        """Number of latent tokens with a loss."""
         return self.gaussian.shape[0] * self.gaussian.shape[1]
 
 
 @dataclass(frozen=True)
 class FlowNoise(_VelocityNoise):
-    """With the `posterior` noise [B, z, h, w] of the target and uniform numbers for its `text_dropout` [B].
+    """Flow noise with the `posterior` noise [B, z, h, w] of the target and uniform numbers for `text_dropout` [B].
 
     `condition` [B, z, h', w'] is the posterior noise of a VAE condition (ablation).
     """
@@ -52,9 +52,9 @@ class FlowNoise(_VelocityNoise):
 
 @dataclass(frozen=True)
 class EditNoise(_VelocityNoise):
-    """Of an edit: with the posterior noise of target and source, [B, z, h, w] each.
+    """Flow noise of an edit, with the posterior noise of target and source, [B, z, h, w] each.
 
-    `dropout` [B, 3] are uniform numbers that decide whether a row loses its clean latents, what was seen, and its text.
+    `dropout` [B, 3] are uniform numbers that decide whether a row drops its clean latents, ViT features and text.
     """
 
     target: Tensor
@@ -72,5 +72,5 @@ class Conversation:
 
     @property
     def count(self) -> int:
-        """Tokens that carry a loss."""
+        """Number of tokens with a loss."""
         return int((self.labels != IGNORE).sum())

@@ -1,4 +1,4 @@
-"""The `network` section of a BAGEL: sizes, special tokens, image sizes, and what training leaves to choose.
+"""The `network` section of a BAGEL: sizes, special tokens, image sizes and training options.
 
 Source: docs/reference/bagel.md 1 and 2.
 """
@@ -19,7 +19,7 @@ TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding (bagel.md 2)
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """The decoder: Qwen2 sizes; every layer has two experts of them."""
+    """The decoder: Qwen2 sizes; every layer has two experts of that size."""
 
     vocab_size: int
     hidden_size: int
@@ -38,7 +38,7 @@ class LanguageConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The SigLIP2 NaViT; `num_hidden_layers` counts the layers that are built (the official config's minus one)."""
+    """The SigLIP2 NaViT; `num_hidden_layers` counts the layers in use (the official config's minus one)."""
 
     hidden_size: int
     intermediate_size: int
@@ -49,13 +49,13 @@ class VisionConfig:
 
     @property
     def side(self) -> int:
-        """Patches on a side of the learned position table."""
+        """Patches per side of the learned position table."""
         return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """The FLUX autoencoder; one halving per level but the last."""
+    """The FLUX autoencoder; every level but the last halves the image."""
 
     ch: int
     ch_mult: tuple[int, ...]
@@ -91,16 +91,16 @@ class ImageSize:
 
 @dataclass(frozen=True)
 class BagelOptions:
-    """What the published training leaves to choose; the defaults are the published RecA recipe.
+    """Training options; the defaults are the published RecA recipe.
 
-    `text_dropout`: share of samples trained without their text; `template_dropout`: the same for RecA's template (None:
-    `text_dropout`). `timestep_shift`: sigma of the flow time. `freeze_und`:
-    no gradient through the und expert (bagel.md 5); false trains both experts. `step`: `two_phase` runs the prefix once
-    without gradient and keeps its keys and values, `packed` is the reference's one pass. `condition`: what RecA draws
-    from, `vit` or the clean `vae` latents of the same image (paper's ablation). `frozen_dtype`: storage of what is not
-    trained. `encode_batch`: pictures per pass of the frozen encoders. `implementation`: of the losses and of a pack's
-    attention, as `reca_kernels` names them. `edit_vae_dropout`, `edit_vit_dropout`: share of edits trained without the
-    source's clean latents, without what was seen of it (bagel.md 2).
+    `text_dropout`: share of samples trained without text; `template_dropout`: the same for RecA's template (None:
+    `text_dropout`). `timestep_shift`: sigma of the flow time. `freeze_und`: no gradient through the und expert
+    (bagel.md 5); false trains both experts. `step`: `two_phase` runs the prefix once without gradient and caches its
+    keys and values, `packed` is the reference's single pass. `condition`: RecA's condition, `vit` or the clean `vae`
+    latents of the same image (the paper's ablation). `frozen_dtype`: dtype of frozen weights. `encode_batch`: images
+    per pass of the frozen encoders. `implementation` of the losses and the attention over packs: see `reca_kernels`.
+    `edit_vae_dropout`, `edit_vit_dropout`: share of edits trained without the source's clean latents or ViT features
+    (bagel.md 2).
     """
 
     text_dropout: Share = 0.1
@@ -118,7 +118,7 @@ class BagelOptions:
     def __post_init__(self) -> None:
         if self.step == "two_phase" and not self.freeze_und:
             raise ValueError(
-                "network.options.step 'two_phase' keeps a prefix without gradient and so needs "
+                "network.options.step 'two_phase' runs the prefix without gradient and requires "
                 "freeze_und; set step: packed"
             )
         if self.step == "two_phase" and self.condition == "vae":
@@ -131,8 +131,8 @@ class BagelOptions:
 class BagelConfig:
     """All sizes of a BAGEL.
 
-    `resolution` is the side of the square picture that is drawn; `condition_size` prepares RecA's condition,
-    `read_size` what questions are asked about, `edit_size` what is edited, `vae_size` the pictures for the VAE.
+    `resolution` is the side of the square generated image; `condition_size` is the resize rule of RecA's condition,
+    `read_size` that of images in questions, `edit_size` that of edited images, `vae_size` that of images for the VAE.
     """
 
     llm: LanguageConfig
@@ -165,7 +165,7 @@ class BagelConfig:
             )
         if self.latent_side > self.max_latent_size:
             raise ValueError(
-                f"network.resolution {self.resolution} needs {self.latent_side} latent patches a side, "
+                f"network.resolution {self.resolution} needs {self.latent_side} latent patches per side, "
                 f"max_latent_size is {self.max_latent_size}"
             )
 
@@ -176,20 +176,20 @@ class BagelConfig:
 
     @property
     def latent_side(self) -> int:
-        """Latent tokens on a side of the picture that is drawn."""
+        """Latent tokens per side of the generated image."""
         return self.resolution // self.stride
 
     @property
     def latent_tokens(self) -> int:
-        """Latent tokens of the picture that is drawn."""
+        """Number of latent tokens of the generated image."""
         return self.latent_side**2
 
     @property
     def latent_width(self) -> int:
-        """Values of one latent token."""
+        """Number of values of one latent token."""
         return self.latent_patch_size**2 * self.vae.z_channels
 
 
 def parse(network: Mapping[str, Any]) -> tuple[BagelConfig, BagelOptions]:
-    """Read a `network` section: the keys of `BagelConfig`, and `options` with those of `BagelOptions`."""
+    """Parse a `network` section: the keys of `BagelConfig`, and `options` with those of `BagelOptions`."""
     return common.parse(network, BagelConfig, BagelOptions)

@@ -1,7 +1,7 @@
-"""Contexts with kept keys and values, and the picture block that is drawn behind them.
+"""Contexts with cached keys and values, and the image block generated after them.
 
-A context holds B rows of any lengths; rows are padded and the padding is never seen. What a block keeps does not depend
-on blocks behind it, so a prefix is run once and every noise level, guidance branch and answer token reuses it.
+A context holds B rows of any lengths; rows are padded and padding is masked. The cache of a block does not depend on
+later blocks, so a prefix runs once, and every noise level, guidance branch and answer token reuses it.
 Source: docs/reference/bagel.md 2, 4 and 7.8.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Block:
     """One block of B rows: und tokens [B, U, D] in sequence order, and gen tokens [B, G, D] (full blocks only).
 
-    `valid` [B, U + G] marks real tokens, und before gen; None: all. `advance` [B]: by how much the rope id moves on.
+    `valid` [B, U + G] marks real tokens, und before gen; None: all. `advance` [B]: increment of the rope id.
     """
 
     und: Tensor
@@ -56,7 +56,7 @@ class Context:
 
 
 def empty(network: Bagel, rows: int) -> Context:
-    """A context without any token."""
+    """An empty context."""
     weight = network.decoder.embed_tokens.weight
     config = network.config.llm
     none = weight.new_zeros(rows, 0, config.num_key_value_heads, config.head_dim)
@@ -67,7 +67,7 @@ def empty(network: Bagel, rows: int) -> Context:
 
 
 def stacked(contexts: Sequence[Context]) -> Context:
-    """All rows of several contexts in one, padded to the longest."""
+    """Concatenate the rows of several contexts, padded to the longest."""
     longest = max(context.valid.shape[1] for context in contexts)
     padded = [_widened(context, longest) for context in contexts]
     kept = tuple(
@@ -93,7 +93,7 @@ def _widened(context: Context, length: int) -> Context:
 
 # ---- blocks ------------------------------------------------------------------------------------
 def text_block(network: Bagel, texts: Sequence[Sequence[int] | None]) -> Block:
-    """Texts as BOS, ids, EOS; a row of None has no text at all."""
+    """Texts as BOS, ids, EOS; a row of None has no text."""
     special, device = network.config.special, network.decoder.embed_tokens.weight.device
     rows = [[] if text is None else framed(text, special) for text in texts]
     ids, real = padded(rows, special.eos)
@@ -104,7 +104,7 @@ def text_block(network: Bagel, texts: Sequence[Sequence[int] | None]) -> Block:
 def picture_block(
     network: Bagel, embeddings: Tensor, valid: Tensor | None = None, is_latent: bool = False
 ) -> Block:
-    """SOI, a picture's tokens [B, P, D], EOI: und tokens, or gen tokens where `is_latent`."""
+    """SOI, an image's tokens [B, P, D], EOI: und tokens, or gen tokens if `is_latent`."""
     rows = len(embeddings)
     first, last = markers(network, rows).split(1, dim=1)
     one = torch.ones(rows, dtype=torch.long, device=embeddings.device)
@@ -129,9 +129,9 @@ def vit_block(network: Bagel, states: Tensor, grid: Tensor) -> Block:
 
 
 def read_block(network: Bagel, features: Features) -> Block:
-    """What questions are asked about: the ViT states of `encode(images, "read")`."""
+    """The image of a question: the ViT states of `encode(images, "read")`."""
     if "grid" not in features:
-        raise ValueError("questions need ViT features; encode the pictures with use 'read'")
+        raise ValueError("questions need ViT features; encode the images with use 'read'")
     return vit_block(network, features["understanding"], features["grid"])
 
 
@@ -146,7 +146,7 @@ def clean_block(network: Bagel, latents: Tensor) -> Block:
 
 
 def condition_blocks(network: Bagel, condition: Condition) -> list[Block]:
-    """The prefix of an image that is generated: understanding embeddings, then text, where there are any."""
+    """The prefix of a generated image: understanding embeddings, then text, if present."""
     found: list[Block] = []
     if condition.seen is not None:
         if condition.grid is None:
@@ -169,7 +169,7 @@ def markers(network: Bagel, rows: int) -> Tensor:
 def extend(
     network: Bagel, context: Context, blocks: Sequence[Block], *, frozen: bool = False
 ) -> tuple[Context, Pair]:
-    """Run blocks behind a context in one pass: the longer context, and final states of the new tokens."""
+    """Run blocks after a context in one pass; returns the extended context and the final states of the new tokens."""
     und = torch.cat([block.und for block in blocks], dim=1)
     gen = torch.cat([_gen(block) for block in blocks], dim=1)
     plan = _Plan(context, blocks)
@@ -181,7 +181,7 @@ def extend(
 
 
 def prefix(network: Bagel, blocks: Sequence[Block], rows: int, *, frozen: bool = True) -> Context:
-    """The context of some blocks in one pass; `frozen` keeps gradients out of their und tokens."""
+    """The context of some blocks, in one pass; `frozen` blocks gradients through their und tokens."""
     start = empty(network, rows)
     return extend(network, start, blocks, frozen=frozen)[0] if blocks else start
 
@@ -192,14 +192,14 @@ def _attends(context: Context, mask: Tensor | None) -> list[BlockAttention]:
 
 
 def _gen(block: Block) -> Tensor:
-    """A block's generation tokens [B, N, D]; none where it has only understanding tokens."""
+    """A block's generation tokens [B, N, D]; empty if it has only understanding tokens."""
     return block.gen if block.gen is not None else block.und[:, :0]
 
 
 def _joined(
     past: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values of the past and of new tokens, [B, L, H, D] each."""
+    """Keys and values of past and new tokens, [B, L, H, D] each."""
     assert new is not None, "attention ran"
     if not past[0].shape[1]:
         return new
@@ -207,7 +207,7 @@ def _joined(
 
 
 class _Plan:
-    """Rope ids and mask of blocks behind a context; columns are all und tokens, then all gen tokens."""
+    """Rope ids and mask of blocks after a context; columns are all und tokens, then all gen tokens."""
 
     def __init__(self, context: Context, blocks: Sequence[Block]) -> None:
         device, rows = context.position.device, len(context)
@@ -260,9 +260,9 @@ def velocity(
 def drawn_states(
     network: Bagel, context: Context, x: Tensor, t: Tensor, ids: Tensor, *, frozen: bool = True
 ) -> Tensor:
-    """Final states [B, N, D] of noisy latent tokens x at times t [B], each row seeing its context and its own block.
+    """Final states [B, N, D] of noisy latent tokens x at times t [B], each row attending to its context and block.
 
-    `ids` [N]: places in the latent table. The two markers are und tokens; `frozen` keeps gradients out of them.
+    `ids` [N]: positions in the latent table. The two markers are und tokens; `frozen` blocks gradients through them.
     """
     gen = network.latents_in(x, t.unsqueeze(1), ids)
     und = markers(network, len(x))

@@ -1,6 +1,6 @@
-"""BAGEL's frozen side: pictures to latent moments and ViT states, latents back to pictures.
+"""BAGEL's frozen part: images to latent moments and ViT states, latents to images.
 
-Source: docs/reference/bagel.md 2 and 5. Letters: B pictures, P patches, z latent channels.
+Source: docs/reference/bagel.md 2 and 5. Letters: B images, P patches, z latent channels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from reca.models.bagel.network import Bagel
     from reca.models.contract import Features, Use
 
-# sections of the configuration that features of each use depend on
+# the sections of the configuration that affect the features of each use
 _DEPENDS: dict[Use, tuple[str, ...]] = {
     "draw": ("vit", "vae", "resolution", "condition_resolution"),
     "read": ("vit", "read_size", "vit_max_num_patch_per_side"),
@@ -33,7 +33,7 @@ _DEPENDS: dict[Use, tuple[str, ...]] = {
 
 
 class FrozenVae(nn.Module):
-    """The autoencoder, never trained here; always float32."""
+    """The autoencoder, never trained, always in float32."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class FrozenVae(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image]:
-        """Pictures of scaled latents [B, z, h, w]; one at a time, so that memory does not grow with the batch."""
+        """Decode scaled latents [B, z, h, w] to images, one at a time, so that memory does not grow with the batch."""
         small = latents.shape[-1] * latents.shape[-2] <= 64 * 64
         chunks = latents.split(len(latents) if small else 1)
         pixels = [vision.decoded(self.vae, chunk.float(), self.config) for chunk in chunks]
@@ -59,12 +59,12 @@ class FrozenVae(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.vae.get_parameter("encoder.conv_in.weight").device
 
 
 class Reader:
-    """How pictures become features, for drawing and for reading."""
+    """Converts images to features, for generation and understanding."""
 
     def __init__(self, config: BagelConfig, options: BagelOptions) -> None:
         self.config, self.options = config, options
@@ -94,7 +94,7 @@ class Reader:
         return torch.cat(parts)
 
     def read(self, network: Bagel, images: Sequence[Image], size: ImageSize) -> Features:
-        """ViT states [B, P, Dvit] with padding behind, and grids [B, 2]."""
+        """Right-padded ViT states [B, P, Dvit] and grids [B, 2]."""
         patch = self.config.vit.patch_size
         pixels = [vision.prepared(image, size.most, size.least, patch) for image in images]
         grid = torch.tensor([[p.shape[1] // patch, p.shape[2] // patch] for p in pixels])
@@ -106,11 +106,11 @@ class Reader:
         return {"understanding": vision.padded(rows)[0], "grid": grid}
 
     def _states(self, network: Bagel, pixels: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-        """ViT states [B, P, D] of images of mixed sizes [3, H, W], right-padded, and how many patches each has."""
+        """ViT states [B, P, D] of images of mixed sizes [3, H, W], right-padded, and the number of patches of each."""
         patch = self.config.vit.patch_size
         patches, _ = vision.padded([vision.patchify(one, patch) for one in pixels])
         grid = torch.tensor([[p.shape[1] // patch, p.shape[2] // patch] for p in pixels])
-        # the ViT's own table has the side of the fixed one (bagel.md 2)
+        # the ViT's table has the side of the fixed table (bagel.md 2)
         ids, valid = vision.positions(
             grid, patches.shape[1], self.config.vit_max_num_patch_per_side
         )
@@ -121,7 +121,7 @@ class Reader:
 
     # ---- identity --------------------------------------------------------------------------------
     def fingerprint(self, network: Bagel, vae: FrozenVae, use: Use) -> str:
-        """Hash of weights and options that `encode(..., use)` depends on."""
+        """Hash of the weights and options that `encode(..., use)` depends on."""
         state: dict[str, Tensor] = {}
         if use != "draw" or self.options.condition == "vit":
             state |= {f"vit.{k}": v for k, v in network.vit_model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Samples as lists of splits, and packs of samples: token order, rope ids, attention rule, loss positions.
+"""Samples as lists of splits, and packs of samples: token order, rope ids, attention mask, loss positions.
 
 Source: docs/reference/bagel.md 2. Letters: S tokens of a pack.
 """
@@ -25,10 +25,10 @@ MODES: tuple[Mode, ...] = ("causal", "full", "noise")
 
 @dataclass(frozen=True)
 class Split:
-    """One stretch of a sample. `vit` and `vae` have a `grid` (rows, columns) of patches, `text` has `ids`.
+    """One split of a sample. `vit` and `vae` have a `grid` (rows, columns) of patches, `text` has `ids`.
 
-    `target`: the model is trained on it (an answer, or the picture to draw). `dropped`: left out, as guidance training
-    does; an image still advances the rope id.
+    `target`: the model is trained on it (an answer, or the generated image). `dropped`: omitted, as in training for
+    guidance; an image still advances the rope id.
     """
 
     kind: Literal["text", "vit", "vae"]
@@ -39,19 +39,19 @@ class Split:
 
     @property
     def mode(self) -> Mode:
-        """How its tokens attend to each other, and who may see them."""
+        """How its tokens attend to each other, and which tokens attend to them."""
         if self.kind == "text":
             return "causal"
         return "noise" if self.kind == "vae" and self.target else "full"
 
     @property
     def inner(self) -> int:
-        """Tokens between the two markers."""
+        """Number of tokens between the two markers."""
         return len(self.ids) if self.kind == "text" else self.grid[0] * self.grid[1]
 
     @property
     def advance(self) -> int:
-        """By how much the rope id moves on behind it."""
+        """Increment of the rope id after the split."""
         if self.kind == "text":
             return 0 if self.dropped else self.inner + 2
         return 0 if self.mode == "noise" else 1
@@ -59,7 +59,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Packed:
-    """Several samples in a row. `*_at` are places in the pack, all others say what stands there.
+    """Several samples in sequence. `*_at` are positions in the pack; the other fields hold their content.
 
     `positions`, `sample`, `split`, `mode`: per token [S]. Text covers BOS, EOS and image markers.
     """
@@ -89,7 +89,7 @@ class Packed:
 
 
 def framed(ids: Sequence[int], special: SpecialIds) -> list[int]:
-    """BOS, ids, EOS."""
+    """A text as BOS, ids, EOS."""
     return [special.bos, *ids, special.eos]
 
 
@@ -107,7 +107,7 @@ class _Packer:
         self.lengths: list[int] = []
 
     def sample(self, splits: Sequence[Split]) -> None:
-        """Append one sample."""
+        """Append a sample."""
         before, rope = len(self.rows), 0
         for split in splits:
             if not split.dropped:
@@ -145,7 +145,7 @@ class _Packer:
         self.at["text"] += at
 
     def packed(self) -> Packed:
-        """All of it as tensors."""
+        """Convert the pack to tensors."""
         rows = torch.tensor(self.rows, dtype=torch.long).view(-1, 4)
         at, ids = (
             {name: torch.tensor(found, dtype=torch.long) for name, found in lists.items()}
@@ -165,7 +165,7 @@ class _Packer:
 def pack(
     samples: Sequence[Sequence[Split]], special: SpecialIds, vit_side: int, latent_side: int
 ) -> Packed:
-    """Put samples in a row; `*_side` are the sides of the two position tables."""
+    """Pack samples; `*_side` are the sides of the two position tables."""
     packer = _Packer(special, vit_side, latent_side)
     for sample in samples:
         packer.sample(sample)
@@ -173,7 +173,7 @@ def pack(
 
 
 def generation_pack(condition: Condition, config: BagelConfig) -> Packed:
-    """The pack of a generation loss, one sample per row: what was seen, the text, the image to generate."""
+    """The pack of a generation loss, one sample per row: input image, text, image to generate."""
     goal = Split("vae", grid=(config.latent_side, config.latent_side), target=True)
     samples = []
     for row, text in enumerate(condition.texts):

@@ -1,8 +1,8 @@
-"""BAGEL's losses: velocities of an image from its condition (RecA, text to image) or of an edit, and answers.
+"""BAGEL's losses: velocity of a generated image (RecA, text-to-image) or an edit, and answers.
 
-A condition becomes a context of blocks or one pack (`context`, `layout`), the network runs once, the loss reduces.
+A condition becomes a context of blocks or one pack (`context`, `layout`), the network runs, and the loss reduces.
 Source: docs/reference/bagel.md 2, 3, and points 7 and 8 of section 7. Letters: B images, N latent tokens, C
-values of one, D width.
+values of a token, D width.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from reca.models.contract import Features
 
 
-# ---- a point on the way from image to noise ------------------------------------------------------
+# ---- a point between image and noise -----------------------------------------------------------
 @dataclass(frozen=True)
 class Noised:
-    """A point x [B, N, C] at time t [B] on the way from clean latent tokens to noise, [B, N, C] each."""
+    """A point x [B, N, C] at time t [B] between clean latent tokens and noise, [B, N, C] each."""
 
     x: Tensor
     t: Tensor
@@ -53,7 +53,7 @@ class Noised:
 
 
 def flow_time(raw: Tensor, shift: float) -> Tensor:
-    """Flow time in [0, 1] of standard normal draws, float32; -inf (a clean picture) gives 0."""
+    """Flow time in [0, 1] for standard normal samples, float32; -inf (a clean image) gives 0."""
     return shifted(torch.sigmoid(raw.float()), shift)
 
 
@@ -70,7 +70,7 @@ def velocity_loss(
 ) -> Tensor:
     """Sum over tokens of the mean over channels of (llm2vae(states) - (noise - clean))^2, float32 scalar.
 
-    `states` [..., D] of the latent tokens, in the order of the point's.
+    `states` [..., D] are those of the latent tokens, in the order of the point.
     """
     head = network.llm2vae
     clean, noise = (part.reshape(*states.shape[:-1], -1) for part in (point.clean, point.noise))
@@ -123,7 +123,7 @@ def generation_loss(
     condition: Condition,
     noise: FlowNoise,
 ) -> Tensor:
-    """Velocity loss (bagel.md 3), summed over latent tokens, float32 []; `options.step` chooses one pass or two."""
+    """Velocity loss (bagel.md 3), summed over latent tokens, float32 []; `options.step` selects one pass or two."""
     device = network.vae2llm.weight.device
     clean = _tokens(vae, target["target"], noise.posterior, network.config.latent_patch_size)
     point = noised(
@@ -138,7 +138,7 @@ def generation_loss(
 
 
 def with_dropped_texts(condition: Condition, noise: FlowNoise, options: BagelOptions) -> Condition:
-    """The condition without the texts of the rows that lose theirs."""
+    """The condition with text dropout applied."""
     share = options.text_dropout
     if condition.seen is not None and options.template_dropout is not None:
         share = options.template_dropout
@@ -157,10 +157,10 @@ def prefixed_loss(
     frozen: bool = True,
     learns: bool = False,
 ) -> Tensor:
-    """The summed velocity loss of a point after a prefix of blocks: the prefix once, then the noise block.
+    """The summed velocity loss of a point after a prefix of blocks: the prefix runs first, then the noise block.
 
-    `latent_ids` [N]: places in the latent table. `frozen`: no gradient through und tokens. `learns`: the prefix holds
-    tokens that are trained (clean latents), so it runs with gradient.
+    `latent_ids` [N]: positions in the latent table. `frozen`: no gradient through und tokens. `learns`: the prefix
+    has trained tokens (clean latents), so it runs with gradient.
     """
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
         context = prefix(network, blocks, len(point.x), frozen=frozen)
@@ -192,7 +192,7 @@ def _packed_loss(
 def _pack_inputs(
     network: Bagel, vae: FrozenVae, condition: Condition, noise: FlowNoise, point: Noised
 ) -> PackInputs:
-    """ViT states, and per row the clean latents (time 0) before the noisy ones."""
+    """ViT states, and for each row the clean latents (time 0) before the noisy ones."""
     weight = network.connector.fc1.weight
     vit = point.x.new_zeros(0, network.config.vit.hidden_size)
     x, t = point.x, point.t.unsqueeze(1).expand(point.x.shape[:2])
@@ -232,7 +232,7 @@ def edit_loss(
 ) -> Tensor:
     """Velocity loss of the target after [VAE(source)][ViT(source)][text] (bagel.md 2), summed over its latent tokens.
 
-    Clean latents are gen tokens, so the prefix carries gradient, unlike RecA's (bagel.md 7.8).
+    Clean latents are gen tokens, so the prefix needs gradients, unlike RecA's (bagel.md 7.8).
     """
     device, patch = vae.device, network.config.latent_patch_size
     wanted = _tokens(vae, target["target"], noise.target, patch)
@@ -260,7 +260,7 @@ def edit_loss(
 
 
 def without(block: Block, dropped: Tensor) -> Block:
-    """The block with no token in the rows of `dropped` [B]; their rope id still moves on (bagel.md 2)."""
+    """The block without the rows in `dropped` [B], whose rope id still advances (bagel.md 2)."""
     if not bool(dropped.any()):
         return block
     length = block.und.shape[1] + (0 if block.gen is None else block.gen.shape[1])
@@ -276,7 +276,7 @@ def answer_loss(
     features: Features | None,
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """Next-token cross-entropy on answers (bagel.md 3), summed, float32 [], with gradient to whatever is trained."""
+    """Next-token cross-entropy on answers (bagel.md 3), summed, float32 [], with gradients for all trained weights."""
     device = network.vae2llm.weight.device
     ids = moved(conversation.ids, device)
     blocks = [] if features is None else [read_block(network, features)]

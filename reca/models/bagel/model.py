@@ -1,4 +1,4 @@
-"""BAGEL behind the contract of `reca.models.contract`: encoders, losses, drawing, editing, answers, weights."""
+"""BAGEL's implementation of `reca.models.contract`: every operation forwards to another module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reca.models.contract import DecayGroups, Features, Loss, MemoryProfile, Sam
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BASE_FILE, VAE_FILE = "ema.safetensors", "ae.safetensors"  # of the released folder
+BASE_FILE, VAE_FILE = "ema.safetensors", "ae.safetensors"  # in the released folder
 
 
 def build(network: Mapping[str, Any]) -> BagelModel:
@@ -37,7 +37,7 @@ def build(network: Mapping[str, Any]) -> BagelModel:
 
 
 class BagelModel(FamilyModel):
-    """BAGEL: one decoder with an expert that reads and an expert that draws."""
+    """BAGEL: one decoder with an understanding expert and a generation expert."""
 
     family = "bagel"
     title = "BAGEL"
@@ -45,41 +45,43 @@ class BagelModel(FamilyModel):
 
     def __init__(self, config: BagelConfig, options: BagelOptions | None = None) -> None:
         options = options or BagelOptions()
-        network = Bagel(config)  # first: the order of random initialisation belongs to a seed
+        network = Bagel(
+            config
+        )  # first: what a seed means depends on the order of random initialisation
         super().__init__(config, options, network, FrozenVae(config.vae))
         self.reader = Reader(config, options)
 
     # ---- frozen parts ----------------------------------------------------------------------------
     @torch.no_grad()
     def encode(self, images: Sequence[Image], use: Use) -> Features:
-        """`draw`: `target` moments [B, 2z, h, w] and the condition; `read`: what questions are asked about; `edit`:
-        moments and what is seen of a picture on either side of an edit.
+        """Features by use.
 
-        `understanding` [B, P, Dvit] are ViT states on `grid` [B, 2] (padding behind); with `options.condition: vae` a
-        `draw` condition is the moments of the smaller picture instead.
+        `draw`: `target` moments [B, 2z, h, w] and RecA's condition; `read`: the image of a question; `edit`: moments
+        and ViT states of source or target. `understanding` [B, P, Dvit] are right-padded ViT states on `grid` [B, 2];
+        with `options.condition: vae` the condition of `draw` is the moments of the smaller image instead.
         """
         return self.reader.encode(self.network, self.frozen, images, use)
 
     def encoder_fingerprint(self, use: Use) -> str:
-        """Hash of the weights and options behind `encode(..., use)`."""
+        """Hash of the weights and options that `encode(..., use)` depends on."""
         return self.reader.fingerprint(self.network, self.frozen, use)
 
-    # ---- drawing losses --------------------------------------------------------------------------
+    # ---- generation losses -----------------------------------------------------------------------
     def condition(self, texts: Sequence[str], features: Features | None = None) -> Condition:
-        """Captions, or templates behind the picture's understanding embeddings."""
+        """Captions, or templates after the image's understanding embeddings."""
         ids = self.text.ids(texts)
         if features is None:
             return Condition(ids)
         return Condition(ids, features["understanding"], features.get("grid"))
 
     def sample_noise(self, batch: int, generator: torch.Generator) -> FlowNoise:
-        """Every random number of one generation loss; see `loss.sample_noise` for their order."""
+        """Sample every random number of one generation loss; see `loss.sample_noise` for their order."""
         from reca.models.bagel import loss
 
         return loss.sample_noise(self.config, self.options, batch, generator)
 
     def generation_loss(self, target: Features, condition: Condition, noise: FlowNoise) -> Loss:
-        """Velocity loss (bagel.md 3), summed over latent tokens; `options.step` says in how many phases."""
+        """Velocity loss (bagel.md 3), summed over latent tokens; `options.step` selects one or two phases."""
         from reca.models.bagel import loss
 
         parts = (self.network, self.frozen, self.options)
@@ -87,7 +89,7 @@ class BagelModel(FamilyModel):
 
     # ---- edit loss -------------------------------------------------------------------------------
     def sample_edit_noise(self, batch: int, generator: torch.Generator) -> Any:
-        """Every random number of one edit loss; see `loss.sample_edit_noise` for their order."""
+        """Sample every random number of one edit loss; see `loss.sample_edit_noise` for their order."""
         from reca.models.bagel import loss
 
         return loss.sample_edit_noise(self.config, batch, generator)
@@ -104,7 +106,7 @@ class BagelModel(FamilyModel):
         parts = (self.network, self.frozen, self.options)
         return Loss(loss.edit_loss(*parts, target, source, texts, noise), noise.count)
 
-    # ---- reading losses --------------------------------------------------------------------------
+    # ---- answer loss -----------------------------------------------------------------------------
     def conversation(
         self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
     ) -> Conversation:
@@ -115,7 +117,7 @@ class BagelModel(FamilyModel):
         return Conversation(ids, labels, real.sum(dim=1))
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
-        """Next-token cross-entropy on answers (bagel.md 3), with gradient to whatever is trained."""
+        """Next-token cross-entropy on answers (bagel.md 3), with gradients for all trained weights."""
         from reca.models.bagel import loss
 
         kernels = self.options.implementation
@@ -131,20 +133,20 @@ class BagelModel(FamilyModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Draw one picture per row (bagel.md 4); `sampling.options` are the options of `FlowOptions`.
+        """Generate one image per row (bagel.md 4); `sampling.options` are those of `FlowOptions`.
 
-        Guidance pushes away from the context without the last text, which keeps a picture that was seen.
+        The unconditional context omits the last text but keeps an input image.
         """
         from reca.models.bagel.sampler import draw
 
         return draw(self, condition, sampling, generators)
 
     def default_sampling(self) -> Sampling:
-        """As the authors draw for GenEval and WISE, and edit (bagel.md 4)."""
+        """The authors' settings for GenEval, WISE and editing (bagel.md 4)."""
         return Sampling(guidance=4.0, steps=50)
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """ValueError on an option that drawing does not know or a value that it refuses."""
+        """Raise ValueError for an unknown option or invalid value of `FlowOptions`."""
         from reca.models.bagel.sampler import FlowOptions
 
         FlowOptions.of(sampling)
@@ -157,13 +159,13 @@ class BagelModel(FamilyModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """Pictures changed as told: contexts [VAE][ViT][text], without text, and text alone (bagel.md 4)."""
+        """Edited images: contexts [VAE][ViT][text], without text, and text alone (bagel.md 4)."""
         from reca.models.bagel.sampler import edit
 
         return edit(self, images, instructions, sampling, generators)
 
     def unconditional(self, batch: int) -> Condition:
-        """No text at all."""
+        """The condition without any text."""
         return Condition([None] * batch)
 
     def answer(
@@ -195,8 +197,9 @@ class BagelModel(FamilyModel):
         return DecayGroups(decay=tuple(self.trainable_parameters()), no_decay=())
 
     def memory_profile(self) -> MemoryProfile:
-        """The noise block with gradients; behind a prefix of the condition and a template of 40 tokens (bagel.md 5),
-        which runs without in two phases.
+        """The noise block with gradients, after a prefix of the condition and a template of 40 tokens (bagel.md 5).
+
+        In two phases the prefix runs without gradients.
         """
         config, llm, is_vit = self.config, self.config.llm, self.options.condition == "vit"
         stride = config.vit.patch_size if is_vit else config.stride
@@ -221,7 +224,7 @@ class BagelModel(FamilyModel):
     def load_weights(
         self, role: str, path: Path, sha256: str | None = None, allow_unpinned: bool = False
     ) -> set[str]:
-        """Assign the tensors of safetensors files one by one: host memory holds no second copy of the network."""
+        """Assign the tensors of safetensors files one by one, without a second copy of the network in host memory."""
         if role == "weights":
             weights.load_network(self.network, path)
         else:
@@ -229,9 +232,9 @@ class BagelModel(FamilyModel):
         return {role}
 
     def load_parts(self, parts: Mapping[str, Path], **pins: Any) -> None:
-        """Load official files: `weights` (a checkpoint of the network, or the hub folder), `vae` and `tokenizer`.
+        """Load official files: `weights` (a checkpoint of the network, or the Hub folder), `vae` and `tokenizer`.
 
-        `vae` and `tokenizer` may be left out where `weights` is the folder of the base, which holds them.
+        `vae` and `tokenizer` may be omitted if `weights` is the folder of the base model, which contains them.
         """
         given = {role: Path(path) for role, path in parts.items()}
         if source := given.get("weights"):

@@ -1,7 +1,7 @@
-"""BAGEL's mixture of transformers: what no library has, under the official names.
+"""BAGEL's mixture of transformers, under the official names.
 
-Every layer holds two experts: und (text, image markers, ViT tokens) and gen (latents). The two kinds of token are kept
-apart in tensors of their own, so nothing is scattered or gathered; they meet in attention only.
+Every layer has two experts: und (text, image markers, ViT tokens) and gen (latents). The two kinds of token are kept
+in separate tensors, so nothing is scattered or gathered; they interact only in attention.
 Source: docs/reference/bagel.md 3. Letters: T tokens of one expert (leading axes are free), D width, H heads, K
 key/value heads, E head width.
 """
@@ -27,7 +27,7 @@ GEN = "_moe_gen"  # suffix of the gen expert's weights
 
 @dataclass(frozen=True)
 class Pair:
-    """Tokens by expert: `und` [..., D] and `gen` [..., D]; either may hold no token."""
+    """Tokens by expert: `und` [..., D] and `gen` [..., D]; either may be empty."""
 
     und: Tensor
     gen: Tensor
@@ -43,16 +43,16 @@ class Heads:
 
 
 Attend = Callable[[Heads, Heads], tuple[Tensor, Tensor]]
-"""Attention over the tokens of both experts; gives their outputs [..., H, E]."""
+"""Attention over the tokens of both experts; returns their outputs [..., H, E]."""
 
 
 def no_grad_if(frozen: bool) -> contextlib.AbstractContextManager[None]:
-    """No gradient inside the block where `frozen`."""
+    """Context without gradients if `frozen`."""
     return torch.no_grad() if frozen else contextlib.nullcontext()
 
 
 class MoTAttention(nn.Module):
-    """Two sets of projections and head norms; attention itself is handed in."""
+    """Two sets of projections and head norms; the attention function is passed in."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -102,10 +102,10 @@ class MoTLayer(nn.Module):
     def forward(
         self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attend: Attend, frozen: bool
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream of both experts behind this layer.
+        """The residual stream of both experts after this layer.
 
-        `frozen` keeps every gradient out of the und tokens: their queries, keys, values, attention output and MLP are
-        constants (bagel.md 5), also where they attend to gen tokens.
+        `frozen` blocks all gradients through und tokens: their queries, keys, values, attention output and MLP are
+        constants (bagel.md 5), even if they attend to gen tokens.
         """
         with no_grad_if(frozen):
             read = self.self_attn.heads(self._part("input_layernorm", "", und), rotary[0], "")
@@ -124,7 +124,7 @@ class MoTLayer(nn.Module):
 
 
 class MoTModel(nn.Module):
-    """Embedding, layers, and a final norm per expert."""
+    """Embedding, layers and one final norm per expert."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class MoTModel(nn.Module):
         """Final normalised states of both experts.
 
         `positions` are the rope ids of und and gen tokens, `attends` the attention of each layer; `collect` receives
-        the residual stream behind every layer.
+        the residual stream after every layer.
         """
         rotary = (self.rotary(positions[0]), self.rotary(positions[1]))
         und, gen = (tokens.und.detach() if frozen else tokens.und), tokens.gen
@@ -178,7 +178,7 @@ class LanguageModel(nn.Module):
 
 
 class Connector(nn.Module):
-    """Two linear maps with a tanh-GELU between: ViT width to decoder width."""
+    """Two linear layers with a tanh-GELU in between: ViT width to decoder width."""
 
     def __init__(self, vision: int, width: int) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class Connector(nn.Module):
 
 
 class TimeEmbedder(nn.Module):
-    """MLP over sines and cosines of the flow time, which is in [0, 1] and not scaled (bagel.md 2)."""
+    """MLP on sines and cosines of the flow time, which is in [0, 1] and not scaled (bagel.md 2)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -219,12 +219,12 @@ class FixedTable(nn.Module):
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
-    """Sigma t / (1 + (sigma - 1) t): time moved towards noise for sigma > 1."""
+    """Sigma t / (1 + (sigma - 1) t): time shifted towards noise for sigma > 1."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 class Bagel(nn.Module):
-    """Everything in the released `ema.safetensors`; the VAE is a file and a module of its own."""
+    """Everything in the released `ema.safetensors`; the VAE is a separate file and module."""
 
     def __init__(self, config: BagelConfig) -> None:
         super().__init__()

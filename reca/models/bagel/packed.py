@@ -1,4 +1,4 @@
-"""The reference's one pass over a pack of samples: what is embedded in its places, and the states that come out.
+"""The reference's single pass over a pack of samples: embedding of its tokens, and their final states.
 
 Source: docs/reference/bagel.md 2 and 3. Letters: S tokens of a pack, D width, C values of a latent token.
 """
@@ -20,7 +20,7 @@ from reca.models.common.batching import moved
 
 @dataclass(frozen=True)
 class PackInputs:
-    """What stands in a pack's places, in its order: ViT states [Sv, Dvit], latent tokens [Sl, C], their times [Sl]."""
+    """Inputs of a pack, in its order: ViT states [Sv, Dvit], latent tokens [Sl, C], their times [Sl]."""
 
     vit: Tensor
     latents: Tensor
@@ -79,5 +79,5 @@ def run_pack(
 
 
 def target_places(packed: Packed) -> Tensor:
-    """Indices [M] of the latent tokens that carry the velocity loss, among all latent tokens."""
+    """Indices [M], among all latent tokens, of those with a velocity loss."""
     return torch.searchsorted(packed.latent_at, packed.mse_at)

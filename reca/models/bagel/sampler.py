@@ -1,7 +1,7 @@
-"""Images from contexts by rectified flow (text to image, editing, thinking first), and greedy text.
+"""Rectified-flow sampling from contexts (text-to-image, editing, think mode), and greedy text.
 
 All guidance branches of a step run as rows of one batch. Source: docs/reference/bagel.md 4.
-Letters: B images, N latent tokens, C values of one.
+Letters: B images, N latent tokens, C values per token.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ if TYPE_CHECKING:
 _TINY = 1e-8
 Renormalise = Literal["global", "channel", "text_channel"]
 Branches = tuple[Tensor, Tensor | None, Tensor | None]
-"""Velocities with everything, without the text, and without the pictures."""
+"""Velocities of the full context, without the text, and without the images."""
 
 
 @dataclass(frozen=True)
 class FlowOptions:
-    """How a picture is drawn; defaults are the authors' GenEval settings.
+    """Sampling options; defaults are the authors' GenEval settings.
 
-    `steps`: times, one more than evaluations. `guidance`: scale of the text (1 or less: none at all).
-    `image_guidance`: scale of the source pictures (1: none). `temperature`: 1, a flow has none.
-    `interval`: guided where low < t <= high.
-    `renormalise`, `renorm_min`: how a guided velocity is scaled back (1 switches it off). `norm_over`: `image`, or the
-    whole `pack` as the official code does. `think`: plan in words first, in at most `think_tokens`.
+    `steps`: number of times, one more than evaluations. `guidance`: scale of the text (1 or less: off).
+    `image_guidance`: scale of the source images (1: off). `temperature`: must be 1, a flow has none.
+    `interval`: guidance applies for low < t <= high. `renormalise`, `renorm_min`: how a guided velocity is scaled back
+    (1 turns it off). `norm_over`: `image`, or the complete `pack` as in the official code. `think`: generate a plan in
+    text first, in at most `think_tokens`.
     """
 
     steps: int = 50
@@ -83,7 +83,7 @@ class FlowOptions:
 
     @classmethod
     def of(cls, sampling: Sampling) -> FlowOptions:
-        """Read the contract's `Sampling`; ValueError on an option that BAGEL does not know."""
+        """Convert the contract's `Sampling`; ValueError for an option that BAGEL does not have."""
         return sampler_options(cls, sampling)
 
     @property
@@ -93,7 +93,7 @@ class FlowOptions:
 
     @property
     def uses_image_branch(self) -> bool:
-        """Whether the context without pictures is needed."""
+        """Whether the context without images is needed."""
         return self.is_guided and self.image_guidance > 1
 
     def guides_at(self, t: float) -> bool:
@@ -121,7 +121,7 @@ def guided(branches: Branches, options: FlowOptions) -> Tensor:
 
 
 def _scale(v: Tensor, guided_v: Tensor, options: FlowOptions, per_token: bool) -> Tensor:
-    """How much the guided velocity is shrunk, [B, 1 or N, 1]: to the norm of `v` [B, N, C] at most."""
+    """Factor that limits the guided velocity to the norm of `v` [B, N, C]; [B, 1 or N, 1]."""
     axes = [-1] if per_token else [-2, -1] if options.norm_over == "image" else [-3, -2, -1]
     found, wanted = (
         torch.linalg.vector_norm(part, dim=axes, keepdim=True) for part in (guided_v, v)
@@ -137,7 +137,7 @@ def sample(velocity: Velocity, noise: Tensor, options: FlowOptions) -> tuple[Ten
     """Euler steps from noise [B, N, C] at t = 1 to t = 0: the latents, and x before each evaluation."""
     x, trajectory = noise, []
     moments = times(options.steps, options.timestep_shift)
-    # differences in float32, as the reference takes them
+    # differences in float32, as in the reference
     for t, step in zip(moments[:-1].tolist(), (moments[:-1] - moments[1:]).tolist(), strict=True):
         trajectory.append(x)
         on = options.guides_at(t)
@@ -149,7 +149,7 @@ def sample(velocity: Velocity, noise: Tensor, options: FlowOptions) -> tuple[Ten
 
 # ---- the model -----------------------------------------------------------------------------------
 class Parts(Protocol):
-    """What sampling uses of a model."""
+    """The parts of a model that sampling uses."""
 
     config: BagelConfig
     network: Bagel
@@ -163,7 +163,7 @@ class Parts(Protocol):
 
 
 def autocast(model: Parts) -> torch.autocast:
-    """bf16 where the weights are kept in it: experts of two dtypes meet in attention."""
+    """bf16 autocast if the weights are in bf16, because experts of two dtypes meet in attention."""
     kept = {weight.dtype for weight in model.network.parameters()}
     device = model.network.vae2llm.weight.device.type
     return torch.autocast(device, torch.bfloat16, enabled=torch.bfloat16 in kept)
@@ -171,7 +171,7 @@ def autocast(model: Parts) -> torch.autocast:
 
 # ---- guidance ----------------------------------------------------------------------------------
 class GuidedVelocity:
-    """The velocities of up to three contexts, in one pass where guidance is on."""
+    """The velocities of up to three contexts, in one pass if guidance is on."""
 
     def __init__(
         self, network: Bagel, full: Context, others: Sequence[Context], latent_ids: Tensor
@@ -181,7 +181,7 @@ class GuidedVelocity:
         self.branches = 1 + len(others)
 
     def __call__(self, x: Tensor, t: float, is_guided: bool) -> Branches:
-        """Velocities [B, N, C] of the full context, the one without text, the one without pictures."""
+        """Velocities [B, N, C] of the full context, the one without text, the one without images."""
         count = self.branches if is_guided else 1
         context = self.all if is_guided else self.full
         times = torch.full((count * len(x),), t, device=x.device)
@@ -197,7 +197,7 @@ def _latents(
     options: FlowOptions,
     noise: Tensor,
 ) -> Tensor:
-    """Latents [B, z, h, w] drawn behind the full context; the other contexts are for guidance."""
+    """Latents [B, z, h, w] sampled after the full context; the other contexts are for guidance."""
     device = model.network.vae2llm.weight.device
     ids = position_ids(grid, model.config.max_latent_size).to(device)
     drawn = GuidedVelocity(model.network, contexts[0], contexts[1:], ids)
@@ -213,7 +213,7 @@ def draw(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
 ) -> list[Image]:
-    """One picture per row; see `BagelModel.generate`."""
+    """One image per row; see `BagelModel.generate`."""
     options = FlowOptions.of(sampling)
     check_generation(len(condition), generators)
     side, config = model.config.latent_side, model.config
@@ -232,7 +232,7 @@ def draw(
 
 
 def drawing_contexts(model: Parts, condition: Condition, options: FlowOptions) -> list[Context]:
-    """Everything; without the text; and, where image guidance is on and there is a picture, the text alone."""
+    """The full context; without the text; and, with image guidance and an image, the text alone."""
     full = _context(model.network, condition)
     without_text = _context(model.network, replace(condition, texts=[None] * len(condition)))
     if condition.seen is None or not options.uses_image_branch:
@@ -247,7 +247,7 @@ def _context(network: Bagel, condition: Condition) -> Context:
 def thinking_contexts(
     model: Parts, condition: Condition, most: int
 ) -> tuple[list[Context], list[str]]:
-    """[sys][picture][prompt][thought] and [sys][picture], and the thoughts (bagel.md 4, think mode)."""
+    """[sys][image][prompt][thought] and [sys][image], and the thoughts (bagel.md 4, think mode)."""
     network, rows = model.network, len(condition)
     system = text_block(network, model.text.ids([THINK_TO_DRAW]) * rows)
     start, _ = extend(network, empty(network, rows), [system], frozen=True)
@@ -269,15 +269,15 @@ def edit(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
 ) -> list[Image]:
-    """Edited pictures of the sources' sizes under rule R; rows of equal sizes share a batch."""
+    """Edited images with the sources' sizes under rule R; rows of equal size share a batch."""
     if not len(images) == len(instructions) == len(generators):
         raise ValueError(
-            f"{len(images)} pictures, {len(instructions)} instructions and {len(generators)} generators; "
+            f"{len(images)} images, {len(instructions)} instructions and {len(generators)} generators; "
             "give one of each per edit"
         )
     options = FlowOptions.of(sampling)
     if options.think:
-        raise ValueError("sampling.options.think: an edit has no thought; leave it out")
+        raise ValueError("sampling.options.think is not supported for edits; remove it")
     texts = model.text.ids(instructions)
     groups: dict[Any, list[int]] = {}
     for row, image in enumerate(images):
@@ -328,7 +328,7 @@ def editing_contexts(
     texts: Sequence[Sequence[int]],
     options: FlowOptions,
 ) -> list[Context]:
-    """[VAE][ViT][text], [VAE][ViT] and, where image guidance is on, [text]; as many as guidance needs."""
+    """[VAE][ViT][text], [VAE][ViT] and, with image guidance, [text]; only those that guidance needs."""
     nothing, told = empty(network, len(texts)), text_block(network, texts)
     without_text, _ = extend(network, nothing, [clean_block(network, clean)], frozen=True)
     without_text, _ = extend(network, without_text, [vit], frozen=True)
@@ -340,7 +340,7 @@ def editing_contexts(
     return [full, without_text, extend(network, nothing, [told], frozen=True)[0]]
 
 
-# ---- words -------------------------------------------------------------------------------------
+# ---- text --------------------------------------------------------------------------------------
 def answers(
     model: Parts, questions: Sequence[str], pictures: Sequence[Features], max_new_tokens: int
 ) -> list[str]:
@@ -354,9 +354,11 @@ def answers(
 def question_context(
     network: Bagel, questions: Sequence[Sequence[int]], pictures: Sequence[Features]
 ) -> Context:
-    """Kept keys and values of questions after their images, of which `pictures[k]` has each row's k-th."""
+    """Cached keys and values of questions after their images; `pictures[k]` has each row's k-th image."""
     context = empty(network, len(questions))
-    for features in pictures[:-1]:  # one by one: the mask of one pass grows with their square
+    for features in pictures[
+        :-1
+    ]:  # one by one: the mask of a single pass grows quadratically with their number
         context, _ = extend(network, context, [read_block(network, features)], frozen=True)
     blocks = [read_block(network, features) for features in pictures[-1:]]
     return extend(network, context, [*blocks, text_block(network, questions)], frozen=True)[0]

@@ -1,4 +1,4 @@
-"""BAGEL's text: plain ids without a chat template, between markers that the vocabulary already holds.
+"""BAGEL's text: plain ids without a chat template, between markers from the vocabulary.
 
 Source: docs/reference/bagel.md 1 and 4.
 """
@@ -26,7 +26,7 @@ THINK_TO_DRAW = (
 
 
 class TextFrontEnd(common.TextFrontEnd):
-    """Texts to plain ids and back; the markers around them are ids of the configuration."""
+    """Encodes and decodes plain ids; the markers around them are set in the configuration."""
 
     config: BagelConfig
 
@@ -36,14 +36,14 @@ class TextFrontEnd(common.TextFrontEnd):
         return self.config.special.eos
 
     def check(self, where: str) -> None:
-        """ValueError unless the markers' ids are those that the network counts on."""
+        """Raise ValueError unless the tokenizer has the network's marker ids."""
         special, most = self.config.special, self.config.llm.vocab_size
         wanted = {mark: getattr(special, name) for name, mark in MARKS.items()}
         wrong = {m: i for m, i in wanted.items() if self.tokenizer.convert_tokens_to_ids(m) != i}
         if wrong or len(self.tokenizer) > most:
             raise ValueError(
                 f"{where}: the tokenizer has {len(self.tokenizer)} entries, this BAGEL needs {wrong or wanted} in "
-                f"at most {most}; give the tokenizer that this model was trained with"
+                f"at most {most}; use the tokenizer that this model was trained with"
             )
 
     def conversation(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:

@@ -1,6 +1,6 @@
-"""What BAGEL reads and draws pictures with: the SigLIP2 NaViT, the FLUX autoencoder, patches and resize rule.
+"""BAGEL's vision modules: the SigLIP2 NaViT, the FLUX autoencoder, patches and the resize rule.
 
-Source: docs/reference/bagel.md 1, 2 and 6. Letters: B pictures, P patches, N latent tokens, C values of one.
+Source: docs/reference/bagel.md 1, 2 and 6. Letters: B images, P patches, N latent tokens, C values per token.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _EPSILON = 1e-6  # of SigLIP's layer norms
 def resized(
     size: tuple[int, int], most: int, least: int, stride: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
-    """The rule R of bagel.md 2 on (width, height), for one picture; rounding is Python's (half to even)."""
+    """The resize rule R of bagel.md 2 for one image's (width, height); rounding is Python's (half to even)."""
     width, height = size
     scale = max(min(most / max(size), 1), least / min(size))
     width, height = _strided(width, height, scale, stride)
     if width * height > max_pixels:
-        # an area ratio used as a side ratio: so published
+        # an area ratio used as a side ratio, as published
         width, height = _strided(width, height, max_pixels / (width * height), stride)
     if max(width, height) > most:
         width, height = _strided(width, height, most / max(width, height), stride)
@@ -47,13 +47,13 @@ def _strided(width: int, height: int, scale: float, stride: int) -> tuple[int, i
 
 
 def prepared(image: Image, most: int, least: int, stride: int) -> Tensor:
-    """A picture resized by R (bicubic, no crop) as pixels [3, H, W] in [-1, 1]."""
+    """An image resized by R (bicubic, no crop) as pixels [3, H, W] in [-1, 1]."""
     size = resized(image.size, most, least, stride)
     return to_tensor(image.resize(size, Pillow.Resampling.BICUBIC))
 
 
 def central_square(image: Image) -> Image:
-    """The central square of a picture; the picture itself where it is square."""
+    """The central square of an image; the image itself if it is square."""
     short = min(image.size)
     left, top = ((side - short) // 2 for side in image.size)
     return (
@@ -64,7 +64,7 @@ def central_square(image: Image) -> Image:
 
 
 def patchify(pixels: Tensor, patch: int) -> Tensor:
-    """[..., C, H, W] -> [..., P, patch * patch * C] in raster order; a row holds (row, column, channel) of a patch."""
+    """[..., C, H, W] -> [..., P, patch * patch * C] in raster order; each row is (row, column, channel) of a patch."""
     cut = pixels.unflatten(-2, (-1, patch)).unflatten(-1, (-1, patch))  # ... C h p w q
     cut = cut.movedim(-5, -1)  # ... h p w q C
     cut = cut.transpose(-4, -3)  # ... h w p q C
@@ -79,18 +79,18 @@ def unpatchify(rows: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
 
 
 def position_ids(grid: tuple[int, int], side: int) -> Tensor:
-    """Ids row * side + column of a grid's patches, [P]; ValueError where the table is too small."""
+    """Ids row * side + column of a grid's patches, [P]; ValueError if the table is too small."""
     if max(grid) > side:
         raise ValueError(
-            f"a picture of {grid[0]} x {grid[1]} patches does not fit the position table of {side} x {side}; "
-            "make it smaller"
+            f"an image of {grid[0]} x {grid[1]} patches does not fit the position table of {side} x {side}; "
+            "use a smaller image"
         )
     rows, columns = torch.arange(grid[0]), torch.arange(grid[1])
     return (rows.unsqueeze(1) * side + columns).flatten()
 
 
 def positions(grid: Tensor, length: int, side: int) -> tuple[Tensor, Tensor | None]:
-    """Position ids [B, P] of padded patches on grids [B, 2], and which are real, [B, P] (None: all)."""
+    """Position ids [B, P] of padded patches on grids [B, 2], and the mask of real ones, [B, P] (None: all)."""
     grids = [(int(high), int(wide)) for high, wide in grid.tolist()]
     if len(set(grids)) == 1 and grids[0][0] * grids[0][1] == length:
         return position_ids(grids[0], side).expand(len(grids), -1), None
@@ -123,7 +123,7 @@ class _VisionModel(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """SigLIP2 on pictures of any size: patches in, states behind the last layer norm out."""
+    """SigLIP2 for images of any size: patches to states after the last layer norm."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class VisionTower(nn.Module):
     def forward(self, patches: Tensor, ids: Tensor, valid: Tensor | None = None) -> Tensor:
         """States [B, P, Dvit] of patches [B, P, 3 p p] at position ids [B, P].
 
-        `valid` [B, P] marks what is no padding; each picture sees itself only.
+        `valid` [B, P] marks real patches; each image attends to itself only.
         """
         model = self.vision_model
         weight = model.embeddings.patch_embedding.weight
@@ -149,7 +149,7 @@ class VisionTower(nn.Module):
 
 # ---- the autoencoder ---------------------------------------------------------------------------
 def build_vae(config: VaeConfig) -> nn.Module:
-    """FLUX's autoencoder of these sizes; only its scale and shift are ours to apply."""
+    """FLUX's autoencoder with these sizes; scale and shift are applied separately."""
     return AutoencoderKL(
         [config.ch * factor for factor in config.ch_mult],
         resnets=config.num_res_blocks,
@@ -167,12 +167,12 @@ def latents(found: Tensor, noise: Tensor, config: VaeConfig) -> Tensor:
 
 
 def decoded(vae: nn.Module, scaled: Tensor, config: VaeConfig) -> Tensor:
-    """Pixels [B, 3, H, W] of scaled latents, in [-1, 1] but for overshoot."""
+    """Pixels [B, 3, H, W] of scaled latents, in [-1, 1] except for overshoot."""
     return vae.get_submodule("decoder")(scaled / config.scale_factor + config.shift_factor)
 
 
 def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows [P_i, ...] zero-padded to one tensor [B, P, ...], and which places are real, [B, P]."""
+    """Rows [P_i, ...] zero-padded to one tensor [B, P, ...], and the mask of real rows, [B, P]."""
     lengths = torch.tensor([len(row) for row in rows])
     joined = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     return joined, torch.arange(joined.shape[1]) < lengths.unsqueeze(1)

@@ -1,6 +1,6 @@
 """BAGEL's weight files: official names, strict loading without a second copy.
 
-Two files make a model: the network (`ema.safetensors` of the base, `model_bf16.safetensors` of RecA) and the VAE
+A model consists of two files: the network (`ema.safetensors` of the base, `model_bf16.safetensors` of RecA) and the VAE
 (`ae.safetensors`). Source: docs/reference/bagel.md 1 and 6.
 """
 
@@ -18,7 +18,12 @@ from reca.models.common.naming import VAE, Naming
 from reca.models.streaming import assign_strictly
 
 NETWORK = Naming()  # released under our names
-TRAINED = (GEN, "time_embedder.", "vae2llm.", "llm2vae.")  # parts of the names that RecA trains
+TRAINED = (
+    GEN,
+    "time_embedder.",
+    "vae2llm.",
+    "llm2vae.",
+)  # name parts of the weights that RecA trains
 
 
 def is_trained(name: str) -> bool:
@@ -29,8 +34,8 @@ def is_trained(name: str) -> bool:
 def load_network(network: Bagel, path: str | Path) -> None:
     """Load an official (or our own) checkpoint into a network, which may be on `meta`.
 
-    Weights keep the dtype that the network was built with. ValueError names the file and what does not fit; a changed
-    position table is a fault, too.
+    Weights keep the dtype that the network was built with. ValueError names the file and any mismatch, such as a
+    changed position table.
     """
     own = {name: tensor.dtype for name, tensor in network.state_dict().items()}
     assign_strictly(network, path, dtype=own.__getitem__)
@@ -45,7 +50,7 @@ def _check_table(name: str, module: FixedTable, path: str | Path) -> None:
     exact = sincos_table(round(len(table) ** 0.5), table.shape[1])
     if not torch.allclose(table.float(), exact, atol=8e-3):  # bfloat16 files round it
         raise ValueError(
-            f"{path}: {name}.pos_embed is not the table of sines and cosines; fetch it again"
+            f"{path}: {name}.pos_embed differs from the sine-cosine table; fetch it again"
         )
     module._buffers["pos_embed"] = exact
 

@@ -1,1 +1,1 @@
-"""What model families have in common: everything around a network that is not its own mathematics."""
+"""Code that model families share: everything around a network except its mathematics."""

@@ -1,7 +1,7 @@
 """The KL autoencoder of Stable Diffusion, as BAGEL (FLUX's) and Harmon (MAR's) use it.
 
 Parameters have the names, shapes and initial values of diffusers' `AutoencoderKL`, and results are equal up to
-rounding (tests/models/test_autoencoder_kl.py). It is written out here because importing diffusers' class takes two
+rounding (tests/models/test_autoencoder_kl.py). It is reimplemented because importing diffusers' class takes two
 seconds: it loads diffusers' adapters and other models. Letters: B batch, C channels, Z latent channels, (H, W) pixels,
 (h, w) latents.
 """
@@ -19,7 +19,7 @@ _EPSILON = 1e-6
 
 
 class _Residual(nn.Module):
-    """Two normalised 3 x 3 convolutions beside an identity, or beside a 1 x 1 convolution where the width changes."""
+    """Two normalised 3 x 3 convolutions with a skip connection, which is a 1 x 1 convolution if the width changes."""
 
     def __init__(self, before: int, after: int, groups: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Residual(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention of all places of an image, with one head and a residual connection."""
+    """Self-attention over all positions of an image, with one head and a residual connection."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _Attention(nn.Module):
 
 
 class _Halve(nn.Module):
-    """A convolution of stride 2, padded on the right and below only."""
+    """A convolution of stride 2, padded on the right and bottom only."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -73,14 +73,14 @@ class _Double(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] through the residuals, attentions and the resize of this level."""
+        """[B, C, h, w] through the residual blocks, attention and resize of this level."""
         if x.numel() * 2 > 2**31 or len(x) >= 64:  # limits of torch's channels-last kernel
             x = x.contiguous()
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class _Level(nn.Module):
-    """Residual blocks of one resolution, each followed by attention on request, then an optional change of size."""
+    """Residual blocks of one resolution, each optionally followed by attention, then an optional resize."""
 
     def __init__(
         self, widths: Sequence[int], groups: int, attention: bool = False, resize: str | None = None
@@ -125,7 +125,7 @@ class _Middle(nn.Module):
 
 
 class _Ends(nn.Module):
-    """What encoder and decoder begin and end with: a convolution; normalisation, SiLU and a convolution."""
+    """The common ends of encoder and decoder: a convolution first; normalisation, SiLU and a convolution last."""
 
     conv_in: nn.Conv2d
     conv_norm_out: nn.GroupNorm
@@ -162,7 +162,7 @@ class Encoder(_Ends):
 
 
 class Decoder(_Ends):
-    """Latents [B, Z, h, w] -> pixels [B, 3, H, W], doubled between levels; one residual block more than the encoder."""
+    """Latents [B, Z, h, w] -> pixels [B, 3, H, W], doubled between levels, each with one more residual block."""
 
     def __init__(self, widths: Sequence[int], resnets: int, latent: int, groups: int) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Decoder(_Ends):
 
 
 class AutoencoderKL(nn.Module):
-    """Images to a normal distribution of latents and back; scale and shift of latents are the family's to apply.
+    """Images to a normal distribution of latents and back; the family applies scale and shift of latents.
 
     `widths` are the channels of each level, `resnets` the residual blocks of an encoder level, `groups` those of group
     normalisation. `encoder_attention` adds attention at the encoder's last level, `quant_conv` a 1 x 1 convolution on
@@ -219,14 +219,14 @@ class AutoencoderKL(nn.Module):
         return self.encoder.conv_in.weight.dtype
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, [B, Z, h, w] each, of the latents of pixels [B, 3, H, W] in [-1, 1]."""
+        """Mean and log-variance [B, Z, h, w] of the latents of pixels [B, 3, H, W] in [-1, 1]."""
         encoded = self.encoder(pixels)
         encoded = encoded if self.quant_conv is None else self.quant_conv(encoded)
         mean, log_variance = encoded.chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] of unscaled latents [B, Z, h, w], in [-1, 1] but for overshoot."""
+        """Pixels [B, 3, H, W] of unscaled latents [B, Z, h, w], in [-1, 1] except for overshoot."""
         return self.decoder(
             latents if self.post_quant_conv is None else self.post_quant_conv(latents)
         )

@@ -1,4 +1,4 @@
-"""Rows of a batch: ragged rows made rectangular, noise row by row, encoding in chunks."""
+"""Batches: padding of ragged rows, noise per row, encoding in chunks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None 
 def padded(
     rows: Sequence[Sequence[int]], fill: int, width: int | None = None, left: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Rows of ids as int64 [B, T], filled up to `width` (the longest row), and which are real: bool [B, T]."""
+    """Rows of ids padded to `width` (default: the longest row), int64 [B, T], and the mask of real ids, bool [B, T]."""
     width = max(map(len, rows)) if width is None else width
     gaps = [[fill] * (width - len(row)) for row in rows]
     both = zip(rows, gaps, strict=True)
@@ -38,7 +38,7 @@ def padded(
 
 
 def count_labels(rows: Sequence[Sequence[int]], ignore: int = -100) -> int:
-    """Labels that carry a loss."""
+    """Number of labels with a loss."""
     return sum(label != ignore for row in rows for label in row)
 
 
@@ -59,6 +59,6 @@ def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
 def encode_in_chunks(
     encode: Callable[[Sequence[T]], Features], items: Sequence[T], size: int
 ) -> Features:
-    """Features of all items, of which at most `size` are encoded at once."""
+    """Features of all items, encoding at most `size` at a time."""
     parts = [encode(chunk) for chunk in chunks(items, size)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

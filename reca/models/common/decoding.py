@@ -1,4 +1,4 @@
-"""Greedy answers with a cache of keys and values: the loop that families share.
+"""Greedy decoding with a KV cache, shared by the families.
 
 Letters: B rows, V vocabulary.
 """
@@ -22,8 +22,8 @@ def greedy(
 ) -> Steps:
     """Logits [B, V] and their argmax [B], token by token, until every row has produced `end`.
 
-    `logits` are those after the prompt; `advance` feeds tokens [B] to the network and gives the next logits. NonFinite,
-    after the last token, names rows whose logits were not finite.
+    `logits` are those after the prompt; `advance` feeds tokens [B] to the network and returns the next logits. Raises
+    NonFinite, after the last token, with the rows whose logits were not finite.
     """
     finished = torch.zeros_like(logits[:, 0], dtype=torch.bool)
     finite = torch.ones_like(finished)
@@ -39,7 +39,7 @@ def greedy(
 
 
 def answers(steps: Steps, text: TextFrontEnd, rows: int) -> list[str]:
-    """The texts of `greedy`'s tokens, one per row; rows that reached the limit are counted in the log."""
+    """The texts of `greedy`'s tokens, one per row; the number of truncated rows is logged."""
     tokens = [token for _, token in steps]
     ids = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in range(rows)]
     warn_truncated(ids, text.end)

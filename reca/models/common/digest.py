@@ -1,4 +1,4 @@
-"""Fingerprints of frozen encoders: a hash of weights and options, kept until a weight changes."""
+"""Fingerprints of frozen encoders: a hash of weights and options, cached until a weight changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def digest(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> str:
-    """Hex sha256 of json-able options and of names, dtypes, shapes and bytes of tensors."""
+    """Hex sha256 of JSON-serialisable options and of the names, dtypes, shapes and bytes of tensors."""
     found = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -22,13 +22,13 @@ def digest(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> str:
 
 
 class Fingerprints:
-    """Digests by options: asked once per picture batch, while hashing gigabytes takes seconds."""
+    """Cached digests by options: they are requested per batch of images, and hashing gigabytes takes seconds."""
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, tuple[tuple[int, ...], str]] = {}
 
     def of(self, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> str:
-        """The `digest`, computed again only where a tensor was written or replaced."""
+        """The `digest`, recomputed only if a tensor was modified or replaced."""
         key = (json.dumps(options, sort_keys=True), *sorted(tensors))
         versions = tuple(n for t in tensors.values() for n in (t.data_ptr(), t._version))
         if key not in self._kept or self._kept[key][0] != versions:

@@ -1,4 +1,4 @@
-"""The part of the contract that families implement alike: tokenizer, model folder, parameters that are trained."""
+"""The part of the contract that all families share: tokenizer, model folder, trainable parameters."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ DESCRIPTION, FORMAT = "reca_model.json", 1
 class WeightFile:
     """One weight file of a model folder.
 
-    `role` is its name in `load_parts`, `name` that of the file. `inside` starts its tensors' names where a released
-    checkpoint holds several parts; such a part need not be given on its own.
+    `role` is its name in `load_parts`, `name` that of the file. `inside` is the prefix of its tensors in a released
+    checkpoint with several parts; such a part need not be given separately.
     """
 
     role: str
@@ -33,10 +33,10 @@ class WeightFile:
 
 
 class FamilyModel(UnifiedModel):
-    """A model around `network` (what RecA trains, and `official_state` gives) and `frozen` (what it never trains)."""
+    """A model with a `network` (trained by RecA, returned by `official_state`) and `frozen` modules."""
 
     title: ClassVar[str]
-    """The family's name for people."""
+    """The display name of the family."""
     front_end: ClassVar[type[TextFrontEnd]]
 
     def __init__(self, config: Any, options: Any, network: nn.Module, frozen: nn.Module) -> None:
@@ -49,24 +49,24 @@ class FamilyModel(UnifiedModel):
     # ---- text -----------------------------------------------------------------------------------
     @property
     def text(self) -> Any:
-        """The text front end; ValueError while the model has no tokenizer."""
+        """The text front end; ValueError if the model has no tokenizer."""
         if self._text is None:
             raise ValueError(
-                f"this {self.title} has no tokenizer yet; load a model folder, which has tokenizer.json"
+                f"this {self.title} has no tokenizer; load a model folder with a tokenizer.json"
             )
         return self._text
 
     def set_tokenizer(self, tokenizer: Any) -> None:
-        """Use this tokenizer; ValueError unless its ids are the network's."""
+        """Use this tokenizer; ValueError unless its ids match the network."""
         self._text = self.front_end(tokenizer, self.config)
 
     def read_tokenizer(self, folder: str | Path) -> None:
-        """Use the tokenizer in a folder; ValueError names the folder and what does not fit the network."""
+        """Use the tokenizer in a folder; ValueError names the folder and any mismatch with the network."""
         self._text = self.front_end.read(folder, self.config)
 
     # ---- parameters -----------------------------------------------------------------------------
     def trainable_parameters(self) -> list[str]:
-        """All of the network."""
+        """All parameters of the network."""
         return [name for name, _ in self.named_parameters() if name.startswith("network.")]
 
     # ---- files ----------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ class FamilyModel(UnifiedModel):
     def load_weights(
         self, role: str, path: Path, sha256: str | None = None, allow_unpinned: bool = False
     ) -> set[str]:
-        """Load a checkpoint, strictly, into the file's module and others that it holds; gives their roles."""
+        """Load a checkpoint strictly into the file's module and other modules that it contains; returns their roles."""
         tensors, loaded = read(path, sha256, allow_unpinned), set()
         for file in self.weight_files():
             held = [name for name in tensors if file.inside and name.startswith(file.inside)]
@@ -110,16 +110,16 @@ class FamilyModel(UnifiedModel):
         sha256: Mapping[str, str] | None = None,
         allow_unpinned: bool = False,
     ) -> None:
-        """Load official files or folders by role, each from where it lies: those of `weight_files` and `tokenizer`.
+        """Load official files or folders by role: those of `weight_files`, and `tokenizer`.
 
-        A pickle is opened only under its `sha256`, unless `allow_unpinned`. ValueError names roles that are missing.
+        A pickle is opened only if its `sha256` is given, unless `allow_unpinned`. ValueError names missing roles.
         """
         files = {file.role: file for file in self.weight_files()}
         needed = {role for role, file in files.items() if not file.inside} | {"tokenizer"}
         if not needed <= set(parts) <= {*files, "tokenizer"}:
             wanted = ", ".join([*files, "tokenizer"])
             raise ValueError(
-                f"{self.title} is made of {wanted}; given: {', '.join(parts) or 'nothing'}"
+                f"{self.title} requires {wanted}; given: {', '.join(parts) or 'nothing'}"
             )
         loaded: set[str] = set()
         for role in (role for role in files if role in parts):
@@ -127,7 +127,7 @@ class FamilyModel(UnifiedModel):
             loaded |= self.load_weights(role, Path(parts[role]), pin, allow_unpinned)
         for role in (role for role in files if role not in loaded):
             raise ValueError(
-                f"{parts['weights']}: holds no {files[role].inside}*; give {role}, a file of its own"
+                f"{parts['weights']}: contains no {files[role].inside}*; give {role} as a separate file"
             )
         self.read_tokenizer(parts["tokenizer"])
 

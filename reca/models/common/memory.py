@@ -1,4 +1,4 @@
-"""The counts that `reca plan` turns into bytes, of a family's language model."""
+"""The memory profile of a family's language model, which `reca plan` converts to bytes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from reca.models.contract import MemoryProfile
 def language_profile(
     llm: Mapping[str, Any], tokens: int, *, more_layers: int = 0, **counts: int
 ) -> MemoryProfile:
-    """The profile of one RecA sequence of `tokens` in a language model of transformers' sizes.
+    """The profile of one RecA sequence of `tokens` in a language model with a transformers config.
 
-    `more_layers` count other towers as layers that keep as many values; `counts` are further fields of the profile.
+    `more_layers` counts other towers as layers that store as many values; `counts` are further fields of the profile.
     """
     return MemoryProfile(
         tokens=tokens,

@@ -1,4 +1,4 @@
-"""Official checkpoints and our modules: how their names relate, strict loading, saving under official names."""
+"""Official checkpoints: maps between official and our names, strict loading, saving under official names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safetensors
 
-# keys under which official pickles may keep their tensors
+# keys under which official pickles may store their tensors
 _WRAPPERS = ("state_dict", "model", "module")
 _SHOWN = 4
 
@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Naming:
-    """How an official file relates to a module: official name = `prefix` + our name.
+    """The mapping between an official file and a module: official name = `prefix` + our name.
 
-    `own` starts the official names that belong to the module, `foreign` (a regular expression) finds exceptions;
-    what does not belong is left out and reported. `constants` are computed by us, `tied` weights (name -> the weight
-    that it equals) are stored once: both may be absent from a file, but must not differ.
+    `own` is the prefix of the official names that belong to the module, `foreign` a regular expression of exceptions;
+    other names are skipped and reported. `constants` are recomputed, `tied` weights (name -> the weight that it
+    equals) are stored once: both may be absent from a file, but must not differ.
     """
 
     prefix: str = ""
@@ -38,34 +38,36 @@ class Naming:
 
     # ---- names -----------------------------------------------------------------------------------
     def official(self, module: nn.Module) -> dict[str, str]:
-        """Official name by ours."""
+        """The official name for one of ours."""
         return {name: self.prefix + name for name in module.state_dict()}
 
     def outward(self, official: str, tensor: Tensor) -> Tensor:
-        """Our tensor in the shape of the official file."""
+        """Our tensor converted to the shape in the official file."""
         return tensor
 
     def inward(self, official: str, tensor: Tensor) -> Tensor:
-        """A tensor of an official file in our shape."""
+        """A tensor of an official file converted to our shape."""
         return tensor
 
     def state(self, module: nn.Module) -> dict[str, Tensor]:
-        """The content of a module under its official names; tensors are shared, not copied."""
+        """The state of a module under official names; tensors are shared, not copied."""
         names = self.official(module)
         return {names[k]: self.outward(names[k], v) for k, v in module.state_dict().items()}
 
     # ---- files -----------------------------------------------------------------------------------
     def load(self, module: nn.Module, official: Mapping[str, Tensor], where: str | Path) -> None:
-        """Copy official tensors into a module, strictly (cast to its dtypes).
+        """Copy official tensors into a module, strictly, casting them to its dtypes.
 
-        ValueError names the file `where` and what is missing, unexpected, of another shape, or a changed constant or
-        tied weight; nothing is copied then.
+        ValueError names the file `where` and the names that are missing, unexpected, of another shape, or constants or
+        tied weights that differ; nothing is copied then.
         """
         own = module.state_dict()
         ours = {official: name for name, official in self.official(module).items()}
         tensors = {}
         for name, tensor in self._belonging(official, where).items():
-            stranger = f"({name})" if name in own else name  # a name of ours is not an official one
+            stranger = (
+                f"({name})" if name in own else name
+            )  # our names are not accepted in place of official ones
             tensors[ours.get(name, stranger)] = self.inward(name, tensor)
         for name in self.constants:
             if name in tensors and not torch.equal(tensors[name].to(own[name]), own[name]):
@@ -94,7 +96,7 @@ class Naming:
     def save(self, module: nn.Module, path: str | Path) -> None:
         """Write a module as one safetensors file under its official names."""
         state = self.state(module)
-        copies = {name: state[name].clone() for name in self.tied}  # a file stores no tensor twice
+        copies = {name: state[name].clone() for name in self.tied}  # tied tensors are stored once
         save_safetensors(state | copies, path)
 
     def _belonging(self, official: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
@@ -106,14 +108,14 @@ class Naming:
         }
         if left := sorted(official.keys() - found.keys()):
             shown = ", ".join(left[:_SHOWN])
-            _log.warning("%s: %d tensors are left out: %s", where, len(left), shown)
+            _log.warning("%s: %d tensors are skipped: %s", where, len(left), shown)
         return found
 
 
 def read(
     path: str | Path, sha256: str | None = None, allow_unpinned: bool = False
 ) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file or folder, also of a pickle that wraps them; see `load_checkpoint`."""
+    """The tensors of a checkpoint file or folder, or of a pickle that wraps them; see `load_checkpoint`."""
     return load_checkpoint(path, sha256, allow_unpinned=allow_unpinned, wrappers=_WRAPPERS)
 
 
@@ -137,7 +139,7 @@ _VAE_ATTENTION = re.compile(r"\.attn.*\.(q|k|v|proj_out)\.weight$")
 
 @dataclass(frozen=True)
 class VaeNaming(Naming):
-    """Latent Diffusion's names of a VAE that we hold under diffusers' names.
+    """Latent Diffusion's names for a VAE stored under diffusers' names.
 
     Attention weights are 1 x 1 convolutions there, and the decoder's levels are counted from the other end.
     """
@@ -145,7 +147,7 @@ class VaeNaming(Naming):
     own: tuple[str, ...] = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
     def official(self, module: nn.Module) -> dict[str, str]:
-        """Official name by diffusers' name."""
+        """The official name for diffusers' name."""
         decoder: Any = module.get_submodule("decoder")
         levels = len(decoder.up_blocks)
         return {name: _official_vae_name(name, levels) for name in module.state_dict()}
@@ -169,4 +171,4 @@ def _official_vae_name(name: str, levels: int) -> str:
 
 
 VAE = VaeNaming()
-"""Of the KL autoencoders of Harmon and BAGEL."""
+"""The naming of the KL autoencoders of Harmon and BAGEL."""

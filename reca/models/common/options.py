@@ -1,4 +1,4 @@
-"""Sections of a configuration as a family's dataclasses, strictly: one parser, one form of error."""
+"""Strict parsing of configuration sections into a family's dataclasses, with uniform errors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _CONTRACT = ("guidance", "steps", "temperature")
 
 
 def parse(network: Mapping[str, Any], config: type[C], options: type[O]) -> tuple[C, O]:
-    """Read a `network` section: the keys of the dataclass `config`, and under `options` those of the other.
+    """Parse a `network` section: the keys of dataclass `config`, and under `options` those of the other.
 
-    ValueError names a key or value that does not fit.
+    ValueError names an unknown key or invalid value.
     """
     described = dict(network)
     chosen = build(options, described.pop("options", None) or {}, "network.options")
@@ -45,7 +45,7 @@ def check_numbers(where: str, given: Mapping[str, Any], known: Mapping[str, Any]
 
 # ---- sampling ------------------------------------------------------------------------------------
 def sampler_options(kind: type[T], sampling: Sampling) -> T:
-    """The contract's `Sampling` as a family's dataclass; ValueError on an option that the family does not know."""
+    """Convert the contract's `Sampling` to a family's dataclass; ValueError for an unknown option."""
     given, names = dict(sampling.options or {}), {f.name for f in fields(kind)}  # type: ignore[arg-type]
     for name in given:
         if name in _CONTRACT or name not in names:
@@ -61,8 +61,8 @@ def check_generation(
     unconditional: object | None = None,
     guidance: float | None = None,
 ) -> None:
-    """ValueError unless each row has its generator and, with a `guidance`, there is an unconditional condition."""
+    """Raise ValueError unless each row has a generator and, with `guidance`, there is an unconditional condition."""
     if len(generators) != rows:
-        raise ValueError(f"{rows} pictures need as many generators, got {len(generators)}")
+        raise ValueError(f"{rows} images need as many generators, got {len(generators)}")
     if guidance is not None and unconditional is None:
         raise ValueError(f"sampling.guidance {guidance:g} needs an unconditional condition")

@@ -1,6 +1,6 @@
-"""The text front end that families extend: reading a tokenizer folder, texts to ids, generated ids to text.
+"""The text front end that families extend: loading a tokenizer folder, encoding texts, decoding generated ids.
 
-A model folder's files may come from anybody, so every fault of them is one line.
+The files of a model folder are untrusted, so every defect of them is reported in one line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from reca.core.documents import fields, read_json
 from reca.models.common.plain_tokenizer import FILES, read_plain
 
 IGNORE = -100
-"""In labels and targets: this position carries no loss."""
+"""In labels and targets, marks a position without a loss."""
 
 UNKNOWN = "<unk>"  # of word-level vocabularies; byte-level ones need none
 _SHOWN = 200  # letters of an error of transformers
@@ -22,8 +22,8 @@ _SHOWN = 200  # letters of an error of transformers
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in a folder, as transformers reads it, but without its import where `tokenizers` can read it.
 
-    ValueError names the folder or file that is missing, no JSON object, beyond the limits of `reca.core.documents`, or
-    not a tokenizer: transformers raises whatever its code runs into.
+    ValueError names a folder or file that is missing, not a JSON object, beyond the limits of `reca.core.documents`, or
+    not a tokenizer (for which transformers may raise any exception).
     """
     paths = [folder / name for name in FILES if (folder / name).is_file()]
     described = {path.name: fields(read_json(path), path) for path in paths}
@@ -43,16 +43,16 @@ def _read_any(folder: Path) -> Any:
 
 
 def without_image_tag(question: str) -> str:
-    """Drop LLaVA's `<image>` tag with its newline: the image has its own place in the layout."""
+    """Drop LLaVA's `<image>` tag and its newline: the layout determines the position of the image."""
     for tag in ("<image>\n", "\n<image>", "<image>"):
         question = question.replace(tag, "")
     return question
 
 
 class TextFrontEnd:
-    """Texts to ids and back; a family adds its wording.
+    """Encodes and decodes text; families add their templates.
 
-    `end` closes a text. ValueError from `check` where the tokenizer is not the one that the network was trained with.
+    `end` ends a text. `check` raises ValueError if the tokenizer is not the one that the network was trained with.
     """
 
     end: int
@@ -64,19 +64,19 @@ class TextFrontEnd:
 
     @classmethod
     def read(cls, folder: str | Path, config: Any) -> Self:
-        """The front end of a tokenizer folder."""
+        """Create the front end from a tokenizer folder."""
         return cls(read_tokenizer(Path(folder)), config, str(folder))
 
     def check(self, where: str) -> None:
-        """ValueError unless the tokenizer's ids are those of the network."""
+        """Raise ValueError unless the tokenizer's ids match the network."""
         raise NotImplementedError
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids without special tokens; ValueError names words that a closed vocabulary does not have."""
+        """Ids without special tokens; ValueError names words missing from a closed vocabulary."""
         return [ids for ids, _ in self.ids_and_starts(texts)]
 
     def ids_and_starts(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Ids of each text and the character at which each token begins."""
+        """Ids of each text, and the character offset at which each token starts."""
         if not texts:
             return []
         coded = self.tokenizer(

@@ -1,4 +1,4 @@
-"""What Harmon's losses and pictures are made from: conditions, draws, conversations."""
+"""Inputs of Harmon's losses and sampler: conditions, noise, conversations."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ _SEEDS = 2**62
 
 @dataclass(frozen=True)
 class Dropout:
-    """Where dropout draws from: a seed that was drawn at the edge, so that losses stay pure functions.
+    """The random stream of dropout: its seed is sampled with the noise, so that losses stay pure functions.
 
-    Each block draws from a generator of its own (`seed`, block), so recomputing one in the backward pass draws the
-    same again.
+    Each block has its own generator, keyed by (`seed`, block), so recomputing a block in the backward pass gives the
+    same mask.
     """
 
     seed: int
 
     @contextmanager
     def block(self, number: int, device: torch.device) -> Iterator[None]:
-        """Let the operations inside draw by (seed, number); the global generators are as before behind it."""
+        """Context in which operations are seeded by (seed, number); the global generators are restored afterwards."""
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed((self.seed + number * 0x9E3779B97F4A7C15) % 2**63)
             yield
 
     def branch(self, number: int) -> Dropout:
-        """Another stream of the same draws: one for each pass through a tower."""
+        """Another stream derived from this one: one for each pass through a tower."""
         return Dropout((self.seed ^ ((number + 1) * 0xD1B54A32D192ED03)) % 2**63)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Prompts as ids, one per row; for RecA also the pictures to draw again.
+    """Prompts as ids, one per row; for RecA also the images to reconstruct.
 
-    `latents` [B, m, n, C] are read anew by the trained encoder; `understanding` [B, L + S, H] was read once and is
-    frozen. `dropped` is what a prompt becomes when its text is dropped.
+    `latents` [B, m, n, C] are encoded again by the trained encoder; `understanding` [B, L + S, H] was computed once and
+    is frozen. `dropped` replaces a prompt whose text is dropped.
     """
 
     texts: Sequence[Sequence[int]]
@@ -60,14 +60,16 @@ class Condition:
 
     @property
     def has_image(self) -> bool:
-        """Whether a picture is part of the condition."""
+        """Whether the condition has an image."""
         return self.latents is not None or self.understanding is not None
 
 
 @dataclass(frozen=True)
 class DiffusionNoise:
-    """Noise of a diffusion loss: token `orders` [B, L] of which the first `masked` are hidden, `t` and `gaussian`
-    [repeats * B * L, ...] in repeat-major order, `text_dropout` [B], and the seed of MAR's dropout.
+    """Noise of a diffusion loss.
+
+    Token `orders` [B, L], of which the first `masked` are hidden; `t` and `gaussian` [repeats * B * L, ...] in
+    repeat-major order; `text_dropout` [B]; the seed of MAR's dropout.
     """
 
     orders: Tensor
@@ -79,14 +81,14 @@ class DiffusionNoise:
 
     @property
     def count(self) -> int:
-        """Rows that carry a loss: masked tokens times repeats."""
+        """Number of rows with a loss: masked tokens times repeats."""
         batch, tokens = self.orders.shape
         return batch * self.masked * (len(self.t) // (batch * tokens))
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Tokenised conversations with labels on answers, and where the reader's dropout draws from."""
+    """Tokenised conversations with labels on answers, and the stream of the encoder's dropout."""
 
     texts: Sequence[Sequence[int]]
     labels: Sequence[Sequence[int]]
@@ -94,12 +96,12 @@ class Conversation:
 
     @property
     def count(self) -> int:
-        """Tokens that carry a loss."""
+        """Number of tokens with a loss."""
         return count_labels(self.labels)
 
 
 def sample_noise(config: HarmonConfig, batch: int, generator: torch.Generator) -> DiffusionNoise:
-    """In this order: mask rate, orders, timesteps, noise, text dropout, the seed of MAR's dropout (harmon.md d1)."""
+    """Sample, in order: mask rate, orders, timesteps, noise, text dropout, seed of MAR's dropout (harmon.md d1)."""
     tokens, mar = config.tokens, config.mar
     uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
     masked = layouts.masked_count(tokens, layouts.mask_rate(uniform, mar.min_mask_rate))
@@ -112,7 +114,7 @@ def sample_noise(config: HarmonConfig, batch: int, generator: torch.Generator) -
 
 
 def sample_dropout(config: HarmonConfig, generator: torch.Generator) -> Dropout | None:
-    """The seed of MAR's dropout; None where it has none."""
+    """The seed of MAR's dropout; None if it has none."""
     if not (config.mar.dropout or config.mar.attention_dropout):
         return None
     return Dropout(int(torch.randint(_SEEDS, (), generator=generator)))

@@ -1,4 +1,4 @@
-"""All numbers of a Harmon: language model, masked autoencoder (MAR), VAE; read from plain data, written back to it.
+"""Configuration of a Harmon: language model, masked autoencoder (MAR), VAE; converted from and to plain data.
 
 Source: docs/reference/harmon.md a.
 """
@@ -15,7 +15,7 @@ from reca_kernels import Implementation
 from reca.core.structure import Count, NonNegative, Positive, Share
 from reca.models.common import options as common
 
-TRAIN_STEPS = 1000  # of the diffusion process, of which sampling keeps some
+TRAIN_STEPS = 1000  # of the diffusion process; sampling uses a subset
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ QWEN2_5: dict[str, Any] = asdict(LanguageConfig())
 
 Dropout = Annotated[float, Interval(ge=0, lt=1)]
 Drawing = Literal["stretch", "crop", "pad"]
-"""How an image becomes a square for drawing."""
+"""How an image becomes square for generation."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class MarConfig:
     `buffers` S leading buffer tokens; `table` side of the learned position grids, resized to the image's grid;
     `min_mask_rate` bounds the training mask; `repeats` noise draws per token and step; `sampling_steps` of the
     reverse diffusion. `noise_schedule`: Harmon's is cosine, which multiplies the head's error near pure noise by
-    hundreds; `linear` (Ho et al. 2020) forgives a small head. `initializer_range`: deviation of the position tables and
-    learned tokens of an untrained network. `attention_dropout` and `dropout` act in training only, by seeded draws.
+    hundreds; `linear` (Ho et al. 2020) tolerates a small head. `initializer_range`: standard deviation of the position
+    tables and learned tokens of an untrained network. `attention_dropout` and `dropout` apply in training only, seeded.
     """
 
     encoder_width: Count = 768
@@ -83,7 +83,7 @@ class MarConfig:
             width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
             if width % heads:
                 raise ValueError(
-                    f"network.mar.{name}_width {width} does not divide into {heads} heads; change one"
+                    f"network.mar.{name}_width {width} is not divisible by {heads} heads; change one"
                 )
             if self.mlp_ratio * width < 1:
                 raise ValueError(
@@ -111,13 +111,13 @@ class VaeConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels per latent and side: every level but the last halves the picture."""
+        """Pixels per latent along a side: every level but the last halves the image."""
         return 2 ** (len(self.multipliers) - 1)
 
 
 @dataclass(frozen=True)
 class HarmonConfig:
-    """A whole Harmon; the defaults are Harmon-0.5B at 512 pixels.
+    """Configuration of a complete Harmon; the defaults are Harmon-0.5B at 512 pixels.
 
     `llm` holds fields of LanguageConfig. `resolution` is the side of a picture in pixels, or [height, width].
     `end` is the id of `<|im_end|>`, which ends an answer and pads a batch.
@@ -139,7 +139,7 @@ class HarmonConfig:
                 )
         if not 0 <= self.end < self.llm_value("vocab_size"):
             raise ValueError(
-                f"network.end {self.end} is no text id; give one of 0..{self.llm_value('vocab_size') - 1}"
+                f"network.end {self.end} is not a text id; give one of 0..{self.llm_value('vocab_size') - 1}"
             )
 
     def _check_llm(self) -> None:
@@ -166,12 +166,12 @@ class HarmonConfig:
         return LanguageConfig(**{"rope_theta": 10000.0, **self.llm})
 
     def llm_value(self, name: str) -> Any:
-        """A number of the language model, the released 0.5B one where not given."""
+        """A value of the language model's configuration; the default is that of the released 0.5B model."""
         return self.llm.get(name, QWEN2_5[name])
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of a picture in pixels."""
+        """Height and width of an image in pixels."""
         side = self.resolution
         return (side, side) if isinstance(side, int) else side
 
@@ -183,27 +183,26 @@ class HarmonConfig:
 
     @property
     def tokens(self) -> int:
-        """L: latents per picture."""
+        """Number of latents per image, L."""
         rows, columns = self.grid
         return rows * columns
 
     @property
     def image_length(self) -> int:
-        """Places that a picture which is read takes in the language model: latents and buffers."""
+        """Number of tokens that an input image takes in the language model: latents and buffers."""
         return self.tokens + self.mar.buffers
 
 
 @dataclass(frozen=True)
 class HarmonOptions:
-    """What the published training leaves to choose; the defaults are the published recipe (harmon.md e, g).
+    """Training options; the defaults are the published recipe (harmon.md e, g).
 
-    `text_dropout`: share of drawing samples whose text becomes "Generate an image."; `dropout_hides_image`: such a
-    RecA sample also loses its picture (published: it keeps it). `condition_gradient`: factor on the gradient into
-    the understanding embeddings. `frozen_condition`: RecA reads embeddings that were computed once, which is
-    another algorithm. `leading_newline`: RecA prompts open with a newline, so the picture stands behind it.
-    `drawing`: how a picture becomes square for drawing: stretched (RecA), cropped or padded. `max_text`: tokens of
-    a conversation before the picture is put in. `encode_batch`: pictures per pass of the VAE.
-    `implementation`: of the answers' loss, as `reca_kernels` names them.
+    `text_dropout`: share of generation samples whose text becomes "Generate an image."; `dropout_hides_image`: such a
+    RecA sample also loses its image (in the published recipe it keeps it). `condition_gradient`: factor on the gradient
+    into the understanding embeddings. `frozen_condition`: RecA uses cached embeddings, which is a different algorithm.
+    `leading_newline`: RecA prompts start with a newline, and the image follows it. `drawing`: how an image becomes
+    square for generation: stretched (RecA), cropped or padded. `max_text`: tokens of a conversation before the image
+    is inserted. `encode_batch`: images per pass of the VAE. `implementation` of the answer loss: see `reca_kernels`.
     """
 
     text_dropout: Share = 0.1
@@ -218,8 +217,8 @@ class HarmonOptions:
 
 
 def parse(network: Mapping[str, Any]) -> tuple[HarmonConfig, HarmonOptions]:
-    """Read a `network` section: the keys of `HarmonConfig`, and `options` with those of `HarmonOptions`.
+    """Parse a `network` section: the keys of `HarmonConfig`, and `options` with those of `HarmonOptions`.
 
-    ValueError names a key or value that does not fit.
+    ValueError names an unknown key or invalid value.
     """
     return common.parse(network, HarmonConfig, HarmonOptions)

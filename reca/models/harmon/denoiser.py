@@ -1,4 +1,4 @@
-"""The diffusion head arranged for sampling: what does not depend on x is made for many reverse steps in one product.
+"""The diffusion head for sampling: everything independent of x is computed for many reverse steps in one product.
 
 Source: docs/reference/harmon.md d2, d3 and g18. Letters: R rows, C latent channels, W head width, S sampling
 steps, N residual blocks.
@@ -16,14 +16,16 @@ from torch.nn import functional as F
 from reca.models.harmon import packing
 from reca.models.harmon.diffusion import DiffusionHead, reverse, tables
 
-_HELD = {"cpu": 2**22}  # floats of modulations held at once: on a CPU they should stay in the cache
+_HELD = {
+    "cpu": 2**22
+}  # number of modulation values held at once: on a CPU they should fit in the cache
 _HELD_ELSEWHERE = 2**25
 
 
 class _Modulation(NamedTuple):
-    """What a step does to all blocks: 1 + scales [R, N + 1, W], shifts and gates [R, N, W], and `out` [R, 2C].
+    """Modulation of all blocks in one step: 1 + scales [R, N + 1, W], shifts and gates [R, N, W], and `out` [R, 2C].
 
-    `out` is the final layer's shift behind its linear layer: W_out (W_shift a + b_shift) + b_out, one small product.
+    `out` is the final layer's shift after its linear layer: W_out (W_shift a + b_shift) + b_out, one small product.
     """
 
     scales: Tensor
@@ -33,7 +35,7 @@ class _Modulation(NamedTuple):
 
 
 class Denoiser:
-    """A head's reverse process; sees the weights as they are when it is made."""
+    """The reverse process of a head; uses the weights as they are at construction."""
 
     def __init__(self, head: DiffusionHead) -> None:
         net: Any = head.net
@@ -54,9 +56,9 @@ class Denoiser:
         self.out = packing.linear(net.final_layer.linear.weight, None)
 
     def _stacked(self) -> tuple[Tensor, Tensor]:
-        """One layer for all modulations: scales of all blocks and the final layer, shifts, gates, `out`.
+        """One linear layer for all modulations: scales of all blocks and the final layer, shifts, gates, `out`.
 
-        Gives its weight [rows, W] and bias [rows].
+        Returns its weight [rows, W] and bias [rows].
         """
         parts = [self._parts(block) for block in self.net.res_blocks]
         final = self.net.final_layer
@@ -83,9 +85,9 @@ class Denoiser:
         guidance: float = 1.0,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Run the respaced reverse process: latents [R, C] from the noises [R, C] and [S, R, C].
+        """Run the respaced reverse process: latents [R, C] from initial noise [R, C] and step noise [S, R, C].
 
-        `z` [R, D], or [2R, D] with guidance: conditional rows, then unconditional ones. `step_noise[i]` is that of
+        `z` [R, D], or [2R, D] with guidance: conditional rows, then unconditional ones. `step_noise[i]` belongs to
         the i-th reverse step in order of execution; the last one is not used.
         """
         x = noise.float()
@@ -97,7 +99,7 @@ class Denoiser:
         return x
 
     def _modulations(self, z: Tensor) -> Iterator[_Modulation]:
-        """Those of every reverse step in order of execution, made for as many steps at once as are held."""
+        """Modulations of every reverse step in order of execution, computed for as many steps at once as fit."""
         condition = self.net.cond_embed(z)
         backwards, scales = self.times.flip(0), (self.depth + 1) * self.width
         held = _HELD.get(z.device.type, _HELD_ELSEWHERE)
@@ -112,7 +114,7 @@ class Denoiser:
                 yield _Modulation(scale, shift, gate, out)
 
     def _predicted(self, x: Tensor, modulation: _Modulation) -> Tensor:
-        """Predicted noise and raw variance [R, 2C] for x [R, C], or for x of [R/2, C] that both halves share."""
+        """Predicted noise and raw variance [R, 2C] for x [R, C], or for x [R/2, C] shared by both halves."""
         h = self.net.input_proj(x)
         repeats = len(modulation.out) // len(h)
         h = h.repeat(repeats, 1) if repeats > 1 else h

@@ -1,7 +1,7 @@
-"""The per-token diffusion head: its schedule, its network, its training loss, its respaced reverse process.
+"""The per-token diffusion head: schedule, network, training loss, respaced reverse process.
 
-Rows are tokens: x and noise [R, C], condition [R, D], timesteps [R]. Losses are computed in fp32 whatever the
-network runs in. Source: docs/reference/harmon.md d2 and d3. Letters: R rows, C latent channels, W head
+Rows are tokens: x and noise [R, C], condition [R, D], timesteps [R]. Losses are computed in fp32, whatever the dtype
+of the network. Source: docs/reference/harmon.md d2 and d3. Letters: R rows, C latent channels, W head
 width, S sampling steps.
 """
 
@@ -21,9 +21,9 @@ from reca.models.common.embeddings import timestep_code
 from reca.models.harmon.config import TRAIN_STEPS
 
 SLICE = 2**16
-"""Rows of a training pass: a block that is computed again holds all that it makes of so many."""
+"""Rows per training pass: a recomputed block holds all intermediate values of that many rows."""
 
-_CODE = 256  # width of the timestep code
+_CODE = 256  # width of the timestep embedding
 _HALF_BIN = 1 / 255  # half-width of a pixel's bin in [-1, 1]
 _EDGE = 0.999
 _TINY = 1e-12
@@ -32,9 +32,9 @@ _TINY = 1e-12
 # ---- tables --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Tables:
-    """Schedule of a (respaced) process, float64 [S] each; `timesteps` are the original indices [S] int64.
+    """Schedule of a (respaced) process, each float64 [S]; `timesteps` are the original indices, int64 [S].
 
-    `log_betas` and `posterior_log_variance_clipped` are the two ends of the learned log variance.
+    `log_betas` and `posterior_log_variance_clipped` bound the learned log variance.
     """
 
     betas: Any
@@ -57,7 +57,7 @@ class Tables:
         )
 
     def at(self, step: int) -> Tables:
-        """The entries of one step as Python numbers: they travel with the kernels, no copy to a device is needed."""
+        """The entries of one step as Python numbers: they are passed to kernels without a copy to the device."""
         return Tables(**{name: value[step].item() for name, value in vars(self).items()})
 
 
@@ -81,7 +81,7 @@ BETAS = {"cosine": cosine_betas, "linear": linear_betas}
 
 
 def respaced(count: int) -> list[int]:
-    """The original indices that a process of `count` steps keeps: j * 999/(count-1), added up and rounded to even."""
+    """The original indices kept by a process of `count` steps: j * 999/(count-1), accumulated and rounded to even."""
     if not 2 <= count <= TRAIN_STEPS:
         raise ValueError(f"sampling_steps is {count}; it must be in 2..{TRAIN_STEPS}")
     stride, at, kept = (TRAIN_STEPS - 1) / (count - 1), 0.0, []
@@ -93,7 +93,7 @@ def respaced(count: int) -> list[int]:
 
 @lru_cache
 def tables(count: int = TRAIN_STEPS, schedule: str = "cosine") -> Tables:
-    """Tables of the process that keeps `count` of the training steps (all of them: the training process)."""
+    """Tables of the process with `count` of the training steps (all of them: the training process)."""
     every = BETAS[schedule]()
     kept = torch.tensor(respaced(count))
     cumprod = (1 - every).cumprod(0)[kept]
@@ -119,7 +119,7 @@ def tables(count: int = TRAIN_STEPS, schedule: str = "cosine") -> Tables:
 
 @lru_cache
 def training_tables(schedule: str, device: torch.device) -> Tables:
-    """Tables of the training process on a device, where they stay: every micro-batch reads them."""
+    """Tables of the training process, cached on a device because every micro-batch reads them."""
     every = tables(schedule=schedule)
     return Tables(**{name: moved(value, device) for name, value in vars(every).items()})
 
@@ -132,7 +132,7 @@ class _TimeEmbedding(nn.Module):
 
 
 class _Modulated(nn.Module):
-    """What a residual block and the final layer share: `parts` vectors of y that shift, scale and gate."""
+    """Base of residual block and final layer: `parts` vectors of y that shift, scale and gate."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _Modulated(nn.Module):
     def modulation(self, active: Tensor) -> tuple[Tensor, ...]:
         """Shift, 1 + scale and, in a residual block, gate of SiLU(y) [..., W].
 
-        Made inside the block's pass: recomputed with it, or they would be most of what the head keeps.
+        Computed inside the block's pass, so that they are recomputed with it; otherwise they would dominate memory.
         """
         shift, scale, *gate = self.modulator(active).chunk(self.parts, dim=-1)
         return shift, 1 + scale, *gate
@@ -162,7 +162,7 @@ class _ResBlock(_Modulated):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, h: Tensor, active: Tensor) -> Tensor:
-        """Tokens [M, W] under the modulation of `active` [M, W]."""
+        """Tokens [M, W] modulated by `active` [M, W]."""
         shift, scale, gate = self.modulation(active)
         return torch.addcmul(h, gate, self.mlp(torch.addcmul(shift, self.in_ln(h), scale)))
 
@@ -173,7 +173,7 @@ class _FinalLayer(_Modulated):
         self.linear = nn.Linear(width, out)
 
     def forward(self, h: Tensor, active: Tensor) -> Tensor:
-        """Tokens [M, W] -> [M, 2C] under the modulation of `active` [M, W]."""
+        """Tokens [M, W] -> [M, 2C], modulated by `active` [M, W]."""
         shift, scale = self.modulation(active)
         normed = F.layer_norm(h, h.shape[-1:], eps=1e-6)
         return self.linear(torch.addcmul(shift, normed.to(scale.dtype), scale))
@@ -196,7 +196,7 @@ class HeadNet(nn.Module):
 
     @property
     def modulated(self) -> list[_Modulated]:
-        """Everything that y modulates, in order."""
+        """All modulated layers, in order."""
         return [*self.res_blocks, self.final_layer]
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ class HeadNet(nn.Module):
 
 
 class DiffusionHead(nn.Module):
-    """`mar.diffloss`: the network and what it is trained and sampled by."""
+    """`mar.diffloss`: the network with its training loss and sampling step."""
 
     def __init__(
         self,
@@ -229,9 +229,9 @@ class DiffusionHead(nn.Module):
     def losses(
         self, x0: Tensor, z: Tensor, t: Tensor, noise: Tensor, slices: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Per-row noise mean square error [R] and variational bound [R] in bits per dimension, fp32.
+        """Per-row mean squared noise error [R] and variational bound [R] in bits per dimension, fp32.
 
-        The rows pass the network in `slices`: of equal number on all ranks, which gather each block for each.
+        The rows pass the network in `slices`, equally many on all ranks, which gather every block for each slice.
         """
         x_t = noised(x0.float(), t, noise.float(), self.schedule)
         parts = (rows.tensor_split(slices) for rows in (x_t.to(z.dtype), t, z))
@@ -251,15 +251,13 @@ def reverse(
     guidance: float,
     temperature: float,
 ) -> Tensor:
-    """One ancestral step (harmon.md d3) of x [R, C], `predicted` [R, 2C] or [2R, 2C]; `noise` None: the mean itself."""
+    """One ancestral step (harmon.md d3) of x [R, C], `predicted` [R, 2C] or [2R, 2C]; `noise` None gives the mean."""
     eps, raw = predicted.chunk(2, dim=-1)
-    if len(eps) != len(
-        x
-    ):  # both halves: the noise is guided, the variance is the conditional half's
+    if len(eps) != len(x):  # guided noise; the variance of the conditional half
         conditional, unconditional = eps.chunk(2)
         eps = torch.lerp(unconditional, conditional, guidance)
         raw = raw[: len(x)]
-    # `posterior` with its numbers multiplied out: few small operations are what this loop is made of
+    # `posterior` with its constants multiplied out, to reduce the number of small operations in this loop
     kept = step.posterior_mean_coef1 * step.sqrt_recip_alphas_cumprod + step.posterior_mean_coef2
     taken = step.posterior_mean_coef1 * step.sqrt_recipm1_alphas_cumprod
     mean = torch.sub(x * kept, eps, alpha=taken)
@@ -304,7 +302,7 @@ def bound(
 
 
 def _discretised(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log probability of the bin around x under a Gaussian, edges open to infinity; all [M, C]."""
+    """Log probability of the bin around x under a Gaussian, outer bins extending to infinity; all [M, C]."""
     centred, inverse = x - mean, torch.exp(-log_scale)
     upper = _normal_cdf(inverse * (centred + _HALF_BIN))
     lower = _normal_cdf(inverse * (centred - _HALF_BIN))

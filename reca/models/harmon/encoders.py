@@ -1,4 +1,4 @@
-"""The frozen side of Harmon: pictures to latents, latents to pictures (KL-16 VAE).
+"""The frozen part of Harmon: images to latents and back (KL-16 VAE).
 
 Source: docs/reference/harmon.md b and f. Letters: B batch, (m, n) latent grid, C channels.
 """
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 GREY = (127, 127, 127)
 
 
-# ---- pictures to tensors ---------------------------------------------------------------------------
+# ---- images to tensors -----------------------------------------------------------------------------
 def stretch(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """RecA's picture, condition and target: stretched to the square of its long side, then to (height, width)."""
+    """RecA's image, both condition and target: stretched to the square of its long side, then to (height, width)."""
     return _resize(pictures.squash(image, max(image.size)), size)
 
 
 def crop(image: Image.Image, size: tuple[int, int], offset: int | None = None) -> Image.Image:
-    """Text-to-image's picture: the largest square at `offset` along the long side (centred by default), resized."""
+    """The text-to-image target: the largest square at `offset` along the long side (centred by default), resized."""
     width, height = image.size
     side = min(width, height)
     at = (max(width, height) - side) // 2 if offset is None else offset
@@ -43,7 +43,7 @@ def crop(image: Image.Image, size: tuple[int, int], offset: int | None = None) -
 
 
 def pad(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture that is read: centred on a grey square of its long side, resized."""
+    """The image for understanding: centred on a grey square of its long side, resized."""
     width, height = image.size
     side = max(width, height)
     square = Image.new("RGB", (side, side), GREY)
@@ -57,13 +57,13 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """RGB picture as fp32 [3, H, W] in [-1, 1]: 2 u8/255 - 1."""
+    """An RGB image as fp32 [3, H, W] in [-1, 1]: 2 u8/255 - 1."""
     values = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
     return 2 * (values.float() / 255) - 1
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """Decoded [3, H, W] as a picture: clamp(127.5 x + 128, 0, 255) truncated. ValueError where not finite."""
+    """Decoded pixels [3, H, W] as an image: clamp(127.5 x + 128, 0, 255), truncated. ValueError if not finite."""
     values = pixels.detach().float().cpu()
     if not torch.isfinite(values).all():
         raise NonFinite("pixels", [0])
@@ -85,7 +85,7 @@ def build_vae(config: HarmonConfig) -> AutoencoderKL:
 
 
 class FrozenVae(nn.Module):
-    """The VAE with the pictures' preparations; never trained here."""
+    """The VAE and the image preprocessing; never trained."""
 
     def __init__(self, config: HarmonConfig, drawing: Drawing = "stretch", chunk: int = 16) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class FrozenVae(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], use: Use) -> Tensor:
-        """Latents [B, m, n, C] of pictures, prepared as the use asks (harmon.md b)."""
+        """Latents [B, m, n, C] of images, preprocessed for the use (harmon.md b)."""
         prepare = self.preparation(use)
         parts = []
         for chunk in chunks(images, self.chunk):
@@ -105,14 +105,14 @@ class FrozenVae(nn.Module):
         return torch.cat(parts)
 
     def preparation(self, use: Use) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
-        """How a picture becomes (height, width) for this use."""
+        """The preprocessing of an image to (height, width) for this use."""
         if use == "read":
             return pad
         return {"stretch": stretch, "crop": crop, "pad": pad}[self.drawing]
 
     @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:
-        """Scaled posterior means [B, m, n, C] of pixels [B, 3, H, W]; nothing is drawn."""
+        """Scaled posterior means [B, m, n, C] of pixels [B, 3, H, W], without sampling."""
         pixels = pixels.to(self.vae.dtype)
         mean, _ = self.vae.moments(pixels)
         return (mean * self.config.vae.scale).permute(0, 2, 3, 1)
@@ -121,7 +121,9 @@ class FrozenVae(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] of scaled latents [B, m, n, C], not clamped."""
         unscaled = latents.to(self.vae.dtype).permute(0, 3, 1, 2) / self.config.vae.scale
-        if unscaled.device.type == "cpu":  # convolutions there are faster with channels innermost
+        if (
+            unscaled.device.type == "cpu"
+        ):  # convolutions on a CPU are faster in channels-last format
             unscaled = unscaled.contiguous(memory_format=torch.channels_last)
         return self.vae.decode(unscaled)
 
@@ -134,7 +136,7 @@ class FrozenVae(nn.Module):
         return found
 
     def fingerprint(self, use: Use, more: Mapping[str, Tensor] | None = None) -> str:
-        """Hash of weights, sizes and preparation that `encode(..., use)` depends on, and of `more` tensors."""
+        """Hash of the weights, sizes and preprocessing that `encode(..., use)` depends on, and of `more` tensors."""
         options = {
             "vae": asdict(self.config.vae),
             "size": list(self.config.size),

@@ -27,7 +27,7 @@ def generation_loss(
     condition: Condition,
     noise: DiffusionNoise,
 ) -> Loss:
-    """Noise error and variational bound on the masked tokens, `repeats` noise draws each, in fp32 (harmon.md d1, d2).
+    """Noise error and variational bound on the masked tokens, `repeats` noise samples each, in fp32 (harmon.md d1, d2).
 
     `target` [B, m, n, C] are latents.
     """
@@ -48,7 +48,7 @@ def generation_loss(
 
 
 def _loss_rows(hidden: Tensor, noise: DiffusionNoise, device: torch.device) -> Tensor:
-    """Indices of the rows with a loss among [repeats, B, L], flat; hidden places [B, K] are theirs."""
+    """Flat indices, into [repeats, B, L], of the rows with a loss, given hidden positions [B, K]."""
     batch, tokens = noise.orders.shape
     repeats = len(noise.t) // (batch * tokens)
     within = hidden + tokens * torch.arange(batch).unsqueeze(1)  # [B, K]
@@ -63,7 +63,7 @@ def token_conditions(
     condition: Condition,
     noise: DiffusionNoise,
 ) -> Tensor:
-    """The head's conditions z [B, L, D] for latents [B, L, C], of which the masked ones are not seen."""
+    """The head's conditions z [B, L, D] for latents [B, L, C], without using the masked ones."""
     grid, dropout = network.config.grid, noise.dropout
     _, visible = layouts.places(noise.orders, noise.masked)
     visible = moved(visible, network.device)
@@ -81,7 +81,7 @@ def token_conditions(
 def _prompt(
     network: Harmon, options: HarmonOptions, condition: Condition, noise: DiffusionNoise
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, P, H] and mask [B, P] of the prompts, single texts dropped, the image put in."""
+    """Embeddings [B, P, H] and mask [B, P] of the prompts, with text dropout applied and the image inserted."""
     dropped = noise.text_dropout < options.text_dropout
     texts = [
         condition.dropped if drop else text
@@ -96,9 +96,9 @@ def _prompt(
 def answer_loss(
     network: Harmon, options: HarmonOptions, conversation: Conversation, latents: Tensor | None
 ) -> Loss:
-    """Next-token cross-entropy (fp32) on answers about images with `latents` [B, m, n, C] (harmon.md c), or about none.
+    """Next-token cross-entropy (fp32) on answers about images with `latents` [B, m, n, C] (harmon.md c) or text.
 
-    Only the answers' hidden states pass the head, and the logits of the whole vocabulary are never stored.
+    Only the answers' hidden states pass the head, and the logits of the full vocabulary are never stored.
     """
     image = None
     if latents is not None:

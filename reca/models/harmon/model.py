@@ -1,4 +1,4 @@
-"""Harmon behind the contract of `reca.models.contract`: every operation forwards to the room that has it."""
+"""Harmon's implementation of `reca.models.contract`: every operation forwards to another module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reca.models.harmon.text import TextFrontEnd
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_UNUSED = "network.mar.class_emb.weight"  # never has a gradient
+_UNUSED = "network.mar.class_emb.weight"  # never receives a gradient
 
 
 def build(network: Mapping[str, Any]) -> HarmonModel:
@@ -32,7 +32,7 @@ def build(network: Mapping[str, Any]) -> HarmonModel:
 
 
 class HarmonModel(FamilyModel):
-    """Harmon: one masked autoencoder that reads and draws around a language model, with a diffusion head."""
+    """Harmon: a masked autoencoder for understanding and generation, a language model and a diffusion head."""
 
     family = "harmon"
     title = "Harmon"
@@ -43,7 +43,7 @@ class HarmonModel(FamilyModel):
         options = options or HarmonOptions()
         network = Harmon(
             config
-        )  # first: the order of random initialisation is part of a seed's meaning
+        )  # first: what a seed means depends on the order of random initialisation
         super().__init__(
             config, options, network, FrozenVae(config, options.drawing, options.encode_batch)
         )
@@ -51,9 +51,9 @@ class HarmonModel(FamilyModel):
     # ---- frozen parts ------------------------------------------------------------------------
     @torch.no_grad()
     def encode(self, images: Sequence[Image], use: Use) -> Features:
-        """Latents [B, m, n, C]: `target` of pictures that are drawn, `latents` of those that are read.
+        """Latents [B, m, n, C]: `target` for use `draw`, `latents` for `read`.
 
-        With the option `frozen_condition` also `understanding` [B, L + S, H] of pictures that are drawn.
+        With the option `frozen_condition`, use `draw` also returns `understanding` [B, L + S, H].
         """
         latents = self.frozen.encode(images, use)
         if use == "read":
@@ -65,7 +65,7 @@ class HarmonModel(FamilyModel):
         return {"target": latents, "understanding": torch.cat(read)}
 
     def encoder_fingerprint(self, use: Use) -> str:
-        """Hash of all behind `encode(..., use)`: the VAE, and the reader too where its embeddings are frozen."""
+        """Hash of everything that affects `encode(..., use)`: the VAE, and the encoder if its embeddings are frozen."""
         if use == "read" or not self.options.frozen_condition:
             return self.frozen.fingerprint(use)
         reader = {
@@ -77,7 +77,7 @@ class HarmonModel(FamilyModel):
 
     # ---- losses ------------------------------------------------------------------------------
     def condition(self, texts: Sequence[str], features: Features | None = None) -> Condition:
-        """Captions in the text-to-image wording; with features, reconstruction prompts around the picture."""
+        """Captions in the text-to-image template; with features, reconstruction prompts around the image."""
         if features is None:
             rows = [self.text.caption(text) for text in texts]
             return Condition(rows, self.text.unconditional())
@@ -93,7 +93,7 @@ class HarmonModel(FamilyModel):
         return Condition(rows, dropped, latents=features["target"])
 
     def unconditional(self, batch: int) -> Condition:
-        """`Generate an image.` and no picture, also where the condition has one (harmon.md d4, d5)."""
+        """`Generate an image.` without an image, even if the condition has one (harmon.md d4, d5)."""
         ids = self.text.unconditional()
         return Condition([ids] * batch, ids)
 
@@ -112,7 +112,7 @@ class HarmonModel(FamilyModel):
     def conversation(
         self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
     ) -> Conversation:
-        """Tokenise (question, answer) turns with labels on the answers, cut to `max_text` tokens."""
+        """Tokenise (question, answer) turns with labels on the answers, truncated to `max_text` tokens."""
         room = self.options.max_text
         coded = [self.text.conversation(one, with_image) for one in turns]
         return Conversation(
@@ -120,7 +120,7 @@ class HarmonModel(FamilyModel):
         )
 
     def with_noise(self, conversation: Conversation, generator: torch.Generator) -> Conversation:
-        """With the seed of the reader's dropout."""
+        """The conversation with the seed of the encoder's dropout."""
         return replace(conversation, dropout=batches.sample_dropout(self.config, generator))
 
     def answer_loss(self, conversation: Conversation, features: Features | None) -> Loss:
@@ -138,7 +138,7 @@ class HarmonModel(FamilyModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """One picture per row; options in `sampling.options` are those of `sampler.SamplerOptions`."""
+        """One image per row; options in `sampling.options` are those of `sampler.SamplerOptions`."""
         from reca.models.harmon import sampler
 
         return self.frozen.pictures(
@@ -146,11 +146,11 @@ class HarmonModel(FamilyModel):
         )
 
     def default_sampling(self) -> Sampling:
-        """As every script of the authors draws (harmon.md d4)."""
+        """The settings of all of the authors' scripts (harmon.md d4)."""
         return Sampling(guidance=3.0, steps=64)
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """ValueError on an option that `SamplerOptions` does not know or a value that it refuses."""
+        """Raise ValueError for an unknown option or invalid value of `SamplerOptions`."""
         from reca.models.harmon.sampler import SamplerOptions
 
         SamplerOptions.of(sampling)
@@ -174,7 +174,7 @@ class HarmonModel(FamilyModel):
         return [name for name in super().trainable_parameters() if name != _UNUSED]
 
     def decay_groups(self) -> DecayGroups:
-        """No decay for vectors, biases and the whole diffusion head (harmon.md e)."""
+        """No decay for vectors, biases and the entire diffusion head (harmon.md e)."""
         by_name = dict(self.named_parameters())
         names = self.trainable_parameters()
 
@@ -187,9 +187,10 @@ class HarmonModel(FamilyModel):
         )
 
     def memory_profile(self) -> MemoryProfile:
-        """One RecA sequence in the language model: condition, 40 tokens of text, visible latents at the mean mask rate
-        (0.867), buffers. The MAR's blocks are counted as language model layers that keep as many values, and the head
-        runs on the masked places, `repeats` times. With `frozen_condition` the understanding embeddings are cached too.
+        """One RecA sequence: condition, 40 tokens of text, visible latents at the mean mask rate (0.867), buffers.
+
+        MAR's blocks count as language model layers that store as many values, and the head runs on the masked
+        positions, `repeats` times. With `frozen_condition` the understanding embeddings are cached, too.
         """
         config, mar = self.config, self.config.mar
         seen = config.image_length
@@ -212,7 +213,7 @@ class HarmonModel(FamilyModel):
         )
 
     def weight_files(self) -> list[WeightFile]:
-        """Network and VAE; the hub's checkpoint holds both."""
+        """Network and VAE; the Hub checkpoint contains both."""
         network, vae = self.network, self.frozen.vae
         return [
             WeightFile("weights", "model.safetensors", network, weights.NETWORK),

@@ -1,8 +1,8 @@
 """Harmon's trainable network under its released names: Qwen2.5 (`llm`), the masked autoencoder (`mar`), projectors.
 
-The encoder of the masked autoencoder is shared: it reads a picture (nothing masked) and encodes what is visible of
-the one that is drawn. Source: docs/reference/harmon.md a, c, d1 and f. Letters: B batch, L latents of a
-picture, V visible ones, S buffers, E and D widths of encoder and decoder, H width of the language model.
+The encoder of the masked autoencoder is shared: it encodes an input image (nothing masked) and the visible tokens
+of a generated one. Source: docs/reference/harmon.md a, c, d1 and f. Letters: B batch, L latents of an
+image, V visible ones, S buffers, E and D widths of encoder and decoder, H width of the language model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Attention(nn.Module):
     def forward(
         self, x: Tensor, rows: Tensor | None, dropping: bool, qkv: Tensor | None = None
     ) -> Tensor:
-        """Attention of x [B, L, D]; queries only at `rows` [B, K] where given, `qkv` [B, L, 3D] where known."""
+        """Attention over x [B, L, D]; queries only at `rows` [B, K] if given, precomputed `qkv` [B, L, 3D] if given."""
         attended, projected = self.rates if dropping else (0.0, 0.0)
         if rows is not None and not dropping and rows.shape[1] * self.heads < x.shape[-1]:
             return self.proj(self._asked_by_few(x, rows))
@@ -47,10 +47,10 @@ class _Attention(nn.Module):
         return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), projected)
 
     def _asked_by_few(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Attention of the places `rows` [B, R] to all of x [B, N, W], without a key or value of any place.
+        """Attention of positions `rows` [B, R] to all of x [B, N, W], without computing keys or values.
 
-        With few queries it is cheaper to carry them back through the key weights, to mix x itself, and to send the
-        mixtures through the value weights. A key bias adds the same to all scores of a query: it has no effect.
+        With few queries it is cheaper to multiply them with the key weights, average x itself, and apply the value
+        weights to the averages. A key bias shifts all scores of a query equally and has no effect.
         """
         ask, key, value = self.qkv.weight.chunk(3)
         ask_bias, _, value_bias = self.qkv.bias.chunk(3)
@@ -80,7 +80,7 @@ class _Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, attention both ways; dropout where its draws are given."""
+    """Pre-norm transformer block with bidirectional attention; dropout if its stream is given."""
 
     def __init__(self, width: int, heads: int, config: MarConfig) -> None:
         super().__init__()
@@ -98,9 +98,9 @@ class Block(nn.Module):
         number: int = 0,
         qkv: Tensor | None = None,
     ) -> Tensor:
-        """[B, N, W] -> the same; with `rows` [B, R] only these places of the result, [B, R, W].
+        """[B, N, W] -> [B, N, W]; with `rows` [B, R] only these positions of the result, [B, R, W].
 
-        `qkv` [B, N, 3W] are the queries, keys and values of x, where the caller has them.
+        `qkv` [B, N, 3W] are the queries, keys and values of x, if precomputed.
         """
         if dropout is None:
             return self._run(x, rows, False, qkv)
@@ -112,7 +112,7 @@ class Block(nn.Module):
         return self.attn.qkv(self.norm1(x))
 
     def _run(self, x: Tensor, rows: Tensor | None, dropping: bool, qkv: Tensor | None) -> Tensor:
-        """The residual block on `x` [B, L, D]; only the tokens `rows` [B, K] where given."""
+        """The residual block on `x` [B, L, D]; only the tokens `rows` [B, K] if given."""
         kept = x if rows is None else _places(x, rows)
         asking = self.norm1(x) if qkv is None else x
         kept = kept + self.attn(asking, rows, dropping, qkv)
@@ -120,7 +120,7 @@ class Block(nn.Module):
 
 
 def _places(x: Tensor, rows: Tensor) -> Tensor:
-    """The places `rows` [B, R] of x [B, N, W]."""
+    """Positions `rows` [B, R] of x [B, N, W]."""
     return x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
@@ -131,7 +131,7 @@ class Mar(nn.Module):
         super().__init__()
         self.config = config
         encoder, decoder, cells = config.encoder_width, config.decoder_width, config.table**2
-        # Not used by Harmon; released checkpoints hold it.
+        # Not used by Harmon, but part of released checkpoints.
         self.class_emb = nn.Embedding(config.classes, encoder)
         self.fake_latent = nn.Parameter(torch.zeros(1, encoder))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder))
@@ -194,9 +194,9 @@ class Mar(nn.Module):
         dropout: Dropout | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Latents [B, L, C] -> [B, S + V, E]; `visible` [B, V] are the places to see in raster order, all by default.
+        """Latents [B, L, C] -> [B, S + V, E]; `visible` [B, V]: visible positions in raster order (default: all).
 
-        `positions`: the encoder's table for this grid, where the caller has it already.
+        `positions`: the encoder's table for this grid, if precomputed.
         """
         if positions is None:
             positions = self.positions(self.encoder_pos_embed_learned, grid)
@@ -204,7 +204,7 @@ class Mar(nn.Module):
         places = positions[:, buffers:].expand(len(tokens), -1, -1)
         if (
             visible is not None
-        ):  # the table's rows go with their tokens, so what is hidden is never projected
+        ):  # position rows are gathered with their tokens, so hidden tokens are never projected
             tokens, places = _places(tokens, visible), _places(places, visible)
         lead = (self.fake_latent + positions[:, :buffers]).expand(len(tokens), -1, -1)
         x = self.z_proj_ln(torch.cat([lead, self.z_proj(tokens) + places], dim=1))
@@ -221,9 +221,9 @@ class Mar(nn.Module):
         blank: Blank | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """Encoded buffers and visible places [B, S + V, E] -> conditions z of the head, [B, L, D].
+        """Encoded buffers and visible tokens [B, S + V, E] -> conditions z of the head, [B, L, D].
 
-        With `rows` [B, R] only for these places, [B, R, D]. `blank`: of this grid, where the caller has it.
+        With `rows` [B, R] only for these positions, [B, R, D]. `blank`: of this grid, if precomputed.
         """
         blank = self.blank(grid) if blank is None else blank
         buffers, last = self.config.buffers, len(self.decoder_blocks) - 1
@@ -246,7 +246,7 @@ class Mar(nn.Module):
         return x + _places(blank.head_table.expand(len(x), -1, -1), rows)
 
     def blank(self, grid: tuple[int, int], known: bool = False) -> Blank:
-        """What the decoder has of a picture of which nothing is seen; with what its first block asks if `known`."""
+        """The decoder's input for a fully masked image; `known` adds the first block's queries, keys and values."""
         table = self.positions(self.decoder_pos_embed_learned, grid)
         tokens = self.mask_token + table
         first: Any = self.decoder_blocks[0]
@@ -269,13 +269,13 @@ class Blank:
 
 
 def _put(blank: Tensor, places: Tensor, seen: Tensor) -> Tensor:
-    """The blank [1, N, W] for every row of seen [B, V, W], which replaces the places [B, V]."""
+    """The blank [1, N, W] repeated for every row, with positions [B, V] replaced by `seen` [B, V, W]."""
     index = places.unsqueeze(-1).expand(-1, -1, seen.shape[-1])
     return blank.to(seen.dtype).expand(len(seen), -1, -1).scatter(1, index, seen)
 
 
 class Harmon(nn.Module):
-    """All that a Harmon checkpoint stores beside the VAE: `llm.*`, `mar.*`, `proj_in.*`, `proj_out.*`."""
+    """Everything in a Harmon checkpoint except the VAE: `llm.*`, `mar.*`, `proj_in.*`, `proj_out.*`."""
 
     def __init__(self, config: HarmonConfig) -> None:
         super().__init__()
@@ -288,7 +288,7 @@ class Harmon(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.mar.fake_latent.device
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ class Harmon(nn.Module):
     def understand(
         self, latents: Tensor, grid: tuple[int, int], dropout: Dropout | None = None
     ) -> Tensor:
-        """h_v [B, L + S, H]: what the encoder hands to the language model, buffers last (harmon.md c)."""
+        """h_v [B, L + S, H]: the encoder's output as input of the language model, buffers last (harmon.md c)."""
         return self.to_llm(self.mar.encode(latents, grid, dropout=dropout))
 
     def to_llm(self, encoded: Tensor) -> Tensor:
@@ -306,7 +306,7 @@ class Harmon(nn.Module):
         return _rolled(self.proj_in(encoded), self.config.mar.buffers)
 
     def with_context(self, encoded: Tensor, hidden: Tensor) -> Tensor:
-        """Add what the language model makes of image tokens, hidden [B, V + S, H], to the encoder output."""
+        """Add the language model's hidden states of image tokens [B, V + S, H] to the encoder output."""
         return encoded + _rolled(self.proj_out(hidden), hidden.shape[1] - self.config.mar.buffers)
 
     def hidden(
@@ -337,7 +337,7 @@ def read_image(
 def condition_image(
     network: Harmon, condition: Condition, gradient: float = 1.0, dropout: Dropout | None = None
 ) -> Tensor | None:
-    """Understanding embeddings [B, L + S, H] of a condition's images; None where it has none."""
+    """Understanding embeddings [B, L + S, H] of a condition's images; None if it has none."""
     if condition.understanding is not None:
         return moved(condition.understanding, network.device)
     if condition.latents is None:
@@ -363,7 +363,7 @@ def embed_prompts(
 
 
 def for_sampling(network: Harmon) -> Harmon:
-    """A twin with packed linear layers where the device gains by it; it shares everything else."""
+    """A copy with packed linear layers if the device benefits from them; everything else is shared."""
     twin = copy.copy(network)
     twin.__dict__["_modules"] = {
         name: part if packing.size(part) > packing.LIMIT else packing.packed(part, LEFT)
@@ -374,7 +374,7 @@ def for_sampling(network: Harmon) -> Harmon:
 
 
 LEFT = ("lm_head", "diffloss")
-"""Not called in the sampler's loop, or arranged for it in another way."""
+"""Modules that are not called in the sampler's loop, or are handled differently there."""
 
 
 def _rolled(x: Tensor, first: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""Linear layers whose weights are laid out once for the CPU's matrix products, for loops that call them often.
+"""Linear layers with weights packed once for CPU matrix products, for loops that call them often.
 
-A plain fp32 product packs its weights in every call, which costs as much as a product with few rows itself. oneDNN
-(part of PyTorch's CPU builds) keeps the packed form; its products give the same sums in another order. Elsewhere
-(GPU, half precision, a build without oneDNN) layers stay what they are.
+A plain fp32 product packs its weights in every call, which with few rows costs as much as the product itself. oneDNN
+(part of PyTorch's CPU builds) keeps the packed form; its products add in another order. Otherwise (GPU, half
+precision, a build without oneDNN) layers are unchanged.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch.nn import functional as F
 from reca.models.common.layers import GatedMlp
 
 LIMIT = 2**32
-"""Parts with more bytes of parameters stay unpacked: the packed form is a second copy while a batch is drawn."""
+"""Modules with more bytes of parameters stay unpacked: the packed form is a second copy during sampling."""
 
 LEAST = 2**19
-"""Smaller weights stay unpacked: a call of oneDNN costs more than a plain one, which they do not win back."""
+"""Smaller weights stay unpacked: the overhead of a oneDNN call would exceed the gain."""
 
 
 def pays(weight: Tensor) -> bool:
-    """Whether this weight [out, in] can be packed and is large enough to gain by it."""
+    """Whether this weight [out, in] can be packed and is large enough to benefit."""
     return weight.numel() >= LEAST and can_pack(weight)
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN is there and has a packed form for this weight [out, in]."""
+    """Whether oneDNN is available and has a packed form for this weight [out, in]."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
     found: Any = torch.backends.mkldnn
@@ -38,13 +38,13 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def _has_operators() -> bool:
-    """The operators are those that PyTorch's own compiler emits for frozen weights; they have no public name."""
+    """The operators that PyTorch's compiler emits for frozen weights; they have no public name."""
     names = ("_linear_pointwise", "_reorder_linear_weight")
     return all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 class PackedLinear(nn.Module):
-    """x [..., I] -> x W^T + b [..., O] by a packed copy of W [O, I]; for inference only, W must not change."""
+    """x [..., I] -> x W^T + b [..., O] with a packed copy of W [O, I]; for inference only, as W must not change."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class PackedGatedMlp(nn.Module):
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> PackedLinear | nn.Linear:
-    """A layer for inference with weight [out, in] and bias [out], packed where that is possible."""
+    """A layer for inference with weight [out, in] and bias [out], packed if possible."""
     if pays(weight):
         return PackedLinear(weight, bias)
     with torch.device("meta"):
@@ -91,23 +91,23 @@ def linear(weight: Tensor, bias: Tensor | None) -> PackedLinear | nn.Linear:
 
 
 def gelu(layer: nn.Module, x: Tensor) -> Tensor:
-    """GELU (exact) of the layer's result [..., out], in one go where it is packed."""
+    """GELU (exact) of the layer's result [..., out], fused if the layer is packed."""
     if isinstance(layer, PackedLinear):
         return layer(x, "gelu")
     return F.gelu(layer(x))
 
 
 def silu(layer: nn.Module, x: Tensor) -> Tensor:
-    """SiLU of the layer's result [..., out], in one go where it is packed."""
+    """SiLU of the layer's result [..., out], fused if the layer is packed."""
     if isinstance(layer, PackedLinear):
         return layer(x, "swish")
     return F.silu(layer(x))
 
 
 def packed(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
-    """A twin of the module that shares all with it but has packed linear layers; children named in `leave` are shared.
+    """A copy of the module with packed linear layers; everything else, and children named in `leave`, is shared.
 
-    The twin sees weights as they are now. Modules that cannot be packed come back as they are.
+    The copy uses the current weights. Modules that cannot be packed are returned unchanged.
     """
     if isinstance(module, GatedMlp) and pays(module.up_proj.weight):
         return PackedGatedMlp(module)
@@ -124,5 +124,5 @@ def packed(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
 
 
 def size(module: nn.Module) -> int:
-    """Bytes of the module's parameters."""
+    """Size of the module's parameters in bytes."""
     return sum(p.numel() * p.element_size() for p in module.parameters())

@@ -1,9 +1,9 @@
-"""Harmon's sampler: a MaskGIT-style loop whose tokens are drawn by reverse diffusion, and greedy answers.
+"""Harmon's sampler: a MaskGIT-style loop that samples tokens by reverse diffusion, and greedy answers.
 
-What stays the same over the steps is made once: keys and values of each distinct prompt, position tables, the
+What does not change between steps is computed once: keys and values of each distinct prompt, position tables, the
 schedule. Both halves of guidance share the encoder. Source: docs/reference/harmon.md d3, d4 and g.
-Letters: B pictures, G sequences (B, or 2B with guidance), L latents of a picture, V visible ones, S buffers,
-R tokens drawn in a step, C channels.
+Letters: B images, G sequences (B, or 2B with guidance), L latents of an image, V visible ones, S buffers,
+R tokens sampled in a step, C channels.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
     from reca.models.harmon.batch import Condition
 
 Noise = Callable[[int], tuple[Tensor, Tensor]]
-"""Tokens R per picture -> initial noise [B * R, C] and noise of the reverse steps [steps, B * R, C]."""
+"""Tokens R per image -> initial noise [B * R, C] and noise of the reverse steps [steps, B * R, C]."""
 
 
 @dataclass(frozen=True)
 class SamplerOptions:
-    """How a picture is drawn; the defaults are the published script's.
+    """Sampling options; the defaults are those of the published script.
 
     `guidance` s: noise is u + s (c - u), so 1 means none (0 is read as 1). `schedule` `linear` raises it from 1 to
     s over the steps. `temperature` scales the noise of the reverse process, not its start. Numbers that no sampler can
-    use are refused by the contract's `Sampling`.
+    use are rejected by the contract's `Sampling`.
     """
 
     guidance: float = 3.0
@@ -56,16 +56,16 @@ class SamplerOptions:
 
     @classmethod
     def of(cls, sampling: Sampling) -> SamplerOptions:
-        """Read the contract's `Sampling`; ValueError on an option that Harmon does not know."""
+        """Convert the contract's `Sampling`; ValueError for an option that Harmon does not have."""
         return sampler_options(cls, sampling)
 
     @property
     def guided(self) -> bool:
-        """Whether an unconditional half is needed."""
+        """Whether unconditional sequences are needed."""
         return self.guidance not in (0, 1)
 
     def scale(self, kept: int, tokens: int) -> float:
-        """Guidance of a step after which `kept` of `tokens` stay masked."""
+        """Guidance scale of a step after which `kept` of `tokens` stay masked."""
         if not self.guided:
             return 1.0
         if self.schedule == "constant":
@@ -74,13 +74,13 @@ class SamplerOptions:
 
 
 def kept_masked(step: int, steps: int, tokens: int, masked: int) -> int:
-    """How many tokens the cosine schedule leaves masked after 0-based `step`; integers throughout (harmon.md d4)."""
+    """Number of tokens left masked by the cosine schedule after 0-based `step`, in integers (harmon.md d4)."""
     wanted = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps))
     return max(1, min(masked - 1, wanted))
 
 
 class RowNoise:
-    """Noise of the sampler, picture i from `generators[i]` alone: it does not depend on its batch."""
+    """Noise of the sampler; image i uses `generators[i]` only and does not depend on its batch."""
 
     def __init__(
         self, generators: Sequence[torch.Generator], steps: int, channels: int, device: torch.device
@@ -89,13 +89,13 @@ class RowNoise:
         self.device = device
 
     def orders(self, tokens: int) -> Tensor:
-        """One random order of the tokens per picture [B, L]; drawn first."""
+        """A random order of the tokens of each image [B, L]; sampled first."""
         return row_noise(
             self.generators, lambda one: torch.randperm(tokens, generator=one), self.device
         )
 
     def __call__(self, count: int) -> tuple[Tensor, Tensor]:
-        """Initial noise [B * R, C] and that of the reverse steps [steps, B * R, C] of `count` tokens each."""
+        """Initial noise [B * R, C] and noise of the reverse steps [steps, B * R, C], for `count` tokens per image."""
         first, later = [], []
         for one in self.generators:
             first.append(torch.randn(count, self.channels, generator=one))
@@ -103,12 +103,12 @@ class RowNoise:
         return torch.cat(first).to(self.device), torch.cat(later, dim=1).to(self.device)
 
 
-# ---- the network behind the loop -------------------------------------------------------------------
+# ---- the network in the loop -----------------------------------------------------------------------
 class Drawing:
-    """The network with all that the steps share: keys and values of the prompts, and the position tables.
+    """The network with everything that the steps share: keys and values of the prompts, and the position tables.
 
-    `embeddings` [U, P, H] and `mask` [U, P] are the distinct prompts, padded right; `rows` [G] says which one
-    each sequence has.
+    `embeddings` [U, P, H] and `mask` [U, P] are the distinct prompts, right-padded; `rows` [G] is the prompt of each
+    sequence.
     """
 
     def __init__(
@@ -134,11 +134,11 @@ class Drawing:
 
     @property
     def sequences(self) -> int:
-        """G: B, or 2B with guidance."""
+        """Number of sequences, G: B, or 2B with guidance."""
         return len(self.mask)
 
     def encoded(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Encoder output with the language model's context [G, S + V, E], of tokens [B, L, C] seen at [B, V]."""
+        """Encoder output with the language model's context [G, S + V, E], of tokens [B, L, C] visible at [B, V]."""
         seen = self.network.mar.encode(tokens, self.grid, visible, positions=self.encoder_table)
         shared = self.network.to_llm(seen)
         halves = self.sequences // len(seen)
@@ -146,7 +146,7 @@ class Drawing:
         return self.network.with_context(seen.repeat(halves, 1, 1), hidden)
 
     def conditions(self, tokens: Tensor, visible: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The head's conditions [G, R, D] for the places `rows` [B, R], or [G, L, D] for all."""
+        """The head's conditions [G, R, D] for positions `rows` [B, R], or [G, L, D] for all."""
         encoded = self.encoded(tokens, visible)
         halves = len(encoded) // len(tokens)
         return self.network.mar.decode(
@@ -173,9 +173,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did: `tokens` [B, L, C] after it, the `places` [B, R] it drew and their latents [B, R, C].
+    """Result of one step: `tokens` [B, L, C] after it, the sampled `places` [B, R] and their latents [B, R, C].
 
-    `conditions` [G, R, D] are what the head saw, `guidance` what it was guided by.
+    `conditions` [G, R, D] are the inputs of the head, `guidance` the scale used.
     """
 
     tokens: Tensor
@@ -188,9 +188,9 @@ class Step:
 def sample(
     drawing: Drawing, orders: Tensor, options: SamplerOptions, noise: Noise
 ) -> Iterator[Step]:
-    """Run the loop for pictures whose tokens are drawn in `orders` [B, L], last entries first.
+    """Run the loop for images whose tokens are sampled in `orders` [B, L], last entries first.
 
-    The last step's tokens are the picture. A step to which the schedule leaves nothing is passed over.
+    The tokens of the last step are the image. Steps to which the schedule assigns no token are skipped.
     """
     batch, count = orders.shape
     channels = drawing.network.mar.diffloss.channels
@@ -216,7 +216,7 @@ def draw_tokens(
     options: SamplerOptions,
     noise: Noise,
 ) -> Step:
-    """One step: of the tokens [B, L, C] the first `masked[0]` of each order are hidden before, `masked[1]` behind."""
+    """One step on tokens [B, L, C]: the first `masked[0]` of each order are hidden before it, `masked[1]` after it."""
     before, left = masked
     _, visible = layouts.places(orders, before)
     chosen = orders[:, left:before].sort(dim=1).values
@@ -228,7 +228,7 @@ def draw_tokens(
     return Step(tokens, chosen, drawn, conditions, scale)
 
 
-# ---- pictures --------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------
 @torch.no_grad()
 def sample_latents(
     network: Harmon,
@@ -249,9 +249,9 @@ def sample_latents(
 
 
 def prepare(network: Harmon, condition: Condition, unconditional: Condition | None) -> Drawing:
-    """The network as the loop calls it; each distinct prompt is run once, those with images always.
+    """The network prepared for the loop; distinct text prompts run once, prompts with images always.
 
-    The unconditional half has no image: its prompts are padded to the length of those that have one.
+    The unconditional half has no image: its prompts are padded to the length of prompts with one.
     """
     parts = [condition] if unconditional is None else [condition, unconditional]
     found: list[tuple[Tensor, Tensor]] = []
@@ -280,7 +280,7 @@ def _side_by_side(network: Harmon, found: Sequence[tuple[Tensor, Tensor]]) -> tu
 
 
 def distinct(condition: Condition) -> tuple[list[Sequence[int]], list[int]]:
-    """The distinct prompts and, per row, which one it has; with pictures every row is its own."""
+    """The distinct prompts and the index of each row's; with images every row counts as distinct."""
     if condition.has_image:
         return list(condition.texts), list(range(len(condition)))
     seen: dict[tuple[int, ...], int] = {}
@@ -292,10 +292,10 @@ def distinct(condition: Condition) -> tuple[list[Sequence[int]], list[int]]:
 def greedy(
     network: Harmon, embeddings: Tensor, mask: Tensor, end: int, max_new_tokens: int
 ) -> decoding.Steps:
-    """Logits [B, V] and the most likely ids [B], token by token, until every row has said `end`.
+    """Logits [B, V] and their argmax [B], token by token, until every row has produced `end`.
 
-    `embeddings` [B, T, H] and `mask` [B, T] are the questions, padded right; padding stays hidden. NonFinite, behind
-    the last token, names rows whose logits were not finite.
+    `embeddings` [B, T, H] and `mask` [B, T] are the questions, right-padded; padding stays hidden. Raises
+    NonFinite, after the last token, with the rows whose logits were not finite.
     """
     cache = KeyValueCache()
     hidden = network.hidden(embeddings, mask=mask, positions=layouts.positions(mask), cache=cache)
@@ -318,7 +318,7 @@ def greedy(
 def answer(
     network: Harmon, texts: Sequence[Sequence[int]], latents: Tensor | None, max_new_tokens: int
 ) -> decoding.Steps:
-    """`greedy` for questions as ids, about images with `latents` [B, m, n, C] or about none."""
+    """`greedy` for questions as ids, about images with `latents` [B, m, n, C] or without images."""
     image = None if latents is None else read_image(network, latents)
     embeddings, mask = embed_prompts(network, texts, image)
     return greedy(network, embeddings, mask.to(network.device), network.config.end, max_new_tokens)

@@ -1,4 +1,4 @@
-"""Harmon's text front end: Qwen's chat wording without a system message, and labels for conversations.
+"""Harmon's text front end: Qwen's chat template without a system message, and labels for conversations.
 
 Source: docs/reference/harmon.md a (templates) and e (RecA prompts).
 """
@@ -19,19 +19,19 @@ _UNCONDITIONAL = "Generate an image."
 
 
 class TextFrontEnd(common.TextFrontEnd):
-    """Turns prompts, questions and conversations into ids; `IMAGE` stands where a picture goes."""
+    """Converts prompts, questions and conversations to ids; `IMAGE` marks the position of an image."""
 
     def __init__(self, tokenizer: Any, config: Any, where: str = "tokenizer") -> None:
         self.end = config.end
         super().__init__(tokenizer, config, where)
 
     def check(self, where: str) -> None:
-        """ValueError unless `<|im_end|>` has the id `end` and a prompt opens with exactly three tokens."""
+        """Raise ValueError unless `<|im_end|>` has the id `end` and a prompt starts with exactly three tokens."""
         opening, closing = self.tokenizer([_OPEN, END], add_special_tokens=False)["input_ids"]
         if closing != [self.end] or len(opening) != IMAGE_AT:
             raise ValueError(
-                f"{where}: {END} is {closing}, this Harmon needs [{self.end}], and a prompt opens with {len(opening)} "
-                f"tokens, not {IMAGE_AT}; give the tokenizer that this model was trained with"
+                f"{where}: {END} is {closing}, this Harmon needs [{self.end}], and a prompt starts with {len(opening)} "
+                f"tokens, not {IMAGE_AT}; use the tokenizer that this model was trained with"
             )
 
     # ---- drawing ----------------------------------------------------------------------------------
@@ -40,17 +40,17 @@ class TextFrontEnd(common.TextFrontEnd):
         return self._instruction(f"Generate an image: {text.strip()}")
 
     def unconditional(self, with_image: bool = False) -> list[int]:
-        """The instruction without a caption; `with_image`: RecA's, whose picture stays when its text is dropped."""
+        """The instruction without a caption; `with_image`: RecA's, which keeps its image when the text is dropped."""
         ids = self._instruction(_UNCONDITIONAL)
         return _with_image(ids) if with_image else ids
 
     def reconstruction(self, prompt: str, leading_newline: bool = True) -> list[int]:
-        """The RecA instruction. Published: a newline opens it, so the picture comes behind a double newline."""
+        """The RecA instruction; as published it starts with a newline, so the image follows a double newline."""
         return _with_image(self._instruction(f"\n{prompt}" if leading_newline else prompt))
 
     # ---- reading ----------------------------------------------------------------------------------
     def question(self, text: str, with_image: bool = True) -> list[int]:
-        """The instruction of a question, about a picture that stands before it or about none."""
+        """The instruction of a question, with or without an image before it."""
         if not with_image:
             return self._instruction(text)
         return [*self._ids(_OPEN), IMAGE, *self._ids(f"\n{text}{_CLOSE}")]
@@ -58,7 +58,7 @@ class TextFrontEnd(common.TextFrontEnd):
     def conversation(
         self, turns: Sequence[tuple[str, str]], with_image: bool
     ) -> tuple[list[int], list[int]]:
-        """Ids and labels of all turns; labels on answers and their end, not on the newline behind."""
+        """Ids and labels of all turns; labels on answers and their end token, not on the newline after it."""
         ids: list[int] = []
         labels: list[int] = []
         newline = self._ids("\n")

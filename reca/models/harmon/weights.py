@@ -1,7 +1,7 @@
-"""Harmon's weight files: how their official names relate to our modules.
+"""Harmon's weight files: the mapping between official names and our modules.
 
-The network (`llm.*`, `mar.*`, `proj_in.*`, `proj_out.*`) and the KL-16 VAE come in files of their own, or together
-in the hub's layout, where the VAE's names begin with `vae.`. Source: docs/reference/harmon.md a and f.
+The network (`llm.*`, `mar.*`, `proj_in.*`, `proj_out.*`) and the KL-16 VAE come in separate files, or together
+in the Hub's layout, where the VAE's names start with `vae.`. Source: docs/reference/harmon.md a and f.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ TIED, EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
 INSIDE = "vae."
 NETWORK = naming.Naming(
     own=("llm.", "mar.", "proj_in.", "proj_out."),
-    foreign=r"\.rotary_emb\.inv_freq$",  # of older transformers; computed, never learned
+    foreign=r"\.rotary_emb\.inv_freq$",  # from older versions of transformers; computed, never learned
     tied={TIED: EMBEDDING},
 )
 VAE = naming.VAE

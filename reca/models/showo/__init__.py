@@ -1,1 +1,1 @@
-"""Show-o (arXiv 2408.12528): text by next tokens and images by masked tokens, in one Phi-1.5."""
+"""Show-o (arXiv 2408.12528): next-token text and masked-token images in one Phi-1.5."""

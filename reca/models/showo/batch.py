@@ -1,4 +1,4 @@
-"""What Show-o's losses and pictures are made from: conditions, draws, conversations."""
+"""Inputs of Show-o's losses and sampler: conditions, noise, conversations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reca.models.common.batching import count_labels
 
 @dataclass(frozen=True)
 class Condition:
-    """Framed texts, one per row, and for RecA the `understanding` features of the picture to draw again."""
+    """Framed texts, one per row, and for RecA the `understanding` features of the image to reconstruct."""
 
     texts: Sequence[Sequence[int]]
     understanding: Tensor | None = None
@@ -25,7 +25,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class MaskNoise:
-    """Uniform draws of a drawing loss: time `t` [B], slot order `u` [B, N], `text_dropout` [B]."""
+    """Uniform noise of a generation loss: time `t` [B], slot order `u` [B, N], `text_dropout` [B]."""
 
     t: Tensor
     u: Tensor
@@ -38,13 +38,13 @@ class MaskNoise:
 
     @property
     def count(self) -> int:
-        """Masked slots in the batch (text-to-image may add boundary tokens: see `ShowoModel.loss_count`)."""
+        """Number of masked slots in the batch (text-to-image may add boundary tokens: see `ShowoModel.loss_count`)."""
         return int(self.masked.sum())
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Tokenised conversations with labels on answers, cut to the room that the layout has.
+    """Tokenised conversations with labels on answers, truncated to the length that the layout allows.
 
     `system` is the prompt in front of an image in the CLIP variant.
     """
@@ -56,22 +56,21 @@ class Conversation:
 
     @property
     def count(self) -> int:
-        """Tokens that carry a loss; one in the first place counts too, the prefix predicts it."""
+        """Number of tokens with a loss; the first one counts, too, because the prefix predicts it."""
         return count_labels(self.labels)
 
 
 # ---- training corruption (showo.md 4.1) --------------------------------------------------------------
 def cosine_ratio(t: Tensor) -> Tensor:
-    """Share of masked slots at time t in [0, 1]: cos(pi/2 t)."""
+    """Fraction of masked slots at time t in [0, 1]: cos(pi/2 t)."""
     return torch.cos(t * math.pi * 0.5)
 
 
 def masked_slots(t: Tensor, u: Tensor) -> Tensor:
-    """Which slots are masked, bool [B, N], from uniform draws t [B] and u [B, N]; at least one per
-    row.
+    """The masked slots, bool [B, N], from uniform t [B] and u [B, N]; at least one per row.
 
-    Slot j is masked where argsort(u)[j] < k: the published rule, which compares argsort values, not
+    Slot j is masked if argsort(u)[j] < k: the published rule, which compares argsort values, not
     ranks.
     """
-    count = (cosine_ratio(t) * u.shape[1]).round().clamp(min=1)  # half to even
+    count = (cosine_ratio(t) * u.shape[1]).round().clamp(min=1)  # rounds half to even
     return u.argsort(dim=1, stable=True) < count.unsqueeze(1)

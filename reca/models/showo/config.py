@@ -1,4 +1,4 @@
-"""The `network` section of a Show-o: sizes, special tokens, and what the published training leaves to choose.
+"""The `network` section of a Show-o: sizes, special tokens and training options.
 
 Source: docs/reference/showo.md 1, 3 and 5.
 """
@@ -71,12 +71,12 @@ CLIP_LARGE_336: dict[str, Any] = {
     "patch_size": 14,
     "hidden_act": "quick_gelu",
 }
-_ADDED_TEXT_TOKENS = 10  # [PAD] and nine <|...|> tokens stand between the text ids and the codes
+_ADDED_TEXT_TOKENS = 10  # [PAD] and nine <|...|> tokens are between the text ids and the codes
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids of the tokens behind the text ids: [PAD], <|...|> tokens, image codes, MASK."""
+    """Ids of the tokens after the text ids: [PAD], <|...|> tokens, image codes, MASK."""
 
     bos: int
     eos: int
@@ -95,7 +95,7 @@ class SpecialIds:
 
     @classmethod
     def of(cls, llm_vocab_size: int, codebook_size: int, endoftext: int) -> SpecialIds:
-        """Lay the ids out behind the text ids; `endoftext` is both bos and eos (showo.md 1.4)."""
+        """Lay out the ids after the text ids; `endoftext` is both bos and eos (showo.md 1.4)."""
         names = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
         added = {name: llm_vocab_size + i for i, name in enumerate(names)}
         first_image = llm_vocab_size + _ADDED_TEXT_TOKENS
@@ -147,7 +147,7 @@ class ShowoConfig:
             )
         if not 0 <= self.endoftext < self.llm_vocab_size:
             raise ValueError(
-                f"network.endoftext {self.endoftext} is no text id; "
+                f"network.endoftext {self.endoftext} is not a text id; "
                 f"give one of 0..{self.llm_vocab_size - 1}"
             )
         self._check_understanding()
@@ -167,7 +167,7 @@ class ShowoConfig:
         ends = (self.clip_vision.get("hidden_size"), self.llm.get("hidden_size"))
         if len(self.projector) < 2 or (self.projector[0], self.projector[-1]) != ends:
             raise ValueError(
-                f"network.projector {list(self.projector)} must lead from the CLIP width to the "
+                f"network.projector {list(self.projector)} must map the CLIP width to the "
                 f"language model's: [{ends[0]}, ..., {ends[1]}]"
             )
 
@@ -192,17 +192,17 @@ class ShowoConfig:
 
     @property
     def grid(self) -> int:
-        """Image codes per side."""
+        """Number of image codes per side."""
         return self.resolution // self.vq.down_sampling
 
     @property
     def num_vq_tokens(self) -> int:
-        """N: image codes per drawn image."""
+        """Number of image codes per generated image, N."""
         return self.grid**2
 
     @property
     def clip_tokens(self) -> int:
-        """CLIP patch features per image (0 for the VQ variant)."""
+        """Number of CLIP patch features per image (0 for the VQ variant)."""
         if self.clip_vision is None:
             return 0
         return (self.clip_vision["image_size"] // self.clip_vision["patch_size"]) ** 2
@@ -214,21 +214,21 @@ class ShowoConfig:
 
     @property
     def vocab_size(self) -> int:
-        """V: text, added tokens, codes and MASK."""
+        """Vocabulary size, V: text, added tokens, codes and MASK."""
         return self.ids.mask + 1
 
 
 @dataclass(frozen=True)
 class ShowoOptions:
-    """What the published training leaves to choose; the defaults are the published recipe.
+    """Training options; the defaults are the published recipe.
 
-    `max_text_training`: M of the training layouts (CLIP recipe 576, VQ 381); None takes the
+    `max_text_training`: M of the training layouts (CLIP recipe 576, VQ 381); None means the
     network's `max_text`. `text_dropout`: share of text-to-image samples trained without their text.
-    `t2i_boundary_tokens`: soi and eoi carry a text-to-image loss. `loss_vocab` `image` restricts
-    drawing losses to the codebook. `reca_embedding_grad`: RecA trains the embeddings that it reads
-    from (None: as published, only in the VQ variant). `trim`: drop columns that are pads in every
-    row, which changes nothing but the cost. `encode_batch`: pictures per pass of the frozen
-    encoders. `implementation`: of the losses and the attention, as `reca_kernels` names them.
+    `t2i_boundary_tokens`: soi and eoi have a text-to-image loss. `loss_vocab` `image` restricts
+    generation losses to the codebook. `reca_embedding_grad`: RecA trains the embeddings of its
+    input (None: as published, only in the VQ variant). `trim`: drop columns that are padding in
+    every row, which affects only the cost. `encode_batch`: images per pass of the frozen encoders.
+    `implementation` of the losses and the attention: see `reca_kernels`.
     """
 
     max_text_training: Count | None = None
@@ -243,10 +243,10 @@ class ShowoOptions:
     def __post_init__(self) -> None:
         if self.loss_vocab == "image" and self.t2i_boundary_tokens:
             raise ValueError(
-                "options.loss_vocab 'image' lacks soi and eoi; set t2i_boundary_tokens false"
+                "options.loss_vocab 'image' has no soi and eoi; set t2i_boundary_tokens false"
             )
 
 
 def parse(network: Mapping[str, Any]) -> tuple[ShowoConfig, ShowoOptions]:
-    """Read a `network` section: the keys of `ShowoConfig`, and `options` with those of `ShowoOptions`."""
+    """Parse a `network` section: the keys of `ShowoConfig`, and `options` with those of `ShowoOptions`."""
     return common.parse(network, ShowoConfig, ShowoOptions)

@@ -1,5 +1,4 @@
-"""Show-o's frozen parts: what a picture becomes before the trained network sees it, and codes back
-to pictures.
+"""Show-o's frozen parts: image preprocessing, images to codes and CLIP features, codes to images.
 
 Source: docs/reference/showo.md 2. Letters: B batch, R resolution, N image codes, P CLIP
 patches.
@@ -31,7 +30,7 @@ _READ_SIDE = 512  # the VQ variant crops what it reads at 512, whatever its reso
 
 
 class FrozenEncoders(nn.Module):
-    """The MAGVIT-v2 tokenizer and, for the CLIP variant, the CLIP tower; neither is ever trained here."""
+    """The MAGVIT-v2 tokenizer and, for the CLIP variant, the CLIP tower; neither is trained."""
 
     def __init__(self, config: ShowoConfig, chunk: int = 32) -> None:
         super().__init__()
@@ -42,14 +41,13 @@ class FrozenEncoders(nn.Module):
         self.requires_grad_(False)
         self._fingerprints = Fingerprints()
 
-    # ---- pictures to features -------------------------------------------------------------------
+    # ---- images to features ---------------------------------------------------------------------
     @torch.no_grad()
     def encode(self, images: Sequence[Image], use: Use) -> Features:
-        """`draw`: target codes [B, N] and the condition; `read`: the condition alone, prepared as
-        for questions.
+        """Use `draw`: target codes [B, N] and RecA's condition; `read`: the condition for questions.
 
-        Condition `understanding`: CLIP features [B, P, Dclip], or codes [B, C]. Codes come in the
-        smallest signed integer type that holds them.
+        Condition `understanding`: CLIP features [B, P, Dclip], or codes [B, C]. Codes have the
+        smallest signed integer type that represents them.
         """
         one = self._draw if use == "draw" else self._read
         return encode_in_chunks(one, images, self.chunk)
@@ -70,16 +68,15 @@ class FrozenEncoders(nn.Module):
         return {"understanding": self.codes(self.vq_crops(images))}
 
     def codes(self, pixels: Tensor) -> Tensor:
-        """Image codes of pixels [B, 3, H, W] in [-1, 1], in the smallest type that holds them."""
+        """Image codes of pixels [B, 3, H, W] in [-1, 1], in the smallest type that represents them."""
         small = torch.int16 if self.config.codebook_size <= 2**15 else torch.int32
         return self.magvit.tokenise(pixels).to(small)
 
-    # ---- preparations, each on its own so that they can be checked -------------------------------
+    # ---- preprocessing, one function each so that it can be tested -------------------------------
     def clip_condition(self, pixels: Tensor) -> Tensor:
-        """The RecA condition for CLIP: target pixels scaled bilinearly to the tower's side, [B, 3,
-        S, S].
+        """The RecA condition for CLIP: target pixels resized bilinearly to [B, 3, S, S].
 
-        They stay in [-1, 1] as published, unless the config says `clip_condition_normalise`.
+        They stay in [-1, 1] as published, unless the config sets `clip_condition_normalise`.
         """
         side = self._clip_side
         scaled = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
@@ -102,10 +99,10 @@ class FrozenEncoders(nn.Module):
         return clip.crops(images, self._clip_side)
 
     def vq_crops(self, images: Sequence[Image]) -> Tensor:
-        """The VQ variant's preparation for reading: short side and centre crop at 512, then R; [B,
-        3, R, R].
+        """The VQ variant's preprocessing for understanding, [B, 3, R, R].
 
-        Models smaller than the released ones crop at their own resolution.
+        Short side and centre crop at 512, then R. Models smaller than the released ones crop at
+        their own resolution.
         """
         side = self.config.resolution
         crop = _READ_SIDE if side >= 256 else side
@@ -114,17 +111,19 @@ class FrozenEncoders(nn.Module):
         )
         return pixels if crop == side else _bilinear(pixels, side)
 
-    # ---- codes to pictures -----------------------------------------------------------------------
+    # ---- codes to images -------------------------------------------------------------------------
     @torch.no_grad()
     def decode(self, codes: Tensor) -> list[Image]:
-        """Pictures of codes [B, N]."""
+        """Decode codes [B, N] to images."""
         pixels = self.magvit.detokenise(codes.long().to(self._device))
         return pictures.to_images(pixels)
 
     # ---- identity --------------------------------------------------------------------------------
     def fingerprint(self, use: Use) -> str:
-        """Hash of the weights and options that `encode(..., use)` depends on; kept until a weight changes."""
-        reads_clip = use == "read" and self.clip is not None  # CLIP reads alone where there is one
+        """Hash of the weights and options that `encode(..., use)` depends on; cached until a weight changes."""
+        reads_clip = (
+            use == "read" and self.clip is not None
+        )  # in the CLIP variant only CLIP is used to read
         state = {
             name: tensor
             for name, tensor in self.state_dict().items()
@@ -147,10 +146,10 @@ class FrozenEncoders(nn.Module):
         return self.magvit.quantize.embedding.device
 
     def _stack(self, tensors: Iterable[Tensor]) -> Tensor:
-        """Rows [...] of a batch as one tensor [B, ...] on the encoder's device."""
+        """Stack rows [...] into one tensor [B, ...] on the encoder's device."""
         return torch.stack(list(tensors)).to(self._device)
 
 
 def _bilinear(pixels: Tensor, side: int) -> Tensor:
-    """Pixels [B, 3, H, W] at another side."""
+    """Resize pixels [B, 3, H, W] to another side."""
     return F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)

@@ -1,9 +1,8 @@
-"""Show-o's sequences as ids, roles and targets: one builder per task, one rule for the attention
-mask.
+"""Show-o's sequences as ids, roles and targets: one builder per task, one attention mask rule.
 
-Everything here is a pure function of token ids; text comes in already tokenised (`text.py`). A
-layout says per token what it is (its role); who may look at whom follows from the roles alone, so
-columns can be dropped before the mask is made. Source: docs/reference/showo.md 3. Letters:
+Everything here is a pure function of token ids; text is already tokenised (`text.py`). A layout
+assigns a role to each token; the attention mask follows from the roles alone, so columns can be
+dropped before the mask is built. Source: docs/reference/showo.md 3. Letters:
 B batch, L sequence, N image codes, P CLIP patches, M `max_text`.
 """
 
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
     from reca.models.showo.config import ShowoConfig, ShowoOptions, SpecialIds
 
 IGNORE = -100
-"""In `targets`: this position carries no loss. In `ids`: a CLIP embedding stands here instead of a
+"""In `targets`, marks a position without a loss; in `ids`, one with a CLIP embedding instead of a
 token.
 """
 
 STAND_IN = -1000
-"""In `ids` and `targets`: -1000 - k stands for column k of the codes that `Layout.filled` puts in."""
+"""In `ids` and `targets`, -1000 - k is a placeholder for column k of the codes passed to `Layout.filled`."""
 
 PAD, TEXT, CONDITION, IMAGE = range(4)
-"""Roles of tokens: padding, causal text, an image that is read, and the image that is drawn."""
+"""Roles of tokens: padding, causal text, an input image, the generated image."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,11 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """Number of positions that carry a loss."""
+        """Number of positions with a loss."""
         return int((self.targets != IGNORE).sum())
 
     def allowed(self) -> Tensor:
-        """The attention mask, bool [B, L, L]: causal, images see themselves both ways, nobody but pads sees pads."""
+        """The attention mask, bool [B, L, L]: causal, bidirectional within images, pads visible only to pads."""
         query, key = self.roles.unsqueeze(2), self.roles.unsqueeze(1)
         length = self.roles.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool, device=self.roles.device).tril()
@@ -70,7 +69,7 @@ class Layout:
         return seen & visible
 
     def blocks(self) -> BlockLayout:
-        """The same mask per token, as `reca_kernels.block_attention` takes it: row b is sample b."""
+        """The same mask per token, as required by `reca_kernels.block_attention`: row b is sample b."""
         kinds = torch.tensor(
             [
                 Kind.HIDDEN if self.pads_are_hidden else Kind.PAD,
@@ -82,16 +81,16 @@ class Layout:
         return BlockLayout.batch(moved(kinds, self.roles.device)[self.roles], self.roles)
 
     def trimmed(self) -> Layout:
-        """Drop the columns that are pads in every row; position ids stay, so results do not change (showo.md 7.8)."""
+        """Drop columns that are padding in every row; position ids stay, so results do not change (showo.md 7.8)."""
         keep = (self.roles != PAD).any(dim=0)
         return self if bool(keep.all()) else self._columns(keep)
 
     def columns(self, start: int, stop: int) -> Layout:
-        """The columns start..stop-1 only."""
+        """Only columns start..stop-1."""
         return self._columns(slice(start, stop))
 
     def image_columns(self) -> tuple[int, int]:
-        """Start and stop of the block that is drawn; it has the same place in every row."""
+        """Start and stop of the generated block, which is at the same position in every row."""
         drawn = (self.roles[0] == IMAGE).nonzero()
         return int(drawn[0]), int(drawn[-1]) + 1
 
@@ -102,7 +101,7 @@ class Layout:
         return replace(layout.to(device), clip_at=int(places[0]) if len(places) else None)
 
     def filled(self, codes: Tensor | None) -> Layout:
-        """The token ids `codes` [B, K], on the layout's device, in place of their stand-ins."""
+        """Replace the placeholders with token ids `codes` [B, K] on the layout's device."""
         if codes is None:
             return self
 
@@ -113,7 +112,7 @@ class Layout:
         return replace(self, ids=put(self.ids), targets=put(self.targets))
 
     def to(self, device: torch.device | str) -> Layout:
-        """The same layout on another device."""
+        """The layout on another device."""
         names = ("ids", "roles", "targets", "positions")
         found: dict[str, Any] = {name: moved(getattr(self, name), device) for name in names}
         return replace(self, **found)
@@ -134,15 +133,15 @@ class Piece:
 
 
 def stand_ins(codes: Tensor, first: int = 0) -> Tensor:
-    """Stand-ins on the CPU for codes [B, N] of any device, columns `first`.. of what `Layout.filled` takes.
+    """CPU placeholders for codes [B, N] on any device: columns `first`.. of the argument of `Layout.filled`.
 
-    A layout is built, trimmed and counted on the CPU; with stand-ins the codes need not come back from the GPU.
+    A layout is built, trimmed and counted on the CPU; with placeholders the codes need not be copied from the GPU.
     """
     columns = torch.arange(first, first + codes.shape[1])
     return (STAND_IN - columns).expand(codes.shape)
 
 
-# ---- drawing: text-to-image and RecA -------------------------------------------------------------
+# ---- generation: text-to-image and RecA----------------------------------------------------------
 def text_to_image(
     texts: Sequence[Sequence[int]],
     image: Tensor,
@@ -153,9 +152,9 @@ def text_to_image(
 ) -> Layout:
     """`[pad]* [t2i] text | [soi] image [eoi]` with a prefix of M + 1 tokens (showo.md 3.1).
 
-    `texts` are framed as `[bos] .. [eos]`; too long ones are cut and end in eos. `image` [B, N]
+    `texts` are framed as `[bos] .. [eos]`; longer ones are truncated and end in eos. `image` [B, N]
     holds token ids (codes or MASK), `targets` [B, N] the ids to predict. `boundary_targets`: soi
-    and eoi carry a loss too, as published.
+    and eoi have a loss, too, as published.
     """
     prefix = [_cut([special.t2i, *text], max_text + 1, special.eos) for text in texts]
     block = _drawn(image, targets, special, boundary_targets)
@@ -173,7 +172,7 @@ def reconstruction_clip(
     """`[mmu][soi] CLIP*P [eoi] prompt [pad]* | [soi] image [eoi]`, right-padded to `head_text` ids
     + P (showo.md 3.4).
 
-    `image` and `targets` [B, N]. ValueError when a prompt (framed as `[bos] .. [eos]`) does not fit.
+    `image` and `targets` [B, N]. ValueError if a prompt (framed as `[bos] .. [eos]`) does not fit.
     """
     batch, room = len(prompts), head_text - 3
     _check_room(prompts, room, "network.head_text")
@@ -200,7 +199,7 @@ def reconstruction_vq(
     """`[pad]* [mmu][soi] condition [eoi] prompt | [soi] image [eoi]` with M = pads + prompt (showo.md
     3.5).
 
-    `condition` [B, C] holds the token ids of the read image. ValueError when a prompt does not fit.
+    `condition` [B, C] holds the token ids of the input image. ValueError if a prompt does not fit.
     """
     _check_room(prompts, max_text, "options.max_text_training")
     fixed = condition.shape[1] + 3
@@ -214,7 +213,7 @@ def reconstruction_vq(
     return _assemble([head, _drawn(image, targets, special, boundary_targets=False)])
 
 
-# ---- reading: conversations and questions --------------------------------------------------------
+# ---- understanding: conversations and questions-----------------------------------------------------
 def clip_prefix(
     batch: int, clip_tokens: int, system: Sequence[int], special: SpecialIds
 ) -> list[Piece]:
@@ -227,7 +226,7 @@ def clip_prefix(
 
 
 def vq_prefix(codes: Tensor, special: SpecialIds) -> list[Piece]:
-    """`[mmu][soi] codes [eoi]`, all of it visible to every row; `codes` [B, N] are token ids (showo.md 3.3)."""
+    """`[mmu][soi] codes [eoi]`, all visible to every row; `codes` [B, N] are token ids (showo.md 3.3)."""
     batch = codes.shape[0]
     return [
         _constant(batch, [special.mmu, special.soi], CONDITION),
@@ -248,7 +247,7 @@ def conversation(
     length: int,
     special: SpecialIds,
 ) -> Layout:
-    """`prefix | text [pad]*`: conversations cut and right-padded to `length`, each label predicted
+    """`prefix | text [pad]*`: conversations truncated and right-padded to `length`, each label predicted
     one token earlier.
     """
     text = _padded([row[:length] for row in texts], length, special.pad)
@@ -266,7 +265,7 @@ def question(
 ) -> Layout:
     """`prefix | [pad]* text`: all rows end in the last column, where the answer begins.
 
-    Pads take no position here, so a row reads as it would alone.
+    Pads take no position here, so a row gives the same result as on its own.
     """
     longest = max(len(row) for row in texts)
     layout = _assemble(
@@ -290,7 +289,7 @@ def generation(
     targets: Tensor,
     max_text: int,
 ) -> Layout:
-    """The layout of a condition and the image [B, N] that is generated (token ids), in this variant."""
+    """The layout of a condition and the generated image [B, N] (token ids) in this variant."""
     special, texts, read = config.ids, condition.texts, condition.understanding
     if read is None:
         return text_to_image(texts, image, targets, special, max_text, options.t2i_boundary_tokens)
@@ -303,7 +302,7 @@ def generation(
 def reading_prefix(
     config: ShowoConfig, batch: int, understanding: Tensor | None, system: Sequence[int] = ()
 ) -> list[Piece]:
-    """What precedes a text: an image by its `understanding` features [B, P, D] or codes [B, P], or only bos."""
+    """The prefix of a text: an image as `understanding` features [B, P, D] or codes [B, P], or only bos."""
     special = config.ids
     if understanding is None:
         return text_prefix(batch, special)
@@ -315,13 +314,13 @@ def reading_prefix(
 def conversation_room(
     config: ShowoConfig, options: ShowoOptions, system: Sequence[int], with_image: bool = True
 ) -> int:
-    """Length of the text block: with CLIP, what makes the sequence as long as a text-to-image one (showo.md 3.2)."""
+    """Length of the text block; with CLIP, the sequence is as long as a text-to-image one (showo.md 3.2)."""
     most = room = max_text_training(config, options)
     if with_image and config.understanding == "clip":
         room -= config.clip_tokens - config.num_vq_tokens + len(system)
     if room < 1:
         raise ValueError(
-            f"max_text {most} leaves no room for a conversation beside {config.clip_tokens} CLIP tokens; "
+            f"max_text {most} leaves no room for a conversation next to {config.clip_tokens} CLIP tokens; "
             "raise options.max_text_training (recipe: 576)"
         )
     return room

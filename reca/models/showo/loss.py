@@ -25,8 +25,8 @@ def generation_loss(
     condition: Condition,
     noise: MaskNoise,
 ) -> Loss:
-    """Cross-entropy on the masked ones of `codes` [B, N] (showo.md 3.1, 3.6), over the full vocabulary unless
-    `loss_vocab` is image.
+    """Cross-entropy on the masked `codes` [B, N] (showo.md 3.1, 3.6), over the full vocabulary unless
+    `loss_vocab` is `image`.
     """
     config = network.config
     layout, tokens = _generation_parts(config, options, codes, condition, noise)
@@ -58,7 +58,7 @@ def _generation_parts(
     condition: Condition,
     noise: MaskNoise,
 ) -> tuple[Layout, Tensor]:
-    """The layout on the CPU with stand-ins for codes, and their token ids [B, K] where the codes are."""
+    """The layout on the CPU with placeholders, and the token ids [B, K] on the device of the codes."""
     masked, tokens = noise.masked, codes.long() + config.ids.first_image
     wanted = layouts.stand_ins(codes)
     image = wanted.masked_fill(masked, config.ids.mask)
@@ -74,7 +74,7 @@ def _generation_parts(
 
 
 def _read_stand_ins(config: ShowoConfig, read: Tensor, first: int) -> Tensor:
-    """Stand-ins of read codes [B, C], less the offset that a layout adds to codes."""
+    """Placeholders of input codes [B, C], minus the offset that a layout adds to codes."""
     return layouts.stand_ins(read, first) - config.ids.first_image
 
 
@@ -110,7 +110,7 @@ def conversation_layout(
 def _conversation_parts(
     config: ShowoConfig, conversation: Conversation, understanding: Tensor | None
 ) -> tuple[Layout, Tensor | None]:
-    """As `_generation_parts`; no token ids where CLIP features or no image are read."""
+    """As `_generation_parts`; no token ids for CLIP features or without an image."""
     tokens = None
     if understanding is not None and config.understanding == "vq":
         tokens = understanding.long() + config.ids.first_image
@@ -128,7 +128,7 @@ def hidden(
     understanding: Tensor | None,
     embeddings_learn: bool = True,
 ) -> Tensor:
-    """Final hidden states [B, L, D] of a layout whose CLIP slots hold `understanding`."""
+    """Final hidden states [B, L, D] of a layout with `understanding` in its CLIP slots."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and embeddings_learn):
         embeddings = network.inputs(layout.ids, understanding, layout.clip_at)
     return network.hidden(

@@ -1,6 +1,6 @@
-"""The MAGVIT-v2 image tokenizer: convolutional encoder and decoder around a look-up-free quantiser.
+"""The MAGVIT-v2 image tokenizer: convolutional encoder and decoder around a lookup-free quantiser.
 
-Names of parameters and buffers are the released ones. Source: docs/reference/showo.md 1.3.
+Parameters and buffers have their released names. Source: docs/reference/showo.md 1.3.
 Shapes: B batch, H W pixels, h w latent cells (H / down_sampling), C latent channels (code bits).
 """
 
@@ -40,11 +40,13 @@ class MagvitConfig:
         if len({len(values) for values in lists}) != 1 or not self.enc_ch_mult:
             raise ValueError(
                 "vq: enc_ch_mult, enc_num_res_blocks, dec_ch_mult and dec_num_res_blocks need one "
-                f"entry per level each, but have {[len(values) for values in lists]}"
+                f"entry per level, but have {[len(values) for values in lists]}"
             )
         for mult in (*self.enc_ch_mult, *self.dec_ch_mult):
             if self.ch * mult != int(self.ch * mult) or self.ch * mult < 1:
-                raise ValueError(f"vq: ch {self.ch} x mult {mult} is no number of channels")
+                raise ValueError(
+                    f"vq: ch {self.ch} x mult {mult} is not a valid number of channels"
+                )
 
     @property
     def encoder_widths(self) -> tuple[int, ...]:
@@ -63,7 +65,7 @@ class MagvitConfig:
 
     @property
     def codebook_size(self) -> int:
-        """K: number of codes, one per sign pattern of the latent channels."""
+        """Number of codes, K: one per sign pattern of the latent channels."""
         return 2**self.z_channels
 
 
@@ -86,7 +88,7 @@ class Magvit(nn.Module):
         return self.quantize.codes(z)
 
     def quantise(self, z: Tensor) -> Tensor:
-        """+1 where z > 0, else -1, as z [B, 13, h, w]; the gradient passes straight through."""
+        """+1 where z > 0, else -1, as z [B, 13, h, w], with a straight-through gradient."""
         return self.quantize(z)
 
     def from_codes(self, codes: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
@@ -109,7 +111,7 @@ class Magvit(nn.Module):
 class LookupFreeQuantiser(nn.Module):
     """One bit per channel: its sign. Channel 0 is the code's most significant bit; z = 0 gives 0.
 
-    The two buffers are constants that released files carry; they are computed, so a file may lack
+    The two buffers are constants stored in released files; they are computed, so a file may omit
     them.
     """
 
@@ -134,7 +136,7 @@ class LookupFreeQuantiser(nn.Module):
         return ((z > 0) * weights).sum(dim=1).flatten(1)
 
     def from_codes(self, codes: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        """[B, h*w] -> +-1 [B, C, h, w]; ValueError when `shape` does not hold the codes."""
+        """[B, h*w] -> +-1 [B, C, h, w]; ValueError if `shape` does not match the codes."""
         batch, cells = codes.shape
         height, width = shape or (math.isqrt(cells), math.isqrt(cells))
         if height * width != cells:
@@ -150,7 +152,7 @@ def signs(z: Tensor) -> Tensor:
 
 
 def _norm(width: int) -> nn.GroupNorm:
-    """32 groups at the released widths; others take the largest divisor shared with 32."""
+    """32 groups at the released widths; other widths use the greatest common divisor with 32."""
     return nn.GroupNorm(math.gcd(_GROUPS, width), width, eps=_NORM_EPS)
 
 
@@ -163,7 +165,7 @@ def _conv1(before: int, after: int) -> nn.Conv2d:
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside an identity (1x1 convolution where widths differ)."""
+    """Two normalised 3x3 convolutions with a skip connection (a 1x1 convolution if widths differ)."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Show-o behind the contract of `reca.models.contract`: every operation forwards to the room that has it."""
+"""Show-o's implementation of `reca.models.contract`: every operation forwards to another module."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build(network: Mapping[str, Any]) -> ShowoModel:
 
 
 class ShowoModel(FamilyModel):
-    """Show-o: one transformer that reads by next tokens and draws by masked tokens."""
+    """Show-o: one transformer that predicts text as next tokens and images as masked tokens."""
 
     family = "showo"
     title = "Show-o"
@@ -38,7 +38,7 @@ class ShowoModel(FamilyModel):
         options = options or ShowoOptions()
         network = Showo(
             config
-        )  # first: the order of random initialisation is part of a seed's meaning
+        )  # first: what a seed means depends on the order of random initialisation
         super().__init__(config, options, network, FrozenEncoders(config, options.encode_batch))
 
     # ---- frozen parts ----------------------------------------------------------------------------
@@ -47,15 +47,14 @@ class ShowoModel(FamilyModel):
         return self.frozen.encode(images, use)
 
     def encoder_fingerprint(self, use: Use) -> str:
-        """Hash of frozen weights and transform options behind `encode(..., use)`."""
+        """Hash of the frozen weights and preprocessing options that `encode(..., use)` depends on."""
         return self.frozen.fingerprint(use)
 
     # ---- losses ----------------------------------------------------------------------------
     def condition(self, texts: Sequence[str], features: Features | None = None) -> Condition:
-        """Captions as they are; with features, reconstruction templates in their USER/ASSISTANT
-        wording.
+        """Captions unchanged; with features, reconstruction templates in USER/ASSISTANT format.
 
-        ValueError names a template that the fixed head of the RecA layout cannot hold.
+        ValueError names a template that does not fit into the fixed head of the RecA layout.
         """
         if features is None:
             return Condition([self.text.framed(text) for text in texts])
@@ -67,21 +66,21 @@ class ShowoModel(FamilyModel):
         for text, prompt in zip(texts, prompts, strict=True):
             if len(prompt) > room:
                 raise ValueError(
-                    f"prompt {text!r} has {len(prompt)} tokens, the RecA layout holds {room}"
+                    f"prompt {text!r} has {len(prompt)} tokens, the RecA layout has room for {room}"
                 )
         return Condition(prompts, features["understanding"])
 
     def unconditional(self, batch: int) -> Condition:
-        """The empty prompt, `[bos][eos]`, as in the training with dropped texts."""
+        """The empty prompt, `[bos][eos]`, as in training with dropped text."""
         return Condition([[self.config.ids.bos, self.config.ids.eos]] * batch)
 
     def sample_noise(self, batch: int, generator: torch.Generator) -> MaskNoise:
-        """Uniform draws in this order: t, slot order, text dropout (used by text-to-image only)."""
+        """Sample uniformly, in this order: t, slot order, text dropout (used by text-to-image only)."""
         shapes = [(batch,), (batch, self.config.num_vq_tokens), (batch,)]
         return MaskNoise(*(torch.rand(shape, generator=generator) for shape in shapes))
 
     def loss_count(self, noise: MaskNoise, with_image: bool) -> int:
-        """Masked slots, and in text-to-image also soi and eoi of each row."""
+        """Number of masked slots, and in text-to-image also soi and eoi of each row."""
         boundary = not with_image and self.options.t2i_boundary_tokens
         return noise.count + 2 * len(noise.t) * boundary
 
@@ -94,7 +93,7 @@ class ShowoModel(FamilyModel):
     def conversation(
         self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
     ) -> Conversation:
-        """Tokenise (question, answer) turns with labels on the answers, cut to the layout's text block."""
+        """Tokenise (question, answer) turns with labels on the answers, truncated to the layout's text block."""
         system = self._system()
         room = conversation_room(self.config, self.options, system, with_image)
         coded = [self.text.conversation(one) for one in turns]
@@ -124,7 +123,7 @@ class ShowoModel(FamilyModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """One picture per row; options in `sampling.options` are those of `sampler.SamplerOptions`."""
+        """One image per row; options in `sampling.options` are those of `sampler.SamplerOptions`."""
         from reca.models.showo import sampler
 
         codes = sampler.sample_codes(
@@ -133,14 +132,14 @@ class ShowoModel(FamilyModel):
         return self.frozen.decode(codes)
 
     def default_sampling(self) -> Sampling:
-        """As the authors draw (showo.md 4.2); with fewer codes than they take steps, as laptop models draw best."""
+        """The authors' settings (showo.md 4.2); with fewer codes than their steps, the best for laptop models."""
         steps = 50
         if self.config.num_vq_tokens < steps:
             return Sampling(guidance=2.0, steps=12)
         return Sampling(guidance=5.0, steps=steps)
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """ValueError on an option that `SamplerOptions` does not know or a value that it refuses."""
+        """Raise ValueError for an unknown option or invalid value of `SamplerOptions`."""
         from reca.models.showo.sampler import SamplerOptions
 
         SamplerOptions.of(sampling)

@@ -1,4 +1,4 @@
-"""Show-o's language model: Phi-1.5 with qk-LayerNorm over text and image codes, CLIP projector.
+"""Show-o's language model: Phi-1.5 with qk-LayerNorm over text and image codes, and the CLIP projector.
 
 The frozen companions (MAGVIT-v2 in `magvit.py`, the CLIP tower in `clip.py`) are held by
 `model.py`; `Showo` is exactly what a Show-o checkpoint stores.
@@ -40,7 +40,7 @@ class Showo(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.showo.lm_head.weight.device
 
     def inputs(
@@ -109,14 +109,14 @@ def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
             f"not {allowed.dtype} {list(allowed.shape)}"
         )
     allowed = allowed.unsqueeze(1) if allowed.dim() == 3 else allowed
-    blocked = max(_BLOCKED, torch.finfo(dtype).min)  # float16 cannot hold the official value
+    blocked = max(_BLOCKED, torch.finfo(dtype).min)  # float16 cannot represent the official value
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
         ~allowed, blocked
     )
 
 
 def _projector(widths: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers with exact GELUs between them; two of them give the released names 0 and 2."""
+    """Linear layers with exact GELUs between them; two layers have the released names 0 and 2."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.GELU()]

@@ -1,8 +1,7 @@
-"""Show-o's masked-image sampler with guidance, its training corruption, and greedy text with a
-key/value cache.
+"""Show-o's masked-image sampler with guidance, and greedy text with a KV cache.
 
-The arithmetic of one step is pure in its noise; where the noise comes from (`RowNoise`) and what
-the network answers (`CodeLogits`) are handed in. Source: docs/reference/showo.md 4.
+A step is a pure function of its noise; the noise (`RowNoise`) and the network's logits
+(`CodeLogits`) are passed in. Source: docs/reference/showo.md 4.
 Letters: B batch, N image codes, K codebook.
 """
 
@@ -44,12 +43,11 @@ Noise = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 # ---- options -------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class SamplerOptions:
-    """How the codes of a picture are drawn; the defaults, except `steps` and `guidance`, are the
-    published sampler.
+    """Sampling options; the defaults, except `steps` and `guidance`, are those of the published sampler.
 
     `guidance` w: logits are (1 + w) cond - w uncond. `temperature` divides them.
-    `confidence_temperature` scales the noise on confidences; over the steps it shrinks by the
-    schedule: `compounding` (a product of 1 - r, as released) or `linear` (1 - r, as MaskGIT
+    `confidence_temperature` scales the noise on confidences; it decreases over the steps by
+    `confidence_schedule`: `compounding` (a product of 1 - r, as released) or `linear` (1 - r, as MaskGIT
     describes). `order` `random` unmasks in random order instead of by confidence.
     """
 
@@ -62,15 +60,15 @@ class SamplerOptions:
 
     @classmethod
     def of(cls, sampling: Sampling) -> SamplerOptions:
-        """Read the contract's `Sampling`; ValueError on an option that Show-o does not know."""
+        """Convert the contract's `Sampling`; ValueError for an option that Show-o does not have."""
         return sampler_options(cls, sampling)
 
 
-# ---- one picture (showo.md 4.2) ----------------------------------------------------------------------
+# ---- one image (showo.md 4.2) ------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Step:
-    """What one sampler step did: `codes` [B, N] drawn or kept, and the slots [B, N] that are
-    `masked` again; `finite` [B] says where all logits up to here were.
+    """Result of one sampler step: `codes` [B, N], sampled or kept, and the slots [B, N] that are
+    `masked` again; `finite` [B]: all logits so far were finite.
     """
 
     codes: Tensor
@@ -81,11 +79,10 @@ class Step:
 
 
 class RowNoise:
-    """Noise of the sampler, row i from `generators[i]` alone: a picture does not depend on its
-    batch.
+    """Noise of the sampler; row i uses `generators[i]` only, so an image does not depend on its batch.
 
-    Exponentials are drawn for masked slots only (known ones keep their code), then one uniform per
-    slot.
+    Exponentials are sampled for masked slots only (known ones keep their code), then one uniform
+    per slot.
     """
 
     def __init__(self, generators: Sequence[torch.Generator], codebook_size: int) -> None:
@@ -106,7 +103,7 @@ class RowNoise:
 
 
 def guided(conditional: Tensor, unconditional: Tensor | None, guidance: float) -> Tensor:
-    """Push logits [B, N, V] away from the unconditional ones: (1 + w) cond - w uncond."""
+    """Classifier-free guidance of logits [B, N, V]: (1 + w) cond - w uncond."""
     if unconditional is None:
         return conditional
     return (1 + guidance) * conditional - guidance * unconditional
@@ -118,11 +115,10 @@ def draw_codes(probabilities: Tensor, exponential: Tensor) -> Tensor:
 
 
 def remask(chosen: Tensor, masked: Tensor, wanted: int, noise: Tensor) -> Tensor:
-    """Mask the least confident slots again: bool [B, N].
+    """Remask the least confident slots: bool [B, N].
 
-    `chosen` [B, N] are confidences (log probabilities) of the drawn codes, `noise` [B, N] is added
-    to those that were masked; slots known before stay known. `wanted` is clamped to 1..(masked
-    slots - 1).
+    `chosen` [B, N] are confidences (log probabilities) of the sampled codes, `noise` [B, N] is added
+    to those that were masked; known slots stay known. `wanted` is clamped to 1..(masked slots - 1).
     """
     confidence = (chosen + noise).masked_fill(~masked, math.inf)
     limit = (masked.sum(dim=1) - 1).clamp(max=wanted).clamp(min=1, max=masked.shape[1] - 1)
@@ -131,7 +127,7 @@ def remask(chosen: Tensor, masked: Tensor, wanted: int, noise: Tensor) -> Tensor
 
 
 def sample(logits: Logits, masked: Tensor, options: SamplerOptions, noise: Noise) -> Iterator[Step]:
-    """Run the sampler from all slots masked (`masked` [B, N] bool, all true); the last step's codes are the picture."""
+    """Run the sampler from all slots masked (`masked` [B, N] bool, all true); the last step's codes are the image."""
     slots = masked.shape[1]
     codes = torch.zeros_like(masked, dtype=torch.long)
     tau = options.confidence_temperature
@@ -152,7 +148,7 @@ def sample(logits: Logits, masked: Tensor, options: SamplerOptions, noise: Noise
             masked = remask(chosen, masked, wanted, tau * _gumbel(uniform))
         finite = finite & finite_rows(
             chosen
-        )  # softmax makes NaN of a slot with any NaN or infinity
+        )  # softmax gives NaN for a slot with any NaN or infinity
         yield Step(codes, masked, probabilities, tau, finite)
 
 
@@ -167,13 +163,12 @@ def _gumbel(uniform: Tensor) -> Tensor:
     return -(-uniform.clamp(min=_TINY).log()).clamp(min=_TINY).log()
 
 
-# ---- the network behind the sampler --------------------------------------------------------------
+# ---- the network in the sampler ------------------------------------------------------------------
 class CodeLogits:
-    """Logits of the image codes, with everything in front of the image run once and kept as keys
-    and values.
+    """Logits of the image codes; everything before the image runs once, and its keys and values are cached.
 
-    Nothing in front of the image sees it, so its keys and values are the same in every step.
-    `layout` is a drawing layout [B, L] and `embeddings` [B, L, D] its input.
+    Nothing before the image attends to it, so these keys and values are the same in every step.
+    `layout` is a generation layout [B, L] and `embeddings` [B, L, D] its input.
     """
 
     def __init__(self, network: Showo, layout: Layout, embeddings: Tensor, slots: int) -> None:
@@ -191,7 +186,7 @@ class CodeLogits:
         self.allowed = allowed[:, start:stop, :stop]
         self.positions = layout.positions[:, start:stop]
         self.block = embeddings[:, start:stop].clone()
-        first = (stop - start - slots) // 2  # 1 where soi and eoi belong to the block, else 0
+        first = (stop - start - slots) // 2  # 1 if soi and eoi belong to the block, else 0
         self.slots = slice(first, first + slots)
 
     def __call__(self, codes: Tensor, masked: Tensor) -> Tensor:
@@ -237,7 +232,7 @@ def code_logits(
     condition: Condition,
     unconditional: Condition | None,
 ) -> Logits:
-    """The network as the sampler calls it; both conditions in one pass where their layouts are alike."""
+    """The network prepared for the sampler; both conditions run in one pass if their layouts match."""
     if unconditional is None:
         single = _one_pass(network, options, condition)
         return lambda codes, masked: (single(codes, masked), None)
@@ -260,7 +255,7 @@ def _one_pass(network: Showo, options: ShowoOptions, condition: Condition) -> Co
     config = network.config
     room, longest = config.max_text, max(len(text) for text in condition.texts)
     if condition.understanding is None and longest > room:
-        _log.warning("a prompt of %d tokens is cut to the %d that fit", longest, room)
+        _log.warning("a prompt of %d tokens is truncated to %d", longest, room)
     image = torch.full((len(condition), config.num_vq_tokens), config.ids.mask)
     targets = torch.full_like(image, IGNORE)
     layout = layouts.generation(config, options, condition, image, targets, room)
@@ -279,7 +274,7 @@ def answer(
     system: Sequence[int],
     max_new_tokens: int,
 ) -> decoding.Steps:
-    """`greedy` for questions as ids, about images with `understanding` features [B, P, D] or about none."""
+    """`greedy` for questions as ids, about images with `understanding` features [B, P, D] or without images."""
     layout = question_layout(network.config, texts, understanding, system)
     layout = layout.prepared(options.trim, network.device)
     return greedy(
@@ -301,10 +296,11 @@ def question_layout(
 def greedy(
     network: Showo, layout: Layout, embeddings: Tensor, max_new_tokens: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Next-token logits [B, V] and their argmax [B], token by token, until every row has said eos.
+    """Next-token logits [B, V] and their argmax [B], token by token, until every row has produced eos.
 
-    `layout` ends where the answers begin (`layout.question`). Old rows never see new columns, so
-    their keys are kept. NonFinite, behind the last token, names rows whose logits were not finite.
+    `layout` ends where the answers start (`layout.question`). Earlier rows never see new columns, so
+    their keys are cached. Raises NonFinite, after the last token, with the rows whose logits were
+    not finite.
     """
     cache = KeyValueCache()
     hidden = network.hidden(

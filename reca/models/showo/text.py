@@ -1,5 +1,4 @@
-"""Show-o's text front end: the wording around prompts and questions, and exact labels for
-conversations.
+"""Show-o's text front end: templates for prompts and questions, and exact labels for conversations.
 
 Source: docs/reference/showo.md 1.4, 3 (text encoding), 3.3 (conversations) and 5
 (prompts).
@@ -16,14 +15,14 @@ from reca.models.common.tokenizer import IGNORE, read_tokenizer, without_image_t
 
 ENDOFTEXT = "<|endoftext|>"
 PAD_TOKEN = "[PAD]"
-# In id order behind [PAD]; ordinary added tokens, not special ones, as in the released vocabulary.
+# In id order after [PAD]; ordinary added tokens, not special ones, as in the released vocabulary.
 MARKS = tuple(
     f"<|{name}|>" for name in ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
 )
 
 
 class TextFrontEnd(common.TextFrontEnd):
-    """Turns prompts, questions and conversations into ids; the layouts do the rest."""
+    """Converts prompts, questions and conversations to ids; layouts do the rest."""
 
     def __init__(self, tokenizer: Any, config: Any, where: str = "tokenizer") -> None:
         self.special, self.understanding = config.ids, config.understanding
@@ -32,11 +31,11 @@ class TextFrontEnd(common.TextFrontEnd):
 
     @classmethod
     def read(cls, folder: str | Path, config: Any) -> Self:
-        """The front end of a folder (phi-1_5's files, or ours); the ten added tokens are added where missing."""
+        """The front end of a folder (phi-1_5's files, or ours); the ten added tokens are added if missing."""
         return cls(_extended(read_tokenizer(Path(folder))), config, str(folder))
 
     def check(self, where: str) -> None:
-        """ValueError unless the tokenizer's ids are those of the network."""
+        """Raise ValueError unless the tokenizer's ids match the network."""
         tokenizer, special = self.tokenizer, self.special
         wanted = {ENDOFTEXT: special.eos, PAD_TOKEN: special.pad}
         wanted |= {mark: getattr(special, mark[2:-2]) for mark in MARKS}
@@ -44,12 +43,12 @@ class TextFrontEnd(common.TextFrontEnd):
         if wrong or len(tokenizer) != special.first_image:
             raise ValueError(
                 f"{where}: the tokenizer has {len(tokenizer)} entries, this Show-o needs "
-                f"{special.first_image} with {wrong or wanted}; give the tokenizer that this model was trained with"
+                f"{special.first_image} with {wrong or wanted}; use the tokenizer that this model was trained with"
             )
 
     # ---- in -------------------------------------------------------------------------------------
     def framed(self, text: str) -> list[int]:
-        """`[bos] text [eos]`; a text that begins with bos gets no second one."""
+        """`[bos] text [eos]`; a text that starts with bos gets no second one."""
         ids = self.ids([text])[0]
         return [
             *([] if ids[:1] == [self.special.bos] else [self.special.bos]),
@@ -62,7 +61,7 @@ class TextFrontEnd(common.TextFrontEnd):
         return self.framed(f"USER: \n{template} ASSISTANT:")
 
     def question(self, text: str, with_image: bool = True) -> list[int]:
-        """A question at inference; the VQ variant puts bos and a newline in front (showo.md 3.3)."""
+        """A question at inference; the VQ variant prepends bos and a newline (showo.md 3.3)."""
         if self.understanding == "vq" and with_image:
             return [self.special.bos, *self.ids([f"USER: \n{text} ASSISTANT:"])[0]]
         return self.ids([f"USER: {text} ASSISTANT:"])[0]
@@ -71,9 +70,9 @@ class TextFrontEnd(common.TextFrontEnd):
         """Ids and labels of `USER: q ASSISTANT: a<|endoftext|>...`; labels on answers and their
         endoftext only.
 
-        A label begins where a token starts at or behind the colon of its own "ASSISTANT:", by
-        character offset: the official count ("tokens of the instruction with a trailing blank,
-        minus one") on BPE, but exact everywhere.
+        Labels start with the first token at or after the colon of the turn's "ASSISTANT:", by
+        character offset. On BPE this equals the official count ("tokens of the instruction with a
+        trailing blank, minus one"), but it is exact for any tokenizer.
         """
         asked = [f"USER: {without_image_tag(question).strip()} ASSISTANT:" for question, _ in turns]
         rounds = [f"{ask} {answer}" for ask, (_, answer) in zip(asked, turns, strict=True)]
@@ -88,7 +87,7 @@ class TextFrontEnd(common.TextFrontEnd):
         return ids, labels
 
     def decoded(self, ids: Sequence[int]) -> str:
-        """Text of generated ids up to the first eos; image codes among them have no text and are left out."""
+        """Text of generated ids up to the first eos; image codes among them have no text and are skipped."""
         return super().decoded([token for token in ids if token < self.special.first_image])
 
 

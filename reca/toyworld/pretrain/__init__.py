@@ -1,6 +1,5 @@
-"""Making the laptop's base models from nothing: words, image tokenizer, reader, language model. The
-paper's families start from released checkpoints instead and never come here.
+"""Pre-training of the laptop's base models from scratch: vocabulary, image tokenizer, vision encoder, language model.
 
-One module per family (`pretraining` of its entry in `models.registry`) says what its parts are; none is imported before
-it is used.
+The paper's models start from released checkpoints instead. One module per family (`pretraining` of its entry in
+`models.registry`) defines its parts; none is imported before it is used.
 """

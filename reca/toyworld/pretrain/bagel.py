@@ -1,7 +1,7 @@
-"""BAGEL's laptop base model: its two frozen parts, the autoencoder and the vision tower, and how they become a folder.
+"""BAGEL's laptop base model: its two frozen parts, the autoencoder and the vision tower, and the model folder.
 
-The autoencoder is FLUX's class on the world's images (squared error, a little KL, latents brought to unit spread).
-The tower is the NaViT that BAGEL holds, matched with dense captions by SigLIP's pairwise sigmoid loss.
+The autoencoder is FLUX's class on the world's images (squared error, a small KL term, latents scaled to unit variance).
+The tower is BAGEL's NaViT, trained to match dense captions with SigLIP's pairwise sigmoid loss.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 VAE_FILE, TOWER_FILE = "ae.safetensors", "vit.safetensors"
 KL = 1e-4  # weight of the mean KL per latent value, relative to the squared error per pixel value
-VOCABULARY = ("embed_tokens.weight", "lm_head.weight")  # a row for every word
+VOCABULARY = ("embed_tokens.weight", "lm_head.weight")  # one row for every word
 FIRST_SCALE, FIRST_BIAS = 2.3, -10.0  # SigLIP's: temperature log 10, bias -10
 
 
 # ---- the autoencoder ---------------------------------------------------------------------------
 def vae_loss(vae: nn.Module, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Absolute and squared error on pixels [B, 3, H, W], and a little KL to the unit normal, []."""
+    """Absolute and squared error on pixels [B, 3, H, W] plus a small KL to the unit normal, []."""
     mean, log_variance = vae.get_submodule("encoder")(pixels).chunk(2, dim=1)
     drawn = mean + torch.exp(0.5 * log_variance) * noise
     error = vae.get_submodule("decoder")(drawn) - pixels
@@ -57,9 +57,9 @@ def vae_loss(vae: nn.Module, pixels: Tensor, noise: Tensor) -> Tensor:
 
 @torch.no_grad()
 def to_unit_spread(vae: nn.Module, pixels: Tensor) -> None:
-    """Divide each latent channel by its spread over `pixels` [B, 3, H, W], undone in the decoder: the same images.
+    """Divide each latent channel by its standard deviation over `pixels` [B, 3, H, W] and undo it in the decoder.
 
-    So `scale_factor` 1 and `shift_factor` 0 hold whatever the training found.
+    Images are unchanged, and `scale_factor` 1 and `shift_factor` 0 are correct whatever the result of training.
     """
     encoder, decoder = (vae.get_submodule(f"{name}coder") for name in ("en", "de"))
     mean, _ = encoder(pixels).chunk(2, dim=1)
@@ -77,7 +77,7 @@ def to_unit_spread(vae: nn.Module, pixels: Tensor) -> None:
 def pretrain_vae(
     network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
 ) -> float:
-    """Train the autoencoder of `network` on the world in `data`; writes `out/ae.safetensors`, gives the last loss."""
+    """Train the autoencoder of `network` on world `data`; writes `out/ae.safetensors`, returns the last loss."""
     (config, _), pictures = parse(network), read_world(data)
     side = config.resolution // config.vae.downsample
     shape = (config.vae.z_channels, side, side)
@@ -87,7 +87,7 @@ def pretrain_vae(
     noise = torch.Generator().manual_seed(seed)
 
     def loss(indices: Sequence[int]) -> Tensor:
-        # keyed by the samples, so that a resumed run draws the same
+        # keyed by the samples, so that a resumed run samples the same noise
         noise.manual_seed(seed + 1_000_003 * indices[0] + indices[-1])
         drawn = torch.randn(len(indices), *shape, generator=noise)
         return vae_loss(vae, pictures.pixels[list(indices)], drawn)
@@ -145,9 +145,9 @@ class Matcher(nn.Module):
 def pretrain_vision(
     network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
 ) -> float:
-    """Train the vision tower of `network` against dense captions; writes `out/vit.safetensors`, gives the last loss."""
+    """Train the vision tower of `network` on dense captions; writes `out/vit.safetensors`, returns the last loss."""
     (config, _), pictures = parse(network), read_world(data)
-    words = build_tokenizer([])  # captions only: this text tower is thrown away
+    words = build_tokenizer([])  # only captions are needed: this text tower is discarded
     ids = caption_ids(words, [dense_caption(scene) for scene in pictures.scenes])
     table, end = config.vit_max_num_patch_per_side, words.eos_token_id
     matcher = seeded(lambda: Matcher(config.vit, table, len(words), end), seed, "vision")
@@ -168,14 +168,14 @@ def pretrain_vision(
 PARTS = {"vae": pretrain_vae, "vision": pretrain_vision}
 
 
-# ---- going on from a complete model ---------------------------------------------------------------
+# ---- continuing from a complete model ---------------------------------------------------------------
 def go_on(
     network: Mapping[str, Any], start: Path, *, words: Sequence[str], seed: int
 ) -> BagelModel:
-    """The model folder `start` as `network` describes it, which may have room for `words` that it does not know yet.
+    """Load the model folder `start` with configuration `network`, whose vocabulary may be extended by `words`.
 
-    Words it knows are left out. Their embeddings and output rows are drawn around the mean of those that are there,
-    with their spread. ValueError where vocabulary and words disagree, or anything else of the network differs.
+    Known words are skipped. Embeddings and output rows of new words are sampled with the mean and standard deviation
+    of the existing ones. ValueError if vocabulary and words disagree, or any other part of the network differs.
     """
     old, model = load_model(start), build_model("bagel", network)
     assert isinstance(old, BagelModel) and isinstance(model, BagelModel)
@@ -205,9 +205,9 @@ def _longer(weight: Tensor, rows: int, noise: torch.Generator) -> Tensor:
     return torch.cat([weight, weight.mean(0) + weight.std(0) * drawn])
 
 
-# ---- together ----------------------------------------------------------------------------------
+# ---- assembly ----------------------------------------------------------------------------------
 def tokenizer_of(prompts: Sequence[str], config: BagelConfig) -> PreTrainedTokenizerFast:
-    """The world's words and then the four markers; ValueError where the network's ids differ."""
+    """The world's words followed by the four markers; ValueError if the network's ids differ."""
     words = build_tokenizer(prompts)
     first = len(words)
     wanted = {name: first + number for number, name in enumerate(MARKS)}
@@ -215,8 +215,8 @@ def tokenizer_of(prompts: Sequence[str], config: BagelConfig) -> PreTrainedToken
     size = first + len(MARKS)
     if wanted != found or size != config.llm.vocab_size:
         raise ValueError(
-            f"network.special is {found} and llm.vocab_size {config.llm.vocab_size}, but the world's words make them "
-            f"{wanted} and {size}; set them so"
+            f"network.special is {found} and llm.vocab_size {config.llm.vocab_size}, but the world's vocabulary "
+            f"requires {wanted} and {size}; change them"
         )
     words.add_special_tokens({"additional_special_tokens": list(MARKS.values())})
     return words
@@ -230,8 +230,9 @@ def assemble(
     parts: Mapping[str, Path],
     out: Path,
 ) -> None:
-    """Write a model folder with the trained autoencoder and tower and an untrained decoder, whose gen expert starts as
-    a copy of the und expert (as the official code's `copy_init_moe` does).
+    """Write a model folder with the trained autoencoder and tower and an untrained decoder.
+
+    The gen expert starts as a copy of the und expert, as with the official code's `copy_init_moe`.
     """
     model = seeded(lambda: build_model("bagel", network), seed, "language")
     assert isinstance(model, BagelModel)
@@ -249,7 +250,7 @@ def assemble(
 
 @torch.no_grad()
 def copy_to_gen(model: BagelModel) -> None:
-    """Give every weight of the gen expert the value of its und twin."""
+    """Copy every weight of the und expert to the gen expert."""
     own = dict(model.network.named_parameters())
     for name, weight in own.items():
         if GEN in name:

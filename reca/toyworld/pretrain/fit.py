@@ -1,6 +1,6 @@
-"""The training loop of the image tokenizer and the reader: one loss, one set of weights, resumed bit for bit.
+"""The training loop of image tokenizers and vision encoders: one loss, one set of weights, bitwise exact resume.
 
-The language model does not come here: it is trained by `reca.align.trainer`, like every other alignment.
+The language model is trained by `reca.align.trainer`, like every alignment.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 
 def seeded(build: Callable[[], nn.Module], seed: int, purpose: str) -> nn.Module:
-    """Build a module with its initial weights drawn from (seed, purpose), leaving torch's global
-    generator as it was.
+    """Build a module with initial weights keyed by (seed, purpose); torch's global generator is
+    restored.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "init", purpose))
@@ -52,10 +52,10 @@ def fit(
     work_dir: Path,
     data: str,
 ) -> float:
-    """Minimise `loss(sample indices)` over `module` and return the last loss; continues from `work_dir` where it was.
+    """Minimise `loss(sample indices)` over `module` and return the last loss; resumes from `work_dir`.
 
-    `size` is the number of samples and `data` their hash: a resume with other data or another recipe is refused.
-    ValueError on a loss or gradient that is not finite; checkpoints are those of earlier steps.
+    `size` is the number of samples and `data` their hash: resuming with other data or another recipe is an error.
+    ValueError for a loss or gradient that is not finite; checkpoints are those of earlier steps.
     """
     processes = ProcessGroup()
     names = dict(module.named_parameters())
@@ -97,7 +97,7 @@ def fit(
 def _step(
     optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float
 ) -> tuple[float, float]:
-    """One optimiser step on a scalar loss []; gives the loss and the gradient's norm."""
+    """One optimizer step on a scalar loss []; returns the loss and the gradient norm."""
     value = loss.item()
     if not math.isfinite(value):
         raise ValueError(f"the loss is {value}; lower lr in the pretrain section")
@@ -106,7 +106,7 @@ def _step(
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     norm = float(clip_grad_norm_(weights, clip))
     if not math.isfinite(norm):
-        raise ValueError(f"the gradient's norm is {norm}; lower lr in the pretrain section")
+        raise ValueError(f"the gradient norm is {norm}; lower lr in the pretrain section")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

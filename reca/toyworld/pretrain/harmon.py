@@ -1,4 +1,4 @@
-"""Harmon's laptop base model: its VAE, and how it and an untrained network become one folder."""
+"""Harmon's laptop base model: its VAE, and a model folder with it and an untrained network."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from reca.toyworld.pretrain.pictures import read_world
 from reca.toyworld.pretrain.words import TURN_END, build_chat_tokenizer
 
 FILE = "vae.safetensors"
-DIVERGENCE = 3e-4  # weight of the KL term, per latent number
+DIVERGENCE = 3e-4  # weight of the KL term, per latent value
 _FRONT_END = "generate an image :"  # words of the templates in reca/models/harmon/text.py
 _CHUNK = 512
 
 
 # ---- the VAE -----------------------------------------------------------------------------------------
 def vae_loss(vae: Any, images: Tensor, noise: Tensor) -> Tensor:
-    """L1 + L2 to the image plus the KL term, latents drawn from the posterior with `noise` [B, C, m, n].
+    """L1 + L2 to the image plus the KL term, with latents sampled from the posterior by `noise` [B, C, m, n].
 
-    No perceptual or adversarial term: the images [B, 3, H, W] are drawn, not photographed.
+    No perceptual or adversarial term: the images [B, 3, H, W] are rendered, not photographed.
     """
     mean, log_variance = vae.moments(images)
     log_variance = log_variance.clamp(-30, 20)
@@ -41,9 +41,9 @@ def vae_loss(vae: Any, images: Tensor, noise: Tensor) -> Tensor:
 
 @torch.no_grad()
 def standardise(vae: Any, images: Tensor) -> None:
-    """Give every latent channel mean 0 and deviation 1 over `images` [B, 3, H, W], folded into the 1 x 1 convolutions.
+    """Standardise every latent channel over `images` [B, 3, H, W] by changing the 1 x 1 convolutions.
 
-    Decoded images stay the same; the diffusion head then finds latents of the size of its noise.
+    Decoded images stay the same; latents have the scale of the diffusion head's noise.
     """
     means = torch.cat([vae.moments(part)[0] for part in images.split(_CHUNK)])
     mean, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
@@ -58,9 +58,9 @@ def standardise(vae: Any, images: Tensor) -> None:
 def pretrain_vae(
     network: Mapping[str, Any], recipe: Any, data: Path, *, seed: int, work: Path, out: Path
 ) -> float:
-    """Train the VAE of `network` on the world in `data`; writes `out/vae.safetensors`, gives the last loss.
+    """Train the VAE of `network` on world `data`; writes `out/vae.safetensors`, returns the last loss.
 
-    ValueError where the configured scale is not the 1 that standardised latents have.
+    ValueError if the configured scale is not 1, as required by standardised latents.
     """
     config, _ = parse(network)
     if config.vae.scale != 1:
@@ -105,7 +105,7 @@ def assemble(
 ) -> None:
     """Write a model folder with the trained VAE and an untrained network.
 
-    `parts` is the folder of the stage `vae`. ValueError where the closed vocabulary does not fit the network.
+    `parts` is the folder of the stage `vae`. ValueError if the closed vocabulary does not fit the network.
     """
     words = build_chat_tokenizer([*prompts, _FRONT_END])
     model = seeded(lambda: build_model("harmon", network), seed, "network")
@@ -114,7 +114,8 @@ def assemble(
     needed = (len(words), words.convert_tokens_to_ids(TURN_END))
     if found != needed:
         raise ValueError(
-            f"network.llm.vocab_size and network.end are {found}, but the world's words make them {needed}; set them so"
+            f"network.llm.vocab_size and network.end are {found}, but the world's vocabulary "
+            f"requires {needed}; change them"
         )
     VAE.load_file(model.frozen.vae, parts["vae"] / FILE)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A rendered world in memory, as the pre-training of the laptop's frozen parts reads it."""
+"""A rendered world in memory, for pre-training the laptop's frozen parts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pictures:
 
 
 def read_world(directory: Path) -> Pictures:
-    """Decode a whole rendered world; it is small by design."""
+    """Decode a complete rendered world, which is small by design."""
     dataset = ParquetDataset(directory)
     samples = [dataset[index] for index in range(len(dataset))]
     pixels = torch.stack([to_tensor(decode(s.image or b"", name=s.id)) for s in samples])

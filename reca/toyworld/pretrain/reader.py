@@ -1,6 +1,6 @@
-"""The laptop's vision reader: a CLIP of transformers' own classes, trained to match images with dense captions.
+"""The laptop's vision encoder: a transformers CLIP trained to match images with dense captions.
 
-Only the vision tower is kept. Images are CLIP-normalised, as the tower will see them in both uses.
+Only the vision tower is kept. Images are CLIP-normalised, as in both uses of the tower.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ FILE = "clip.safetensors"
 
 
 def build_clip(vision: Mapping[str, Any], words: int, end: int) -> CLIPModel:
-    """An untrained CLIP with the given vision tower and a small text tower over `words` ids, `end`
-    closing a caption.
+    """An untrained CLIP with the given vision tower and a small text tower over `words` ids; `end` ends
+    a caption.
     """
     width = vision["hidden_size"]
     text = {
@@ -51,12 +51,12 @@ def build_clip(vision: Mapping[str, Any], words: int, end: int) -> CLIPModel:
 
 
 def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> Tensor:
-    """Captions as ids [B, MAX_CAPTION], closed by the end token and padded with the first id after the vocabulary."""
+    """Captions as ids [B, MAX_CAPTION], ended by the end token and padded with the first id after the vocabulary."""
     rows = [[*tokenizer(caption)["input_ids"], tokenizer.eos_token_id] for caption in captions]
     longest = max(map(len, rows))
     if longest > MAX_CAPTION:
         raise ValueError(
-            f"a caption has {longest} tokens, the reader takes {MAX_CAPTION}; raise MAX_CAPTION"
+            f"a caption has {longest} tokens, the encoder supports {MAX_CAPTION}; raise MAX_CAPTION"
         )
     ids = torch.full((len(rows), MAX_CAPTION), len(tokenizer))
     for row, values in enumerate(rows):
@@ -87,9 +87,9 @@ def vision_tower(clip: CLIPModel, vision: Mapping[str, Any]) -> ClipTower:
 def pretrain_reader(
     network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
 ) -> float:
-    """Train the CLIP tower of `network` against dense captions; writes `out/clip.safetensors`, gives the last loss."""
+    """Train the CLIP tower of `network` on dense captions; writes `out/clip.safetensors`, returns the last loss."""
     (config, _), pictures = parse(network), read_world(data)
-    words = build_tokenizer([])  # captions only: this text tower is thrown away
+    words = build_tokenizer([])  # only captions are needed: this text tower is discarded
     ids = caption_ids(words, [dense_caption(scene) for scene in pictures.scenes])
     vision = config.clip_vision or {}
     clip = seeded(lambda: build_clip(vision, len(words), words.eos_token_id), seed, "reader")

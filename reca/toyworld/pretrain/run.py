@@ -1,8 +1,8 @@
-"""The last stage of a laptop base model: put the frozen parts together, then train in phases.
+"""The last stage of a laptop base model: assemble the frozen parts, then train in phases.
 
 The phases are plain alignment recipes (`reca.align`), run in the order of their names: language first, then sparse
-captions for drawing next to dense descriptions for reading, which is the state that the paper starts from. A base may
-also continue from a complete model (`begin`). Code of one family is in `reca.toyworld.pretrain.<family>`.
+captions for generation together with dense descriptions for understanding, which is the paper's starting point. A base
+model may also continue from a complete model (`begin`). Family code is in `reca.toyworld.pretrain.<family>`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from reca.align.trainer import align
-from reca.align.training_data import CHANGED, DRAWN, READ, feature_data
+from reca.align.training_data import feature_data
 from reca.config.recipe import Recipe
 from reca.core.artifacts import describe_files, sha256_json, write_atomic
 from reca.core.devices import placed
 from reca.core.sealed import seal, unseal
 from reca.data.prompts import bank
+from reca.data.role import USES
 from reca.features import build as cache
 from reca.features.roles import open_role
-from reca.models.contract import UnifiedModel, Use
+from reca.models.contract import UnifiedModel
 from reca.models.registry import load_model, pretraining_module
 from reca.toyworld.edits import WORDS
 
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class FitPart(Protocol):
-    """Trains one frozen part on its own and writes it to `out`; gives the last loss."""
+    """Trains one frozen part separately and writes it to `out`; returns the last loss."""
 
     def __call__(
         self,
@@ -46,18 +47,18 @@ class FitPart(Protocol):
         work: Path,
         out: Path,
     ) -> float:
-        """Continues in `work` where it was."""
+        """Train the part, resuming from `work`."""
         ...
 
 
 class FamilyPretraining(Protocol):
-    """What a module `reca.toyworld.pretrain.<family>` holds."""
+    """The interface of a module `reca.toyworld.pretrain.<family>`."""
 
     PARTS: Mapping[str, FitPart]
-    """Frozen parts that are fitted on their own, by the names under `pretrain.parts`."""
+    """Frozen parts that are trained separately, by their names under `pretrain.parts`."""
 
     assemble: Callable[..., None]
-    """assemble(network, prompts=, seed=, parts=, out=) writes a model folder: fitted parts, and the rest untrained."""
+    """assemble(network, prompts=, seed=, parts=, out=) writes a model folder: trained parts, and the rest untrained."""
 
 
 def pretraining_of(family: str) -> FamilyPretraining:
@@ -66,7 +67,7 @@ def pretraining_of(family: str) -> FamilyPretraining:
 
 
 def pretrain_part(family: str, part: str, *arguments: Any, **places: Any) -> float:
-    """Fit one part of a family (see `FitPart`); ValueError names the parts that it has."""
+    """Train one part of a family (see `FitPart`); ValueError lists its parts."""
     parts = pretraining_of(family).PARTS
     if part not in parts:
         raise ValueError(f"{family} has no part {part!r}; choose one of: {', '.join(parts)}")
@@ -87,10 +88,10 @@ def pretrain_base(
     code: str,
     begin: Path | None = None,
 ) -> dict[str, dict[str, float | None]]:
-    """Run the phases one after another, in the order of their names; writes the base model and its logs to `out`.
+    """Run the phases in the order of their names; writes the base model and its logs to `out`.
 
-    `begin` is a model folder to go on from, in place of `parts`. Gives the last losses by phase. Caches and
-    checkpoints stay in `work`, so a killed run resumes inside its phase.
+    `begin` is a model folder to continue from, instead of `parts`. Returns the last losses by phase. Caches and
+    checkpoints are in `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
@@ -121,14 +122,14 @@ def _start(
     seed: int,
     work: Path,
 ) -> Path:
-    """The model folder before the first phase: kept from an earlier sitting where no byte changed, else made again."""
+    """The model folder before the first phase: reused from an earlier session if intact, else written again."""
     start, record = work / "start", work / "start.json"
     if record.is_file() and start.is_dir():
         found = unseal(record.read_bytes())
         if found is not None and found["files"] == describe_files(start):
             return start
         _log.warning("%s: damaged; it is made again", start)
-    # of an older reca, or truncated by a kill: equal inputs reproduce it
+    # from an older reca, or truncated by a kill: equal inputs reproduce it
     shutil.rmtree(start, ignore_errors=True)
     if begin is not None:
         continued(family, network, begin, seed=seed).save(start)
@@ -141,11 +142,11 @@ def _start(
 
 
 def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int) -> UnifiedModel:
-    """A whole model that learns to edit, with the words of instructions; ValueError for a family that cannot."""
+    """A complete model extended by the words of edit instructions; ValueError for a family that cannot edit."""
     go_on = getattr(pretraining_of(family), "go_on", None)
     if go_on is None:
         raise ValueError(
-            f"pretrain.start is {str(begin)!r}, but {family} cannot go on from a model; set it to null"
+            f"pretrain.start is {str(begin)!r}, but {family} cannot continue from a model; set it to null"
         )
     return cast("UnifiedModel", go_on(network, begin, words=WORDS, seed=seed))
 
@@ -157,12 +158,11 @@ def encoded(
     root: Path,
     code: str,
 ) -> dict[str, Path]:
-    """Feature caches by use; a phase that trained an encoder gets new ones, for they are named by its weights."""
-    uses: dict[Use, str] = {"draw": DRAWN, "read": READ, "edit": CHANGED}
+    """Feature caches by use; named by the encoder's weights, so a phase that trained an encoder gets new ones."""
     caches = {}
-    for use, role in uses.items():
+    for role, use in USES.items():
         if role not in folders:
-            continue  # a recipe that needs it says so
+            continue  # a recipe that needs it raises an error
         caches[str(use)] = root / f"{use}-{model.encoder_fingerprint(use)[:16]}"
         images = open_role(sources[role], folders[role])
         cache.build(model, images, caches[use], use=use, code=code)

@@ -1,4 +1,4 @@
-"""Show-o's laptop base model: its two frozen parts, and how they and an untrained language model become one folder."""
+"""Show-o's laptop base model: its two frozen parts, and a model folder with them and an untrained language model."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def assemble(
 ) -> None:
     """Write a model folder with trained frozen parts and an untrained language model.
 
-    `parts` are the folders of the stages `tokenizer` and `reader`. ValueError where the closed vocabulary does not fit
+    `parts` are the folders of the stages `tokenizer` and `reader`. ValueError if the closed vocabulary does not fit
     `network.llm_vocab_size`.
     """
     words = build_tokenizer(prompts)
     for key, size in {"llm_vocab_size": len(words), "endoftext": words.eos_token_id}.items():
         if network.get(key) != size:
             raise ValueError(
-                f"network.{key} is {network.get(key)}, but the world's words make it {size}; set it so"
+                f"network.{key} is {network.get(key)}, but the world's vocabulary requires {size}; change it"
             )
     model = seeded(lambda: build_model("showo", network), seed, "language")
     assert isinstance(model, ShowoModel)

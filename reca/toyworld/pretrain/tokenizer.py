@@ -1,8 +1,8 @@
 """The laptop's image tokenizer: the MAGVIT-v2 classes of Show-o, trained on the world's images.
 
-Loss: L1 + L2 to the image, commitment to the signs, and the entropy term of look-up-free
-quantisation (sure bits for each cell, but every bit used both ways). No perceptual or adversarial
-term: the images are drawn, not photographed.
+Loss: L1 + L2 to the image, commitment to the signs, and the entropy term of lookup-free
+quantisation (certain bits in each cell, but balanced bits over the batch). No perceptual or adversarial
+term: the images are rendered, not photographed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from reca.toyworld.pretrain.pictures import read_world
 if TYPE_CHECKING:
     from reca.config.schema import Fit
 
-COMMITMENT, ENTROPY = 0.4, 0.2  # shares of the released tokenizer's own weights
+COMMITMENT, ENTROPY = 0.4, 0.2  # fractions of the released tokenizer's loss weights
 _COMMITMENT_WEIGHT = 0.125
 _ENTROPY_WEIGHT = 0.1
-_PROBABILITY_EPS = 1e-6  # keeps the gradient of a bit that never changes finite
+_PROBABILITY_EPS = 1e-6  # keeps the gradient finite for a bit that never changes
 FILE = "magvit.safetensors"
 
 
 def commitment_loss(z: Tensor) -> Tensor:
-    """Pull latents [B, C, h, w] towards their signs: weighted mean square distance (scalar).
+    """Pull latents [B, C, h, w] towards their signs: weighted mean squared distance (scalar).
 
     The golden data of Show-o states this and `entropy_loss`.
     """
@@ -64,7 +64,7 @@ def tokenizer_loss(magvit: Magvit, images: Tensor) -> Tensor:
 def pretrain_tokenizer(
     network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
 ) -> float:
-    """Train the MAGVIT-v2 of `network` on the world in `data`; writes `out/magvit.safetensors`, gives the last loss."""
+    """Train the MAGVIT-v2 of `network` on world `data`; writes `out/magvit.safetensors`, returns the last loss."""
     (config, _), pictures = parse(network), read_world(data)
     magvit = seeded(lambda: Magvit(config.vq), seed, "tokenizer")
     assert isinstance(magvit, Magvit)

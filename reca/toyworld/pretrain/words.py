@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 UNKNOWN, END = "<unk>", "<|endoftext|>"
-TURN, TURN_END = "<|im_start|>", "<|im_end|>"  # of Qwen's chat wording
+TURN, TURN_END = "<|im_start|>", "<|im_end|>"  # tokens of Qwen's chat template
 CHAT = ("user", "assistant", ":")
 
 
@@ -25,7 +25,7 @@ def word_list(prompts: Iterable[str]) -> list[str]:
 def build_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A lower-casing tokenizer that splits at blanks and punctuation, and plurals into the noun and `##s`.
 
-    Plurals share the noun's embedding: sparse captions rarely count, so a word of its own would hardly be learnt.
+    Plurals share the noun's embedding: sparse captions rarely count, so separate words would hardly be learned.
     """
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import WordPiece
@@ -42,7 +42,7 @@ def build_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_chat_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """The same words followed by Qwen's chat marks, and newlines as tokens: one, and two together as in Qwen."""
+    """The same words followed by Qwen's chat markers, with single and double newlines as tokens, as in Qwen."""
     from tokenizers import AddedToken
 
     tokenizer = build_tokenizer(prompts)
