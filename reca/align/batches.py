@@ -17,6 +17,7 @@ from reca.config.recipe import ROLE_OF, Recipe
 from reca.core.artifacts import sha256_json
 from reca.core.rng import generator, seed_of
 from reca.data.order import Cursor, published_order
+from reca.data.role import USES, Role
 from reca.models.contract import ON_HOST, Features, UnifiedModel, editor
 
 Conversation = Sequence[tuple[str, str]]
@@ -286,7 +287,7 @@ def with_features(batch: MicroBatch, data: TaskData, device: torch.device) -> Mi
         return batch
 
     def moved(indices: Sequence[int]) -> Features:
-        rows = data.features(ROLE[batch.task], indices)
+        rows = data.features(ROLE_OF[batch.task], indices)
         return {
             name: row if name in ON_HOST else row.to(device, non_blocking=True)
             for name, row in rows.items()

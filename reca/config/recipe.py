@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Interval, Len
 
 from reca.core.structure import Count, NonNegative, Positive, Share, Whole, build, problem
+from reca.data.role import Role
 
 TASKS = ("reca", "i2t", "t2i", "text", "edit")
 ARMS = ("reca", "sft", "shuffled")
