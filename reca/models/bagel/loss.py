@@ -91,6 +91,7 @@ def _tokens(vae: FrozenVae, moments: Tensor, noise: Tensor, patch: int) -> Tenso
 
 
 def _latent_ids(network: Bagel) -> Tensor:
+    """Position ids [N] of the latent tokens of one image."""
     side, table = network.config.latent_side, network.config.max_latent_size
     return moved(position_ids((side, side), table), network.vae2llm.weight.device)
 
@@ -122,7 +123,7 @@ def generation_loss(
     condition: Condition,
     noise: FlowNoise,
 ) -> Tensor:
-    """Velocity loss (bagel.md 3), summed over latent tokens, float32 scalar; `options.step` chooses one pass or two."""
+    """Velocity loss (bagel.md 3), summed over latent tokens, float32 []; `options.step` chooses one pass or two."""
     device = network.vae2llm.weight.device
     clean = _tokens(vae, target["target"], noise.posterior, network.config.latent_patch_size)
     point = noised(
@@ -175,6 +176,7 @@ def _packed_loss(
     noise: FlowNoise,
     point: Noised,
 ) -> Tensor:
+    """The velocity loss in one packed pass, [], as the official step computes it (bagel.md 5)."""
     packed = on_device(generation_pack(condition, network.config), point.x.device)
     states = run_pack(
         network,
@@ -274,7 +276,7 @@ def answer_loss(
     features: Features | None,
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """Next-token cross-entropy on answers (bagel.md 3), summed, with gradient to whatever is trained."""
+    """Next-token cross-entropy on answers (bagel.md 3), summed, float32 [], with gradient to whatever is trained."""
     device = network.vae2llm.weight.device
     ids = moved(conversation.ids, device)
     blocks = [] if features is None else [read_block(network, features)]
