@@ -72,7 +72,7 @@ def cosine_betas() -> Tensor:
 
 
 def linear_betas() -> Tensor:
-    """1000 betas evenly from 0.0001 to 0.02 (Ho et al. 2020), float64 [T]; not Harmon's (`MarConfig.noise_schedule`)."""
+    """Betas evenly from 0.0001 to 0.02 (Ho et al. 2020), float64 [T]; not Harmon's (`MarConfig.noise_schedule`)."""
     return torch.linspace(1e-4, 0.02, TRAIN_STEPS, dtype=torch.float64)
 
 
