@@ -46,6 +46,7 @@ _RANGES = {  # pydantic's type of error: what is allowed, with pydantic's name o
     "less_than": "must be below {lt:g}",
     "less_than_equal": "must be at most {le:g}",
     "finite_number": "must be a finite number",
+    "string_pattern_mismatch": "must match {pattern}",
     "too_short": "must hold at least {min_length}",
     "too_long": "must hold at most {max_length}",
 }

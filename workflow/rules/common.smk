@@ -64,7 +64,9 @@ try:
     EXPERIMENT = load(NAME)
 except ValueError as error:
     sys.exit(str(error))
-validate(resolved(EXPERIMENT), str(ROOT / SCHEMA_PATH))
+validate(
+    resolved(EXPERIMENT), str(ROOT / SCHEMA_PATH), set_default=False
+)  # all are filled in
 
 RESULTS = f"results/{NAME}"
 # `--config models=showo_tiny,janus_tiny` keeps to some of the experiment's models.
