@@ -60,6 +60,7 @@ def _worst(values: Tensor) -> float:
 
 
 def _evaluated(function: Function, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The output and the gradient of every input, by name, under one fixed incoming gradient."""
     leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
     out = function(**leaves)
     generator = torch.Generator().manual_seed(1)
@@ -92,6 +93,7 @@ def first_difference(kernel: str, device: torch.device) -> str | None:
 def _random(
     dtype: torch.dtype, device: torch.device, **shapes: tuple[int, ...]
 ) -> dict[str, Tensor]:
+    """Normal tensors of the given shapes, by name, scaled by 1 / sqrt(last axis)."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(device, dtype)

@@ -118,7 +118,7 @@ def recomputed(blocks: Sequence[nn.Module], enabled: bool) -> Iterator[None]:
 
 # ---- tensors -----------------------------------------------------------------------------------
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor on the CPU; with shards a collective that every rank must enter."""
+    """The full tensor [...] on the CPU; with shards a collective that every rank must enter."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu().contiguous()
 

@@ -64,14 +64,17 @@ def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
 
 
 def shuffled_loss(model: UnifiedModel, batch: MicroBatch, partner: Tensor) -> Loss:
-    """The control for L_reca: the same target and prompt, conditioned on the embeddings of another image."""
+    """The control for L_reca: the same target and prompt, conditioned on the embeddings of another image.
+
+    `partner` [B]: the row whose embeddings each row is shown.
+    """
     other = {name: rows[partner.to(rows.device)] for name, rows in batch.features.items()}
     condition = model.condition(batch.texts, other)
     return model.generation_loss(batch.features, condition, batch.noise)
 
 
 def derangement(size: int, generator: torch.Generator) -> Tensor:
-    """A uniform permutation without fixed points, (size,); needs e tries on average."""
+    """A uniform permutation without fixed points, [B]; e tries on average."""
     if size < 2:
         raise ValueError(
             f"a batch of {size} has no other image; the shuffled control needs 2 or more"
@@ -94,7 +97,7 @@ class Objective(nn.Module):
         self.model = model
 
     def forward(self, batch: MicroBatch) -> Tensor:
-        """Loss sum of one micro-batch, scalar."""
+        """Loss sum of one micro-batch, float32 [] (scalar)."""
         loss = task_loss(self.model, batch)
         assert loss.count == batch.count, (
             f"{batch.task}: loss over {loss.count} tokens, but {batch.count} were announced"

@@ -178,7 +178,7 @@ def to_image(tensor: torch.Tensor) -> Image.Image:
 
 
 def to_images(tensors: Iterable[torch.Tensor]) -> list[Image.Image]:
-    """`to_image` of each; its error names the row."""
+    """`to_image` of each [3, H, W] tensor; its error names the row."""
     found = []
     for row, tensor in enumerate(tensors):
         with rows_of([row]):

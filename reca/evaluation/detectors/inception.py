@@ -37,6 +37,7 @@ class Conv(nn.Module):
 
 
 def _average(x: Tensor) -> Tensor:
+    """3 x 3 average pooling at stride 1, [B, C, H, W], without counting the padding."""
     return functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 

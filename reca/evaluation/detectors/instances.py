@@ -62,19 +62,20 @@ def instances(
 
 
 def upsampled(logits: Tensor, padded: Size, resized: Size, original: Size) -> Tensor:
-    """Quarter-size logits -> padded size -> crop to the resized picture -> original size, all bilinear."""
+    """Logits [Q, H/4, W/4] -> padded size -> crop to the resized image -> original size [Q, H, W], all bilinear."""
     large = functional.interpolate(logits[None], padded, mode="bilinear", align_corners=False)
     cropped = large[..., : resized[0], : resized[1]]
     return functional.interpolate(cropped, original, mode="bilinear", align_corners=False)[0]
 
 
 def _quality(logits: Tensor) -> Tensor:
+    """Mean probability inside the mask of logits [H, W], []."""
     inside = (logits > 0).float()
     return (logits.sigmoid() * inside).sum() / (inside.sum() + 1e-6)
 
 
 def tight_box(mask: Tensor) -> tuple[float, float, float, float]:
-    """The mask's bounding box, the far side counted as one pixel more; all zeros for an empty mask."""
+    """The bounding box of a mask [H, W], the far side counted as one pixel more; all zeros for an empty mask."""
     if not mask.any():
         return (0.0, 0.0, 0.0, 0.0)
     rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()

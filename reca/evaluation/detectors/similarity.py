@@ -100,6 +100,7 @@ class Lpips(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
+    """Unit length over channels, [B, C, H, W]."""
     return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
 
 
@@ -151,6 +152,7 @@ class CosineAlike:
         return float((rows[0] * rows[1]).sum())
 
     def _embeddings(self, pixels: Tensor) -> Tensor:
+        """Image embeddings [B, D] of pixels [B, 3, H, W]."""
         if hasattr(self.model, "get_image_features"):
             found = self.model.get_image_features(pixel_values=pixels)
             return getattr(found, "pooler_output", found)

@@ -132,7 +132,7 @@ class ChatModel:
         return {name: tensor.to(self.device) for name, tensor in found.items()}
 
     def _widened(self, text: str, grids: torch.Tensor) -> str:
-        """Each picture's one token repeated for all of its merged patches."""
+        """Each image's one token repeated for all of its merged patches; `grids` [images, 3]: frames, rows, columns."""
         token = str(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
         pieces = text.split(token)
         if len(pieces) != len(grids) + 1:

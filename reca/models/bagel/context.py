@@ -185,12 +185,14 @@ def _attends(context: Context, mask: Tensor | None) -> list[BlockAttention]:
 
 
 def _gen(block: Block) -> Tensor:
+    """A block's generation tokens [B, N, D]; none where it has only understanding tokens."""
     return block.gen if block.gen is not None else block.und[:, :0]
 
 
 def _joined(
     past: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
+    """Keys and values of the past and of new tokens, [B, L, H, D] each."""
     assert new is not None, "attention ran"
     if not past[0].shape[1]:
         return new

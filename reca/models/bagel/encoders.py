@@ -86,7 +86,7 @@ class Reader:
         return found | self.read(network, squares, ImageSize(side, side))
 
     def moments(self, vae: FrozenVae, squares: Sequence[Image], side: int) -> Tensor:
-        """VAE moments of square pictures at one side."""
+        """VAE moments [B, 2C, h, w] of square images at one side."""
         parts = [
             vae.moments(torch.stack([pictures.to_tensor(pictures.squash(i, side)) for i in chunk]))
             for chunk in chunks(squares, self.options.encode_batch)
@@ -106,6 +106,7 @@ class Reader:
         return {"understanding": vision.padded(rows)[0], "grid": grid}
 
     def _states(self, network: Bagel, pixels: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """ViT states [B, P, D] of images of mixed sizes [3, H, W], right-padded, and how many patches each has."""
         patch = self.config.vit.patch_size
         patches, _ = vision.padded([vision.patchify(one, patch) for one in pixels])
         grid = torch.tensor([[p.shape[1] // patch, p.shape[2] // patch] for p in pixels])

@@ -90,6 +90,7 @@ def _tokens(vae: FrozenVae, moments: Tensor, noise: Tensor, patch: int) -> Tenso
 
 
 def _latent_ids(network: Bagel) -> Tensor:
+    """Position ids [N] of the latent tokens of one image."""
     side, table = network.config.latent_side, network.config.max_latent_size
     return position_ids((side, side), table).to(network.vae2llm.weight.device)
 
@@ -121,7 +122,7 @@ def generation_loss(
     condition: Condition,
     noise: FlowNoise,
 ) -> Tensor:
-    """Velocity loss (bagel.md 3), summed over latent tokens, float32 scalar; `options.step` chooses one pass or two."""
+    """Velocity loss (bagel.md 3), summed over latent tokens, float32 []; `options.step` chooses one pass or two."""
     device = network.vae2llm.weight.device
     clean = _tokens(vae, target["target"], noise.posterior, network.config.latent_patch_size)
     point = noised(clean, noise.gaussian.to(device), noise.raw.to(device), options.timestep_shift)
@@ -172,6 +173,7 @@ def _packed_loss(
     noise: FlowNoise,
     point: Noised,
 ) -> Tensor:
+    """The velocity loss in one packed pass, [], as the official step computes it (bagel.md 5)."""
     packed = on_device(generation_pack(condition, network.config), point.x.device)
     states = run_pack(
         network,
@@ -269,7 +271,7 @@ def answer_loss(
     features: Features | None,
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """Next-token cross-entropy on answers (bagel.md 3), summed, with gradient to whatever is trained."""
+    """Next-token cross-entropy on answers (bagel.md 3), summed, float32 [], with gradient to whatever is trained."""
     device = network.vae2llm.weight.device
     ids, labels = conversation.ids.to(device), conversation.labels.to(device)
     blocks = [] if features is None else [read_block(network, features)]

@@ -78,5 +78,5 @@ def run_pack(
 
 
 def target_places(packed: Packed) -> Tensor:
-    """Which of the latent tokens carry the velocity loss, as indices into them."""
+    """Indices [M] of the latent tokens that carry the velocity loss, among all latent tokens."""
     return torch.searchsorted(packed.latent_at, packed.mse_at)

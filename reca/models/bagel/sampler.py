@@ -111,7 +111,7 @@ class FlowOptions:
 
 
 def times(steps: int, shift: float) -> Tensor:
-    """The sampler's times from 1 to 0, float32 [steps]; the last one is not evaluated."""
+    """The sampler's times from 1 to 0, float32 [S]; the last one is not evaluated."""
     return shifted(torch.linspace(1, 0, steps), shift)
 
 
@@ -130,6 +130,7 @@ def guided(branches: Branches, options: FlowOptions) -> Tensor:
 
 
 def _scale(v: Tensor, guided_v: Tensor, options: FlowOptions, per_token: bool) -> Tensor:
+    """How much the guided velocity is shrunk, [B, 1 or N, 1]: to the norm of `v` [B, N, C] at most."""
     axes = [-1] if per_token else [-2, -1] if options.norm_over == "image" else [-3, -2, -1]
     found, wanted = (
         torch.linalg.vector_norm(part, dim=axes, keepdim=True) for part in (guided_v, v)
@@ -311,6 +312,7 @@ def _edited(
     generators: Sequence[torch.Generator],
     options: FlowOptions,
 ) -> Tensor:
+    """Latents [B, N, C] of edited images, all of one size."""
     config, size = model.config, model.config.vae_size
     wide, high = resized(images[0].size, size.most, size.least, config.stride)
     grid = (high // config.stride, wide // config.stride)

@@ -30,6 +30,7 @@ class _Residual(nn.Module):
         self.conv_shortcut = None if before == after else nn.Conv2d(before, after, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C', h, w]."""
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + hidden
@@ -45,6 +46,7 @@ class _Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, h / 2, w / 2]."""
         hidden = self.group_norm(x.flatten(2)).transpose(1, 2)  # [B, hw, C]
         q, k, v = (project(hidden).unsqueeze(1) for project in (self.to_q, self.to_k, self.to_v))
         hidden = self.to_out[0](F.scaled_dot_product_attention(q, k, v).squeeze(1))
@@ -59,6 +61,7 @@ class _Halve(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, 2h, 2w]."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -70,6 +73,7 @@ class _Double(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] through the residuals, attentions and the resize of this level."""
         if x.numel() * 2 > 2**31 or len(x) >= 64:  # limits of torch's channels-last kernel
             x = x.contiguous()
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -94,6 +98,7 @@ class _Level(nn.Module):
             self.upsamplers = nn.ModuleList([_Double(widths[-1])])
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, h, w]."""
         for number, residual in enumerate(self.resnets):
             x = residual(x)
             if self.attentions:
@@ -149,7 +154,7 @@ class Encoder(_Ends):
         self.conv_out = nn.Conv2d(widths[-1], 2 * latent, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Means and log-variances, before any `quant_conv`."""
+        """Means and log-variances [B, 2C, h, w] of pixels [B, 3, H, W], before any `quant_conv`."""
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)
@@ -173,7 +178,7 @@ class Decoder(_Ends):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pixels of latents, after any `post_quant_conv`."""
+        """Pixels [B, 3, H, W] of latents [B, C, h, w], after any `post_quant_conv`."""
         x = self.mid_block(self.conv_in(x))
         for level in self.up_blocks:
             x = level(x)

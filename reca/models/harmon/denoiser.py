@@ -54,7 +54,10 @@ class Denoiser:
         self.out = packing.linear(net.final_layer.linear.weight, None)
 
     def _stacked(self) -> tuple[Tensor, Tensor]:
-        """One layer for all modulations: scales of all blocks and the final layer, shifts, gates, `out`."""
+        """One layer for all modulations: scales of all blocks and the final layer, shifts, gates, `out`.
+
+        Gives its weight [rows, W] and bias [rows].
+        """
         parts = [self._parts(block) for block in self.net.res_blocks]
         final = self.net.final_layer
         (shift, shift_bias), scale = self._parts(final)

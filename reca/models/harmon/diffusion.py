@@ -61,7 +61,7 @@ class Tables:
 
 
 def cosine_betas() -> Tensor:
-    """The 1000 training betas: 1 - a((i+1)/T) / a(i/T) with a(u) = cos^2, at most 0.999; float64."""
+    """The 1000 training betas: 1 - a((i+1)/T) / a(i/T) with a(u) = cos^2, at most 0.999; float64 [T]."""
 
     def kept(u: float) -> float:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -72,7 +72,7 @@ def cosine_betas() -> Tensor:
 
 
 def linear_betas() -> Tensor:
-    """1000 betas evenly from 0.0001 to 0.02 (Ho et al. 2020), float64: not Harmon's, see `MarConfig.noise_schedule`."""
+    """1000 betas evenly from 0.0001 to 0.02 (Ho et al. 2020), float64 [T]; not Harmon's (`MarConfig.noise_schedule`)."""
     return torch.linspace(1e-4, 0.02, TRAIN_STEPS, dtype=torch.float64)
 
 
@@ -161,6 +161,7 @@ class _ResBlock(_Modulated):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, h: Tensor, active: Tensor) -> Tensor:
+        """Tokens [M, W] under the modulation of `active` [M, W]."""
         shift, scale, gate = self.modulation(active)
         return torch.addcmul(h, gate, self.mlp(torch.addcmul(shift, self.in_ln(h), scale)))
 
@@ -171,6 +172,7 @@ class _FinalLayer(_Modulated):
         self.linear = nn.Linear(width, out)
 
     def forward(self, h: Tensor, active: Tensor) -> Tensor:
+        """Tokens [M, W] -> [M, 2C] under the modulation of `active` [M, W]."""
         shift, scale = self.modulation(active)
         normed = F.layer_norm(h, h.shape[-1:], eps=1e-6)
         return self.linear(torch.addcmul(shift, normed.to(scale.dtype), scale))
@@ -301,7 +303,7 @@ def bound(
 
 
 def _discretised(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log probability of the bin around x under a Gaussian, edges open to infinity."""
+    """Log probability of the bin around x under a Gaussian, edges open to infinity; all [M, C]."""
     centred, inverse = x - mean, torch.exp(-log_scale)
     upper = _normal_cdf(inverse * (centred + _HALF_BIN))
     lower = _normal_cdf(inverse * (centred - _HALF_BIN))
@@ -311,5 +313,5 @@ def _discretised(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    """The tanh approximation of the normal distribution function."""
+    """The tanh approximation of the normal distribution function, elementwise [M, C]."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

@@ -126,7 +126,7 @@ class FrozenVae(nn.Module):
         return self.vae.decode(unscaled)
 
     def pictures(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures of scaled latents, one at a time: a 512-pixel decode needs gigabytes."""
+        """Images of scaled latents [B, C, h, w], one at a time: a 512-pixel decode needs gigabytes."""
         found = []
         for row, one in enumerate(latents):
             with rows_of([row]):

@@ -35,6 +35,7 @@ class _Attention(nn.Module):
     def forward(
         self, x: Tensor, rows: Tensor | None, dropping: bool, qkv: Tensor | None = None
     ) -> Tensor:
+        """Attention of x [B, L, D]; queries only at `rows` [B, K] where given, `qkv` [B, L, 3D] where known."""
         attended, projected = self.rates if dropping else (0.0, 0.0)
         if rows is not None and not dropping and rows.shape[1] * self.heads < x.shape[-1]:
             return self.proj(self._asked_by_few(x, rows))
@@ -60,6 +61,7 @@ class _Attention(nn.Module):
         return mixed.transpose(1, 2).flatten(2) + value_bias
 
     def _split(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, H, L, D / H]."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
@@ -71,6 +73,7 @@ class _Mlp(nn.Module):
         self.fc2 = nn.Linear(int(width * ratio), width)
 
     def forward(self, x: Tensor, dropping: bool) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
         rate = self.rate if dropping else 0.0
         return F.dropout(self.fc2(F.dropout(packing.gelu(self.fc1, x), rate)), rate)
 
@@ -108,6 +111,7 @@ class Block(nn.Module):
         return self.attn.qkv(self.norm1(x))
 
     def _run(self, x: Tensor, rows: Tensor | None, dropping: bool, qkv: Tensor | None) -> Tensor:
+        """The residual block on `x` [B, L, D]; only the tokens `rows` [B, K] where given."""
         kept = x if rows is None else _places(x, rows)
         asking = self.norm1(x) if qkv is None else x
         kept = kept + self.attn(asking, rows, dropping, qkv)
@@ -382,7 +386,7 @@ def _projector(before: int, after: int, inner: int | None = None) -> nn.Sequenti
 
 
 def scaled_gradient(x: Tensor, scale: float) -> Tensor:
-    """The same x, with its gradient multiplied by `scale` (exact in the forward pass)."""
+    """The same x [B, L, D], with its gradient multiplied by `scale` (exact in the forward pass)."""
     return x if scale == 1 else _ScaledGradient.apply(x, scale)
 
 

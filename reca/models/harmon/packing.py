@@ -25,12 +25,12 @@ LEAST = 2**19
 
 
 def pays(weight: Tensor) -> bool:
-    """Whether this weight can be packed and is large enough to gain by it."""
+    """Whether this weight [out, in] can be packed and is large enough to gain by it."""
     return weight.numel() >= LEAST and can_pack(weight)
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN is there and has a packed form for this weight."""
+    """Whether oneDNN is there and has a packed form for this weight [out, in]."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
     found: Any = torch.backends.mkldnn
@@ -53,7 +53,7 @@ class PackedLinear(nn.Module):
         self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
-        """`activation` is applied while the result is in the cache: none, gelu (exact) or swish (SiLU)."""
+        """[..., in] -> [..., out]; `activation`, in the same pass: none, gelu (exact) or swish (SiLU)."""
         return torch.ops.mkldnn._linear_pointwise(
             x, self._packed, self.bias, activation, [], "none" if activation == "gelu" else ""
         )
@@ -79,7 +79,7 @@ class PackedGatedMlp(nn.Module):
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> PackedLinear | nn.Linear:
-    """A layer for inference with these tensors as its weights, packed where that is possible."""
+    """A layer for inference with weight [out, in] and bias [out], packed where that is possible."""
     if pays(weight):
         return PackedLinear(weight, bias)
     with torch.device("meta"):
@@ -91,14 +91,14 @@ def linear(weight: Tensor, bias: Tensor | None) -> PackedLinear | nn.Linear:
 
 
 def gelu(layer: nn.Module, x: Tensor) -> Tensor:
-    """GELU (exact) of the layer's result, in one go where it is packed."""
+    """GELU (exact) of the layer's result [..., out], in one go where it is packed."""
     if isinstance(layer, PackedLinear):
         return layer(x, "gelu")
     return F.gelu(layer(x))
 
 
 def silu(layer: nn.Module, x: Tensor) -> Tensor:
-    """SiLU of the layer's result, in one go where it is packed."""
+    """SiLU of the layer's result [..., out], in one go where it is packed."""
     if isinstance(layer, PackedLinear):
         return layer(x, "swish")
     return F.silu(layer(x))

@@ -158,6 +158,7 @@ class Drawing:
         )
 
     def _context(self, embeddings: Tensor) -> Tensor:
+        """Hidden states [B, L, D] of one image block after the cached prefix."""
         length = embeddings.shape[1]
         ones = self.mask.new_ones(len(embeddings), length)
         hidden = self.network.hidden(
@@ -267,6 +268,7 @@ def prepare(network: Harmon, condition: Condition, unconditional: Condition | No
 
 
 def _side_by_side(network: Harmon, found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Prefixes of several lengths as one batch: embeddings [B, T, D] and mask [B, T], right-padded."""
     width = max(mask.shape[1] for _, mask in found)
     filler = network.embed(torch.tensor([[network.config.end]], device=network.device))
     padded = []

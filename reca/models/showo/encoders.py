@@ -89,7 +89,7 @@ class FrozenEncoders(nn.Module):
         return ((scaled + 1) / 2 - mean) / std
 
     def vq_condition(self, pixels: Tensor) -> Tensor:
-        """The RecA condition for VQ: half the resolution, blurred through an eighth, or the target itself."""
+        """The RecA condition [B, 3, h, w] for VQ: half the resolution, blurred through an eighth, or the target."""
         side = self.config.resolution
         if self.config.vq_condition == "full":
             return pixels
@@ -147,8 +147,10 @@ class FrozenEncoders(nn.Module):
         return self.magvit.quantize.embedding.device
 
     def _stack(self, tensors: Iterable[Tensor]) -> Tensor:
+        """Rows [...] of a batch as one tensor [B, ...] on the encoder's device."""
         return torch.stack(list(tensors)).to(self._device)
 
 
 def _bilinear(pixels: Tensor, side: int) -> Tensor:
+    """Pixels [B, 3, H, W] at another side."""
     return F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)

@@ -116,6 +116,7 @@ class Layout:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def _columns(self, chosen: Tensor | slice) -> Layout:
+        """The chosen columns of every [B, L] tensor."""
         names = ("ids", "roles", "targets", "positions")
         return replace(self, **{name: getattr(self, name)[:, chosen] for name in names})
 
@@ -169,7 +170,7 @@ def reconstruction_clip(
     """`[mmu][soi] CLIP*P [eoi] prompt [pad]* | [soi] image [eoi]`, right-padded to `head_text` ids
     + P (showo.md 3.4).
 
-    ValueError when a prompt (framed as `[bos] .. [eos]`) does not fit.
+    `image` and `targets` [B, N]. ValueError when a prompt (framed as `[bos] .. [eos]`) does not fit.
     """
     batch, room = len(prompts), head_text - 3
     _check_room(prompts, room, "network.head_text")
@@ -299,7 +300,7 @@ def generation(
 def reading_prefix(
     config: ShowoConfig, batch: int, understanding: Tensor | None, system: Sequence[int] = ()
 ) -> list[Piece]:
-    """What is in front of a text: an image by its `understanding` features, or nothing but bos."""
+    """What precedes a text: an image by its `understanding` features [B, P, D] or codes [B, P], or only bos."""
     special = config.ids
     if understanding is None:
         return text_prefix(batch, special)
@@ -344,7 +345,7 @@ def _constant(batch: int, row: Sequence[int], role: int) -> Piece:
 
 
 def _drawn(image: Tensor, targets: Tensor, special: SpecialIds, boundary_targets: bool) -> Piece:
-    """`[soi] image [eoi]`, all of role IMAGE."""
+    """`[soi] image [eoi]` [B, N + 2], all of role IMAGE."""
     ends = [torch.full_like(image[:, :1], token) for token in (special.soi, special.eoi)]
     ids = torch.cat([ends[0], image, ends[1]], dim=1)
     end_targets = ends if boundary_targets else [torch.full_like(end, IGNORE) for end in ends]

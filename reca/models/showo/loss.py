@@ -90,7 +90,7 @@ def _with_dropped_texts(
 def answer_loss(
     network: Showo, options: ShowoOptions, conversation: Conversation, understanding: Tensor | None
 ) -> Loss:
-    """Next-token cross-entropy on answers (showo.md 3.2, 3.3); without `understanding` about no image."""
+    """Next-token cross-entropy on answers (showo.md 3.2, 3.3); `understanding` [B, P, D], None: no image."""
     layout, tokens = _conversation_parts(network.config, conversation, understanding)
     count, layout = layout.count, layout.prepared(options.trim, network.device)
     layout = layout.filled(None if tokens is None else tokens.to(network.device))
@@ -101,7 +101,7 @@ def answer_loss(
 def conversation_layout(
     config: ShowoConfig, conversation: Conversation, understanding: Tensor | None
 ) -> Layout:
-    """The training sequences of `answer_loss`."""
+    """The training sequences [B, L] of `answer_loss`."""
     layout, tokens = _conversation_parts(config, conversation, understanding)
     return layout.filled(None if tokens is None else tokens.to(layout.ids.device))
 
@@ -145,7 +145,7 @@ def _token_loss(
     layout: Layout,
     vocab: slice | None = None,
 ) -> Tensor:
-    """Sum of cross-entropies (fp32) at the positions with targets; logits are never stored."""
+    """Sum of cross-entropies (fp32) of states [B, L, D] at positions with targets; logits are never stored."""
     head = network.showo.lm_head
     return linear_cross_entropy(
         hidden,

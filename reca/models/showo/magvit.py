@@ -86,7 +86,7 @@ class Magvit(nn.Module):
         return self.quantize.codes(z)
 
     def quantise(self, z: Tensor) -> Tensor:
-        """+1 where z > 0, else -1, in the shape of z; the gradient passes straight through."""
+        """+1 where z > 0, else -1, as z [B, 13, h, w]; the gradient passes straight through."""
         return self.quantize(z)
 
     def from_codes(self, codes: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
@@ -145,7 +145,7 @@ class LookupFreeQuantiser(nn.Module):
 
 
 def signs(z: Tensor) -> Tensor:
-    """+1 where z > 0, else -1, in the shape and dtype of z."""
+    """+1 where z > 0, else -1, in the dtype of z [B, 13, h, w]."""
     return torch.where(z > 0, 1.0, -1.0).to(z.dtype)
 
 

@@ -106,14 +106,14 @@ class RowNoise:
 
 
 def guided(conditional: Tensor, unconditional: Tensor | None, guidance: float) -> Tensor:
-    """Push logits away from the unconditional ones: (1 + w) cond - w uncond."""
+    """Push logits [B, N, V] away from the unconditional ones: (1 + w) cond - w uncond."""
     if unconditional is None:
         return conditional
     return (1 + guidance) * conditional - guidance * unconditional
 
 
 def draw_codes(probabilities: Tensor, exponential: Tensor) -> Tensor:
-    """One code per slot by argmax(p / e), e ~ Exponential(1): a multinomial draw with its noise in the open."""
+    """Codes [B, N] by argmax(p / e) over V, e ~ Exponential(1): a multinomial sample with explicit noise."""
     return (probabilities / exponential).argmax(dim=-1)
 
 
@@ -163,6 +163,7 @@ def _confidence_temperature(options: SamplerOptions, before: float, ratio: float
 
 
 def _gumbel(uniform: Tensor) -> Tensor:
+    """Gumbel noise of uniform noise, elementwise [B, N]."""
     return -(-uniform.clamp(min=_TINY).log()).clamp(min=_TINY).log()
 
 
@@ -278,7 +279,7 @@ def answer(
     system: Sequence[int],
     max_new_tokens: int,
 ) -> decoding.Steps:
-    """`greedy` for questions as ids, about images with `understanding` features or about none."""
+    """`greedy` for questions as ids, about images with `understanding` features [B, P, D] or about none."""
     layout = question_layout(network.config, texts, understanding, system)
     layout = layout.prepared(options.trim, network.device)
     return greedy(network, layout, network.inputs(layout.ids, understanding), max_new_tokens)
@@ -290,7 +291,7 @@ def question_layout(
     understanding: Tensor | None,
     system: Sequence[int] = (),
 ) -> Layout:
-    """The sequences in front of an answer."""
+    """The sequences [B, L] that precede an answer."""
     prefix = layouts.reading_prefix(config, len(texts), understanding, system)
     return layouts.question(prefix, texts, config.ids)
 

@@ -47,7 +47,7 @@ FIRST_SCALE, FIRST_BIAS = 2.3, -10.0  # SigLIP's: temperature log 10, bias -10
 
 # ---- the autoencoder ---------------------------------------------------------------------------
 def vae_loss(vae: nn.Module, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Absolute and squared error of the posterior sample's image, and a little KL to the unit normal."""
+    """Absolute and squared error on pixels [B, 3, H, W], and a little KL to the unit normal, []."""
     mean, log_variance = vae.get_submodule("encoder")(pixels).chunk(2, dim=1)
     drawn = mean + torch.exp(0.5 * log_variance) * noise
     error = vae.get_submodule("decoder")(drawn) - pixels
@@ -57,7 +57,7 @@ def vae_loss(vae: nn.Module, pixels: Tensor, noise: Tensor) -> Tensor:
 
 @torch.no_grad()
 def to_unit_spread(vae: nn.Module, pixels: Tensor) -> None:
-    """Divide each latent channel by its spread over `pixels`, and multiply it again in the decoder: the same images.
+    """Divide each latent channel by its spread over `pixels` [B, 3, H, W], undone in the decoder: the same images.
 
     So `scale_factor` 1 and `shift_factor` 0 hold whatever the training found.
     """
@@ -133,7 +133,7 @@ class Matcher(nn.Module):
         return self.tower(patches, ids)
 
     def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
-        """Mean over pairs of the sigmoid loss: own caption 1, others' 0."""
+        """Mean over pairs of the sigmoid loss: own caption 1, others' 0; pixels [B, 3, H, W], ids [B, T]."""
         seen = F.normalize(self.picture(self.states(pixels).mean(1)), dim=-1)
         read = self.words(input_ids=ids, attention_mask=ids.ne(self.padding).long()).pooler_output
         texts = F.normalize(self.caption(read), dim=-1)
@@ -200,6 +200,7 @@ def go_on(
 
 
 def _longer(weight: Tensor, rows: int, noise: torch.Generator) -> Tensor:
+    """`rows` more rows for an embedding [V, D], sampled at its mean and spread."""
     drawn = torch.randn(rows, weight.shape[1], generator=noise)
     return torch.cat([weight, weight.mean(0) + weight.std(0) * drawn])
 

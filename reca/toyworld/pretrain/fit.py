@@ -97,6 +97,7 @@ def fit(
 def _step(
     optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float
 ) -> tuple[float, float]:
+    """One optimiser step on a scalar loss []; gives the loss and the gradient's norm."""
     value = loss.item()
     if not math.isfinite(value):
         raise ValueError(f"the loss is {value}; lower lr in the pretrain section")

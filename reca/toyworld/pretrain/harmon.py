@@ -41,7 +41,7 @@ def vae_loss(vae: Any, images: Tensor, noise: Tensor) -> Tensor:
 
 @torch.no_grad()
 def standardise(vae: Any, images: Tensor) -> None:
-    """Give every latent channel mean 0 and deviation 1 over `images`, by folding both into the 1 x 1 convolutions.
+    """Give every latent channel mean 0 and deviation 1 over `images` [B, 3, H, W], folded into the 1 x 1 convolutions.
 
     Decoded images stay the same; the diffusion head then finds latents of the size of its noise.
     """

@@ -72,7 +72,7 @@ def reader_loss(clip: CLIPModel, pixels: Tensor, ids: Tensor) -> Tensor:
 
 
 def clip_pixels(pixels: Tensor) -> Tensor:
-    """Images in [-1, 1] as CLIP normalises them."""
+    """Images [B, 3, H, W] in [-1, 1] as CLIP normalises them."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return ((pixels + 1) / 2 - mean) / std
 
