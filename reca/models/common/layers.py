@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
+    """CLIP's approximation, [...] -> [...]."""
     return x * torch.sigmoid(1.702 * x)
 
 

@@ -22,6 +22,7 @@ class _Attention(nn.Module):
         self.q_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, P, D] -> [B, P, D]; mask [B, 1, P, P]."""
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -40,6 +41,7 @@ class _Layer(nn.Module):
         self.mlp = Mlp(width, inner, hidden_act)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, P, D] -> [B, P, D]; mask [B, 1, P, P]."""
         x = x + self.self_attn(self.layer_norm1(x), mask)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -56,7 +58,7 @@ class VisionEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None, layers: int | None = None) -> Tensor:
-        """[B, P, D] -> [B, P, D] after the first `layers` (all), as many as a slice takes; may be counted from the end.
+        """[B, P, D] -> [B, P, D] after the first `layers` (None: all; negative: all but so many).
 
         `mask` [B, 1, P, P]: true where a patch sees another.
         """

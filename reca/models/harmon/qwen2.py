@@ -31,7 +31,7 @@ class Qwen2Attention(nn.Module):
     def forward(
         self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KeyValueCache | None
     ) -> Tensor:
-        """[B, T, H] -> [B, T, H]; rotary is [B, 1, T, E], and the cache is extended."""
+        """[B, T, H] -> [B, T, H]; rotary is [B or 1, 1, T, E], and the cache is extended."""
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -98,9 +98,9 @@ class Qwen2Model(nn.Module):
 
 
 def causal_mask(mask: Tensor | None, length: int, past: int, device: torch.device) -> Tensor | None:
-    """Which of P + T keys each of T queries sees, bool [B or 1, 1, T, P + T]; None where plain causality says it.
+    """Which of P + T keys each of T queries sees, bool [B or 1, 1, T, P + T]; None where causality alone decides.
 
-    A mask on the host is inspected there: training waits for nothing that is on the device.
+    `mask` [B, P + T] hides keys with 0. A mask on the host is inspected there: training waits for nothing that is on the device.
     """
     if (length == 1 or not past) and (mask is None or bool(mask.all())):
         return None

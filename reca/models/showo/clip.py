@@ -61,9 +61,7 @@ class ClipTower(nn.Module):
             hidden_act=config.hidden_act,
             epsilon=_EPSILON,
         )
-        self.post_layernorm = nn.LayerNorm(
-            width, _EPSILON
-        )  # part of the file; patches do not use it
+        self.post_layernorm = nn.LayerNorm(width, _EPSILON)  # of the class token; not used here
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Patches after the last but one layer, [B, P, D], of pixels [B, 3, S, S] (showo.md 1.2)."""
@@ -76,11 +74,12 @@ class ClipTower(nn.Module):
 
 def crops(images: Sequence[Image], side: int) -> list[Tensor]:
     """CLIP's preparation for reading: short side, central square, mean and deviation; each [3, side, side]."""
-    squares = (pictures.short_side_crop(image, side, math.floor) for image in images)
+    squares = (pictures.short_side_crop(one.convert("RGB"), side, math.floor) for one in images)
     return [_normalised(square) for square in squares]
 
 
 def _normalised(image: Image) -> Tensor:
+    """An RGB image as [3, H, W], shifted and scaled by colour."""
     pixels = np.asarray(image, np.float64) * (1 / 255)  # rounded once, as transformers does
     mean, deviation = np.array(MEAN, np.float32), np.array(STD, np.float32)
     rows = (pixels.astype(np.float32) - mean) / deviation

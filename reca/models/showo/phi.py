@@ -2,7 +2,7 @@
 
 Results and initial weights are those of transformers' `PhiForCausalLM`, up to the GELU, which torch computes in one
 operation (tests/models/test_transformers.py). Source: docs/reference/showo.md 1.1. Letters: B batch, L tokens,
-D width, H heads, E head width.
+D width, H heads, E head width, of which R are rotary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PhiAttention(nn.Module):
     def forward(
         self, x: Tensor, rotary: Rotary, attention: Attention, cache: KeyValueCache | None
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D]; rotary is [B, 1, L, R], and the cache is extended."""
+        """[B, L, D] -> [B, L, D]; rotary is [B or 1, 1, L, R], and the cache is extended."""
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -44,6 +44,7 @@ class PhiAttention(nn.Module):
         return self.dense(attention(q, k, v).flatten(2))
 
     def _turned(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """Queries or keys [B, H, L, E] whose first R values of each head are turned."""
         turned, rest = x[..., : self.rotated], x[..., self.rotated :]
         return torch.cat([rotate(turned, rotary), rest], dim=-1)
 
