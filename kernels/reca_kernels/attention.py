@@ -51,8 +51,8 @@ def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tenso
         )
         for interval in group.intervals
     ]
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    return whole.transpose(1, 2).flatten(0, 1)
+    output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return output.transpose(1, 2).flatten(0, 1)
 
 
 # ---- Triton: flash attention over the tiles that the layout lists --------------------------------

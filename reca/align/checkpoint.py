@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reca.align.distributed import ProcessGroup, whole
+from reca.align.distributed import ProcessGroup, full_tensor
 from reca.core.artifacts import fsync_directory, read_json, sha256_file, sha256_json
 from reca.core.documents import json_value
 
@@ -145,23 +145,23 @@ def _write_group(
     folder: Path, name: str, group: Mapping[str, Tensor], processes: ProcessGroup
 ) -> list[Path]:
     """Gather tensor by tensor and write files of at most SHARD_BYTES; rank 0 writes, all gather."""
-    held: dict[str, Tensor] = {}
+    shard: dict[str, Tensor] = {}
     files: list[Path] = []
 
     def write() -> None:
         files.append(folder / f"{name}-{len(files) + 1:05d}.safetensors")
-        save_file(held, files[-1])
+        save_file(shard, files[-1])
         _flush(files[-1])
-        held.clear()
+        shard.clear()
 
     for key, tensor in group.items():
-        full = whole(tensor)
+        full = full_tensor(tensor)
         if not processes.first:
             continue
-        if held and size_of([*held.values(), full]) > SHARD_BYTES:
+        if shard and size_of([*shard.values(), full]) > SHARD_BYTES:
             write()
-        held[key] = full
-    if held:
+        shard[key] = full
+    if shard:
         write()
     return files
 

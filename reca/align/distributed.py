@@ -117,7 +117,7 @@ def recomputed(blocks: Sequence[nn.Module], enabled: bool) -> Iterator[None]:
 
 
 # ---- tensors -----------------------------------------------------------------------------------
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor [...] on the CPU; for a sharded tensor a collective that every rank must call."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu().contiguous()

@@ -108,11 +108,11 @@ def _activations(load: MemoryProfile, recipe: Recipe, size: int) -> dict[str, fl
     rows = batch * load.head_rows
     if recipe.activation_checkpointing:
         values = rows * (load.head_layers + PER_HEAD) + min(rows, load.head_slice) * PER_HEAD
-        whole = load.layers * kept + max(layer, values * load.head_width * size)
+        peak = load.layers * kept + max(layer, values * load.head_width * size)
     else:
         values = rows * (load.head_layers + 1) * PER_HEAD
-        whole = load.layers * layer + values * load.head_width * size
-    found = {"activations (estimate)": float(whole)}
+        peak = load.layers * layer + values * load.head_width * size
+    found = {"activations (estimate)": float(peak)}
     if load.prefix_tokens:
         values = batch * load.prefix_tokens * load.layers * load.kept_width
         found["cached keys and values"] = float(values * size)

@@ -134,9 +134,9 @@ class ImageSetWriter:
         finally:
             _remove(self._partial)
 
-    def _close_tar(self, whole: bool) -> None:
+    def _close_tar(self, complete: bool) -> None:
         with self._file:
-            if whole:
+            if complete:
                 self._tar.close()
                 self._file.flush()
                 os.fsync(self._file.fileno())

@@ -109,9 +109,9 @@ class FolderDataset:
 
     def fingerprint(self) -> str:
         """Hash of all images and captions, including their names."""
-        there = [self.root / picture.name for picture in self.pictures]
-        there = [path for path in there if path.is_file()]  # metadata.jsonl may name others
-        files = [*there, *dict.fromkeys(self.sidecars), *self.tables]
+        paths = [self.root / picture.name for picture in self.pictures]
+        paths = [path for path in paths if path.is_file()]  # metadata.jsonl may name others
+        files = [*paths, *dict.fromkeys(self.sidecars), *self.tables]
         return hash_files(self.root, [f.relative_to(self.root).as_posix() for f in files], LEDGER)
 
     @property

@@ -152,17 +152,17 @@ def pair_turns(turns: Any, name: str = "conversation") -> Conversation:
         raise UnreadableText(name, "the conversation is not a list of turns")
     speakers = [turn.get("from") for turn in turns]
     first = next((at for at, speaker in enumerate(speakers) if speaker in ASKS), len(turns))
-    asked, answered = turns[first::2], turns[first + 1 :: 2]
-    if not asked or len(asked) != len(answered):
+    questions, answers = turns[first::2], turns[first + 1 :: 2]
+    if not questions or len(questions) != len(answers):
         raise UnreadableText(name, f"{len(turns)} turns do not make question and answer pairs")
-    expected = [kind for _ in asked for kind in (ASKS, ANSWERS)]
+    expected = [kind for _ in questions for kind in (ASKS, ANSWERS)]
     for speaker, allowed in zip(speakers[first:], expected, strict=True):
         if speaker not in allowed:
             shown = repr(speaker)[:40] if isinstance(speaker, str) else kind_of(speaker)
             raise UnreadableText(name, f"speakers do not alternate: {shown} is not {allowed[0]!r}")
     return [
         (_question(question, name), _value(answer, name))
-        for question, answer in zip(asked, answered, strict=True)
+        for question, answer in zip(questions, answers, strict=True)
     ]
 
 

@@ -45,7 +45,7 @@ class ParquetDataset:
             explicit one may not. Images are raw bytes or the Hub's struct of `bytes` and `path`.
             Null in the caption or conversations column means that the row has none.
         extra: columns to store in `Sample.extra`; default: all others.
-        cache_mib: MiB of decoded row groups kept in memory. A row group is decoded as a whole, so
+        cache_mib: MiB of decoded row groups kept in memory. A row group is decoded at once, so
             random access is fast while the columns that it reads fit; larger files are better read
             in order. The last four used are kept whatever their size.
         row_groups: number of row groups to keep, in place of the bound in bytes.

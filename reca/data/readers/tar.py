@@ -173,8 +173,8 @@ def read_member(shard: Path, member: Member, sample: str) -> bytes:
     start, length = member.header, member.offset - member.header
     try:
         with open(shard, "rb", buffering=0) as file:
-            whole = os.fstat(file.fileno()).st_size >= member.offset + member.size
-            data = os.pread(file.fileno(), length + member.size, start) if whole else b""
+            complete = os.fstat(file.fileno()).st_size >= member.offset + member.size
+            data = os.pread(file.fileno(), length + member.size, start) if complete else b""
     except OSError as fault:
         raise UnreadableImage(sample, f"{shard.name}: {fault.strerror}") from fault
     if len(data) != length + member.size:

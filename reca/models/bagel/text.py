@@ -39,10 +39,12 @@ class TextFrontEnd(common.TextFrontEnd):
         """Raise ValueError unless the tokenizer has the network's marker ids."""
         special, most = self.config.special, self.config.llm.vocab_size
         wanted = {mark: getattr(special, name) for name, mark in MARKS.items()}
-        wrong = {m: i for m, i in wanted.items() if self.tokenizer.convert_tokens_to_ids(m) != i}
-        if wrong or len(self.tokenizer) > most:
+        mismatched = {
+            m: i for m, i in wanted.items() if self.tokenizer.convert_tokens_to_ids(m) != i
+        }
+        if mismatched or len(self.tokenizer) > most:
             raise ValueError(
-                f"{where}: the tokenizer has {len(self.tokenizer)} entries, this BAGEL needs {wrong or wanted} in "
+                f"{where}: the tokenizer has {len(self.tokenizer)} entries, this BAGEL needs {mismatched or wanted} in "
                 f"at most {most}; use the tokenizer that this model was trained with"
             )
 

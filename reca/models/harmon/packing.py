@@ -114,12 +114,12 @@ def packed(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
         return PackedLinear(module.weight, module.bias) if pays(module.weight) else module
     if not module._modules:
         return module
-    twin = copy.copy(module)
-    twin.__dict__["_modules"] = {
+    copied = copy.copy(module)
+    copied.__dict__["_modules"] = {
         name: child if child is None or name in leave else packed(child, leave)
         for name, child in module._modules.items()
     }
-    return twin
+    return copied
 
 
 def size(module: nn.Module) -> int:

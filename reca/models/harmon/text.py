@@ -63,10 +63,10 @@ class TextFrontEnd(common.TextFrontEnd):
         labels: list[int] = []
         newline = self._ids("\n")
         for number, (question, answer) in enumerate(turns):
-            asked = self.question(without_image_tag(question), with_image and number == 0)
-            told = self._ids(f"{answer}{END}")
-            ids += [*asked, *told, *newline]
-            labels += [IGNORE] * len(asked) + told + [IGNORE] * len(newline)
+            question_ids = self.question(without_image_tag(question), with_image and number == 0)
+            answer_ids = self._ids(f"{answer}{END}")
+            ids += [*question_ids, *answer_ids, *newline]
+            labels += [IGNORE] * len(question_ids) + answer_ids + [IGNORE] * len(newline)
         return ids, labels
 
     # ---- ids --------------------------------------------------------------------------------------

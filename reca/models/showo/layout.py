@@ -153,8 +153,8 @@ def text_to_image(
     holds token ids (codes or MASK), `targets` [B, N] the ids to predict. `boundary_targets`: soi
     and eoi have a loss, too, as published.
     """
-    prefix = [_cut([special.t2i, *text], max_text + 1, special.eos) for text in texts]
-    block = _drawn(image, targets, special, boundary_targets)
+    prefix = [_truncate([special.t2i, *text], max_text + 1, special.eos) for text in texts]
+    block = _generated_block(image, targets, special, boundary_targets)
     return _assemble([_padded(prefix, max_text + 1, special.pad, left=True), block])
 
 
@@ -207,7 +207,7 @@ def reconstruction_vq(
         roles.append([PAD] * pads + [TEXT] + [CONDITION] * (fixed - 1) + [TEXT] * len(prompt))
     ids = torch.tensor(rows)
     head = Piece(ids, torch.tensor(roles), torch.full_like(ids, IGNORE))
-    return _assemble([head, _drawn(image, targets, special, boundary_targets=False)])
+    return _assemble([head, _generated_block(image, targets, special, boundary_targets=False)])
 
 
 # ---- understanding: conversations and questions-----------------------------------------------------
@@ -343,7 +343,9 @@ def _constant(batch: int, row: Sequence[int], role: int) -> Piece:
     return Piece(ids, torch.full_like(ids, role), torch.full_like(ids, IGNORE))
 
 
-def _drawn(image: Tensor, targets: Tensor, special: SpecialIds, boundary_targets: bool) -> Piece:
+def _generated_block(
+    image: Tensor, targets: Tensor, special: SpecialIds, boundary_targets: bool
+) -> Piece:
     """`[soi] image [eoi]` [B, N + 2], all of role IMAGE."""
     ends = [torch.full_like(image[:, :1], token) for token in (special.soi, special.eoi)]
     ids = torch.cat([ends[0], image, ends[1]], dim=1)
@@ -358,7 +360,7 @@ def _padded(rows: Sequence[Sequence[int]], length: int, fill: int, left: bool = 
     return Piece(ids, roles, torch.full_like(ids, IGNORE))
 
 
-def _cut(row: list[int], length: int, eos: int) -> list[int]:
+def _truncate(row: list[int], length: int, eos: int) -> list[int]:
     return row if len(row) <= length else [*row[: length - 1], eos]
 
 

@@ -122,8 +122,8 @@ def remask(chosen: Tensor, masked: Tensor, wanted: int, noise: Tensor) -> Tensor
     """
     confidence = (chosen + noise).masked_fill(~masked, math.inf)
     limit = (masked.sum(dim=1) - 1).clamp(max=wanted).clamp(min=1, max=masked.shape[1] - 1)
-    cut_off = confidence.sort(dim=1).values.gather(1, limit.unsqueeze(1))
-    return confidence < cut_off
+    threshold = confidence.sort(dim=1).values.gather(1, limit.unsqueeze(1))
+    return confidence < threshold
 
 
 def sample(logits: Logits, masked: Tensor, options: SamplerOptions, noise: Noise) -> Iterator[Step]:
