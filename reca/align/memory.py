@@ -166,7 +166,7 @@ def described(
 def remedy(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -> str:
     """What to change if a run does not fit."""
     gpus = least_gpus(model, recipe, memory, half)
-    found = [f"{gpus} such GPUs would hold it (resources.gpus)"] if gpus else []
+    found = [f"{gpus} such GPUs would be enough (resources.gpus)"] if gpus else []
     if not recipe.activation_checkpointing:
         found.append("align.activation_checkpointing=true")
     found.append("a smaller align.tasks.*.batch with more align.accumulation")

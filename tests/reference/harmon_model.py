@@ -43,7 +43,7 @@ def model_of(described: dict[str, Any], with_vae: bool = False) -> HarmonModel:
 
 
 def rotary(model: HarmonModel) -> torch.nn.Module:
-    """The frequencies of the rotary positions are computed, not stored: made anew after `to_empty`."""
+    """The frequencies of the rotary positions are computed, not stored: recomputed after `to_empty`."""
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
     return Qwen2RotaryEmbedding(model.network.llm.config)
@@ -72,7 +72,7 @@ def rows_of(ids: Tensor, mask: Tensor) -> list[list[int]]:
 
 
 def with_image(ids: Sequence[int]) -> list[int]:
-    """A prompt that has no placeholder yet, with one behind three tokens."""
+    """A prompt without a placeholder, with one inserted after three tokens."""
     return [*ids[:IMAGE_AT], IMAGE, *ids[IMAGE_AT:]]
 
 

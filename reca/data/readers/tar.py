@@ -225,7 +225,7 @@ def _checked_name(shard: Path, member: tarfile.TarInfo, total: int, limit: int) 
     """The member's normalised name, if it is a plain file (or folder) inside the archive and not too large."""
 
     def refuse(reason: str) -> ValueError:
-        return ValueError(f"{shard}: member {member.name!r} {reason}; refusing the shard")
+        return ValueError(f"{shard}: member {member.name!r} {reason}; the shard is rejected")
 
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:

@@ -34,7 +34,7 @@ class TextFrontEnd(common.TextFrontEnd):
                 f"tokens, not {IMAGE_AT}; use the tokenizer that this model was trained with"
             )
 
-    # ---- drawing ----------------------------------------------------------------------------------
+    # ---- generation -------------------------------------------------------------------------------
     def caption(self, text: str) -> list[int]:
         """The text-to-image instruction."""
         return self._instruction(f"Generate an image: {text.strip()}")
@@ -48,7 +48,7 @@ class TextFrontEnd(common.TextFrontEnd):
         """The RecA instruction; as published it starts with a newline, so the image follows a double newline."""
         return _with_image(self._instruction(f"\n{prompt}" if leading_newline else prompt))
 
-    # ---- reading ----------------------------------------------------------------------------------
+    # ---- understanding-----------------------------------------------------------------------------
     def question(self, text: str, with_image: bool = True) -> list[int]:
         """The instruction of a question, with or without an image before it."""
         if not with_image:
