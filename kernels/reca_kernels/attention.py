@@ -27,8 +27,8 @@ def by_intervals(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) 
     share = q.shape[1] // k.shape[1]
     if share > 1:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-    found = [_group(q, k, v, group, scale) for group in intervals(layout, q.dtype)]
-    return torch.cat(found) if found else q * 0
+    outputs = [_group(q, k, v, group, scale) for group in intervals(layout, q.dtype)]
+    return torch.cat(outputs) if outputs else q * 0
 
 
 def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tensor:

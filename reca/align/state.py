@@ -164,13 +164,13 @@ def load_trained(folder: Path, model: UnifiedModel) -> int:
 
     Returns the step. After a run of several ranks, rank 0 uses this to get a model that `save` can write.
     """
-    found = checkpoint.latest(folder)
-    if found.path is None:
+    newest = checkpoint.latest(folder)
+    if newest.path is None:
         raise ValueError(
-            f"{folder}: no valid checkpoint here: {[reason for _, reason in found.broken]}"
+            f"{folder}: no valid checkpoint here: {[reason for _, reason in newest.broken]}"
         )
-    group = "ema" if any(found.path.glob("ema-*.safetensors")) else "trainable"
+    group = "ema" if any(newest.path.glob("ema-*.safetensors")) else "trainable"
     names = set(model.trainable_parameters())
     weights = {name: weight for name, weight in model.named_parameters() if name in names}
-    _copy_all(weights, checkpoint.read_tensors(found.path, group), found.path)
-    return found.step
+    _copy_all(weights, checkpoint.read_tensors(newest.path, group), newest.path)
+    return newest.step

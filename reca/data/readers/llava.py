@@ -77,14 +77,14 @@ class LlavaDataset:
     def fingerprint(self) -> str:
         """Hash of the JSON file, every archive, and every image file that it refers to."""
         images = dict.fromkeys(image for _, image, _ in self.entries)
-        found = {}
+        sources = {}
         for first, folder in self.folders.items():
             names = [rest for own, rest in map(self._place, images) if own == first]
             loose = [name for name in names if (folder.root / name).is_file()]
             missing = sum(name not in folder for name in names)
             hashes = hash_files(folder.root, loose, LEDGER)
-            found[first] = [folder.fingerprint(), hashes, missing]
-        return sha256_json([sha256_file(self.file), found])
+            sources[first] = [folder.fingerprint(), hashes, missing]
+        return sha256_json([sha256_file(self.file), sources])
 
     def _place(self, image: str) -> tuple[str, str]:
         """The folder that an image path belongs to, and its name there."""
@@ -120,9 +120,9 @@ class LlavaDataset:
     @property
     def left_out(self) -> dict[str, list[str]]:
         """Names of the entries that are not used, by reason."""
-        found = {"entries without an image": self.text_only}
-        found["malformed entries"] = [f"{name}: {reason}" for name, reason in self.malformed]
-        return {reason: names for reason, names in found.items() if names}
+        skipped = {"entries without an image": self.text_only}
+        skipped["malformed entries"] = [f"{name}: {reason}" for name, reason in self.malformed]
+        return {reason: names for reason, names in skipped.items() if names}
 
     def _check(self, total: int, max_malformed: float) -> None:
         if self.malformed:
@@ -187,11 +187,11 @@ def _image_name(value: Any) -> str:
 def _single_json(path: Path) -> Path:
     if path.is_file():
         return path
-    found = sorted(file for file in path.glob("*.json") if not file.name.startswith("."))
-    found = [file for file in found if file.name not in ("manifest.json", "run.json")]
-    if len(found) != 1:
-        raise ValueError(f"{path}: expected one JSON file of conversations, found {len(found)}")
-    return found[0]
+    files = sorted(file for file in path.glob("*.json") if not file.name.startswith("."))
+    files = [file for file in files if file.name not in ("manifest.json", "run.json")]
+    if len(files) != 1:
+        raise ValueError(f"{path}: expected one JSON file of conversations, found {len(files)}")
+    return files[0]
 
 
 def _load(path: Path) -> list[Any]:

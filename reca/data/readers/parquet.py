@@ -171,10 +171,10 @@ def parse_conversations(value: Any, name: str) -> list[Conversation]:
         raise UnreadableText(name, f"the conversations are {kind_of(turns)}, not a list")
     if isinstance(turns[0], dict):
         return [pair_turns(turns, name)]
-    found = [[_pair(turn, name) for turn in _list(one, name)] for one in turns]
-    if not all(found):
+    parsed = [[_pair(turn, name) for turn in _list(one, name)] for one in turns]
+    if not all(parsed):
         raise UnreadableText(name, "a conversation has no turns")
-    return found
+    return parsed
 
 
 def _parsed(text: str, name: str) -> Any:
@@ -210,10 +210,10 @@ def _image_bytes(value: Any, name: str) -> bytes | None:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(path.rglob("*.parquet"), key=lambda file: natural_key(file.as_posix()))
-    if not found:
+    files = sorted(path.rglob("*.parquet"), key=lambda file: natural_key(file.as_posix()))
+    if not files:
         raise ValueError(f"{path}: no *.parquet in this folder")
-    return found
+    return files
 
 
 def _row_groups(files: list[Path]) -> list[tuple[Path, int, int]]:

@@ -189,13 +189,13 @@ def read_member(shard: Path, member: Member, sample: str) -> bytes:
 def _begins(header: bytes, member: Member) -> bool:
     """Whether this is the header of this member."""
     try:
-        found = tarfile.TarFile(fileobj=io.BytesIO(header)).next()
+        info = tarfile.TarFile(fileobj=io.BytesIO(header)).next()
     except (tarfile.TarError, ValueError):
         return False
-    if found is None:
+    if info is None:
         return False
-    name = PurePosixPath(found.name).as_posix()
-    return (name, found.size, found.offset_data) == (member.name, member.size, len(header))
+    name = PurePosixPath(info.name).as_posix()
+    return (name, info.size, info.offset_data) == (member.name, member.size, len(header))
 
 
 def scan(shard: Path, max_member_bytes: int) -> Iterator[Member]:
@@ -251,10 +251,10 @@ def _check_end(shard: Path, end: int) -> None:
 def _shards(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(path.glob("*.tar"), key=lambda shard: natural_key(shard.name))
-    if not found:
+    shards = sorted(path.glob("*.tar"), key=lambda shard: natural_key(shard.name))
+    if not shards:
         raise ValueError(f"{path}: no *.tar in this folder")
-    return found
+    return shards
 
 
 def _by_key(shard: Path, members: list[list]) -> dict[str, dict[str, Member]]:

@@ -232,8 +232,8 @@ def edit_loss(
     Clean latents are gen tokens, so the prefix needs gradients, unlike RecA's (bagel.md 7.8).
     """
     device, patch = vae.device, network.config.latent_patch_size
-    wanted = _tokens(vae, target["target"], noise.target, patch)
-    point = noised(wanted, noise.gaussian.to(device), noise.raw.to(device), options.timestep_shift)
+    clean = _tokens(vae, target["target"], noise.target, patch)
+    point = noised(clean, noise.gaussian.to(device), noise.raw.to(device), options.timestep_shift)
     latents = vae.latents(source["target"].to(device), noise.source.to(device))
     limits = (options.edit_vae_dropout, options.edit_vit_dropout, options.text_dropout)
     dropped = noise.dropout < torch.tensor(limits)
@@ -277,11 +277,11 @@ def answer_loss(
     blocks = [] if features is None else [read_block(network, features)]
     blocks.append(Block(network.embed(ids), True, conversation.lengths.to(device)))
     _, hidden = extend(network, empty(network, len(ids)), blocks)
-    wanted = labels != IGNORE
+    labelled = labels != IGNORE
     return linear_cross_entropy(
-        hidden.und[:, -ids.shape[1] :][wanted],
+        hidden.und[:, -ids.shape[1] :][labelled],
         network.language_model.lm_head.weight,
-        labels[wanted],
+        labels[labelled],
         reduction="sum",
         implementation=implementation,
     )

@@ -132,10 +132,10 @@ def guided(branches: Branches, options: FlowOptions) -> Tensor:
 def _scale(v: Tensor, guided_v: Tensor, options: FlowOptions, per_token: bool) -> Tensor:
     """Factor that limits the guided velocity to the norm of `v` [B, N, C]; [B, 1 or N, 1]."""
     axes = [-1] if per_token else [-2, -1] if options.norm_over == "image" else [-3, -2, -1]
-    found, wanted = (
+    norm, target_norm = (
         torch.linalg.vector_norm(part, dim=axes, keepdim=True) for part in (guided_v, v)
     )
-    return (wanted / (found + _TINY)).clamp(min=options.renorm_min, max=1.0)
+    return (target_norm / (norm + _TINY)).clamp(min=options.renorm_min, max=1.0)
 
 
 Velocity = Callable[[Tensor, float, bool], Branches]

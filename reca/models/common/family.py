@@ -117,9 +117,9 @@ class FamilyModel(UnifiedModel):
         files = {file.role: file for file in self.weight_files()}
         needed = {role for role, file in files.items() if not file.inside} | {"tokenizer"}
         if not needed <= set(parts) <= {*files, "tokenizer"}:
-            wanted = ", ".join([*files, "tokenizer"])
+            required = ", ".join([*files, "tokenizer"])
             raise ValueError(
-                f"{self.title} requires {wanted}; given: {', '.join(parts) or 'nothing'}"
+                f"{self.title} requires {required}; given: {', '.join(parts) or 'nothing'}"
             )
         loaded: set[str] = set()
         for role in (role for role in files if role in parts):

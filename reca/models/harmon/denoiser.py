@@ -106,9 +106,11 @@ class Denoiser:
         steps = max(1, budget // (self.modulator.weight.shape[0] * len(z)))
         sizes = [scales, self.depth * self.width, self.depth * self.width, self.outputs]
         for times in backwards.split(steps):
-            found = self.modulator(F.silu(times.unsqueeze(1) + condition))  # [steps, rows, ...]
-            found[..., :scales] += 1
-            for one in found:
+            modulations = self.modulator(
+                F.silu(times.unsqueeze(1) + condition)
+            )  # [steps, rows, ...]
+            modulations[..., :scales] += 1
+            for one in modulations:
                 *parts, out = one.split(sizes, dim=-1)
                 scale, shift, gate = (part.unflatten(-1, (-1, self.width)) for part in parts)
                 yield _Modulation(scale, shift, gate, out)

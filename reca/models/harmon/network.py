@@ -231,10 +231,10 @@ class Mar(nn.Module):
             blank.table.expand(len(places), -1, -1), places
         )
         x = _put(blank.tokens, places, seen)
-        wanted = None if rows is None else rows + buffers
+        rows_after_buffers = None if rows is None else rows + buffers
         block: Any
         for number, block in enumerate(self.decoder_blocks):
-            selected = wanted if number == last else None
+            selected = rows_after_buffers if number == last else None
             known = None if number or number == last else blank.qkv
             qkv = None if known is None else _put(known, places, block.questions(seen))
             x = block(x, selected, dropout, number, qkv)

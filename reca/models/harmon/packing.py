@@ -32,8 +32,8 @@ def can_pack(weight: Tensor) -> bool:
     """Whether oneDNN is available and has a packed form for this weight [out, in]."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
-    found: Any = torch.backends.mkldnn
-    return bool(found.is_available() and found.enabled and _has_operators())
+    backend: Any = torch.backends.mkldnn
+    return bool(backend.is_available() and backend.enabled and _has_operators())
 
 
 def _has_operators() -> bool:

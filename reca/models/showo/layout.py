@@ -248,9 +248,9 @@ def conversation(
     one token earlier.
     """
     text = _padded([row[:length] for row in texts], length, special.pad)
-    wanted = _padded([row[:length] for row in labels], length, IGNORE).ids
+    shifted = _padded([row[:length] for row in labels], length, IGNORE).ids
     unshifted = _assemble(
-        [*prefix, replace(text, targets=wanted)], condition_is_open=True, pads_are_hidden=False
+        [*prefix, replace(text, targets=shifted)], condition_is_open=True, pads_are_hidden=False
     )
     shifted = unshifted.targets.roll(-1, dims=1)
     shifted[:, -1] = IGNORE
@@ -350,8 +350,8 @@ def _generated_block(
     ends = [torch.full_like(image[:, :1], token) for token in (special.soi, special.eoi)]
     ids = torch.cat([ends[0], image, ends[1]], dim=1)
     end_targets = ends if boundary_targets else [torch.full_like(end, IGNORE) for end in ends]
-    wanted = torch.cat([end_targets[0], targets, end_targets[1]], dim=1)
-    return Piece(ids, torch.full_like(ids, IMAGE), wanted)
+    all_targets = torch.cat([end_targets[0], targets, end_targets[1]], dim=1)
+    return Piece(ids, torch.full_like(ids, IMAGE), all_targets)
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, fill: int, left: bool = False) -> Piece:

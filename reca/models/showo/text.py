@@ -37,13 +37,13 @@ class TextFrontEnd(common.TextFrontEnd):
     def check(self, where: str) -> None:
         """Raise ValueError unless the tokenizer's ids match the network."""
         tokenizer, special = self.tokenizer, self.special
-        wanted = {ENDOFTEXT: special.eos, PAD_TOKEN: special.pad}
-        wanted |= {mark: getattr(special, mark[2:-2]) for mark in MARKS}
-        mismatched = {t: i for t, i in wanted.items() if tokenizer.convert_tokens_to_ids(t) != i}
+        expected = {ENDOFTEXT: special.eos, PAD_TOKEN: special.pad}
+        expected |= {mark: getattr(special, mark[2:-2]) for mark in MARKS}
+        mismatched = {t: i for t, i in expected.items() if tokenizer.convert_tokens_to_ids(t) != i}
         if mismatched or len(tokenizer) != special.first_image:
             raise ValueError(
                 f"{where}: the tokenizer has {len(tokenizer)} entries, this Show-o needs "
-                f"{special.first_image} with {mismatched or wanted}; use the tokenizer that this model was trained with"
+                f"{special.first_image} with {mismatched or expected}; use the tokenizer of this model"
             )
 
     # ---- in -------------------------------------------------------------------------------------
