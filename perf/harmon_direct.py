@@ -2,7 +2,7 @@
 
 It follows docs/reference/harmon.md c, d2, d3 and d4: conditional and unconditional rows pass together
 through encoder, language model, decoder and head; all tokens are embedded before the masked ones are dropped;
-position tables are resized in every call; every reverse step runs the whole head, and gathers its tables from float64
+position tables are resized in every call; every reverse step runs the entire head, and gathers its tables from float64
 arrays (the eight of g18). Images of one prompt share a batch, other prompts run separately (g19). It shares weights
 and plain layers with the package, but none of its optimisations.
 """

@@ -267,7 +267,7 @@ def measured(setting: Setting, points: int, repeats: int) -> dict[str, Any]:
     numbers, weights = nodes(points)
     steps = measure_steps(sides, numbers, repeats)
     decoder = measure_decoder(model, setting.pictures)
-    whole = {
+    total = {
         side: sum(w * one[f"{side}_seconds"] for w, one in zip(weights, steps, strict=True))
         + decoder[f"{side}_seconds"]
         for side in ("direct", "ours")
@@ -280,8 +280,8 @@ def measured(setting: Setting, points: int, repeats: int) -> dict[str, Any]:
         "counted": operations,
         "measured_steps": steps,
         "decoder": decoder,
-        "whole_loop_seconds": whole,
-        "speedup": whole["direct"] / whole["ours"],
+        "whole_loop_seconds": total,
+        "speedup": total["direct"] / total["ours"],
     }
 
 

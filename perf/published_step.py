@@ -53,11 +53,11 @@ QWEN = {  # ids of the markers in Qwen2.5's vocabulary
 
 def vocabulary(family: str) -> dict[str, int]:
     """Token -> id: the prompts' words, and markers under the released ids; the rest are fillers."""
-    marks = {"<|endoftext|>": 50256} if family == "showo" else QWEN
+    markers = {"<|endoftext|>": 50256} if family == "showo" else QWEN
     size = 50295 if family == "showo" else 151665
     words = {w for p in bank("paper_like") for w in re.findall(r"\w+|[^\w\s]+", p.lower())}
-    free = (index for index in range(size) if index not in set(marks.values()))
-    found = dict(marks)
+    free = (index for index in range(size) if index not in set(markers.values()))
+    found = dict(markers)
     for word in [*sorted(words), "user", "assistant", UNKNOWN]:
         found.setdefault(word, next(free))
     return found | {f"filler{index}": index for index in free}
@@ -72,8 +72,8 @@ def write_tokenizer(family: str, folder: Path) -> None:
     core = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    marks = [token for token in ids if token.startswith("<|") or token.isspace()]
-    core.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
+    markers = [token for token in ids if token.startswith("<|") or token.isspace()]
+    core.add_tokens([AddedToken(mark, normalized=False) for mark in markers])
     end = "<|endoftext|>" if family == "showo" else "<|im_end|>"
     made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=end, pad_token="<|endoftext|>")
     made.save_pretrained(str(folder))
@@ -116,12 +116,12 @@ def data_for(model: UnifiedModel, recipe: Recipe, side: int) -> FeatureData:
     }
     words = re.findall(r"\w+", " ".join(bank("paper_like")).lower())
     talk = [("describe the image", " ".join(words[:WORDS_PER_ANSWER]))] * 3
-    asked = [[talk]] * len(rows["draw"]) if "read" in rows else []
+    questions = [[talk]] * len(rows["draw"]) if "read" in rows else []
     return FeatureData(
         draw=rows["draw"],
         read=rows.get("read"),
         prompts=bank("paper_like"),
-        read_conversations=asked,
+        read_conversations=questions,
     )
 
 

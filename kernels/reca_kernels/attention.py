@@ -27,8 +27,8 @@ def by_intervals(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) 
     share = q.shape[1] // k.shape[1]
     if share > 1:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-    found = [_group(q, k, v, group, scale) for group in intervals(layout, q.dtype)]
-    return torch.cat(found) if found else q * 0
+    outputs = [_group(q, k, v, group, scale) for group in intervals(layout, q.dtype)]
+    return torch.cat(outputs) if outputs else q * 0
 
 
 def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tensor:
@@ -51,8 +51,8 @@ def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tenso
         )
         for interval in group.intervals
     ]
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    return whole.transpose(1, 2).flatten(0, 1)
+    output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return output.transpose(1, 2).flatten(0, 1)
 
 
 # ---- Triton: flash attention over the tiles that the layout lists --------------------------------

@@ -33,19 +33,19 @@ class Torch(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         rows: Tensor | None,
-        wanted: Tensor,
+        targets: Tensor,
         vocab: tuple[int, int],
         smoothing: float,
         reduction: str,
     ) -> Tensor:
-        """The scalar loss, or losses [M], of hidden [N, D] against `wanted` [M]."""
-        ctx.save_for_backward(hidden, weight, bias, rows, wanted)
+        """The scalar loss, or losses [M], of hidden [N, D] against `targets` [M]."""
+        ctx.save_for_backward(hidden, weight, bias, rows, targets)
         ctx.rest = (vocab, smoothing)
-        ctx.scale = 1 / max(len(wanted), 1) if reduction == "mean" else 1.0
+        ctx.scale = 1 / max(len(targets), 1) if reduction == "mean" else 1.0
         ctx.scalar = reduction != "none"
         needs = ctx.needs_input_grad[:3] if ctx.scalar else (False,) * 3
         losses, ctx.gradients = _chunked(
-            hidden, weight, bias, rows, wanted, vocab, smoothing, None, needs, ctx.scale
+            hidden, weight, bias, rows, targets, vocab, smoothing, None, needs, ctx.scale
         )
         return losses.sum() * ctx.scale if ctx.scalar else losses
 
@@ -74,7 +74,7 @@ def _chunked(
     weight: Tensor,
     bias: Tensor | None,
     rows: Tensor | None,
-    wanted: Tensor,
+    targets: Tensor,
     vocab: tuple[int, int],
     smoothing: float,
     by_row: Tensor | None,
@@ -89,14 +89,14 @@ def _chunked(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     slice_w = weight[start:stop]
     slice_b = None if bias is None else bias[start:stop]
-    losses = torch.empty(len(wanted), dtype=wide, device=hidden.device)
+    losses = torch.empty(len(targets), dtype=wide, device=hidden.device)
     d_hidden = torch.zeros_like(hidden) if needs[0] else None
     d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs[1] else None
     d_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs[2] else None
-    step = min(max(_CHUNK_BYTES // (4 * (stop - start)), 16), max(len(wanted), 1))
+    step = min(max(_CHUNK_BYTES // (4 * (stop - start)), 16), max(len(targets), 1))
     room = hidden.new_empty(step, stop - start)  # one buffer, reused for every chunk
-    for first in range(0, len(wanted), step):
-        part = slice(first, min(first + step, len(wanted)))
+    for first in range(0, len(targets), step):
+        part = slice(first, min(first + step, len(targets)))
         chosen_rows = part if rows is None else rows[part]
         x = hidden[chosen_rows]
         logits = room[: len(x)]
@@ -105,7 +105,7 @@ def _chunked(
         else:
             torch.addmm(slice_b, x, slice_w.T, out=logits)
         logits = logits.to(wide)
-        losses[part], residual = _softmax_(logits, wanted[part], smoothing, any(needs))
+        losses[part], residual = _softmax_(logits, targets[part], smoothing, any(needs))
         if not any(needs):
             continue
         if by_row is not None:
@@ -125,10 +125,10 @@ def _chunked(
 
 
 def _softmax_(
-    logits: Tensor, wanted: Tensor, smoothing: float, differentiate: bool
+    logits: Tensor, targets: Tensor, smoothing: float, differentiate: bool
 ) -> tuple[Tensor, Tensor]:
     """Losses [M] for logits [M, V]; their derivatives [M, V] overwrite the logits."""
-    aim = wanted.unsqueeze(1)
+    aim = targets.unsqueeze(1)
     greatest = logits.amax(1, keepdim=True)
     hit = logits.gather(1, aim)
     mean = logits.mean(1, keepdim=True) if smoothing else None
@@ -250,18 +250,18 @@ class Triton(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         rows: Tensor | None,
-        wanted: Tensor,
+        targets: Tensor,
         vocab: tuple[int, int],
         smoothing: float,
         reduction: str,
     ) -> Tensor:
-        """The scalar loss, or losses [M], of hidden [N, D] against `wanted` [M]."""
+        """The scalar loss, or losses [M], of hidden [N, D] against `targets` [M]."""
         hidden, weight = dense_rows(hidden), dense_rows(weight)
         bias = None if bias is None else bias.contiguous()
-        lse, losses = _log_sums(hidden, weight, bias, rows, wanted, vocab, smoothing)
-        ctx.save_for_backward(hidden, weight, bias, rows, wanted, lse)
+        lse, losses = _log_sums(hidden, weight, bias, rows, targets, vocab, smoothing)
+        ctx.save_for_backward(hidden, weight, bias, rows, targets, lse)
         ctx.rest = (vocab, smoothing)
-        ctx.scale = 1 / max(len(wanted), 1) if reduction == "mean" else 1.0
+        ctx.scale = 1 / max(len(targets), 1) if reduction == "mean" else 1.0
         ctx.scalar = reduction != "none"
         return losses.sum() * ctx.scale if ctx.scalar else losses
 
@@ -283,12 +283,12 @@ def _log_sums(
     weight: Tensor,
     bias: Tensor | None,
     rows: Tensor | None,
-    wanted: Tensor,
+    targets: Tensor,
     vocab: tuple[int, int],
     smoothing: float,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp and loss of each row, both fp32 [M]."""
-    (start, stop), m, block = vocab, len(wanted), tuning.cross_entropy(hidden.dtype)
+    (start, stop), m, block = vocab, len(targets), tuning.cross_entropy(hidden.dtype)
     row_tiles, column_tiles = ceil_div(m, block["BM"]), ceil_div(stop - start, block["BV"])
     # enough programs for a large GPU; the split depends on sizes only, so the order of sums is fixed
     splits = min(max(512 // max(row_tiles, 1), 1), column_tiles)
@@ -297,7 +297,7 @@ def _log_sums(
     top, mass, hit, total = hidden.new_zeros(4, splits, m, dtype=torch.float32).unbind(0)
     if m:
         log_sum_kernel[(row_tiles, splits)](
-            hidden, weight[start:stop], None if bias is None else bias[start:stop], rows, wanted,
+            hidden, weight[start:stop], None if bias is None else bias[start:stop], rows, targets,
             top, mass, hit, total, m, hidden.shape[1], stop - start, hidden.stride(0),
             weight.stride(0), span, HAS_ROWS=rows is not None, HAS_BIAS=bias is not None,
             SMOOTH=smoothing > 0, PRECISION=tuning.precision(), **block,
@@ -312,7 +312,7 @@ def _slabs(
     weight: Tensor,
     bias: Tensor | None,
     rows: Tensor | None,
-    wanted: Tensor,
+    targets: Tensor,
     lse: Tensor,
     vocab: tuple[int, int],
     smoothing: float,
@@ -321,7 +321,7 @@ def _slabs(
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of hidden [N, D], weight [vocabulary, D] and bias [vocabulary]; None if not needed."""
-    (start, stop), m, block = vocab, len(wanted), tuning.cross_entropy(hidden.dtype)
+    (start, stop), m, block = vocab, len(targets), tuning.cross_entropy(hidden.dtype)
     d_weight = torch.zeros_like(weight) if needs[1] else None
     d_bias = torch.zeros_like(bias) if needs[2] and bias is not None else None
     d_rows = hidden.new_zeros(m, hidden.shape[1], dtype=torch.float32) if needs[0] else None
@@ -331,7 +331,7 @@ def _slabs(
         part = slice(start + first, start + first + width)
         g = hidden.new_empty(m, width)
         residual_kernel[(ceil_div(m, block["BM"]), ceil_div(width, block["BV"]))](
-            hidden, weight[part], None if bias is None else bias[part], rows, wanted - first, lse,
+            hidden, weight[part], None if bias is None else bias[part], rows, targets - first, lse,
             weigh, g, m, hidden.shape[1], stop - start, hidden.stride(0), weight.stride(0),
             width, float(smoothing), HAS_ROWS=rows is not None, HAS_BIAS=bias is not None,
             HAS_WEIGH=weigh is not None, PRECISION=tuning.precision(), **block,

@@ -38,7 +38,7 @@ def linear_cross_entropy(
     Gradients flow to hidden, weight and bias; there is no second derivative. ValueError for a target
     outside the slice and for incompatible shapes, dtypes or devices.
     """
-    rows, wanted = _check_targets(
+    rows, target_ids = _check_targets(
         hidden, weight, targets, bias, vocab, ignore_index, label_smoothing
     )
     check_reduction(reduction)
@@ -49,7 +49,7 @@ def linear_cross_entropy(
     which = chosen("linear_cross_entropy", implementation, hidden)
     function = cross_entropy.Triton if which == "triton" else cross_entropy.Torch
     losses = function.apply(
-        flat, weight, bias, rows, wanted, (start, stop), label_smoothing, reduction
+        flat, weight, bias, rows, target_ids, (start, stop), label_smoothing, reduction
     )
     return reduced(losses, rows, targets.shape, reduction)
 
@@ -79,14 +79,14 @@ def _check_targets(
         raise ValueError(f"linear_cross_entropy: label_smoothing {label_smoothing} is not in 0..1")
     flat = targets.reshape(-1).long()
     rows = (flat != ignore_index).nonzero().squeeze(1)
-    wanted = flat[rows]
-    outside = (wanted < start) | (wanted >= stop)
+    target_ids = flat[rows]
+    outside = (target_ids < start) | (target_ids >= stop)
     if bool(outside.any()):
         raise ValueError(
-            f"linear_cross_entropy: target {int(wanted[outside][0])} is outside {start}..{stop - 1}; "
+            f"linear_cross_entropy: target {int(target_ids[outside][0])} is outside {start}..{stop - 1}; "
             f"give absolute ids of the slice, or ignore_index {ignore_index} for rows without a loss"
         )
-    return (None if len(rows) == len(flat) else rows), wanted - start
+    return (None if len(rows) == len(flat) else rows), target_ids - start
 
 
 def flow_matching_loss(

@@ -74,8 +74,8 @@ def differences(kernel: str, device: torch.device) -> Iterator[Difference]:
     """Compare Triton with plain torch on `device`, current or not, per type and quantity."""
     for dtype, allowed in TOLERANCE.items():
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            found = excess(*_CASES[kernel](dtype, device))
-        for quantity, value in found.items():
+            excesses = excess(*_CASES[kernel](dtype, device))
+        for quantity, value in excesses.items():
             yield Difference(kernel, str(dtype).removeprefix("torch."), quantity, value, allowed)
 
 

@@ -115,17 +115,17 @@ class FeatureData:
 
     def size(self, role: Role) -> int:
         """Number of samples of a role; ValueError if there are none."""
-        held = {
+        stored = {
             Role.RECONSTRUCT: self.draw,
             Role.ANSWER: self.read,
             Role.TEXT: self.text_conversations,
             Role.EDIT: self.edits,
         }[role]
-        if not held:
+        if not stored:
             raise ValueError(
                 f"the recipe has a task that needs data of role '{role}', but there is none"
             )
-        return len(held)
+        return len(stored)
 
     def features(self, role: Role, indices: Sequence[int]) -> Features:
         """Cached features of these rows."""
@@ -142,12 +142,12 @@ class FeatureData:
 
     def conversations(self, role: Role, indices: Sequence[int]) -> list[Sequence[Conversation]]:
         """All conversations of each sample."""
-        held = self.read_conversations if role is Role.ANSWER else self.text_conversations
-        if not held:
+        stored = self.read_conversations if role is Role.ANSWER else self.text_conversations
+        if not stored:
             raise ValueError(
                 f"the recipe needs conversations in data of role '{role}', but the data set has none"
             )
-        return [held[index] for index in indices]
+        return [stored[index] for index in indices]
 
     def edits_of(self, indices: Sequence[int]) -> list[EditRows]:
         """The edits of the given rows; `size(Role.EDIT)` is checked first."""

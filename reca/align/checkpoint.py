@@ -141,7 +141,7 @@ def _write_group(
     folder: Path, name: str, group: Mapping[str, Tensor], processes: ProcessGroup
 ) -> list[Path]:
     """Gather tensor by tensor and write files of at most SHARD_BYTES; rank 0 writes, all gather."""
-    held: dict[str, Tensor] = {}
+    shard: dict[str, Tensor] = {}
     files: list[Path] = []
 
     def write() -> None:
@@ -151,13 +151,13 @@ def _write_group(
         held.clear()
 
     for key, tensor in group.items():
-        full = whole(tensor)
+        full = full_tensor(tensor)
         if not processes.first:
             continue
-        if held and size_of([*held.values(), full]) > SHARD_BYTES:
+        if shard and size_of([*shard.values(), full]) > SHARD_BYTES:
             write()
-        held[key] = full
-    if held:
+        shard[key] = full
+    if shard:
         write()
     return files
 

@@ -74,15 +74,15 @@ def leave() -> None:
 # ---- sharding ----------------------------------------------------------------------------------
 def trained_blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks used in training: items of the outermost ModuleLists with trainable weights."""
-    found: list[nn.Module] = []
+    blocks: list[nn.Module] = []
     for child in model.children():
         items = list(child) if isinstance(child, nn.ModuleList) else []
         trained = any(weight.requires_grad for weight in child.parameters())
         if trained and len(items) > 1:
-            found.extend(items)
+            blocks.extend(items)
         elif trained:
-            found.extend(trained_blocks(child))
-    return found
+            blocks.extend(trained_blocks(child))
+    return blocks
 
 
 def shard(module: nn.Module, blocks: Sequence[nn.Module], processes: ProcessGroup) -> None:
@@ -117,7 +117,7 @@ def recomputed(blocks: Sequence[nn.Module], enabled: bool) -> Iterator[None]:
 
 
 # ---- tensors -----------------------------------------------------------------------------------
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor [...] on the CPU; for a sharded tensor a collective that every rank must call."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu().contiguous()

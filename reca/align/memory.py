@@ -108,15 +108,15 @@ def _activations(load: MemoryProfile, recipe: Recipe, size: int) -> dict[str, fl
     rows = batch * load.head_rows
     if recipe.activation_checkpointing:
         values = rows * (load.head_layers + PER_HEAD) + min(rows, load.head_slice) * PER_HEAD
-        whole = load.layers * kept + max(layer, values * load.head_width * size)
+        peak = load.layers * kept + max(layer, values * load.head_width * size)
     else:
         values = rows * (load.head_layers + 1) * PER_HEAD
-        whole = load.layers * layer + values * load.head_width * size
-    found = {"activations (estimate)": float(whole)}
+        peak = load.layers * layer + values * load.head_width * size
+    parts = {"activations (estimate)": float(peak)}
     if load.prefix_tokens:
         values = batch * load.prefix_tokens * load.layers * load.kept_width
-        found["cached keys and values"] = float(values * size)
-    return found
+        parts["cached keys and values"] = float(values * size)
+    return parts
 
 
 # ---- devices -----------------------------------------------------------------------------------
@@ -125,16 +125,16 @@ def device_bytes(gpus: int) -> tuple[float, str]:
     import torch
 
     if gpus and torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
-        return float(found.total_memory), found.name
+        gpu = torch.cuda.get_device_properties(0)
+        return float(gpu.total_memory), gpu.name
     if gpus:
         return ON_GPU * GIB, f"a GPU of {ON_GPU:g} GiB (assumed; this machine has none)"
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), "this machine's memory"
 
 
-def fits(found: Footprint, memory: float) -> bool:
+def fits(footprint: Footprint, memory: float) -> bool:
     """Whether the run fits in memory, including the device's reserve."""
-    return found.total <= memory * (1 - RESERVE)
+    return footprint.total <= memory * (1 - RESERVE)
 
 
 def least_gpus(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -> int | None:
@@ -146,19 +146,19 @@ def least_gpus(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -
 
 
 def described(
-    name: str, found: Footprint, memory: float, device: str, cache_dtype: str | None = None
+    name: str, footprint: Footprint, memory: float, device: str, cache_dtype: str | None = None
 ) -> list[str]:
     """The table that `reca plan` prints; with `cache_dtype` also the size of an image in the cache."""
-    places = f"each of {found.gpus} devices" if found.gpus > 1 else "one device"
-    rows = [f"    {what:<30}{_gib(value)}" for what, value in found.parts.items()]
-    verdict = "fits" if fits(found, memory) else "DOES NOT FIT"
+    places = f"each of {footprint.gpus} devices" if footprint.gpus > 1 else "one device"
+    rows = [f"    {what:<30}{_gib(value)}" for what, value in footprint.parts.items()]
+    verdict = "fits" if fits(footprint, memory) else "DOES NOT FIT"
     lines = [
-        f"  models.{name}: {found.parameters:,} parameters, {found.trained:,} trained; on {places}:",
+        f"  models.{name}: {footprint.parameters:,} parameters, {footprint.trained:,} trained; on {places}:",
         *rows,
-        f"    {'sum':<30}{_gib(found.total)}   of {_gib(memory).strip()} on {device}: {verdict}",
+        f"    {'sum':<30}{_gib(footprint.total)}   of {_gib(memory).strip()} on {device}: {verdict}",
     ]
-    if found.features is not None and cache_dtype is not None:
-        size = found.features * CACHED_BYTES[cache_dtype] / 1e6
+    if footprint.features is not None and cache_dtype is not None:
+        size = footprint.features * CACHED_BYTES[cache_dtype] / 1e6
         lines.append(f"    feature cache on disk: {size:.2f} MB per image in {cache_dtype}")
     return lines
 
@@ -166,11 +166,11 @@ def described(
 def remedy(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -> str:
     """What to change if a run does not fit."""
     gpus = least_gpus(model, recipe, memory, half)
-    found = [f"{gpus} such GPUs would hold it (resources.gpus)"] if gpus else []
+    remedies = [f"{gpus} such GPUs would be enough (resources.gpus)"] if gpus else []
     if not recipe.activation_checkpointing:
-        found.append("align.activation_checkpointing=true")
-    found.append("a smaller align.tasks.*.batch with more align.accumulation")
-    return "; ".join(found)
+        remedies.append("align.activation_checkpointing=true")
+    remedies.append("a smaller align.tasks.*.batch with more align.accumulation")
+    return "; ".join(remedies)
 
 
 def _gib(value: float) -> str:

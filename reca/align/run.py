@@ -35,9 +35,9 @@ def run(start: Path, data: TaskData, recipe: Recipe, *, seed: int, work: Path) -
     """Train the model folder `start` by `recipe`, on every rank; the weights stay in `work` until `write`."""
     model = load_model(start)
     summary = align(model, data, recipe, seed=seed, work_dir=work)
-    is_whole = distributed.join().size == 1
+    unsharded = distributed.join().size == 1
     distributed.leave()
-    return Trained(summary, model if is_whole else None)
+    return Trained(summary, model if unsharded else None)
 
 
 def write(trained: Trained, start: Path, work: Path, out: Path) -> None:

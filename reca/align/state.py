@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reca.align import checkpoint
 from reca.align.checkpoint import Groups
-from reca.align.distributed import like, whole
+from reca.align.distributed import full_tensor, like
 from reca.config.recipe import Recipe
 from reca.models.contract import DecayGroups, UnifiedModel
 
@@ -46,7 +46,7 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(whole(tensor).reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(full_tensor(tensor).reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -92,8 +92,8 @@ class TrainState:
             moment, name = key.split("/", 1)
             weight = self.weights[name]
             # AdamW's step counter is a plain CPU scalar; its moments are placed like the weight
-            held = tensor if moment == "step" else like(tensor, weight)
-            self.optimizer.state[weight][moment] = held
+            value = tensor if moment == "step" else like(tensor, weight)
+            self.optimizer.state[weight][moment] = value
         self.tally = Tally(**checkpoint.read_state(path)["tally"])
 
     @torch.no_grad()
@@ -164,13 +164,13 @@ def load_trained(folder: Path, model: UnifiedModel) -> int:
 
     Returns the step. After a run of several ranks, rank 0 uses this to get a model that `save` can write.
     """
-    found = checkpoint.latest(folder)
-    if found.path is None:
+    newest = checkpoint.latest(folder)
+    if newest.path is None:
         raise ValueError(
-            f"{folder}: no valid checkpoint here: {[reason for _, reason in found.broken]}"
+            f"{folder}: no valid checkpoint here: {[reason for _, reason in newest.broken]}"
         )
-    group = "ema" if any(found.path.glob("ema-*.safetensors")) else "trainable"
+    group = "ema" if any(newest.path.glob("ema-*.safetensors")) else "trainable"
     names = set(model.trainable_parameters())
     weights = {name: weight for name, weight in model.named_parameters() if name in names}
-    _copy_all(weights, checkpoint.read_tensors(found.path, group), found.path)
-    return found.step
+    _copy_all(weights, checkpoint.read_tensors(newest.path, group), newest.path)
+    return newest.step

@@ -250,9 +250,9 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     block casts its weights again anyway, and cached copies of all of them (4.7 GiB for Harmon-1.5B) would be useless.
     """
     capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    wanted = recipe.precision == "bf16" or (recipe.precision == "auto" and capable)
+    enabled = recipe.precision == "bf16" or (recipe.precision == "auto" and capable)
     keep = not recipe.activation_checkpointing
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted, cache_enabled=keep)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=keep)
 
 
 def gradient_norm(state: TrainState) -> float:

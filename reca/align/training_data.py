@@ -33,8 +33,8 @@ def feature_data(
     """
     tasks = recipe.active()
     generates, reads = {"reca", "t2i"} & set(tasks), "i2t" in tasks
-    draw = open_cache(_given(caches, "draw", "cache")) if generates else None
-    read = open_cache(_given(caches, "read", "cache")) if reads else None
+    draw = open_cache(_folder_of(caches, "draw", "cache")) if generates else None
+    read = open_cache(_folder_of(caches, "read", "cache")) if reads else None
     text_samples: Sequence[Sample] = []
     if "text" in tasks:
         source, folder = _role(sources, folders, Role.TEXT)
@@ -43,7 +43,7 @@ def feature_data(
     if draw is not None and "t2i" in tasks:
         captions = _captions(_samples(draw, *_role(sources, folders, Role.RECONSTRUCT)))
     questions = _samples(read, *_role(sources, folders, Role.ANSWER)) if read is not None else []
-    edited = open_cache(_given(caches, "edit", "cache")) if "edit" in tasks else None
+    edited = open_cache(_folder_of(caches, "edit", "cache")) if "edit" in tasks else None
     edits = []
     if edited is not None:
         source, folder = _role(sources, folders, Role.EDIT)
@@ -88,7 +88,7 @@ def edits_of(ids: Sequence[str], samples: Sequence[Sample], where: Path) -> list
     return edits
 
 
-def _given(folders: Mapping[str, Path], name: str, option: str) -> Path:
+def _folder_of(folders: Mapping[str, Path], name: str, option: str) -> Path:
     if name not in folders:
         raise ValueError(f"the recipe needs --{option} {name}=DIR, but got only {sorted(folders)}")
     return folders[name]
@@ -102,7 +102,7 @@ def _role(
         raise ValueError(
             f"the recipe reads data of role '{role}', but the configuration has only {sorted(sources)}; add data.{role}"
         )
-    return sources[role], _given(folders, role, "data")
+    return sources[role], _folder_of(folders, role, "data")
 
 
 def _samples(cache: FeatureCache, source: DataSource, folder: Path) -> list[Sample]:

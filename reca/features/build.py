@@ -211,10 +211,10 @@ def _finish_shards(
 
 
 # ---- completing ----------------------------------------------------------------------------------
-def _index(plan: Plan, found: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def _index(plan: Plan, records: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """Columns of the index; unreadable samples are added to the plan's `unreadable`."""
     places: dict[str, tuple[int, int] | str] = {}
-    for number, (shard, record) in enumerate(zip(plan.shards, found, strict=True)):
+    for number, (shard, record) in enumerate(zip(plan.shards, records, strict=True)):
         places |= {shard.images[row]: (number, at) for at, row in enumerate(record["kept"])}
         places |= {shard.images[int(row)]: reason for row, reason in record["faults"].items()}
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
@@ -228,27 +228,27 @@ def _index(plan: Plan, found: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return columns
 
 
-def _common_form(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _common_form(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Names, dtypes and shapes of the features, which all shards must share."""
-    forms = [record["features"] for record in found if record["kept"]]
+    forms = [record["features"] for record in records if record["kept"]]
     for form in forms:
         if form != forms[0]:
             raise ValueError(f"the encoder returned rows of different form: {forms[0]} and {form}")
     return forms[0] if forms else {}
 
 
-def _write(plan: Plan, found: Sequence[dict[str, Any]], workshop: Workshop, folder: Path) -> None:
+def _write(plan: Plan, records: Sequence[dict[str, Any]], workshop: Workshop, folder: Path) -> None:
     """Assemble shards, index and description."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     key, shards = plan.key, []
-    for number, record in enumerate(found):
+    for number, record in enumerate(records):
         file = f"features-{number:05d}.safetensors"
         workshop.place(record["key"], folder / file)
         timeless = {name: value for name, value in record.items() if name != "seconds"}
         shards.append({"file": file, "record": timeless})
-    columns = _index(plan, found)
+    columns = _index(plan, records)
     pq.write_table(pa.table(columns), folder / INDEX)
     about = {
         "covers": plan.covers,
@@ -256,7 +256,7 @@ def _write(plan: Plan, found: Sequence[dict[str, Any]], workshop: Workshop, fold
         "rows": len(columns["id"]),
         "shard_bytes": plan.shard_bytes,
         "shard_rows": plan.shard_rows,
-        "features": _common_form(found),
+        "features": _common_form(records),
         "shards": shards,
         "unreadable": plan.unreadable,
         "without_image": plan.without_image,
@@ -268,7 +268,7 @@ def _write(plan: Plan, found: Sequence[dict[str, Any]], workshop: Workshop, fold
 def _complete(
     encoder: Encoder,
     plan: Plan,
-    found: Sequence[dict[str, Any]],
+    records: Sequence[dict[str, Any]],
     workshop: Workshop,
     stage: artifacts.Stage,
 ) -> None:
@@ -276,12 +276,12 @@ def _complete(
     total = Corrupt(encoder.tally.total, encoder.tally.max_fraction)
     for fault in plan.unreadable:
         total.add(UnreadableSample(fault["id"], fault["reason"]))
-    for shard, record in zip(plan.shards, found, strict=True):
+    for shard, record in zip(plan.shards, records, strict=True):
         for row, reason in record["faults"].items():
             total.add(UnreadableSample(shard.images[int(row)], reason))
     with stage:
-        _write(plan, found, workshop, stage.staging)
-        seconds = {record["key"]: record["seconds"] for record in found}
+        _write(plan, records, workshop, stage.staging)
+        seconds = {record["key"]: record["seconds"] for record in records}
         stage.note(shard_seconds=seconds, encode_seconds=sum(seconds.values()))
 
 
@@ -391,11 +391,11 @@ def _build(
         (out / artifacts.MANIFEST).unlink(
             missing_ok=True
         )  # stale or damaged: must not be used again
-    found = _finish_shards(
+    records = _finish_shards(
         encoder, plan, workshop, lambda: _is_labelled(out, key, described), progress
     )
-    if found is None:
+    if records is None:
         return
     with workshop.lock("complete", wait=True):
         if not _is_current(out, key, described):
-            _complete(encoder, plan, found, workshop, stage)
+            _complete(encoder, plan, records, workshop, stage)

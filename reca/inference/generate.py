@@ -169,7 +169,7 @@ def answers(
         raise ValueError(f"{len(missing)} questions refer to missing images: {missing[0]}")
     found: dict[str, str] = {}
     with inference(model):
-        for batch in _alike(questions, batch_size):
+        for batch in _question_batches(questions, batch_size):
             columns = zip(*(question.image_ids for question in batch), strict=True)
             read = [_read(model, names, images) for names in columns]
             texts = [question.text for question in batch]
@@ -183,7 +183,9 @@ def answers(
     return {question.id: found[question.id] for question in questions}
 
 
-def _alike(questions: Sequence[Question], batch_size: int) -> Iterator[Sequence[Question]]:
+def _question_batches(
+    questions: Sequence[Question], batch_size: int
+) -> Iterator[Sequence[Question]]:
     """Batches of questions with equally many images; questions about the same images are adjacent."""
     by_count: dict[int, list[Question]] = {}
     for question in sorted(questions, key=lambda question: (question.image_ids, question.id)):

@@ -41,12 +41,12 @@ class ResumableImages:
         if sidecar is None or sidecar.get("recipe") != recipe:
             return False
         try:
-            whole = sha256_bytes(self.png(entry)) == sidecar.get("sha256")
+            intact = sha256_bytes(self.png(entry)) == sidecar.get("sha256")
         except OSError:
-            whole = False
-        if not whole:
+            intact = False
+        if not intact:
             _log.warning("%s: damaged; it is generated again", self._path(entry, "png"))
-        return whole
+        return intact
 
     def put(
         self, entry: Entry, image: Image, recipe: Mapping[str, Any], state: bytes | None = None

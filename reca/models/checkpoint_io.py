@@ -60,9 +60,9 @@ def load_foreign_beside(
 ) -> tuple[dict[str, Tensor], Any]:
     """As `load_foreign` with `inside`, and also the file's value under `beside` (None if absent)."""
     content = _opened(Path(path), sha256, False)
-    said = content.get(beside) if isinstance(content, dict) else None
+    extra = content.get(beside) if isinstance(content, dict) else None
     tensors = content.get(inside) if isinstance(content, dict) else content
-    return _flat_tensors(Path(path), tensors), said
+    return _flat_tensors(Path(path), tensors), extra
 
 
 def _opened(path: Path, sha256: str | None, allow_unpinned: bool) -> Any:

@@ -288,8 +288,10 @@ def reader_of_several(model: UnifiedModel) -> ReadsSeveral:
 
 def warn_truncated(rows: Sequence[Sequence[int]], end: int) -> None:
     """Log how many rows of generated ids reached their limit without `end`."""
-    if cut := [len(row) for row in rows if end not in row]:
-        _log.warning("%d of %d answers are truncated at %d tokens", len(cut), len(rows), max(cut))
+    if truncated := [len(row) for row in rows if end not in row]:
+        _log.warning(
+            "%d of %d answers are truncated at %d tokens", len(truncated), len(rows), max(truncated)
+        )
 
 
 def reconstruction_loss(

@@ -85,8 +85,8 @@ def assign_strictly(
         for official, tensor in _tensors(shard):
             check_weights(shard, [(official, tensor)])
             name, value = convert(official, tensor)
-            wanted = dtype(name)
-            _assign(module, name, value if wanted is None else value.to(wanted))
+            target_dtype = dtype(name)
+            _assign(module, name, value if target_dtype is None else value.to(target_dtype))
 
 
 _KINDS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64", "I32": "int32"}

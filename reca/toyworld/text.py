@@ -123,10 +123,10 @@ def exist_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
     """Asks whether an object of a colour and shape exists; about half of the answers are no, mostly by one word."""
     thing = _pick(scene.things, generator)
     colour, shape = thing.colour, thing.shape
-    wrong = generator.random()
-    if wrong < 0.25:
+    choice = generator.random()
+    if choice < 0.25:
         colour = str(generator.choice(COLOUR_NAMES))
-    elif wrong < 0.5:
+    elif choice < 0.5:
         shape = str(generator.choice(SHAPE_NAMES))
     found = any(t.colour == colour and t.shape == shape for t in scene.things)
     return f"is there a {colour} {shape} ?", "yes" if found else "no"
@@ -165,8 +165,8 @@ QUESTIONS = {
 
 def questions(scene: Scene, generator: np.random.Generator) -> dict[str, Turn]:
     """One question of every kind that the scene allows, by kind."""
-    asked = {kind: ask(scene, generator) for kind, ask in QUESTIONS.items()}
-    return {kind: turn for kind, turn in asked.items() if turn is not None}
+    questions = {kind: ask(scene, generator) for kind, ask in QUESTIONS.items()}
+    return {kind: turn for kind, turn in questions.items() if turn is not None}
 
 
 def image_conversation(scene: Scene, generator: np.random.Generator) -> list[Turn]:
@@ -185,7 +185,7 @@ def text_conversation(generator: np.random.Generator) -> list[Turn]:
     """Turns about a scene described in the first question, in the style of prompts: they teach words, not images."""
     scene = draw_scene(generator, count=int(generator.integers(1, 4)))
     things = [scene.things[i] for i in generator.permutation(len(scene.things))]
-    context, known = _told(scene, things, generator)
+    context, known = _context(scene, things, generator)
     answered = [turn for kind, turn in questions(scene, generator).items() if kind in known]
     turns = _some(answered, 2, generator)
     describes = generator.random() < 0.5
@@ -197,7 +197,7 @@ def text_conversation(generator: np.random.Generator) -> list[Turn]:
     return [(f"{context} . {question}", answer), *others]
 
 
-def _told(
+def _context(
     scene: Scene, things: Sequence[Thing], generator: np.random.Generator
 ) -> tuple[str, set[str]]:
     """A context in one of four styles, and the kinds of question that it answers."""

@@ -47,7 +47,7 @@ def recipe(**changes) -> Recipe:
 
 
 def run(folder: Path, **options):
-    """One sitting on a fresh toy model; gives the model and the summary."""
+    """One training session on a fresh toy model; returns the model and the summary."""
     changes = options.pop("changes", {})
     model = options.pop("model", None) or Toy()
     data = options.pop("data", None) or toy_data()

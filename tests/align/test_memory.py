@@ -104,7 +104,7 @@ def test_the_head_is_counted_and_computed_again(tmp_path, monkeypatch):
         found = plan.footprint(empty, recipe(activation_checkpointing=again), 0, half=False)
         estimate[again] = found.parts["activations (estimate)"]
     assert 0.5 < estimate[False] / kept[False] < 2
-    # the estimate has one block whole beside what is kept
+    # the estimate has one complete block in addition to the stored inputs
     assert kept[True] < estimate[True] < 3 * kept[True]
     assert kept[True] < kept[False] / 4  # not if shifts, scales and gates were kept
 

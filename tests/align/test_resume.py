@@ -34,7 +34,7 @@ def lines(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_three_sittings_equal_one(straight, tmp_path):
+def test_three_sessions_equal_one(straight, tmp_path):
     for end, resumed in ((3, 0), (10, 3), (STEPS, 10)):
         model, summary = run(tmp_path, stop_at=end)
         assert summary.resumed_from == resumed
@@ -58,7 +58,7 @@ def test_killed_run_continues_bit_for_bit(straight, tmp_path, reads):
 
 
 def test_killed_at_random_times(straight, tmp_path, campaign):
-    """Six kills of one run, which then ends as the undisturbed one; many runs in the full campaign."""
+    """Six kills of one run, which then ends like an uninterrupted run; many runs in the full campaign."""
     for number, chosen in enumerate(campaign.draws(1, full=15)):
         folder = tmp_path / str(number)
         for _ in range(6):

@@ -38,7 +38,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real pictures in a folder, each with a conversation beside it."""
+    """Real images in a folder, each with a conversation next to it."""
     folder = tmp_path_factory.mktemp("photographs")
     for place, names in PHOTOGRAPHS.items():
         package, _, inside = place.partition("/")

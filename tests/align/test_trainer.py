@@ -244,7 +244,7 @@ def test_load_trained_gives_the_result_of_the_run(tmp_path):
         load_trained(tmp_path / "nothing", fresh)
 
 
-def test_weights_that_the_model_lacks_are_refused(tmp_path):
+def test_weights_missing_from_the_model_are_refused(tmp_path):
     model = Toy()
     model.trainable_parameters = lambda: ["head.weight", "tail.weight"]
     with pytest.raises(ValueError, match=r"missing in the model: \['tail.weight'\]"):

@@ -1,4 +1,4 @@
-"""Started by torchrun in test_distributed.py: a sharded run in two sittings; rank 0 writes what it got."""
+"""Started by torchrun in test_distributed.py: a sharded run in two sessions; rank 0 writes the result."""
 
 from __future__ import annotations
 

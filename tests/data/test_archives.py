@@ -105,7 +105,7 @@ def test_damaged_members_are_unreadable_images(tmp_path):
     assert grey(folder.read("2.png", "s")) == 2
 
 
-def test_a_tar_cut_off_behind_its_index_is_noticed(tmp_path):
+def test_a_tar_truncated_after_indexing_is_noticed(tmp_path):
     path = tmp_path / "a.tar"
     pack_tar(path, {"1.png": png(1)})
     folder = ImageFolder(tmp_path)

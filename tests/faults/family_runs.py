@@ -18,10 +18,10 @@ from tests.models import bagel_tiny, harmon_tiny, showo_tiny
 
 FAMILIES = {"showo": showo_tiny, "harmon": harmon_tiny, "bagel": bagel_tiny}
 PROMPTS = ["describe the image", "what are on the image ?"]
-# 8 pictures, 2 a micro-batch, 2 micro-batches a step: an epoch is 2 steps of 2 reads each
+# 8 images, 2 per micro-batch, 2 micro-batches per step: an epoch is 2 steps of 2 reads each
 STEPS, PICTURES = 5, 8
 CUTS = {"inside an accumulation": 6, "inside an epoch": 7, "between two epochs": 9}
-"""The read at which the process is killed; the checkpoint of the step before is there."""
+"""The read at which the process is killed; the checkpoint of the previous step exists."""
 
 
 def recipe(family: str) -> Recipe:

@@ -37,7 +37,7 @@ KINDS = (
     Kind("R1", TRAINING, "SIGKILL of training at a random moment or inside an accumulation",
          "the resumed run equals an uninterrupted one bit for bit: losses, weights, moments, averages",
          tests("align/test_resume", "killed_at_random_times", "killed_run_continues_bit_for_bit",
-               "three_sittings_equal_one")),
+               "three_sessions_equal_one")),
     Kind("R1", TRAINING, "SIGKILL of each model family inside an accumulation, inside an epoch, between epochs",
          "the resumed run equals an uninterrupted one bit for bit",
          tests("faults/test_family_kills", "killed_families_resume_bit_for_bit")
@@ -68,7 +68,7 @@ KINDS = (
          "rejected with the changed fields",
          tests("align/test_resume", "resume_of_another_run_is_refused_by_field",
                "two_processes_do_not_train_in_one_folder")
-         + tests("align/test_trainer", "weights_that_the_model_lacks_are_refused")),
+         + tests("align/test_trainer", "weights_missing_from_the_model_are_refused")),
     Kind("R7", TRAINING, "purging of old checkpoints: broken newer names, failing removal",
          "the only complete checkpoint is kept",
          tests("align/test_checkpoint", "keeps_the_last_k", "failed_purge_is_survived_and_done_later",
@@ -81,12 +81,12 @@ KINDS = (
     # ---- stages ----------------------------------------------------------------------------------
     Kind("R1", STAGES, "SIGKILL during generation or answering, at each write",
          "no finished image is generated again; output equals an uninterrupted run's",
-         tests("faults/test_stage_kills", "killed_drawing_goes_on", "killed_answering_goes_on")
+         tests("faults/test_stage_kills", "killed_generation_resumes", "killed_answering_resumes")
          + tests("inference/test_resume", "a_kill_inside_a_batch_changes_no_byte_and_repeats_no_picture")),
     Kind("D4", STAGES, "SIGKILL while a cache of features is built, at each file operation",
          "the next build resumes; the cache equals that of an uninterrupted build",
-         tests("faults/test_stage_kills", "killed_cache_building_goes_on")
-         + tests("features/test_build", "a_killed_build_goes_on_where_it_was")),
+         tests("faults/test_stage_kills", "killed_cache_build_resumes")
+         + tests("features/test_build", "a_killed_build_resumes_where_it_was")),
     Kind("D4", STAGES, "four processes build one cache at the same time",
          "one complete cache",
          tests("features/test_build", "four_writers_give_one_cache")),
@@ -122,7 +122,7 @@ KINDS = (
                "the_run_record_of_an_older_reca_is_counted_and_that_of_another_stage_is_named")),
     Kind("R5", STAGES, "truncated and lost images and rows of unfinished work",
          "computed again or rejected, never trusted",
-         tests("inference/test_resume", "only_whole_pictures_of_the_recipe_count",
+         tests("inference/test_resume", "only_complete_images_of_the_recipe_count",
                "rows_survive_a_torn_end_and_foreign_rows_are_named")),
     Kind("W4", STAGES, "a killed writer's staging folder",
          "removed by the next writer of that output only",
@@ -144,7 +144,7 @@ KINDS = (
                "too_many_corrupt_pictures_stop_the_run_at_the_first_one_too_many",
                "by_default_one_in_a_thousand_may_be_corrupt")
          + tests("features/test_build", "unreadable_images_are_counted_and_left_out", "too_many_unreadable_images_fail",
-                 "the_limit_counts_over_sittings")),
+                 "the_limit_counts_across_sessions")),
     Kind("D3", DATA, "unusual but valid images: CMYK, 16 bits, palettes, animations, rotations, 1 x 1, 20,000 x 2",
          "the defined pixels",
          tests("core/test_images", "every_mode_becomes_rgb", "cmyk_jpeg_keeps_its_colours",

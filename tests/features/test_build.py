@@ -212,7 +212,7 @@ def test_too_many_unreadable_images_fail(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_the_limit_counts_over_sittings(tmp_path):
+def test_the_limit_counts_across_sessions(tmp_path):
     """Shards that were finished under a generous limit do not pass a strict one."""
     dataset = Pictures(10, {1: Sample("torn", png(3)[:60]), 9: Sample("empty", b"")})
     make(tmp_path / "c", dataset=dataset, max_unreadable=0.5)
@@ -292,15 +292,15 @@ KILLED = """
 """
 
 
-def test_a_killed_build_goes_on_where_it_was(tmp_path):
+def test_a_killed_build_resumes_where_it_was(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(KILLED), tmp_path / "c", tmp_path / "w"]
     assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == -signal.SIGKILL
     assert not (tmp_path / "c").exists()
     model = DrawingToy()
     make(tmp_path / "c", model, work=tmp_path / "w")
     assert model.encoded == 1 + 2  # the size of a row, and the last shard
-    make(tmp_path / "undisturbed")
-    assert hashes(tmp_path / "c") == hashes(tmp_path / "undisturbed")
+    make(tmp_path / "uninterrupted")
+    assert hashes(tmp_path / "c") == hashes(tmp_path / "uninterrupted")
     assert not (tmp_path / "w").exists()
 
 
@@ -319,8 +319,8 @@ def test_a_damaged_shard_of_unfinished_work_is_encoded_again(tmp_path):
     model = DrawingToy()
     make(tmp_path / "c", model, work=tmp_path / "w")
     assert model.encoded == 1 + 2 + 4
-    make(tmp_path / "undisturbed")
-    assert hashes(tmp_path / "c") == hashes(tmp_path / "undisturbed")
+    make(tmp_path / "uninterrupted")
+    assert hashes(tmp_path / "c") == hashes(tmp_path / "uninterrupted")
 
 
 # ---- bad disks -----------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_a_damaged_cache_is_repaired_by_the_next_build(tmp_path):
 def test_a_full_disk_gives_one_clear_error_and_no_cache(tmp_path, monkeypatch, campaign):
     """The disk fills up at each fsync of a build in turn; the next build goes on from there."""
     real, dataset = os.fsync, Pictures(6)
-    make(tmp_path / "undisturbed", dataset=dataset)
+    make(tmp_path / "uninterrupted", dataset=dataset)
     for point in range(100):
         calls = iter(range(1000))
 
@@ -381,7 +381,7 @@ def test_a_full_disk_gives_one_clear_error_and_no_cache(tmp_path, monkeypatch, c
         if (folder / "manifest.json").exists():  # only the folder's own fsync failed
             open_cache(folder, verify=True)
         make(folder, dataset=dataset)
-        assert hashes(folder) == hashes(tmp_path / "undisturbed")
+        assert hashes(folder) == hashes(tmp_path / "uninterrupted")
         campaign.count(1)
     assert point >= 12
 

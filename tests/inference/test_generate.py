@@ -79,7 +79,7 @@ def test_guidance_levels_share_noise_and_lie_apart(tmp_path):
     assert recipes[0]["generator"] == recipes[1]["generator"] == ["toy", "p0", 0, 7]
 
 
-def test_the_recipe_tells_how_a_picture_was_drawn(tmp_path):
+def test_the_recipe_describes_how_an_image_was_generated(tmp_path):
     sampling = Sampling(guidance=2.0, steps=3, temperature=0.5, options={"rule": "linear"})
     pictures, _ = draw(tmp_path / "s.tar", sampling=sampling, prompts=PROMPTS[:1])
     assert pictures.recipe("p0") == {
@@ -125,8 +125,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     model = DrawingToy()
     _, drawn = draw(out, model, work=work, batch_size=2)
     assert drawn == model.drawn == 2
-    draw(tmp_path / "undisturbed.tar")
-    assert sha256_file(out) == sha256_file(tmp_path / "undisturbed.tar")
+    draw(tmp_path / "uninterrupted.tar")
+    assert sha256_file(out) == sha256_file(tmp_path / "uninterrupted.tar")
 
 
 def test_another_batch_size_keeps_what_is_there(tmp_path):
@@ -134,8 +134,8 @@ def test_another_batch_size_keeps_what_is_there(tmp_path):
     draw(tmp_path / "a.tar", prompts=PROMPTS[:4], work=work, batch_size=4)
     _, drawn = draw(tmp_path / "b.tar", model, work=work, batch_size=2)
     assert (drawn, model.drawn) == (2, 4)  # by length the new ones are in two of the three batches
-    draw(tmp_path / "undisturbed.tar")
-    assert sha256_file(tmp_path / "b.tar") == sha256_file(tmp_path / "undisturbed.tar")
+    draw(tmp_path / "uninterrupted.tar")
+    assert sha256_file(tmp_path / "b.tar") == sha256_file(tmp_path / "uninterrupted.tar")
 
 
 @pytest.mark.parametrize("change", ["model", "seed", "code", "guidance", "text", "damage"])
@@ -164,7 +164,7 @@ def test_equal_prompt_ids_are_refused(tmp_path):
         draw(tmp_path / "s.tar", prompts=[PROMPTS[0], PROMPTS[0]])
 
 
-def test_a_prompt_id_that_is_no_file_name_stops_before_anything_is_drawn(tmp_path):
+def test_an_invalid_prompt_id_stops_before_anything_is_generated(tmp_path):
     model = DrawingToy()
     with pytest.raises(ValueError, match="is not a valid key"):
         draw(tmp_path / "s.tar", model, prompts=[Prompt("../../x", "word", "task")])
@@ -280,7 +280,7 @@ def test_only_the_schedule_of_processes_depends_on_their_number(tmp_path):
 
 
 @pytest.mark.parametrize("schedule", ["prompt_reset", "process"])
-def test_a_sequence_with_gaps_is_filled_by_the_states_behind_its_pictures(tmp_path, schedule):
+def test_a_sequence_with_gaps_is_filled_from_the_saved_states(tmp_path, schedule):
     first = scheduled(tmp_path / "a.tar", schedule, work=tmp_path / "work")
     kept = sorted((tmp_path / "work").rglob("*.png"))
     for number in (0, 1, 7, 16):
@@ -303,7 +303,7 @@ class Editor(DrawingToy):
         return made
 
 
-def test_edits_know_their_source_and_go_on_after_a_cut(tmp_path):
+def test_edits_know_their_source_and_resume(tmp_path):
     edits = [(prompt, png(i)) for i, prompt in enumerate(PROMPTS)]
 
     def drawn(path, edits, size):

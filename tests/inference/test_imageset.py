@@ -91,7 +91,7 @@ def test_a_picture_written_twice_is_refused_and_leaves_nothing(tmp_path, contain
 
 
 @pytest.mark.parametrize("container", ["tar", "folder"])
-def test_a_new_set_replaces_the_old_one_whole(tmp_path, container):
+def test_a_new_set_replaces_the_old_one_completely(tmp_path, container):
     write(tmp_path / "set", container, count=3)
     write(tmp_path / "set", container, count=1)
     assert len(ImageSet(tmp_path / "set")) == 1

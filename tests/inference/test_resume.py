@@ -77,8 +77,8 @@ def test_a_kill_inside_a_batch_changes_no_byte_and_repeats_no_picture(
     assert draw(model, out, schedule, work=work) == 7
     assert finished.stat().st_mtime_ns == stamp
     assert not caplog.records  # what the pass made again of the finished picture was the same
-    draw(model, tmp_path / "undisturbed.tar", schedule)
-    assert sha256_file(out) == sha256_file(tmp_path / "undisturbed.tar")
+    draw(model, tmp_path / "uninterrupted.tar", schedule)
+    assert sha256_file(out) == sha256_file(tmp_path / "uninterrupted.tar")
 
 
 def test_a_finished_picture_that_would_come_out_otherwise_stays_and_is_told(tmp_path, caplog):
@@ -94,7 +94,7 @@ def test_a_finished_picture_that_would_come_out_otherwise_stays_and_is_told(tmp_
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "no sidecar", "half a sidecar", "other recipe"])
-def test_only_whole_pictures_of_the_recipe_count(tmp_path, harm):
+def test_only_complete_images_of_the_recipe_count(tmp_path, harm):
     kept, entry = ResumableImages(tmp_path), Entry("p/q", 3)
     kept.put(entry, Image.new("RGB", (8, 8), "red"), {"seed": 1}, state=b"state")
     assert kept.has(entry, {"seed": 1}) and kept.state(entry) == b"state"

@@ -183,7 +183,7 @@ def test_there_are_200_shapes() -> None:
 
 @pytest.mark.parametrize("implementation", BOTH)
 def test_autocast_casts_mixed_types_as_sdpa_does(implementation: str) -> None:
-    """LayerNorm and rotary embeddings leave q and k in fp32 beside a v in autocast's type (Show-o)."""
+    """LayerNorm and rotary embeddings leave q and k in fp32 while v is in autocast's dtype (Show-o)."""
     layout = Layout.packed([[("causal", 9)]], DEVICE)
     shapes = {"q": (torch.float32, 4), "k": (torch.float32, 2), "v": (torch.bfloat16, 2)}
     leaves = {

@@ -488,7 +488,7 @@ def test_the_package_stands_alone() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 9), (33, 40, 31), (64, 1, 32)])
-def test_nothing_is_written_beside_the_result(shape: tuple[int, int, int]) -> None:
+def test_nothing_is_written_next_to_the_result(shape: tuple[int, int, int]) -> None:
     """The product writes into the middle of a larger tensor, whose rest must not change."""
     from reca_kernels.product import product as multiply
 

@@ -50,7 +50,7 @@ def test_key_masks_of_harmon_openuni_and_janus(name: str) -> None:
 
 
 def test_harmons_cached_prefix() -> None:
-    # step k of the sampler asks with the visible tokens behind a prompt that has pads in its middle
+    # step k of the sampler has the visible tokens as queries, after a prompt with padding in its middle
     prompt = STORED["harmon:sample_step_cfg:attention_mask"]
     keys = STORED["harmon:sample_step_cfg:step0/llm_attention_mask"]
     batch, length, first = *keys.shape, prompt.shape[1]
@@ -133,7 +133,7 @@ def check_tiles(layout: Layout, rows: int, columns: int, by_key: bool) -> None:
     tiles, dense = layout.tiles(rows, columns, by_key), layout.dense()
     queries, keys = dense.shape
     height, width = -(-queries // rows), -(-keys // columns)
-    # rows behind the last are never stored: they may count as seen; keys behind the last may not
+    # rows after the last are never stored, so they may count as visible; keys after the last may not
     some, full = torch.zeros(height, width).bool(), torch.zeros(height, width).bool()
     for i in range(height):
         for j in range(width):

@@ -143,7 +143,7 @@ def test_a_family_that_cannot_edit_says_so(tmp_path):
 
 # ---- a user's own folder of edits ----------------------------------------------------------------
 def own_folder(root: Path, **changes: object) -> Path:
-    """Pictures in a folder: `<stem>.json` beside a picture says what was done to which other one."""
+    """Images in a folder: `<stem>.json` next to an image has the instruction and the source."""
     root.mkdir()
     pictures = tiny.pictures(4)
     for number, name in enumerate(("one.png", "two.png", "one-edited.png", "two-edited.png")):

@@ -1,4 +1,4 @@
-"""BAGEL behind the contract: features, losses, what is trained, drawing, editing, answers."""
+"""BAGEL's implementation of the contract: features, losses, trainable weights, generation, editing, answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Harmon behind the contract: features, losses with their draws, pictures, answers, model folders."""
+"""Harmon's implementation of the contract: features, losses and their noise, images, answers, model folders."""
 
 from __future__ import annotations
 
@@ -399,7 +399,7 @@ def test_answers_stop_and_do_not_depend_on_their_batch(model: HarmonModel) -> No
 
 
 def test_greedy_answers_are_the_training_forwards_argmax(model: HarmonModel) -> None:
-    """Token by token with kept keys equals one pass over question and answer."""
+    """Token by token with cached keys equals one pass over question and answer."""
     read = model.encode(tiny.pictures(1), "read")
     question = "how many ?"
     answer = model.answer([question], read, max_new_tokens=4)[0]

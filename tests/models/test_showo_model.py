@@ -191,7 +191,7 @@ def test_a_picture_does_not_depend_on_its_batch(
 def test_prefix_reuse_equals_the_whole_forward(
     model: ShowoModel, drawn: dict[str, torch.Tensor]
 ) -> None:
-    """The logits behind the cached prefix are those of the training forward on the same ids."""
+    """The logits after the cached prefix are those of the training forward on the same ids."""
     noise = model.sample_noise(2, generator("prefix"))
     masked, n = noise.masked, model.config.num_vq_tokens
     for condition in (model.condition(CAPTIONS), model.condition(PROMPTS, drawn)):

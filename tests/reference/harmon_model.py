@@ -64,7 +64,7 @@ def rows_of(ids: Tensor, mask: Tensor) -> list[list[int]]:
 
 
 def with_image(ids: Sequence[int]) -> list[int]:
-    """A prompt that has no placeholder yet, with one behind three tokens."""
+    """A prompt without a placeholder, with one inserted after three tokens."""
     return [*ids[:IMAGE_AT], IMAGE, *ids[IMAGE_AT:]]
 
 

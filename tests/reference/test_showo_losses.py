@@ -63,7 +63,7 @@ class Case:
         return MaskNoise(t, u, self.stored.get("t2i.cond_dropout_uniform", torch.ones_like(t)))
 
     def recon_prompts(self) -> list[list[int]]:
-        """The stand-in prompts, read back from the stored ids: from behind eoi to the last eos."""
+        """The placeholder prompts, read back from the stored ids: from after eoi to the last eos."""
         ids, prompts = self.config.ids, []
         for row in self.stored["recon.input_ids"].tolist():
             text = row[row.index(ids.eoi) + 1 : len(row) - self.config.num_vq_tokens - 2]

@@ -77,7 +77,7 @@ class LlavaDataset:
     def fingerprint(self) -> str:
         """Hash of the JSON file, every archive, and every image file that it refers to."""
         images = dict.fromkeys(image for _, image, _ in self.entries)
-        found = {}
+        sources = {}
         for first, folder in self.folders.items():
             names = [rest for own, rest in map(self._place, images) if own == first]
             loose = [name for name in names if (folder.root / name).is_file()]
@@ -120,9 +120,9 @@ class LlavaDataset:
     @property
     def left_out(self) -> dict[str, list[str]]:
         """Names of the entries that are not used, by reason."""
-        found = {"entries without an image": self.text_only}
-        found["malformed entries"] = [f"{name}: {reason}" for name, reason in self.malformed]
-        return {reason: names for reason, names in found.items() if names}
+        skipped = {"entries without an image": self.text_only}
+        skipped["malformed entries"] = [f"{name}: {reason}" for name, reason in self.malformed]
+        return {reason: names for reason, names in skipped.items() if names}
 
     def _check(self, total: int, max_malformed: float) -> None:
         if self.malformed:
@@ -152,17 +152,17 @@ def pair_turns(turns: Any, name: str = "conversation") -> Conversation:
         raise UnreadableText(name, "the conversation is not a list of turns")
     speakers = [turn.get("from") for turn in turns]
     first = next((at for at, speaker in enumerate(speakers) if speaker in ASKS), len(turns))
-    asked, answered = turns[first::2], turns[first + 1 :: 2]
-    if not asked or len(asked) != len(answered):
+    questions, answers = turns[first::2], turns[first + 1 :: 2]
+    if not questions or len(questions) != len(answers):
         raise UnreadableText(name, f"{len(turns)} turns do not make question and answer pairs")
-    expected = [kind for _ in asked for kind in (ASKS, ANSWERS)]
+    expected = [kind for _ in questions for kind in (ASKS, ANSWERS)]
     for speaker, allowed in zip(speakers[first:], expected, strict=True):
         if speaker not in allowed:
             shown = repr(speaker)[:40] if isinstance(speaker, str) else kind_of(speaker)
             raise UnreadableText(name, f"speakers do not alternate: {shown} is not {allowed[0]!r}")
     return [
         (_question(question, name), _value(answer, name))
-        for question, answer in zip(asked, answered, strict=True)
+        for question, answer in zip(questions, answers, strict=True)
     ]
 
 
@@ -187,11 +187,11 @@ def _image_name(value: Any) -> str:
 def _single_json(path: Path) -> Path:
     if path.is_file():
         return path
-    found = sorted(file for file in path.glob("*.json") if not file.name.startswith("."))
-    found = [file for file in found if file.name not in ("manifest.json", "run.json")]
-    if len(found) != 1:
-        raise ValueError(f"{path}: expected one JSON file of conversations, found {len(found)}")
-    return found[0]
+    files = sorted(file for file in path.glob("*.json") if not file.name.startswith("."))
+    files = [file for file in files if file.name not in ("manifest.json", "run.json")]
+    if len(files) != 1:
+        raise ValueError(f"{path}: expected one JSON file of conversations, found {len(files)}")
+    return files[0]
 
 
 def _load(path: Path) -> list[Any]:

@@ -28,9 +28,9 @@ class Metadata:
 
     def read(self, path: Path, root: Path) -> None:
         """Add the lines of one file; ValueError if it cannot be read."""
-        folder, here = path.parent.relative_to(root), path.relative_to(root).as_posix()
+        folder, table = path.parent.relative_to(root), path.relative_to(root).as_posix()
         for number, line in json_lines(path, MAX_BYTES):
-            place = f"{here}:{number}"
+            place = f"{table}:{number}"
             try:
                 row = record_in_file(line, place, "the line")
                 name = relative_name(row.pop(FILE_NAME, None), FILE_NAME)

@@ -44,7 +44,7 @@ class ParquetDataset:
             explicit one may not. Images are raw bytes or the Hub's struct of `bytes` and `path`.
             Null in the caption or conversations column means that the row has none.
         extra: columns to store in `Sample.extra`; default: all others.
-        cache_mib: MiB of decoded row groups kept in memory. A row group is decoded as a whole, so
+        cache_mib: MiB of decoded row groups kept in memory. A row group is decoded at once, so
             random access is fast while the columns that it reads fit; larger files are better read
             in order. The last four used are kept whatever their size.
         row_groups: number of row groups to keep, in place of the bound in bytes.
@@ -170,10 +170,10 @@ def parse_conversations(value: Any, name: str) -> list[Conversation]:
         raise UnreadableText(name, f"the conversations are {kind_of(turns)}, not a list")
     if isinstance(turns[0], dict):
         return [pair_turns(turns, name)]
-    found = [[_pair(turn, name) for turn in _list(one, name)] for one in turns]
-    if not all(found):
+    parsed = [[_pair(turn, name) for turn in _list(one, name)] for one in turns]
+    if not all(parsed):
         raise UnreadableText(name, "a conversation has no turns")
-    return found
+    return parsed
 
 
 def _parsed(text: str, name: str) -> Any:
@@ -209,10 +209,10 @@ def _image_bytes(value: Any, name: str) -> bytes | None:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(path.rglob("*.parquet"), key=lambda file: natural_key(file.as_posix()))
-    if not found:
+    files = sorted(path.rglob("*.parquet"), key=lambda file: natural_key(file.as_posix()))
+    if not files:
         raise ValueError(f"{path}: no *.parquet in this folder")
-    return found
+    return files
 
 
 def _row_groups(files: list[Path]) -> list[tuple[Path, int, int]]:

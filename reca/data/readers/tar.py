@@ -174,8 +174,8 @@ def read_member(shard: Path, member: Member, sample: str) -> bytes:
     start, length = member.header, member.offset - member.header
     try:
         with open(shard, "rb", buffering=0) as file:
-            whole = os.fstat(file.fileno()).st_size >= member.offset + member.size
-            data = os.pread(file.fileno(), length + member.size, start) if whole else b""
+            complete = os.fstat(file.fileno()).st_size >= member.offset + member.size
+            data = os.pread(file.fileno(), length + member.size, start) if complete else b""
     except OSError as fault:
         raise UnreadableImage(sample, f"{shard.name}: {fault.strerror}") from fault
     if len(data) != length + member.size:
@@ -190,13 +190,13 @@ def read_member(shard: Path, member: Member, sample: str) -> bytes:
 def _begins(header: bytes, member: Member) -> bool:
     """Whether this is the header of this member."""
     try:
-        found = tarfile.TarFile(fileobj=io.BytesIO(header)).next()
+        info = tarfile.TarFile(fileobj=io.BytesIO(header)).next()
     except (tarfile.TarError, ValueError):
         return False
-    if found is None:
+    if info is None:
         return False
-    name = PurePosixPath(found.name).as_posix()
-    return (name, found.size, found.offset_data) == (member.name, member.size, len(header))
+    name = PurePosixPath(info.name).as_posix()
+    return (name, info.size, info.offset_data) == (member.name, member.size, len(header))
 
 
 def scan(shard: Path, max_member_bytes: int) -> Iterator[Member]:
@@ -226,7 +226,7 @@ def _checked_name(shard: Path, member: tarfile.TarInfo, total: int, limit: int) 
     """The member's normalised name, if it is a plain file (or folder) inside the archive and not too large."""
 
     def refuse(reason: str) -> ValueError:
-        return ValueError(f"{shard}: member {member.name!r} {reason}; refusing the shard")
+        return ValueError(f"{shard}: member {member.name!r} {reason}; the shard is rejected")
 
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
@@ -252,10 +252,10 @@ def _check_end(shard: Path, end: int) -> None:
 def _shards(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(path.glob("*.tar"), key=lambda shard: natural_key(shard.name))
-    if not found:
+    shards = sorted(path.glob("*.tar"), key=lambda shard: natural_key(shard.name))
+    if not shards:
         raise ValueError(f"{path}: no *.tar in this folder")
-    return found
+    return shards
 
 
 def _by_key(shard: Path, members: list[list]) -> dict[str, dict[str, Member]]:

@@ -147,14 +147,14 @@ def clean_block(network: Bagel, latents: Tensor) -> Block:
 
 def condition_blocks(network: Bagel, condition: Condition) -> list[Block]:
     """The prefix of a generated image: understanding embeddings, then text, if present."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     if condition.seen is not None:
         if condition.grid is None:
             raise ValueError("a VAE condition has gen tokens; set network.options.step: packed")
-        found.append(vit_block(network, condition.seen, condition.grid))
+        blocks.append(vit_block(network, condition.seen, condition.grid))
     if any(text is not None for text in condition.texts):
-        found.append(text_block(network, condition.texts))
-    return found
+        blocks.append(text_block(network, condition.texts))
+    return blocks
 
 
 def markers(network: Bagel, rows: int) -> Tensor:

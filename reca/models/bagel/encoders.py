@@ -76,14 +76,14 @@ class Reader:
         if use == "read":
             return self.read(network, images, size)
         squares = [vision.central_square(image) for image in images]
-        found: Features = {"target": self.moments(vae, squares, self.config.resolution)}
+        features: Features = {"target": self.moments(vae, squares, self.config.resolution)}
         if use == "edit":
-            return found | self.read(network, squares, self.config.edit_size)
+            return features | self.read(network, squares, self.config.edit_size)
         side = self.config.condition_resolution
         if self.options.condition == "vae":
-            found["understanding"] = self.moments(vae, squares, side)
-            return found
-        return found | self.read(network, squares, ImageSize(side, side))
+            features["understanding"] = self.moments(vae, squares, side)
+            return features
+        return features | self.read(network, squares, ImageSize(side, side))
 
     def moments(self, vae: FrozenVae, squares: Sequence[Image], side: int) -> Tensor:
         """VAE moments [B, 2C, h, w] of square images at one side."""

@@ -123,10 +123,10 @@ def guided(branches: Branches, options: FlowOptions) -> Tensor:
 def _scale(v: Tensor, guided_v: Tensor, options: FlowOptions, per_token: bool) -> Tensor:
     """Factor that limits the guided velocity to the norm of `v` [B, N, C]; [B, 1 or N, 1]."""
     axes = [-1] if per_token else [-2, -1] if options.norm_over == "image" else [-3, -2, -1]
-    found, wanted = (
+    norm, target_norm = (
         torch.linalg.vector_norm(part, dim=axes, keepdim=True) for part in (guided_v, v)
     )
-    return (wanted / (found + _TINY)).clamp(min=options.renorm_min, max=1.0)
+    return (target_norm / (norm + _TINY)).clamp(min=options.renorm_min, max=1.0)
 
 
 Velocity = Callable[[Tensor, float, bool], Branches]
@@ -254,10 +254,10 @@ def thinking_contexts(
     seen = condition_blocks(network, replace(condition, texts=[None] * rows))
     if seen:
         start, _ = extend(network, start, seen, frozen=True)
-    asked, _ = extend(network, start, [text_block(network, condition.texts)], frozen=True)
-    thoughts = decoding.answers(greedy(network, asked, most), model.text, rows)
+    prompted, _ = extend(network, start, [text_block(network, condition.texts)], frozen=True)
+    thoughts = decoding.answers(greedy(network, prompted, most), model.text, rows)
     thought = text_block(network, model.text.ids(thoughts))
-    full, _ = extend(network, asked, [thought], frozen=True)
+    full, _ = extend(network, prompted, [thought], frozen=True)
     return [full, start], thoughts
 
 
@@ -329,15 +329,15 @@ def editing_contexts(
     options: FlowOptions,
 ) -> list[Context]:
     """[VAE][ViT][text], [VAE][ViT] and, with image guidance, [text]; only those that guidance needs."""
-    nothing, told = empty(network, len(texts)), text_block(network, texts)
+    nothing, instruction = empty(network, len(texts)), text_block(network, texts)
     without_text, _ = extend(network, nothing, [clean_block(network, clean)], frozen=True)
     without_text, _ = extend(network, without_text, [vit], frozen=True)
-    full, _ = extend(network, without_text, [told], frozen=True)
+    full, _ = extend(network, without_text, [instruction], frozen=True)
     if not options.is_guided:
         return [full]
     if not options.uses_image_branch:
         return [full, without_text]
-    return [full, without_text, extend(network, nothing, [told], frozen=True)[0]]
+    return [full, without_text, extend(network, nothing, [instruction], frozen=True)[0]]
 
 
 # ---- text --------------------------------------------------------------------------------------

@@ -38,12 +38,14 @@ class TextFrontEnd(common.TextFrontEnd):
     def check(self, where: str) -> None:
         """Raise ValueError unless the tokenizer has the network's marker ids."""
         special, most = self.config.special, self.config.llm.vocab_size
-        wanted = {mark: getattr(special, name) for name, mark in MARKS.items()}
-        wrong = {m: i for m, i in wanted.items() if self.tokenizer.convert_tokens_to_ids(m) != i}
-        if wrong or len(self.tokenizer) > most:
+        expected = {mark: getattr(special, name) for name, mark in MARKS.items()}
+        mismatched = {
+            m: i for m, i in expected.items() if self.tokenizer.convert_tokens_to_ids(m) != i
+        }
+        if mismatched or len(self.tokenizer) > most:
             raise ValueError(
-                f"{where}: the tokenizer has {len(self.tokenizer)} entries, this BAGEL needs {wrong or wanted} in "
-                f"at most {most}; use the tokenizer that this model was trained with"
+                f"{where}: the tokenizer has {len(self.tokenizer)} entries, this BAGEL needs "
+                f"{mismatched or expected} in at most {most}; use the tokenizer that this model was trained with"
             )
 
     def conversation(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:

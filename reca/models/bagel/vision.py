@@ -65,17 +65,17 @@ def central_square(image: Image) -> Image:
 
 def patchify(pixels: Tensor, patch: int) -> Tensor:
     """[..., C, H, W] -> [..., P, patch * patch * C] in raster order; each row is (row, column, channel) of a patch."""
-    cut = pixels.unflatten(-2, (-1, patch)).unflatten(-1, (-1, patch))  # ... C h p w q
-    cut = cut.movedim(-5, -1)  # ... h p w q C
-    cut = cut.transpose(-4, -3)  # ... h w p q C
-    return cut.flatten(-3).flatten(-3, -2)
+    patches = pixels.unflatten(-2, (-1, patch)).unflatten(-1, (-1, patch))  # ... C h p w q
+    patches = patches.movedim(-5, -1)  # ... h p w q C
+    patches = patches.transpose(-4, -3)  # ... h w p q C
+    return patches.flatten(-3).flatten(-3, -2)
 
 
 def unpatchify(rows: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """The inverse of `patchify` for a grid (rows, columns): [..., P, patch * patch * C] -> [..., C, H, W]."""
-    cut = rows.unflatten(-2, grid).unflatten(-1, (patch, patch, -1))  # ... h w p q C
-    cut = cut.transpose(-4, -3).movedim(-1, -5)  # ... C h p w q
-    return cut.flatten(-4, -3).flatten(-2)
+    patches = rows.unflatten(-2, grid).unflatten(-1, (patch, patch, -1))  # ... h w p q C
+    patches = patches.transpose(-4, -3).movedim(-1, -5)  # ... C h p w q
+    return patches.flatten(-4, -3).flatten(-2)
 
 
 def position_ids(grid: tuple[int, int], side: int) -> Tensor:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 def digest(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> str:
     """Hex sha256 of JSON-serialisable options and of the names, dtypes, shapes and bytes of tensors."""
-    found = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    hasher = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        hasher.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 class Fingerprints:

@@ -94,8 +94,8 @@ class FamilyModel(UnifiedModel):
         """Load a checkpoint strictly into the file's module and other modules that it contains; returns their roles."""
         tensors, loaded = read(path, sha256, allow_unpinned), set()
         for file in self.weight_files():
-            held = [name for name in tensors if file.inside and name.startswith(file.inside)]
-            own = {name.removeprefix(file.inside): tensors.pop(name) for name in held}
+            names = [name for name in tensors if file.inside and name.startswith(file.inside)]
+            own = {name.removeprefix(file.inside): tensors.pop(name) for name in names}
             if file.role == role and not own:
                 own = tensors
             if own:
@@ -117,9 +117,9 @@ class FamilyModel(UnifiedModel):
         files = {file.role: file for file in self.weight_files()}
         needed = {role for role, file in files.items() if not file.inside} | {"tokenizer"}
         if not needed <= set(parts) <= {*files, "tokenizer"}:
-            wanted = ", ".join([*files, "tokenizer"])
+            required = ", ".join([*files, "tokenizer"])
             raise ValueError(
-                f"{self.title} requires {wanted}; given: {', '.join(parts) or 'nothing'}"
+                f"{self.title} requires {required}; given: {', '.join(parts) or 'nothing'}"
             )
         loaded: set[str] = set()
         for role in (role for role in files if role in parts):

@@ -51,7 +51,7 @@ class MarConfig:
     """The masked autoencoder and its diffusion head; the defaults are MAR-base (Harmon-0.5B).
 
     `buffers` S leading buffer tokens; `table` side of the learned position grids, resized to the image's grid;
-    `min_mask_rate` bounds the training mask; `repeats` noise draws per token and step; `sampling_steps` of the
+    `min_mask_rate` bounds the training mask; `repeats` noise samples per token and step; `sampling_steps` of the
     reverse diffusion. `noise_schedule`: Harmon's is cosine, which multiplies the head's error near pure noise by
     hundreds; `linear` (Ho et al. 2020) tolerates a small head. `initializer_range`: standard deviation of the position
     tables and learned tokens of an untrained network. `attention_dropout` and `dropout` apply in training only, seeded.

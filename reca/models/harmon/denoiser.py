@@ -63,9 +63,9 @@ class Denoiser:
         parts = [self._parts(block) for block in self.net.res_blocks]
         final = self.net.final_layer
         (shift, shift_bias), scale = self._parts(final)
-        behind = final.linear.weight.detach().double()
-        out_bias = behind @ shift_bias.double() + final.linear.bias.detach().double()
-        out = (behind @ shift.double()).to(shift), out_bias.to(shift)
+        final_weight = final.linear.weight.detach().double()
+        out_bias = final_weight @ shift_bias.double() + final.linear.bias.detach().double()
+        out = (final_weight @ shift.double()).to(shift), out_bias.to(shift)
         order = [*(one[1] for one in parts), scale, *(one[0] for one in parts)]
         order += [*(one[2] for one in parts), out]
         return torch.cat([w for w, _ in order]), torch.cat([b for _, b in order])
@@ -102,13 +102,15 @@ class Denoiser:
         """Modulations of every reverse step in order of execution, computed for as many steps at once as fit."""
         condition = self.net.cond_embed(z)
         backwards, scales = self.times.flip(0), (self.depth + 1) * self.width
-        held = _HELD.get(z.device.type, _HELD_ELSEWHERE)
-        steps = max(1, held // (self.modulator.weight.shape[0] * len(z)))
+        budget = _HELD.get(z.device.type, _HELD_ELSEWHERE)
+        steps = max(1, budget // (self.modulator.weight.shape[0] * len(z)))
         sizes = [scales, self.depth * self.width, self.depth * self.width, self.outputs]
         for times in backwards.split(steps):
-            found = self.modulator(F.silu(times.unsqueeze(1) + condition))  # [steps, rows, ...]
-            found[..., :scales] += 1
-            for one in found:
+            modulations = self.modulator(
+                F.silu(times.unsqueeze(1) + condition)
+            )  # [steps, rows, ...]
+            modulations[..., :scales] += 1
+            for one in modulations:
                 *parts, out = one.split(sizes, dim=-1)
                 scale, shift, gate = (part.unflatten(-1, (-1, self.width)) for part in parts)
                 yield _Modulation(scale, shift, gate, out)

@@ -54,8 +54,8 @@ def expanded(
     shown = mask.new_ones(image.shape[:2])
     if seen is not None:
         shown = shown * seen.to(mask).unsqueeze(1)
-    whole = torch.cat([embeddings[:, :IMAGE_AT], image, embeddings[:, IMAGE_AT + 1 :]], dim=1)
-    return whole, torch.cat([mask[:, :IMAGE_AT], shown, mask[:, IMAGE_AT + 1 :]], dim=1)
+    sequence = torch.cat([embeddings[:, :IMAGE_AT], image, embeddings[:, IMAGE_AT + 1 :]], dim=1)
+    return sequence, torch.cat([mask[:, :IMAGE_AT], shown, mask[:, IMAGE_AT + 1 :]], dim=1)
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -39,25 +39,25 @@ class _Attention(nn.Module):
         """Attention over x [B, L, D]; queries only at `rows` [B, K] if given, precomputed `qkv` [B, L, 3D] if given."""
         attended, projected = self.rates if dropping else (0.0, 0.0)
         if rows is not None and not dropping and rows.shape[1] * self.heads < x.shape[-1]:
-            return self.proj(self._asked_by_few(x, rows))
+            return self.proj(self._attend_few_queries(x, rows))
         q, k, v = (self.qkv(x) if qkv is None else qkv).chunk(3, dim=-1)
         q = q if rows is None else _places(q, rows)
         q, k, v = self._split(q), self._split(k), self._split(v)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=attended)
         return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), projected)
 
-    def _asked_by_few(self, x: Tensor, rows: Tensor) -> Tensor:
+    def _attend_few_queries(self, x: Tensor, rows: Tensor) -> Tensor:
         """Attention of positions `rows` [B, R] to all of x [B, N, W], without computing keys or values.
 
         With few queries it is cheaper to multiply them with the key weights, average x itself, and apply the value
         weights to the averages. A key bias shifts all scores of a query equally and has no effect.
         """
-        ask, key, value = self.qkv.weight.chunk(3)
-        ask_bias, _, value_bias = self.qkv.bias.chunk(3)
-        q = self._split(F.linear(_places(x, rows), ask, ask_bias))  # [B, heads, R, head]
+        query, key, value = self.qkv.weight.chunk(3)
+        query_bias, _, value_bias = self.qkv.bias.chunk(3)
+        q = self._split(F.linear(_places(x, rows), query, query_bias))  # [B, heads, R, head]
         key, value = (part.unflatten(0, (self.heads, -1)) for part in (key, value))
-        asked = (q * q.shape[-1] ** -0.5 @ key).flatten(1, 2)  # [B, heads R, W]
-        shares = (asked @ x.transpose(1, 2)).softmax(dim=-1)
+        back = (q * q.shape[-1] ** -0.5 @ key).flatten(1, 2)  # [B, heads R, W]
+        shares = (back @ x.transpose(1, 2)).softmax(dim=-1)
         mixed = (shares @ x).unflatten(1, (self.heads, -1)) @ value.transpose(1, 2)
         return mixed.transpose(1, 2).flatten(2) + value_bias
 
@@ -233,13 +233,13 @@ class Mar(nn.Module):
             blank.table.expand(len(places), -1, -1), places
         )
         x = _put(blank.tokens, places, seen)
-        wanted = None if rows is None else rows + buffers
+        rows_after_buffers = None if rows is None else rows + buffers
         block: Any
         for number, block in enumerate(self.decoder_blocks):
-            asked = wanted if number == last else None
+            selected = rows_after_buffers if number == last else None
             known = None if number or number == last else blank.qkv
             qkv = None if known is None else _put(known, places, block.questions(seen))
-            x = block(x, asked, dropout, number, qkv)
+            x = block(x, selected, dropout, number, qkv)
         x = self.decoder_norm(x)
         if rows is None:
             return x[:, buffers:] + blank.head_table
@@ -364,13 +364,13 @@ def embed_prompts(
 
 def for_sampling(network: Harmon) -> Harmon:
     """A copy with packed linear layers if the device benefits from them; everything else is shared."""
-    twin = copy.copy(network)
-    twin.__dict__["_modules"] = {
+    copied = copy.copy(network)
+    copied.__dict__["_modules"] = {
         name: part if packing.size(part) > packing.LIMIT else packing.packed(part, LEFT)
         for name, part in network._modules.items()
         if part is not None
     }
-    return twin
+    return copied
 
 
 LEFT = ("lm_head", "diffloss")

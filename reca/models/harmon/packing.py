@@ -33,8 +33,8 @@ def can_pack(weight: Tensor) -> bool:
     """Whether oneDNN is available and has a packed form for this weight [out, in]."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
-    found: Any = torch.backends.mkldnn
-    return bool(found.is_available() and found.enabled and _has_operators())
+    backend: Any = torch.backends.mkldnn
+    return bool(backend.is_available() and backend.enabled and _has_operators())
 
 
 def _has_operators() -> bool:
@@ -115,12 +115,12 @@ def packed(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
         return PackedLinear(module.weight, module.bias) if pays(module.weight) else module
     if not module._modules:
         return module
-    twin = copy.copy(module)
-    twin.__dict__["_modules"] = {
+    copied = copy.copy(module)
+    copied.__dict__["_modules"] = {
         name: child if child is None or name in leave else packed(child, leave)
         for name, child in module._modules.items()
     }
-    return twin
+    return copied
 
 
 def size(module: nn.Module) -> int:

@@ -75,8 +75,8 @@ class SamplerOptions:
 
 def kept_masked(step: int, steps: int, tokens: int, masked: int) -> int:
     """Number of tokens left masked by the cosine schedule after 0-based `step`, in integers (harmon.md d4)."""
-    wanted = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps))
-    return max(1, min(masked - 1, wanted))
+    remaining = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps))
+    return max(1, min(masked - 1, remaining))
 
 
 class RowNoise:
@@ -254,12 +254,12 @@ def prepare(network: Harmon, condition: Condition, unconditional: Condition | No
     The unconditional half has no image: its prompts are padded to the length of prompts with one.
     """
     parts = [condition] if unconditional is None else [condition, unconditional]
-    found: list[tuple[Tensor, Tensor]] = []
+    prefixes: list[tuple[Tensor, Tensor]] = []
     rows: list[int] = []
     for part in parts:
-        start = sum(len(mask) for _, mask in found)
+        start = sum(len(mask) for _, mask in prefixes)
         texts, index = distinct(part)
-        found.append(embed_prompts(network, texts, condition_image(network, part)))
+        prefixes.append(embed_prompts(network, texts, condition_image(network, part)))
         rows += [start + at for at in index]
     embeddings, mask = _side_by_side(network, found)
     mask = mask.to(network.device)
@@ -268,12 +268,14 @@ def prepare(network: Harmon, condition: Condition, unconditional: Condition | No
     )
 
 
-def _side_by_side(network: Harmon, found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _side_by_side(
+    network: Harmon, prefixes: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
     """Prefixes of several lengths as one batch: embeddings [B, T, D] and mask [B, T], right-padded."""
-    width = max(mask.shape[1] for _, mask in found)
+    width = max(mask.shape[1] for _, mask in prefixes)
     filler = network.embed(torch.tensor([[network.config.end]], device=network.device))
     padded = []
-    for embeddings, mask in found:
+    for embeddings, mask in prefixes:
         blank = filler.expand(len(mask), width - mask.shape[1], -1)
         padded.append((torch.cat([embeddings, blank], dim=1), F.pad(mask, (0, blank.shape[1]))))
     return torch.cat([one for one, _ in padded]), torch.cat([mask for _, mask in padded])

@@ -34,7 +34,7 @@ class TextFrontEnd(common.TextFrontEnd):
                 f"tokens, not {IMAGE_AT}; use the tokenizer that this model was trained with"
             )
 
-    # ---- drawing ----------------------------------------------------------------------------------
+    # ---- generation -------------------------------------------------------------------------------
     def caption(self, text: str) -> list[int]:
         """The text-to-image instruction."""
         return self._instruction(f"Generate an image: {text.strip()}")
@@ -48,7 +48,7 @@ class TextFrontEnd(common.TextFrontEnd):
         """The RecA instruction; as published it starts with a newline, so the image follows a double newline."""
         return _with_image(self._instruction(f"\n{prompt}" if leading_newline else prompt))
 
-    # ---- reading ----------------------------------------------------------------------------------
+    # ---- understanding-----------------------------------------------------------------------------
     def question(self, text: str, with_image: bool = True) -> list[int]:
         """The instruction of a question, with or without an image before it."""
         if not with_image:
@@ -63,10 +63,10 @@ class TextFrontEnd(common.TextFrontEnd):
         labels: list[int] = []
         newline = self._ids("\n")
         for number, (question, answer) in enumerate(turns):
-            asked = self.question(without_image_tag(question), with_image and number == 0)
-            told = self._ids(f"{answer}{END}")
-            ids += [*asked, *told, *newline]
-            labels += [IGNORE] * len(asked) + told + [IGNORE] * len(newline)
+            question_ids = self.question(without_image_tag(question), with_image and number == 0)
+            answer_ids = self._ids(f"{answer}{END}")
+            ids += [*question_ids, *answer_ids, *newline]
+            labels += [IGNORE] * len(question_ids) + answer_ids + [IGNORE] * len(newline)
         return ids, labels
 
     # ---- ids --------------------------------------------------------------------------------------

@@ -156,8 +156,8 @@ def text_to_image(
     holds token ids (codes or MASK), `targets` [B, N] the ids to predict. `boundary_targets`: soi
     and eoi have a loss, too, as published.
     """
-    prefix = [_cut([special.t2i, *text], max_text + 1, special.eos) for text in texts]
-    block = _drawn(image, targets, special, boundary_targets)
+    prefix = [_truncate([special.t2i, *text], max_text + 1, special.eos) for text in texts]
+    block = _generated_block(image, targets, special, boundary_targets)
     return _assemble([_padded(prefix, max_text + 1, special.pad, left=True), block])
 
 
@@ -210,7 +210,7 @@ def reconstruction_vq(
         roles.append([PAD] * pads + [TEXT] + [CONDITION] * (fixed - 1) + [TEXT] * len(prompt))
     ids = torch.tensor(rows)
     head = Piece(ids, torch.tensor(roles), torch.full_like(ids, IGNORE))
-    return _assemble([head, _drawn(image, targets, special, boundary_targets=False)])
+    return _assemble([head, _generated_block(image, targets, special, boundary_targets=False)])
 
 
 # ---- understanding: conversations and questions-----------------------------------------------------
@@ -251,9 +251,9 @@ def conversation(
     one token earlier.
     """
     text = _padded([row[:length] for row in texts], length, special.pad)
-    wanted = _padded([row[:length] for row in labels], length, IGNORE).ids
+    shifted = _padded([row[:length] for row in labels], length, IGNORE).ids
     unshifted = _assemble(
-        [*prefix, replace(text, targets=wanted)], condition_is_open=True, pads_are_hidden=False
+        [*prefix, replace(text, targets=shifted)], condition_is_open=True, pads_are_hidden=False
     )
     shifted = unshifted.targets.roll(-1, dims=1)
     shifted[:, -1] = IGNORE
@@ -346,13 +346,15 @@ def _constant(batch: int, row: Sequence[int], role: int) -> Piece:
     return Piece(ids, torch.full_like(ids, role), torch.full_like(ids, IGNORE))
 
 
-def _drawn(image: Tensor, targets: Tensor, special: SpecialIds, boundary_targets: bool) -> Piece:
+def _generated_block(
+    image: Tensor, targets: Tensor, special: SpecialIds, boundary_targets: bool
+) -> Piece:
     """`[soi] image [eoi]` [B, N + 2], all of role IMAGE."""
     ends = [torch.full_like(image[:, :1], token) for token in (special.soi, special.eoi)]
     ids = torch.cat([ends[0], image, ends[1]], dim=1)
     end_targets = ends if boundary_targets else [torch.full_like(end, IGNORE) for end in ends]
-    wanted = torch.cat([end_targets[0], targets, end_targets[1]], dim=1)
-    return Piece(ids, torch.full_like(ids, IMAGE), wanted)
+    all_targets = torch.cat([end_targets[0], targets, end_targets[1]], dim=1)
+    return Piece(ids, torch.full_like(ids, IMAGE), all_targets)
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, fill: int, left: bool = False) -> Piece:
@@ -361,7 +363,7 @@ def _padded(rows: Sequence[Sequence[int]], length: int, fill: int, left: bool = 
     return Piece(ids, roles, torch.full_like(ids, IGNORE))
 
 
-def _cut(row: list[int], length: int, eos: int) -> list[int]:
+def _truncate(row: list[int], length: int, eos: int) -> list[int]:
     return row if len(row) <= length else [*row[: length - 1], eos]
 
 

@@ -60,15 +60,15 @@ def _generation_parts(
 ) -> tuple[Layout, Tensor]:
     """The layout on the CPU with placeholders, and the token ids [B, K] on the device of the codes."""
     masked, tokens = noise.masked, codes.long() + config.ids.first_image
-    wanted = layouts.stand_ins(codes)
-    image = wanted.masked_fill(masked, config.ids.mask)
+    placeholders = layouts.stand_ins(codes)
+    image = placeholders.masked_fill(masked, config.ids.mask)
     if condition.understanding is None:
         condition = _with_dropped_texts(config, options, condition, noise)
     elif config.understanding == "vq":
         read = condition.understanding
         tokens = torch.cat([tokens, read.to(tokens.device).long() + config.ids.first_image], dim=1)
         condition = Condition(condition.texts, _read_stand_ins(config, read, codes.shape[1]))
-    targets = wanted.masked_fill(~masked, IGNORE)
+    targets = placeholders.masked_fill(~masked, IGNORE)
     room = layouts.max_text_training(config, options)
     return layouts.generation(config, options, condition, image, targets, room), tokens
 

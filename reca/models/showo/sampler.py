@@ -95,9 +95,9 @@ class RowNoise:
         exponential = torch.ones(batch, slots, self.codebook_size)
         uniform = torch.empty(batch, slots)
         for row, generator in enumerate(self.generators):
-            wanted = masked[row].cpu()
-            drawn = torch.empty(int(wanted.sum()), self.codebook_size)
-            exponential[row, wanted] = drawn.exponential_(generator=generator)
+            unknown = masked[row].cpu()
+            sample = torch.empty(int(unknown.sum()), self.codebook_size)
+            exponential[row, unknown] = sample.exponential_(generator=generator)
             uniform[row].uniform_(generator=generator)
         return exponential.to(masked.device), uniform.to(masked.device)
 
@@ -114,16 +114,16 @@ def draw_codes(probabilities: Tensor, exponential: Tensor) -> Tensor:
     return (probabilities / exponential).argmax(dim=-1)
 
 
-def remask(chosen: Tensor, masked: Tensor, wanted: int, noise: Tensor) -> Tensor:
+def remask(chosen: Tensor, masked: Tensor, remaining: int, noise: Tensor) -> Tensor:
     """Remask the least confident slots: bool [B, N].
 
     `chosen` [B, N] are confidences (log probabilities) of the sampled codes, `noise` [B, N] is added
-    to those that were masked; known slots stay known. `wanted` is clamped to 1..(masked slots - 1).
+    to those that were masked; known slots stay known. `remaining` is clamped to 1..(masked slots - 1).
     """
     confidence = (chosen + noise).masked_fill(~masked, math.inf)
-    limit = (masked.sum(dim=1) - 1).clamp(max=wanted).clamp(min=1, max=masked.shape[1] - 1)
-    cut_off = confidence.sort(dim=1).values.gather(1, limit.unsqueeze(1))
-    return confidence < cut_off
+    limit = (masked.sum(dim=1) - 1).clamp(max=remaining).clamp(min=1, max=masked.shape[1] - 1)
+    threshold = confidence.sort(dim=1).values.gather(1, limit.unsqueeze(1))
+    return confidence < threshold
 
 
 def sample(logits: Logits, masked: Tensor, options: SamplerOptions, noise: Noise) -> Iterator[Step]:
@@ -134,7 +134,7 @@ def sample(logits: Logits, masked: Tensor, options: SamplerOptions, noise: Noise
     finite = torch.ones_like(masked[:, 0])
     for step in range(options.steps):
         ratio = (step + 1) / options.steps
-        wanted = math.floor(float(cosine_ratio(torch.tensor(ratio))) * slots)
+        remaining = math.floor(float(cosine_ratio(torch.tensor(ratio))) * slots)
         tau = _confidence_temperature(options, tau, ratio)
         probabilities = (
             guided(*logits(codes, masked), options.guidance) / options.temperature
@@ -143,9 +143,9 @@ def sample(logits: Logits, masked: Tensor, options: SamplerOptions, noise: Noise
         codes = torch.where(masked, draw_codes(probabilities, exponential), codes)
         chosen = probabilities.gather(-1, codes.unsqueeze(-1)).squeeze(-1).clamp(min=_TINY).log()
         if options.order == "random":
-            masked = remask(torch.zeros_like(chosen), masked, wanted, uniform)
+            masked = remask(torch.zeros_like(chosen), masked, remaining, uniform)
         else:
-            masked = remask(chosen, masked, wanted, tau * _gumbel(uniform))
+            masked = remask(chosen, masked, remaining, tau * _gumbel(uniform))
         finite = finite & finite_rows(
             chosen
         )  # softmax gives NaN for a slot with any NaN or infinity

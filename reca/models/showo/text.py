@@ -37,13 +37,13 @@ class TextFrontEnd(common.TextFrontEnd):
     def check(self, where: str) -> None:
         """Raise ValueError unless the tokenizer's ids match the network."""
         tokenizer, special = self.tokenizer, self.special
-        wanted = {ENDOFTEXT: special.eos, PAD_TOKEN: special.pad}
-        wanted |= {mark: getattr(special, mark[2:-2]) for mark in MARKS}
-        wrong = {t: i for t, i in wanted.items() if tokenizer.convert_tokens_to_ids(t) != i}
-        if wrong or len(tokenizer) != special.first_image:
+        expected = {ENDOFTEXT: special.eos, PAD_TOKEN: special.pad}
+        expected |= {mark: getattr(special, mark[2:-2]) for mark in MARKS}
+        mismatched = {t: i for t, i in expected.items() if tokenizer.convert_tokens_to_ids(t) != i}
+        if mismatched or len(tokenizer) != special.first_image:
             raise ValueError(
                 f"{where}: the tokenizer has {len(tokenizer)} entries, this Show-o needs "
-                f"{special.first_image} with {wrong or wanted}; use the tokenizer that this model was trained with"
+                f"{special.first_image} with {mismatched or expected}; use the tokenizer of this model"
             )
 
     # ---- in -------------------------------------------------------------------------------------
@@ -74,14 +74,16 @@ class TextFrontEnd(common.TextFrontEnd):
         character offset. On BPE this equals the official count ("tokens of the instruction with a
         trailing blank, minus one"), but it is exact for any tokenizer.
         """
-        asked = [f"USER: {without_image_tag(question).strip()} ASSISTANT:" for question, _ in turns]
-        rounds = [f"{ask} {answer}" for ask, (_, answer) in zip(asked, turns, strict=True)]
+        prompts = [
+            f"USER: {without_image_tag(question).strip()} ASSISTANT:" for question, _ in turns
+        ]
+        rounds = [f"{prompt} {answer}" for prompt, (_, answer) in zip(prompts, turns, strict=True)]
         ids: list[int] = []
         labels: list[int] = []
-        for ask, (tokens, starts) in zip(asked, self.ids_and_starts(rounds), strict=True):
+        for prompt, (tokens, starts) in zip(prompts, self.ids_and_starts(rounds), strict=True):
             ids += [*tokens, self.special.eos]
             labels += [
-                t if at >= len(ask) else IGNORE for t, at in zip(tokens, starts, strict=True)
+                t if at >= len(prompt) else IGNORE for t, at in zip(tokens, starts, strict=True)
             ]
             labels.append(self.special.eos)
         return ids, labels

@@ -210,13 +210,13 @@ def tokenizer_of(prompts: Sequence[str], config: BagelConfig) -> PreTrainedToken
     """The world's words followed by the four markers; ValueError if the network's ids differ."""
     words = build_tokenizer(prompts)
     first = len(words)
-    wanted = {name: first + number for number, name in enumerate(MARKS)}
+    expected = {name: first + number for number, name in enumerate(MARKS)}
     found = {name: getattr(config.special, name) for name in MARKS}
     size = first + len(MARKS)
-    if wanted != found or size != config.llm.vocab_size:
+    if expected != found or size != config.llm.vocab_size:
         raise ValueError(
             f"network.special is {found} and llm.vocab_size {config.llm.vocab_size}, but the world's vocabulary "
-            f"requires {wanted} and {size}; change them"
+            f"requires {expected} and {size}; change them"
         )
     words.add_special_tokens({"additional_special_tokens": list(MARKS.values())})
     return words

@@ -46,8 +46,8 @@ def build_chat_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken
 
     tokenizer = build_tokenizer(prompts)
-    marks = [AddedToken(mark, normalized=False, special=True) for mark in (TURN, TURN_END)]
+    markers = [AddedToken(mark, normalized=False, special=True) for mark in (TURN, TURN_END)]
     lines = [AddedToken(newline, normalized=False) for newline in ("\n", "\n\n")]
-    tokenizer.add_tokens([*marks, *lines])
+    tokenizer.add_tokens([*markers, *lines])
     tokenizer.eos_token = TURN_END
     return tokenizer
