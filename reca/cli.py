@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     for verb in VERBS:
         one = verbs.add_parser(
             verb.name,
+            aliases=verb.aliases,
             help=verb.summary,
             description=verb.summary[0].upper() + verb.summary[1:] + ".",
             epilog=f"example:\n  {verb.example}",

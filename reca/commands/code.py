@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reca.core.fingerprints import SourceTree, Vertex, installed
-from reca.evaluation.registry import task_module
+from reca.evaluation.registry import kind, observer, task_module
 from reca.models.registry import family_module, pretraining_module
 
 STAGES = {
@@ -13,12 +13,9 @@ STAGES = {
     "cache": ("reca.features.build", "reca.features.roles"),
     "align": ("reca.align.run",),
     "pretrain": ("reca.toyworld.pretrain.run",),
-    "generate": ("reca.inference.generate", "reca.evaluation.sample_toyworld"),
-    "score": ("reca.evaluation.score_toyworld",),
-    "draw": ("reca.inference.generate", "reca.evaluation.sample"),
-    "examine": ("reca.evaluation.observe", "reca.evaluation.detectors"),
-    "judge": ("reca.evaluation.observe", "reca.evaluation.judges.collect"),
-    "grade": ("reca.evaluation.grade",),
+    "sample": ("reca.inference.generate", "reca.evaluation.sample"),
+    "observe": ("reca.evaluation.observe",),
+    "score": ("reca.evaluation.score",),
     "paper": ("reca.report.paper",),
     "choose": ("reca.evaluation.choose",),
     "report": ("reca.report.page", "reca.report.templates"),
@@ -30,13 +27,17 @@ UNUSED_ROOMS = {
     "cache": ("layout", "network", "loss", "sampler"),
     "pretrain": ("sampler",),
     "align": ("encoders", "sampler"),
-    "generate": ("loss",),
-    "draw": ("loss",),
+    "sample": ("loss",),
 }
 # Harmon may cache embeddings of its own reader; BAGEL's loss samples latents from the cached moments.
 USED_ALL_THE_SAME = {("cache", "harmon"): ("network",), ("align", "bagel"): ("encoders",)}
-# What the stages that sample look up in a benchmark's module; the rest of it scores.
-PREPARATION = ("prompts", "questions", "rotated", "PICTURES", "TABLES")
+# What a stage looks up in a benchmark's module by name; the rest of it scores. Names that a module imports from
+# another one are followed by themselves.
+PREPARATION = ("assignment", "prompts", "questions", "rotated", "PICTURES", "TABLES")
+USED_OF_BENCHMARK = {
+    "sample": PREPARATION,
+    "observe": (*PREPARATION, "VERSION", "JUDGE_LIMITS", "requests", "score", "scores"),
+}
 
 
 def stage_code(
@@ -53,15 +54,20 @@ def stage_code(
     modules: list[str | Vertex] = list(STAGES[stage])
     modules += [family_module(family)] if family else []
     modules += [pretraining_module(family)] if family and stage == "pretrain" else []
-    modules += _of_benchmark(stage, task_module(benchmark), tree) if benchmark else []
+    modules += _of_benchmark(stage, benchmark, tree) if benchmark else []
     return tree.fingerprint(modules, _hidden(stage, family))
 
 
-def _of_benchmark(stage: str, module: str, tree: SourceTree) -> list[str | Vertex]:
-    """What a stage runs of a benchmark; stages that sample run only what prepares its prompts and questions."""
-    if stage not in ("generate", "draw"):
+def _of_benchmark(stage: str, benchmark: str, tree: SourceTree) -> list[str | Vertex]:
+    """What a stage runs of a benchmark; only the stage that scores runs all of its module."""
+    module, used = task_module(benchmark), USED_OF_BENCHMARK.get(stage)
+    if used is None:
         return [module]
-    return [(module, name) for name in PREPARATION if name in tree.names(module)]
+    observing = observer(benchmark) if stage == "observe" else None
+    if observing and kind(benchmark).toyworld:  # the examiner knows nothing of prompts
+        return [observing]
+    found: list[str | Vertex] = [(module, name) for name in used if name in tree.names(module)]
+    return [*found, observing] if observing else found
 
 
 def _hidden(stage: str, family: str | None) -> dict[str, tuple[str, ...]]:

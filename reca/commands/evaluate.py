@@ -1,165 +1,90 @@
-"""generate, score, choose, report: the stages that make numbers."""
+"""evaluate: sample, observe and score the toy world's benchmarks of some runs on one split, in one process.
+
+Each stage writes its own folder and record, as the three commands do, and one that is current already stays: an edited
+scorer scores again, and no model is loaded for it. A killed process goes on at the stage that it was in.
+"""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reca.commands.code import stage_code
-from reca.commands.inputs import of_section, read_section, records_of, work_folder
-from reca.config.compose import section
-from reca.config.schema import BenchmarkConfig, Experiment, Sampler
-from reca.core.artifacts import (
-    MANIFEST,
-    RUN,
-    Stage,
-    read_json,
-    read_manifest,
-    sha256_json,
-    write_json,
-)
-from reca.core.documents import fields, read_yaml
-from reca.evaluation.choose import arm_of
-from reca.evaluation.choose import choose as choose_guidance
-
-SCORES = "scores.json"
-LAPTOP = ("laptop", "laptop_edit")  # benchmarks with stages of their own: generate and score
+from reca.commands.inputs import of_section, pairs, read_section
+from reca.commands.observe import observe_stage
+from reca.commands.sample import ModelFolder, Request, sample_stage
+from reca.commands.score import score_stage
+from reca.core.artifacts import read_manifest
+from reca.core.documents import fields
+from reca.evaluation import registry
 
 
-def generate(arguments: Namespace) -> None:
-    """Draw one benchmark's images, and answer its questions, with one model."""
-    (described,) = of_section(read_section(arguments.section), "benchmark")
-    if described.get("kind") not in LAPTOP:
-        from reca.commands import benchmark as paper
+@dataclass(frozen=True)
+class Evaluation:
+    """One benchmark of one run: the configuration of its stages, and its model."""
 
-        return paper.draw(arguments)
-    return _generate_laptop(arguments)
-
-
-def _generate_laptop(arguments: Namespace) -> None:
-    from reca.core.devices import placed
-    from reca.evaluation.sample_toyworld import make_samples
-    from reca.inference.generate import Origin
-    from reca.models.registry import load_model
-
-    plain = read_section(arguments.section)
-    family, drawn, run, described = of_section(plain, "family", "sampler", "run", "benchmark")
-    benchmark, sampler = section(BenchmarkConfig, described), section(Sampler, drawn)
-    model, code = Path(arguments.model), stage_code("generate", family, benchmark.kind)
-    read = {"model": model}
-    if arguments.guidance:
-        read["guidance"] = Path(arguments.guidance).parent
-    stage = Stage(
-        "generate",
-        arguments.out,
-        inputs=records_of(read),
-        section={**plain, "split": arguments.split},
-        seed=arguments.seed,
-        code=code,
-    )
-    with work_folder(arguments, "generate", read.values()) as work, stage:
-        origin = Origin(
-            sha256_json(read_manifest(model)["outputs"]), benchmark.kind, arguments.seed, code
-        )
-        counts = make_samples(
-            placed(load_model(model), arguments.device),
-            benchmark,
-            sampler,
-            origin,
-            run=run,
-            split=arguments.split,
-            guidance=_guidance(arguments.guidance, run, sampler),
-            work=work.path,
-            out=stage.staging,
-        )
-        stage.note(**counts)
+    run: str
+    benchmark: str
+    stages: Mapping[str, Any]
+    model: ModelFolder
 
 
-def _guidance(file: str | None, run: str, sampler: Sampler) -> list[float] | dict[str, float]:
-    """The levels of the configuration, or what was chosen for the arm of this run."""
-    if file is None:
-        return sampler.guidance
-    chosen, arm = fields(read_json(file), file, chosen=dict)["chosen"], arm_of(run)
-    if arm not in chosen:
-        raise ValueError(f"{file}: no guidance chosen for arm {arm!r}; it has {sorted(chosen)}")
-    return chosen[arm]
+def evaluate(arguments: Namespace) -> None:
+    """Write `<out>/<run>/<benchmark>/<split>/{samples,evidence,scores}` for every run and benchmark of the section."""
+    models = pairs("--model", arguments.model)
+    loaded = {path: ModelFolder(path, arguments.device) for path in models.values()}
+    runs = {run: loaded[path] for run, path in models.items()}
+    guidance = Path(arguments.guidance) if arguments.guidance else None
+    evaluations = list(_evaluations(read_section(arguments.section), runs))
+    for one in evaluations:
+        _evaluate(arguments, one, Request(_seed(one.run), arguments.split, guidance))
+    if arguments.work:
+        with suppress(OSError):  # others' files stay where they are
+            Path(arguments.work).rmdir()
 
 
-def score(arguments: Namespace) -> None:
-    """Score anybody's folder (`reca score geneval FOLDER`), or a run of the workflow (`--section --samples`)."""
-    from reca.commands import benchmark as paper
-    from reca.evaluation.score_toyworld import score as score_samples
-
-    if arguments.benchmark is not None:
-        if arguments.folder is None or arguments.section or arguments.samples:
-            raise ValueError("write `reca score BENCHMARK FOLDER`, without --section and --samples")
-        return paper.score_folder(arguments)
-    if not (arguments.section and arguments.samples and arguments.out):
-        raise ValueError(
-            "write `reca score BENCHMARK FOLDER` to score a folder of pictures, or --section, --samples "
-            "and --out as the workflow does"
-        )
-    plain = read_section(arguments.section)
-    benchmark = section(BenchmarkConfig, plain)
-    if benchmark.kind not in LAPTOP:
-        return paper.grade(arguments)
-    samples = Path(arguments.samples[0])
-    code = stage_code("score", benchmark=benchmark.kind)
-    inputs = records_of({"samples": samples})
-    with Stage("score", arguments.out, inputs=inputs, section=plain, code=code) as stage:
-        score_samples(benchmark, samples, stage.staging)
+def _evaluations(
+    plain: Mapping[str, Any], models: Mapping[str, ModelFolder]
+) -> Iterator[Evaluation]:
+    """What the section asks for; ValueError, before any work, for what cannot be done here."""
+    for run, benchmarks in plain.items():
+        if run not in models:
+            raise ValueError(f"--model: no folder for run {run!r}; give --model {run}=DIR")
+        _seed(run)
+        read_manifest(models[run].path)
+        for name, stages in fields(benchmarks, f"--section: {run}").items():
+            where = f"--section: {run}.{name}"
+            (described,) = of_section(fields(stages, where), "score")
+            kind = fields(described, f"{where}.score", kind=str)["kind"]
+            if not registry.kind(kind).toyworld:
+                raise ValueError(
+                    f"{where}: {kind} is sampled and observed in shards; use `reca sample`, `reca observe` and "
+                    "`reca score`"
+                )
+            yield Evaluation(run, name, stages, models[run])
 
 
-def choose(arguments: Namespace) -> None:
-    """Choose guidance on development scores; FILE lies in a folder of its own, which becomes a stage."""
-    folders = [Path(folder) for folder in arguments.scores]
-    inputs = records_of({str(folder): folder for folder in folders})
-    out, code = Path(arguments.out), stage_code("choose")
-    if out.parent == Path("."):
-        raise ValueError(f"--out {out}: name a file in a folder of its own, it becomes a stage")
-    if out.name in (MANIFEST, RUN):
-        raise ValueError(f"--out {out}: the stage's own record has this name; name another file")
-    with Stage("choose", out.parent, inputs=inputs, section={}, code=code) as stage:
-        chosen = choose_guidance(_development(folder / SCORES) for folder in folders)
-        write_json(stage.staging / out.name, chosen)
+def _seed(run: str) -> int:
+    """The seed in a run's name, 2 of `reca-2`."""
+    ending = run.rpartition("-")[2]
+    if not ending.isdecimal():
+        raise ValueError(f"--section: run {run!r}: must end in its seed, as in reca-0")
+    return int(ending)
 
 
-def _development(path: Path) -> dict[str, Any]:
-    return fields(read_json(path), path, run=str, split=str, guidance=dict)
+def _evaluate(arguments: Namespace, one: Evaluation, request: Request) -> None:
+    sampled, observed, scored = of_section(one.stages, "sample", "observe", "score")
+    place = Path(arguments.out) / one.run / one.benchmark / request.split
+    samples, evidence = place / "samples", place / "evidence"
 
+    def places(out: Path) -> Namespace:
+        work = arguments.work and Path(arguments.work) / f"{one.run}-{one.benchmark}-{out.name}"
+        return Namespace(out=out, work=work)
 
-def report(arguments: Namespace) -> None:
-    """Write the page, and the numbers in it as `outcomes.json`."""
-    from reca.config.compose import resolved
-    from reca.report import page
-
-    experiment, results = _experiment(arguments.experiment), Path(arguments.results)
-    plain = {"experiment": experiment.name}
-    inputs = records_of(_scored(results))
-    code = stage_code("report")
-    with Stage("report", arguments.out, inputs=inputs, section=plain, code=code) as stage:
-        if any(benchmark.kind == "laptop" for benchmark in experiment.benchmarks.values()):
-            page.build(resolved(experiment), results, stage.staging)
-        else:  # the paper's benchmarks: its tables are the page
-            from reca.report import paper
-
-            expect = {experiment.name: resolved(experiment)["expect"]}
-            paper.build(results, stage.staging, experiment.title, expect)
-            (stage.staging / paper.TABLES).rename(stage.staging / page.OUTCOMES)
-
-
-def _experiment(name: str) -> Experiment:
-    """An experiment by name, or from the resolved YAML that `reca compose` wrote."""
-    from reca.config import compose
-
-    if not name.endswith((".yaml", ".yml")):
-        return compose.load(name)
-    return compose.section(Experiment, fields(read_yaml(name), name))
-
-
-def _scored(results: Path) -> dict[str, Path]:
-    """Every scores folder and every choice of guidance below `results`, by relative path."""
-    folders = [path.parent for path in results.rglob(SCORES)]
-    folders += [path.parent for path in results.glob("*/guidance/manifest.json")]
-    return {str(folder.relative_to(results)): folder for folder in sorted(folders)}
+    sample_stage(places(samples), sampled, one.model, request, again=False)
+    ledger = place / "ledger.jsonl"  # nobody is paid: the examiner is exact
+    observe_stage(places(evidence), observed, samples, {}, ledger, again=False)
+    score_stage(place / "scores", scored, [samples], [evidence], {}, again=False)

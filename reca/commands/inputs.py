@@ -47,6 +47,11 @@ def pairs(option: str, texts: Iterable[str]) -> dict[str, Path]:
     return found
 
 
+def roles(sources: Mapping[str, Path]) -> dict[str, Path]:
+    """Downloaded folders by the name that they have among a stage's inputs."""
+    return {f"source {role}": folder for role, folder in sources.items()}
+
+
 def work_folder(
     arguments: Namespace, stage: str, reads: Iterable[Path] = (), names: Iterable[str] = ()
 ) -> WorkFolder:

@@ -26,6 +26,7 @@ class Verb:
     example: str
     runs: str
     arguments: tuple[Argument, ...] = ()
+    aliases: tuple[str, ...] = ()  # names that it had before
 
 
 def _arg(*flags: str, **options: Any) -> Argument:
@@ -73,6 +74,8 @@ _DRAW_SEED = _arg("--seed", type=int, default=0, help="seed of the noise (defaul
 _SOURCE = _arg(
     "--source", action="append", default=[], metavar="ROLE=DIR", help="downloaded folder of a role"
 )
+_SPLIT = _arg("--split", choices=("development", "test"), default="test", help="prompts")
+_CHOSEN = _arg("--guidance", metavar="FILE", help="guidance selected by `reca choose`")
 _LOG = _arg("--log", metavar="FILE", help="also write the log to this file")
 
 VERBS = (
@@ -234,18 +237,46 @@ VERBS = (
     ),
     # ---- evaluation
     Verb(
-        "generate",
+        "evaluate",
+        "sample, observe and score the toy world's benchmarks of some runs in one process",
+        f"reca evaluate --section @s.json --model reca-0={_TINY}/reca/seed-0 --split development"
+        " --out work/again/showo_tiny",
+        "reca.commands.evaluate:evaluate",
+        (
+            _arg(
+                "--section",
+                required=True,
+                metavar="JSON",
+                help="by run and benchmark the configuration of `sample`, `observe` and `score`, or @FILE",
+            ),
+            _arg(
+                "--model",
+                action="append",
+                default=[],
+                metavar="RUN=DIR",
+                help="model folder of a run; its name ends in its seed, as in reca-0",
+            ),
+            _SPLIT,
+            _CHOSEN,
+            _DEVICE,
+            _WORK,
+            _folder("--out", "folder of all runs; stages write RUN/BENCHMARK/SPLIT/... below it"),
+            _LOG,
+        ),
+    ),
+    Verb(
+        "sample",
         "generate a benchmark's images and answer its questions with one model",
-        f"reca generate --section @{_TINY}/reca-0/laptop/test/samples/manifest.json"
+        f"reca sample --section @{_TINY}/reca-0/laptop/test/samples/manifest.json"
         f" --model {_TINY}/reca/seed-0 --seed 0 --split test --guidance={_TINY}/guidance/guidance.json"
         " --work work/again/pictures --out work/again/samples",
-        "reca.commands.evaluate:generate",
+        "reca.commands.sample:sample",
         (
             _SECTION,
             _folder("--model", "model folder"),
             _SEED,
-            _arg("--split", choices=("development", "test"), default="test", help="prompts"),
-            _arg("--guidance", metavar="FILE", help="guidance selected by `reca choose`"),
+            _SPLIT,
+            _CHOSEN,
             _arg("--shard", metavar="I/N", default="0/1", help="part of a paper benchmark"),
             _SOURCE,
             _DEVICE,
@@ -253,15 +284,17 @@ VERBS = (
             _OUT,
             _LOG,
         ),
+        ("generate",),
     ),
     Verb(
-        "examine",
-        "run a detector, a VQA model or a judge on generated samples",
-        "reca examine --section @s.json --samples M/samples/0-of-8 --source prompts=data/geneval --out M/seen",
-        "reca.commands.benchmark:examine",
+        "observe",
+        "run a detector, a VQA model, a judge or the toy world's examiner on samples",
+        f"reca observe --section @{_TINY}/reca-0/laptop/test/evidence/manifest.json"
+        f" --samples {_TINY}/reca-0/laptop/test/samples --out work/again/evidence",
+        "reca.commands.observe:observe",
         (
             _SECTION,
-            _folder("--samples", "output folder of `reca generate`"),
+            _folder("--samples", "output folder of `reca sample`"),
             _SOURCE,
             _arg(
                 "--ledger",
@@ -273,13 +306,15 @@ VERBS = (
             _OUT,
             _LOG,
         ),
+        ("examine",),
     ),
     Verb(
         "score",
         "score a folder of images (`reca score geneval FOLDER`) or samples of the workflow",
         f"reca score --section @{_TINY}/reca-0/laptop/test/scores/manifest.json"
-        f" --samples {_TINY}/reca-0/laptop/test/samples --out work/again/scores",
-        "reca.commands.evaluate:score",
+        f" --samples {_TINY}/reca-0/laptop/test/samples --evidence {_TINY}/reca-0/laptop/test/evidence"
+        " --out work/again/scores",
+        "reca.commands.score:score",
         (
             _arg("benchmark", nargs="?", metavar="BENCHMARK", help="geneval, dpg, wise, ..."),
             _arg("folder", nargs="?", metavar="FOLDER", help="images in the official layout"),
@@ -313,7 +348,7 @@ VERBS = (
                 "--samples",
                 nargs="+",
                 metavar="DIR",
-                help="workflow: output folders of `reca generate`",
+                help="workflow: output folders of `reca sample`",
             ),
             _arg("--out", metavar="DIR", help="folder to write"),
             _LOG,
@@ -324,7 +359,7 @@ VERBS = (
         "select each arm's guidance from development scores",
         f"reca choose --scores {_TINY}/base-0/laptop/development/scores"
         f" {_TINY}/reca-0/laptop/development/scores --out work/again/guidance/guidance.json",
-        "reca.commands.evaluate:choose",
+        "reca.commands.score:choose",
         (
             _arg("--scores", nargs="+", required=True, metavar="DIR", help="score folders"),
             _arg("--out", required=True, metavar="FILE", help="file to write"),
@@ -335,7 +370,7 @@ VERBS = (
         "report",
         "write the report page and outcomes.json of an experiment",
         "reca report --experiment laptop --results results/laptop --out work/again/report",
-        "reca.commands.evaluate:report",
+        "reca.commands.report:report",
         (
             _arg("--experiment", required=True, metavar="NAME|FILE", help="name or resolved YAML"),
             _folder("--results", "results of the experiment"),
@@ -347,7 +382,7 @@ VERBS = (
         "paper",
         "write the paper's tables: reported and reproduced values, or `not run`",
         "reca paper --results results --out paper_tables",
-        "reca.commands.benchmark:paper",
+        "reca.commands.report:paper",
         (
             _folder("--results", "an experiment's results, or the folder of all"),
             _arg(

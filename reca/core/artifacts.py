@@ -18,7 +18,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -203,7 +203,8 @@ class Stage:
 
     ValueError, before and after the work, where `out` holds what this very stage did not write, or holds
     or lies in an input (`reads`: folders of the user's own, which have no manifest), and before the work where
-    there is no room for the `needs` bytes that it will write. Nothing is touched then.
+    there is no room for the `needs` bytes that it will write. Nothing is touched then. `former`: names that an older
+    reca gave the stage; its folders are replaced, too.
     """
 
     def __init__(
@@ -218,8 +219,10 @@ class Stage:
         started: float | None = None,
         reads: Iterable[str | Path] = (),
         needs: int = 0,
+        former: Iterable[str] = (),
     ) -> None:
         self.name, self.out, self.began, self.needs = name, Path(out), started, needs
+        self.names = (name, *former)
         records = map(Path, inputs.values())
         self.reads = [path.parent if path.name == MANIFEST else path for path in records]
         self.reads += map(Path, reads)
@@ -240,8 +243,17 @@ class Stage:
     def _check_out(self) -> None:
         check_place("--out", self.out, self.reads)
         check_output(
-            self.out, self.name, written(self.out, self.name), older=_is_older(self.out / RUN)
+            self.out, self.name, written(self.out, self.names), older=_is_older(self.out / RUN)
         )
+
+    def is_current(self) -> bool:
+        """Whether `out` holds this very stage, whole: same inputs, section, seed, code and package, no byte changed."""
+        try:
+            record = verify(self.out)
+            read_run(self.out)
+        except ValueError:
+            return False
+        return all(record.get(key) == value for key, value in self.described.items())
 
     def note(self, **facts: Any) -> None:
         """Add facts that may differ from run to run to `run.json`."""
@@ -326,14 +338,14 @@ def _opened(path: Path, record: Any) -> dict[str, Any]:
     return body
 
 
-def written(directory: Path, stage: str | None = None) -> set[str] | None:
-    """All files that a stage (`stage`, or any) wrote into a folder by the folder's own sealed records; None where
-    they do not say.
+def written(directory: Path, stages: Collection[str] = ()) -> set[str] | None:
+    """All files that a stage (one of `stages`, or any) wrote into a folder by its own sealed records; None where they
+    do not say.
     """
     for read in (read_manifest, _owns):
         try:
             record = read(directory)
-            if stage in (None, record["stage"]):
+            if not stages or record["stage"] in stages:
                 return {*record.get("outputs", record.get("files", ())), MANIFEST, RUN}
         except (ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -1,7 +1,8 @@
 """The trail, walked: every recorded output is hashed again, and every input is found upstream.
 
-A stage names its inputs by sha256. Where such a hash is that of another stage's manifest, the trail goes
-on there, wherever the folder lies now; so a moved or pulled results folder audits as well as a fresh one.
+A stage names its inputs by sha256. Where such a hash is that of another stage's manifest, or of a file that it wrote,
+the trail goes on there, wherever the folder lies now; so a moved or pulled results folder audits as well as a
+fresh one.
 Stages outside the audited folders that something in them was made from (shipped weights, data) are
 hashed again, too; where their own inputs are not in this checkout, as with weights that were made elsewhere and
 ship with it, the trail ends there and says so. What `run.json` says of time and machine is sealed, too, and bound
@@ -48,6 +49,7 @@ def audit(folders: Iterable[str | Path], root: str | Path = ".") -> Audit:
     places, root, found = [Path(folder) for folder in folders], Path(root), Audit()
     manifests = _manifests(places)
     known = {sha256_file(path) for path in manifests}
+    known |= {one for path in manifests for one in _outputs(path)}
     used: set[str] = set()
     waiting, seen = list(manifests), {path.resolve() for path in manifests}
     while waiting:
@@ -118,6 +120,14 @@ def _is_record(record: Any) -> bool:
     return isinstance(record, dict) and all(
         isinstance(record.get(key), str) for key in ("path", "sha256")
     )
+
+
+def _outputs(manifest: Path) -> list[str]:
+    """The hashes of a stage's files by its manifest; what is damaged in it is reported with the outputs."""
+    try:
+        return [record["sha256"] for record in read_json(manifest)["outputs"].values()]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
 
 
 def _upstream(inputs: dict[str, Any], root: Path, known: set[str]) -> list[Path]:

@@ -1,21 +1,86 @@
-"""Pictures that benchmarks come with: sources of edits, and what questions ask about."""
+"""What a benchmark asks of a model, and the images that it comes with: sources of edits, and those asked about."""
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from reca.data.prompts import bank
 from reca.evaluation import registry
+from reca.evaluation.assignment import Assignment, ImagePass
 from reca.evaluation.reading import Ids, Tables, columns
 from reca.inference.items import Prompt, Question
 
 if TYPE_CHECKING:
     from reca.config.schema import BenchmarkConfig
 
+Item = TypeVar("Item")
+Guidance = Sequence[float] | Mapping[str, float]
 
+
+# ---- what one job samples --------------------------------------------------------------------------
+def shard_of(items: Sequence[Item], shard: tuple[int, int], together: int = 1) -> list[Item]:
+    """Every n-th item from the i-th on; `together` neighbours (pairs of questions) stay in one shard."""
+    index, count = shard
+    return [item for place, item in enumerate(items) if place // together % count == index]
+
+
+def assignment(
+    benchmark: BenchmarkConfig,
+    data: Mapping[str, Path],
+    split: str,
+    guidance: Guidance,
+    shard: tuple[int, int],
+) -> Assignment:
+    """What shard i of n of a benchmark asks of a model.
+
+    `guidance` has the levels, or the level chosen for each outcome. ValueError for several levels of a benchmark that
+    has no development prompts to choose on.
+    """
+    kind = registry.kind(benchmark.kind)
+    if kind.toyworld:
+        found: Assignment = registry.module(benchmark.kind).assignment(benchmark, split, guidance)
+        return found
+    if isinstance(guidance, Mapping) or len(guidance) != 1:
+        raise ValueError(f"{benchmark.kind}: is sampled at one guidance, not at {guidance}")
+    if not kind.images:
+        asked = shard_of(questions_of(benchmark, data), shard, together=2)  # MMVP's pairs, MME's
+        return Assignment(
+            questions=asked,
+            read=lambda part: question_pictures(benchmark.kind, part, data),
+            batch_size=benchmark.batch_size,
+        )
+    one = _image_pass(benchmark, data, guidance[0], shard)
+    return Assignment((one,), batch_size=benchmark.batch_size)
+
+
+def _image_pass(
+    benchmark: BenchmarkConfig, data: Mapping[str, Path], guidance: float, shard: tuple[int, int]
+) -> ImagePass:
+    """All prompts, or the first `prompts` of them; a limited benchmark is no result."""
+    (need,) = registry.kind(benchmark.kind).needs
+    if need == "reconstruct":
+        from reca.evaluation.tasks.reconstruction import pictures
+
+        originals = shard_of(pictures(data, benchmark.reconstructions), shard)
+        prompts = [replace(prompt, text=bank()[0]) for prompt, _ in originals]
+        return ImagePass(
+            "reconstruct", prompts, guidance, sources={p.id: file for p, file in originals}
+        )
+    listed: list[Prompt] = registry.module(benchmark.kind).prompts(data)
+    mine = shard_of(listed[: benchmark.prompts] if benchmark.prompts else listed, shard)
+    if need == "edit":
+        sources = edit_sources(benchmark.kind, mine, data)
+        return ImagePass("edit", mine, guidance, sources=sources)
+    assert need == "draw", need
+    return ImagePass("draw", mine, guidance, images_per_prompt=benchmark.images_per_prompt)
+
+
+# ---- prompts and questions -------------------------------------------------------------------------
 def items_of(kind: str, data: Mapping[str, Path], limit: int = 0) -> list[Prompt]:
     """A picture benchmark's prompts; of the reconstructions, one per original."""
     if kind == "reconstruction":

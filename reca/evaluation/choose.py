@@ -17,7 +17,7 @@ def arm_of(run: str) -> str:
 def choose(scores: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The guidance with the best mean over seeds, per arm and outcome; of equals the smallest, which costs least.
 
-    `scores` are `scores.json` of development runs: `{"run", "split", "guidance": {level: {outcome:
+    `scores` are `scores.json` of development runs: `{"run", "split", "by_guidance": {level: {outcome:
     value}}}`. Returns `{"chosen": {arm: {outcome: level}}, "sweep": {arm: {outcome: {level: [values
     by seed]}}}}`. ValueError on a test run.
     """
@@ -27,7 +27,7 @@ def choose(scores: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             raise ValueError(
                 f"{score['run']}: guidance is chosen on development prompts, not on split {score['split']!r}"
             )
-        for level, values in score["guidance"].items():
+        for level, values in score["by_guidance"].items():
             for name in (name for name in CHOSEN_BY if name in values):
                 sweep[arm_of(score["run"])][name][float(level)].append(values[name])
     chosen = {

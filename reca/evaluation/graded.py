@@ -7,7 +7,7 @@ sums of category means.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -82,7 +82,8 @@ def _named(counts: Mapping[str, int]) -> dict[str, int]:
 class Graded:
     """One benchmark's result: `summary` by dotted metric name, `intervals` (95 %) where they are known.
 
-    `readings`: ids of doubtful replies by kind (see `reca.evaluation.readings`).
+    `readings`: ids of doubtful replies by kind (see `reca.evaluation.readings`). `by_guidance`: means by metric at each
+    guidance level of a benchmark that is sampled at several.
     """
 
     summary: dict[str, float | None]
@@ -91,6 +92,18 @@ class Graded:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     readings: dict[str, list[str]] = field(default_factory=dict)
+    by_guidance: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def single_level(levels: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
+    """The metrics of `by_guidance` that were sampled at one guidance level alone."""
+    count = Counter(name for means in levels.values() for name in means)
+    return {
+        name: value
+        for means in levels.values()
+        for name, value in means.items()
+        if count[name] == 1
+    }
 
 
 def mean(values: Sequence[float]) -> float | None:

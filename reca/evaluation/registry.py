@@ -1,4 +1,4 @@
-"""The benchmarks by kind: which module, what it needs of a model, and who sees its pictures. No heavy import."""
+"""The benchmarks by kind: which module, what it needs of a model, and what observes its samples. No heavy import."""
 
 from __future__ import annotations
 
@@ -8,39 +8,51 @@ from types import ModuleType
 from typing import Literal
 
 Needs = Literal["draw", "edit", "answer", "reconstruct"]
-Evidence = Literal["detector", "vqa", "judge", "similarity", "none"]
+Evidence = Literal["detector", "vqa", "judge", "similarity", "examiner", "none"]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`needs`: what the model does; `evidence`: the step between its output and the pure scores."""
+    """`needs`: what the model does; `evidence`: the step between its output and the pure scores.
 
-    needs: Needs
+    `toyworld`: prompts are made, not fetched, guidance may be swept, and the exact examiner observes. Such a benchmark
+    is small: a run is sampled, observed and scored by one process.
+    """
+
+    needs: tuple[Needs, ...]
     evidence: Evidence
-    scorer: str = ""  # the default name of the network that sees or answers
+    scorer: str = ""  # the default name of what observes the images or answers
+    toyworld: bool = False
+
+    @property
+    def images(self) -> bool:
+        """Whether the model makes images."""
+        return self.needs != ("answer",)
 
 
 KINDS = {
-    "geneval": Kind("draw", "detector", "hf-detector"),
-    "dpg": Kind("draw", "vqa", "blip-vqa"),
-    "wise": Kind("draw", "judge"),
-    "t2i_compbench": Kind("draw", "judge"),
-    "imgedit": Kind("edit", "judge"),
-    "gedit": Kind("edit", "judge"),
-    "mme": Kind("answer", "none"),
-    "pope": Kind("answer", "none"),
-    "gqa": Kind("answer", "none"),
-    "mmmu": Kind("answer", "none"),
-    "seed": Kind("answer", "none"),
-    "mmbench": Kind("answer", "none"),
-    "mmvp": Kind("answer", "none"),
-    "mmvet": Kind("answer", "judge"),
-    "reconstruction": Kind("reconstruct", "similarity", "lpips-clip-dino"),
+    "laptop": Kind(("draw", "reconstruct", "answer"), "examiner", "examiner", toyworld=True),
+    "laptop_edit": Kind(("edit",), "examiner", "examiner", toyworld=True),
+    "geneval": Kind(("draw",), "detector", "hf-detector"),
+    "dpg": Kind(("draw",), "vqa", "blip-vqa"),
+    "wise": Kind(("draw",), "judge"),
+    "t2i_compbench": Kind(("draw",), "judge"),
+    "imgedit": Kind(("edit",), "judge"),
+    "gedit": Kind(("edit",), "judge"),
+    "mme": Kind(("answer",), "none"),
+    "pope": Kind(("answer",), "none"),
+    "gqa": Kind(("answer",), "none"),
+    "mmmu": Kind(("answer",), "none"),
+    "seed": Kind(("answer",), "none"),
+    "mmbench": Kind(("answer",), "none"),
+    "mmvp": Kind(("answer",), "none"),
+    "mmvet": Kind(("answer",), "judge"),
+    "reconstruction": Kind(("reconstruct",), "similarity", "lpips-clip-dino"),
 }
 
 
 def kind(name: str) -> Kind:
-    """A benchmark's kind; ValueError for the laptop's, which has stages of its own, and unknown names."""
+    """A benchmark's kind; ValueError for an unknown name."""
     if name not in KINDS:
         raise ValueError(f"benchmark {name!r} is not known here; choose one of: {', '.join(KINDS)}")
     return KINDS[name]
@@ -55,6 +67,12 @@ def module(name: str) -> ModuleType:
 def task_module(name: str) -> str:
     """Module path of a benchmark's prompts and scoring; fingerprints are taken of it without importing it."""
     return f"reca.evaluation.tasks.{name}"
+
+
+def observer(name: str) -> str | None:
+    """Module path of what observes a benchmark's samples; None where answers are scored as they are."""
+    evidence = kind(name).evidence
+    return None if evidence == "none" else f"reca.evaluation.observers.{evidence}"
 
 
 def label(name: str, scorer: str | None, judge: str | None) -> str:

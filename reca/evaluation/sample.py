@@ -1,8 +1,8 @@
-"""A model's output for one shard of a benchmark: images, edits, reconstructions or answers.
+"""A model's output for a benchmark, or for one shard of it: images, edits, reconstructions and answers.
 
-`images.tar` holds pictures with their recipes, `answers.json` answers by question id, `samples.json` what
-was asked. Shards take every n-th prompt; neither their number nor the batch changes a picture's noise (unless
-one of the authors' seed schedules is asked for that does).
+`images.tar` holds the images with their recipes, `answers.json` answers by question id, `samples.json` what was asked.
+Shards take every n-th prompt; neither their number nor the batch changes an image's noise (unless one of the authors'
+seed schedules that does is chosen).
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from reca.core.artifacts import sha256_json, write_json
 from reca.core.images import decode
-from reca.data.prompts import bank
 from reca.evaluation import registry
-from reca.evaluation.benchmark_data import edit_sources, question_pictures, questions_of
+from reca.evaluation.assignment import Assignment, ImagePass
+from reca.evaluation.benchmark_data import Guidance, assignment
+from reca.evaluation.files import ANSWERS, IMAGES, SAMPLES
 from reca.inference.generate import Origin, answers, edit, generate, reconstruct
 from reca.inference.imageset import ImageSetWriter
-from reca.inference.items import Prompt, Question
+from reca.inference.items import Question
 from reca.inference.resume import ResumableRows
 from reca.models.contract import ReadsSeveral, Sampling
 
@@ -28,23 +29,10 @@ if TYPE_CHECKING:
     from reca.config.schema import BenchmarkConfig, Sampler
     from reca.models.contract import UnifiedModel
 
-Item = TypeVar("Item")
 _log = logging.getLogger(__name__)
-LONGEST = 128  # tokens of an answer
 
 
-def shard_of(items: Sequence[Item], shard: tuple[int, int], together: int = 1) -> list[Item]:
-    """Every n-th item from the i-th on; `together` neighbours (pairs of questions) stay in one shard."""
-    index, count = shard
-    return [item for place, item in enumerate(items) if place // together % count == index]
-
-
-def limited(benchmark: BenchmarkConfig, items: Sequence[Item]) -> list[Item]:
-    """All prompts, or the first `prompts` of them; a limited benchmark is no result."""
-    return list(items[: benchmark.prompts] if benchmark.prompts else items)
-
-
-def draw(
+def sample(
     model: UnifiedModel,
     benchmark: BenchmarkConfig,
     sampler: Sampler,
@@ -52,156 +40,140 @@ def draw(
     data: Mapping[str, Path],
     *,
     run: str,
+    split: str = "test",
+    guidance: Guidance | None = None,
     work: Path,
     out: Path,
 ) -> dict[str, int]:
-    """Make everything that this shard asks; gives counts for the record. What a killed run finished is in `work`."""
-    needs = registry.kind(benchmark.kind).needs
-    if len(sampler.guidance) != 1:
-        raise ValueError(f"{benchmark.kind}: is drawn at one guidance, not at {sampler.guidance}")
-    sampling = Sampling(sampler.guidance[0], sampler.steps, sampler.temperature, sampler.options)
+    """Make everything that is asked of the model; gives counts for the record.
+
+    `guidance`: the levels (default: the sampler's), or the level chosen for each outcome. What a killed run finished is
+    in `work`.
+    """
+    guidance, kind = guidance or sampler.guidance, registry.kind(benchmark.kind)
+    asked = assignment(benchmark, data, split, guidance, origin.shard)
     described: dict[str, Any] = {
         "run": run,
-        "split": "test",
+        "split": split,
         "seed": origin.seed,
-        "guidance": sampler.guidance[0],
+        "guidance": sorted({float(one) for one in _levels(guidance)}),
+        "chosen": dict(guidance) if isinstance(guidance, Mapping) else None,
         "shard": list(origin.shard),
         "seed_schedule": origin.schedule,
     }
-    makers = {"draw": _pictures, "edit": _edits, "reconstruct": _again, "answer": _answers}
-    if needs == "answer":
+    found = {}
+    if kind.images:
+        found["pictures"] = _images(model, asked, sampler, origin, f"{run} {split}", work, out)
+    if "answer" in kind.needs:
         described["pictures_shown"] = "all" if isinstance(model, ReadsSeveral) else "first"
-    found = makers[needs](model, benchmark, origin, sampling, data, work, out)
-    write_json(out / "samples.json", described)
+        found["questions"] = _answers(model, asked, origin, work, out)
+    write_json(out / SAMPLES, described)
     return found
 
 
-def _pictures(
+def _levels(guidance: Guidance) -> Sequence[float]:
+    return list(guidance.values()) if isinstance(guidance, Mapping) else guidance
+
+
+# ---- images ----------------------------------------------------------------------------------------
+def _images(
     model: UnifiedModel,
-    benchmark: BenchmarkConfig,
+    asked: Assignment,
+    sampler: Sampler,
     origin: Origin,
-    sampling: Sampling,
-    data: Mapping[str, Path],
+    name: str,
     work: Path,
     out: Path,
-) -> dict[str, int]:
-    prompts = registry.module(benchmark.kind).prompts(data)
-    mine: list[Prompt] = shard_of(limited(benchmark, prompts), origin.shard)
-    with ImageSetWriter(out / "images.tar") as writer:
-        generate(
-            model,
-            mine,
-            writer,
-            origin,
-            sampling,
-            images_per_prompt=benchmark.images_per_prompt,
-            batch_size=benchmark.batch_size,
-            work=work,
-            progress=_progress(benchmark.kind, origin),
-        )
-        return {"pictures": len(writer.entries)}
+) -> int:
+    with ImageSetWriter(out / IMAGES) as writer:
+        for one in asked.passes:
+            sampling = Sampling(one.guidance, sampler.steps, sampler.temperature, sampler.options)
+            make = {"draw": _drawn, "edit": _edited, "reconstruct": _reconstructed}[one.need]
+            title = f"{name} {origin.benchmark} {one.need}, guidance {one.guidance:g}"
+            shared: dict[str, Any] = {
+                "prefix": one.prefix,
+                "batch_size": asked.batch_size,
+                "work": work,
+                "progress": _progress(title, origin.shard),
+            }
+            make(model, one, writer, origin, sampling, shared)
+        return len(writer.entries)
 
 
-def _edits(
+def _drawn(
     model: UnifiedModel,
-    benchmark: BenchmarkConfig,
+    one: ImagePass,
+    writer: ImageSetWriter,
     origin: Origin,
     sampling: Sampling,
-    data: Mapping[str, Path],
-    work: Path,
-    out: Path,
-) -> dict[str, int]:
-    prompts = registry.module(benchmark.kind).prompts(data)
-    mine: list[Prompt] = shard_of(limited(benchmark, prompts), origin.shard)
-    sources = edit_sources(benchmark.kind, mine, data)
-    with ImageSetWriter(out / "images.tar") as writer:
-        edit(
-            model,
-            [(prompt, sources[prompt.id]) for prompt in mine],
-            writer,
-            origin,
-            sampling,
-            batch_size=benchmark.batch_size,
-            work=work,
-            progress=_progress(benchmark.kind, origin),
-        )
-        return {"pictures": len(writer.entries)}
+    shared: dict[str, Any],
+) -> None:
+    count = one.images_per_prompt
+    generate(model, one.prompts, writer, origin, sampling, images_per_prompt=count, **shared)
 
 
-def _again(
+def _edited(
     model: UnifiedModel,
-    benchmark: BenchmarkConfig,
+    one: ImagePass,
+    writer: ImageSetWriter,
     origin: Origin,
     sampling: Sampling,
-    data: Mapping[str, Path],
-    work: Path,
-    out: Path,
-) -> dict[str, int]:
-    from reca.evaluation.tasks.reconstruction import pictures
-
-    mine = shard_of(pictures(data, benchmark.reconstructions), origin.shard)
-    with ImageSetWriter(out / "images.tar") as writer:
-        for start in range(
-            0, len(mine), benchmark.batch_size
-        ):  # the originals are not all in memory
-            part = mine[start : start + benchmark.batch_size]
-            reconstruct(
-                model,
-                {prompt.id: decode(file, name=prompt.id) for prompt, file in part},
-                writer,
-                origin,
-                sampling,
-                prompt=bank()[0],
-                batch_size=benchmark.batch_size,
-                work=work,
-            )
-        return {"pictures": len(writer.entries)}
+    shared: dict[str, Any],
+) -> None:
+    edits = [(prompt, one.sources[prompt.id]) for prompt in one.prompts]
+    edit(model, edits, writer, origin, sampling, **shared)
 
 
-def _answers(
+def _reconstructed(
     model: UnifiedModel,
-    benchmark: BenchmarkConfig,
+    one: ImagePass,
+    writer: ImageSetWriter,
     origin: Origin,
     sampling: Sampling,
-    data: Mapping[str, Path],
-    work: Path,
-    out: Path,
-) -> dict[str, int]:
+    shared: dict[str, Any],
+) -> None:
+    size = shared["batch_size"]
+    for start in range(0, len(one.prompts), size):  # not all originals are decoded at once
+        part = one.prompts[start : start + size]
+        images = {p.id: decode(one.sources[p.id], name=p.id) for p in part}
+        reconstruct(model, images, writer, origin, sampling, prompt=part[0].text, **shared)
+
+
+def _progress(title: str, shard: tuple[int, int]) -> Callable[[int, int], None]:
+    name = f"{title}, shard {shard[0] + 1} of {shard[1]}" if shard[1] > 1 else title
+    return lambda done, total: _log.info("%s: %d of %d images", name, done, total)
+
+
+# ---- answers ---------------------------------------------------------------------------------------
+def _answers(model: UnifiedModel, asked: Assignment, origin: Origin, work: Path, out: Path) -> int:
     """Greedy answers, kept one by one; batches are those of an undisturbed run (see `reca.inference.generate`)."""
-    asked = questions_of(benchmark, data)
+    mine = list(asked.questions)
     if not isinstance(model, ReadsSeveral):
-        asked = [replace(question, more_images=()) for question in asked]
-    mine = shard_of(asked, origin.shard, together=2)  # MMVP's pairs, MME's two questions
+        mine = [replace(question, more_images=()) for question in mine]
     resume = ResumableRows(work / (origin.code[:16] or "any") / "answers.jsonl")
-    keys = {question.id: _answer_key(benchmark, origin, question) for question in mine}
-    for start in range(0, len(mine), benchmark.batch_size):
-        part = mine[start : start + benchmark.batch_size]
+    keys = {question.id: _answer_key(asked, origin, question) for question in mine}
+    for start in range(0, len(mine), asked.batch_size):
+        part = mine[start : start + asked.batch_size]
         missing = [question.id for question in part if keys[question.id] not in resume.rows]
         if missing:
-            said = _answered(model, benchmark, part, data)
+            said = _answered(model, asked, part)
             resume.add({keys[name]: [{"answer": said[name]}] for name in missing})
-        _log.info("%s: %d of %d questions", benchmark.kind, start + len(part), len(mine))
+        _log.info("%s: %d of %d questions", origin.benchmark, start + len(part), len(mine))
     found = {name: resume.rows[key][0]["answer"] for name, key in keys.items()}
-    write_json(out / "answers.json", found)
-    return {"questions": len(found)}
+    write_json(out / ANSWERS, found)
+    return len(found)
 
 
-def _answer_key(benchmark: BenchmarkConfig, origin: Origin, question: Question) -> str:
+def _answer_key(asked: Assignment, origin: Origin, question: Question) -> str:
     shown = list(question.image_ids)
-    return sha256_json([origin.model, benchmark.kind, question.id, question.text, shown, LONGEST])
+    return sha256_json(
+        [origin.model, origin.benchmark, question.id, question.text, shown, asked.max_new_tokens]
+    )
 
 
-def _answered(
-    model: UnifiedModel,
-    benchmark: BenchmarkConfig,
-    part: Sequence[Question],
-    data: Mapping[str, Path],
-) -> dict[str, str]:
-    images = question_pictures(benchmark.kind, part, data)
-    shown = {name: decode(file, name=name) for name, file in images.items()}
-    return answers(model, part, shown, batch_size=benchmark.batch_size, max_new_tokens=LONGEST)
-
-
-def _progress(kind: str, origin: Origin) -> Callable[[int, int], None]:
-    name = f"{kind} shard {origin.shard[0] + 1} of {origin.shard[1]}"
-    return lambda done, total: _log.info("%s: %d of %d pictures", name, done, total)
+def _answered(model: UnifiedModel, asked: Assignment, part: Sequence[Question]) -> dict[str, str]:
+    wanted = {name for question in part for name in question.image_ids}
+    files = asked.read(part)
+    shown = {name: decode(file, name=name) for name, file in files.items() if name in wanted}
+    size, longest = asked.batch_size, asked.max_new_tokens
+    return answers(model, part, shown, batch_size=size, max_new_tokens=longest)

@@ -138,7 +138,7 @@ class ImageSet:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise ValueError(f"{path}: no image set here; run `reca generate` first")
+            raise ValueError(f"{path}: no image set here; run `reca sample` first")
         self._places = _folder_places(self.path) if self.path.is_dir() else _tar_places(self.path)
         self.entries = [entry for entry, kind in self._places if kind == "png"]
         recipes = {entry for entry, kind in self._places if kind == "json"}

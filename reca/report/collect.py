@@ -1,23 +1,30 @@
 """Everything the report says, gathered from the results tree into plain data; `outcomes.json` is a part of it.
 
-Reads only complete stages (those with a manifest), each file hashed again, and adds nothing that is not
-in a file: a number in the page can be walked back through the trail.
+Reads only complete stages (those with a manifest), each file hashed again, and adds nothing that is not in a file but
+the levels of chance: a number in the page can be walked back through the trail.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from reca.core import artifacts, documents
 from reca.evaluation.choose import arm_of
-from reca.evaluation.tasks.laptop import GENEVAL_TASKS
-from reca.evaluation.tasks.laptop_edit import SCORES as SCORES_OF_EDITS
+from reca.evaluation.files import GUIDANCE, IMAGES, ITEMS, SWEEP
+from reca.evaluation.tasks.laptop import CHANCE_PICTURES, CHANCE_PROMPTS
+from reca.evaluation.tasks.laptop import chance as chance_of_laptop
+from reca.evaluation.tasks.laptop_edit import SCORES as EDIT_SCORES
+from reca.evaluation.tasks.laptop_edit import chance as chance_of_edits
+from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS
 from reca.report import stages
-from reca.report.outcomes import guidance_of, only_guidance, outcomes, understanding_by_kind
+from reca.report.outcomes import ARMS, guidance_of, only_guidance, outcomes, understanding_by_kind
+from reca.report.scores import read
 
-ITEMS, SCORES, LOG = "items.jsonl", "scores.json", "log.jsonl"
+LOG = "log.jsonl"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -72,25 +79,39 @@ def edit_item_scores(
     """One run's scores by outcome and edit, at the chosen guidance."""
     found: dict[str, dict[str, float]] = {}
     for item in (row for row in rows if row["guidance"] == level):
-        for name in SCORES_OF_EDITS:
+        for name in EDIT_SCORES:
             found.setdefault(name, {})[item["id"]] = item[name]
         found.setdefault(f"edit_{item['task']}", {})[item["id"]] = item["edit"]
     return found
 
 
-def edits_report(model: Path, benchmark: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def chance_levels(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What each benchmark of the toy world gives by chance, by its name: fixed by its configuration."""
+    found: dict[str, Any] = {}
+    for name, entry in benchmarks.items():
+        if entry["kind"] == "laptop":
+            sizes = CHANCE_PROMPTS, entry["seed"], CHANCE_PICTURES
+            found[name] = chance_of_laptop("test", *sizes)
+        elif entry["kind"] == "laptop_edit":
+            found[name] = chance_of_edits("test", entry["prompts"], entry["seed"])
+    return found
+
+
+def edits_report(
+    model: Path, benchmark: str, chosen: Mapping[str, Any], chance: Mapping[str, Any]
+) -> dict[str, Any]:
     """Outcomes of the edits, chance, items and images of one model, and the folders that they come from."""
     folders = test_folders(model, benchmark)
-    scores = [artifacts.read_json(artifacts.verified(folder / SCORES)) for folder in folders]
+    scores = [read(folder) for folder in folders]
     runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
     items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in runs.items()}
     one = only_guidance(scores) if "edit" not in next(iter(chosen.values())) else chosen
     by_item = {run: edit_item_scores(rows, one[arm_of(run)]["edit"]) for run, rows in items.items()}
-    pictures = {run: folder.parent / "samples" / "images.tar" for run, folder in runs.items()}
+    pictures = {run: folder.parent / "samples" / IMAGES for run, folder in runs.items()}
     return {
         "outcomes": outcomes(scores, one, by_item),
         "chosen": one,
-        "chance": scores[0]["chance"],
+        "chance": chance[benchmark],
         "items": items,
         "samples": {run: artifacts.verified(path) for run, path in pictures.items()},
         "folders": folders,
@@ -110,24 +131,28 @@ def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
 
 def guidance_choice(model: Path, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`{"chosen", "sweep"}` as `reca choose` wrote them; an empty sweep where the model has one guidance."""
-    if (model / "guidance" / artifacts.MANIFEST).is_file():
-        return artifacts.read_json(artifacts.verified(model / "guidance" / "guidance.json"))
+    folder = model / "guidance"
+    if (folder / artifacts.MANIFEST).is_file():
+        files = (artifacts.verified(folder / name) for name in (GUIDANCE, SWEEP))
+        return {key: value for file in files for key, value in artifacts.read_json(file).items()}
     return {"chosen": only_guidance(scores), "sweep": {}}
 
 
-def model_report(model: Path, benchmark: str, editing: str | None = None) -> dict[str, Any]:
+def model_report(
+    model: Path, benchmark: str, chance: Mapping[str, Any], editing: str | None = None
+) -> dict[str, Any]:
     """Everything about one model: outcomes, sweep, understanding, training logs, items, stages and what they cost.
 
-    `editing` names the benchmark of edits, where the experiment has one.
+    `chance`: levels by benchmark (`chance_levels`); `editing` names the benchmark of edits, if there is one.
     """
     folders = test_folders(model, benchmark)
-    scores = [artifacts.read_json(artifacts.verified(folder / SCORES)) for folder in folders]
+    scores = [read(folder) for folder in folders]
     runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
     items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in runs.items()}
-    pictures = {run: folder.parent / "samples" / "images.tar" for run, folder in runs.items()}
+    pictures = {run: folder.parent / "samples" / IMAGES for run, folder in runs.items()}
     choice = guidance_choice(model, scores)
     by_item = {r: item_scores(rows, choice["chosen"][arm_of(r)]) for r, rows in items.items()}
-    edited = None if editing is None else edits_report(model, editing, choice["chosen"])
+    edited = None if editing is None else edits_report(model, editing, choice["chosen"], chance)
     more = edited["folders"] if edited else []
     complete = [
         *folders,
@@ -144,8 +169,7 @@ def model_report(model: Path, benchmark: str, editing: str | None = None) -> dic
         ],
         "edits": edited,
         **choice,
-        "chance": scores[0]["chance"],
-        "counts": scores[0].get("counts", {}),
+        "chance": chance[benchmark],
         "understanding": understanding_by_kind(scores),
         "seeds": sorted({score["seed"] for score in scores}),
         "items": items,
@@ -158,6 +182,24 @@ def model_report(model: Path, benchmark: str, editing: str | None = None) -> dic
     }
 
 
-def outcomes_json(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The machine-readable part: the numbers of the page and nothing else."""
-    return {"models": [{name: model[name] for name in ("name", "outcomes")} for model in models]}
+def outcomes_csv(models: Sequence[Mapping[str, Any]]) -> str:
+    """The means of all outcomes as a table to plot, a row for each arm of a model; limits are empty for one seed."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["outcome", "model", "arm", "name", "mean", "low", "high"])
+    for model in models:
+        for row in model["outcomes"]:
+            for arm in (arm for arm in ARMS if arm in row):
+                low, high = row[arm]["ci95"] or ("", "")
+                title = f"{model['name']}, {row['name']}, {arm}"
+                mean = row[arm]["mean"]
+                writer.writerow([title, model["name"], arm, row["name"], mean, low, high])
+    return table.getvalue()
+
+
+def outcomes_json(
+    models: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The machine-readable part: the numbers of the page, and the verdicts where something was expected."""
+    found = [{name: model[name] for name in ("name", "outcomes")} for model in models]
+    return {"models": found} | ({"expectations": list(verdicts)} if verdicts else {})

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from reca.report.paper_map import Metric, Run
-from reca.report.paper_scores import reproduced
+from reca.report.scores import reproduced
 
 WITHIN, OUTSIDE, NOT_RUN = "within tolerance", "outside tolerance", "not run"
 # What `<benchmark>.overall` is called where the tables name an aggregation (docs/benchmarks.md).
@@ -28,7 +28,7 @@ def judged(
 ) -> list[dict[str, Any]]:
     """Every expectation of an experiment with its range, what was reached, and one of the three verdicts.
 
-    `found` are rows of `reca.report.paper_scores.collect`. ValueError where a score has no such metric.
+    `found` are rows of `reca.report.scores.collect`. ValueError where a score has no such metric.
     """
     verdicts = []
     for entry in expected:

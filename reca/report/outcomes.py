@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from reca.evaluation.choose import arm_of
-from reca.evaluation.tasks.laptop import GENEVAL_TASKS
+from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS
 from reca.report import statistics
 from reca.toyworld.edits import EDITS
 
@@ -50,13 +50,13 @@ def only_guidance(scores: Iterable[Scores]) -> dict[str, dict[str, float]]:
     """The one guidance of each arm where none had to be chosen; ValueError where a run has several."""
     chosen: dict[str, dict[str, float]] = {}
     for score in scores:
-        levels = list(score["guidance"])
+        levels = list(score["by_guidance"])
         if len(levels) != 1:
             raise ValueError(
                 f"{score['run']}: drawn at guidance {', '.join(levels)}, but no choice is recorded; "
                 "run `reca choose` on development scores"
             )
-        found = [name for name in (*PRIMARY, "edit") if name in score["guidance"][levels[0]]]
+        found = [name for name in (*PRIMARY, "edit") if name in score["summary"]]
         chosen.setdefault(arm_of(score["run"]), {}).update(dict.fromkeys(found, float(levels[0])))
     return chosen
 
@@ -68,15 +68,6 @@ def guidance_of(name: str, chosen: Mapping[str, float]) -> float | None:
     if name in EDITED:
         return chosen["edit"]
     return chosen["geneval"] if name == "geneval" or name in GENEVAL_TASKS else None
-
-
-def value_of(score: Scores, name: str, level: float | None) -> float:
-    """One outcome of one run, at the chosen guidance where it has one."""
-    if name == "understanding":
-        return score["understanding"]["overall"]
-    if name.startswith("reconstruction"):
-        return score["reconstruction"]["exact" if name.endswith("exact") else "objects"]
-    return score["guidance"][str(level)][name]
 
 
 def scores_by_arm(scores: Iterable[Scores]) -> dict[str, list[Scores]]:
@@ -104,7 +95,9 @@ def outcomes(scores: Sequence[Scores], chosen: Chosen, items: Items) -> list[dic
 
 def measured(scores: Sequence[Scores]) -> list[str]:
     """Names of the outcomes; without those of questions or reconstructions that a benchmark does not have."""
-    absent = {part for part in ("understanding", "reconstruction") if part not in scores[0]}
+    absent = {
+        name for name in ("understanding", "reconstruction") if name not in scores[0]["summary"]
+    }
     return [name for name in (*PRIMARY, *SECONDARY) if name.split("_")[0] not in absent]
 
 
@@ -116,7 +109,7 @@ def _outcome(name: str, by_arm: Mapping[str, list[Scores]], chosen: Chosen) -> d
     }
     for arm, found in by_arm.items():
         level = guidance_of(name, chosen[arm])
-        values = [value_of(score, name, level) for score in found]
+        values = [score["summary"][name] for score in found]
         row[arm] = {**statistics.summary(values), "guidance": level}
     row["differences"] = {
         f"{a} - {b}": statistics.difference(row[a]["per_seed"], row[b]["per_seed"])
@@ -135,13 +128,16 @@ def _matrix(items: Items, runs: Sequence[Scores], name: str) -> list[list[float]
 def understanding_by_kind(scores: Sequence[Scores]) -> dict[str, dict[str, Any]]:
     """Kind of question -> arm -> mean, interval and values by seed; `overall` last."""
     by_arm = scores_by_arm(scores)
-    kinds = {kind for score in scores for kind in score.get("understanding", {})} - {"overall"}
-    if not kinds:
+    start = "understanding."
+    names = {name for score in scores for name in score["summary"] if name.startswith(start)}
+    if not names:
         return {}
-    return {
-        kind: {
-            arm: statistics.summary([score["understanding"][kind] for score in found])
+
+    def row(name: str) -> dict[str, Any]:
+        return {
+            arm: statistics.summary([score["summary"][name] for score in found])
             for arm, found in by_arm.items()
         }
-        for kind in [*sorted(kinds), "overall"]
-    }
+
+    found = {name.removeprefix(start): row(name) for name in sorted(names)}
+    return {**found, "overall": row("understanding")}

@@ -1,4 +1,5 @@
-"""The report of an experiment: one self-contained page that opens offline, and its numbers as `outcomes.json`.
+"""The report of an experiment: one self-contained page that opens offline, and its numbers as
+`outcomes.json` and `outcomes.csv`.
 
 `outcomes.json` is a pure function of the scores. The page also tells what the stages cost, so its bytes
 differ between two computations of the same results, though not between two pages of one results tree.
@@ -15,13 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reca.core import artifacts
-from reca.report import collect, figures, sections, wording
+from reca.report import collect, expectations, figures, scores, sections, wording
 
-PAGE, OUTCOMES = "index.html", "outcomes.json"
+PAGE, OUTCOMES, TABLE = "index.html", "outcomes.json", "outcomes.csv"
 
 
 def build(experiment: Mapping[str, Any], results: Path, out: Path) -> None:
-    """Write `index.html` and `outcomes.json` of a resolved experiment into the folder `out`.
+    """Write `index.html`, `outcomes.json` and `outcomes.csv` of a resolved experiment into the folder `out`.
 
     Raises:
         ValueError: an experiment without the laptop benchmark, no scored model, or a stage that is not
@@ -30,9 +31,13 @@ def build(experiment: Mapping[str, Any], results: Path, out: Path) -> None:
     benchmark = laptop_benchmark(experiment)
     names = collect.scored_models(results, benchmark, experiment["models"])
     editing = edit_benchmark(experiment)
-    models = [collect.model_report(results / name, benchmark, editing) for name in names]
-    artifacts.write_json(out / OUTCOMES, collect.outcomes_json(models))
-    artifacts.write_atomic(out / PAGE, render(experiment, models, benchmark))
+    chance = collect.chance_levels(experiment["benchmarks"])
+    models = [collect.model_report(results / name, benchmark, chance, editing) for name in names]
+    name = experiment["name"]
+    verdicts = expectations.judged(name, experiment["expect"], scores.collect(results, name))
+    artifacts.write_json(out / OUTCOMES, collect.outcomes_json(models, verdicts))
+    artifacts.write_atomic(out / TABLE, collect.outcomes_csv(models))
+    artifacts.write_atomic(out / PAGE, render(experiment, models, benchmark, verdicts))
 
 
 def laptop_benchmark(experiment: Mapping[str, Any]) -> str:
@@ -54,7 +59,10 @@ def edit_benchmark(experiment: Mapping[str, Any]) -> str | None:
 
 
 def render(
-    experiment: Mapping[str, Any], models: Sequence[Mapping[str, Any]], benchmark: str
+    experiment: Mapping[str, Any],
+    models: Sequence[Mapping[str, Any]],
+    benchmark: str,
+    verdicts: Sequence[Mapping[str, Any]],
 ) -> str:
     """The page as HTML text: whatever comes from a file is escaped, our own figures are finished markup."""
     configuration = yaml.safe_dump(dict(experiment), sort_keys=False, allow_unicode=True)
@@ -66,7 +74,7 @@ def render(
             benchmark=experiment["benchmarks"][benchmark],
             models=[sections.view(experiment, model, benchmark) for model in models],
             headline=wording.headline(models),
-            expectations=sections.expectations(experiment, models, benchmark),
+            expectations=verdicts,
             configuration=configuration,
             absent=[n for n in experiment["models"] if n not in {m["name"] for m in models}],
             names=figures.NAMES,

@@ -18,7 +18,7 @@ from reca.core import artifacts
 from reca.evaluation import readings
 from reca.report import expectations
 from reca.report.paper_map import COLUMNS, TITLES, Metric, reported_rows, run_of
-from reca.report.paper_scores import collect, reproduced
+from reca.report.scores import collect, reproduced
 
 TABLES, PAGE, TEXT = "tables.json", "index.html", "tables.md"
 EXPECTED = "expectations.json"

@@ -12,13 +12,14 @@ from typing import Any
 from PIL import Image
 
 from reca.evaluation.choose import arm_of
-from reca.evaluation.tasks import laptop
+from reca.evaluation.tasks import laptop_prompts
 from reca.evaluation.tasks.laptop_edit import edits
 from reca.evaluation.tasks.laptop_prompts import reconstruction_key, sample_key
 from reca.inference.imageset import ImageSet, png
 from reca.report.figures import NAMES
 from reca.report.outcomes import TITLES, guidance_of
 from reca.toyworld.scenes import draw_pixels
+from reca.toyworld.text import dense_caption
 
 SCENES, PROMPTS_PER_TASK = 6, 3
 LARGEST = 256  # pixels on the longer side; the page shows images smaller than this
@@ -77,8 +78,8 @@ def _drawn_again(
 ) -> list[Row]:
     cards = []
     count = min(SCENES, benchmark["reconstructions"])
-    for index, scene in enumerate(laptop.held_out_scenes("test", count, benchmark["seed"])):
-        name, wording = f"scene-{index:04d}", laptop.dense_caption(scene)
+    for index, scene in enumerate(laptop_prompts.held_out_scenes("test", count, benchmark["seed"])):
+        name, wording = f"scene-{index:04d}", dense_caption(scene)
         target = data_uri(Image.fromarray(draw_pixels(scene)))
         shown = [{"name": "Target", "uri": target, "score": None, "alt": f"Target: {wording}"}]
         for arm in AGAIN_BY:
@@ -94,7 +95,7 @@ def _drawn_from_prompts(
     sets: Mapping[str, ImageSet], items: Mapping[str, list[Any]], chosen: Mapping[str, Any]
 ) -> list[Row]:
     rows = []
-    for task in (*laptop.DENSE_TASKS, *laptop.GENEVAL_TASKS):
+    for task in (*laptop_prompts.DENSE_TASKS, *laptop_prompts.GENEVAL_TASKS):
         names = (f"{task}-{index:04d}" for index in range(PROMPTS_PER_TASK))
         cards = [_prompt_card(name, task, sets, items, chosen) for name in names]
         if kept := [card for card in cards if card["pictures"]]:

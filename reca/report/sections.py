@@ -11,7 +11,7 @@ from reca.config.compose import section
 from reca.config.recipe import ARMS as TRAINED
 from reca.config.recipe import Recipe, for_arm
 from reca.evaluation.choose import CHOSEN_BY
-from reca.evaluation.tasks.laptop import GENEVAL_TASKS
+from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS
 from reca.report import figures, pictures, wording
 from reca.report.outcomes import ARMS, EDITED, TITLES
 
@@ -190,23 +190,3 @@ def _cache(entry: Mapping[str, Any], recipe: Recipe, logs: Logs) -> dict[str, An
     avoided = max(0, reads - entry["rows"])
     each = (entry["seconds"] or 0.0) / max(1, entry["rows"])
     return {**entry, "reads": reads, "avoided": avoided, "saved": avoided * each}
-
-
-# ---- expectations --------------------------------------------------------------------------------
-def expectations(
-    experiment: Mapping[str, Any], models: Sequence[Model], benchmark: str
-) -> list[dict[str, Any]]:
-    """Stated expectations next to what was reached; `reached` is None where this run has no such number."""
-    values = {
-        (model["name"], arm, f"{benchmark}.{row['name']}"): row[arm]["mean"]
-        for model in models
-        for row in model["outcomes"]
-        for arm in ARMS
-        if arm in row
-    }
-    found = []
-    for entry in experiment["expect"]:
-        reached = values.get((entry["model"], entry["arm"], entry["metric"]))
-        within = reached is not None and abs(reached - entry["value"]) <= entry["tolerance"]
-        found.append({**entry, "reached": reached, "within": within})
-    return found

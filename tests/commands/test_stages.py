@@ -11,7 +11,7 @@ from PIL import Image
 
 from reca.cli import main
 from reca.config.schema import DataSource, ToyWorld
-from reca.core.artifacts import read_json, read_manifest
+from reca.core.artifacts import Stage, read_json, read_manifest
 from reca.data.prompts import bank
 from reca.models.registry import build_model
 from reca.toyworld.pretrain.words import build_tokenizer
@@ -187,10 +187,16 @@ DAMAGE = {
     "align: cache": ("cache/draw/features-00000.safetensors", ["align"]),
     "align: data": ("data/world/train.parquet", ["align"]),
     "align: base": ("base/model.safetensors", ["align"]),
-    "generate": ("reca/seed-0/model.safetensors", ["generate", "--model", "reca/seed-0", "--seed", "0",
+    "sample": ("reca/seed-0/model.safetensors", ["sample", "--model", "reca/seed-0", "--seed", "0",
                  "--out", "x"]),
-    "generate: record": ("reca/seed-0/manifest.json", ["generate", "--model", "reca/seed-0",
-                         "--seed", "0", "--out", "x"]),
+    "sample: record": ("reca/seed-0/manifest.json", ["sample", "--model", "reca/seed-0",
+                       "--seed", "0", "--out", "x"]),
+    "sample: guidance": ("guidance/guidance.json", ["sample", "--model", "reca/seed-0", "--seed", "0",
+                         "--guidance", "guidance/guidance.json", "--out", "x"]),
+    "observe": ("reca-0/test/samples/images.tar", ["observe", "--samples", "reca-0/test/samples",
+                "--out", "x"]),
+    "score: evidence": ("reca-0/test/evidence/evidence.jsonl", ["score", "--samples",
+                        "reca-0/test/samples", "--evidence", "reca-0/test/evidence", "--out", "x"]),
     "score": ("reca-0/test/samples/images.tar", ["score", "--samples", "reca-0/test/samples",
               "--out", "x"]),
     "choose": ("base-0/development/scores/scores.json", ["choose", "--scores",
@@ -254,16 +260,128 @@ def test_evaluation_from_samples_to_scores_to_the_chosen_guidance(inside, evalua
     chosen = read_json("guidance/guidance.json")["chosen"]
     assert set(chosen) == {"base", "reca"} and set(chosen["reca"]) == {"dense", "geneval"}
     found = read_json("reca-0/test/scores/scores.json")
-    assert found["counts"] == {"prompt": 8, "question": 4, "reconstruction": 2}
-    assert set(found["guidance"]) <= {"0.0", "2.0"}
+    assert found["coverage"]["scored"] == found["coverage"]["expected"] == 8 + 4 + 2
+    assert set(found["by_guidance"]) <= {"0.0", "2.0"} and found["label"] == "laptop(examiner)"
+    names = {"dense", "geneval", "understanding", "reconstruction", "reconstruction_exact"}
+    assert names <= set(found["summary"])
     assert main(["audit", "data", "base", "cache", "reca", "base-0", "reca-0", "guidance"]) == 0
     assert read_manifest("reca-0/test/samples")["inputs"].keys() == {"model", "guidance"}
 
 
 def evaluate(section, model, split, out, *more):
-    run("generate", *more, section=section, model=model, seed=0, split=split,
+    """The former names of the commands still work."""
+    old = split == "development"
+    run("generate" if old else "sample", *more, section=section, model=model, seed=0, split=split,
         work=f"work/{out}", out=f"{out}/samples")  # fmt: skip
-    run("score", section=section["benchmark"], samples=f"{out}/samples", out=f"{out}/scores")
+    run("examine" if old else "observe", section=section["benchmark"], samples=f"{out}/samples",
+        work=f"work/{out}", out=f"{out}/evidence")  # fmt: skip
+    run("score", section=section["benchmark"], samples=f"{out}/samples",
+        evidence=f"{out}/evidence", out=f"{out}/scores")  # fmt: skip
+
+
+# ---- all stages of some runs in one process ----
+SAMPLER = {"steps": 2, "temperature": 1.0, "options": {}}
+DEVELOPMENT = {"kind": "laptop", "seed": 0, "development_prompts": 1}
+
+
+def small_run(name, out, *, model="reca/seed-0", kind="laptop", **scoring):
+    """`reca evaluate` of one run; gives the times at which its stages were written."""
+    sampled = {"family": "showo", "run": name, "sampler": {**SAMPLER, "guidance": [0.0, 2.0]}}
+    stages = {"sample": {**sampled, "benchmark": DEVELOPMENT}, "observe": {"kind": "laptop"},
+              "score": {**DEVELOPMENT, "kind": kind, **scoring}}  # fmt: skip
+    section = json.dumps({name: {"laptop": stages}})
+    words = [
+        "evaluate",
+        "--section",
+        section,
+        "--model",
+        f"{name}={model}",
+        "--split",
+        "development",
+    ]
+    return main([*words, "--work", "work/small", "--out", out])
+
+
+def times(root, *names):
+    return {n: (root / n / "manifest.json").stat().st_mtime_ns for n in names}
+
+
+def test_one_process_makes_what_three_commands_make(inside, evaluated):
+    assert small_run("reca-0", "one") == 0
+    for stage in ("samples", "evidence", "scores"):
+        found = read_manifest(f"one/reca-0/laptop/development/{stage}")["outputs"]
+        assert found == read_manifest(f"reca-0/development/{stage}")["outputs"]
+    assert not (inside / "work/small").exists()
+    assert main(["audit", "one", "reca", "base", "cache", "data"]) == 0
+
+
+def no_model(*_):
+    pytest.fail("a model is loaded")
+
+
+def test_a_stage_that_is_current_is_not_made_again(inside, monkeypatch):
+    """Other options of scoring score again, damaged evidence is observed again, a damaged image sampled again."""
+    assert small_run("reca-0", "two") == 0
+    place = inside / "two/reca-0/laptop/development"
+    stages = ("samples", "evidence", "scores")
+    before = times(place, *stages)
+    with monkeypatch.context() as patch:
+        patch.setattr("reca.models.registry.load_model", no_model)
+        assert small_run("reca-0", "two") == 0 and times(place, *stages) == before
+        assert small_run("reca-0", "two", options={"partial": True}) == 0
+        changed = times(place, *stages)
+        assert [n for n in stages if changed[n] != before[n]] == ["scores"]
+        (place / "evidence/evidence.jsonl").write_text("{}")
+        assert small_run("reca-0", "two") == 0
+        again = times(place, *stages)
+        assert again["samples"] == before["samples"] and again["evidence"] != before["evidence"]
+    images = place / "samples/images.tar"
+    whole = images.read_bytes()
+    images.write_bytes(flipped(whole))
+    assert small_run("reca-0", "two") == 0 and images.read_bytes() == whole
+
+
+def test_a_killed_evaluation_goes_on_at_its_stage(inside, monkeypatch):
+    from reca.evaluation.observers import examiner
+
+    def stop(view):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(examiner, "observe", stop)
+        assert small_run("reca-0", "three") == 130
+    place = inside / "three/reca-0/laptop/development"
+    assert (place / "samples/manifest.json").is_file()
+    assert not (place / "evidence").exists() and not (place / "scores").exists()
+    monkeypatch.setattr("reca.models.registry.load_model", no_model)
+    assert small_run("reca-0", "three") == 0 and (place / "scores/manifest.json").is_file()
+
+
+def test_folders_of_the_former_stages_are_replaced(inside, evaluated):
+    """Results of a reca whose stages were named generate, examine and grade."""
+    for old, stage in (("generate", "samples"), ("examine", "evidence"), ("grade", "scores")):
+        folder = inside / "four/reca-0/laptop/development" / stage
+        with Stage(old, folder, inputs={}, section={}) as made:
+            (made.staging / "images.tar").write_text("old")
+    assert small_run("reca-0", "four") == 0
+    assert read_manifest(folder)["stage"] == "score" and not (folder / "images.tar").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"kind": "geneval"},
+            "--section: reca-0.laptop: geneval is sampled and observed in shards",
+        ),
+        ({"name": "reca"}, "--section: run 'reca': must end in its seed"),
+        ({"model": "nowhere"}, "nowhere"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_done_is_one_line(inside, capsys, options, said):
+    assert small_run(**{"name": "reca-0", "out": "x", **options}) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (inside / "x").exists()
 
 
 def test_choice_refuses_test_scores(inside, evaluated, capsys):
@@ -279,7 +397,8 @@ def test_the_two_forms_of_score_are_not_mixed(inside, capsys):
         ("score", "geneval"): "write `reca score BENCHMARK FOLDER`",
         ("score", "geneval", "x", "--samples", "y"): "without --section and --samples",
         ("score", "--section", section): "--samples and --out",
-        ("score", "mme", "x"): "has no layout of pictures",
+        ("score", "mme", "x"): "has no official layout of pictures",
+        ("score", "laptop", "x"): "has no official layout of pictures",
         ("score", "coco", "x"): "is not known here",
         ("score", "geneval", "x"): "run `reca fetch geneval --out data/geneval`",
     }.items():
@@ -361,13 +480,14 @@ def _section_for(verb):
     section = {
         "cache": {"family": "showo", "data": {"reconstruct": DATA}},
         "align": {"family": "showo", "align": RECIPE, "data": {"reconstruct": DATA, "answer": DATA}},
-        "generate": {"family": "showo", "run": "reca-0", "benchmark": benchmark,
+        "sample": {"family": "showo", "run": "reca-0", "benchmark": benchmark,
                      "sampler": {"steps": 2, "guidance": [0.0]}},
         "score": benchmark,
+        "observe": benchmark,
     }[verb]  # fmt: skip
     words = ["--section", json.dumps(section)]
     if verb == "align":
         words += ["--data", "reconstruct=data/world", "--data", "answer=data/world"]
         words += ["--cache", "draw=cache/draw", "--cache", "read=cache/read"]
         words += ["--model", "base", "--arm", "reca", "--seed", "0", "--out", "x"]
-    return words if verb == "score" else [*words, "--work", "work/x"]
+    return words if verb in ("score", "observe") else [*words, "--work", "work/x"]

@@ -10,7 +10,7 @@ import torch
 from reca.align.distributed import join
 from reca.cli import main
 from reca.core.devices import device_of, placed
-from reca.evaluation import observe
+from reca.evaluation.observers import view
 from tests.toy_model import DrawingToy, png
 
 
@@ -36,7 +36,7 @@ def test_training_and_all_else_take_the_same_device(monkeypatch, name, gpus, fou
 
 def test_networks_that_look_take_the_first_gpu(monkeypatch):
     with_gpus(monkeypatch, 3)
-    assert observe.device() == "cuda:0"
+    assert view.device() == "cuda:0"
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,7 @@ def moves(monkeypatch):
         "reca.toyworld.pretrain.run",
     ):
         monkeypatch.setattr(f"{name}.load_model", lambda folder: "the model")
-    for verb in ("evaluate", "benchmark"):
-        monkeypatch.setattr(f"reca.commands.{verb}.read_manifest", lambda folder: {"outputs": {}})
+    monkeypatch.setattr("reca.commands.sample.read_manifest", lambda folder: {"outputs": {}})
     monkeypatch.delenv("RECA_DEBUG", raising=False)
 
 
@@ -99,15 +98,15 @@ DRAWN = {"family": "showo", "sampler": {}, "run": "base-0"}
 DATA = {"kind": "world", "world": {"images": 1}}
 STAGES = {
     "cache": {"family": "showo", "data": {"reconstruct": DATA}},
-    "generate": {**DRAWN, "benchmark": {"kind": "laptop"}},
-    "draw": {**DRAWN, "benchmark": {"kind": "geneval"}},
+    "laptop": {**DRAWN, "benchmark": {"kind": "laptop"}},
+    "geneval": {**DRAWN, "benchmark": {"kind": "geneval"}},
 }
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("words", [[], ["--device", "cpu"]])
 def test_stages_move_their_model(moves, tmp_path, stage, words):
-    verb = [stage] if stage == "cache" else ["generate", "--seed", "0"]
+    verb = [stage] if stage == "cache" else ["sample", "--seed", "0"]
     verb += ["--data", str(tmp_path), "--use", "draw"] if stage == "cache" else []
     places = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
     section = ["--section", json.dumps(STAGES[stage])]

@@ -13,8 +13,12 @@ from reca.core.fingerprints import SourceTree
 from reca.models.registry import runnable
 
 ROOT = Path(__file__).parents[2]
-PER_FAMILY = ("base", "cache", "align", "pretrain", "generate", "draw")
-BENCHMARKS = {"generate": "laptop", "score": "laptop", "draw": "geneval", "grade": "geneval"}
+PER_FAMILY = ("base", "cache", "align", "pretrain", "sample")
+BENCHMARKS = {
+    "sample": ("laptop", "geneval"),
+    "observe": ("laptop", "geneval", "wise"),
+    "score": ("laptop", "geneval", "wise"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +31,38 @@ def roots(tmp_path_factory):
 
 
 def codes(roots):
-    """Stage, or stage and family -> fingerprint."""
+    """Stage with its family and its benchmark -> fingerprint."""
     tree, found = SourceTree(roots), {}
     for stage in STAGES:
         for family in FAMILIES if stage in PER_FAMILY else [None]:
-            name = stage if family is None else f"{stage} {family}"
-            found[name] = stage_code(stage, family, BENCHMARKS.get(stage), tree)
+            for benchmark in BENCHMARKS.get(stage, [None]):
+                name = " ".join(word for word in (stage, family, benchmark) if word)
+                found[name] = stage_code(stage, family, benchmark, tree)
     return found
 
 
 CODE = "\n\n_EDITED = 1\n"
 FAMILIES = runnable()
-SAMPLING = ("generate", "draw")
-DRAWN = {f"{stage} {family}" for stage in SAMPLING for family in FAMILIES}
+SAMPLING = ("sample",)
 TRAINED = {f"{stage} {family}" for stage in ("align", "pretrain") for family in FAMILIES}
 
 
 def of(family, *stages):
-    return {f"{stage} {family}" for stage in stages}
+    """The stages of a family, with every benchmark where they have one."""
+    return {
+        " ".join(filter(None, (stage, family, benchmark)))
+        for stage in stages
+        for benchmark in BENCHMARKS.get(stage, [None])
+    }
+
+
+def evaluated(*stages, benchmarks=("laptop", "geneval", "wise")):
+    """Stages of benchmarks, sampling of every family."""
+    found = {f"{s} {b}" for s in stages if s != "sample" for b in benchmarks}
+    if "sample" in stages:
+        known = set(benchmarks) & set(BENCHMARKS["sample"])
+        found |= {f"sample {family} {b}" for family in FAMILIES for b in known}
+    return found
 
 
 def appended(code):
@@ -128,20 +146,47 @@ EDITS = {
     "a scorer": (
         "reca/evaluation/tasks/geneval.py",
         lambda text: text.replace("def grade(", "def _unused():\n    return 1\n\n\ndef grade(", 1),
-        {"examine", "judge", "grade"},
+        evaluated("score", benchmarks=["geneval"]),
+    ),
+    "a scorer of the laptop": (
+        "reca/evaluation/tasks/laptop.py",
+        appended(CODE),
+        evaluated("score", benchmarks=["laptop"]),
+    ),
+    "the examiner": (
+        "reca/toyworld/examiner.py",
+        appended(CODE),
+        evaluated("observe", "score", benchmarks=["laptop"]) | {"report"},
+    ),
+    "the reading of a judge's replies": (
+        "reca/evaluation/tasks/wise.py",
+        lambda text: text.replace("JUDGE_LIMITS = ", "JUDGE_LIMITS = _EDITED = ", 1),
+        evaluated("observe", "score", benchmarks=["wise"]),
+    ),
+    "a detector": (
+        "reca/evaluation/detectors/mask2former.py",
+        appended(CODE),
+        evaluated("observe", benchmarks=["geneval"]),
+    ),
+    "what becomes of scores": (
+        "reca/evaluation/score.py",
+        appended(CODE),
+        evaluated("score"),
     ),
     "a reader of prompts": (
         "reca/evaluation/tasks/geneval.py",
         lambda text: text.replace(") -> list[Prompt]:", ", edited: int = 1) -> list[Prompt]:", 1),
-        of("showo", "draw")
-        | of("harmon", "draw")
-        | of("bagel", "draw")
-        | {"examine", "judge", "grade"},
+        evaluated("sample", "observe", "score", benchmarks=["geneval"]),
+    ),
+    "prompts of the laptop": (
+        "reca/evaluation/tasks/laptop_prompts.py",
+        lambda text: text.replace("LONGEST = ", "LONGEST = _EDITED = ", 1),
+        evaluated("sample", "score", benchmarks=["laptop"]) | {"report"},
     ),
     "a reader of tables": (
         "reca/evaluation/benchmark_data.py",
         appended(CODE),
-        {f"draw {family}" for family in FAMILIES} | {"grade"},
+        evaluated("sample", "observe", "score"),
     ),
 }
 

@@ -12,20 +12,19 @@ from safetensors.torch import load_file, save_file
 
 from reca.align import checkpoint, trainer
 from reca.cli import main
-from reca.config.schema import Fit
+from reca.config.schema import BenchmarkConfig, Fit
 from reca.core.artifacts import write_json, write_lines
 from reca.core.finite import NonFinite
 from reca.core.images import decode
 from reca.evaluation.detectors import colours
 from reca.evaluation.detectors.instances import instances
 from reca.evaluation.detectors.vqa import BlipVqa, ChatModel
-from reca.evaluation.observe import seen
+from reca.evaluation.observers.view import View, seen
 from reca.evaluation.tasks import reconstruction
 from reca.features.build import build
 from reca.inference.generate import Origin, answers, edit, generate
 from reca.inference.imageset import ImageSetWriter
 from reca.inference.items import Prompt, Question
-from reca.inference.resume import ResumableRows
 from reca.models.checkpoint_io import save_safetensors
 from reca.models.contract import Sampling
 from reca.models.registry import load_model
@@ -190,11 +189,12 @@ def test_no_network_scores_with_numbers_that_are_not_finite(tmp_path):
     def look(item, k, picture):
         raise NonFinite("detector logits", [0])
 
-    kept = ResumableRows(tmp_path / "rows.jsonl")
-    rows = seen(kept, PROMPTS, {("p1", 0): b"picture"}, 1, look, None)
+    section = BenchmarkConfig(kind="geneval")
+    pictures, places = {("p1", 0): b"picture"}, (tmp_path, tmp_path, tmp_path / "l")
+    rows = seen(View(section, PROMPTS, pictures, {}, 1, *places), look, None)
     with pytest.raises(NonFinite, match="detector logits are not finite for 'p1/0'; "):
         list(rows)
-    assert not (tmp_path / "rows.jsonl").exists()
+    assert not (tmp_path / "evidence.jsonl").exists()
     for bad in BAD:
         logits, masks = torch.zeros(3, 5), torch.ones(3, 2, 2)
         for harmed in (logits, masks):

@@ -217,8 +217,8 @@ def test_a_work_folder_is_used_and_removed_only_where_it_is_ours(here):
         work.claim()
         (work.path / "checkpoints").mkdir(exist_ok=True)
         (work.path / "log.jsonl").write_text("{}")
-    with pytest.raises(ValueError, match="is not the work folder of stage 'generate'"):
-        WorkFolder(work.path, "generate").check([])
+    with pytest.raises(ValueError, match="is not the work folder of stage 'sample'"):
+        WorkFolder(work.path, "sample").check([])
     with work:
         (work.path / "notes.txt").write_text("mine")
     assert [path.name for path in work.path.iterdir()] == ["notes.txt"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from reca.commands.evaluate import _development
+from reca.commands.score import development
 from reca.evaluation.choose import choose
-from reca.evaluation.tasks.laptop_prompts import read_samples
+from reca.evaluation.score import read_samples
 
 
 def score(run: str, split: str = "development", **levels: tuple[float, float]) -> dict:
     guidance = {level.lstrip("g"): {"dense": d, "geneval": g} for level, (d, g) in levels.items()}
-    return {"run": run, "split": split, "guidance": guidance}
+    return {"run": run, "split": split, "by_guidance": guidance}
 
 
 def test_best_mean_over_seeds_per_arm_and_outcome() -> None:
@@ -39,7 +39,7 @@ def test_test_prompts_are_refused() -> None:
     ("name", "read"),
     [
         ("samples.json", read_samples),
-        ("scores.json", lambda folder: _development(folder / "scores.json")),
+        ("scores.json", lambda folder: development(folder / "scores.json")),
     ],
 )
 def test_records_of_another_form_are_named(tmp_path, name, read, text):

@@ -12,7 +12,8 @@ from PIL import Image
 
 from reca.config.schema import BenchmarkConfig
 from reca.core.artifacts import read_json
-from reca.evaluation.observe import examine as look
+from reca.evaluation.observe import observe
+from reca.evaluation.observers.view import View
 from reca.evaluation.pictures import Cropped
 from reca.inference.imageset import png
 from tests.evaluation import small_benchmarks as small
@@ -67,5 +68,7 @@ def test_cropping_is_by_the_picture_and_refused_where_there_is_none(tmp_path):
         assert cropped[name, 0] == files[name, 0]
     assert cropped.changed == {("border", 0)}
     with pytest.raises(ValueError, match=r"mmvet\.crop_black: there are no pictures"):
-        look(BenchmarkConfig(kind="mmvet", crop_black=True), [], {}, {}, samples=1,
-             work=tmp_path, out=tmp_path / "out", ledger=tmp_path / "l")  # fmt: skip
+        observe(
+            View(BenchmarkConfig(kind="mmvet", crop_black=True), [], {}, {}, 1,
+                 tmp_path, tmp_path / "out", tmp_path / "l")
+        )  # fmt: skip

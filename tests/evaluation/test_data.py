@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from reca.evaluation import benchmark_data, registry
+from reca.evaluation.benchmark_data import shard_of
 from reca.evaluation.graded import coverage_of, interval
 from reca.evaluation.judges.requests import Picture
 from reca.evaluation.pictures import of_folder, samples_in
 from reca.evaluation.reading import hub_rows
-from reca.evaluation.sample import shard_of
 from reca.evaluation.tasks import (
     dpg,
     gedit,

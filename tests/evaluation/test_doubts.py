@@ -7,11 +7,11 @@ import time
 import pytest
 from hypothesis import given, settings
 
-from reca.commands.benchmark import summary_text
+from reca.commands.score_folder import summary_text
 from reca.config.schema import BenchmarkConfig
 from reca.core.artifacts import read_json
 from reca.evaluation import readings
-from reca.evaluation.grade import write
+from reca.evaluation.score import write
 from reca.evaluation.tasks import gedit, imgedit, t2i_compbench, wise
 from reca.inference.items import Prompt
 from reca.report import paper

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from reca.evaluation.tasks import laptop
+from reca.evaluation.tasks import laptop, laptop_prompts
 from reca.inference.items import Prompt
 from reca.toyworld import examiner
 from reca.toyworld.scenes import COLOURS, SHAPE_NAMES, SHAPES, Scene, Thing, draw_pixels, draw_scene
@@ -89,14 +89,14 @@ def test_facts_are_matched_one_to_one() -> None:
 
 
 def test_splits_are_fixed_and_apart() -> None:
-    test, again = (laptop.prompts("test", 30, 3) for _ in range(2))
-    development = laptop.prompts("development", 30, 3)
+    test, again = (laptop_prompts.prompts("test", 30, 3) for _ in range(2))
+    development = laptop_prompts.prompts("development", 30, 3)
     assert test == again
     dense = [{p.text for p in split if p.task == "dense"} for split in (test, development)]
     assert not dense[0] & dense[1]
-    assert laptop.prompts("test", 30, 4) != test
+    assert laptop_prompts.prompts("test", 30, 4) != test
     with pytest.raises(ValueError, match="choose one of: development, test"):
-        laptop.prompts("train", 1, 0)
+        laptop_prompts.prompts("train", 1, 0)
 
 
 def test_chance_levels_are_low() -> None:
@@ -106,8 +106,8 @@ def test_chance_levels_are_low() -> None:
 
 
 def test_questions_are_answered_by_their_scene() -> None:
-    scenes = laptop.held_out_scenes("test", 20, 0)
-    asked = laptop.held_out_questions(scenes, 3, "test", 0)
+    scenes = laptop_prompts.held_out_scenes("test", 20, 0)
+    asked = laptop_prompts.held_out_questions(scenes, 3, "test", 0)
     assert {q.kind for q in asked} >= {"describe", "colour", "exist"}
     assert len({q.id for q in asked}) == len(asked)
     assert laptop.same_answer(" The  Circle", "the circle")

@@ -10,9 +10,12 @@ from PIL import Image
 
 from reca.config.schema import BenchmarkConfig, Sampler
 from reca.core.images import decode
-from reca.evaluation.sample_edits import asked_for, make_edits, score_edits, source_png
+from reca.evaluation.observe import observe, view_of
+from reca.evaluation.sample import sample
+from reca.evaluation.score import score
 from reca.evaluation.tasks import laptop_edit
-from reca.evaluation.tasks.laptop_edit import chance, edits, score_edit
+from reca.evaluation.tasks.laptop_edit import asked_for, chance, edits, score_edit
+from reca.evaluation.tasks.laptop_prompts import scene_png
 from reca.inference.generate import Origin
 from reca.toyworld import examiner
 from reca.toyworld.edits import EDITS, Edit
@@ -89,7 +92,7 @@ class Painter:
 
     def __init__(self, section: BenchmarkConfig, split: str) -> None:
         found = asked_for(section, split, [1.0])[1]
-        self.known = {(source_png(o), o.edit.instruction): o.edit.target for o in found}
+        self.known = {(scene_png(o.edit.source), o.edit.instruction): o.edit.target for o in found}
 
     def eval(self):
         return self
@@ -119,15 +122,21 @@ def test_the_stages_score_what_a_model_made(tmp_path):
     section = BenchmarkConfig(kind="laptop_edit", prompts=3, development_prompts=4)
     model, origin = Painter(section, "development"), Origin("m", "laptop_edit", 0)
     model.train = lambda mode=True: model
-    counts = make_edits(
-        model, section, Sampler(steps=2), origin, run="base-0", split="development",
-        guidance=[1.0, 2.0], work=tmp_path / "work", out=tmp_path,
+    counts = sample(
+        model, section, Sampler(steps=2, guidance=[1.0, 2.0]), origin, {}, run="base-0",
+        split="development", work=tmp_path / "work", out=tmp_path,
     )  # fmt: skip
     assert counts == {"pictures": 40}
-    found = score_edits(section, tmp_path, tmp_path)
-    assert found["guidance"]["2.0"] == dict.fromkeys(found["guidance"]["2.0"], 1.0)
-    assert found["guidance"]["1.0"]["edit"] == 0 and found["guidance"]["1.0"]["edit_kept"] == 1
-    assert set(found["guidance"]["1.0"]) == {*laptop_edit.SCORES, *(f"edit_{k}" for k in EDITS)}
+    places = {"work": tmp_path, "out": tmp_path, "ledger": tmp_path / "ledger"}
+    assert observe(view_of(section, tmp_path, {}, **places)) == {"evidence": 40}
+    found = score(section, {}, [tmp_path], [tmp_path], tmp_path)
+    levels = found["by_guidance"]
+    assert levels["2.0"] == dict.fromkeys(levels["2.0"], 1.0)
+    assert levels["1.0"]["edit"] == 0 and levels["1.0"]["edit_kept"] == 1
+    assert set(levels["1.0"]) == {*laptop_edit.SCORES, *(f"edit_{k}" for k in EDITS)}
+    assert found["summary"] == {}  # nothing was sampled at one level alone
+    assert found["guidance"] == [1.0, 2.0] and found["label"] == "laptop_edit(examiner)"
+    assert found["coverage"]["scored"] == found["coverage"]["expected"] == 40
     rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     assert len(rows) == 40 and {row["kind"] for row in rows} == {"edit"}
 
@@ -136,7 +145,7 @@ def test_guidance_is_chosen_for_edits_beside_drawing():
     from reca.evaluation.choose import choose
 
     def row(run, **levels):
-        return {"run": run, "split": "development", "guidance": levels}
+        return {"run": run, "split": "development", "by_guidance": levels}
 
     found = choose(
         [

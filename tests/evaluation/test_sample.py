@@ -8,8 +8,8 @@ import pytest
 
 from reca.config.schema import BenchmarkConfig, Sampler
 from reca.core.artifacts import read_json
-from reca.evaluation.grade import grade
-from reca.evaluation.sample import draw
+from reca.evaluation.sample import sample
+from reca.evaluation.score import score
 from reca.inference.generate import Origin
 from tests.evaluation import small_benchmarks as small
 from tests.toy_model import DrawingToy
@@ -38,7 +38,7 @@ def answered(tmp_path):
     def run(out, origin=ORIGIN, batch_size=3):
         model = Looking()
         (tmp_path / out).mkdir()
-        counts = draw(model, BenchmarkConfig(kind="mme", batch_size=batch_size), Sampler(), origin,
+        counts = sample(model, BenchmarkConfig(kind="mme", batch_size=batch_size), Sampler(), origin,
                       data, run="base-0", work=tmp_path / "work", out=tmp_path / out)  # fmt: skip
         assert counts == {"questions": 4}
         return read_json(tmp_path / out / "answers.json"), model.answered
@@ -85,7 +85,7 @@ def mmmu(tmp_path):
     def run(out, data, model=None, work="work"):
         (tmp_path / out).mkdir()
         model = model or LookingAtAll()
-        draw(model, BenchmarkConfig(kind="mmmu", batch_size=2), Sampler(), ORIGIN, data,
+        sample(model, BenchmarkConfig(kind="mmmu", batch_size=2), Sampler(), ORIGIN, data,
              run="base-0", work=tmp_path / work, out=tmp_path / out)  # fmt: skip
         return read_json(tmp_path / out / "answers.json"), model.answered
 
@@ -120,7 +120,7 @@ def test_another_model_is_shown_the_first_and_the_scores_say_so(mmmu, tmp_path):
     alone = {"validation_Art_0", "validation_Art_2"}
     assert {name for name in first if first[name] == every[name]} == alone
     for out, shown in (("a", "first"), ("all", "all")):
-        found = grade(BenchmarkConfig(kind="mmmu"), data, [tmp_path / out], [], tmp_path / out)
+        found = score(BenchmarkConfig(kind="mmmu"), data, [tmp_path / out], [], tmp_path / out)
         assert found["pictures_shown"] == shown and found["notes"]["several_pictures"] == 1
 
 
@@ -135,4 +135,4 @@ def test_shards_that_were_shown_other_pictures_are_no_run(mmmu, tmp_path):
     mmmu("a", data)
     mmmu("b", data, Looking())
     with pytest.raises(ValueError, match="different runs"):
-        grade(BenchmarkConfig(kind="mmmu"), data, [tmp_path / "a", tmp_path / "b"], [], tmp_path)
+        score(BenchmarkConfig(kind="mmmu"), data, [tmp_path / "a", tmp_path / "b"], [], tmp_path)

@@ -31,7 +31,7 @@ def run(verb, *words, expect=0, **options):
 
 def draw(benchmark, out, sources, shard="0/1", seed=3, **more):
     section = {"family": "showo", "sampler": SAMPLER, "run": "base-3", "benchmark": benchmark}
-    run("generate", *paired(sources), section=section | more, model=MODEL, seed=seed, shard=shard,
+    run("sample", *paired(sources), section=section | more, model=MODEL, seed=seed, shard=shard,
         work=f"work/{out}", out=out)  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def drawn(inside):
     for shard in range(2):
         samples = f"{RUN}/geneval/test/samples/{shard}-of-2"
         draw(GENEVAL, samples, {"prompts": "data/geneval"}, f"{shard}/2")
-        run("examine", *paired(NETWORKS), section=GENEVAL, samples=samples,
+        run("observe", *paired(NETWORKS), section=GENEVAL, samples=samples,
             out=samples.replace("samples", "evidence"), work="work/seen")  # fmt: skip
     grade(f"{RUN}/geneval/test/scores")
     return inside
@@ -147,10 +147,10 @@ def test_evidence_survives_a_kill_and_is_not_made_twice(drawn, monkeypatch):
     monkeypatch.setattr(mask2former.Mask2Former, "__call__", call)
     samples = f"{RUN}/geneval/test/samples/0-of-2"
     options = {"section": GENEVAL, "samples": samples, "out": "again", "work": "work/kill"}
-    run("examine", *paired(NETWORKS), expect=130, **options)
+    run("observe", *paired(NETWORKS), expect=130, **options)
     assert not Path("again").exists()
     seen[:] = [1] * 4  # no limit any more
-    run("examine", *paired(NETWORKS), **options)
+    run("observe", *paired(NETWORKS), **options)
     assert len(seen) == 4 + 3  # the three that were left of six
     assert sha256_file("again/evidence.jsonl") == sha256_file(
         f"{RUN}/geneval/test/evidence/0-of-2/evidence.jsonl"
@@ -166,13 +166,13 @@ def test_wise_from_prompts_to_scores_with_a_judge(inside):
         section = {"kind": "wise", "judge": judge}
         draw({"kind": "wise"}, "wise/samples", {"prompts": "data/wise"})
         options = {"section": section, "samples": "wise/samples", "ledger": "ledgers/wise.jsonl"}
-        run("examine", *paired(sources), **options, out="wise/evidence")
+        run("observe", *paired(sources), **options, out="wise/evidence")
         assert len(server.asked) == 7  # six pictures, one reply asked for again
         assert all(
             body["temperature"] == 0.0 and body["max_tokens"] == 2000 for body in server.asked
         )
         shutil.rmtree("wise/evidence")
-        run("examine", *paired(sources), **options, out="wise/evidence")
+        run("observe", *paired(sources), **options, out="wise/evidence")
         assert len(server.asked) == 7  # the ledger knows
     run("score", "--samples", "wise/samples", "--evidence", "wise/evidence", *paired(sources),
         section=section, out="wise/scores")  # fmt: skip
@@ -192,7 +192,7 @@ def test_a_refusal_is_shown_and_stops_a_full_score(inside, capsys):
     with js.serving(refusal, js.says(GOOD)) as server:
         section = {"kind": "wise", "judge": asdict(js.config(server, concurrency=1))}
         run(
-            "examine",
+            "observe",
             *paired(sources),
             section=section,
             samples="wise2/samples",
@@ -248,13 +248,13 @@ def test_pictures_drawn_again_are_compared(inside, monkeypatch):
     (originals / "9.png").unlink()
     tiny.dino_folder(Path("data/dino"))
     sources = {"images": "data/originals", "clip": "data/clip", "dino": "data/dino"}
-    monkeypatch.setattr("reca.evaluation.sample.bank", lambda: ["a scene"])
+    monkeypatch.setattr("reca.evaluation.benchmark_data.bank", lambda: ["a scene"])
     section = {"kind": "reconstruction", "batch_size": 2}
     shards = [f"again-{index}" for index in range(2)]
     for index, shard in enumerate(shards):
         draw(section, f"{shard}/samples", {"images": "data/originals"}, f"{index}/2")
         run(
-            "examine",
+            "observe",
             *paired(sources),
             section=section,
             samples=f"{shard}/samples",

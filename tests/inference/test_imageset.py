@@ -165,7 +165,7 @@ def test_damage_is_named(tmp_path):
     path.write_bytes(whole[:700])
     with pytest.raises(ValueError, match=r"set\.tar"):
         ImageSet(path)
-    with pytest.raises(ValueError, match="run `reca generate` first"):
+    with pytest.raises(ValueError, match="run `reca sample` first"):
         ImageSet(tmp_path / "none")
 
 

@@ -8,13 +8,17 @@ from PIL import Image
 
 from reca.config.schema import BenchmarkConfig
 from reca.core import artifacts
-from reca.evaluation.sample_edits import asked_for, score_edits
+from reca.evaluation.observe import observe, view_of
+from reca.evaluation.score import score
+from reca.evaluation.tasks.laptop_edit import asked_for
 from reca.evaluation.tasks.laptop_prompts import sample_key
 from reca.inference.imageset import ImageSetWriter
 from reca.report import collect, page, pictures, sections
 from reca.toyworld.scenes import draw_pixels
 
 SECTION = BenchmarkConfig(kind="laptop_edit", prompts=4)
+CHANCE = collect.chance_levels({"laptop_edit": {"kind": "laptop_edit", "prompts": 4, "seed": 0}})
+CHOSEN = {"base": {"edit": 2.0}, "reca": {"edit": 2.0}}
 SKILL = {
     "base": 1,
     "reca": 3,
@@ -26,7 +30,7 @@ def model(tmp_path):
     for arm, right in SKILL.items():
         for seed in (0, 1):
             folder = tmp_path / "tiny" / f"{arm}-{seed}" / "laptop_edit" / "test"
-            with artifacts.Stage("generate", folder / "samples", inputs={}, section={}) as stage:
+            with artifacts.Stage("sample", folder / "samples", inputs={}, section={}) as stage:
                 with ImageSetWriter(stage.staging / "images.tar") as writer:
                     for number, one in enumerate(asked_for(SECTION, "test", [2.0])[1]):
                         scene = one.edit.target if number % 4 < right else one.edit.source
@@ -39,17 +43,20 @@ def model(tmp_path):
                     "split": "test",
                     "seed": seed,
                     "guidance": [2.0],
+                    "chosen": None,
+                    "shard": [0, 1],
                 }
                 artifacts.write_json(stage.staging / "samples.json", described)
             with artifacts.Stage("score", folder / "scores", inputs={}, section={}) as stage:
-                score_edits(SECTION, folder / "samples", stage.staging)
+                places = {"work": tmp_path, "out": tmp_path / "evidence", "ledger": tmp_path / "l"}
+                observe(view_of(SECTION, folder / "samples", {}, **places))
+                shards = [folder / "samples"], [tmp_path / "evidence"]
+                score(SECTION, {}, *shards, stage.staging)
     return tmp_path / "tiny"
 
 
 def test_outcomes_by_arm_and_kind(model):
-    found = collect.edits_report(
-        model, "laptop_edit", {"base": {"edit": 2.0}, "reca": {"edit": 2.0}}
-    )
+    found = collect.edits_report(model, "laptop_edit", CHOSEN, CHANCE)
     rows = {row["name"]: row for row in found["outcomes"]}
     for name in ("edit", "edit_followed", "edit_add"):
         assert [rows[name][arm]["mean"] for arm in SKILL] == [0.25, 0.75]
@@ -57,15 +64,13 @@ def test_outcomes_by_arm_and_kind(model):
     assert rows["edit_kept"]["base"]["mean"] == 1 and rows["edit"]["base"]["guidance"] == 2.0
     gap = rows["edit"]["differences"]["reca - base"]
     assert gap["mean"] == 0.5 and gap["over_items"]["mean"] == pytest.approx(0.5)
-    assert collect.edits_report(model, "laptop_edit", {"base": {"dense": 1.0}})["chosen"] == {
-        arm: {"edit": 2.0} for arm in SKILL
-    }  # one guidance, so none was chosen
+    assert collect.edits_report(model, "laptop_edit", {"base": {"dense": 1.0}}, CHANCE)[
+        "chosen"
+    ] == {arm: {"edit": 2.0} for arm in SKILL}  # one guidance, so none was chosen
 
 
 def test_the_section_shows_scores_chance_and_pictures(model):
-    found = collect.edits_report(
-        model, "laptop_edit", {"base": {"edit": 2.0}, "reca": {"edit": 2.0}}
-    )
+    found = collect.edits_report(model, "laptop_edit", CHOSEN, CHANCE)
     rows = {row["name"]: row for row in found["outcomes"]}
     view = sections._edits({"edits": found}, rows, list(SKILL), {"prompts": 4, "seed": 0})
     assert [row["name"] for row in view["table"]][:3] == ["edit", "edit_followed", "edit_kept"]

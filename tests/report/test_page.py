@@ -14,11 +14,12 @@ import pytest
 
 from reca.config import compose
 from reca.core import artifacts
-from reca.report import page
+from reca.report import page, paper
 from tests.report.tree import MODEL, SKILL, Tree, experiment
 
 HOSTILE = "<script>alert('x')</script> & \"a red circle\""
 VOID = {"meta", "img"}
+EXPECTATION = ("model", "arm", "metric", "value", "tolerance", "source")
 
 
 class Reader(HTMLParser):
@@ -64,7 +65,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any],
         patch.chdir(folder)
         plain = experiment()
         entry = {"model": MODEL, "arm": "reca", "value": 0.4, "tolerance": 0.5, "source": "a guess"}
-        plain["expect"] = [entry | {"metric": "laptop.dense"}, entry | {"metric": "laptop.absent"}]
+        other = entry | {"arm": "sft", "value": 0.99, "tolerance": 0.001}
+        plain["expect"] = [one | {"metric": "laptop.dense"} for one in (entry, other)]
+        plain["expect"].append(entry | {"model": "bagel_tiny", "metric": "laptop.dense"})
         return *make(folder, plain, text=HOSTILE), folder
 
 
@@ -149,7 +152,7 @@ def test_means_follow_from_scores(made: tuple[str, dict[str, Any], Path]) -> Non
         values = [
             artifacts.read_json(
                 folder / "results/laptop" / MODEL / f"{arm}-{seed}/laptop/test/scores/scores.json"
-            )["guidance"][str(level)]["geneval"]
+            )["by_guidance"][str(level)]["geneval"]
             for seed in range(3)
         ]
         assert row[arm]["guidance"] == level
@@ -175,8 +178,36 @@ def test_compute_cache_and_expectations_are_told(made: tuple[str, dict[str, Any]
     rows = 9 * 12 * drawn
     assert f"Training read {rows:,} rows from it: {rows - 200:,} encodings not done again" in words
     assert "development prompts only" in words
-    assert re.search(r"laptop\.dense 0\.4 ± 0\.5 0\.\d{3} yes", words)
-    assert re.search("laptop\\.absent 0\\.4 ± 0\\.5 \N{EN DASH} \N{EN DASH}", words)
+    assert re.search(r"showo_tiny, RecA, laptop\.dense 0\.4 ± 0\.5 0\.\d{3} yes", words)
+    assert re.search(r"laptop\.dense 0\.99 ± 0\.001 0\.\d{3} no", words)
+    assert re.search(
+        "bagel_tiny, RecA, laptop\\.dense 0\\.4 ± 0\\.5 \N{EN DASH} \N{EN DASH}", words
+    )
+
+
+def test_one_judge_of_expectations(made: tuple[str, dict[str, Any], Path]) -> None:
+    """`outcomes.json` has the verdicts of the page, and the paper's tables come to the same ones."""
+    _, numbers, folder = made
+    verdicts = [one["verdict"] for one in numbers["expectations"]]
+    assert verdicts == ["within tolerance", "outside tolerance", "not run"]
+    dense = numbers["models"][0]["outcomes"][0]
+    assert numbers["expectations"][0]["reproduced"]["value"] == pytest.approx(dense["reca"]["mean"])
+    expect = {"laptop": [{k: one[k] for k in EXPECTATION} for one in numbers["expectations"]]}
+    paper.build(folder / "results/laptop", folder / "tables", expect=expect)
+    judged = artifacts.read_json(folder / "tables/expectations.json")["expectations"]
+    assert judged == numbers["expectations"]
+
+
+def test_an_expected_score_that_does_not_exist_is_named(
+    made: tuple[str, dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made[2])
+    wrong = {"model": MODEL, "arm": "reca", "value": 0.4, "tolerance": 0.5, "source": "a guess"}
+    plain = experiment() | {"expect": [wrong | {"metric": "laptop.absent"}]}
+    with pytest.raises(
+        ValueError, match=r"expect laptop\.absent: showo_tiny reca has no such score"
+    ):
+        page.build(plain, Path("results/laptop"), tmp_path)
 
 
 def test_same_tree_gives_same_bytes(

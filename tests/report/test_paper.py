@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def score(root, run, value, model="harmon_15b", benchmark="geneval", experiment="paper", **more):
-    """A complete grade stage with one number."""
+    """A complete score stage with one number."""
     folder = root / experiment / model / run / benchmark / "test/scores"
     found = {
         "benchmark": benchmark, "label": f"{benchmark}(hf-detector)", "summary": {"overall": value},
         "intervals": {"overall": [value - 0.01, value + 0.01]}, "coverage": {"share": 1.0},
         "partial": False, **more,
     }  # fmt: skip
-    with Stage("grade", folder, inputs={}, section={}) as stage:
+    with Stage("score", folder, inputs={}, section={}) as stage:
         write_json(stage.staging / "scores.json", found)
 
 

@@ -14,8 +14,14 @@ from reca.config.compose import load, resolved
 from reca.core import artifacts
 from reca.core.rng import numpy_generator
 from reca.evaluation.choose import choose
-from reca.evaluation.tasks import laptop
-from reca.evaluation.tasks.laptop_prompts import reconstruction_key, sample_key
+from reca.evaluation.graded import single_level
+from reca.evaluation.tasks.laptop import task_means
+from reca.evaluation.tasks.laptop_prompts import (
+    GENEVAL_TASKS,
+    prompts,
+    reconstruction_key,
+    sample_key,
+)
 from reca.inference.imageset import ImageSetWriter
 from reca.toyworld.scenes import draw_pixels, draw_scene
 
@@ -108,7 +114,8 @@ class Tree:
         with artifacts.Stage(
             "choose", self.model / "guidance", inputs=inputs, section={}, code=CODE
         ) as stage:
-            artifacts.write_json(stage.staging / "guidance.json", found)
+            artifacts.write_json(stage.staging / "guidance.json", {"chosen": found["chosen"]})
+            artifacts.write_json(stage.staging / "sweep.json", {"sweep": found["sweep"]})
         return found["chosen"]
 
     def folder(self, arm: str, seed: int, split: str, part: str) -> Path:
@@ -132,13 +139,19 @@ class Tree:
     # ---- contents ------------------------------------------------------------------------------------------------
     def prompts(self, split: str) -> list[Any]:
         size = self.benchmark["development_prompts" if split == "development" else "prompts"]
-        return laptop.prompts(split, size, self.benchmark["seed"])
+        return prompts(split, size, self.benchmark["seed"])
 
     def levels_of(self, arm: str, split: str) -> list[float]:
         """Every level on development prompts, the chosen ones on the test's."""
         if split == "development" or len(self.levels) == 1:
             return self.levels
         return sorted(set(self.chosen[arm].values()))
+
+    def is_at(self, task: str, arm: str, split: str, level: float) -> bool:
+        """Whether a task is scored at a level: on test prompts at the one that was chosen."""
+        if split == "development" or not self.chosen:
+            return True
+        return self.chosen[arm]["geneval" if task in GENEVAL_TASKS else "dense"] == level
 
     def samples_of(self, arm: str, seed: int, split: str) -> None:
         trained = self.model / ("base" if arm == "base" else f"{arm}/seed-{seed}")
@@ -148,7 +161,7 @@ class Tree:
         out = self.folder(arm, seed, split, "samples")
         with (
             artifacts.Stage(
-                "generate", out, inputs=inputs, section={}, seed=seed, code=CODE
+                "sample", out, inputs=inputs, section={}, seed=seed, code=CODE
             ) as stage,
             ImageSetWriter(stage.staging / "images.tar") as writer,
         ):
@@ -176,14 +189,15 @@ class Tree:
                     "task": prompt.task,
                     "guidance": level,
                     "score": float(
-                        generator.binomial(1 if prompt.task in laptop.GENEVAL_TASKS else 3, likely)
+                        generator.binomial(1 if prompt.task in GENEVAL_TASKS else 3, likely)
                     )
-                    / (1 if prompt.task in laptop.GENEVAL_TASKS else 3),
+                    / (1 if prompt.task in GENEVAL_TASKS else 3),
                 }
                 for prompt in self.prompts(split)
+                if self.is_at(prompt.task, arm, split, level)
             ]
             items += rows
-            by_level[str(level)] = laptop.task_means((r["task"], r["score"]) for r in rows)
+            by_level[str(level)] = task_means((r["task"], r["score"]) for r in rows)
         for index in range(self.benchmark["reconstructions"]):
             share = float(generator.choice([0.0, 0.5, 1.0]))
             items.append(
@@ -200,20 +214,20 @@ class Tree:
                 {"kind": "question", "id": f"{index:04d}", "task": KINDS[index], "score": right}
             )
         kinds = {kind: 0.6 + 0.3 * float(generator.random()) for kind in KINDS}
+        summary = single_level(by_level) | {f"understanding.{k}": v for k, v in kinds.items()}
+        summary |= {"understanding": sum(kinds.values()) / len(kinds)}
+        summary |= {"reconstruction_exact": skill / 2, "reconstruction": skill}
         found = {
             "benchmark": "laptop",
             "run": f"{arm}-{seed}",
             "split": split,
             "seed": seed,
-            "guidance": by_level,
-            "understanding": {**kinds, "overall": sum(kinds.values()) / len(kinds)},
-            "reconstruction": {"exact": skill / 2, "objects": skill},
-            "chance": {
-                **dict.fromkeys((*laptop.GENEVAL_TASKS, "geneval"), 0.05),
-                "dense": 0.11,
-                "dense_placed": 0.02,
-            },
-            "counts": {"prompts": len(items)},
+            "by_guidance": by_level,
+            "summary": summary,
+            "intervals": {},
+            "label": "laptop(examiner)",
+            "coverage": {"share": 1.0},
+            "partial": False,
         }
         return found, items
 

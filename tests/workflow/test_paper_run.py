@@ -87,16 +87,16 @@ def test_from_sources_to_the_page_and_nothing_twice(checkout, tmp_path):
         assert "tables" in outcomes and "Small" in (results / "report/index.html").read_text()
         assert (results / "paper/tables.md").is_file()
 
-        # another option grades again; another judge asks again; neither draws anew
-        grades = {"grade": 1, "report": 1}
+        # another option scores again; another judge asks again; neither samples anew
+        scores = {"score": 1, "report": 1}
         edited = plain.replace(
             "kind: geneval\n", "kind: geneval\n    options: {max_overlap: 0.5}\n"
         )
         path.write_text("# @package _global_\n" + edited)
-        assert checkout.plan("small_paper") == grades
+        assert checkout.plan("small_paper") == scores
         edited = plain.replace("judge-2024-05-13", "judge-2025-01-01")
         path.write_text("# @package _global_\n" + edited)
-        assert checkout.plan("small_paper") == {"examine": 1, **grades}
+        assert checkout.plan("small_paper") == {"observe": 1, **scores}
     kept = [p for p in checkout.root.rglob("*") if p.is_file() and ".git" not in p.parts]
     assert all(
         js.KEY[:12] not in p.read_text(errors="replace") for p in kept if "tests" not in p.parts

@@ -8,19 +8,20 @@ import pytest
 import yaml
 
 from reca.config.compose import load, names
-from reca.config.validate import needed_sources
+from reca.config.validate import aligned_roles, needed_sources
 
 pytestmark = pytest.mark.workflow
 
 PLANS = {
-    # two models: 1 + 3 x 3 checkpoints; 4 arms x 3 seeds on two splits; BAGEL's recipe reads nothing: one cache
+    # two models: 1 + 3 x 3 checkpoints; a process per arm and split, which covers three seeds; BAGEL's recipe reads
+    # nothing: one cache
     "laptop": {
-        "render": 2, "base": 2, "cache": 3, "align": 18, "generate": 48, "score": 48,
-        "choose": 2, "report": 1,
+        "render": 2, "base": 2, "cache": 3, "align": 18, "evaluate_development": 8, "choose": 2,
+        "evaluate_test": 8, "report": 1,
     },
     "laptop_smoke": {
-        "render": 1, "base": 1, "cache": 2, "align": 3, "generate": 8, "score": 8,
-        "choose": 1, "report": 1,
+        "render": 1, "base": 1, "cache": 2, "align": 3, "evaluate_development": 4, "choose": 1,
+        "evaluate_test": 4, "report": 1,
     },
 }  # fmt: skip
 
@@ -38,7 +39,7 @@ def test_the_paper_is_planned_without_network_and_without_torch(plans, tmp_path)
     jobs = plans.plan("paper_showo_512", PYTHONPATH=blocked, **nowhere)
     # base and RecA on GenEval and DPG-Bench in 8 shards, WISE in 4
     assert {name: jobs[name] for name in jobs if name != "fetch"} == {
-        "base": 1, "cache": 2, "align": 1, "draw": 40, "examine": 40, "grade": 6, "report": 1,
+        "base": 1, "cache": 2, "align": 1, "sample": 40, "observe": 40, "score": 6, "report": 1,
     }  # fmt: skip
     assert jobs["fetch"] == len({name for _, name in needed_sources(load("paper_showo_512"))})
 
@@ -94,14 +95,14 @@ def test_the_whole_paper_has_a_plan(plans):
         "paper", **{name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY")}
     )
     assert jobs.pop("fetch") == len({name for _, name in needed_sources(paper)})
-    # 50 pairs of model and benchmark, two runs each; 173 of their shards are examined, 88 only answered
+    # 50 pairs of model and benchmark, two runs each; 173 of their shards are observed, 88 only answered
     assert jobs == {
-        "base": 8, "cache": 13, "align": 8, "draw": 522, "examine": 346, "grade": 100, "report": 1,
+        "base": 8, "cache": 13, "align": 8, "sample": 522, "observe": 346, "score": 100, "report": 1,
     }  # fmt: skip
     shards = {name: b.shards for name, b in paper.benchmarks.items()}
     pairs = [n for m in paper.models.values() for n in m.benchmarks or paper.benchmarks]
-    assert 2 * len(pairs) == jobs["grade"]
-    assert 2 * sum(shards[name] for name in pairs) == jobs["draw"]
+    assert 2 * len(pairs) == jobs["score"]
+    assert 2 * sum(shards[name] for name in pairs) == jobs["sample"]
 
 
 def test_the_whole_paper_takes_the_seeds_of_the_families_own_recipes():
@@ -186,20 +187,47 @@ def test_every_rule_states_what_it_needs(plans):
 
 
 def test_dvc_stages_name_what_the_plan_makes(plans):
-    """DVC's outputs are the folders of the plan, each once, and no path belongs to two stages."""
-    stages = yaml.safe_load((plans.root / "dvc.yaml").read_text())["stages"]
-    outs = [
-        next(iter(o)) for s in stages.values() for o in s.get("outs", []) + s.get("metrics", [])
-    ]
-    assert len(outs) == len(set(outs))
-    experiment = load("laptop")
-    wanted = {"build/laptop.yaml", "data/laptop-reconstruct", "data/laptop-sparse"}
-    wanted |= {
-        f"results/laptop/report/{f}"
-        for f in ("index.html", "manifest.json", "run.json", "outcomes.json")
+    """DVC's outputs are the folders of the plan, each once, and no path belongs to two stages; all persist."""
+    plan = yaml.safe_load((plans.root / "dvc.yaml").read_text())
+    given = {name: value for entry in plan["vars"] for name, value in entry.items()}
+    experiment = load(given["experiment"])
+    assert set(given["models"]) == set(experiment.models)
+    for model, found in given["models"].items():
+        assert found["world"] in aligned_roles(experiment, model).values()
+    outs = {}
+    for stage in plan["stages"].values():
+        written = stage.get("do", stage)
+        keys = given[stage["foreach"].strip("${}")] if "foreach" in stage else [""]
+        for kind in ("outs", "metrics", "plots"):
+            for name, options in (pair for out in written.get(kind, []) for pair in out.items()):
+                for key in keys:
+                    path = name.replace("${experiment}", given["experiment"])
+                    path = path.replace("${key}", key).replace("${item}", key)
+                    assert path not in outs and options["persist"] is True
+                    outs[path] = kind, options.get("cache", True)
+    report = "results/laptop/report"
+    assert outs == {
+        "build/laptop.yaml": ("outs", False),
+        **{f"data/laptop-{world}": ("outs", True) for world in ("reconstruct", "sparse")},
+        **{f"results/laptop/{model}": ("outs", True) for model in experiment.models},
+        **{f"{report}/{f}": ("outs", True) for f in ("index.html", "manifest.json", "run.json")},
+        f"{report}/outcomes.json": ("metrics", False),
+        f"{report}/outcomes.csv": ("plots", True),
     }
-    for model in experiment.models:
-        runs = [f"{arm}-{seed}" for arm in experiment.arms for seed in experiment.seeds]
-        names = ["cache", "guidance", *experiment.arms, *runs]
-        wanted |= {f"results/laptop/{model}/{name}" for name in names}
-    assert {out.replace("${experiment}", "laptop") for out in outs} == wanted
+
+
+def test_git_ignores_results_data_and_work_whatever_dvc_writes(checkout):
+    """By our own file: those that DVC writes are among what is ignored. The numbers of a report belong to git."""
+    checkout.run("git", "init", "--quiet")
+    ignored = [
+        "data/.gitignore", "data/laptop-sparse/train.parquet", "work/laptop/x/lock", "results/.gitignore",
+        "results/laptop/.gitignore", "results/laptop/showo_tiny/base/model.safetensors",
+        "results/laptop/report/.gitignore", "results/laptop/report/index.html",
+        "results/laptop/report/outcomes.csv", "build/laptop.yaml", "logs/x.log",
+    ]  # fmt: skip
+    for name in [*ignored, "results/laptop/report/outcomes.json"]:
+        (checkout.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout.root / name).write_text("x")
+    assert checkout.run("git", "check-ignore", *ignored).split() == ignored
+    others = ("git", "ls-files", "--others", "--exclude-standard", "results", "data", "work")
+    assert checkout.run(*others).split() == ["results/laptop/report/outcomes.json"]

@@ -49,6 +49,6 @@ def test_an_alignment_starts_as_its_resources_say(checkout, case):
 def test_encoding_and_drawing_ask_for_one_gpu_each(checkout):
     checkout.edit(MODEL, ASKED, "gpus: 8,")
     said = checkout.snakemake("--dry-run", experiment=EXPERIMENT)
-    for rule in ("cache", "draw"):
+    for rule in ("cache", "sample"):
         block = next(b for b in re.split(r"\n *rule ", said) if b.startswith(f"{rule}:"))
         assert re.search(r"resources: .*\bgpu=1\b", block)

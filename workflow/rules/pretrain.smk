@@ -1,5 +1,12 @@
-# A laptop base model made from nothing: its frozen parts, then the rest of it in phases. Or one that goes on from a
-# whole model, which then stands in place of the parts.
+"""A laptop base model made from nothing: its frozen parts, then the rest of it in phases.
+
+Or one that goes on from a whole model, which then is in place of the parts.
+"""
+
+from dataclasses import asdict
+
+from reca.config.validate import pretrained_roles
+
 START = records_in([EXPERIMENT.pretrain.start])
 READ = pretrained_roles(EXPERIMENT.pretrain)
 PARTS = f"{RESULTS}/{{model}}/pretrain/{{part}}"

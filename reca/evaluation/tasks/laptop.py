@@ -1,140 +1,139 @@
-"""The laptop benchmark: GenEval's six tasks with GenEval's rules, dense prompts scored by share of
-facts, questions about held-out scenes, and held-out scenes drawn again from their own embeddings.
+"""The laptop benchmark: GenEval's six tasks, dense prompts, reconstructions and questions, and how they are scored.
 
-Prompts of the two splits never meet: `development` chooses the guidance, `test` is reported. Both
-are fixed by (seed, split).
+What a model samples is in `laptop_prompts`; here are the scores, which are pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reca.core.rng import numpy_generator
+from reca.evaluation.graded import Graded, coverage_of, single_level
 from reca.evaluation.tasks import geneval_rules
-from reca.inference.items import Prompt, Question
+from reca.evaluation.tasks.laptop_prompts import (
+    GENEVAL_TASKS,
+    SplitPlan,
+    assignment,
+    plan,
+    prompts,
+    reconstruction_key,
+    sample_key,
+    scene_id,
+)
+from reca.inference.items import Prompt
 from reca.toyworld import examiner
-from reca.toyworld.scenes import COLOUR_NAMES, SHAPE_NAMES, Scene, draw_scene
-from reca.toyworld.text import DESCRIBE, NUMBERS, RELATIONS, counted, dense_caption, questions
+from reca.toyworld.scenes import Scene, draw_pixels, draw_scene
 
-Generator = np.random.Generator
-GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-DENSE_TASKS = ("dense", "dense_placed")
-SPLITS = ("development", "test")
+if TYPE_CHECKING:
+    from reca.config.schema import BenchmarkConfig
 
+__all__ = ["VERSION", "assignment", "grade"]
 
-# ---- prompts ---------------------------------------------------------------------------------------------------------
-def _distinct(names: Sequence[str], count: int, generator: Generator) -> list[str]:
-    return [str(name) for name in generator.choice(names, size=count, replace=False)]
-
-
-def _single(generator: Generator) -> tuple[str, dict[str, Any]]:
-    (shape,) = _distinct(SHAPE_NAMES, 1, generator)
-    return f"a {shape}", {"include": [{"class": shape, "count": 1}]}
+VERSION = "reca 1"
+Item = dict[str, Any]
+CHANCE_PROMPTS, CHANCE_PICTURES = 60, 400  # what the reported level of chance is measured on
+RECONSTRUCTION = {"reconstruction": "objects", "reconstruction_exact": "exact"}
+Detections = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]  # by key and index of an image
 
 
-def _two(generator: Generator) -> tuple[str, dict[str, Any]]:
-    shapes = _distinct(SHAPE_NAMES, 2, generator)
-    return " and ".join(f"a {s}" for s in shapes), {
-        "include": [{"class": s, "count": 1} for s in shapes]
+# ---- scores: pure ----------------------------------------------------------------------------------
+def grade(
+    benchmark: BenchmarkConfig,
+    sampled: Mapping[str, Any],
+    evidence: Iterable[Mapping[str, Any]],
+    answers: Mapping[str, str],
+    *,
+    partial: bool = False,
+) -> Graded:
+    """Grade the detections `{"id", "sample", "detections"}` and answers of one split.
+
+    `sampled` is the run's `samples.json`. The summary has every outcome that was sampled at one guidance level, and
+    `by_guidance` those of every level.
+    """
+    asked = plan(benchmark, sampled["split"], sampled["chosen"] or sampled["guidance"])
+    seen = {(row["id"], int(row["sample"])): row["detections"] for row in evidence}
+    statuses = [
+        (f"{key}/{n}", "scored" if (key, n) in seen else "missing") for key, n in asked.entries()
+    ]
+    statuses += [
+        (question.id, "scored" if question.id in answers else "missing")
+        for question in asked.questions
+    ]
+    coverage = coverage_of(statuses)
+    coverage.demand(benchmark.kind, partial)
+    items = [
+        *_prompt_items(asked, seen),
+        *_reconstruction_items(asked, seen),
+        *_question_items(asked, answers),
+    ]
+    levels = _by_guidance(items)
+    summary = single_level(levels) | _held_out(items)
+    return Graded(summary, items, coverage, by_guidance=levels)
+
+
+def _prompt_items(asked: SplitPlan, seen: Detections) -> Iterable[Item]:
+    for level, asked_prompts in asked.prompts.items():
+        for prompt in asked_prompts:
+            for index in range(asked.images_per_prompt):
+                found = seen.get((sample_key(level, prompt.id), index))
+                if found is not None:
+                    yield {
+                        "kind": "prompt",
+                        "id": prompt.id,
+                        "index": index,
+                        "task": prompt.task,
+                        "guidance": level,
+                        "score": score_prompt(prompt, found),
+                        "objects": len(found),
+                    }
+
+
+def _reconstruction_items(asked: SplitPlan, seen: Detections) -> Iterable[Item]:
+    for index, scene in enumerate(asked.scenes[: asked.reconstructions]):
+        found = seen.get((reconstruction_key(index), 0))
+        if found is not None:
+            values = reconstruction_scores(found, scene)
+            yield {"kind": "reconstruction", "id": scene_id(index), **values}
+
+
+def _question_items(asked: SplitPlan, answers: Mapping[str, str]) -> Iterable[Item]:
+    for question in asked.questions:
+        if question.id in answers:
+            right = float(same_answer(answers[question.id], question.answer))
+            yield {"kind": "question", "id": question.id, "task": question.kind, "score": right}
+
+
+def _by_guidance(items: Sequence[Item]) -> dict[str, dict[str, float]]:
+    levels: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    objects: dict[str, list[int]] = defaultdict(list)
+    for item in items:
+        if item["kind"] == "prompt":
+            levels[str(item["guidance"])].append((item["task"], item["score"]))
+            objects[str(item["guidance"])].append(item["objects"])
+    return {
+        level: {**task_means(rows), "objects": float(np.mean(objects[level]))}
+        for level, rows in levels.items()
     }
 
 
-def _counting(generator: Generator) -> tuple[str, dict[str, Any]]:
-    (shape,) = _distinct(SHAPE_NAMES, 1, generator)
-    number = int(generator.integers(2, len(NUMBERS)))
-    clauses = {
-        "include": [{"class": shape, "count": number}],
-        "exclude": [{"class": shape, "count": number + 1}],
-    }
-    return counted(number, shape), clauses
+def _held_out(items: Sequence[Item]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    again = [item for item in items if item["kind"] == "reconstruction"]
+    for outcome, name in RECONSTRUCTION.items():
+        if again:
+            found[outcome] = float(np.mean([item[name] for item in again]))
+    asked = [(item["task"], item["score"]) for item in items if item["kind"] == "question"]
+    if asked:
+        found["understanding"] = float(np.mean([value for _, value in asked]))
+        found |= {f"understanding.{kind}": value for kind, value in task_means(asked).items()}
+    return found
 
 
-def _colors(generator: Generator) -> tuple[str, dict[str, Any]]:
-    (shape,), (colour,) = (
-        _distinct(SHAPE_NAMES, 1, generator),
-        _distinct(COLOUR_NAMES, 1, generator),
-    )
-    return f"a {colour} {shape}", {"include": [{"class": shape, "count": 1, "color": colour}]}
-
-
-def _position(generator: Generator) -> tuple[str, dict[str, Any]]:
-    first, second = _distinct(SHAPE_NAMES, 2, generator)
-    relation = str(generator.choice(RELATIONS))
-    clauses = [
-        {"class": second, "count": 1},
-        {"class": first, "count": 1, "position": [relation, 0]},
-    ]
-    return f"a {first} {relation} a {second}", {"include": clauses}
-
-
-def _color_attr(generator: Generator) -> tuple[str, dict[str, Any]]:
-    shapes, colours = _distinct(SHAPE_NAMES, 2, generator), _distinct(COLOUR_NAMES, 2, generator)
-    clauses = [{"class": s, "count": 1, "color": c} for s, c in zip(shapes, colours, strict=True)]
-    return " and ".join(f"a {c} {s}" for s, c in zip(shapes, colours, strict=True)), {
-        "include": clauses
-    }
-
-
-def _dense(generator: Generator, place: bool) -> tuple[str, dict[str, Any]]:
-    scene = draw_scene(generator, count=int(generator.integers(3, 5)))
-    facts = [
-        {"class": t.shape, "color": t.colour, **({"place": t.place} if place else {})}
-        for t in scene.things
-    ]
-    return dense_caption(scene, place=place), {"facts": facts}
-
-
-_MAKERS: dict[str, Callable[[Generator], tuple[str, dict[str, Any]]]] = {
-    "single_object": _single,
-    "two_object": _two,
-    "counting": _counting,
-    "colors": _colors,
-    "position": _position,
-    "color_attr": _color_attr,
-    "dense": lambda generator: _dense(generator, place=False),
-    "dense_placed": lambda generator: _dense(generator, place=True),
-}
-
-
-def prompts(split: str, per_task: int, seed: int) -> list[Prompt]:
-    """`per_task` prompts of each of the eight tasks; prompt i of a task depends on (split, task, i, seed) alone."""
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not known; choose one of: {', '.join(SPLITS)}")
-    made = []
-    for task, make in _MAKERS.items():
-        for index in range(per_task):
-            text, facts = make(numpy_generator("laptop", split, task, index, seed))
-            made.append(Prompt(f"{task}-{index:04d}", text, task, {"tag": task, **facts}))
-    return made
-
-
-def held_out_scenes(split: str, count: int, seed: int) -> list[Scene]:
-    """Scenes that no training set holds by construction of their key; for reconstruction and questions."""
-    return [
-        draw_scene(numpy_generator("laptop", split, "scene", index, seed)) for index in range(count)
-    ]
-
-
-def held_out_questions(
-    scenes: Sequence[Scene], per_scene: int, split: str, seed: int
-) -> list[Question]:
-    """The dense description and up to `per_scene` - 1 questions on each scene."""
-    asked = []
-    for index, scene in enumerate(scenes):
-        generator = numpy_generator("laptop", split, "questions", index, seed)
-        turns = {"describe": (DESCRIBE, dense_caption(scene)), **questions(scene, generator)}
-        for kind in ["describe", *list(generator.permutation(list(turns)[1:]))[: per_scene - 1]]:
-            text, answer = turns[str(kind)]
-            asked.append(
-                Question(f"{index:04d}-{kind}", f"scene-{index:04d}", text, answer, str(kind))
-            )
-    return asked
-
-
-# ---- scores ----------------------------------------------------------------------------------------------------------
+# ---- the rules -------------------------------------------------------------------------------------
 def score_prompt(prompt: Prompt, detections: Sequence[Mapping[str, Any]]) -> float:
     """1 or 0 by GenEval's rules for the six tasks; the share of facts for dense prompts."""
     if prompt.task in GENEVAL_TASKS:
@@ -191,8 +190,6 @@ def chance(split: str, per_task: int, seed: int, pictures: int = 2000) -> dict[s
     """The chance level of every task: true images of random scenes scored against prompts that
     they were not drawn for.
     """
-    from reca.toyworld.scenes import draw_pixels
-
     generator = numpy_generator("laptop", "chance", seed)
     seen = [examiner.detect(draw_pixels(draw_scene(generator))) for _ in range(pictures)]
     asked = prompts(split, per_task, seed)

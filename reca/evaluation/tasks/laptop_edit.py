@@ -7,18 +7,28 @@ splits never meet: `development` chooses the guidance, `test` is reported.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reca.core.rng import numpy_generator
-from reca.evaluation.tasks.laptop import SPLITS
+from reca.evaluation.assignment import Assignment, ImagePass
+from reca.evaluation.graded import Graded, coverage_of, single_level
+from reca.evaluation.tasks.laptop_prompts import SPLITS, sample_key, scene_png
+from reca.inference.items import Prompt
 from reca.toyworld import examiner
 from reca.toyworld.edits import EDITS, Edit, draw_edit
 from reca.toyworld.scenes import Scene, draw_pixels, draw_scene
 
+if TYPE_CHECKING:
+    from reca.config.schema import BenchmarkConfig
+
+VERSION = "reca 1"
+BATCH = 100  # images of 16 x 16 pixels in one pass
+Guidance = Sequence[float] | Mapping[str, float]
 Detections = Sequence[Mapping[str, Any]]
 SCORES = ("edit", "edit_followed", "edit_kept")
 
@@ -45,7 +55,60 @@ def edits(split: str, per_kind: int, seed: int) -> list[Asked]:
     ]
 
 
-# ---- scores --------------------------------------------------------------------------------------
+def asked_for(
+    section: BenchmarkConfig, split: str, guidance: Guidance
+) -> tuple[list[float], list[Asked]]:
+    """Guidance levels and edits: a sweep on development edits, one level (chosen for `edit`) on the test's."""
+    given = [guidance["edit"]] if isinstance(guidance, Mapping) else guidance
+    levels = [float(level) for level in given]
+    if split == "test" and len(levels) != 1:
+        raise ValueError(
+            f"the test split is sampled at one guidance, not at {levels}; run `reca choose` first"
+        )
+    per_kind = section.development_prompts if split == "development" else section.prompts
+    return levels, edits(split, per_kind, section.seed)
+
+
+def assignment(benchmark: BenchmarkConfig, split: str, guidance: Guidance) -> Assignment:
+    """Every edit of a split at every level."""
+    levels, asked = asked_for(benchmark, split, guidance)
+    prompts = [Prompt(one.id, one.edit.instruction, one.edit.kind) for one in asked]
+    sources = {one.id: scene_png(one.edit.source) for one in asked}
+    passes = [ImagePass("edit", prompts, level, str(level), sources=sources) for level in levels]
+    return Assignment(tuple(passes), batch_size=BATCH)
+
+
+# ---- scores: pure ----------------------------------------------------------------------------------
+def grade(
+    benchmark: BenchmarkConfig,
+    sampled: Mapping[str, Any],
+    evidence: Iterable[Mapping[str, Any]],
+    answers: Mapping[str, str],
+    *,
+    partial: bool = False,
+) -> Graded:
+    """Grade the detections of one split's edits; see `laptop.grade`. There are no answers."""
+    guidance = sampled["chosen"] or sampled["guidance"]
+    levels, asked = asked_for(benchmark, sampled["split"], guidance)
+    seen = {(row["id"], int(row["sample"])): row["detections"] for row in evidence}
+    wanted = [(level, one, sample_key(level, one.id)) for level in levels for one in asked]
+    coverage = coverage_of(
+        (key, "scored" if (key, 0) in seen else "missing") for _, _, key in wanted
+    )
+    coverage.demand(benchmark.kind, partial)
+    items = [_item(one, level, seen[key, 0]) for level, one, key in wanted if (key, 0) in seen]
+    by_level: dict[str, list[tuple[str, Mapping[str, float]]]] = defaultdict(list)
+    for item in items:
+        by_level[str(item["guidance"])].append((item["task"], {n: item[n] for n in SCORES}))
+    found = {level: means(rows) for level, rows in by_level.items()}
+    return Graded(single_level(found), items, coverage, by_guidance=found)
+
+
+def _item(asked: Asked, level: float, seen: Detections) -> dict[str, Any]:
+    facts = {"kind": "edit", "id": asked.id, "task": asked.edit.kind, "guidance": level}
+    return {**facts, **score_edit(asked.edit, seen), "objects": len(seen)}
+
+
 def score_edit(edit: Edit, detections: Detections) -> dict[str, float]:
     """`edit`, `edit_followed` and `edit_kept`, each 0 or 1, of one image."""
     seen = [(d["place"], d["class"], d["color"]) for d in detections]

@@ -1,27 +1,150 @@
-"""What one laptop run draws and answers, and under which names: shared by drawing and scoring."""
+"""The laptop benchmark's prompts, held-out scenes and questions, and what one split of it samples.
+
+GenEval's six tasks with GenEval's rules, dense prompts scored by share of facts, questions about held-out scenes, and
+held-out scenes generated again from their own embeddings. Prompts of the two splits never meet: `development` chooses
+the guidance, `test` is reported. Both are fixed by (seed, split).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reca.core.artifacts import read_json
-from reca.core.documents import fields
-from reca.evaluation.tasks import laptop
+import numpy as np
+from PIL import Image
+
+from reca.core.rng import numpy_generator
+from reca.evaluation.assignment import Assignment, ImagePass
+from reca.inference.imageset import png
 from reca.inference.items import Prompt, Question
-from reca.toyworld.scenes import Scene
+from reca.toyworld.scenes import COLOUR_NAMES, SHAPE_NAMES, Scene, draw_pixels, draw_scene
+from reca.toyworld.text import DESCRIBE, NUMBERS, RELATIONS, counted, dense_caption, questions
 
 if TYPE_CHECKING:
     from reca.config.schema import BenchmarkConfig
 
+Generator = np.random.Generator
+GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+DENSE_TASKS = ("dense", "dense_placed")
+SPLITS = ("development", "test")
 QUESTIONS_PER_SCENE = 3
+BATCH = 128  # images of 16 x 16 pixels in one pass
+LONGEST = 48  # tokens of an answer; the description of four objects has 36
+RECONSTRUCTED = "reconstruct"  # prefix of the keys of reconstructions
 
 
+# ---- prompts ---------------------------------------------------------------------------------------
+def _distinct(names: Sequence[str], count: int, generator: Generator) -> list[str]:
+    return [str(name) for name in generator.choice(names, size=count, replace=False)]
+
+
+def _single(generator: Generator) -> tuple[str, dict[str, Any]]:
+    (shape,) = _distinct(SHAPE_NAMES, 1, generator)
+    return f"a {shape}", {"include": [{"class": shape, "count": 1}]}
+
+
+def _two(generator: Generator) -> tuple[str, dict[str, Any]]:
+    shapes = _distinct(SHAPE_NAMES, 2, generator)
+    return " and ".join(f"a {s}" for s in shapes), {
+        "include": [{"class": s, "count": 1} for s in shapes]
+    }
+
+
+def _counting(generator: Generator) -> tuple[str, dict[str, Any]]:
+    (shape,) = _distinct(SHAPE_NAMES, 1, generator)
+    number = int(generator.integers(2, len(NUMBERS)))
+    clauses = {
+        "include": [{"class": shape, "count": number}],
+        "exclude": [{"class": shape, "count": number + 1}],
+    }
+    return counted(number, shape), clauses
+
+
+def _colors(generator: Generator) -> tuple[str, dict[str, Any]]:
+    (shape,), (colour,) = (
+        _distinct(SHAPE_NAMES, 1, generator),
+        _distinct(COLOUR_NAMES, 1, generator),
+    )
+    return f"a {colour} {shape}", {"include": [{"class": shape, "count": 1, "color": colour}]}
+
+
+def _position(generator: Generator) -> tuple[str, dict[str, Any]]:
+    first, second = _distinct(SHAPE_NAMES, 2, generator)
+    relation = str(generator.choice(RELATIONS))
+    clauses = [
+        {"class": second, "count": 1},
+        {"class": first, "count": 1, "position": [relation, 0]},
+    ]
+    return f"a {first} {relation} a {second}", {"include": clauses}
+
+
+def _color_attr(generator: Generator) -> tuple[str, dict[str, Any]]:
+    shapes, colours = _distinct(SHAPE_NAMES, 2, generator), _distinct(COLOUR_NAMES, 2, generator)
+    clauses = [{"class": s, "count": 1, "color": c} for s, c in zip(shapes, colours, strict=True)]
+    return " and ".join(f"a {c} {s}" for s, c in zip(shapes, colours, strict=True)), {
+        "include": clauses
+    }
+
+
+def _dense(generator: Generator, place: bool) -> tuple[str, dict[str, Any]]:
+    scene = draw_scene(generator, count=int(generator.integers(3, 5)))
+    facts = [
+        {"class": t.shape, "color": t.colour, **({"place": t.place} if place else {})}
+        for t in scene.things
+    ]
+    return dense_caption(scene, place=place), {"facts": facts}
+
+
+_MAKERS: dict[str, Callable[[Generator], tuple[str, dict[str, Any]]]] = {
+    "single_object": _single,
+    "two_object": _two,
+    "counting": _counting,
+    "colors": _colors,
+    "position": _position,
+    "color_attr": _color_attr,
+    "dense": lambda generator: _dense(generator, place=False),
+    "dense_placed": lambda generator: _dense(generator, place=True),
+}
+
+
+def prompts(split: str, per_task: int, seed: int) -> list[Prompt]:
+    """`per_task` prompts of each of the eight tasks; prompt i of a task depends on (split, task, i, seed) alone."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not known; choose one of: {', '.join(SPLITS)}")
+    made = []
+    for task, make in _MAKERS.items():
+        for index in range(per_task):
+            text, facts = make(numpy_generator("laptop", split, task, index, seed))
+            made.append(Prompt(f"{task}-{index:04d}", text, task, {"tag": task, **facts}))
+    return made
+
+
+def held_out_scenes(split: str, count: int, seed: int) -> list[Scene]:
+    """Scenes that no training set holds by construction of their key; for reconstruction and questions."""
+    return [
+        draw_scene(numpy_generator("laptop", split, "scene", index, seed)) for index in range(count)
+    ]
+
+
+def held_out_questions(
+    scenes: Sequence[Scene], per_scene: int, split: str, seed: int
+) -> list[Question]:
+    """The dense description and up to `per_scene` - 1 questions on each scene."""
+    asked = []
+    for index, scene in enumerate(scenes):
+        generator = numpy_generator("laptop", split, "questions", index, seed)
+        turns = {"describe": (DESCRIBE, dense_caption(scene)), **questions(scene, generator)}
+        for kind in ["describe", *list(generator.permutation(list(turns)[1:]))[: per_scene - 1]]:
+            text, answer = turns[str(kind)]
+            asked.append(Question(f"{index:04d}-{kind}", scene_id(index), text, answer, str(kind)))
+    return asked
+
+
+# ---- what a split samples ---------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Plan:
-    """Prompts by guidance level, and the held-out scenes that are drawn again and asked about (test split only)."""
+class SplitPlan:
+    """Prompts by guidance level, and the held-out scenes that are generated again and asked about (test split only)."""
 
     prompts: dict[float, list[Prompt]]
     images_per_prompt: int = 1
@@ -29,10 +152,20 @@ class Plan:
     reconstructions: int = 0
     questions: Sequence[Question] = field(default_factory=tuple)
 
+    def entries(self) -> list[tuple[str, int]]:
+        """Every image by key and index, prompts first."""
+        drawn = [
+            (sample_key(level, prompt.id), index)
+            for level, asked in self.prompts.items()
+            for prompt in asked
+            for index in range(self.images_per_prompt)
+        ]
+        return [*drawn, *((reconstruction_key(n), 0) for n in range(self.reconstructions))]
+
 
 def plan(
     section: BenchmarkConfig, split: str, guidance: Sequence[float] | Mapping[str, float]
-) -> Plan:
+) -> SplitPlan:
     """Development: GenEval's tasks and dense prompts at every level of a sweep. Test: every task at its chosen level,
     reconstructions and questions. `guidance` is a list of levels, or the choice `{"dense": level, "geneval": level}`.
     """
@@ -47,26 +180,26 @@ def plan(
         return _test_plan(section, {"dense": levels[0], "geneval": levels[0]})
     wanted = [
         p
-        for p in laptop.prompts(split, section.development_prompts, section.seed)
+        for p in prompts(split, section.development_prompts, section.seed)
         if p.task != "dense_placed"
     ]
-    return Plan({level: wanted for level in levels}, section.images_per_prompt)
+    return SplitPlan({level: wanted for level in levels}, section.images_per_prompt)
 
 
-def _test_plan(section: BenchmarkConfig, chosen: Mapping[str, float]) -> Plan:
+def _test_plan(section: BenchmarkConfig, chosen: Mapping[str, float]) -> SplitPlan:
     levels = {chosen["dense"], chosen["geneval"]}
-    prompts: dict[float, list[Prompt]] = {level: [] for level in sorted(levels)}
-    for prompt in laptop.prompts("test", section.prompts, section.seed):
-        prompts[chosen["dense" if prompt.task in laptop.DENSE_TASKS else "geneval"]].append(prompt)
+    by_level: dict[float, list[Prompt]] = {level: [] for level in sorted(levels)}
+    for prompt in prompts("test", section.prompts, section.seed):
+        by_level[chosen["dense" if prompt.task in DENSE_TASKS else "geneval"]].append(prompt)
     asked = -(-section.questions // QUESTIONS_PER_SCENE)
-    scenes = laptop.held_out_scenes("test", max(asked, section.reconstructions), section.seed)
-    questions = laptop.held_out_questions(scenes[:asked], QUESTIONS_PER_SCENE, "test", section.seed)
-    return Plan(
-        prompts,
+    scenes = held_out_scenes("test", max(asked, section.reconstructions), section.seed)
+    held_out = held_out_questions(scenes[:asked], QUESTIONS_PER_SCENE, "test", section.seed)
+    return SplitPlan(
+        by_level,
         section.images_per_prompt,
         scenes,
         section.reconstructions,
-        questions[: section.questions],
+        held_out[: section.questions],
     )
 
 
@@ -75,12 +208,36 @@ def sample_key(level: float, prompt: str) -> str:
     return f"{level}/{prompt}"
 
 
+def scene_id(index: int) -> str:
+    """The name of a held-out scene."""
+    return f"scene-{index:04d}"
+
+
 def reconstruction_key(index: int) -> str:
-    """The name of a held-out scene drawn again."""
-    return f"reconstruct/scene-{index:04d}"
+    """The name of a held-out scene's reconstruction."""
+    return f"{RECONSTRUCTED}/{scene_id(index)}"
 
 
-def read_samples(folder: Path) -> dict[str, Any]:
-    """What `samples.json` of a run says was asked; ValueError names the file and the key that is missing or odd."""
-    path = folder / "samples.json"
-    return fields(read_json(path), path, run=str, split=str, seed=int, guidance=object)
+# ---- as an assignment ------------------------------------------------------------------------------
+def assignment(
+    benchmark: BenchmarkConfig, split: str, guidance: Sequence[float] | Mapping[str, float]
+) -> Assignment:
+    """What a model samples for one split: see `plan` for `guidance`."""
+    from reca.data.prompts import bank
+
+    asked = plan(benchmark, split, guidance)
+    scenes = {scene_id(index): scene_png(scene) for index, scene in enumerate(asked.scenes)}
+    passes = [
+        ImagePass("draw", prompts, level, str(level), asked.images_per_prompt)
+        for level, prompts in asked.prompts.items()
+    ]
+    again = [Prompt(scene_id(n), bank("laptop")[0], "") for n in range(asked.reconstructions)]
+    # The embeddings are the whole condition, so nothing is pushed away from: guidance 0.
+    passes.append(ImagePass("reconstruct", again, 0.0, RECONSTRUCTED, sources=scenes))
+    questions = sorted(asked.questions, key=lambda question: (question.image_ids, question.id))
+    return Assignment(tuple(passes), questions, lambda part: scenes, BATCH, LONGEST)
+
+
+def scene_png(scene: Scene) -> bytes:
+    """A true image of a scene, as a file."""
+    return png(Image.fromarray(draw_pixels(scene)))

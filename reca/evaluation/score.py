@@ -1,6 +1,7 @@
-"""The grading: samples and evidence in, `scores.json` and `items.jsonl` out. Pure; no network, no torch.
+"""Scoring: samples and evidence in, `scores.json` and `items.jsonl` out. Pure; no network, no torch.
 
-`scores.json` names who saw the pictures, what the numbers rest on, and every official aggregation.
+`scores.json` has one form for every benchmark: who observed the samples, what the numbers rest on, every official
+aggregation by name (`summary`), and the means at every guidance level where guidance was swept (`by_guidance`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from reca.core.artifacts import read_json, write_json, write_lines
 from reca.core.documents import fields, lines, texts
 from reca.evaluation import registry
 from reca.evaluation.benchmark_data import items_of, questions_of
+from reca.evaluation.files import ANSWERS, EVIDENCE, FEATURES, ITEMS, JUDGE, SAMPLES, SCORES
 from reca.evaluation.graded import Graded
 
 if TYPE_CHECKING:
     from reca.config.schema import BenchmarkConfig
-
-SCORES, ITEMS = "scores.json", "items.jsonl"
 
 
 def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
@@ -32,40 +32,55 @@ def graded(
     evidence: Sequence[Path],
     answers: Sequence[Path],
     samples: int,
+    sampled: Mapping[str, Any] | None = None,
 ) -> Graded:
-    """Grade by the benchmark's own module; `benchmark.options` are its named options."""
-    kind, module = registry.kind(benchmark.kind), registry.module(benchmark.kind)
-    options = dict(benchmark.options)
+    """Grade by the benchmark's own module; `benchmark.options` are its named options.
+
+    `samples`: images per prompt; `sampled`: what `samples.json` says, for the benchmarks of the toy world.
+    """
     try:
-        if kind.needs == "answer":
-            asked = questions_of(benchmark, data)
-            if kind.evidence == "judge":
-                return module.grade(asked, _verdicts(evidence), **options)
-            given = {k: v for path in answers for k, v in texts(read_json(path), path).items()}
-            return module.grade(asked, given, **options)
-        items = items_of(benchmark.kind, data, benchmark.prompts or benchmark.reconstructions)
-        if kind.evidence == "judge":
-            return module.grade(items, _verdicts(evidence), **options)
-        rows = read_rows(path / "evidence.jsonl" for path in evidence)
-        if kind.evidence == "similarity":
-            return module.grade([i.id for i in items], rows, _features(evidence), **options)
-        if kind.evidence == "vqa":
-            questions = module.questions(data)
-            return module.grade(items, questions, rows, samples=samples, **options)
-        return module.grade(items, rows, samples=samples, **options)
+        return _graded(benchmark, data, evidence, answers, samples, sampled)
     except TypeError as error:
         if "unexpected keyword" in str(error):
             raise ValueError(f"benchmarks.{benchmark.kind}.options: {error}") from error
         raise
 
 
+def _graded(
+    benchmark: BenchmarkConfig,
+    data: Mapping[str, Path],
+    evidence: Sequence[Path],
+    answers: Sequence[Path],
+    samples: int,
+    sampled: Mapping[str, Any] | None,
+) -> Graded:
+    kind, module = registry.kind(benchmark.kind), registry.module(benchmark.kind)
+    options = dict(benchmark.options)
+    rows = read_rows(path / EVIDENCE for path in evidence if kind.evidence != "judge")
+    given = {k: v for path in answers for k, v in texts(read_json(path), path).items()}
+    if kind.toyworld:
+        return module.grade(benchmark, sampled, rows, given, **options)
+    if not kind.images:
+        asked = questions_of(benchmark, data)
+        replies = _verdicts(evidence) if kind.evidence == "judge" else given
+        return module.grade(asked, replies, **options)
+    items = items_of(benchmark.kind, data, benchmark.prompts or benchmark.reconstructions)
+    if kind.evidence == "judge":
+        return module.grade(items, _verdicts(evidence), **options)
+    if kind.evidence == "similarity":
+        return module.grade([i.id for i in items], rows, _features(evidence), **options)
+    if kind.evidence == "vqa":
+        return module.grade(items, module.questions(data), rows, samples=samples, **options)
+    return module.grade(items, rows, samples=samples, **options)
+
+
 def _verdicts(evidence: Sequence[Path]) -> dict[str, tuple[str, str | None]]:
-    rows = read_rows(path / "evidence.jsonl" for path in evidence)
+    rows = read_rows(path / EVIDENCE for path in evidence)
     return {row["id"]: (row["status"], row["reply"]) for row in rows}
 
 
 def _features(evidence: Sequence[Path]) -> Any:
-    files = [path / "features.safetensors" for path in evidence]
+    files = [path / FEATURES for path in evidence]
     if not all(path.is_file() for path in files) or not files:
         return None
     import numpy as np
@@ -75,19 +90,25 @@ def _features(evidence: Sequence[Path]) -> Any:
     return tuple(np.concatenate([part[name] for part in parts]) for name in ("true", "redrawn"))
 
 
-def grade(
+def score(
     benchmark: BenchmarkConfig,
     data: Mapping[str, Path],
     samples: Sequence[Path],
     evidence: Sequence[Path],
     out: Path,
 ) -> dict[str, Any]:
-    """Write the scores of all shards; ValueError where shards lack, differ, or cover too little."""
-    described = _one_run([read_json(path / "samples.json") for path in samples])
-    answers = [path / "answers.json" for path in samples if (path / "answers.json").is_file()]
-    found = graded(benchmark, data, evidence, answers, benchmark.images_per_prompt)
-    cards = [path / "judge.json" for path in evidence if (path / "judge.json").is_file()]
+    """Write the scores of all shards; ValueError where shards are missing, differ, or cover too little."""
+    described = _one_run([read_samples(path) for path in samples])
+    answers = [path / ANSWERS for path in samples if (path / ANSWERS).is_file()]
+    found = graded(benchmark, data, evidence, answers, benchmark.images_per_prompt, described)
+    cards = [path / JUDGE for path in evidence if (path / JUDGE).is_file()]
     return write(benchmark, found, out, described, [fields(read_json(p), p) for p in cards])
+
+
+def read_samples(folder: Path) -> dict[str, Any]:
+    """What `samples.json` says was sampled; ValueError names the file and the key that is missing or odd."""
+    path = folder / SAMPLES
+    return fields(read_json(path), path, run=str, split=str, guidance=list, shard=list)
 
 
 def write(
@@ -100,7 +121,8 @@ def write(
     """Write `scores.json` and `items.jsonl`; the former is given back."""
     judge = cards[0]["determinants"] if cards else None
     seen_by = f"{judge['model']}@{judge['provider']}" if judge else None
-    whole = not (benchmark.prompts or benchmark.questions or benchmark.reconstructions)
+    toyworld = registry.kind(benchmark.kind).toyworld  # its sizes are its definition
+    whole = toyworld or not (benchmark.prompts or benchmark.questions or benchmark.reconstructions)
     result = {
         **described,
         "benchmark": benchmark.kind,
@@ -108,6 +130,7 @@ def write(
         "label": registry.label(benchmark.kind, benchmark.scorer, seen_by),
         "summary": found.summary,
         "intervals": {name: list(limits) for name, limits in found.intervals.items()},
+        "by_guidance": found.by_guidance,
         "coverage": found.coverage.plain(),
         "readings": {kind: {"count": len(ids), "ids": ids} for kind, ids in found.readings.items()},
         "partial": not (found.coverage.complete and (whole or benchmark.kind == "reconstruction")),
@@ -123,7 +146,7 @@ def write(
 
 def _one_run(described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What all shards agree on; ValueError for shards of different runs or an incomplete set of them."""
-    same = ["run", "split", "seed", "guidance", "seed_schedule"]
+    same = ["run", "split", "seed", "guidance", "chosen", "seed_schedule"]
     same += ["pictures_shown"] if any("pictures_shown" in one for one in described) else []
     first = {name: described[0].get(name) for name in same}
     for one in described:

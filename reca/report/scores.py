@@ -1,4 +1,4 @@
-"""Our scores of the paper's benchmarks: found below a results folder, and pooled over seeds for one cell."""
+"""Our scores: the one reader of `scores.json` below a results folder, and numbers pooled over seeds."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ from typing import Any
 from reca.core import artifacts
 from reca.core.documents import fields
 from reca.evaluation import readings
+from reca.evaluation.files import SCORES
 from reca.report.paper_map import Metric, Run
 from reca.report.statistics import t_interval
 
 
-def collect(results: Path) -> list[dict[str, Any]]:
-    """All complete scores below an experiment's folder, or below a folder of experiments."""
+def read(folder: Path) -> dict[str, Any]:
+    """The `scores.json` of a complete stage, hashed again; ValueError names what is missing or of another form."""
+    path = artifacts.verified(folder / SCORES)
+    return fields(artifacts.read_json(path), path, benchmark=str, summary=dict, coverage=dict)
+
+
+def collect(results: Path, experiment: str | None = None) -> list[dict[str, Any]]:
+    """All complete test scores below an experiment's folder, or below a folder of experiments.
+
+    `experiment`: whose results these are, where the folder's name does not say it. `kind` is the benchmark's kind,
+    `benchmark` the name that the experiment gives it.
+    """
     found = []
-    for path in sorted(results.glob("**/scores/scores.json")):
+    for path in sorted(results.glob(f"**/test/scores/{artifacts.MANIFEST}")):
         parts = path.parent.relative_to(results).parts
-        if parts[-2] != "test" or not (path.parent / artifacts.MANIFEST).is_file():
-            continue
-        experiment = parts[-6] if len(parts) == 6 else results.name
+        named = experiment or (parts[-6] if len(parts) == 6 else results.name)
         model, run, benchmark = parts[-5:-2]
         arm, _, seed = run.rpartition("-")
-        scores = fields(artifacts.read_json(path), path)
-        if scores.get("benchmark") != benchmark or "summary" not in scores:
-            continue  # the laptop's, which has a page of its own
+        scores = read(path.parent)
         found.append(
-            {"experiment": experiment, "model": model, "arm": arm, "seed": seed,
-             "benchmark": benchmark, "scores": scores}
+            {"experiment": named, "model": model, "arm": arm, "seed": seed, "benchmark": benchmark,
+             "kind": scores["benchmark"], "folder": path.parent, "scores": scores}
         )  # fmt: skip
     return found
 

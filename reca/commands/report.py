@@ -1,0 +1,95 @@
+"""report, paper: the page of an experiment, and the paper's tables."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reca.commands.code import stage_code
+from reca.commands.inputs import records_of
+from reca.config.schema import Experiment
+from reca.core.artifacts import Stage
+from reca.core.documents import fields, read_yaml
+from reca.evaluation.files import SCORES
+
+
+def report(arguments: Namespace) -> None:
+    """Write the page, and the numbers in it as `outcomes.json`."""
+    from reca.config.compose import resolved
+    from reca.report import page
+
+    experiment, results = _experiment(arguments.experiment), Path(arguments.results)
+    plain = {"experiment": experiment.name}
+    inputs = records_of(_scored(results))
+    code = stage_code("report")
+    with Stage("report", arguments.out, inputs=inputs, section=plain, code=code) as stage:
+        if any(benchmark.kind == "laptop" for benchmark in experiment.benchmarks.values()):
+            page.build(resolved(experiment), results, stage.staging)
+        else:  # the paper's benchmarks: its tables are the page
+            from reca.report import paper
+
+            expect = {experiment.name: resolved(experiment)["expect"]}
+            paper.build(results, stage.staging, experiment.title, expect)
+            (stage.staging / paper.TABLES).rename(stage.staging / page.OUTCOMES)
+
+
+def _experiment(name: str) -> Experiment:
+    """An experiment by name, or from the resolved YAML that `reca compose` wrote."""
+    from reca.config import compose
+
+    if not name.endswith((".yaml", ".yml")):
+        return compose.load(name)
+    return compose.section(Experiment, fields(read_yaml(name), name))
+
+
+def _scored(results: Path) -> dict[str, Path]:
+    """Every scores folder and every choice of guidance below `results`, by relative path."""
+    folders = [path.parent for path in results.rglob(SCORES)]
+    folders += [path.parent for path in results.glob("*/guidance/manifest.json")]
+    return {str(folder.relative_to(results)): folder for folder in sorted(folders)}
+
+
+# ---- the paper's tables ------------------------------------------------------------------------------
+def paper(arguments: Namespace) -> int:
+    """Write every table of the paper, with what of it these results reproduce and whether that was expected.
+
+    With `--check` the status is 3 where a number lies outside the tolerance that its experiment states.
+    """
+    from reca.core.artifacts import read_json
+    from reca.report.expectations import OUTSIDE
+    from reca.report.paper import EXPECTED, build, collect
+
+    results = Path(arguments.results)
+    folders = {
+        str(path.parent): path.parent for path in results.glob("**/test/scores/manifest.json")
+    }
+    expect = _expectations(arguments.experiment, {row["experiment"] for row in collect(results)})
+    code, section_ = stage_code("paper"), {"expect": expect}
+    with Stage(
+        "paper", arguments.out, inputs=records_of(folders), section=section_, code=code
+    ) as stage:
+        cells = build(results, stage.staging, expect=expect)
+        judged = read_json(stage.staging / EXPECTED)
+        stage.note(cells=cells, expectations=judged["counts"])
+    said = ", ".join(f"{count} {status}" for status, count in sorted(cells.items()))
+    print(f"{arguments.out}/index.html: {said} ({len(collect(results))} scores)")
+    print("expectations: " + ", ".join(f"{n} {v}" for v, n in judged["counts"].items()))
+    outside = [one for one in judged["expectations"] if one["verdict"] == OUTSIDE]
+    for one in outside:
+        print(
+            f"outside: {one['experiment']} {one['model']} {one['arm']} {one['metric']}: "
+            f"{one['reproduced']['value']:.4f}, expected {one['value']} +- {one['tolerance']}"
+        )
+    return 3 if outside and arguments.check else 0
+
+
+def _expectations(named: Sequence[str] | None, there: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """What experiments expect, by name: those named, else `paper` and the known ones that have results."""
+    from dataclasses import asdict
+
+    from reca.config import compose
+
+    chosen = named or sorted({"paper"} | there.intersection(compose.names()))
+    return {name: [asdict(one) for one in compose.load(name).expect] for name in chosen}

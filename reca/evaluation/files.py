@@ -1,0 +1,11 @@
+"""Names of the files that sampling, observation and scoring leave for each other."""
+
+SAMPLES, IMAGES, ANSWERS = "samples.json", "images.tar", "answers.json"
+EVIDENCE, FEATURES, LEDGER, JUDGE = (
+    "evidence.jsonl",
+    "features.safetensors",
+    "ledger.jsonl",
+    "judge.json",
+)
+SCORES, ITEMS = "scores.json", "items.jsonl"
+GUIDANCE, SWEEP = "guidance.json", "sweep.json"

@@ -1,0 +1,75 @@
+"""Judges: an endpoint or a model on this machine replies to every request; its ledger is never paid twice."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reca.core.artifacts import write_json
+from reca.evaluation import registry
+from reca.evaluation.files import JUDGE, LEDGER
+from reca.evaluation.judges.collect import collect, verdicts
+from reca.evaluation.judges.ledger import Ledger, totals
+from reca.evaluation.observers.view import View, device, source_folder
+
+if TYPE_CHECKING:
+    from reca.config.schema import BenchmarkConfig
+    from reca.evaluation.judges.collect import Judge
+
+
+def observe(view: View) -> dict[str, Any]:
+    """Send the judge what its ledger does not have; the evidence is the outcome of every request."""
+    module = registry.module(view.benchmark.kind)
+    judge = open_judge(view.benchmark, view.data)
+    if not registry.kind(view.benchmark.kind).images:
+        requests = module.requests(view.asked, view.answers, view.data)
+    elif "edit" in registry.kind(view.benchmark.kind).needs:
+        requests = module.requests(view.items, view.pictures, view.data, view.sources)
+    else:
+        requests = module.requests(view.items, view.pictures, view.data)
+    readable = _reader(module)
+    with Ledger(view.ledger) as book:
+        counts = collect(
+            requests,
+            judge,
+            book,
+            benchmark=view.benchmark.kind,
+            version=module.VERSION,
+            readable=readable,
+        )
+        fixed = judge.determinants(view.benchmark.kind, module.VERSION)
+        attempts = judge.config.attempts
+        found = verdicts(requests, fixed, book, attempts=attempts, readable=readable)
+        summed = totals(book)
+    rows = [{"id": name, "status": s, "reply": reply} for name, (s, reply) in found.items()]
+    view.write(rows)
+    shutil.copyfile(view.ledger, view.out / LEDGER)
+    card = {"determinants": fixed, "totals": summed, "encoding": "as the official script sends"}
+    write_json(view.out / JUDGE, card)
+    return {**counts, **summed}
+
+
+def _reader(module: Any) -> Callable[[str], bool]:
+    """Whether a reply gives a score by the benchmark's own reading."""
+    score = module.scores if hasattr(module, "scores") else module.score
+    return lambda reply: score(reply) is not None
+
+
+def open_judge(benchmark: BenchmarkConfig, data: Mapping[str, Path]) -> Judge:
+    """The configured judge, with the benchmark's own temperature and length where the configuration is silent."""
+    config = benchmark.judge
+    if config is None:
+        raise ValueError(f"{benchmark.kind}: no judge is configured; set benchmarks.<name>.judge")
+    limits = registry.module(benchmark.kind).JUDGE_LIMITS
+    own = {name: value for name, value in limits.items() if asdict(config)[name] is None}
+    config = replace(config, **own)
+    if config.kind == "transformers":
+        from reca.evaluation.detectors.local_judge import LocalJudge
+
+        return LocalJudge(config, source_folder(data, "judge_model", benchmark.kind), device())
+    from reca.evaluation.judges.endpoint import Endpoint
+
+    return Endpoint(config)

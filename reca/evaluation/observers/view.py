@@ -1,0 +1,91 @@
+"""What an observer gets, and rows of evidence that survive a kill."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reca.core.artifacts import sha256_bytes, sha256_json, write_lines
+from reca.core.finite import named
+from reca.evaluation.files import EVIDENCE
+from reca.inference.items import Prompt, Question
+from reca.inference.resume import ResumableRows
+
+if TYPE_CHECKING:
+    from reca.config.schema import BenchmarkConfig
+
+Key = tuple[str, int]
+Row = dict[str, Any]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class View:
+    """Samples to observe, and where to write.
+
+    `pictures`: files by (prompt id, sample); `samples`: images per prompt; `data`: downloaded folders by role;
+    `sources`: images before edits, or originals; `asked`, `answers`: questions and what the model answered.
+    """
+
+    benchmark: BenchmarkConfig
+    items: Sequence[Prompt]
+    pictures: Mapping[Key, bytes]
+    data: Mapping[str, Path]
+    samples: int
+    work: Path
+    out: Path
+    ledger: Path
+    sources: Mapping[str, bytes] = field(default_factory=dict)
+    asked: Sequence[Question] = ()
+    answers: Mapping[str, str] = field(default_factory=dict)
+
+    def resumable(self) -> ResumableRows:
+        """The rows that a killed run left."""
+        return ResumableRows(self.work / EVIDENCE)
+
+    def write(self, rows: Iterable[Row]) -> dict[str, Any]:
+        """Write the evidence; gives facts for the record."""
+        return {"evidence": write_lines(self.out / EVIDENCE, rows)}
+
+
+def device() -> str:
+    """The first GPU where there is one."""
+    from reca.core.devices import device_of
+
+    return str(device_of())
+
+
+def source_folder(data: Mapping[str, Path], role: str, benchmark: str) -> Path:
+    """The folder of a role; ValueError where there is none."""
+    if role not in data:
+        raise ValueError(f"{benchmark}: no folder for role {role!r}; give --source {role}=DIR")
+    return data[role]
+
+
+def identity(folder: Path) -> Any:
+    """What tells one network's files from another's: the record that fetching left, else names and sizes."""
+    record = folder / "manifest.json"
+    if record.is_file():
+        return sha256_bytes(record.read_bytes())
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files)
+
+
+def seen(
+    view: View, look: Callable[[Prompt, int, bytes], list[Row]], determinants: Any
+) -> Iterator[Row]:
+    """Rows of every picture there is, in the order of the prompts."""
+    fixed, resume, pictures = sha256_json(determinants), view.resumable(), view.pictures
+    every = [(item, k) for item in view.items for k in range(view.samples)]
+    todo = [(item, k) for item, k in every if (item.id, k) in pictures]
+    for number, (item, k) in enumerate(todo, 1):
+        data = pictures[item.id, k]
+        key = f"{item.id}/{k}/{sha256_bytes(data)}/{fixed}"
+        with named([f"{item.id}/{k}"]):
+            rows = resume.of(key, lambda item=item, k=k, data=data: look(item, k, data))  # type: ignore[misc]
+        yield from rows
+        if number % 50 == 0 or number == len(todo):
+            _log.info("%d of %d pictures examined", number, len(todo))

@@ -1,0 +1,150 @@
+"""What each job depends on: its slice of the configuration, and the code that it runs."""
+
+import json
+from dataclasses import asdict
+from functools import cache
+
+from reca.commands.code import stage_code
+from reca.models.registry import runnable
+from reca.sources.fetch import list_sources
+
+
+def section(value):
+    """A slice of the configuration as JSON text: a job's parameter, so that an edit reruns what it touches."""
+    return json.dumps(value, sort_keys=True)
+
+
+def of_model(model, *fields):
+    """Fields of a model's configuration, with its family, which says how to read them."""
+    found = asdict(EXPERIMENT.models[model])
+    return {name: found[name] for name in ("family", *fields)}
+
+
+@cache
+def pins():
+    """What fixes the content of every download: its origin and its files, from sources.yaml and the lock."""
+    fields = ("kind", "repo", "id", "revision", "files")
+    found = {status.source.name: asdict(status.source) for status in list_sources()}
+    return {name: {key: entry[key] for key in fields} for name, entry in found.items()}
+
+
+def of_data(*roles):
+    return of_roles({role: role for role in roles})
+
+
+def of_roles(entries):
+    """Configuration of data sets by role."""
+    return {
+        "data": {
+            role: asdict(EXPERIMENT.data[name])
+            for role, name in entries.items()
+            if name in EXPERIMENT.data
+        }
+    }
+
+
+def of_cache(wc):
+    """What a cache depends on; a precision only where it is not the default, so that older caches stay current."""
+    dtype = EXPERIMENT.models[wc.model].cache_dtype
+    return {
+        **of_model(wc.model),
+        **of_data(caches_of(wc.model)[wc.use]),
+        **({} if dtype == "fp32" else {"cache_dtype": dtype}),
+    }
+
+
+# What each stage of a benchmark depends on: another judge samples no image anew.
+SIZES = ("prompts", "questions", "rotations", "reconstructions")
+SAMPLED = (*SIZES, "images_per_prompt", "seed", "seed_schedule")
+OBSERVED = (*SIZES, "images_per_prompt", "crop_black", "scorer")
+SCORED = (*OBSERVED, "options")
+DEVELOPED = ("development_prompts", "images_per_prompt", "seed", "seed_schedule")
+
+
+def of_kind(name, fields):
+    found = asdict(EXPERIMENT.benchmarks[name])
+    return {field: found[field] for field in ("kind", *fields)}
+
+
+def of_sampling(model, run, name, split):
+    """How one run's images are sampled: where guidance was swept, the test uses what was chosen."""
+    found = of_model(model, "sampler")
+    sampler = found["sampler"] | EXPERIMENT.benchmarks[name].sampler.get(model, {})
+    if name in SMALL and split == "test" and model in SWEPT:
+        del sampler["guidance"]
+    fields = SAMPLED if split == "test" else DEVELOPED
+    fields = fields if name in SMALL else (*fields, "batch_size")
+    described = of_kind(name, fields)
+    return {**found, "sampler": sampler, "run": run, "benchmark": described}
+
+
+def of_observing(name):
+    """The examiner sees all that is there; others look for what a benchmark asks."""
+    return of_kind(name, ("crop_black",) if name in SMALL else (*OBSERVED, "judge"))
+
+
+def of_scoring(name, split):
+    if name not in SMALL:
+        return of_kind(name, SCORED)
+    sizes = SAMPLED if split == "test" else DEVELOPED
+    return of_kind(name, (*sizes, "crop_black", "options"))
+
+
+def of_evaluation(wc):
+    """By run of an arm and by small benchmark, the configuration of the three stages."""
+    return {
+        run: {
+            name: {
+                "sample": of_sampling(wc.model, run, name, wc.split),
+                "observe": of_observing(name),
+                "score": of_scoring(name, wc.split),
+            }
+            for name in small_benchmarks(wc.model, wc.split)
+        }
+        for run in runs_of(wc.model, wc.arm)
+    }
+
+
+def code_of_evaluation(wc):
+    return " ".join(
+        code(stage, wc.model if stage == "sample" else None, name)
+        for name in small_benchmarks(wc.model, wc.split)
+        for stage in ("sample", "observe", "score")
+    )
+
+
+def of_report():
+    """Everything but what jobs ask of a machine and where downloads come from."""
+    found = resolved(EXPERIMENT)
+    models = {
+        name: {
+            k: v
+            for k, v in m.items()
+            if k != "resources" and (k, v) != ("cache_dtype", "fp32")
+        }
+        for name, m in found["models"].items()
+    }
+    return {**found, "models": models, "mirror": None}
+
+
+def of_pretraining(model, **recipe):
+    """The network, and what of the pretraining recipe a job reads."""
+    return {
+        **of_model(model, "network"),
+        **recipe,
+    }
+
+
+@cache
+def code(stage, model=None, benchmark=None):
+    """Hash of the modules that a stage runs: shell rules do not see edits of code by themselves.
+
+    A family that is configuration only has no module yet: its plan can be shown, its command refuses.
+    """
+    family = EXPERIMENT.models[model].family if model else None
+    kind = EXPERIMENT.benchmarks[benchmark].kind if benchmark else None
+    absent = [family] if family and family not in runnable() else []
+    known = (None if name in absent else name for name in (family, kind))
+    return " ".join(
+        [stage_code(stage, *known), *(f"without {name}" for name in absent)]
+    )
