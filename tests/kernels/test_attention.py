@@ -152,7 +152,7 @@ def test_bad_inputs_are_refused() -> None:
         (lambda: block_attention(good[:3], good, good, layout), "4 queries"),
         (lambda: block_attention(good, good[:, :, :8], good, layout), "must be"),
         (lambda: block_attention(torch.zeros(4, 3, 16), good, good, layout), "multiple"),
-        (lambda: block_attention(good.double(), good, good, layout), "floating type"),
+        (lambda: block_attention(good.double(), good, good, layout), "floating-point dtype"),
         (lambda: block_attention(wide, wide, wide, layout, implementation="triton"), "wider"),
         (lambda: Layout.packed([[("text", 4)]]), "choose one of: hidden, pad"),
         (lambda: Layout.packed([[("causal", -1)]]), "negative"),
