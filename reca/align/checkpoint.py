@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reca.align.distributed import ProcessGroup, whole
+from reca.align.distributed import ProcessGroup, full_tensor
 from reca.core.artifacts import read_json, sha256_file, sha256_json
 from reca.core.atomic import disk_errors, flush, publish
 from reca.core.documents import json_value
@@ -146,9 +146,9 @@ def _write_group(
 
     def write() -> None:
         files.append(folder / f"{name}-{len(files) + 1:05d}.safetensors")
-        save_file(held, files[-1])
+        save_file(shard, files[-1])
         flush(files[-1])
-        held.clear()
+        shard.clear()
 
     for key, tensor in group.items():
         full = full_tensor(tensor)

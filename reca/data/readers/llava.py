@@ -77,14 +77,14 @@ class LlavaDataset:
     def fingerprint(self) -> str:
         """Hash of the JSON file, every archive, and every image file that it refers to."""
         images = dict.fromkeys(image for _, image, _ in self.entries)
-        sources = {}
+        sources: dict[str, list[Any]] = {}
         for first, folder in self.folders.items():
             names = [rest for own, rest in map(self._place, images) if own == first]
             loose = [name for name in names if (folder.root / name).is_file()]
             missing = sum(name not in folder for name in names)
             hashes = hash_files(folder.root, loose)
-            found[first] = [folder.fingerprint(), hashes, missing]
-        return sha256_json([hashes_of(self.file.parent, [self.file.name])[self.file.name], found])
+            sources[first] = [folder.fingerprint(), hashes, missing]
+        return sha256_json([hashes_of(self.file.parent, [self.file.name])[self.file.name], sources])
 
     def _place(self, image: str) -> tuple[str, str]:
         """The folder that an image path belongs to, and its name there."""

@@ -100,7 +100,8 @@ class Qwen2Model(nn.Module):
 def causal_mask(mask: Tensor | None, length: int, past: int, device: torch.device) -> Tensor | None:
     """Which of P + T keys each of T queries sees, bool [B or 1, 1, T, P + T]; None where causality alone decides.
 
-    `mask` [B, P + T] hides keys with 0. A mask on the host is inspected there: training waits for nothing that is on the device.
+    `mask` [B, P + T] hides keys with 0. A mask on the host is inspected
+    there, so that training does not wait for the device.
     """
     if (length == 1 or not past) and (mask is None or bool(mask.all())):
         return None

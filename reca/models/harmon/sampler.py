@@ -261,7 +261,7 @@ def prepare(network: Harmon, condition: Condition, unconditional: Condition | No
         texts, index = distinct(part)
         prefixes.append(embed_prompts(network, texts, condition_image(network, part)))
         rows += [start + at for at in index]
-    embeddings, mask = _side_by_side(network, found)
+    embeddings, mask = _side_by_side(network, prefixes)
     mask = mask.to(network.device)
     return Drawing(
         network, network.config.grid, embeddings, mask, torch.tensor(rows, device=network.device)
