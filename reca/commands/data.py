@@ -17,7 +17,7 @@ def render(arguments: Namespace) -> None:
     from reca.toyworld import render as world
 
     plain = read_section(arguments.section)
-    described, code = section(ToyWorld, plain), stage_code("render")
+    described, code = section(ToyWorld, plain, "--section"), stage_code("render")
     check_world("--section", described)
     with Stage("render", arguments.out, inputs={}, section=plain, code=code) as stage:
         stage.note(rows=world.render(described, stage.staging))

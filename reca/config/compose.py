@@ -210,9 +210,9 @@ def resolved_text(experiment: Experiment) -> str:
     return yaml.safe_dump(resolved(experiment), sort_keys=False, allow_unicode=True, width=100)
 
 
-def section(cls: type[T], mapping: Mapping[str, Any]) -> T:
-    """One section (JSON from a rule) as its dataclass; ValueError on an unknown key or wrong type."""
-    return build(cls, mapping)
+def section(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
+    """One section (JSON from a rule) as its dataclass; ValueError on an unknown key or wrong type, below `path`."""
+    return build(cls, mapping, path)
 
 
 def write_resolved(experiment: Experiment, path: str | Path) -> bool:
