@@ -109,10 +109,10 @@ class FamilyModel(UnifiedModel):
         *,
         sha256: Mapping[str, str] | None = None,
         allow_unpinned: bool = False,
-    ) -> None:
+    ) -> set[str]:
         """Load official files or folders by role, each from where it lies: those of `weight_files` and `tokenizer`.
 
-        A pickle is opened only under its `sha256`, unless `allow_unpinned`. ValueError names roles that are missing.
+        Gives the roles that were loaded. A pickle is opened only under its `sha256`, unless `allow_unpinned`. ValueError names roles that are missing.
         """
         files = {file.role: file for file in self.weight_files()}
         needed = {role for role, file in files.items() if not file.inside} | {"tokenizer"}
@@ -130,6 +130,7 @@ class FamilyModel(UnifiedModel):
                 f"{parts['weights']}: holds no {files[role].inside}*; give {role}, a file of its own"
             )
         self.read_tokenizer(parts["tokenizer"])
+        return loaded
 
     def save(self, directory: Path) -> None:
         """Write the weight files under official names, the tokenizer, and the description last."""
