@@ -18,7 +18,12 @@ GRADIENT = 2e-4  # openuni.md f.1: of a tensor's largest value
 VALUE = 2e-5  # activations and losses
 
 # Sizes of parts that a case does not have (stochastic depth has a ViT and a language model only).
-_CONNECTOR = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+_CONNECTOR = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
 _SANA = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8, "num_cross_attention_heads": 1,
          "cross_attention_head_dim": 8, "caption_channels": 8, "mlp_ratio": 2.5, "qk_norm": None,
          "interpolation_scale": None}  # fmt: skip

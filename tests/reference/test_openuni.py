@@ -1,4 +1,4 @@
-"""All golden cases of OpenUni: reading, losses with gradients in one pass and in two, the sampler, schedules, pixels."""
+"""All golden cases of OpenUni: reading, losses with gradients (one pass and two), the sampler, schedules, pixels."""
 
 from __future__ import annotations
 

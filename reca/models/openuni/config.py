@@ -16,7 +16,9 @@ from reca.models.common import options as common
 from reca.models.common.options import check_positive
 
 SHUFFLE = 2  # patches on a side that pixel shuffle makes one token (openuni.md c)
-HEAD_TOKENS = 6  # of a text-to-image prompt after its caption: end, newline, assistant header, `<img>`
+HEAD_TOKENS = (
+    6  # of a text-to-image prompt after its caption: end, newline, assistant header, `<img>`
+)
 
 Crop = Literal["seeded", "centre", "stretch"]
 """How an image becomes a square for generation."""
@@ -133,8 +135,8 @@ class OpenUniOptions:
     """What the published training leaves to choose; the defaults are the published recipe (openuni.md e, g).
 
     `text_dropout`: share of text-to-image samples whose caption is dropped; RecA drops nothing. `max_prompt`: tokens of
-    a text-to-image training prompt; `keep_header`: a long caption is cut, and not what follows it (published: the prompt
-    is cut from the right). `timestep_shift` of the training times. `stochastic_depth`: RecA reads through a ViT that
+    a text-to-image training prompt; `keep_header`: cut a long caption, not what follows it (published: the prompt is
+    cut from the right). `timestep_shift` of the training times. `stochastic_depth`: RecA reads through a ViT that
     drops residual branches at random, as the official run does by oversight; the cache then holds the ViT's input.
     `step`: `two_phase` runs the prompt once without gradient, `one_pass` is the reference's. `crop`: `seeded` squares
     are cut at a place that depends on the image alone. `system`: system message of a question (none by default).
@@ -167,7 +169,7 @@ class OpenUniOptions:
 
 @dataclass(frozen=True)
 class OpenUniConfig:
-    """All sizes of an OpenUni; `resolution` is the side of the square image that is generated, `queries` their number."""
+    """All sizes of an OpenUni; `resolution` is the side of the square image that is generated."""
 
     llm: LanguageConfig
     connector: ConnectorConfig

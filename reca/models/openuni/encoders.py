@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
@@ -46,7 +46,7 @@ def prepared(image: Image.Image, side: int, crop: Crop) -> Image.Image:
 
 
 def vit_input(pixels: Tensor, side: int) -> Tensor:
-    """ViT inputs [B, 3, S, S] of pixels [B, 3, H, W] in [-1, 1]: normalised first, then resized bilinearly, no antialias."""
+    """ViT inputs [B, 3, S, S] of pixels [B, 3, H, W] in [-1, 1]: normalised, then resized bilinearly, no antialias."""
     mean, std = (torch.tensor(values).view(3, 1, 1).to(pixels) for values in (MEAN, STD))
     normal = ((pixels + 1) / 2 - mean) / std
     return F.interpolate(normal, size=(side, side), mode="bilinear", align_corners=False)
@@ -149,7 +149,7 @@ class Reader:
     def fingerprint(self, network: OpenUni, vae: FrozenVae, use: Use) -> str:
         """Hash of weights and options that `encode(..., use)` depends on."""
         state: dict[str, Tensor] = {}
-        options = {"use": use, "vit": asdict(self.config.vit)}
+        options: dict[str, Any] = {"use": use, "vit": asdict(self.config.vit)}
         if use == "read" or not self.options.stochastic_depth:
             vision = ("model.vision_tower.", "model.multi_modal_projector.")
             state = {n: t for n, t in network.lmm.state_dict().items() if n.startswith(vision)}

@@ -43,7 +43,7 @@ def sigmas(shift: float = 1.0) -> Tensor:
 
 
 def noised(latents: Tensor, noise: Tensor, uniform: Tensor, shift: float = 1.0) -> Noised:
-    """z = (1 - sigma) x + sigma eps, mixed in float32, of latents x and eps [B, C, h, w], uniform [B] in [0, 1]."""
+    """The point (1 - sigma) x + sigma eps, mixed in float32, of latents x and eps [B, C, h, w]; uniform [B]."""
     index = (uniform * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)
     sigma = sigmas(shift).to(latents.device)[index.to(latents.device)]
     mix = sigma[:, None, None, None]

@@ -55,8 +55,8 @@ class OpenUniModel(FamilyModel):
     # ---- frozen parts ----------------------------------------------------------------------------
     @torch.no_grad()
     def encode(self, images: Sequence[Image], use: Use) -> Features:
-        """`draw`: `target` latents [B, C, h, w] and `understanding` [B, N, H] of the same square; `read`: `understanding`
-        of the whole image. With `stochastic_depth`, `draw` gives the ViT's input `pixels` [B, 3, S, S] instead.
+        """`draw`: `target` latents [B, C, h, w] and `understanding` [B, N, H] of the same square; `read`: the latter of
+        the whole image. With `stochastic_depth`, `draw` gives the ViT's input `pixels` [B, 3, S, S] instead.
         """
         return self.reader.encode(self.network, self.frozen, images, use)
 

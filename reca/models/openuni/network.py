@@ -1,7 +1,7 @@
 """OpenUni's network: InternVL3, learned queries, a connector, a projector and SANA, of the libraries' own classes.
 
-Source: docs/reference/openuni.md a, c, d and f. Letters: B batch, T text, N tokens of an image, Q queries, H width of the
-language model, C latent channels.
+Source: docs/reference/openuni.md a, c, d and f. Letters: B batch, T text, N tokens of an image, Q queries, H width of
+the language model, C latent channels.
 """
 
 from __future__ import annotations
@@ -51,16 +51,14 @@ def build_reader(config: OpenUniConfig) -> InternVLForConditionalGeneration:
 
 def build_connector(config: OpenUniConfig) -> SiglipEncoder:
     """An untrained connector: SigLIP's encoder layers without a final norm."""
-    sizes = vars(config.connector)
-    connector = SiglipEncoder(
-        SiglipVisionConfig(
-            hidden_size=config.llm.hidden_size,
-            hidden_act="gelu_pytorch_tanh",
-            layer_norm_eps=1e-6,
-            attn_implementation="sdpa",
-            **sizes,
-        )
+    sizes: Any = SiglipVisionConfig(
+        hidden_size=config.llm.hidden_size,
+        hidden_act="gelu_pytorch_tanh",
+        layer_norm_eps=1e-6,
+        **vars(config.connector),
     )
+    sizes._attn_implementation = "sdpa"  # a bare encoder does not choose
+    connector = SiglipEncoder(sizes)
     for module in connector.modules():  # a bare encoder is not initialised by its class
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -45,9 +45,7 @@ class FlowOptions:
 
     def __post_init__(self) -> None:
         if self.temperature != 1:
-            raise ValueError(
-                f"sampling.temperature is {self.temperature}; a flow has none, set 1"
-            )
+            raise ValueError(f"sampling.temperature is {self.temperature}; a flow has none, set 1")
         check_positive("sampling.options", vars(self), "flow_shift")
 
     @classmethod
@@ -67,7 +65,11 @@ class Parts(Protocol):
     config: OpenUniConfig
     options: OpenUniOptions
     network: OpenUni
-    kept: KeptConditions
+
+    @property
+    def kept(self) -> KeptConditions:
+        """The unconditional branch of its images."""
+        ...
 
     @property
     def text(self) -> Any:
@@ -89,9 +91,7 @@ class KeptConditions:
         self._kept: dict[Any, Tensor] = {}
         self._versions: tuple[Any, ...] = ()
 
-    def of(
-        self, network: OpenUni, ids: Sequence[int], encode: Callable[[], Tensor]
-    ) -> Tensor:
+    def of(self, network: OpenUni, ids: Sequence[int], encode: Callable[[], Tensor]) -> Tensor:
         """The condition [1, Q, D] of a prompt without an image."""
         own = network.named_parameters()
         used = [p for name, p in own if name.startswith((*STAGE_1, "lmm."))]
@@ -124,7 +124,7 @@ def unconditional(model: Parts, condition: Condition, plain: Condition) -> Tenso
 
 # ---- the solver ----------------------------------------------------------------------------------
 def solver(options: FlowOptions) -> DPMSolverMultistepScheduler:
-    """The authors' solver: second order, midpoint, flow noise levels (openuni.md a.6); it keeps the state of one run."""
+    """The authors' solver: second order, midpoint, flow noise levels (openuni.md a.6), with the state of one run."""
     found = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=options.flow_shift
     )
@@ -134,7 +134,7 @@ def solver(options: FlowOptions) -> DPMSolverMultistepScheduler:
 
 @dataclass(frozen=True)
 class Step:
-    """One step: the latents [B, C, h, w] after it, the guided velocity, and those of the branches (unconditional first)."""
+    """One step: the latents [B, C, h, w] after it, the guided velocity, and the branches' (unconditional first)."""
 
     latents: Tensor
     guided: Tensor
