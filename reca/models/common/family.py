@@ -112,8 +112,8 @@ class FamilyModel(UnifiedModel):
     ) -> set[str]:
         """Load official files or folders by role, each from where it lies: those of `weight_files` and `tokenizer`.
 
-        Gives the roles that were loaded. A pickle is opened only under its `sha256`, unless `allow_unpinned`. ValueError
-        names roles that are missing.
+        Gives the roles that were loaded. A pickle is opened only under its `sha256`, unless `allow_unpinned`.
+        ValueError names roles that are missing.
         """
         files = {file.role: file for file in self.weight_files()}
         needed = {role for role, file in files.items() if not file.inside} | {"tokenizer"}
