@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-FAMILIES = ("showo", "bagel", "harmon")
+FAMILIES = ("showo", "bagel", "harmon", "openuni")
 
 
 def commands(folder: Path) -> dict[str, list[str]]:

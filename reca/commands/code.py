@@ -33,8 +33,13 @@ UNUSED_ROOMS = {
     "generate": ("loss",),
     "draw": ("loss",),
 }
-# Harmon may cache embeddings of its own reader; BAGEL's loss samples latents from the cached moments.
-USED_ALL_THE_SAME = {("cache", "harmon"): ("network",), ("align", "bagel"): ("encoders",)}
+# Harmon may cache embeddings of its own reader, and OpenUni's reader is part of its network (which uses the layout);
+# BAGEL's loss samples latents from the cached moments.
+USED_ALL_THE_SAME = {
+    ("cache", "harmon"): ("network",),
+    ("cache", "openuni"): ("network", "layout"),
+    ("align", "bagel"): ("encoders",),
+}
 # What the stages that sample look up in a benchmark's module; the rest of it scores.
 PREPARATION = ("prompts", "questions", "rotated", "PICTURES", "TABLES")
 

@@ -57,6 +57,11 @@ EDITS = {
         of("harmon", *SAMPLING),
     ),
     "a sampler of BAGEL": ("reca/models/bagel/sampler.py", appended(CODE), of("bagel", *SAMPLING)),
+    "a sampler of OpenUni": (
+        "reca/models/openuni/sampler.py",
+        appended(CODE),
+        of("openuni", *SAMPLING),
+    ),
     "a network of Show-o": (
         "reca/models/showo/network.py",
         appended(CODE),
@@ -88,11 +93,28 @@ EDITS = {
         appended(CODE),
         of("bagel", "align", "pretrain"),
     ),
-    # BAGEL's tiny base learns to read with the reader of Show-o's.
+    # OpenUni's reader, whose embeddings are cached, is part of its network.
+    "a network of OpenUni": (
+        "reca/models/openuni/network.py",
+        appended(CODE),
+        of("openuni", *PER_FAMILY),
+    ),
+    "a loss of OpenUni": (
+        "reca/models/openuni/loss.py",
+        appended(CODE),
+        of("openuni", "align", "pretrain"),
+    ),
+    "encoders of OpenUni": (
+        "reca/models/openuni/encoders.py",
+        appended(CODE),
+        of("openuni", "base", "cache", "pretrain", *SAMPLING),
+    ),
+    # The towers of tiny BAGEL and OpenUni learn from captions in the words of Show-o's.
     "encoders of Show-o": (
         "reca/models/showo/encoders.py",
         appended(CODE),
-        of("showo", "base", "cache", "pretrain", *SAMPLING) | {"pretrain bagel"},
+        of("showo", "base", "cache", "pretrain", *SAMPLING)
+        | {"pretrain bagel", "pretrain openuni"},
     ),
     "encoders of Harmon": (
         "reca/models/harmon/encoders.py",
@@ -131,10 +153,7 @@ EDITS = {
     "a reader of prompts": (
         "reca/evaluation/tasks/geneval.py",
         lambda text: text.replace(") -> list[Prompt]:", ", edited: int = 1) -> list[Prompt]:", 1),
-        of("showo", "draw")
-        | of("harmon", "draw")
-        | of("bagel", "draw")
-        | {"examine", "judge", "grade"},
+        {f"draw {family}" for family in FAMILIES} | {"examine", "judge", "grade"},
     ),
     "a reader of tables": (
         "reca/evaluation/benchmark_data.py",

@@ -21,6 +21,10 @@ PATHS = {
         "import reca.models.bagel.model",
         ("diffusers.models.autoencoders", "diffusers.models.unets", "matplotlib"),
     ),
+    "OpenUni": (
+        "import reca.models.openuni.model",
+        ("diffusers.pipelines", "diffusers.loaders", "matplotlib"),
+    ),
     "Harmon": ("import reca.models.harmon.model", ("diffusers", "matplotlib")),
     "Show-o": ("import reca.models.showo.model", ("diffusers", "matplotlib")),
 }

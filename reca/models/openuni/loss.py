@@ -18,7 +18,8 @@ from reca.models.contract import Loss
 from reca.models.openuni import layout
 from reca.models.openuni.batch import Condition, Conversation, FlowNoise
 from reca.models.openuni.config import HEAD_TOKENS, OpenUniConfig, OpenUniOptions
-from reca.models.openuni.network import OpenUni, drop_rates
+from reca.models.openuni.context import conditions
+from reca.models.openuni.network import OpenUni
 
 if TYPE_CHECKING:
     from reca.models.contract import Features
@@ -95,29 +96,6 @@ def with_dropped_texts(
         for text, drop in zip(condition.texts, dropped, strict=True)
     ]
     return replace(condition, texts=texts)
-
-
-def conditions(
-    network: OpenUni,
-    options: OpenUniOptions,
-    condition: Condition,
-    depth: Tensor | None = None,
-) -> Tensor:
-    """What SANA attends to, [B, Q, D]; `depth` [layers, 2, B] uniform decides what the ViT drops."""
-    ids, mask = (t.to(network.device) for t in padded(condition.texts, network.config.special.end))
-    with torch.no_grad():
-        embeddings = network.embed(ids, understood(network, condition, depth))
-    return network.conditions(network.query_states(embeddings, mask, options.step == "two_phase"))
-
-
-def understood(network: OpenUni, condition: Condition, depth: Tensor | None) -> Tensor | None:
-    """The condition's understanding embeddings [B, N, H], from the cache or (stochastic depth) read anew."""
-    if condition.pixels is None:
-        return condition.understanding
-    if depth is None:
-        return network.read(condition.pixels)
-    rates = torch.tensor(drop_rates(network.config))
-    return network.read(condition.pixels, depth >= rates[:, None, None])
 
 
 # ---- answers -------------------------------------------------------------------------------------

@@ -207,10 +207,17 @@ class OpenUniModel(FamilyModel):
     def load_weights(
         self, role: str, path: Path, sha256: str | None = None, allow_unpinned: bool = False
     ) -> set[str]:
-        """Load one file; gives its role and, for a released file of stage 2 or RecA, also `generator`."""
+        """Load one file; gives its role and, where `weights` hold SANA (stage 2, RecA), also `generator`.
+
+        SANA's own file in the place of `weights` is where stage 1 starts: the rest of what is trained is new.
+        """
         if role != "weights":
             return super().load_weights(role, path, sha256, allow_unpinned)
         tensors = read(path, sha256, allow_unpinned)
+        if weights.is_generator(tensors):
+            weights.HUB.load(self.network.transformer, tensors, path)
+            self.network.start()
+            return {role, "generator"}
         weights.RELEASED.load(self.network, tensors, path)
         return {role, "generator"} if weights.holds_generator(tensors) else {role}
 

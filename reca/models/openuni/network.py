@@ -94,6 +94,15 @@ class OpenUni(nn.Module):
         self.projector = nn.Linear(width, config.sana.caption_channels)
         self.transformer = build_sana(config)
 
+    @torch.no_grad()
+    def start(self, seed: int = 0) -> None:
+        """New queries, connector and projector by a seed: what stage 1 trains, before any training."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.meta_queries.normal_(std=self.config.llm.hidden_size**-0.5)
+            self.connector.load_state_dict(build_connector(self.config).state_dict())
+            self.projector.reset_parameters()
+
     @property
     def language(self) -> Any:
         """The language model without its head."""

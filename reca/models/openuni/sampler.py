@@ -21,7 +21,7 @@ from reca.models.common.batching import padded, row_noise
 from reca.models.common.options import check_generation, check_positive, sampler_options
 from reca.models.openuni import layout
 from reca.models.openuni.config import OpenUniConfig, OpenUniOptions
-from reca.models.openuni.loss import conditions
+from reca.models.openuni.context import conditions
 from reca.models.openuni.network import OpenUni
 from reca.models.openuni.weights import STAGE_1
 

@@ -31,6 +31,11 @@ def is_trained(name: str) -> bool:
     return name.startswith(TRAINED)
 
 
+def is_generator(names: Mapping[str, Tensor]) -> bool:
+    """Whether a file is SANA's own, from its hub: where stage 1 starts."""
+    return "patch_embed.proj.weight" in names
+
+
 def holds_generator(names: Mapping[str, Tensor]) -> bool:
     """Whether a released file is of stage 2 or RecA."""
     return any(name.startswith(GENERATOR) for name in names)
