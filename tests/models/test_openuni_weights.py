@@ -17,7 +17,7 @@ from tests.models import openuni_tiny as tiny
 from tests.reference import golden_cases as golden
 
 CONFIG = Path(__file__).parents[2] / "config" / "model"
-# tensors, parameters, trained (openuni.md a.1), and tensors with weight decay and without (openuni.md e)
+# tensors, parameters, trained (openuni.md a1), and tensors with weight decay and without (openuni.md e)
 SIZES = {
     "b_512": (1659, 1_896_851_779, 646_408_480, (382, 265)),
     "l_512": (1555, 4_231_515_459, 1_830_307_744, (286, 209)),

@@ -14,7 +14,7 @@ from reca.models.openuni.encoders import FrozenVae
 from reca.models.openuni.network import OpenUni
 from tests.reference import golden_cases as golden
 
-GRADIENT = 2e-4  # openuni.md f.1: of a tensor's largest value
+GRADIENT = 2e-4  # openuni.md f1: of a tensor's largest value
 VALUE = 2e-5  # activations and losses
 
 # Sizes of parts that a case does not have (stochastic depth has a ViT and a language model only).

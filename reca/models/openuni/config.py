@@ -47,7 +47,7 @@ class LanguageConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """InternViT; `drop_path_rate` acts with `options.stochastic_depth` alone (openuni.md g.1)."""
+    """InternViT; `drop_path_rate` acts with `options.stochastic_depth` alone (openuni.md g1)."""
 
     hidden_size: int = 1024
     intermediate_size: int = 4096

@@ -1,6 +1,6 @@
 """From prompts and images to what SANA attends to: embeddings, the queries' states, connector and projector.
 
-Losses and the sampler share this room. Source: docs/reference/openuni.md b.2, d and g. Letters: B batch, N tokens of an
+Losses and the sampler share this room. Source: docs/reference/openuni.md b2, d and g. Letters: B batch, N tokens of an
 image, Q queries, H width of the language model, D width of a condition.
 """
 

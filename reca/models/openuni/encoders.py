@@ -1,6 +1,6 @@
 """OpenUni's frozen side: images to latents and understanding embeddings, latents back to images.
 
-Source: docs/reference/openuni.md b.1, c and a.5. Letters: B images, C latent channels, S side of the ViT's input.
+Source: docs/reference/openuni.md b1, c and a5. Letters: B images, C latent channels, S side of the ViT's input.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 # ---- pixels ---------------------------------------------------------------------------------------
 def prepared(image: Image.Image, side: int, crop: Crop) -> Image.Image:
-    """The square image that is generated (openuni.md b.1): cut along its longer side, then resized with PIL's bicubic.
+    """The square image that is generated (openuni.md b1): cut along its longer side, then resized with PIL's bicubic.
 
     The official code cuts anywhere; `seeded` places depend on the image's pixels, so that a cache may hold the result.
     """
@@ -54,7 +54,7 @@ def vit_input(pixels: Tensor, side: int) -> Tensor:
 
 # ---- the autoencoder --------------------------------------------------------------------------------
 def build_vae(config: VaeConfig) -> AutoencoderDC:
-    """The untrained autoencoder (openuni.md a.5)."""
+    """The untrained autoencoder (openuni.md a5)."""
     levels = len(config.channels)
     kinds = ["ResBlock" if i < config.residual else "EfficientViTBlock" for i in range(levels)]
     scales = [() if i < config.residual else (config.multiscale,) for i in range(levels)]

@@ -1,6 +1,6 @@
 """OpenUni's sequences: prompts padded on either side, images put in, positions that skip padding, queries at the end.
 
-Everything here is a pure function. Source: docs/reference/openuni.md b.2. Letters: B batch, T text, N tokens of an
+Everything here is a pure function. Source: docs/reference/openuni.md b2. Letters: B batch, T text, N tokens of an
 image, Q queries, H width.
 """
 

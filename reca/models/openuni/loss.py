@@ -38,7 +38,7 @@ class Noised:
 
 
 def sigmas(shift: float = 1.0) -> Tensor:
-    """Training noise levels [1000] by index, from 1 down to 0.001 where `shift` is 1 (openuni.md a.6)."""
+    """Training noise levels [1000] by index, from 1 down to 0.001 where `shift` is 1 (openuni.md a6)."""
     found = torch.arange(TRAIN_STEPS, 0, -1, dtype=torch.float32, device="cpu") / TRAIN_STEPS
     return shift * found / (1 + (shift - 1) * found)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from reca.models.openuni.sampler import KeptConditions
 
-PROMPT = 40  # tokens of a typical RecA prompt with its template (openuni.md b.2)
+PROMPT = 40  # tokens of a typical RecA prompt with its template (openuni.md b2)
 
 
 def build(network: Mapping[str, Any]) -> OpenUniModel:

@@ -22,7 +22,7 @@ from reca.models.openuni.config import SHUFFLE, OpenUniConfig
 
 
 def build_reader(config: OpenUniConfig) -> InternVLForConditionalGeneration:
-    """An untrained InternVL3 (openuni.md a.3)."""
+    """An untrained InternVL3 (openuni.md a3)."""
     llm, vit = vars(config.llm), vars(config.vit)
     unused = ("drop_path_rate",)
     vision = InternVLVisionConfig(
@@ -67,7 +67,7 @@ def build_connector(config: OpenUniConfig) -> SiglipEncoder:
 
 
 def build_sana(config: OpenUniConfig) -> SanaTransformer2DModel:
-    """An untrained SANA (openuni.md a.4)."""
+    """An untrained SANA (openuni.md a4)."""
     sizes, channels = dict(vars(config.sana)), config.vae.latent_channels
     scale, norm = sizes.pop("interpolation_scale"), sizes.pop("qk_norm")
     return SanaTransformer2DModel(
@@ -117,7 +117,7 @@ class OpenUni(nn.Module):
     def read(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Understanding embeddings [B, N, H] of ViT inputs [B, 3, S, S] (openuni.md c).
 
-        `keep` [layers, 2, B] (1 or 0): which residual branches count, attention and MLP (openuni.md g.1); None: all.
+        `keep` [layers, 2, B] (1 or 0): which residual branches count, attention and MLP (openuni.md g1); None: all.
         """
         pixels = pixels.to(self.device, self.lmm.dtype)
         model: Any = self.lmm.model
@@ -166,7 +166,7 @@ class OpenUni(nn.Module):
         """States [B, Q, H] of the queries after prompts [B, T, H] with key mask [B, T] (openuni.md d).
 
         `two_phase`: the prompt runs first, without gradient, and only its keys and values are kept: nothing before the
-        queries is trained, and attention is causal (openuni.md g.3). Otherwise everything runs in one pass.
+        queries is trained, and attention is causal (openuni.md g3). Otherwise everything runs in one pass.
         """
         queries = self.meta_queries.to(embeddings.dtype).expand(len(embeddings), -1, -1)
         whole = layout.with_queries(mask, queries.shape[1])
@@ -193,6 +193,6 @@ class OpenUni(nn.Module):
 
 
 def drop_rates(config: OpenUniConfig) -> list[float]:
-    """The ViT's rates of stochastic depth, linear from 0 to `drop_path_rate` over its layers (openuni.md g.1)."""
+    """The ViT's rates of stochastic depth, linear from 0 to `drop_path_rate` over its layers (openuni.md g1)."""
     layers = config.vit.num_hidden_layers
     return torch.linspace(0, config.vit.drop_path_rate, layers, device="cpu").tolist()

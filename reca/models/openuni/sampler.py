@@ -1,6 +1,6 @@
 """Images by DPM-Solver from conditions that are encoded once, and greedy answers.
 
-Source: docs/reference/openuni.md a.6 and d. Letters: B images, T text, Q queries, C latent channels, D width of a
+Source: docs/reference/openuni.md a6 and d. Letters: B images, T text, Q queries, C latent channels, D width of a
 condition, V vocabulary.
 """
 
@@ -124,7 +124,7 @@ def unconditional(model: Parts, condition: Condition, plain: Condition) -> Tenso
 
 # ---- the solver ----------------------------------------------------------------------------------
 def solver(options: FlowOptions) -> DPMSolverMultistepScheduler:
-    """The authors' solver: second order, midpoint, flow noise levels (openuni.md a.6), with the state of one run."""
+    """The authors' solver: second order, midpoint, flow noise levels (openuni.md a6), with the state of one run."""
     found = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=options.flow_shift
     )

@@ -1,6 +1,6 @@
 """OpenUni's text front end: Qwen's chat wording without a system message, `<img>` as the start of generation.
 
-Source: docs/reference/openuni.md a.7 and b.2.
+Source: docs/reference/openuni.md a7 and b2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """OpenUni's weight files: the released subsets, InternVL3 under any of its names, SANA and the DC-AE from their hubs.
 
 Released files hold what was trained: stage 1 the queries, connector and projector, stage 2 and RecA SANA as well.
-Source: docs/reference/openuni.md a.2 and f.
+Source: docs/reference/openuni.md a2 and f.
 """
 
 from __future__ import annotations
