@@ -5,8 +5,9 @@
 `straightforward` runs ViT and autoencoder on the images of every step, and prompt and queries in one pass with
 gradient (openuni.md g2, g3); `cached` takes embeddings and latents from the cache and runs the prompt once without
 gradient. Both give the same loss and gradients (checked here again). Time is processor time, as the median of
-interleaved repetitions, so that other load on the machine changes little; memory is the peak of resident memory in a step above what was there before, each kind in a process of its
-own, and the bytes that autograd keeps for the backward pass, each storage once.
+interleaved repetitions, so that other load on the machine changes little. Memory is the peak of resident memory in a
+step above what was there before, each kind in a process of its own, and the bytes that autograd keeps for the backward
+pass, each storage once.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch.nn import functional as F
 
 from reca.models.common.pixels import square, to_pixels
 from reca.models.openuni import layout
+from reca.models.openuni.batch import Condition, Conversation, FlowNoise
 from reca.models.openuni.encoders import vit_input
-from reca.models.openuni.loss import noised, sigmas
+from reca.models.openuni.loss import answer_loss, generation_loss, noised, sigmas
 from reca.models.openuni.network import drop_rates
 from reca.models.openuni.sampler import FlowOptions, sample, solver
 from tests.reference import golden_cases as golden
@@ -73,6 +76,24 @@ def test_losses_and_gradients(name, two_phase):
         golden.assert_same(parameter, found[parameter], wanted, GRADIENT)
 
 
+@pytest.mark.parametrize("step", ["two_phase", "one_pass"])
+@pytest.mark.parametrize("name", LOSSES)
+@torch.no_grad()
+def test_the_contracts_loss_batches_prompts_of_any_length(name, step):
+    """From prompts without padding, in our own batch, the loss is the same."""
+    case = Case(name)
+    network, stored = case.network, case.stored
+    masks = stored["attention_mask"].bool()
+    texts = [ids[mask].tolist() for ids, mask in zip(stored["input_ids"], masks, strict=True)]
+    kept = torch.ones(len(texts))
+    sampled = FlowNoise(stored["u"], stored["noise"], kept)
+    condition = Condition(texts, understanding=stored.get("understanding_embeds"))
+    options = replace(case.options, step=step, max_prompt=10_000)
+    loss = generation_loss(network, options, {"target": latents(case)}, condition, sampled)
+    assert loss.count == sampled.count
+    case.same("loss", loss.mean)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @torch.no_grad()
 def test_positions_and_parts(name):
@@ -114,6 +135,8 @@ def test_reading(name):
         case.same(label, logits[:, -stored[label].shape[1] :])
     labels = stored["labels"][:, 1:].flatten()
     case.same("loss", F.cross_entropy(logits[:, :-1].flatten(0, 1), labels))
+    conversation = Conversation(ids.tolist(), stored["labels"].tolist())
+    case.same("loss", answer_loss(network, case.options, conversation, images).mean)
 
 
 @pytest.mark.parametrize("name", cases("stochastic_depth*"))
