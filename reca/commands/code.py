@@ -29,8 +29,13 @@ UNUSED_ROOMS = {
     "align": ("encoders", "sampler"),
     "sample": ("loss",),
 }
-# Harmon may cache embeddings of its own reader; BAGEL's loss samples latents from the cached moments.
-USED_ALL_THE_SAME = {("cache", "harmon"): ("network",), ("align", "bagel"): ("encoders",)}
+# Harmon may cache embeddings of its own reader, and OpenUni's reader is part of its network (which uses the layout);
+# BAGEL's loss samples latents from the cached moments.
+USED_ALL_THE_SAME = {
+    ("cache", "harmon"): ("network",),
+    ("cache", "openuni"): ("network", "layout"),
+    ("align", "bagel"): ("encoders",),
+}
 # What a stage looks up in a benchmark's module by name; the rest of it scores. Names that a module imports from
 # another one are followed by themselves.
 PREPARATION = ("assignment", "prompts", "questions", "rotated", "PICTURES", "TABLES")

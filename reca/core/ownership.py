@@ -22,7 +22,7 @@ _ATOMIC = re.compile(r"(.*/)?\.([^/]+)\.[0-9a-f]{16}")  # as `reca.core.atomic` 
 _MARK_TEXT = "Unfinished work of a reca stage: it goes on from here, and removes it when it ends.\n"
 _WORK_NAMES = re.compile(
     r"\.reca-work-.+|checkpoints|lock|log\.jsonl|timing\.jsonl|tensorboard|\..+\.jsonl\..+"  # training
-    r"|start|cache"  # pre-training
+    r"|start(\.json)?|cache"  # pre-training
     r"|[0-9a-f]{16}|any|guidance-.+|reconstruct|evidence\.jsonl"  # drawing, examining
     r"|\.?[0-9a-f]{64}\.(safetensors|json)(\..+)?|[0-9a-z]+\.lock"  # shards of a cache
 )

@@ -49,7 +49,13 @@ FAMILIES: dict[str, Family] = {
             pretraining="reca.toyworld.pretrain.harmon",
             sampler_options=("schedule",),
         ),
-        Family("openuni", "OpenUni"),
+        Family(
+            "openuni",
+            "OpenUni",
+            module="reca.models.openuni.model",
+            pretraining="reca.toyworld.pretrain.openuni",
+            sampler_options=("flow_shift",),
+        ),
         Family(
             "bagel",
             "BAGEL",

@@ -19,7 +19,11 @@ from reca.report import standalone
 
 RESULTS = Path("docs/results")
 # Page with the table of an experiment, relative to the root of the repository.
-PAGES = {"laptop": Path("README.md"), "laptop_harmon": Path("docs/laptop_harmon.md")}
+PAGES = {
+    "laptop": Path("README.md"),
+    "laptop_harmon": Path("docs/laptop_harmon.md"),
+    "laptop_openuni": Path("docs/laptop_openuni.md"),
+}
 BEGIN, END = "<!-- results:begin (make readme) -->", "<!-- results:end -->"
 ARMS = ("base", "sft", "reca", "shuffled")
 FIGURES = {"laptop": Path("docs/results/laptop.svg")}  # shown on the page of the same experiment

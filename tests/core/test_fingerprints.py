@@ -78,6 +78,11 @@ EDITS = {
         of("harmon", *SAMPLING),
     ),
     "a sampler of BAGEL": ("reca/models/bagel/sampler.py", appended(CODE), of("bagel", *SAMPLING)),
+    "a sampler of OpenUni": (
+        "reca/models/openuni/sampler.py",
+        appended(CODE),
+        of("openuni", *SAMPLING),
+    ),
     "a network of Show-o": (
         "reca/models/showo/network.py",
         appended(CODE),
@@ -109,10 +114,28 @@ EDITS = {
         appended(CODE),
         of("bagel", "align", "pretrain"),
     ),
+    # OpenUni's reader, whose embeddings are cached, is part of its network.
+    "a network of OpenUni": (
+        "reca/models/openuni/network.py",
+        appended(CODE),
+        of("openuni", *PER_FAMILY),
+    ),
+    "a loss of OpenUni": (
+        "reca/models/openuni/loss.py",
+        appended(CODE),
+        of("openuni", "align", "pretrain"),
+    ),
+    "encoders of OpenUni": (
+        "reca/models/openuni/encoders.py",
+        appended(CODE),
+        of("openuni", "base", "cache", "pretrain", *SAMPLING),
+    ),
+    # The towers of tiny BAGEL and OpenUni learn from captions in the words of Show-o's.
     "encoders of Show-o": (
         "reca/models/showo/encoders.py",
         appended(CODE),
-        of("showo", "base", "cache", "pretrain", *SAMPLING),
+        of("showo", "base", "cache", "pretrain", *SAMPLING)
+        | {"pretrain bagel", "pretrain openuni"},
     ),
     "encoders of Harmon": (
         "reca/models/harmon/encoders.py",

@@ -32,10 +32,15 @@ from reca.toyworld import examiner
 from reca.toyworld.pretrain.fit import CHECKPOINTS, fit
 from tests.align.runs import run
 from tests.evaluation import tiny_networks as tiny
-from tests.models import bagel_tiny, harmon_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
 from tests.toy_model import CODE, DrawingToy, Pictures, png
 
-FAMILIES = {"showo": showo_tiny, "harmon": harmon_tiny, "bagel": bagel_tiny}
+FAMILIES = {
+    "showo": showo_tiny,
+    "harmon": harmon_tiny,
+    "bagel": bagel_tiny,
+    "openuni": openuni_tiny,
+}
 ORIGIN = Origin("m" * 64, "test", 0, CODE)
 SAMPLING = Sampling(guidance=2.0, steps=3)
 PROMPTS = [
@@ -70,9 +75,15 @@ READS = {  # in front of the words' head
     "showo": "network.showo.model.final_layernorm.weight",
     "harmon": "network.llm.model.norm.weight",
     "bagel": "network.language_model.model.norm.weight",
+    "openuni": "network.lmm.model.language_model.norm.weight",
 }
 DRAWS = READS | {"bagel": "network.language_model.model.norm_moe_gen.weight"}
-DECODES = {"showo": "frozen.magvit", "harmon": "frozen.vae", "bagel": "frozen.vae"}
+DECODES = {
+    "showo": "frozen.magvit",
+    "harmon": "frozen.vae",
+    "bagel": "frozen.vae",
+    "openuni": "frozen.vae.vae",
+}
 
 
 def drawn(model, tmp_path, prompts=PROMPTS, make=generate, **more):

@@ -1,4 +1,4 @@
-"""Runs of the three families at the size of a test, killed where a test says."""
+"""Runs of the families at the size of a test, killed where a test says."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from reca.align.trainer import align
 from reca.config.recipe import Recipe, TaskRecipe
 from tests.align.runs import KillingRows
 from tests.align.test_harmon import Rows
-from tests.models import bagel_tiny, harmon_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
 
-FAMILIES = {"showo": showo_tiny, "harmon": harmon_tiny, "bagel": bagel_tiny}
+FAMILIES = {
+    "showo": showo_tiny,
+    "harmon": harmon_tiny,
+    "bagel": bagel_tiny,
+    "openuni": openuni_tiny,
+}
+FROZEN = ("bagel", "openuni")  # families whose reader RecA never trains
 PROMPTS = ["describe the image", "what are on the image ?"]
 # 8 images, 2 per micro-batch, 2 micro-batches per step: an epoch is 2 steps of 2 reads each
 STEPS, PICTURES = 5, 8
@@ -25,9 +31,9 @@ CUTS = {"inside an accumulation": 6, "inside an epoch": 7, "between two epochs":
 
 
 def recipe(family: str) -> Recipe:
-    """BAGEL's frozen expert reads, so nothing is read in training."""
+    """A frozen reader reads nothing in training."""
     tasks = {"reca": TaskRecipe(1.0, 2)}
-    if family != "bagel":
+    if family not in FROZEN:
         tasks["i2t"] = TaskRecipe(1.0, 2)
     return Recipe(
         tasks=tasks, steps=STEPS, accumulation=2, lr=1e-3, warmup=2, ema=0.9, clip=1.0,
@@ -40,7 +46,7 @@ def data_of(family: str, root: Path) -> FeatureData:
     model, pictures = tiny.model(root / "words"), tiny.pictures(PICTURES)
     talk = [[("what thing ?", "a red circle"), ("how many ?", "two")]]
     data = FeatureData(draw=Rows(model.encode(pictures, "draw")), prompts=PROMPTS)
-    if family == "bagel":
+    if family in FROZEN:
         return data
     read = Rows(model.encode(pictures, "read"))
     return replace(data, read=read, read_conversations=[talk] * PICTURES)

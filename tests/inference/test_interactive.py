@@ -11,7 +11,7 @@ from reca.features.build import build
 from reca.inference.interactive import ask, draw, reconstruct
 from reca.models.contract import Sampling
 from reca.models.registry import build_model
-from tests.models import bagel_tiny, harmon_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
 from tests.toy_model import CODE, Pictures, png
 
 STEPS = Sampling(guidance=1.5, steps=2)
@@ -34,10 +34,11 @@ def test_draw_is_a_function_of_the_seed(folder):
     assert first[0] == first[1] != first[2]
 
 
-PAPER = {  # showo.md 4.2, harmon.md d4, bagel.md 4
+PAPER = {  # showo.md 4.2, harmon.md d4, bagel.md 4, openuni.md d
     "showo_clip_512": Sampling(5.0, 50),
     "harmon_15b": Sampling(3.0, 64),
     "bagel_7b": Sampling(4.0, 50),
+    "openuni_l_512": Sampling(4.5, 20),
 }
 
 
@@ -62,7 +63,7 @@ def test_what_is_said_replaces_the_default(folder, monkeypatch):
     assert asked == [Sampling(2.0, 12), Sampling(2.0, 3), Sampling(1.0, 4)]
 
 
-@pytest.mark.parametrize("family", [showo_tiny, harmon_tiny, bagel_tiny])
+@pytest.mark.parametrize("family", [showo_tiny, harmon_tiny, bagel_tiny, openuni_tiny])
 def test_a_cut_answer_is_told(folder, family, tmp_path, caplog, monkeypatch):
     family.model(tmp_path / "words").save(tmp_path / "model")
     asked = (tmp_path / "model", folder / "photo.png", "what this ?")
@@ -81,6 +82,7 @@ def end_at_once(family):
     ends = {
         showo_tiny: len(showo_tiny.WORDS) + 1,
         harmon_tiny: harmon_tiny.END,
+        openuni_tiny: openuni_tiny.END,
         bagel_tiny: bagel_tiny.network()["special"]["eos"],
     }
 

@@ -24,7 +24,7 @@ from tests.inference.test_generate import pixels
 from tests.toy_model import DrawingToy
 
 ROOT = Path(__file__).parents[2]
-FAMILIES = ("showo", "harmon", "bagel")
+FAMILIES = ("showo", "harmon", "bagel", "openuni")
 TEXTS = ["a circle", "a red circle", "a red circle and a blue square", "a circle and a square"]
 PROMPTS = [Prompt(f"{i:05d}", text, "task") for i, text in enumerate(TEXTS)]
 SAMPLING = Sampling(guidance=3.0, steps=3)

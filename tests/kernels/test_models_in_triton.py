@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNS = {
     "showo": ("_vq and test_losses_and_gradients", 4),
     "bagel": ("test_loss or test_gradients or two_phases", 9),
+    "openuni": ("test_reading", 1),
     "harmon": ("i2t and (test_loss_and_gradients or test_every_stored)", 2),
 }
 
@@ -24,7 +25,9 @@ RUNS = {
 def test_golden_losses_with_triton(family: str) -> None:
     chosen, least = RUNS[family]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += [f"tests/reference/test_{family}_losses.py", "-k", chosen]
+    files = sorted((ROOT / "tests/reference").glob(f"test_{family}*.py"))
+    losses = [file for file in files if file.stem.endswith("_losses")] or files
+    command += [*map(str, losses), "-k", chosen]
     environment = os.environ | {"RECA_TEST_IMPLEMENTATION": "triton"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -38,6 +38,9 @@ CLAIMS: dict[str, dict[str, tuple[str, ...]]] = {
         "test_bagel_sampler.py": ("sampler_*", "understanding_decode*"),
         "test_bagel_images.py": ("vae*", "preprocess*", "data_order*"),
     },
+    "openuni": {
+        "test_openuni.py": ("*_loss*", "sampler*", "schedules*", "preprocess*", "stochastic_depth*")
+    },
     "harmon": {
         "test_harmon_losses.py": ("reca_loss*", "t2i_loss*", "i2t_loss*"),
         "test_harmon_diffusion.py": ("diffloss_*", "diffusion_tables*"),

@@ -231,7 +231,7 @@ class BagelModel(FamilyModel):
             weights.load_vae(self.frozen.vae, path)
         return {role}
 
-    def load_parts(self, parts: Mapping[str, Path], **pins: Any) -> None:
+    def load_parts(self, parts: Mapping[str, Path], **pins: Any) -> set[str]:
         """Load official files: `weights` (a checkpoint of the network, or the Hub folder), `vae` and `tokenizer`.
 
         `vae` and `tokenizer` may be omitted if `weights` is the folder of the base model, which contains them.
@@ -244,4 +244,4 @@ class BagelModel(FamilyModel):
                 given["weights"] = source / BASE_FILE
         if "vae" in given and given["vae"].is_dir():
             given["vae"] /= VAE_FILE
-        super().load_parts(given, **pins)
+        return super().load_parts(given, **pins)

@@ -109,10 +109,11 @@ class FamilyModel(UnifiedModel):
         *,
         sha256: Mapping[str, str] | None = None,
         allow_unpinned: bool = False,
-    ) -> None:
+    ) -> set[str]:
         """Load official files or folders by role: those of `weight_files`, and `tokenizer`.
 
-        A pickle is opened only if its `sha256` is given, unless `allow_unpinned`. ValueError names missing roles.
+        Returns the roles that were loaded. A pickle is opened only if its `sha256` is given, unless `allow_unpinned`.
+        ValueError names missing roles.
         """
         files = {file.role: file for file in self.weight_files()}
         needed = {role for role, file in files.items() if not file.inside} | {"tokenizer"}
@@ -130,6 +131,7 @@ class FamilyModel(UnifiedModel):
                 f"{parts['weights']}: contains no {files[role].inside}*; give {role} as a separate file"
             )
         self.read_tokenizer(parts["tokenizer"])
+        return loaded
 
     def save(self, directory: Path) -> None:
         """Write the weight files under official names, the tokenizer, and the description last."""

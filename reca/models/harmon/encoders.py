@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from reca.core import images as pictures
-from reca.core.finite import NonFinite, rows_of
+from reca.core.finite import rows_of
 from reca.models.common.autoencoder_kl import AutoencoderKL
 from reca.models.common.batching import chunks
 from reca.models.common.digest import Fingerprints
+from reca.models.common.pixels import to_picture, to_pixels
 from reca.models.harmon.config import Drawing, HarmonConfig
 
 if TYPE_CHECKING:
@@ -54,21 +54,6 @@ def pad(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
     return image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as fp32 [3, H, W] in [-1, 1]: 2 u8/255 - 1."""
-    values = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    return 2 * (values.float() / 255) - 1
-
-
-def to_picture(pixels: Tensor) -> Image.Image:
-    """Decoded pixels [3, H, W] as an image: clamp(127.5 x + 128, 0, 255), truncated. ValueError if not finite."""
-    values = pixels.detach().float().cpu()
-    if not torch.isfinite(values).all():
-        raise NonFinite("pixels", [0])
-    scaled = (127.5 * values + 128).clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(scaled.permute(1, 2, 0).contiguous().numpy())
 
 
 # ---- the autoencoder -------------------------------------------------------------------------------

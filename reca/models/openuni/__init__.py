@@ -1,0 +1,1 @@
+"""OpenUni: a frozen InternVL3 reads, learned queries look at what it read, and SANA generates from them."""

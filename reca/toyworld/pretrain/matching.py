@@ -1,0 +1,64 @@
+"""Vision towers trained on their own: images matched with dense captions by SigLIP's pairwise sigmoid loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from reca.toyworld.pretrain.reader import MAX_CAPTION, TEXT_LAYERS
+
+FIRST_SCALE, FIRST_BIAS = 2.3, -10.0  # SigLIP's: temperature log 10, bias -10
+
+
+class Matcher(nn.Module):
+    """A vision tower, whose `states` [B, P, D] of pixels are matched, and a small text tower, which is thrown away.
+
+    `width` is D, `text_width` that of the text tower with `heads`; `words` ids and one more for padding, `end` closes a
+    caption.
+    """
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        states: Callable[[Any, Tensor], Tensor],
+        *,
+        width: int,
+        text_width: int,
+        heads: int,
+        words: int,
+        end: int,
+    ) -> None:
+        super().__init__()
+        self.padding, self.states = words, states
+        self.tower = tower
+        self.words = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=words + 1,
+                hidden_size=text_width,
+                intermediate_size=2 * text_width,
+                num_hidden_layers=TEXT_LAYERS,
+                num_attention_heads=heads,
+                max_position_embeddings=MAX_CAPTION,
+                eos_token_id=end,
+                bos_token_id=end,
+                pad_token_id=words,
+            )
+        )
+        self.picture = nn.Linear(width, text_width)
+        self.caption = nn.Linear(text_width, text_width)
+        self.scale = nn.Parameter(torch.tensor(FIRST_SCALE))
+        self.bias = nn.Parameter(torch.tensor(FIRST_BIAS))
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
+        """Mean over pairs of the sigmoid loss: own caption 1, others' 0."""
+        seen = F.normalize(self.picture(self.states(self.tower, pixels).mean(1)), dim=-1)
+        read = self.words(input_ids=ids, attention_mask=ids.ne(self.padding).long()).pooler_output
+        texts = F.normalize(self.caption(read), dim=-1)
+        logits = seen @ texts.T * self.scale.exp() + self.bias
+        signs = 2 * torch.eye(len(ids)) - 1
+        return -F.logsigmoid(signs * logits).sum() / len(ids)
