@@ -38,6 +38,17 @@ def test_whole_trail_is_sound(trail):
     assert (found.stages, found.files, found.problems, found.orphans) == (4, 8, [], [])
 
 
+def test_a_file_of_a_stage_is_found_where_its_folder_was_moved(trail):
+    """Samples name the choice of guidance itself, not the record next to it."""
+    link("results/guidance", {"scores": "results/scores"})
+    link("results/samples", {}, guidance="results/guidance/weights.bin")
+    shutil.move("results", "moved")
+    assert audit(["data", "moved"]).problems == [
+        "moved/scores: input guidance (results/guidance.json) is gone, and no audited stage has its hash "
+        f"{recorded('moved/scores', 'guidance')[:12]}"
+    ]  # that of a file of no stage, and nothing else
+
+
 def test_any_edit_of_any_file_is_found(trail, campaign):
     for path in sorted(p for p in trail.rglob("*") if p.is_file() and p.name != "run.json"):
         before = path.read_bytes()
