@@ -137,7 +137,8 @@ class OpenUniOptions:
     a text-to-image training prompt; `keep_header`: cut a long caption, not what follows it (published: the prompt is
     cut from the right). `timestep_shift` of the training times. `stochastic_depth`: RecA reads through a ViT that
     drops residual branches at random, as the official run does by oversight; the cache then holds the ViT's input.
-    `step`: `two_phase` runs the prompt once without gradient, `one_pass` is the reference's. `crop`: `seeded` squares
+    `step`: `two_phase` runs the prompt once without gradient, `one_pass` is the reference's; `recompute` its layers in
+    the backward pass of the queries instead of keeping what they hold. `crop`: `seeded` squares
     are cut at a place that depends on the image alone. `system`: system message of a question (none by default).
     `frozen_dtype`: storage of InternVL3. `encode_batch`: images per pass of the frozen encoders. `implementation`: of
     the answers' loss, as `reca_kernels` names them.
@@ -149,6 +150,7 @@ class OpenUniOptions:
     timestep_shift: Positive = 1.0
     stochastic_depth: bool = False
     step: Literal["two_phase", "one_pass"] = "two_phase"
+    recompute: bool = True
     crop: Crop = "seeded"
     system: str = ""
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -25,7 +25,8 @@ def conditions(
     ids, mask = (t.to(network.device) for t in padded(condition.texts, network.config.special.end))
     with torch.no_grad():
         embeddings = network.embed(ids, understood(network, condition, depth))
-    return network.conditions(network.query_states(embeddings, mask, options.step == "two_phase"))
+    two_phases = options.step == "two_phase"
+    return network.conditions(network.query_states(embeddings, mask, two_phases, options.recompute))
 
 
 def understood(network: OpenUni, condition: Condition, depth: Tensor | None) -> Tensor | None:

@@ -6,11 +6,15 @@ the language model, C latent channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, Qwen2Config
 from transformers.models.internvl.configuration_internvl import InternVLConfig, InternVLVisionConfig
 from transformers.models.internvl.modeling_internvl import InternVLForConditionalGeneration
@@ -162,11 +166,14 @@ class OpenUni(nn.Module):
             use_cache=cache is not None,
         ).last_hidden_state
 
-    def query_states(self, embeddings: Tensor, mask: Tensor, two_phase: bool = True) -> Tensor:
+    def query_states(
+        self, embeddings: Tensor, mask: Tensor, two_phase: bool = True, recompute: bool = False
+    ) -> Tensor:
         """States [B, Q, H] of the queries after prompts [B, T, H] with key mask [B, T] (openuni.md d).
 
         `two_phase`: the prompt runs first, without gradient, and only its keys and values are kept: nothing before the
-        queries is trained, and attention is causal (openuni.md g3). Otherwise everything runs in one pass.
+        queries is trained, and attention is causal (openuni.md g3). Otherwise everything runs in one pass. `recompute`:
+        the second phase keeps the inputs of its layers alone, and computes the rest again in the backward pass.
         """
         queries = self.meta_queries.to(embeddings.dtype).expand(len(embeddings), -1, -1)
         whole = layout.with_queries(mask, queries.shape[1])
@@ -177,7 +184,9 @@ class OpenUni(nn.Module):
         length, cache = mask.shape[1], DynamicCache()
         with torch.no_grad():
             self.hidden(embeddings, mask.long(), places[:, :length], cache)
-        return self.hidden(queries, whole, places[:, length:], cache)
+        unchanging(cache)
+        with recomputed(self.language.layers, recompute and torch.is_grad_enabled()):
+            return self.hidden(queries, whole, places[:, length:], cache)
 
     # ---- generation ------------------------------------------------------------------------------
     def conditions(self, states: Tensor) -> Tensor:
@@ -190,6 +199,32 @@ class OpenUni(nn.Module):
         return self.transformer(
             latents, encoder_hidden_states=conditions, timestep=timesteps, return_dict=False
         )[0]
+
+
+# ---- keys and values that stay as they are -----------------------------------------------------
+def unchanging(cache: DynamicCache) -> None:
+    """Let the cache's layers return kept and new keys and values [B, K, L, E] together without keeping the new ones."""
+    for layer in cache.layers:
+        layer.update = partial(_appended, layer.keys, layer.values)  # type: ignore[method-assign]
+
+
+def _appended(
+    keys: Tensor, values: Tensor, new_keys: Tensor, new_values: Tensor, *unused: Any, **more: Any
+) -> tuple[Tensor, Tensor]:
+    return torch.cat([keys, new_keys], dim=-2), torch.cat([values, new_values], dim=-2)
+
+
+@contextmanager
+def recomputed(layers: Iterable[nn.Module], enabled: bool) -> Iterator[None]:
+    """While entered, layers keep their inputs alone; a layer must give the same when it runs again."""
+    chosen = list(layers) if enabled else []
+    for layer in chosen:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer.__dict__.pop("forward", None)
 
 
 def drop_rates(config: OpenUniConfig) -> list[float]:
