@@ -163,10 +163,10 @@ def _definitions(tree: ast.Module) -> Iterator[tuple[str, Part]]:
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name, Part(_digest(node), tuple(_imports(node)), uses)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for target in targets:
-                if isinstance(target, ast.Name):
-                    yield target.id, Part(_digest(node), tuple(_imports(node)), uses)
+            part = Part(_digest(node), tuple(_imports(node)), uses)
+            for name in ast.walk(node):  # `A, B = 1, 2` binds both
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store):
+                    yield name.id, part
 
 
 @lru_cache(maxsize=1)

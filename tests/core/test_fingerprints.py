@@ -1,4 +1,4 @@
-"""What an edit of the code reruns: twelve edits, stage by stage and family by family."""
+"""What an edit of the code reruns, stage by stage and family by family."""
 
 import shutil
 import sys
@@ -130,12 +130,10 @@ EDITS = {
         appended(CODE),
         of("openuni", "base", "cache", "pretrain", *SAMPLING),
     ),
-    # The towers of tiny BAGEL and OpenUni learn from captions in the words of Show-o's.
     "encoders of Show-o": (
         "reca/models/showo/encoders.py",
         appended(CODE),
-        of("showo", "base", "cache", "pretrain", *SAMPLING)
-        | {"pretrain bagel", "pretrain openuni"},
+        of("showo", "base", "cache", "pretrain", *SAMPLING),
     ),
     "encoders of Harmon": (
         "reca/models/harmon/encoders.py",

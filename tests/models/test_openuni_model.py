@@ -172,7 +172,7 @@ def test_stochastic_depth_reads_anew_in_training_alone(tmp_path):
     ("options", "said"),
     [
         ({"step": "packed"}, "one of two_phase, one_pass"),
-        ({"text_dropout": 2}, "0..1"),
+        ({"text_dropout": 2}, "at most 1"),
         ({"max_prompt": 6}, "takes 6 tokens"),
         ({"timestep_shift": 0}, "above 0"),
         ({"speed": 1}, "speed = 1: unknown key"),
@@ -347,7 +347,7 @@ def test_answers_of_mixed_lengths_and_of_several_images(model):
     [
         (replace(SAMPLING, temperature=0.5), "a flow has none"),
         (replace(SAMPLING, options={"flow_shift": 0.0}), "above 0"),
-        (replace(SAMPLING, options={"shift": 1.0}), "unknown shift"),
+        (replace(SAMPLING, options={"shift": 1.0}), "shift = 1.0: unknown option"),
     ],
 )
 def test_sampling_that_cannot_work_is_refused_before_a_run(model, sampling, said):
