@@ -171,7 +171,7 @@ def test_frozen_weights_in_a_released_file_are_reported_and_left_out(tmp_path, c
     model.load(path)
     assert "1 tensors are skipped: vae.encoder.conv_in.bias" in caplog.text
     with pytest.raises(
-        ValueError, match="OpenUni is made of weights, vision, image_tokenizer, tokenizer"
+        ValueError, match="OpenUni requires weights, vision, image_tokenizer, tokenizer"
     ):
         model.load_parts({"weights": path, "clip": tmp_path})
 
