@@ -204,8 +204,9 @@ class OpenUni(nn.Module):
 # ---- keys and values that stay as they are -----------------------------------------------------
 def unchanging(cache: DynamicCache) -> None:
     """Let the cache's layers return kept and new keys and values [B, K, L, E] together without keeping the new ones."""
-    for layer in cache.layers:
-        layer.update = partial(_appended, layer.keys, layer.values)  # type: ignore[method-assign]
+    layers: Any = cache.layers
+    for layer in layers:
+        layer.update = partial(_appended, layer.keys, layer.values)
 
 
 def _appended(
