@@ -118,6 +118,27 @@ VERBS = (
         ),
     ),
     Verb(
+        "check-model",
+        "check that a model fulfils the contract, one line per check",
+        "reca check-model showo_tiny",
+        "reca.commands.check_model:check_model",
+        (
+            _arg(
+                "model",
+                metavar="PATH_OR_FAMILY",
+                help="a family (also of another package), a model folder or a model configuration",
+            ),
+            _arg("--only", nargs="+", default=[], metavar="CHECK", help="only these checks"),
+            _arg(
+                "--text",
+                action="append",
+                default=[],
+                metavar="TEXT",
+                help="a prompt of words that a small vocabulary has, instead of the built-in ones",
+            ),
+        ),
+    ),
+    Verb(
         "schema",
         "print the JSON schema of experiments, or write it for Snakemake",
         "reca schema --write",

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,8 @@ class UnifiedModel(nn.Module, ABC):
     """A network that reads images and draws them, behind one face for cache, trainer, generation and benchmarks."""
 
     family: str
+    neutral_guidance: ClassVar[float] = 1.0
+    """The scale s at which guidance changes nothing, as in u + s (c - u). At 0 no family has any guidance."""
 
     # ---- frozen parts: what the cache stores --------------------------------------------------------------------
     @abstractmethod

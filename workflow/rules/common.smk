@@ -22,7 +22,9 @@ if os.pathsep in str(ROOT):
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 os.environ.update(
     PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]),
-    PYTHONPATH=os.pathsep.join(sys.path[:2]),
+    PYTHONPATH=os.pathsep.join(
+        [*sys.path[:2], *filter(None, [os.environ.get("PYTHONPATH")])]
+    ),
 )
 # The file for `--software-deployment-method conda`; Snakemake fills {braces} in, so those of the checkout's folder double.
 ENVIRONMENT = str(ROOT / "environment.yml").replace("{", "{{").replace("}", "}}")
@@ -42,7 +44,7 @@ from reca.config.validate import (
     pretrained_roles,
     sources_of,
 )
-from reca.models.registry import runnable
+from reca.models.registry import is_runnable
 from reca.core.artifacts import sha256_file
 from reca.sources.fetch import list_sources
 from reca.core.structure import suggestion
@@ -397,7 +399,7 @@ def code(stage, model=None, benchmark=None):
     """
     family = EXPERIMENT.models[model].family if model else None
     kind = EXPERIMENT.benchmarks[benchmark].kind if benchmark else None
-    absent = [family] if family and family not in runnable() else []
+    absent = [family] if family and not is_runnable(family) else []
     known = (None if name in absent else name for name in (family, kind))
     return " ".join(
         [stage_code(stage, *known), *(f"without {name}" for name in absent)]
