@@ -118,6 +118,27 @@ VERBS = (
         ),
     ),
     Verb(
+        "new",
+        "write an experiment on images of your own, after checking them",
+        "reca new my_photos --model bagel_7b --images ~/photos",
+        "reca.commands.new:new",
+        (
+            _arg("experiment", help="name of the new experiment (a-z, 0-9 and _)"),
+            _arg("--model", required=True, metavar="NAME", help="a file of config/model/"),
+            _arg(
+                "--images",
+                required=True,
+                metavar="PATH",
+                help="folder of images, of tar shards or of parquet files, or one such file",
+            ),
+            _arg(
+                "--benchmark",
+                metavar="NAME",
+                help="a file of config/benchmark/ (default: geneval, for tiny models laptop)",
+            ),
+        ),
+    ),
+    Verb(
         "check-model",
         "check that a model fulfils the contract, one line per check",
         "reca check-model showo_tiny",

@@ -364,6 +364,11 @@ def _nonempty(path: str, value: Any) -> None:
         raise problem(path, value, "must not be empty")
 
 
+def check_name(path: str, name: str) -> None:
+    """ValueError unless `name` can be part of a path and of a command line."""
+    _names(path, [name])
+
+
 def _names(path: str, names: Iterable[str]) -> None:
     """Names become parts of paths and of command lines."""
     for name in names:

@@ -6,8 +6,6 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from reca.config.compose import config_folders, model_config
 from reca.conformance.subject import Subject
 from reca.models.contract import UnifiedModel
@@ -67,13 +65,12 @@ def _configured(path: Path) -> UnifiedModel:
             "directory, or of a package that brings a family"
         )
     described = model_config(path.stem)
-    torch.manual_seed(0)
-    model = build_model(described.family, described.network)
     folder = described.weights.path
     if folder is None or not Path(folder).is_dir():
         raise ValueError(
             f"{path}: weights.path = {folder!r} is no folder here; check-model needs the weights and the tokenizer of "
             "a model folder: give the folder, or a tiny configuration"
         )
+    model = build_model(described.family, described.network)
     model.load(Path(folder))
     return model
