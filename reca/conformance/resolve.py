@@ -9,7 +9,9 @@ from pathlib import Path
 from reca.config.compose import config_folders, model_config
 from reca.conformance.subject import Subject
 from reca.models.contract import UnifiedModel
-from reca.models.registry import build_model, family_module, load_model
+from reca.models.registry import build_model, family_module, is_runnable, load_model
+
+DESCRIPTION = "reca_model.json"
 
 
 def subject_of(named: str, texts: Sequence[str] = ()) -> Subject:
@@ -27,7 +29,7 @@ def model_of(named: str) -> UnifiedModel:
     A family's tiny model is what `tiny()` of its module gives, else `config/model/<family>_tiny.yaml`.
     """
     path = Path(named)
-    if path.is_dir():
+    if (path / DESCRIPTION).is_file() or (path.is_dir() and not is_runnable(named)):
         return load_model(path)
     for candidate in (path, path.with_name(f"{path.name}.yaml")):
         if candidate.is_file():

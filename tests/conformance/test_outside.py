@@ -109,6 +109,7 @@ def test_check_model_prints_a_line_per_check(package, capsys, monkeypatch):
     assert text.endswith("2 passed, 0 failed, 0 skipped\n")
     wrong = registry.Family("my_model", "My model", module="my_model.model", edits=True)
     monkeypatch.setitem(registry.FAMILIES, "my_model", wrong)
+    monkeypatch.chdir(package.parent)  # where the package's folder has the name of the family
     assert main(["check-model", "my_model", *only]) == 3
     assert "  failed  entry" in capsys.readouterr().out
 
