@@ -171,5 +171,5 @@ def _threshold(unreadable: float) -> list[str]:
 
 
 def _flow(value: Any) -> str:
-    """A value as one line of YAML: JSON is YAML."""
-    return json.dumps(value, ensure_ascii=False)
+    """A value as one line of YAML: JSON is YAML. What looks like an interpolation is escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("${", "\\\\${")

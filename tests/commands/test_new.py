@@ -25,7 +25,7 @@ PHOTOGRAPHS = {
 @pytest.fixture
 def photos(tmp_path):
     """Six photographs, one of them grey, one with a caption."""
-    folder = tmp_path / "my photos"
+    folder = tmp_path / "my 'photos' # ${HOME}: \"all\""
     folder.mkdir()
     for package, names in PHOTOGRAPHS.items():
         spec = importlib.util.find_spec(package)
