@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 
 from reca.conformance.subject import (
@@ -40,6 +43,7 @@ def entry(subject: Subject) -> None:
     )
 
 
+ROUNDING = 3e-6  # of a sum in float32, relative
 _DRAWING = ("reconstruction_loss", "text_to_image_loss")
 
 
@@ -159,8 +163,9 @@ def losses_are_sums(subject: Subject) -> None:
             for row, one in enumerate(spoken)
         ]
         demand(
-            torch.allclose(whole, torch.stack(parts).sum(), rtol=1e-3),
-            f"answer_loss of {ROWS} rows is {whole:g}, but its rows add up to {sum(parts):g}; give the sum over tokens",
+            torch.allclose(whole, torch.stack(parts).sum(), rtol=ROUNDING, atol=1e-4),
+            f"answer_loss of {ROWS} rows is {whole:.6f}, but its rows alone add up to {sum(parts):.6f}; give the sum "
+            "over tokens, and do not attend to padding",
             model,
             "answer_loss",
         )
@@ -173,6 +178,35 @@ def losses_are_sums(subject: Subject) -> None:
             model,
             "generation_loss",
         )
+
+
+def losses_ignore_the_batch(subject: Subject) -> None:
+    """What another text changes in its row's loss does not depend on the texts of other rows, nor on their lengths."""
+    model, rows = subject.model, subject.features["draw"]
+    short, *others, long = sorted(subject.texts, key=len)
+    other = others[0]
+    for features in (None, rows):
+        for seed in range(3):
+            noise = model.sample_noise(ROWS, generator("conformance", "rows", seed))
+            total = partial(_total, model, rows, features, noise)
+            beside_long = total(short, other, long) - total(other, other, long)
+            beside_short = total(short, other, short) - total(other, other, short)
+            bound = ROUNDING * abs(total(short, other, long)) + 1e-3 * abs(beside_long)
+            demand(
+                abs(beside_long - beside_short) <= bound,
+                f"generation_loss: another text in row 0 changes it by {beside_long:.6f} beside a long text and by "
+                f"{beside_short:.6f} beside a short one; rows must not see each other, nor padding",
+                model,
+                "generation_loss",
+                "condition",
+            )
+
+
+def _total(
+    model: UnifiedModel, target: Features, features: Features | None, noise: Any, *texts: str
+) -> float:
+    with torch.no_grad():
+        return float(model.generation_loss(target, model.condition(texts, features), noise).total)
 
 
 def _median(subject: Subject, times: int, seeds: int) -> float:

@@ -21,6 +21,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         checks.fingerprint_covers_encode,
         checks.counts_before_losses,
         checks.losses_are_sums,
+        checks.losses_ignore_the_batch,
         checks.losses_are_pure,
         checks.the_condition_is_used,
         checks.gradients_where_promised,

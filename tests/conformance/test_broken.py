@@ -172,6 +172,21 @@ def _names(change):
     return lambda base: lambda self: change(base.trainable_parameters(self))
 
 
+def _padding_is_seen(base):
+    def _states(self, rows, codes=None):
+        return base._states(self, replace(rows, real=torch.ones_like(rows.real)), codes)
+
+    return _states
+
+
+def _mean_of_answers(base):
+    def answer_loss(self, conversation, features):
+        found = base.answer_loss(self, conversation, features)
+        return Loss(found.total / found.count, found.count)
+
+    return answer_loss
+
+
 def _mean(self, loss, target, condition):
     return Loss(loss.total / loss.count, loss.count)
 
@@ -201,7 +216,13 @@ BREAKS = {
             "must be a float32 scalar",
         ),
     ],
-    "losses_are_sums": [({"generation_loss": _loss(_mean)}, "not their mean")],
+    "losses_are_sums": [
+        ({"generation_loss": _loss(_mean)}, "not their mean"),
+        ({"answer_loss": _mean_of_answers}, "but its rows alone add up to"),
+    ],
+    "losses_ignore_the_batch": [
+        ({"_states": _padding_is_seen}, "rows must not see each other, nor padding"),
+    ],
     "losses_are_pure": [
         ({"generation_loss": _loss(_in_place)}, "changes its inputs"),
         ({"generation_loss": _loss(_stateful)}, "for the same inputs"),
@@ -253,6 +274,7 @@ BREAKS = {
     ],
     "images_ignore_the_batch": [
         ({"generate": _shared_noise}, "from the row's own generator"),
+        ({"_states": _padding_is_seen}, "padding must not be attended to"),
         ({"generate": _global_noise}, "uses the global generator of torch"),
     ],
     "neutral_guidance": [
