@@ -8,7 +8,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest_plugins = ["tests.faults.campaign"]
+pytest_plugins = ["tests.faults.campaign", "reca.conformance.plugin"]
 
 
 @pytest.hookimpl(trylast=True)

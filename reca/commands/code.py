@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reca.core.fingerprints import SourceTree, Vertex, installed
 from reca.evaluation.registry import kind, observer, task_module
-from reca.models.registry import family_module, pretraining_module
+from reca.models.registry import entry_module, family_module, pretraining_module
 
 STAGES = {
     "fetch": ("reca.sources.fetch",),
@@ -57,10 +57,16 @@ def stage_code(
     """
     tree = tree or installed()
     modules: list[str | Vertex] = list(STAGES[stage])
-    modules += [family_module(family)] if family else []
+    modules += _of_family(family) if family else []
     modules += [pretraining_module(family)] if family and stage == "pretrain" else []
     modules += _of_benchmark(stage, benchmark, tree) if benchmark else []
     return tree.fingerprint(modules, _hidden(stage, family))
+
+
+def _of_family(family: str) -> list[str]:
+    """The module of a family's contract, and of another package the module with its entry: importing one runs both."""
+    entry = entry_module(family)
+    return [family_module(family)] if entry is None else [family_module(family), entry]
 
 
 def _of_benchmark(stage: str, benchmark: str, tree: SourceTree) -> list[str | Vertex]:
@@ -76,7 +82,8 @@ def _of_benchmark(stage: str, benchmark: str, tree: SourceTree) -> list[str | Ve
 
 
 def _hidden(stage: str, family: str | None) -> dict[str, tuple[str, ...]]:
-    if family is None:
+    """Rooms that do not count; of another package all that is imported counts, for its files may be named otherwise."""
+    if family is None or entry_module(family) is not None:
         return {}
     contract = family_module(family)
     used = USED_ALL_THE_SAME.get((stage, family), ())

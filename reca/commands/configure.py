@@ -54,11 +54,11 @@ def _summary(experiment: Experiment) -> list[str]:
 
 def _models(experiment: Experiment) -> list[str]:
     """One line per model: that its own family accepts the network, or that the family cannot run."""
-    from reca.models.registry import runnable
+    from reca.models.registry import is_runnable
 
     lines = []
     for name, model in experiment.models.items():
-        if model.family not in runnable():
+        if not is_runnable(model.family):
             why = f"configuration only, family {model.family} cannot run yet"
             lines.append(f"  models.{name}: {why}")
             continue

@@ -17,13 +17,13 @@ _log = logging.getLogger(__name__)
 def plan(arguments: Namespace) -> None:
     """Print each model's memory by part, against the device; ValueError (after printing) where one does not fit."""
     from reca.align.memory import GIB, described, device_bytes, fits, footprint, meta_model, remedy
-    from reca.models.registry import runnable
+    from reca.models.registry import is_runnable
 
     experiment = compose.load(arguments.experiment, arguments.overrides)
     print(f"{experiment.name}: {experiment.title}")
     refused = []
     for name, model in experiment.models.items():
-        if model.family not in runnable():
+        if not is_runnable(model.family):
             print(f"  models.{name}: configuration only, family {model.family} cannot run yet")
             continue
         gpus, half = _devices(model)

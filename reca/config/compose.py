@@ -16,9 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from reca.config.schema import Experiment
+from reca.config.schema import Experiment, ModelConfig
 from reca.core.documents import check_yaml_files, read_yaml
 from reca.core.structure import build, json_schema, suggestion
+from reca.models.registry import brought_config
 
 T = TypeVar("T")
 
@@ -38,6 +39,17 @@ def names(config_dir: str | Path | None = None) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
+def config_folders(config_dir: str | Path | None = None) -> list[Path]:
+    """The folders that hold configuration: `config/`, then those of installed packages that bring a family."""
+    return [Path(config_dir or default_config_dir()), *brought_config()]
+
+
+def model_config(name: str) -> ModelConfig:
+    """A file of `config/model/` by its name, with the defaults that it names, typed."""
+    plain = compose_plain("laptop", [f"+model@checked={name}"], default_config_dir())
+    return build(ModelConfig, plain["checked"], name)
+
+
 def load(
     experiment: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None
 ) -> Experiment:
@@ -48,6 +60,8 @@ def load(
     """
     folder = Path(config_dir or default_config_dir())
     known = names(folder)
+    if experiment not in known:
+        known += [name for other in config_folders(folder)[1:] for name in names(other)]
     if experiment not in known:
         raise ValueError(f"experiment {experiment!r} is not known; {suggestion(experiment, known)}")
     try:
@@ -73,16 +87,44 @@ def typed(plain: Mapping[str, Any], config_dir: str | Path) -> Experiment:
 
 def compose_plain(experiment: str, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
     """What Hydra makes of the files and overrides: plain data, interpolations resolved, not typed."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
+    from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    groups = (path for path in folder.glob("*/*.yaml") if path.parent.name != "experiment")
-    check_yaml_files([folder / "config.yaml", *_lineage(experiment, folder), *groups])
+    try:
+        try:
+            return _composed(experiment, overrides, folder, [])
+        except MissingConfigException:  # a package that brings a family may have the file
+            if not (others := brought_config()):
+                raise
+            return _composed(experiment, overrides, folder, others)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(_refused(error)) from error
+    except RecursionError as error:  # the files are within limits
+        longest = max(overrides, key=len, default="")
+        raise ValueError(f"override {longest[:80]!r}: nested too deeply") from error
+
+
+def _composed(
+    experiment: str, overrides: Sequence[str], folder: Path, others: Sequence[Path]
+) -> dict[str, Any]:
+    """Compose from `folder` and, for what is not there, from `others`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    groups = (
+        path
+        for place in (folder, *others)
+        for path in place.glob("*/*.yaml")
+        if path.parent.name != "experiment"
+    )
+    lineage = _lineage(experiment, [folder, *others])
+    check_yaml_files([folder / "config.yaml", *lineage, *groups])
     choices = [f"experiment={experiment}", *(_override(text, folder) for text in overrides)]
+    if others:
+        places = ",".join(f"'file://{other.resolve()}'" for other in others)
+        choices.append(f"hydra.searchpath=[{places}]")
     GlobalHydra.instance().clear()  # Snakemake may evaluate this more than once
     try:
         with (
@@ -94,26 +136,24 @@ def compose_plain(experiment: str, overrides: Sequence[str], folder: Path) -> di
             if missing := OmegaConf.missing_keys(composed):
                 raise ValueError(f"{min(missing)} is missing: give it a value in place of ???")
             plain = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(_refused(error)) from error
-    except RecursionError as error:  # the files are within limits
-        longest = max(overrides, key=len, default="")
-        raise ValueError(f"override {longest[:80]!r}: nested too deeply") from error
     finally:
         GlobalHydra.instance().clear()
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
-def _lineage(experiment: str, folder: Path) -> Iterator[Path]:
+def _lineage(experiment: str, folders: Sequence[Path]) -> Iterator[Path]:
     """An experiment's file and those of the experiments that its defaults lists name; each is within limits.
 
     No other experiment's: a faulty one must not stop the rest.
     """
-    todo, found = [experiment], set()
+    todo: list[str] = [experiment]
+    found: set[Path] = set()
     while todo:
-        path = folder / "experiment" / f"{todo.pop()}.yaml"
-        if path in found or not path.is_file():
+        name = f"{todo.pop()}.yaml"
+        places = (folder / "experiment" / name for folder in folders)
+        path = next((place for place in places if place.is_file()), None)
+        if path is None or path in found:
             continue
         found.add(path)
         plain = read_yaml(path)

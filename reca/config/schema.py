@@ -8,16 +8,10 @@ configuration and to write the JSON schema for Snakemake. No heavy import here: 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from reca.config.recipe import Recipe
 from reca.core.structure import Count, NonNegative, Positive, Share, Whole
-from reca.models.registry import FAMILIES
-
-if TYPE_CHECKING:
-    Family = str
-else:
-    Family = Literal[tuple(FAMILIES)]  # one list of families: the registry's
 
 Arm = Literal["base", "reca", "sft", "shuffled"]
 DataKind = Literal["world", "folder", "tar", "parquet", "llava"]
@@ -105,7 +99,7 @@ class Resources:
 class ModelConfig:
     """One model: family, network, weights, recipe of every arm, sampler."""
 
-    family: Family
+    family: str  # of reca.models.registry or of an installed package
     network: dict[str, Any] = field(default_factory=dict)  # checked by the family (`reca check`)
     weights: Weights
     align: Recipe = field(default_factory=Recipe)

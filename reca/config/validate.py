@@ -25,7 +25,7 @@ from reca.config.schema import (
 from reca.core.documents import fields, read_yaml
 from reca.core.structure import problem, suggestion
 from reca.data.role import Role
-from reca.models.registry import FAMILIES, editing
+from reca.models.registry import FAMILIES, GROUP, brought, editing, find_family
 
 ROLES = tuple(role.value for role in Role)
 CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
@@ -66,9 +66,12 @@ def _check_root(experiment: Experiment) -> None:
 
 # ---- models --------------------------------------------------------------------------------------
 def _check_model(path: str, model: ModelConfig) -> None:
+    if model.family not in FAMILIES and brought(model.family) is None:
+        allowed = f"must be one of {', '.join(FAMILIES)}, or of an installed package ({GROUP})"
+        raise problem(f"{path}.family", model.family, allowed)
     _check_weights(f"{path}.weights", model.weights)
     sampler, resources = model.sampler, model.resources
-    known = FAMILIES[model.family].sampler_options
+    known = find_family(model.family).sampler_options
     for name, value in sampler.options.items():
         if known is not None and name not in known:
             allowed = f"unknown option; {suggestion(name, known)}"
@@ -202,7 +205,7 @@ def _check_roles(experiment: Experiment) -> None:
                 allowed = f"is no benchmark here; {suggestion(benchmark, experiment.benchmarks)}"
                 raise problem(f"models.{name}.benchmarks", benchmark, allowed)
         for task in model.align.active():
-            if task == "edit" and not FAMILIES[model.family].edits:
+            if task == "edit" and not find_family(model.family).edits:
                 allowed = f"must be one of {', '.join(editing())}"
                 raise problem(f"models.{name}.align.tasks.edit", model.family, allowed)
             role = model.data.get(ROLE_OF[task], ROLE_OF[task])
@@ -326,6 +329,11 @@ def _known_sources(path: Path) -> frozenset[str]:
 def _nonempty(path: str, value: Any) -> None:
     if not value:
         raise problem(path, value, "must not be empty")
+
+
+def check_name(path: str, name: str) -> None:
+    """ValueError unless `name` can be part of a path and of a command line."""
+    _names(path, [name])
 
 
 def _names(path: str, names: Iterable[str]) -> None:

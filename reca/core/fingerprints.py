@@ -57,7 +57,8 @@ class SourceTree:
         if module not in self._sources:
             package, *rest = module.split(".")
             path = Path(self._root(package), *rest)
-            candidates = (path.with_suffix(".py"), path / "__init__.py")
+            # the first: a package that is one file
+            candidates = (path, path.with_suffix(".py"), path / "__init__.py")
             self._sources[module] = next((one for one in candidates if one.is_file()), None)
         return self._sources[module]
 
@@ -66,9 +67,11 @@ class SourceTree:
     ) -> set[Vertex]:
         """All code of ours that the modules, or the names in facades, import, directly or not, lazily or not.
 
+        Ours are the packages of this repository and those that the modules belong to: a family of another package.
         `hidden`: module -> modules that it imports and that do not count. ValueError for a module without a source.
         """
         waiting = [(item, None) if isinstance(item, str) else item for item in modules]
+        ours = {*OWN_PACKAGES, *(module.split(".")[0] for module, _ in waiting)}
         missing = [module for module, _ in waiting if self.source(module) is None]
         if missing:
             raise ValueError(f"no source found for module {missing[0]!r}")
@@ -78,7 +81,9 @@ class SourceTree:
             if vertex not in seen:
                 seen.add(vertex)
                 left_out = (hidden or {}).get(vertex[0], ())
-                waiting.extend(found for found in self._edges(vertex) if found[0] not in left_out)
+                waiting.extend(
+                    found for found in self._edges(vertex, ours) if found[0] not in left_out
+                )
         return seen
 
     def fingerprint(
@@ -100,24 +105,36 @@ class SourceTree:
         if package not in self._roots:
             spec = importlib.util.find_spec(package)
             locations = list((spec and spec.submodule_search_locations) or ())
-            self._roots[package] = Path(locations[0]) if locations else Path(package)
+            alone = spec.origin if spec and spec.has_location else None
+            self._roots[package] = Path(locations[0] if locations else alone or package)
         return self._roots[package]
 
     def _part(self, vertex: Vertex) -> Part:
         module, name = vertex
         return self._whole(module) if name is None else self._facade(module)[name]
 
-    def _edges(self, vertex: Vertex) -> Iterator[Vertex]:
+    def _edges(self, vertex: Vertex, ours: Collection[str]) -> Iterator[Vertex]:
         module, name = vertex
         part = self._part(vertex)
         for target, wanted in part.imports:
-            yield from self._targets(target, wanted)
+            absolute = self._absolute(target, module)
+            if absolute.split(".")[0] in ours:
+                yield from self._targets(absolute, wanted)
         if name is not None:
             yield from ((module, used) for used in part.uses & self._facade(module).keys())
 
+    def _absolute(self, target: str, module: str) -> str:
+        """The name of an imported module; a relative one (leading dots) as seen from `module`."""
+        if not target.startswith("."):
+            return target
+        path = self.source(module)
+        is_package = path is not None and path.name == "__init__.py"
+        package = module if is_package else module.rpartition(".")[0]
+        return importlib.util.resolve_name(target, package)
+
     def _targets(self, module: str, name: str | None) -> Iterator[Vertex]:
         """What an import of `name` from `module` runs: the module, and `name` where it is a module itself."""
-        if module.split(".")[0] not in OWN_PACKAGES or module in UNCOUNTED:
+        if module in UNCOUNTED:
             return
         if name is not None and self.source(f"{module}.{name}"):
             if f"{module}.{name}" not in UNCOUNTED:
@@ -237,8 +254,9 @@ def _imports(node: ast.AST) -> Iterator[Vertex]:
             continue
         if isinstance(child, ast.Import):
             yield from ((alias.name, None) for alias in child.names)
-        elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
-            yield from ((child.module, alias.name) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            module = "." * child.level + (child.module or "")
+            yield from ((module, alias.name) for alias in child.names)
         elif not isinstance(child, ast.expr_context | ast.operator):
             yield from _imports(child)
 

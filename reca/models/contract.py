@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,8 @@ class UnifiedModel(nn.Module, ABC):
     """A network that understands and generates images; the interface for cache, trainer, generation and benchmarks."""
 
     family: str
+    neutral_guidance: ClassVar[float] = 1.0
+    """The scale s at which guidance changes nothing, as in u + s (c - u). At 0 no family has any guidance."""
 
     # ---- frozen parts: what the cache stores --------------------------------------------------------------------
     @abstractmethod

@@ -1,18 +1,26 @@
 """The only list of model families, with one entry each. None is imported before it is used.
 
-A new family is a folder `reca/models/<family>/` and an entry here; configuration reads the entries without torch.
+A family of this package is a folder `reca/models/<family>/` and an entry here. Any installed package can bring another
+one: an entry point of the group `reca.models` names its `Family`. Entry points are read only for a name that is not in
+the list here, and configuration reads all entries without torch.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from reca.models.contract import UnifiedModel
+
+GROUP = "reca.models"  # of the entry points with which a package brings a family
 
 
 @dataclass(frozen=True)
@@ -69,32 +77,93 @@ FAMILIES: dict[str, Family] = {
 
 
 def runnable() -> list[str]:
-    """Names of the families that can run."""
+    """Names of the families of this package that can run."""
     return [name for name, family in FAMILIES.items() if family.module]
 
 
+def is_runnable(name: str) -> bool:
+    """Whether a family can run: one of ours with code, or one of an installed package."""
+    return name in runnable() or (name not in FAMILIES and brought(name) is not None)
+
+
 def editing() -> list[str]:
-    """Names of the families that edit images."""
+    """Names of the families of this package that edit images."""
     return [name for name, family in FAMILIES.items() if family.edits]
+
+
+def find_family(name: str) -> Family:
+    """The entry of a family, ours or that of an installed package; ValueError lists what there is."""
+    found = FAMILIES.get(name) or brought(name)
+    if found is None:
+        others = ", ".join(sorted(_entry_points())) or "none is installed"
+        raise ValueError(
+            f"model family {name!r} is not known; choose one of: {', '.join(runnable())}; of other packages (entry "
+            f"point group {GROUP}): {others}"
+        )
+    return found
+
+
+@cache
+def brought(name: str) -> Family | None:
+    """The family that an installed package brings under this name; None where none does.
+
+    ValueError names the entry point that cannot be loaded, or is not a `Family` of this name with a module.
+    """
+    point = _entry_points().get(name)
+    if point is None:
+        return None
+    where = f"entry point {point.name} = {point.value} (group {GROUP})"
+    try:
+        found = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{where}: cannot be loaded ({error}); repair or remove it") from error
+    if not isinstance(found, Family) or found.name != name or not found.module:
+        raise ValueError(
+            f"{where}: gives {found!r}; it must be a reca.models.registry.Family with name {name!r} and a module"
+        )
+    return found
+
+
+def entry_module(name: str) -> str | None:
+    """The module that holds the entry of another package's family; None for ours."""
+    return None if name in FAMILIES else _entry_points()[name].module
+
+
+def brought_config() -> list[Path]:
+    """The folders `config/` of the packages that bring families: Hydra groups, laid out as in this repository's."""
+    found = []
+    for point in _entry_points().values():
+        spec = importlib.util.find_spec(point.module.split(".")[0])
+        places = list((spec and spec.submodule_search_locations) or ())
+        found += [folder for place in places if (folder := Path(place) / "config").is_dir()]
+    return found
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    # Its import takes 0.1 s, which planning our own families does without.
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def family_module(family: str) -> str:
     """Module path of a family's contract implementation; imported dynamically, so that code hashes are per family."""
-    if family not in runnable():
+    if not is_runnable(family):
+        find_family(family)
         raise ValueError(
-            f"model family {family!r} is not known; choose one of: {', '.join(runnable())}"
+            f"model family {family!r} cannot run yet; choose one of: {', '.join(runnable())}"
         )
-    return FAMILIES[family].module
+    return find_family(family).module
 
 
 def pretraining_module(family: str) -> str:
     """Module path of a family's pre-training; ValueError if it has none."""
     known = [name for name, one in FAMILIES.items() if one.pretraining]
-    if family not in known:
+    if family not in known and not (is_runnable(family) and find_family(family).pretraining):
         raise ValueError(
             f"family {family!r} cannot be pre-trained here; choose one of: {', '.join(known)}"
         )
-    return FAMILIES[family].pretraining
+    return find_family(family).pretraining
 
 
 def build_model(family: str, network: Mapping[str, Any]) -> UnifiedModel:

@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reca.align.trainer import align
-from reca.config.recipe import Recipe, TaskRecipe
 from reca.core.rng import generator
 from reca.models.bagel.layout import Split, pack
 from reca.models.bagel.packed import PackInputs, run_pack
@@ -37,7 +35,7 @@ def pixels(image):
 
 
 # ---- features ----------------------------------------------------------------------------------
-def test_features_have_one_row_per_picture_whatever_the_batch(model):
+def test_shapes_of_features(model):
     images = tiny.pictures(5)
     together = model.encode(images, "draw")
     assert {name: tuple(rows.shape) for name, rows in together.items()} == {
@@ -45,9 +43,6 @@ def test_features_have_one_row_per_picture_whatever_the_batch(model):
         "understanding": (5, 4, 16),
         "grid": (5, 2),
     }
-    for row, image in enumerate(images):
-        for name, rows in model.encode([image], "draw").items():
-            torch.testing.assert_close(rows[0], together[name][row], rtol=1e-5, atol=1e-5)
 
 
 def test_pictures_that_are_not_square_are_drawn_from_their_middle(model):
@@ -104,20 +99,6 @@ def test_two_phases_equal_the_packed_pass(tmp_path):
     assert set(own) == set(packed)
     for name, gradient in own.items():
         torch.testing.assert_close(gradient, packed[name], rtol=1e-3, atol=1e-5)
-
-
-def test_only_what_reca_trains_gets_gradients(model):
-    features = model.encode(tiny.pictures(3), "draw")
-    for loss in (
-        reconstruction_loss(model, TEXTS, features, sample_noise(model)),
-        text_to_image_loss(model, TEXTS, features, sample_noise(model)),
-    ):
-        model.zero_grad(set_to_none=True)
-        loss.mean.backward()
-        touched = {n for n, w in model.named_parameters() if w.grad is not None}
-        assert touched <= set(model.trainable_parameters())
-        # every drawing weight learns, but for what the last layer's norms hide
-        assert len(touched) == len(model.trainable_parameters())
 
 
 def test_the_condition_matters_and_text_can_be_dropped(model):
@@ -195,45 +176,8 @@ def test_a_word_outside_the_vocabulary_is_named(model):
         model.condition(["a zebra"])
 
 
-# ---- training ----------------------------------------------------------------------------------
-class Rows:
-    def __init__(self, features):
-        self.features = features
-
-    def __len__(self):
-        return len(self.features["target"])
-
-    def rows(self, indices):
-        return {name: rows[list(indices)] for name, rows in self.features.items()}
-
-
-def test_alignment_changes_the_gen_expert_alone(tmp_path):
-    from reca.align.batches import FeatureData
-
-    model = tiny.model(tmp_path / "words")
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    data = FeatureData(draw=Rows(model.encode(tiny.pictures(6), "draw")), prompts=TEXTS)
-    recipe = Recipe(tasks={"reca": TaskRecipe(1.0, 3)}, steps=3, lr=1e-2, weight_decay=0.0)
-    summary = align(model, data, recipe, seed=0, work_dir=tmp_path / "work", device="cpu")
-    assert summary.steps == 3
-    changed = {n for n, w in model.state_dict().items() if not torch.equal(w, before[n])}
-    assert changed and changed <= set(model.trainable_parameters())
-
-
 # ---- inference ---------------------------------------------------------------------------------
 SAMPLING = Sampling(guidance=3.0, steps=4)
-
-
-def test_a_picture_does_not_depend_on_its_batch(model):
-    texts = ["a red circle", "a", "a blue square"]
-    together = model.generate(model.condition(texts), model.unconditional(3), SAMPLING, noise(3))
-    for row, text in enumerate(texts):
-        own = [generator("noise", row)]
-        alone = model.generate(model.condition([text]), None, SAMPLING, own)[0]
-        ours, theirs = (torch.frombuffer(bytearray(pixels(i)), dtype=torch.uint8).int()
-                        for i in (alone, together[row]))  # fmt: skip
-        assert (ours - theirs).abs().max() <= 1  # rounding of sums
-    assert together[0].size == (16, 16)
 
 
 def test_guidance_and_noise_change_pictures(model):
@@ -308,16 +252,6 @@ def test_thinking_puts_a_thought_before_the_picture(tmp_path, monkeypatch):
 def test_sampling_that_bagel_does_not_know(model, sampling, said):
     with pytest.raises(ValueError, match=said):
         model.generate(model.condition(["a"]), None, sampling, noise(1))
-
-
-def test_answers_stop_at_the_end_and_ignore_their_neighbours(model):
-    features = model.encode(tiny.pictures(2), "read")
-    asked = ["what there ?", "how many ?"]
-    both = model.answer(asked, features, 6)
-    for row, question in enumerate(asked):
-        own = {name: rows[row : row + 1] for name, rows in features.items()}
-        assert model.answer([question], own, 6) == both[row : row + 1]
-    assert len(model.answer(["what there ?"], None, 3)[0].split()) <= 3
 
 
 # ---- answers about several pictures --------------------------------------------------------------

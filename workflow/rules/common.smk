@@ -18,7 +18,9 @@ if os.pathsep in str(ROOT):
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 os.environ.update(
     PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]),
-    PYTHONPATH=os.pathsep.join(sys.path[:2]),
+    PYTHONPATH=os.pathsep.join(
+        [*sys.path[:2], *filter(None, [os.environ.get("PYTHONPATH")])]
+    ),
 )
 # The file for `--software-deployment-method conda`; Snakemake fills {braces} in, so those of the checkout's folder double.
 ENVIRONMENT = str(ROOT / "environment.yml").replace("{", "{{").replace("}", "}}")

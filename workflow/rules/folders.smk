@@ -86,8 +86,14 @@ def weight_inputs(model):
 
 
 def shipped_weights(model):
-    """The record of weights that come with this repository, or of another experiment's result."""
-    return records_in([EXPERIMENT.models[model].weights.path])
+    """The record of weights that come with this repository, or of another experiment's result; of a model folder
+    without a record, which somebody made by themselves, its files.
+    """
+    folder = EXPERIMENT.models[model].weights.path
+    records = records_in([folder])
+    if not folder or os.path.exists(records[0]) or not os.path.isdir(folder):
+        return records
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
 
 
 def benchmark_roles(name, stage):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from functools import cache
 
 from reca.commands.code import stage_code
-from reca.models.registry import runnable
+from reca.models.registry import is_runnable
 from reca.sources.fetch import list_sources
 
 
@@ -143,7 +143,7 @@ def code(stage, model=None, benchmark=None):
     """
     family = EXPERIMENT.models[model].family if model else None
     kind = EXPERIMENT.benchmarks[benchmark].kind if benchmark else None
-    absent = [family] if family and family not in runnable() else []
+    absent = [family] if family and not is_runnable(family) else []
     known = (None if name in absent else name for name in (family, kind))
     return " ".join(
         [stage_code(stage, *known), *(f"without {name}" for name in absent)]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from reca_kernels import Implementation
 
-from reca.core.structure import Count, Positive, Share, build
+from reca.core.structure import Count, Positive, Share
 from reca.models.common import options as common
 
 SHUFFLE = 2  # patches on a side that pixel shuffle makes one token (openuni.md c)
@@ -245,11 +245,6 @@ class OpenUniConfig:
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, rows and columns of its latents."""
         return self.vae.latent_channels, self.latent_side, self.latent_side
-
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> OpenUniConfig:
-        """Build from plain data; ValueError on a key that is unknown, missing or of the wrong kind."""
-        return build(cls, described, "network")
 
 
 def parse(network: Mapping[str, Any]) -> tuple[OpenUniConfig, OpenUniOptions]:

@@ -32,6 +32,7 @@ class ShowoModel(FamilyModel):
 
     family = "showo"
     title = "Show-o"
+    neutral_guidance = 0.0  # (1 + s) c - s u
     front_end = TextFrontEnd
 
     def __init__(self, config: ShowoConfig, options: ShowoOptions | None = None) -> None:

@@ -6,7 +6,10 @@ real, so code that depends on them (`.item()`, sampling loops) runs as ever.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from reca_kernels import dispatch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -20,7 +23,8 @@ class OnDevice(torch.Tensor):
     here: torch.Tensor
 
     @staticmethod
-    def __new__(cls, here):
+    def __new__(cls, here: torch.Tensor) -> OnDevice:
+        """Wrap a tensor of the CPU."""
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             here.shape,
@@ -33,13 +37,15 @@ class OnDevice(torch.Tensor):
         made.here = here.detach()
         return made
 
-    def __repr__(self, *, tensor_contents=None):
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         return f"OnDevice({tuple(self.shape)}, {self.dtype})"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         target = kwargs.get("device")
         tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
@@ -61,15 +67,15 @@ class OnDevice(torch.Tensor):
         return tree_map(_closed, found)
 
 
-def _indexes(func, args):
+def _indexes(func: Any, args: Any) -> bool:
     return func is torch.ops.aten.index.Tensor and isinstance(args[0], OnDevice)
 
 
-def _opened(x):
+def _opened(x: Any) -> Any:
     return x.here if isinstance(x, OnDevice) else x
 
 
-def _closed(x):
+def _closed(x: Any) -> Any:
     return OnDevice(x) if isinstance(x, torch.Tensor) else x
 
 
@@ -79,21 +85,26 @@ class GpuInName(TorchFunctionMode):
     What Python's own face of tensors does before it dispatches would ask a real GPU: it is done here.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         if not torch.cuda.is_available():
             torch._C._ensureCUDADeviceGuardSet()  # a guard that does nothing, as for fake tensors
         self._factories = _Factories()
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
+        self._replaced = [(owner, name, getattr(owner, name)) for owner, name, _ in _REPLACED]
+        for owner, name, other in _REPLACED:
+            setattr(owner, name, other)
         self._factories.__enter__()
         return super().__enter__()
 
-    def __exit__(self, *raised):
+    def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
         self._factories.__exit__(*raised)
+        for owner, name, real in self._replaced:
+            setattr(owner, name, real)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.to:
             return _moved(func, args, kwargs)
@@ -110,10 +121,17 @@ class GpuInName(TorchFunctionMode):
             return _by_hand(func, args, kwargs)
 
 
+# What would ask a real GPU. The device has no generator (what is random there comes from the CPU's, so `fork_rng` has
+# nothing to keep) and no Triton.
+_REPLACED: tuple[tuple[Any, str, Any], ...] = (
+    (torch.cuda, "get_rng_state", lambda device=None: torch.zeros(0, dtype=torch.uint8)),
+    (torch.cuda, "set_rng_state", lambda state, device=None: None),
+    (dispatch, "automatic", lambda kernel, index: ("torch", "the device is one in name only")),
+)
 _ASKS_THE_GPU = ("is not linked with support for", "not supported for tensor subclasses")
 
 
-def _by_hand(func, args, kwargs):
+def _by_hand(func: Any, args: Any, kwargs: Any) -> Any:
     """Indexing and the like: Python's face of tensors asks the GPU before it dispatches."""
     if func is torch.Tensor.__setitem__ and _is_stranger(args[2]):
         raise RuntimeError(f"expected all tensors on {DEVICE}, found one on cpu")
@@ -121,14 +139,14 @@ def _by_hand(func, args, kwargs):
     return tree_map(_closed, func(*given, **named))
 
 
-def _is_stranger(x):
+def _is_stranger(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and not isinstance(x, OnDevice) and x.dim() > 0
 
 
 class _Factories(TorchDispatchMode):
     """Tensors that the library itself makes on the device, inside one of its operations."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         known = any(isinstance(x, OnDevice) for x in tree_flatten((args, kwargs))[0])
         if known or not _is_ours(kwargs.get("device")):
@@ -136,7 +154,7 @@ class _Factories(TorchDispatchMode):
         return _closed(func(*args, **(kwargs | {"device": torch.device("cpu")})))
 
 
-def _moved(func, args, kwargs):
+def _moved(func: Any, args: Any, kwargs: Any) -> Any:
     tensor, *rest = args
     places = [x for x in (*rest, *kwargs.values()) if isinstance(x, torch.Tensor) or _is_place(x)]
     if not places:
@@ -152,15 +170,15 @@ def _moved(func, args, kwargs):
     return cast.here.clone() if isinstance(cast, OnDevice) else cast
 
 
-def _is_place(x):
+def _is_place(x: Any) -> bool:
     return isinstance(x, (str, torch.device))
 
 
-def _is_ours(x):
+def _is_ours(x: Any) -> bool:
     return _is_place(x) and torch.device(x).type == DEVICE.type
 
 
-def moved(module):
+def moved(module: torch.nn.Module) -> torch.nn.Module:
     """The module's weights and buffers, in place, on the other device."""
     for part in module.modules():
         for name, weight in part._parameters.items():

@@ -1,0 +1,69 @@
+"""new: an experiment on somebody's own images."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reca.config import draft
+from reca.config.schema import DataSource
+
+if TYPE_CHECKING:
+    from reca.config.schema import ModelConfig
+    from reca.data.survey import Survey
+
+
+def new(arguments: Namespace) -> None:
+    """Write an experiment, after looking at its images, and print what the run takes."""
+    from reca.config import compose
+    from reca.data.survey import open_images, survey
+
+    path, folder = draft.target(arguments.experiment), Path(arguments.images)
+    draft.check_model(arguments.model)
+    dataset, kind, options = open_images(folder)
+    found = survey(dataset, workers=os.cpu_count() or 1)
+    example = draft.precedent(arguments.model)
+    model = compose.model_config(arguments.model)
+    print(f"{folder} ({kind}):")
+    resolution = model.network.get("resolution")
+    side = resolution if isinstance(resolution, int) else None
+    for line in found.lines(side):
+        print(f"  {line}")
+    if not found.looks:
+        raise ValueError(f"--images {folder}: none of the images can be read; nothing was written")
+    source = DataSource(kind=kind, path=str(folder.resolve()), options=options)  # type: ignore[arg-type]
+    benchmark = arguments.benchmark or _benchmark(model)
+    share = found.share_unreadable
+    text = draft.text_of(arguments.experiment, arguments.model, source, benchmark, example, share)
+    draft.write(path, text)
+    print(f"{path}: written; valid")
+    _plan(arguments.experiment, found)
+
+
+def _benchmark(model: ModelConfig) -> str:
+    """GenEval for models that are downloaded; the laptop's own for tiny ones."""
+    return "geneval" if model.weights.kind == "source" else "laptop"
+
+
+def _plan(name: str, found: Survey) -> None:
+    """What `reca plan` says of the run, and how often it sees each image."""
+    from reca.commands.plan import plan
+    from reca.config import compose
+
+    experiment = compose.load(name)
+    try:
+        plan(Namespace(experiment=name, overrides=[], memory=None))
+    except ValueError as does_not_fit:
+        print(f"  {does_not_fit}")
+    readable = round(found.total * (1 - found.share_unreadable))
+    for label, model in experiment.models.items():
+        recipe, ranks = model.align, max(1, model.resources.gpus * model.resources.nodes)
+        for task, each in recipe.active().items():
+            samples = recipe.steps * recipe.accumulation * each.batch * ranks
+            often = f", each image {samples / max(readable, 1):.1f} times" if task == "reca" else ""
+            print(f"  models.{label}: {recipe.steps:,} steps, {samples:,} samples of {task}{often}")
+    cost = experiment.cost
+    print(f"  cost: {cost.hours:g} h on {cost.hardware} ({cost.basis})")
+    print(f"run it: snakemake --cores all --config experiment={name}")

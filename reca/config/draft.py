@@ -1,0 +1,175 @@
+"""A new experiment from a model and somebody's images, as a commented YAML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from reca.config import compose
+from reca.config.schema import Cost, DataSource, ModelConfig
+from reca.config.validate import check_name
+from reca.core.atomic import write_atomic
+from reca.core.documents import read_yaml
+from reca.core.structure import suggestion
+
+RECONSTRUCT = "reconstruct"
+
+
+@dataclass(frozen=True)
+class Precedent:
+    """How an experiment of this repository trains a model: its recipe's file, its other data, its cost."""
+
+    experiment: str
+    align: str | None
+    model: ModelConfig
+    data: Mapping[str, DataSource]
+    cost: Cost
+
+
+def precedent(model: str) -> Precedent | None:
+    """The experiment that trains this model: one of the paper if there is one; None where there is none."""
+    folder = compose.default_config_dir()
+    found = []
+    for name in compose.names(folder):
+        plain = read_yaml(folder / "experiment" / f"{name}.yaml")
+        entries = {
+            key.removeprefix("/"): value
+            for entry in (plain.get("defaults") or [] if isinstance(plain, dict) else [])
+            if isinstance(entry, dict)
+            for key, value in entry.items()
+        }
+        slot = next((k for k, v in entries.items() if k.startswith("model@") and v == model), None)
+        if slot is not None and "pretrain" not in name:
+            own = slot.removeprefix("model@models.")
+            unlike = (name != f"paper_{model}", not name.startswith("paper"), len(entries))
+            found.append((unlike, name, own, entries))
+    if not found:
+        return None
+    _, name, own, entries = min(found, key=lambda one: one[:2])
+    experiment = compose.load(name)
+    described = experiment.models[own]
+    data = {
+        str(role): experiment.data[described.data.get(role, role)]
+        for role in described.align.roles()
+        if role != RECONSTRUCT
+    }
+    align = entries.get(f"align@models.{own}.align")
+    return Precedent(name, align, described, data, experiment.cost)
+
+
+def model_names() -> list[str]:
+    """All model configurations, of this repository and of packages that bring families."""
+    return sorted(
+        path.stem for folder in compose.config_folders() for path in folder.glob("model/*.yaml")
+    )
+
+
+def target(name: str) -> Path:
+    """The file of a new experiment; ValueError where the name is no name, or taken."""
+    check_name("EXPERIMENT", name)
+    path = compose.default_config_dir() / "experiment" / f"{name}.yaml"
+    taken = {n for folder in compose.config_folders() for n in compose.names(folder)}
+    if path.exists() or name in taken:
+        raise ValueError(
+            f"experiment {name!r} exists ({path}); it is not replaced: choose another name"
+        )
+    return path
+
+
+def text_of(
+    name: str,
+    model: str,
+    source: DataSource,
+    benchmark: str,
+    example: Precedent | None,
+    unreadable: float,
+) -> str:
+    """The YAML of an experiment that trains `model` on `source`; `unreadable` is the share that cannot be read."""
+    slot = f"models.{model}"
+    defaults = [f"  - /model@{slot}: {model}"]
+    if example is not None and example.align is not None:
+        recipe = f"  # as experiment {example.experiment} has it; change fields below {slot}.align"
+        defaults.append(f"  - /align@{slot}.align: {example.align}{recipe}")
+    defaults.append(
+        f"  - /benchmark@benchmarks.{benchmark}: {benchmark}  # others: config/benchmark/"
+    )
+    cost = asdict(example.cost) | {"basis": "estimate"} if example is not None else _UNKNOWN_COST
+    others = example.data if example is not None else {}
+    title = f"RecA of {model} on {Path(source.path or '').name}"
+    return "\n".join(
+        [
+            "# @package _global_",
+            f"# Written by `reca new`: RecA of {model} on images of your own. Check it with `reca check {name}`.",
+            "defaults:",
+            *defaults,
+            "  - _self_",
+            "",
+            f"name: {name}  # must be the name of this file; results go to results/{name}",
+            f"title: {_flow(title)}",
+            f"question: Does RecA on these images raise the scores of {model}?",
+            "seeds: [0]  # one run per seed and arm",
+            "arms: [base, reca]  # also: sft (text-to-image on captions, equal compute), shuffled (control)",
+            "data:",
+            f"  {RECONSTRUCT}:  # images that RecA reconstructs; captions are not used by it",
+            *_described(source),
+            *_threshold(unreadable),
+            *(line for role, one in others.items() for line in _other(role, one, example)),
+            f"cost: {_flow(cost)}  # of the published run; yours depends on steps, batch and hardware",
+            "",
+        ]
+    )
+
+
+def write(path: Path, text: str) -> None:
+    """Write a new experiment; where it is no valid one the file is removed again."""
+    write_atomic(path, text)
+    try:
+        compose.load(path.stem)
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def check_model(model: str) -> None:
+    """ValueError unless there is a configuration of this name."""
+    if model not in (known := model_names()):
+        raise ValueError(
+            f"--model {model!r}: no such model configuration; {suggestion(model, known)}"
+        )
+
+
+_UNKNOWN_COST = {"hardware": "this machine", "hours": 1.0, "basis": "estimate"}
+
+
+def _described(source: DataSource) -> list[str]:
+    plain = {
+        f.name: getattr(source, f.name)
+        for f in fields(source)
+        if (f.default is not MISSING and getattr(source, f.name) != f.default)
+        or (f.default is MISSING and getattr(source, f.name))
+    }
+    plain["world"] = asdict(source.world) if source.world is not None else None
+    return [f"    {key}: {_flow(value)}" for key, value in plain.items() if value is not None]
+
+
+def _other(role: str, source: DataSource, example: Precedent | None) -> list[str]:
+    assert example is not None
+    said = f"for its other tasks, as experiment {example.experiment} has it"
+    return [f"  {role}:  # {said}", *_described(source)]
+
+
+def _threshold(unreadable: float) -> list[str]:
+    if unreadable == 0:
+        return []
+    return [
+        f"    # {unreadable:.2%} of the images cannot be read, and a run stops above 0.1 %: repair them, or accept it:",
+        f"    # options: {{max_unreadable: {unreadable * 1.1 + 0.0001:.4f}}}",
+    ]
+
+
+def _flow(value: Any) -> str:
+    """A value as one line of YAML: JSON is YAML. What looks like an interpolation is escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("${", "\\\\${")

@@ -1,0 +1,341 @@
+"""Checks of encoders and losses: what the cache stores, and what the trainer minimises."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from reca.conformance.subject import (
+    ROWS,
+    Subject,
+    close,
+    demand,
+    equal,
+    global_random,
+    snapshot,
+    tensors_in,
+)
+from reca.core.fingerprints import installed
+from reca.core.rng import generator
+from reca.models.contract import Edits, Features, UnifiedModel, reconstruction_loss
+from reca.models.registry import find_family
+
+
+def entry(subject: Subject) -> None:
+    """The registry has an entry for the family that says what its code is."""
+    model = subject.model
+    found = find_family(model.family)
+    demand(
+        found.edits == isinstance(model, Edits),
+        f"the entry of family {model.family!r} has edits={found.edits}, but isinstance(model, contract.Edits) is "
+        f"{isinstance(model, Edits)}; change the entry, or the methods",
+        model,
+        "encode",
+    )
+    demand(
+        installed().source(found.module) is not None,
+        f"no source file is found for module {found.module!r} of the entry, so stages cannot record its code; install "
+        "the package unzipped",
+        model,
+        "encode",
+    )
+
+
+ROUNDING = 3e-6  # of a sum in float32, relative
+_DRAWING = ("reconstruction_loss", "text_to_image_loss")
+
+
+# ---- encoders ------------------------------------------------------------------------------------
+def encode_is_deterministic(subject: Subject) -> None:
+    """`encode` gives the same rows twice, without gradients and without global random numbers."""
+    model = subject.model
+    for use in subject.uses:
+        found = []
+        for seed in (1, 2):
+            with global_random(seed, f"encode(images, {use!r})", model, "encode"):
+                found.append(model.encode(subject.images, use))
+        first, second = found
+        names = {"target"} if use == "draw" else set()
+        demand(
+            names <= set(first) and len(first) > 0,
+            f"encode(images, {use!r}) gives {sorted(first)}; the name 'target' is fixed",
+            model,
+            "encode",
+        )
+        for name, rows in first.items():
+            where = f"encode(images, {use!r})[{name!r}]"
+            demand(
+                len(rows) == len(subject.images),
+                f"{where} has {len(rows)} rows for {len(subject.images)} images",
+                model,
+                "encode",
+            )
+            demand(not rows.requires_grad, f"{where} requires a gradient", model, "encode")
+            demand(
+                equal([rows], [second[name]]),
+                f"{where} differs between two calls with the same images",
+                model,
+                "encode",
+            )
+
+
+def encode_ignores_the_batch(subject: Subject) -> None:
+    """An image has the same row alone and among others."""
+    model = subject.model
+    for use in subject.uses:
+        together = subject.features[use]
+        for row, image in enumerate(subject.images):
+            for name, alone in model.encode([image], use).items():
+                demand(
+                    close(alone[0], together[name][row]),
+                    f"encode(images, {use!r})[{name!r}]: row {row} differs from the row of the same image alone",
+                    model,
+                    "encode",
+                )
+
+
+def fingerprint_covers_encode(subject: Subject) -> None:
+    """The fingerprint is stable, and it changes with weights that change a row."""
+    for use in subject.uses:
+        model = subject.fresh()
+        before, rows = model.encoder_fingerprint(use), subject.features[use]
+        demand(
+            before == model.encoder_fingerprint(use) == subject.model.encoder_fingerprint(use),
+            f"encoder_fingerprint({use!r}) differs between two calls",
+            model,
+            "encoder_fingerprint",
+        )
+        trained = set(model.trainable_parameters())
+        for kind in ("frozen", "trained"):
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    if (name in trained) == (kind == "trained"):
+                        weight.mul_(1.5).add_(0.01)
+            changed = model.encode(subject.images, use)
+            same = all(close(changed[name], rows[name]) for name in rows)
+            demand(
+                same or model.encoder_fingerprint(use) != before,
+                f"{kind} weights changed the rows of encode(images, {use!r}), but not encoder_fingerprint({use!r}): an "
+                "old cache would be used",
+                model,
+                "encoder_fingerprint",
+            )
+
+
+# ---- losses --------------------------------------------------------------------------------------
+def counts_before_losses(subject: Subject) -> None:
+    """Each loss runs over as many tokens as were announced before it, and is a finite fp32 scalar."""
+    model = subject.model
+    announced = {"answer_loss": "conversation", "edit_loss": "sample_edit_noise"}
+    for name, loss in subject.losses(model).items():
+        found, count, _ = loss()
+        method = name.split(" ")[0]
+        source = announced.get(method, "loss_count")
+        method = method if hasattr(model, method) else "generation_loss"
+        demand(
+            found.count == count,
+            f"{name} runs over {found.count} tokens, but {source} announced {count}",
+            model,
+            source,
+            method,
+        )
+        demand(count > 0, f"{name} announces no token", model, source)
+        demand(
+            found.total.dtype == torch.float32 and found.total.shape == (),
+            f"{name}.total is {found.total.dtype} {list(found.total.shape)}; it must be a float32 scalar",
+            model,
+            method,
+        )
+        demand(bool(torch.isfinite(found.total)), f"{name}.total is {found.total:g}", model, method)
+
+
+def losses_are_sums(subject: Subject) -> None:
+    """Losses are sums over tokens, so that micro-batches add up; a mean would not grow with the batch."""
+    model = subject.model
+    with torch.no_grad():
+        spoken = subject.conversations()
+        read = subject.features["read"]
+        whole = model.answer_loss(model.conversation(spoken), read).total
+        parts = [
+            model.answer_loss(model.conversation([one]), _row(read, row)).total
+            for row, one in enumerate(spoken)
+        ]
+        demand(
+            torch.allclose(whole, torch.stack(parts).sum(), rtol=ROUNDING, atol=1e-4),
+            f"answer_loss of {ROWS} rows is {whole:.6f}, but its rows alone add up to {sum(parts):.6f}; give the sum "
+            "over tokens, and do not attend to padding",
+            model,
+            "answer_loss",
+        )
+        few = _median(subject, times=1, seeds=9)
+        many = _median(subject, times=12, seeds=3)
+        demand(
+            0.25 < many / max(few, 1e-12) < 4,
+            f"generation_loss per token is {few:.3g} for {ROWS} rows and {many:.3g} for {12 * ROWS}; total must "
+            "be the sum over the counted tokens, not their mean",
+            model,
+            "generation_loss",
+        )
+
+
+def losses_ignore_the_batch(subject: Subject) -> None:
+    """What another text changes in its row's loss does not depend on the texts of other rows, nor on their lengths."""
+    model, rows = subject.model, subject.features["draw"]
+    short, *others, long = sorted(subject.texts, key=len)
+    other = others[0]
+    for features in (None, rows):
+        for seed in range(3):
+            noise = model.sample_noise(ROWS, generator("conformance", "rows", seed))
+            total = partial(_total, model, rows, features, noise)
+            beside_long = total(short, other, long) - total(other, other, long)
+            beside_short = total(short, other, short) - total(other, other, short)
+            bound = ROUNDING * abs(total(short, other, long)) + 1e-3 * abs(beside_long)
+            demand(
+                abs(beside_long - beside_short) <= bound,
+                f"generation_loss: another text in row 0 changes it by {beside_long:.6f} beside a long text and by "
+                f"{beside_short:.6f} beside a short one; rows must not see each other, nor padding",
+                model,
+                "generation_loss",
+                "condition",
+            )
+
+
+def _total(
+    model: UnifiedModel, target: Features, features: Features | None, noise: Any, *texts: str
+) -> float:
+    with torch.no_grad():
+        return float(model.generation_loss(target, model.condition(texts, features), noise).total)
+
+
+def _median(subject: Subject, times: int, seeds: int) -> float:
+    """Median over noise of the RecA loss per token, each image `times` times in the batch."""
+    model, found = subject.model, []
+    features = subject.features["draw"]
+    rows = {n: rows.repeat(times, *[1] * (rows.dim() - 1)) for n, rows in features.items()}
+    for seed in range(seeds):
+        noise = model.sample_noise(times * ROWS, generator("conformance", "sums", seed))
+        found.append(reconstruction_loss(model, list(subject.texts) * times, rows, noise).mean)
+    return float(torch.stack(found).median())
+
+
+def losses_are_pure(subject: Subject) -> None:
+    """A loss is a function of its arguments: it uses no global random numbers and changes nothing."""
+    model = subject.model
+    weights = snapshot(model.state_dict())
+    for name, loss in subject.losses(model).items():
+        method = name.split(" ")[0]
+        method = method if hasattr(model, method) else "generation_loss"
+        totals, inputs = [], []
+        for seed in (1, 2):
+            with global_random(seed, f"{name} or what prepares it", model, method, "sample_noise"):
+                found, _, (before, after) = loss()
+            totals.append(found.total.detach())
+            inputs.append(before)
+            demand(
+                equal(before, list(tensors_in(after))),
+                f"{name} changes its inputs (features, noise or conversation) in place",
+                model,
+                method,
+            )
+        source = {"answer_loss": "with_noise", "edit_loss": "sample_edit_noise"}.get(
+            method, "sample_noise"
+        )
+        demand(
+            equal(*inputs),
+            f"{name}: its noise differs between two calls with equal generators",
+            model,
+            source,
+        )
+        demand(
+            equal([totals[0]], [totals[1]]),
+            f"{name} gives {totals[0]:.8g} and then {totals[1]:.8g} for the same inputs",
+            model,
+            method,
+        )
+    demand(
+        equal(weights, list(model.state_dict().values())),
+        "a loss changes weights or buffers of the model",
+        model,
+        "generation_loss",
+        "answer_loss",
+    )
+
+
+def the_condition_is_used(subject: Subject) -> None:
+    """RecA's loss depends on the image's own features: what another image's features give is another number."""
+    model, rows = subject.model, subject.features["draw"]
+    noise = model.sample_noise(ROWS, generator("conformance", "noise"))
+    other = {name: one.roll(1, 0) for name, one in rows.items()}
+    with torch.no_grad():
+        own, foreign = (
+            model.generation_loss(rows, model.condition(subject.texts, given), noise).total
+            for given in (rows, other)
+        )
+    demand(
+        not torch.equal(own, foreign),
+        "the RecA loss is the same under the features of another image: condition(texts, features) ignores features",
+        model,
+        "condition",
+        "generation_loss",
+    )
+
+
+# ---- gradients -----------------------------------------------------------------------------------
+def gradients_where_promised(subject: Subject) -> None:
+    """Gradients reach `trainable_parameters` and nothing else; the decay groups hold each of these names once."""
+    model = subject.fresh()
+    known, promised = dict(model.named_parameters()), model.trainable_parameters()
+    unknown = sorted(set(promised) - set(known))
+    demand(
+        not unknown,
+        f"trainable_parameters names {unknown[:3]}, which named_parameters does not have",
+        model,
+        "trainable_parameters",
+    )
+    groups = model.decay_groups()
+    demand(
+        sorted([*groups.decay, *groups.no_decay]) == sorted(promised),
+        "decay_groups must hold each name of trainable_parameters exactly once",
+        model,
+        "decay_groups",
+    )
+    drawn: set[str] = set()
+    for name, loss in subject.losses(model).items():
+        model.zero_grad(set_to_none=True)
+        total = loss()[0].total
+        if not total.requires_grad and name.startswith("answer_loss"):
+            continue
+        demand(total.requires_grad, f"{name} has no gradient", model, "generation_loss")
+        total.backward()
+        reached = {n for n, weight in known.items() if weight.grad is not None}
+        if name in _DRAWING:  # reading and editing may be trained in pre-training alone
+            extra = sorted(reached - set(promised))
+            demand(
+                not extra,
+                f"{name} sends a gradient to {extra[:3]}, which trainable_parameters does not name; call "
+                "requires_grad_(False) on frozen modules, or detach",
+                model,
+                "generation_loss",
+                "trainable_parameters",
+            )
+        drawn |= reached & set(promised)
+    missing = [n for n in promised if n not in drawn]
+    demand(
+        not missing,
+        f"no loss reaches {missing[:3]} ({len(missing)} names), which trainable_parameters promises",
+        model,
+        "trainable_parameters",
+        "generation_loss",
+    )
+
+
+def reads(model: UnifiedModel, subject: Subject) -> bool:
+    """Whether `answer_loss` trains anything once all but the trainable parameters are frozen."""
+    total = subject.losses(model)["answer_loss"]()[0].total
+    return bool(total.requires_grad)
+
+
+def _row(features: Features, row: int) -> Features:
+    return {name: rows[row : row + 1] for name, rows in features.items()}

@@ -1,0 +1,78 @@
+"""A model to check by its name: a model folder, a model configuration, or a family."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from reca.config.compose import config_folders, model_config
+from reca.conformance.subject import Subject
+from reca.models.contract import UnifiedModel
+from reca.models.registry import build_model, family_module, is_runnable, load_model
+
+DESCRIPTION = "reca_model.json"
+
+
+def subject_of(named: str, texts: Sequence[str] = ()) -> Subject:
+    """What to check for `reca check-model NAMED`; `texts` are prompts that the model's vocabulary has.
+
+    ValueError says what is missing.
+    """
+    turns = [(text, text) for text in texts]
+    return Subject(model_of(named), texts=texts, turns=turns)
+
+
+def model_of(named: str) -> UnifiedModel:
+    """The model of a folder that `save` wrote, of a file in `config/model/`, or the tiny model of a family.
+
+    A family's tiny model is what `tiny()` of its module gives, else `config/model/<family>_tiny.yaml`.
+    """
+    path = Path(named)
+    if (path / DESCRIPTION).is_file() or (path.is_dir() and not is_runnable(named)):
+        return load_model(path)
+    for candidate in (path, path.with_name(f"{path.name}.yaml")):
+        if candidate.is_file():
+            return _configured(candidate)
+    if path.name != named:
+        raise ValueError(
+            f"{named}: no such model folder or model configuration; give a folder with reca_model.json, a file such as "
+            "config/model/showo_tiny.yaml, or the name of a family"
+        )
+    if (configured := _file_of(named)) is not None:
+        return _configured(configured)
+    module = importlib.import_module(family_module(named))
+    if hasattr(module, "tiny"):
+        return module.tiny()
+    if (configured := _file_of(f"{named}_tiny")) is None:
+        raise ValueError(
+            f"family {named!r} has no tiny model: define tiny() next to build(network) in {family_module(named)}, or "
+            f"add config/model/{named}_tiny.yaml"
+        )
+    return _configured(configured)
+
+
+def _file_of(name: str) -> Path | None:
+    """The configuration of this name in the folders that Hydra reads, ours and those of packages with families."""
+    places = (folder / "model" / f"{name}.yaml" for folder in config_folders())
+    return next((place for place in places if place.is_file()), None)
+
+
+def _configured(path: Path) -> UnifiedModel:
+    """The model of a configuration, with the weights that it names where they lie here."""
+    known = _file_of(path.stem)
+    if known is None or path.resolve() != known.resolve():
+        raise ValueError(
+            f"{path}: Hydra does not read this file; a model configuration lies in config/model/ of the working "
+            "directory, or of a package that brings a family"
+        )
+    described = model_config(path.stem)
+    folder = described.weights.path
+    if folder is None or not Path(folder).is_dir():
+        raise ValueError(
+            f"{path}: weights.path = {folder!r} is no folder here; check-model needs the weights and the tokenizer of "
+            "a model folder: give the folder, or a tiny configuration"
+        )
+    model = build_model(described.family, described.network)
+    model.load(Path(folder))
+    return model

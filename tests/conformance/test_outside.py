@@ -1,0 +1,130 @@
+"""A family of another package: found by its entry point, configured, fingerprinted, checked."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reca.cli import main
+from reca.commands.code import stage_code
+from reca.config import compose
+from reca.core.fingerprints import SourceTree
+from reca.models import registry
+from tests.conformance import outside
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the example, installed; its folder."""
+    copy = shutil.copytree(outside.EXAMPLE, tmp_path / "example")
+    outside.install(monkeypatch, outside.write_record(tmp_path / "site"), copy)
+    yield copy / "my_model"
+    outside.forget()
+
+
+def test_a_family_is_found_by_its_entry_point(package):
+    assert registry.is_runnable("my_model") and not registry.is_runnable("other")
+    assert registry.find_family("my_model").title == "My model"
+    assert registry.family_module("my_model") == "my_model.model"
+    assert registry.brought_config() == [package / "config"]
+    with pytest.raises(ValueError, match=r"'other' is not known.*reca.models\): my_model"):
+        registry.find_family("other")
+    with pytest.raises(ValueError, match="cannot be pre-trained"):
+        registry.pretraining_module("my_model")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("my_model:NOTHING", "cannot be loaded"),
+        ("my_modem:FAMILY", "cannot be loaded"),
+        ("my_model:__doc__", "it must be a reca.models.registry.Family with name 'wrong'"),
+        ("my_model:FAMILY", "it must be a reca.models.registry.Family with name 'wrong'"),
+    ],
+)
+def test_a_wrong_entry_point_is_named(package, tmp_path, monkeypatch, value, said):
+    monkeypatch.syspath_prepend(str(outside.write_record(tmp_path / "more", "wrong", value)))
+    with pytest.raises(ValueError, match=said) as caught:
+        registry.find_family("wrong")
+    assert f"entry point wrong = {value} (group reca.models)" in str(caught.value)
+
+
+def test_its_configuration_composes_and_is_checked(package):
+    model = compose.model_config("my_model_tiny")
+    assert model.family == "my_model" and model.align.steps == 60
+    chosen = ["+model@models.mine=my_model_tiny", "models.mine.family=my_modem"]
+    with pytest.raises(ValueError, match=r"models.mine.family = 'my_modem'.*installed package"):
+        compose.load("laptop_smoke", chosen)
+    chosen[1] = "models.mine.sampler.options={order: random}"
+    with pytest.raises(ValueError, match=r"sampler.options.order = 'random': unknown option"):
+        compose.load("laptop_smoke", chosen)
+
+
+def test_an_edit_of_the_package_runs_its_stages_again(package):
+    def codes():
+        tree = SourceTree({"my_model": package})
+        return {
+            (stage, family): stage_code(stage, family, tree=tree)
+            for stage in ("cache", "align", "sample")
+            for family in ("my_model", "showo")
+        }
+
+    (package / "part.py").write_text("SCALE = 1\n")
+    network = package / "network.py"
+    network.write_text("from . import part\n" + network.read_text())  # relative imports count
+    before = codes()
+    for edited in (package / "part.py", package / "__init__.py", package / "model.py"):
+        edited.write_text(edited.read_text() + "\nEDITED = 1\n")
+        after = codes()
+        changed = {key for key in after if after[key] != before[key]}
+        assert changed == {(stage, "my_model") for stage in ("cache", "align", "sample")}, edited
+        before = after
+    network.write_text(network.read_text() + "\n# a comment\n")
+    assert codes() == before
+
+
+def test_planning_reads_entry_points_for_strangers_only():
+    code = (
+        "import sys; from reca.config.compose import load; load('laptop');"
+        "from reca.commands.code import stage_code; stage_code('align', 'showo');"
+        "from reca.models.registry import is_runnable; assert is_runnable('showo');"
+        "from reca.models import registry; assert not registry.brought.cache_info().misses;"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# ---- check-model ---------------------------------------------------------------------------------
+def test_check_model_prints_a_line_per_check(package, capsys, monkeypatch):
+    only = ["--only", "entry", "counts_before_losses"]
+    assert main(["check-model", "my_model", *only]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("my_model: family my_model, MyModel\n  passed  entry\n")
+    assert text.endswith("2 passed, 0 failed, 0 skipped\n")
+    wrong = registry.Family("my_model", "My model", module="my_model.model", edits=True)
+    monkeypatch.setitem(registry.FAMILIES, "my_model", wrong)
+    monkeypatch.chdir(package.parent)  # where the package's folder has the name of the family
+    assert main(["check-model", "my_model", *only]) == 3
+    assert "  failed  entry" in capsys.readouterr().out
+
+
+def test_check_model_takes_folders_files_and_names(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    only = ["--only", "entry"]
+    for named in ("config/model/showo_tiny", "bagel_tiny", "harmon", "weights/showo_tiny"):
+        assert main(["check-model", named, *only]) == 0
+    for named, said in {
+        "nothing": "model family 'nothing' is not known",
+        "config/model/nothing.yaml": "no such model folder or model configuration",
+        "bagel_7b": "weights.path = None is no folder here",
+        "showo_tiny": "check 'entri' is not known; did you mean 'entry'?",
+    }.items():
+        capsys.readouterr()
+        assert main(["check-model", named, "--only", "entri"]) == 2
+        assert said in capsys.readouterr().err
