@@ -11,7 +11,6 @@ import torch
 from reca.core.rng import generator
 from reca.models.contract import Sampling, reconstruction_loss, text_to_image_loss
 from reca.models.harmon import model as harmon
-from reca.models.harmon import sampler
 from reca.models.harmon.batch import Dropout
 from reca.models.harmon.config import HarmonOptions
 from reca.models.harmon.layout import IGNORE, IMAGE
@@ -304,28 +303,6 @@ def test_bad_text_is_named(model: HarmonModel) -> None:
 
 
 # ---- inference ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("reconstruct", [False, True])
-def test_a_picture_does_not_depend_on_its_batch(
-    model: HarmonModel, drawn: dict, guidance: float, reconstruct: bool
-) -> None:
-    """Prompts of different length in one batch give what each gives alone, up to rounding."""
-    sampling = Sampling(guidance, steps=4)
-
-    def draw(rows: list[int]) -> torch.Tensor:
-        texts = [(PROMPTS if reconstruct else CAPTIONS)[row] for row in rows]
-        features = {name: f[rows] for name, f in drawn.items()} if reconstruct else None
-        noise = [generator("row", row) for row in rows]
-        other = model.unconditional(len(rows))
-        return sampler.sample_latents(
-            model.network, model.condition(texts, features), other, sampling, noise
-        )
-
-    together = draw([0, 1])
-    for row in (0, 1):
-        alone = draw([row])[0]
-        assert torch.allclose(alone, together[row], rtol=1e-4, atol=1e-4 * alone.abs().max())
-    assert not torch.allclose(together[0], together[1])
 
 
 def test_pictures(model: HarmonModel) -> None:
