@@ -137,7 +137,7 @@ class Run:
             task.batch = min(task.batch, batch or task.batch)
         if layers is not None:
             network = {**network, "llm": {**network["llm"], "num_hidden_layers": layers}}
-        self.world = distributed.World(device=device_of("auto"))
+        self.world = distributed.ProcessGroup(device=device_of("auto"))
         torch.manual_seed(0)
         with self.world.device:
             self.model = with_tokenizer(build_model(chosen.family, network), chosen.family).eval()
@@ -171,7 +171,7 @@ class Run:
 
     def _step(self, step: int) -> dict[str, Any]:
         recipe, world = self.recipe, self.world
-        plan = plan_step(self.model, self.data, recipe, seed=0, step=step, world=world)
+        plan = plan_step(self.model, self.data, recipe, seed=0, step=step, processes=world)
         counts = trainer.tokens_by_task(plan, recipe, world)
         totals = trainer.backward(self.objective, self.data, plan, counts, recipe, world)
         norm = trainer.gradient_norm(self.state)

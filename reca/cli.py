@@ -161,7 +161,7 @@ VERBS = (
         "base",
         "create the model folder that all arms start from",
         f"reca base --section @{_TINY}/base/manifest.json --out work/again/base",
-        "reca.commands.train:base",
+        "reca.commands.train:import_base",
         (
             _SECTION,
             _OUT,

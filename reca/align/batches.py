@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from reca.align.distributed import World
+from reca.align.distributed import ProcessGroup
 from reca.align.objective import MicroBatch, derangement
 from reca.config.recipe import Recipe
 from reca.core.artifacts import sha256_json
@@ -164,24 +164,30 @@ def samples(
     at: tuple[int, int],
     *,
     seed: int,
-    world: World,
+    processes: ProcessGroup,
 ) -> list[int]:
     """Indices of micro-batch `at` = (step, micro) on this rank: (batch,) out of `size`.
 
     A step takes consecutive positions of an endless stream of permutations, dealt out to the ranks.
     """
     step, micro = at
-    before = (step * recipe.accumulation + micro) * batch * world.size
+    before = (step * recipe.accumulation + micro) * batch * processes.size
     if recipe.order == "published":
-        positions = range(before + world.rank, before + batch * world.size, world.size)
+        positions = range(before + processes.rank, before + batch * processes.size, processes.size)
         return published_order(size, seed, positions)
     cursor = Cursor(seed_of(seed, "order", role), before)
-    return cursor.take(size, batch, world.rank, world.size)[0]
+    return cursor.take(size, batch, processes.rank, processes.size)[0]
 
 
 # ---- micro-batches -------------------------------------------------------------------------------------------
 def plan_step(
-    model: UnifiedModel, data: TaskData, recipe: Recipe, *, seed: int, step: int, world: World
+    model: UnifiedModel,
+    data: TaskData,
+    recipe: Recipe,
+    *,
+    seed: int,
+    step: int,
+    processes: ProcessGroup,
 ) -> list[MicroBatch]:
     """All micro-batches of this rank's step, without features: texts, draws and token counts come first.
 
@@ -189,7 +195,7 @@ def plan_step(
     first backward pass.
     """
     return [
-        _plan(model, data, recipe, task, micro, seed=seed, step=step, world=world)
+        _plan(model, data, recipe, task, micro, seed=seed, step=step, processes=processes)
         for task in recipe.active()
         for micro in range(recipe.accumulation)
     ]
@@ -204,14 +210,14 @@ def _plan(
     *,
     seed: int,
     step: int,
-    world: World,
+    processes: ProcessGroup,
 ) -> MicroBatch:
     role, batch = ROLE[task], recipe.tasks[task].batch
     at = (step, micro)
-    indices = samples(data.size(role), role, recipe, batch, at, seed=seed, world=world)
+    indices = samples(data.size(role), role, recipe, batch, at, seed=seed, processes=processes)
 
     def drawn_for(purpose: str) -> torch.Generator:
-        return generator(seed, step, world.rank, f"{role}/{micro}/{purpose}")
+        return generator(seed, step, processes.rank, f"{role}/{micro}/{purpose}")
 
     if task == "edit":
         edits = data.edits_of(indices)

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reca.align.distributed import World, whole
+from reca.align.distributed import ProcessGroup, whole
 from reca.core.artifacts import fsync_directory, read_json, sha256_file, sha256_json
 from reca.core.documents import json_value
 
@@ -61,7 +61,13 @@ def step_of(path: Path) -> int:
 
 # ---- save --------------------------------------------------------------------------------------
 def save(
-    folder: Path, step: int, groups: Groups, state: Mapping[str, Any], *, keep: int, world: World
+    folder: Path,
+    step: int,
+    groups: Groups,
+    state: Mapping[str, Any],
+    *,
+    keep: int,
+    processes: ProcessGroup,
 ) -> Path:
     """Write the checkpoint of `step`, then purge all but the newest `keep`; every rank calls it.
 
@@ -71,19 +77,19 @@ def save(
     target = folder / f"step-{step:010d}"
     temporary = folder / f".saving-{target.name}"
     needed = sum(size_of(group.values()) for group in groups.values())
-    with _explained(target, needed), _removed_after(temporary, world):
-        if world.first:
+    with _explained(target, needed), _removed_after(temporary, processes):
+        if processes.first:
             _make_room(folder, temporary, needed)
         files = [
             file
             for name, group in groups.items()
-            for file in _write_group(temporary, name, group, world)
+            for file in _write_group(temporary, name, group, processes)
         ]
-        if world.first:
+        if processes.first:
             _seal(temporary, target, files, step, state)
-    if world.first:
+    if processes.first:
         _purge(folder, step, keep)
-    world.barrier()
+    processes.barrier()
     return target
 
 
@@ -101,11 +107,11 @@ def _explained(target: Path, needed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _removed_after(temporary: Path, world: World) -> Iterator[None]:
+def _removed_after(temporary: Path, processes: ProcessGroup) -> Iterator[None]:
     try:
         yield
     finally:
-        if world.first:  # another rank would take the folder from under the one that writes
+        if processes.first:  # another rank would take the folder from under the one that writes
             shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -135,7 +141,9 @@ def _make_room(folder: Path, temporary: Path, needed: int) -> None:
     temporary.mkdir()
 
 
-def _write_group(folder: Path, name: str, group: Mapping[str, Tensor], world: World) -> list[Path]:
+def _write_group(
+    folder: Path, name: str, group: Mapping[str, Tensor], processes: ProcessGroup
+) -> list[Path]:
     """Gather tensor by tensor and write files of at most SHARD_BYTES; rank 0 writes, all gather."""
     held: dict[str, Tensor] = {}
     files: list[Path] = []
@@ -148,7 +156,7 @@ def _write_group(folder: Path, name: str, group: Mapping[str, Tensor], world: Wo
 
     for key, tensor in group.items():
         full = whole(tensor)
-        if not world.first:
+        if not processes.first:
             continue
         if held and size_of([*held.values(), full]) > SHARD_BYTES:
             write()

@@ -18,7 +18,7 @@ from reca.core.devices import device_of
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """One process among all: its rank, how many there are, and its device."""
 
     rank: int = 0
@@ -48,7 +48,7 @@ class World:
             dist.barrier()
 
 
-def join(device: str = "auto") -> World:
+def join(device: str = "auto") -> ProcessGroup:
     """The process group that torchrun describes (gloo on CPU, nccl on GPUs), or one process on its own.
 
     `device` is a name of `device_of`; several ranks take a GPU each, by their local rank.
@@ -56,13 +56,13 @@ def join(device: str = "auto") -> World:
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     own = device_of(device)
     if size == 1:
-        return World(device=own)
+        return ProcessGroup(device=own)
     if own.type == "cuda":
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
-    return World(rank, size, own)
+    return ProcessGroup(rank, size, own)
 
 
 def leave() -> None:
@@ -85,20 +85,20 @@ def trained_blocks(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def shard(module: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:
+def shard(module: nn.Module, blocks: Sequence[nn.Module], processes: ProcessGroup) -> None:
     """Shard trainable weights over the ranks, block by block, then move the rest to the device.
 
     Frozen weights stay whole on every rank. Only one block at a time is whole on the device.
     """
-    if world.size > 1:
+    if processes.size > 1:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(world.device.type, (world.size,))
+        mesh = init_device_mesh(processes.device.type, (processes.size,))
         frozen = {weight for weight in module.parameters() if not weight.requires_grad}
         for block in [*blocks, module]:
             fully_shard(block, mesh=mesh, ignored_params=frozen)
-    module.to(world.device)
+    module.to(processes.device)
 
 
 @contextmanager

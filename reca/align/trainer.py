@@ -25,7 +25,7 @@ from torch.nn.utils import get_total_norm
 
 from reca.align import checkpoint, distributed
 from reca.align.batches import TaskData, plan_step, with_features
-from reca.align.distributed import World
+from reca.align.distributed import ProcessGroup
 from reca.align.log import LOG, TrainLog, publish
 from reca.align.objective import MicroBatch, Objective
 from reca.align.preemption import Preempted, StopFlag
@@ -88,15 +88,15 @@ def align(
     """
     recipe.validate()
     started, work_dir = time.monotonic(), Path(work_dir)
-    world = distributed.join(device)
-    with checkpoint.exclusive(work_dir) if world.first else nullcontext():
+    processes = distributed.join(device)
+    with checkpoint.exclusive(work_dir) if processes.first else nullcontext():
         names = freeze(model, recipe.trains)
-        record = run_identity(model, data, recipe, seed=seed, world=world, given=identity)
-        objective, state, blocks = set_up(model, names, recipe, world)
-        start = resume(work_dir / CHECKPOINTS, state, record, allow, world)
+        record = run_identity(model, data, recipe, seed=seed, processes=processes, given=identity)
+        objective, state, blocks = set_up(model, names, recipe, processes)
+        start = resume(work_dir / CHECKPOINTS, state, record, allow, processes)
         end = recipe.steps if stop_at is None else max(start, min(stop_at, recipe.steps))
         saved, losses = work_dir / CHECKPOINTS / f"step-{start:010d}", {}
-        if world.first and start < end:
+        if processes.first and start < end:
             saves = sum(is_due(step, recipe, end) for step in range(start + 1, end + 1))
             size = state.checkpoint_bytes()
             checkpoint.check_room(work_dir / CHECKPOINTS, size, saves=saves, keep=recipe.keep)
@@ -107,16 +107,16 @@ def align(
                 work_dir,
                 start=start,
                 steps=recipe.steps,
-                enabled=world.first,
+                enabled=processes.first,
                 tensorboard=recipe.tensorboard,
             ) as journal,
         ):
             for step in range(start, end):
-                plan = plan_step(model, data, recipe, seed=seed, step=step, world=world)
-                counts = tokens_by_task(plan, recipe, world)
-                totals = backward(objective, data, plan, counts, recipe, world)
+                plan = plan_step(model, data, recipe, seed=seed, step=step, processes=processes)
+                counts = tokens_by_task(plan, recipe, processes)
+                totals = backward(objective, data, plan, counts, recipe, processes)
                 norm = gradient_norm(state)
-                losses = mean_losses(plan, totals, counts, recipe, world)
+                losses = mean_losses(plan, totals, counts, recipe, processes)
                 rate = learning_rate(recipe, step)
                 finite = all(map(math.isfinite, [*losses.values(), norm]))
                 if finite:
@@ -125,21 +125,21 @@ def align(
                     skip_or_raise(step + 1, plan, totals, state, recipe)
                 state.optimizer.zero_grad(set_to_none=True)
                 state.tally.tokens += sum(counts.values())
-                state.tally.samples += world.size * sum(len(batch.indices) for batch in plan)
+                state.tally.samples += processes.size * sum(len(batch.indices) for batch in plan)
                 line = describe(step + 1, losses, norm, rate, counts, finite)
                 journal.write(line, sum(counts.values()))
 
-                stopping = bool(world.sum([stop.received is not None])[0])
+                stopping = bool(processes.sum([stop.received is not None])[0])
                 if stopping or is_due(step + 1, recipe, end):
                     journal.sync()
-                    saved = save(work_dir / CHECKPOINTS, step + 1, state, record, recipe, world)
+                    saved = save(work_dir / CHECKPOINTS, step + 1, state, record, recipe, processes)
                 if stopping and step + 1 < recipe.steps:
                     stopped = Preempted(step + 1, stop.received or "a signal to another rank")
                     logger.warning("%s", stopped)
                     raise stopped
         if end == recipe.steps:
             state.adopt_average()
-            if log is not None and world.first:
+            if log is not None and processes.first:
                 publish(work_dir / LOG, recipe.steps, log)
     return Summary(
         steps=end,
@@ -158,12 +158,17 @@ def run_identity(
     recipe: Recipe,
     *,
     seed: int,
-    world: World,
+    processes: ProcessGroup,
     given: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """All that two sittings must share for the second to be the continuation of the first."""
     section = {name: value for name, value in asdict(recipe).items() if name not in HOUSEKEEPING}
-    facts = {"seed": seed, "ranks": world.size, "device": world.device.type, "recipe": section}
+    facts = {
+        "seed": seed,
+        "ranks": processes.size,
+        "device": processes.device.type,
+        "recipe": section,
+    }
     facts["data"] = data.fingerprint()
     given = dict(given or {})
     facts["model"] = given.pop("model", None) or weights_hash(model)
@@ -171,22 +176,26 @@ def run_identity(
 
 
 def set_up(
-    model: UnifiedModel, names: list[str], recipe: Recipe, world: World
+    model: UnifiedModel, names: list[str], recipe: Recipe, processes: ProcessGroup
 ) -> tuple[Objective, TrainState, list[torch.nn.Module]]:
     """Place, shard and wrap the model, then build the optimizer over what it holds now."""
     # Losses are pure functions of their arguments: dropout would bring in random numbers that no key names.
     model.eval()
     objective, blocks = Objective(model), distributed.trained_blocks(model)
-    distributed.shard(objective, blocks, world)
+    distributed.shard(objective, blocks, processes)
     return objective, build_state(model, names, recipe), blocks
 
 
 def resume(
-    folder: Path, state: TrainState, record: Mapping[str, Any], allow: Sequence[str], world: World
+    folder: Path,
+    state: TrainState,
+    record: Mapping[str, Any],
+    allow: Sequence[str],
+    processes: ProcessGroup,
 ) -> int:
     """Restore the newest valid checkpoint and give its step; 0 where there is none."""
-    found = checkpoint.recover(folder) if world.first else None
-    step = world.from_first(found.step if found else 0)
+    found = checkpoint.recover(folder) if processes.first else None
+    step = processes.from_first(found.step if found else 0)
     if step:
         path = folder / f"step-{step:010d}"
         checkpoint.refuse_changes(path, checkpoint.read_state(path)["run"], record, allow)
@@ -200,10 +209,12 @@ def is_due(step: int, recipe: Recipe, end: int) -> bool:
 
 
 # ---- one step ----------------------------------------------------------------------------------
-def tokens_by_task(plan: Sequence[MicroBatch], recipe: Recipe, world: World) -> dict[str, int]:
+def tokens_by_task(
+    plan: Sequence[MicroBatch], recipe: Recipe, processes: ProcessGroup
+) -> dict[str, int]:
     """Tokens with a loss in this optimizer step, over all micro-batches and ranks."""
     own = [sum(batch.count for batch in plan if batch.task == task) for task in recipe.active()]
-    return dict(zip(recipe.active(), map(int, world.sum(own)), strict=True))
+    return dict(zip(recipe.active(), map(int, processes.sum(own)), strict=True))
 
 
 def backward(
@@ -212,7 +223,7 @@ def backward(
     plan: Sequence[MicroBatch],
     counts: Mapping[str, int],
     recipe: Recipe,
-    world: World,
+    processes: ProcessGroup,
 ) -> list[Tensor]:
     """Accumulate the gradient of sum over tasks of lambda * (sum over tokens) / (tokens of the step).
 
@@ -220,9 +231,9 @@ def backward(
     """
     totals = []
     for batch in plan:
-        with autocast(recipe, world.device):
-            total = objective(with_features(batch, data, world.device))
-        share = recipe.tasks[batch.task].weight * world.size / max(counts[batch.task], 1)
+        with autocast(recipe, processes.device):
+            total = objective(with_features(batch, data, processes.device))
+        share = recipe.tasks[batch.task].weight * processes.size / max(counts[batch.task], 1)
         (total * share).backward()
         totals.append(total.detach())
     return totals
@@ -256,13 +267,13 @@ def mean_losses(
     totals: Sequence[Tensor],
     counts: Mapping[str, int],
     recipe: Recipe,
-    world: World,
+    processes: ProcessGroup,
 ) -> dict[str, float]:
     """Each task's loss per token over the whole step; not weighted by lambda."""
     own = dict.fromkeys(recipe.active(), 0.0)
     for batch, total in zip(plan, torch.stack(list(totals)).tolist(), strict=True):
         own[batch.task] += total
-    summed = world.sum(list(own.values()))
+    summed = processes.sum(list(own.values()))
     return {task: value / max(counts[task], 1) for task, value in zip(own, summed, strict=True)}
 
 
@@ -334,7 +345,7 @@ def save(
     state: TrainState,
     record: Mapping[str, Any],
     recipe: Recipe,
-    world: World,
+    processes: ProcessGroup,
 ) -> Path:
     """Write the checkpoint of a completed step, unless its weights are not finite."""
     if not math.isfinite(norm_of(list(state.weights.values()))):
@@ -343,4 +354,6 @@ def save(
             "Lower align.lr or set align.clip, then run the same command"
         )
     facts = {"run": record, "tally": asdict(state.tally), "versions": versions()}
-    return checkpoint.save(folder, step, state.groups(), facts, keep=recipe.keep, world=world)
+    return checkpoint.save(
+        folder, step, state.groups(), facts, keep=recipe.keep, processes=processes
+    )

@@ -50,9 +50,9 @@ def draw(arguments: Namespace) -> None:
         origin = Origin(
             sha256_json(read_manifest(model)["outputs"]),
             benchmark.kind,
-            arguments.seed if benchmark.seeds == "per_image" else benchmark.seed,
+            arguments.seed if benchmark.seed_schedule == "per_image" else benchmark.seed,
             code,
-            benchmark.seeds,
+            benchmark.seed_schedule,
             shard,
         )
         counts = draw_shard(
@@ -63,7 +63,7 @@ def draw(arguments: Namespace) -> None:
             sources,
             run=run,
             work=work.path,
-            out=stage.scratch,
+            out=stage.staging,
         )
         stage.note(**counts)
 
@@ -123,7 +123,7 @@ def examine(arguments: Namespace) -> None:
             sources,
             samples=benchmark.images_per_prompt,
             work=work.path,
-            out=stage.scratch,
+            out=stage.staging,
             ledger=Path(arguments.ledger),
             **more,
         )
@@ -149,7 +149,7 @@ def grade(arguments: Namespace) -> None:
         code=code,
         reads=read.values(),
     ) as stage:
-        found = grade_run(benchmark, sources, samples, evidence, stage.scratch)
+        found = grade_run(benchmark, sources, samples, evidence, stage.staging)
         stage.note(coverage=found["coverage"]["share"])
 
 
@@ -171,8 +171,8 @@ def paper(arguments: Namespace) -> int:
     with Stage(
         "paper", arguments.out, inputs=records_of(folders), section=section_, code=code
     ) as stage:
-        cells = build(results, stage.scratch, expect=expect)
-        judged = read_json(stage.scratch / EXPECTED)
+        cells = build(results, stage.staging, expect=expect)
+        judged = read_json(stage.staging / EXPECTED)
         stage.note(cells=cells, expectations=judged["counts"])
     said = ", ".join(f"{count} {status}" for status, count in sorted(cells.items()))
     print(f"{arguments.out}/index.html: {said} ({len(collect(results))} scores)")
@@ -269,7 +269,13 @@ def score_folder(arguments: Namespace) -> None:
             sources=edit_sources(kind, there, sources) if edits else None,
         )
     found = graded(benchmark, sources, [evidence], [], samples)
-    described = {"run": folder.name, "split": "test", "seed": None, "guidance": None, "seeds": None}
+    described = {
+        "run": folder.name,
+        "split": "test",
+        "seed": None,
+        "guidance": None,
+        "seed_schedule": None,
+    }
     result = write(benchmark, found, out, described, _cards(evidence))
     print(summary_text(result))
     print(f"written: {out / 'scores.json'}")

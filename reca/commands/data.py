@@ -7,17 +7,17 @@ from argparse import Namespace
 from reca.commands.code import stage_code
 from reca.commands.inputs import read_section
 from reca.config.compose import section
-from reca.config.schema import World
+from reca.config.schema import ToyWorld
 from reca.config.validate import check_world
 from reca.core.artifacts import Stage
 
 
 def render(arguments: Namespace) -> None:
-    """Draw the scenes of a `World` section into a parquet file."""
+    """Draw the scenes of a `ToyWorld` section into a parquet file."""
     from reca.toyworld import render as world
 
     plain = read_section(arguments.section)
-    described, code = section(World, plain), stage_code("render")
+    described, code = section(ToyWorld, plain), stage_code("render")
     check_world("--section", described)
     with Stage("render", arguments.out, inputs={}, section=plain, code=code) as stage:
-        stage.note(rows=world.render(described, stage.scratch))
+        stage.note(rows=world.render(described, stage.staging))

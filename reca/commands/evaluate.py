@@ -71,7 +71,7 @@ def _generate_laptop(arguments: Namespace) -> None:
             split=arguments.split,
             guidance=_guidance(arguments.guidance, run, sampler),
             work=work.path,
-            out=stage.scratch,
+            out=stage.staging,
         )
         stage.note(**counts)
 
@@ -108,7 +108,7 @@ def score(arguments: Namespace) -> None:
     code = stage_code("score", benchmark=benchmark.kind)
     inputs = records_of({"samples": samples})
     with Stage("score", arguments.out, inputs=inputs, section=plain, code=code) as stage:
-        score_samples(benchmark, samples, stage.scratch)
+        score_samples(benchmark, samples, stage.staging)
 
 
 def choose(arguments: Namespace) -> None:
@@ -122,7 +122,7 @@ def choose(arguments: Namespace) -> None:
         raise ValueError(f"--out {out}: the stage's own record has this name; name another file")
     with Stage("choose", out.parent, inputs=inputs, section={}, code=code) as stage:
         chosen = choose_guidance(_development(folder / SCORES) for folder in folders)
-        write_json(stage.scratch / out.name, chosen)
+        write_json(stage.staging / out.name, chosen)
 
 
 def _development(path: Path) -> dict[str, Any]:
@@ -140,13 +140,13 @@ def report(arguments: Namespace) -> None:
     code = stage_code("report")
     with Stage("report", arguments.out, inputs=inputs, section=plain, code=code) as stage:
         if any(benchmark.kind == "laptop" for benchmark in experiment.benchmarks.values()):
-            page.build(resolved(experiment), results, stage.scratch)
+            page.build(resolved(experiment), results, stage.staging)
         else:  # the paper's benchmarks: its tables are the page
             from reca.report import paper
 
             expect = {experiment.name: resolved(experiment)["expect"]}
-            paper.build(results, stage.scratch, experiment.title, expect)
-            (stage.scratch / paper.TABLES).rename(stage.scratch / page.OUTCOMES)
+            paper.build(results, stage.staging, experiment.title, expect)
+            (stage.staging / paper.TABLES).rename(stage.staging / page.OUTCOMES)
 
 
 def _experiment(name: str) -> Experiment:

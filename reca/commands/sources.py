@@ -30,7 +30,7 @@ def fetch(arguments: Namespace) -> None:
     with Stage("fetch", arguments.out, inputs={}, section=section, code=code) as stage:
         fetched = sources.fetch(
             arguments.name,
-            stage.scratch,
+            stage.staging,
             mirror=_path(arguments.mirror),
             allow_unpinned=arguments.allow_unpinned,
         )

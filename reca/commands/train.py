@@ -18,7 +18,7 @@ from reca.config.schema import DataSource, Fit, Weights
 from reca.core.artifacts import Stage, read_json, size_of
 
 
-def base(arguments: Namespace) -> None:
+def import_base(arguments: Namespace) -> None:
     """Make the base model folder from shipped weights or from downloads."""
     from reca.models.import_base import make_base
 
@@ -38,7 +38,7 @@ def base(arguments: Namespace) -> None:
         reads=inputs.values(),
     ) as stage:
         parts = {role: _chosen(path, weights.file, role) for role, path in inputs.items()}
-        make_base(family, network, stage.scratch, folder=folder, parts=parts)
+        make_base(family, network, stage.staging, folder=folder, parts=parts)
 
 
 def _chosen(folder: Path, file: str | None, role: str) -> Path:
@@ -114,7 +114,7 @@ def align(arguments: Namespace) -> None:
     before_a_run(family, network, recipe, int(os.environ.get("WORLD_SIZE", "1")))
     with work, stage:
         trained = train()
-        write(trained, model, work.path, stage.scratch)
+        write(trained, model, work.path, stage.staging)
         stage.note(**{**asdict(trained.summary), "checkpoint": None})
 
 
@@ -150,7 +150,7 @@ def pretrain(arguments: Namespace) -> None:
         reads=inputs.values(),
     ) as stage:
         work.claim()
-        places = {"seed": arguments.seed, "work": work.path, "out": stage.scratch}
+        places = {"seed": arguments.seed, "work": work.path, "out": stage.staging}
         if arguments.part != "base":
             (fit,), (folder,) = of_section(plain, "fit"), of_section(data, "reconstruct")
             recipe = section(Fit, fit)

@@ -44,7 +44,7 @@ SeedSchedule = Literal["per_image", "sample_index", "prompt_reset", "process"]
 
 
 @dataclass(kw_only=True)
-class World:
+class ToyWorld:
     """The procedural laptop world: how many scenes, and how much their captions say."""
 
     kind: Literal["images", "text", "edits"] = "images"  # text: conversations without pictures
@@ -63,7 +63,7 @@ class DataSource:
     path: str | None = None  # a local folder or file instead of a source
     companions: dict[str, str] = field(default_factory=dict)  # llava: image folder -> source
     options: dict[str, Any] = field(default_factory=dict)  # reader options: column names, limits
-    world: World | None = None  # kind: world
+    world: ToyWorld | None = None  # kind: world
 
 
 @dataclass(kw_only=True)
@@ -154,7 +154,7 @@ class BenchmarkConfig:
     )
     reconstructions: int = 0  # held-out images drawn again from their own embeddings
     seed: int = 0  # laptop: of the prompts; else of the authors' seed schedules
-    seeds: SeedSchedule = "per_image"  # the others are the authors' scripts'
+    seed_schedule: SeedSchedule = "per_image"  # the others are the authors' scripts'
     sampler: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # model -> other sampler fields

@@ -19,8 +19,8 @@ from reca.config.schema import (
     Experiment,
     ModelConfig,
     Pretrain,
+    ToyWorld,
     Weights,
-    World,
 )
 from reca.core.documents import fields, read_yaml
 from reca.core.structure import problem, suggestion
@@ -179,7 +179,7 @@ def _check_data(path: str, role: str, source: DataSource, entries: Collection[st
         )
 
 
-def check_world(path: str, world: World) -> None:
+def check_world(path: str, world: ToyWorld) -> None:
     """Sizes and rates of a drawn world; ValueError names the key below `path`."""
     _at_least(f"{path}.images", world.images, 1)
     _share(f"{path}.single_object_share", world.single_object_share)

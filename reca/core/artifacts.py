@@ -28,7 +28,7 @@ import reca
 from reca.core import documents
 from reca.core.finite import demand_json
 from reca.core.ownership import check_output, check_place, is_derived
-from reca.core.staging import Scratch, new_file
+from reca.core.staging import StagingFolder, new_file
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
@@ -232,7 +232,7 @@ class Stage:
     """One stage's output directory: it appears whole, its manifest last, or not at all.
 
     `inputs` maps a name to the file that was read (usually an upstream manifest). Leaving the
-    `with` block by an exception removes the scratch folder (a kill leaves it to the next run); the
+    `with` block by an exception removes the staging folder (a kill leaves it to the next run); the
     former output stays until a new one is complete. `started` (seconds since the epoch) says when
     work before the block began, so that the whole process counts as the stage's cost.
 
@@ -286,13 +286,13 @@ class Stage:
         self.cpu = 0.0 if self.began else _cpu_seconds()
         self.started = self.began or time.time()
         try:
-            self._room = Scratch(self.out, self.needs)
+            self._room = StagingFolder(self.out, self.needs)
         except OSError as error:
             needed = f" {self.needs} bytes" if self.needs else ""
             raise ValueError(
                 f"{self.out}: cannot write{needed} here ({error.strerror}); free space or choose a writable folder"
             ) from error
-        self.scratch = self._room.path
+        self.staging = self._room.path
         return self
 
     def __exit__(
@@ -316,9 +316,9 @@ class Stage:
         return ValueError(f"{self.out}: cannot complete the stage ({reason}); {remedy}")
 
     def _commit(self) -> None:
-        outputs = describe_files(self.scratch)
-        mode = self.scratch.stat().st_mode & 0o666  # what the umask leaves of it
-        for path in self.scratch.rglob("*"):
+        outputs = describe_files(self.staging)
+        mode = self.staging.stat().st_mode & 0o666  # what the umask leaves of it
+        for path in self.staging.rglob("*"):
             if path.is_file():
                 os.chmod(path, mode)  # temp files begin private; results are for sharing
                 _fsync_file(path)
@@ -343,7 +343,7 @@ class Stage:
             OWNS: {"stage": self.name, "files": files},
         }
         body = {**facts, **usage, **_peak_memory_bytes(), **self.notes, BOUND: manifest}
-        write_json(self.scratch / RUN, {**body, SEAL: sha256_json(body)})
+        write_json(self.staging / RUN, {**body, SEAL: sha256_json(body)})
 
 
 def _fsync_file(path: Path) -> None:

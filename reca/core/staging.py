@@ -34,7 +34,7 @@ def new_file(parent: Path, prefix: str) -> tuple[int, Path]:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path
 
 
-class Scratch:
+class StagingFolder:
     """A locked folder next to `out`, empty at first. `close` removes what is left of it.
 
     Where a file system knows no locks, nothing of others is removed. OSError where it cannot be made, or where

@@ -123,7 +123,7 @@ def write(
 
 def _one_run(described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What all shards agree on; ValueError for shards of different runs or an incomplete set of them."""
-    same = ["run", "split", "seed", "guidance", "seeds"]
+    same = ["run", "split", "seed", "guidance", "seed_schedule"]
     same += ["pictures_shown"] if any("pictures_shown" in one for one in described) else []
     first = {name: described[0].get(name) for name in same}
     for one in described:

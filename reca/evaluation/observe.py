@@ -19,7 +19,7 @@ from reca.core.images import decode
 from reca.evaluation import registry
 from reca.evaluation.pictures import Cropped
 from reca.inference.items import Prompt
-from reca.inference.resume import KeptRows
+from reca.inference.resume import ResumableRows
 
 if TYPE_CHECKING:
     from reca.config.schema import BenchmarkConfig
@@ -40,7 +40,7 @@ def device() -> str:
 
 # ---- rows that survive a kill ------------------------------------------------------------------------
 def seen(
-    kept: KeptRows,
+    resume: ResumableRows,
     items: Sequence[Prompt],
     pictures: Mapping[Key, bytes],
     samples: int,
@@ -54,7 +54,7 @@ def seen(
         data = pictures[item.id, k]
         key = f"{item.id}/{k}/{sha256_bytes(data)}/{fixed}"
         with named([f"{item.id}/{k}"]):
-            rows = kept.of(key, lambda item=item, k=k, data=data: look(item, k, data))  # type: ignore[misc]
+            rows = resume.of(key, lambda item=item, k=k, data=data: look(item, k, data))  # type: ignore[misc]
         yield from rows
         if number % 50 == 0 or number == len(todo):
             _log.info("%d of %d pictures examined", number, len(todo))
@@ -95,10 +95,10 @@ def examine(
         return {**facts, "cropped": len(cropped.changed)}
     if kind.evidence == "judge":
         return _judged(benchmark, items, pictures, data, out, ledger, sources, asked, answers)
-    kept = KeptRows(work / EVIDENCE)
+    resume = ResumableRows(work / EVIDENCE)
     makers = {"detector": _detected, "vqa": _answered, "similarity": _compared}
     rows = makers[kind.evidence](
-        benchmark, items, pictures, data, samples, kept, out, sources or {}
+        benchmark, items, pictures, data, samples, resume, out, sources or {}
     )
     return {"evidence": write_lines(out / EVIDENCE, rows)}
 
@@ -115,7 +115,7 @@ def _detected(
     pictures: Mapping[Key, bytes],
     data: Mapping[str, Path],
     samples: int,
-    kept: KeptRows,
+    resume: ResumableRows,
     out: Path,
     sources: Mapping[str, bytes],
 ) -> Iterator[Row]:
@@ -136,7 +136,7 @@ def _detected(
         image = decode(picture, name=geneval.official_name(item, k))
         return [{"id": item.id, "sample": k, "detections": eye(image, item.facts)}]
 
-    return seen(kept, items, pictures, samples, look, [scorer, identity(folder)])
+    return seen(resume, items, pictures, samples, look, [scorer, identity(folder)])
 
 
 def identity(folder: Path) -> Any:
@@ -154,7 +154,7 @@ def _answered(
     pictures: Mapping[Key, bytes],
     data: Mapping[str, Path],
     samples: int,
-    kept: KeptRows,
+    resume: ResumableRows,
     out: Path,
     sources: Mapping[str, bytes],
 ) -> Iterator[Row]:
@@ -179,7 +179,7 @@ def _answered(
             for row, answer in zip(own, said, strict=True)
         ]
 
-    return seen(kept, items, pictures, samples, look, [scorer, identity(folder)])
+    return seen(resume, items, pictures, samples, look, [scorer, identity(folder)])
 
 
 def _from_file(
@@ -230,7 +230,7 @@ def _compared(
     pictures: Mapping[Key, bytes],
     data: Mapping[str, Path],
     samples: int,
-    kept: KeptRows,
+    resume: ResumableRows,
     out: Path,
     sources: Mapping[str, bytes],
 ) -> Iterator[Row]:
@@ -259,7 +259,7 @@ def _compared(
         return [row]
 
     networks = {role: identity(folder) for role, folder in data.items() if role != "images"}
-    for row in seen(kept, items, pictures, 1, look, networks):
+    for row in seen(resume, items, pictures, 1, look, networks):
         if "features" in row:
             for name, values in zip(features, row["features"], strict=True):
                 features[name].append(values)

@@ -21,7 +21,7 @@ from reca.evaluation.benchmark_data import edit_sources, question_pictures, ques
 from reca.inference.generate import Origin, answers, edit, generate, reconstruct
 from reca.inference.imageset import ImageSetWriter
 from reca.inference.items import Prompt, Question
-from reca.inference.resume import KeptRows
+from reca.inference.resume import ResumableRows
 from reca.models.contract import ReadsSeveral, Sampling
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def draw(
         "seed": origin.seed,
         "guidance": sampler.guidance[0],
         "shard": list(origin.shard),
-        "seeds": origin.schedule,
+        "seed_schedule": origin.schedule,
     }
     makers = {"draw": _pictures, "edit": _edits, "reconstruct": _again, "answer": _answers}
     if needs == "answer":
@@ -172,16 +172,16 @@ def _answers(
     if not isinstance(model, ReadsSeveral):
         asked = [replace(question, more_images=()) for question in asked]
     mine = shard_of(asked, origin.shard, together=2)  # MMVP's pairs, MME's two questions
-    kept = KeptRows(work / (origin.code[:16] or "any") / "answers.jsonl")
+    resume = ResumableRows(work / (origin.code[:16] or "any") / "answers.jsonl")
     keys = {question.id: _answer_key(benchmark, origin, question) for question in mine}
     for start in range(0, len(mine), benchmark.batch_size):
         part = mine[start : start + benchmark.batch_size]
-        missing = [question.id for question in part if keys[question.id] not in kept.rows]
+        missing = [question.id for question in part if keys[question.id] not in resume.rows]
         if missing:
             said = _answered(model, benchmark, part, data)
-            kept.add({keys[name]: [{"answer": said[name]}] for name in missing})
+            resume.add({keys[name]: [{"answer": said[name]}] for name in missing})
         _log.info("%s: %d of %d questions", benchmark.kind, start + len(part), len(mine))
-    found = {name: kept.rows[key][0]["answer"] for name, key in keys.items()}
+    found = {name: resume.rows[key][0]["answer"] for name, key in keys.items()}
     write_json(out / "answers.json", found)
     return {"questions": len(found)}
 

@@ -279,7 +279,7 @@ def _complete(
         for row, reason in record["faults"].items():
             total.add(UnreadableSample(shard.images[int(row)], reason))
     with stage:
-        _write(plan, found, workshop, stage.scratch)
+        _write(plan, found, workshop, stage.staging)
         seconds = {record["key"]: record["seconds"] for record in found}
         stage.note(shard_seconds=seconds, encode_seconds=sum(seconds.values()))
 

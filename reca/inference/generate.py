@@ -26,7 +26,7 @@ from reca.core.finite import named
 from reca.core.images import decode
 from reca.core.rng import generator
 from reca.inference.imageset import Entry, ImageSetWriter, png
-from reca.inference.resume import KeptPictures
+from reca.inference.resume import ResumableImages
 from reca.models.contract import editor, reader_of_several
 
 if TYPE_CHECKING:
@@ -288,21 +288,21 @@ def _draw_all(
 ) -> int:
     if len({job.entry for job in jobs}) < len(jobs):
         raise ValueError(f"{writer.path}: a picture would be written twice; prompt ids must differ")
-    with _kept(work, origin.code) as kept:
-        lacking = {job.entry for job in jobs if not kept.has(job.entry, job.recipe)}
-        if finished := len(jobs) - len(lacking):
+    with _resumable(work, origin.code) as resume:
+        remaining = {job.entry for job in jobs if not resume.has(job.entry, job.recipe)}
+        if finished := len(jobs) - len(remaining):
             _log.info("%d of %d pictures were drawn in an earlier sitting", finished, len(jobs))
         with inference(model):
             for batch in _batches(jobs, batch_size):
-                missing = lacking.intersection(job.entry for job in batch)
+                missing = remaining.intersection(job.entry for job in batch)
                 if missing:
                     make = _in_turn if batch[0].in_turn else _together
-                    make(model, batch, sampling, kept, missing)
+                    make(model, batch, sampling, resume, missing)
                     finished += len(missing)
                     progress(finished, len(jobs))
         for job in jobs:
-            writer.add(*job.entry, kept.png(job.entry), job.recipe)
-    return len(lacking)
+            writer.add(*job.entry, resume.png(job.entry), job.recipe)
+    return len(remaining)
 
 
 def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[Sequence[_Job]]:
@@ -316,20 +316,20 @@ def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[Sequence[_Job]]:
 
 
 @contextmanager
-def _kept(work: Path | None, code: str) -> Iterator[KeptPictures]:
+def _resumable(work: Path | None, code: str) -> Iterator[ResumableImages]:
     """Where finished images lie: below `work` in a folder for each version of the code."""
     if work is not None:
-        yield KeptPictures(work / (code[:16] or "any"))
+        yield ResumableImages(work / (code[:16] or "any"))
         return
     with TemporaryDirectory() as temporary:
-        yield KeptPictures(Path(temporary))
+        yield ResumableImages(Path(temporary))
 
 
 def _together(
     model: UnifiedModel,
     batch: Sequence[_Job],
     sampling: Sampling,
-    kept: KeptPictures,
+    resume: ResumableImages,
     missing: Set[Entry],
 ) -> None:
     """Draw a batch in one pass, and keep what is missing of it, image by image.
@@ -340,9 +340,9 @@ def _together(
     other = 0
     for job, image in zip(batch, images, strict=True):
         if job.entry in missing:
-            kept.put(job.entry, image, job.recipe)
+            resume.put(job.entry, image, job.recipe)
         else:
-            other += kept.png(job.entry) != png(image)
+            other += resume.png(job.entry) != png(image)
     if other:
         _log.warning(
             "%d finished pictures would be others now (another machine, library or batch size); they stay",
@@ -354,7 +354,7 @@ def _in_turn(
     model: UnifiedModel,
     batch: Sequence[_Job],
     sampling: Sampling,
-    kept: KeptPictures,
+    resume: ResumableImages,
     missing: Set[Entry],
 ) -> None:
     """Draw image after image from one generator, whose state is kept with each of them."""
@@ -362,9 +362,9 @@ def _in_turn(
     for job in batch:
         if job.entry in missing:
             (image,) = _rows(model, [job], sampling, [noise])
-            kept.put(job.entry, image, job.recipe, noise.get_state().numpy().tobytes())
+            resume.put(job.entry, image, job.recipe, noise.get_state().numpy().tobytes())
         else:
-            noise.set_state(torch.frombuffer(bytearray(kept.state(job.entry)), dtype=torch.uint8))
+            noise.set_state(torch.frombuffer(bytearray(resume.state(job.entry)), dtype=torch.uint8))
 
 
 def _rows(

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 
-class KeptPictures:
+class ResumableImages:
     """Images `<key>/<index>.png`, each finished by its sidecar `<key>/<index>.json`, which is written last.
 
     The sidecar has the recipe, the file's sha256 and, where one generator draws image after image, its
@@ -82,7 +82,7 @@ class KeptPictures:
         return self.folder / f"{entry.stem}.{ending}"
 
 
-class KeptRows:
+class ResumableRows:
     """Rows by key in an append-only file: a line counts when its end is on the disk and its seal holds.
 
     Other lines stay where they are, are named in the log, and their rows are made again.

@@ -276,8 +276,8 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            temporary = Path(scratch) / path.name
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as staging:
+            temporary = Path(staging) / path.name
             save_file(plain, temporary, metadata={"format": "pt"})
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())

@@ -22,7 +22,7 @@ from reca.toyworld.scenes import Scene, draw_pixels, draw_scene
 from reca.toyworld.text import image_conversation, sparse_caption, text_conversation
 
 if TYPE_CHECKING:
-    from reca.config.schema import World
+    from reca.config.schema import ToyWorld
 
 FILE = "train.parquet"
 ROWS_PER_GROUP = 512
@@ -78,7 +78,7 @@ def edit_rows(index: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def render(world: World, out: Path) -> int:
+def render(world: ToyWorld, out: Path) -> int:
     """Write `out/train.parquet` and return its number of rows; equal sections give equal bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from reca.align import checkpoint
-from reca.align.distributed import World
+from reca.align.distributed import ProcessGroup
 from tests.file_operations import CUT, kill_points, tamper
 
 GROUPS = ("trainable", "optimizer", "ema")
@@ -26,7 +26,9 @@ def tensors(step: int) -> dict:
 
 
 def save(folder, step: int, keep: int = 2):
-    return checkpoint.save(folder, step, tensors(step), {"run": {}}, keep=keep, world=World())
+    return checkpoint.save(
+        folder, step, tensors(step), {"run": {}}, keep=keep, processes=ProcessGroup()
+    )
 
 
 def assert_holds(folder, step: int) -> None:
@@ -235,7 +237,7 @@ def test_failed_purge_is_survived_and_done_later(tmp_path, monkeypatch, caplog):
 def test_large_groups_are_split_over_files(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", 1000)
     group = {f"w{index}": torch.full((100,), float(index)) for index in range(7)}
-    path = checkpoint.save(tmp_path, 1, {"trainable": group}, {}, keep=1, world=World())
+    path = checkpoint.save(tmp_path, 1, {"trainable": group}, {}, keep=1, processes=ProcessGroup())
     assert len(list(path.glob("trainable-*.safetensors"))) == 4
     read = dict(checkpoint.read_tensors(path, "trainable"))
     assert all(torch.equal(read[name], group[name]) for name in group) and len(read) == 7

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reca.align.batches import FeatureData, plan_step
-from reca.align.distributed import World
+from reca.align.distributed import ProcessGroup
 from reca.align.trainer import align
 from reca.config.recipe import Recipe, TaskRecipe
 from reca.models.harmon.model import HarmonModel
@@ -91,7 +91,14 @@ def test_ranks_draw_apart(data: FeatureData, tmp_path: Path) -> None:
     """The official code gives every rank the same mask, timesteps and noise; here they differ (harmon.md g1)."""
     model = tiny.model(tmp_path / "words")
     plans = [
-        plan_step(model, data, RECIPE, seed=3, step=0, world=World(rank, 2, torch.device("cpu")))
+        plan_step(
+            model,
+            data,
+            RECIPE,
+            seed=3,
+            step=0,
+            processes=ProcessGroup(rank, 2, torch.device("cpu")),
+        )
         for rank in (0, 1)
     ]
     for one, other in zip(*plans, strict=True):

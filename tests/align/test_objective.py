@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from transformers import get_cosine_schedule_with_warmup
 
 from reca.align.batches import FeatureData, pick_prompts, pick_turns, plan_step, with_features
-from reca.align.distributed import World
+from reca.align.distributed import ProcessGroup
 from reca.align.objective import derangement, task_loss
 from reca.align.schedule import learning_rate
 from reca.align.training_data import feature_data
@@ -24,10 +24,10 @@ from tests.align.toy import Rows, Toy, toy_data
 CPU = torch.device("cpu")
 
 
-def planned(task: str, *, step: int = 0, world: World | None = None, **changes):
+def planned(task: str, *, step: int = 0, processes: ProcessGroup | None = None, **changes):
     model, data = Toy(), toy_data()
     chosen = recipe(**{"tasks": {task: TaskRecipe(1.0, 4)}, "accumulation": 1, **changes})
-    plan = plan_step(model, data, chosen, seed=0, step=step, world=world or World())
+    plan = plan_step(model, data, chosen, seed=0, step=step, processes=processes or ProcessGroup())
     return model, with_features(plan[0], data, CPU)
 
 
@@ -70,7 +70,9 @@ def test_arms_share_images_and_masks():
     plans = {}
     for arm in ("reca", "shuffled", "sft"):
         arm_recipe = for_arm(plain, arm)
-        plans[arm] = plan_step(Toy(), toy_data(), arm_recipe, seed=0, step=5, world=World())
+        plans[arm] = plan_step(
+            Toy(), toy_data(), arm_recipe, seed=0, step=5, processes=ProcessGroup()
+        )
     drawn = {arm: [b for b in plan if b.noise is not None] for arm, plan in plans.items()}
     assert {b.task for b in drawn["sft"]} == {"t2i"} and len(plans["sft"]) == len(plans["reca"])
     for arm in ("shuffled", "sft"):
@@ -93,8 +95,10 @@ def test_ranks_and_micro_batches_deal_out_each_epoch_once():
         seen = []
         for step in range(11):
             for rank in range(size):
-                world = World(rank, size)
-                for batch in plan_step(Toy(), toy_data(11), chosen, seed=0, step=step, world=world):
+                processes = ProcessGroup(rank, size)
+                for batch in plan_step(
+                    Toy(), toy_data(11), chosen, seed=0, step=step, processes=processes
+                ):
                     seen.extend(batch.indices)
         counts = [seen.count(index) for index in range(11)]
         assert counts == [len(seen) // 11] * 11
@@ -104,7 +108,10 @@ def test_one_rank_and_two_see_the_same_samples_per_step():
     for step in range(6):
         one = planned("reca", step=step)[1].indices
         half = {"tasks": {"reca": TaskRecipe(1.0, 2)}}
-        two = [planned("reca", step=step, world=World(rank, 2), **half)[1] for rank in range(2)]
+        two = [
+            planned("reca", step=step, processes=ProcessGroup(rank, 2), **half)[1]
+            for rank in range(2)
+        ]
         assert sorted(one) == sorted(two[0].indices + two[1].indices)
     assert not torch.equal(two[0].noise.mask, two[1].noise.mask)
 
@@ -145,15 +152,17 @@ def test_data_that_does_not_fit_is_refused(fields, message):
 def test_missing_data_is_named():
     chosen = recipe(tasks={"t2i": TaskRecipe(1.0, 2)})
     with pytest.raises(ValueError, match="needs 'draw' data"):
-        plan_step(Toy(), FeatureData(), chosen, seed=0, step=0, world=World())
+        plan_step(Toy(), FeatureData(), chosen, seed=0, step=0, processes=ProcessGroup())
     with pytest.raises(ValueError, match="t2i needs captions"):
-        plan_step(Toy(), FeatureData(draw=Rows(3, 0)), chosen, seed=0, step=0, world=World())
+        plan_step(
+            Toy(), FeatureData(draw=Rows(3, 0)), chosen, seed=0, step=0, processes=ProcessGroup()
+        )
 
 
 # ---- recipe and schedule -----------------------------------------------------------------------
 def test_tasks_without_weight_cost_nothing():
     chosen = recipe(tasks={"t2i": TaskRecipe(0.0, 2), "reca": TaskRecipe(1.0, 2)})
-    plan = plan_step(Toy(), toy_data(), chosen, seed=0, step=0, world=World())
+    plan = plan_step(Toy(), toy_data(), chosen, seed=0, step=0, processes=ProcessGroup())
     assert {batch.task for batch in plan} == {"reca"}
 
 

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reca.align import checkpoint
 from reca.align.batches import plan_step, with_features
-from reca.align.distributed import World
+from reca.align.distributed import ProcessGroup
 from reca.align.log import truncate
 from reca.align.objective import task_loss
 from reca.align.schedule import learning_rate
@@ -52,7 +52,7 @@ def test_a_step_is_adamw_on_the_token_mean(tmp_path):
     average = AveragedModel(by_hand, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     average.update_parameters(by_hand)
     for step in range(chosen.steps):
-        plan = plan_step(by_hand, data, chosen, seed=SEED, step=step, world=World())
+        plan = plan_step(by_hand, data, chosen, seed=SEED, step=step, processes=ProcessGroup())
         loss = 0.0
         for task, weight in (("reca", 1.0), ("i2t", 0.5)):
             batches = [batch for batch in plan if batch.task == task]
@@ -82,7 +82,7 @@ def test_accumulation_equals_one_batch(tmp_path, batch, accumulation):
     whole, parts = Toy(hide_all=True).double(), Toy(hide_all=True).double()
     whole_recipe, parts_recipe = split(8, 1), split(batch, accumulation)
     data = plain_data()
-    plan = plan_step(parts, data, parts_recipe, seed=SEED, step=0, world=World())
+    plan = plan_step(parts, data, parts_recipe, seed=SEED, step=0, processes=ProcessGroup())
     # micro-batches differ in tokens, so a mean of their means would be another number
     assert len({batch.count for batch in plan if batch.task == "i2t"}) > 1
     align(whole, data, whole_recipe, seed=SEED, work_dir=tmp_path / "whole")
@@ -153,7 +153,7 @@ def poisoned(index: int):
 def first_step_with(index: int) -> int:
     chosen = recipe(tasks={"reca": TaskRecipe(1.0, 3)})
     for step in range(20):
-        plan = plan_step(Toy(), toy_data(), chosen, seed=SEED, step=step, world=World())
+        plan = plan_step(Toy(), toy_data(), chosen, seed=SEED, step=step, processes=ProcessGroup())
         if any(index in batch.indices for batch in plan):
             return step
     raise AssertionError(index)

@@ -264,7 +264,7 @@ def test_audit_exit_code_tells_a_broken_trail(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     with Stage("render", "results/a", inputs={}, section={}) as stage:
-        (stage.scratch / "file").write_text("1")
+        (stage.staging / "file").write_text("1")
     assert main(["audit"]) == 0
     Path("results/a/file").write_text("2")
     assert main(["audit"]) == 1

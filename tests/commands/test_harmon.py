@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 
 from reca.cli import main
-from reca.config.schema import DataSource, World
+from reca.config.schema import DataSource, ToyWorld
 from reca.core.artifacts import read_json, read_manifest
 from reca.data.prompts import bank
 from reca.toyworld.pretrain.harmon import _FRONT_END
@@ -16,7 +16,7 @@ from reca.toyworld.pretrain.words import TURN_END, build_chat_tokenizer
 from tests.models import harmon_tiny
 
 CAPTION = dict.fromkeys(("noise", "relation", "count", "two", "colour", "single_colour"), 0.3)
-WORLD = World(images=12, single_object_share=0.5, caption=CAPTION)
+WORLD = ToyWorld(images=12, single_object_share=0.5, caption=CAPTION)
 DATA = asdict(DataSource(kind="world", world=WORLD))
 PLAIN = {"precision": "fp32", "prompts": "laptop"}
 RECIPE = {"tasks": {"reca": {"batch": 2}, "i2t": {"batch": 2}}, "steps": 2, **PLAIN}

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from reca.cli import main
-from reca.config.schema import DataSource, World
+from reca.config.schema import DataSource, ToyWorld
 from reca.core.artifacts import read_json, read_manifest
 from reca.data.prompts import bank
 from reca.models.registry import build_model
 from reca.toyworld.pretrain.words import build_tokenizer
 
 CAPTION = dict.fromkeys(("noise", "relation", "count", "two", "colour", "single_colour"), 0.3)
-WORLD = World(images=12, single_object_share=0.5, caption=CAPTION)
+WORLD = ToyWorld(images=12, single_object_share=0.5, caption=CAPTION)
 DATA = asdict(DataSource(kind="world", world=WORLD))
 RECIPE = {
     "tasks": {"reca": {"batch": 2}, "i2t": {"batch": 2}},

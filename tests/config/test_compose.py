@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from reca.config import compose
 from reca.config.recipe import Recipe
-from reca.config.schema import Experiment, Sampler, World
+from reca.config.schema import Experiment, Sampler, ToyWorld
 from reca.core.structure import json_schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -407,7 +407,7 @@ def test_section_is_strict_and_fills_defaults():
     with pytest.raises(
         ValueError, match=r"^configuration = \[\]: must be a section with kind, images"
     ):
-        compose.section(World, [])
+        compose.section(ToyWorld, [])
 
 
 @pytest.mark.parametrize(("seeds", "said"), [("[3,3]", "twice"), ("[-1]", "at least 0")])

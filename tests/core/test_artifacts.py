@@ -17,8 +17,8 @@ def stage(out: Path, content: bytes = b"weights", **options: object) -> dict:
     with artifacts.Stage(
         "base", out, inputs={}, section={"a": 1}, seed=0, code="c", **options
     ) as running:
-        (running.scratch / "deep").mkdir()
-        (running.scratch / "deep" / "file.bin").write_bytes(content)
+        (running.staging / "deep").mkdir()
+        (running.staging / "deep" / "file.bin").write_bytes(content)
         running.note(tokens=7)
     return artifacts.read_manifest(out)
 
@@ -45,7 +45,7 @@ def test_a_failed_stage_leaves_the_former_one(tmp_path: Path) -> None:
         pytest.raises(RuntimeError),
         artifacts.Stage("base", tmp_path / "out", inputs={}, section={}) as running,
     ):
-        (running.scratch / "half").write_bytes(b"")
+        (running.staging / "half").write_bytes(b"")
         raise RuntimeError
     assert artifacts.verify(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -135,19 +135,19 @@ def test_code_hash_covers_a_package_and_its_data(
 def test_what_a_killed_writer_left_is_removed_by_the_next(
     tmp_path: Path,
 ) -> None:
-    """SIGKILL leaves a scratch folder; it goes with the next run of that stage, others' folders stay."""
+    """SIGKILL leaves a staging folder; it goes with the next run of that stage, others' folders stay."""
     code = (
         "import os, signal, sys; from reca.core.artifacts import Stage\n"
         "with Stage('a', sys.argv[1], inputs={}, section={}) as s:\n"
-        "    (s.scratch / 'big').write_bytes(b'0'); os.kill(os.getpid(), signal.SIGKILL)"
+        "    (s.staging / 'big').write_bytes(b'0'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     for name in ("out", "out.other"):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
     assert len(list(tmp_path.glob(".out*.partial-*/big"))) == 2
     with artifacts.Stage("a", tmp_path / "out", inputs={}, section={}) as living:
-        assert list(tmp_path.glob(".out.partial-*")) == [living.scratch]
+        assert list(tmp_path.glob(".out.partial-*")) == [living.staging]
         with artifacts.Stage("a", tmp_path / "out", inputs={}, section={}):
-            assert living.scratch.is_dir()
+            assert living.staging.is_dir()
     assert not list(tmp_path.glob(".out.partial-*")) and artifacts.verify(tmp_path / "out")
     assert len(list(tmp_path.glob(".out.other.partial-*/big"))) == 1
 
@@ -166,7 +166,7 @@ def test_a_full_disk_names_the_stage_and_leaves_nothing(
         ),
         artifacts.Stage("a", tmp_path / "out", inputs={}, section={}) as running,
     ):
-        (running.scratch / "file").write_bytes(b"1")
+        (running.staging / "file").write_bytes(b"1")
         if moment == "in the block":
             raise full
     assert not list(tmp_path.iterdir())

@@ -25,7 +25,7 @@ from reca.features.build import build
 from reca.inference.generate import Origin, answers, edit, generate
 from reca.inference.imageset import ImageSetWriter
 from reca.inference.items import Prompt, Question
-from reca.inference.resume import KeptRows
+from reca.inference.resume import ResumableRows
 from reca.models.checkpoint_io import save_safetensors
 from reca.models.contract import Sampling
 from reca.models.registry import load_model
@@ -201,7 +201,7 @@ def test_no_network_scores_with_numbers_that_are_not_finite(tmp_path):
     def look(item, k, picture):
         raise NonFinite("detector logits", [0])
 
-    kept = KeptRows(tmp_path / "rows.jsonl")
+    kept = ResumableRows(tmp_path / "rows.jsonl")
     rows = seen(kept, PROMPTS, {("p1", 0): b"picture"}, 1, look, None)
     with pytest.raises(NonFinite, match="detector logits are not finite for 'p1/0'; "):
         list(rows)

@@ -31,7 +31,7 @@ def hashed(monkeypatch) -> list[str]:
 def made(tmp_path) -> Path:
     with Stage("data", tmp_path / "world", inputs={}, section={"a": 1}) as stage:
         for name in ("a.bin", "b.bin"):
-            (stage.scratch / name).write_text(f"content of {name}")
+            (stage.staging / name).write_text(f"content of {name}")
     return tmp_path / "world"
 
 

@@ -24,9 +24,9 @@ def trail(tmp_path, monkeypatch):
 def link(out, upstream, **files):
     inputs = {name: f"{folder}/manifest.json" for name, folder in upstream.items()} | files
     with Stage(out.split("/")[-1], out, inputs=inputs, section={"of": out}) as stage:
-        (stage.scratch / "sub").mkdir()
-        (stage.scratch / "sub" / "numbers.json").write_text(out)
-        (stage.scratch / "weights.bin").write_bytes(out.encode() * 100)
+        (stage.staging / "sub").mkdir()
+        (stage.staging / "sub" / "numbers.json").write_text(out)
+        (stage.staging / "weights.bin").write_bytes(out.encode() * 100)
 
 
 def run():

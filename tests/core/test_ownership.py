@@ -16,14 +16,14 @@ from reca.commands import interact
 from reca.commands.clean import clean
 from reca.commands.inputs import work_folder
 from reca.config import compose
-from reca.config.schema import World
+from reca.config.schema import ToyWorld
 from reca.core import artifacts
 from reca.core.artifacts import Stage
 from reca.core.ownership import WorkFolder, is_derived
 from reca.inference.imageset import ImageSetWriter
 
 CAPTION = dict.fromkeys(("noise", "relation", "count", "two", "colour", "single_colour"), 0.3)
-WORLD = json.dumps(asdict(World(images=2, caption=CAPTION)))
+WORLD = json.dumps(asdict(ToyWorld(images=2, caption=CAPTION)))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make(out: str, stage: str, files: dict[str, str] | None = None, **options: object) -> None:
     with Stage(stage, out, inputs={}, section={}, code="c", **options) as running:  # type: ignore[arg-type]
         for name, text in (files or {"data.parquet": "rows"}).items():
-            (running.scratch / name).write_text(text)
+            (running.staging / name).write_text(text)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -203,7 +203,7 @@ def test_a_file_put_there_while_the_stage_runs_is_kept(here):
         pytest.raises(ValueError, match=r"holds notes\.txt"),
         Stage("render", "data/world", inputs={}, section={}) as running,
     ):
-        (running.scratch / "data.parquet").write_text("new")
+        (running.staging / "data.parquet").write_text("new")
         Path("data/world/notes.txt").write_text("mine")
     assert Path("data/world/notes.txt").read_text() == "mine"
     assert Path("data/world/data.parquet").read_text() == "rows"

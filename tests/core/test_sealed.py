@@ -21,7 +21,7 @@ from reca.evaluation.judges.ledger import Entry, Ledger
 from reca.features.workshop import Workshop
 from reca.inference.imageset import Entry as Place
 from reca.inference.imageset import png
-from reca.inference.resume import KeptPictures, KeptRows
+from reca.inference.resume import ResumableImages, ResumableRows
 from reca.toyworld.pretrain import run
 
 REPLIES = ('a "seal": {"x"}', "8\n", "é, \\", "[8, 7]")
@@ -63,10 +63,10 @@ def log(folder):
 
 
 def rows(folder):
-    KeptRows(folder / "rows.jsonl").add(ROWS)
+    ResumableRows(folder / "rows.jsonl").add(ROWS)
 
     def use():
-        kept = KeptRows(folder / "rows.jsonl")
+        kept = ResumableRows(folder / "rows.jsonl")
         for key, made in ROWS.items():
             kept.of(key, lambda made=made: made)  # made again where the line is damaged
         return sorted(kept.rows.items())
@@ -75,7 +75,7 @@ def rows(folder):
 
 
 def sidecar(folder):
-    kept, place, recipe = KeptPictures(folder), Place("p", 3), {"seed": 1, "prompt": "a circle"}
+    kept, place, recipe = ResumableImages(folder), Place("p", 3), {"seed": 1, "prompt": "a circle"}
     kept.put(place, Image.new("RGB", (8, 8), "red"), recipe, state=bytes(range(64)))
 
     def use():
@@ -136,7 +136,7 @@ def hash_ledger(folder):
 
 def run_record(folder):
     with Stage("base", folder / "out", inputs={}, section={}) as stage:
-        (stage.scratch / "file").write_text("content")
+        (stage.staging / "file").write_text("content")
         stage.note(encode_seconds=1.5, commit="c" * 40, versions={}, machine={})
 
     def use():
@@ -224,7 +224,7 @@ def test_a_planted_index_neither_redirects_nor_mislabels(tmp_path, monkeypatch, 
 def test_the_run_record_of_an_older_reca_is_counted_and_that_of_another_stage_is_named(tmp_path):
     path, _ = run_record(tmp_path)
     with Stage("base", tmp_path / "other", inputs={}, section={"a": 1}) as stage:
-        (stage.scratch / "file").write_text("content")
+        (stage.staging / "file").write_text("content")
     own = path.read_bytes()
     shutil.copyfile(tmp_path / "other/run.json", path)
     (problem,) = audit([tmp_path]).problems

@@ -124,7 +124,7 @@ KINDS = (
          "made again or refused, never believed",
          tests("inference/test_resume", "only_whole_pictures_of_the_recipe_count",
                "rows_survive_a_torn_end_and_foreign_rows_are_named")),
-    Kind("W4", STAGES, "a killed writer's scratch folder",
+    Kind("W4", STAGES, "a killed writer's staging folder",
          "removed by the next writer of that output only",
          tests("core/test_artifacts", "what_a_killed_writer_left_is_removed_by_the_next",
                "a_kill_between_the_renames_is_no_stage", "a_failed_stage_leaves_the_former_one")),

@@ -19,7 +19,7 @@ from reca.core.lineage import audit
 from reca.data.formats import open_dataset
 from reca.evaluation.judges.ledger import Ledger
 from reca.inference.imageset import ImageSet
-from reca.inference.resume import KeptPictures, KeptRows
+from reca.inference.resume import ResumableImages, ResumableRows
 from reca.models import checkpoint_io
 from reca.models.registry import load_model
 from reca.sources.catalogue import load_sources
@@ -77,7 +77,7 @@ def of_kept_picture(folder: Path, data: bytes) -> None:
 
     (folder / "a").mkdir()
     (folder / "a/0000.json").write_bytes(data)
-    assert not KeptPictures(folder).has(Entry("a", 0), {"seed": 1})
+    assert not ResumableImages(folder).has(Entry("a", 0), {"seed": 1})
 
 
 def of_experiment(folder: Path, data: bytes) -> None:
@@ -113,7 +113,7 @@ PLACES = {
     "sidecar in a tar": of_tar,
     "recipe of a picture": of_picture_set,
     "sidecar of kept work": of_kept_picture,
-    "kept rows": at("shard.jsonl", KeptRows),
+    "kept rows": at("shard.jsonl", ResumableRows),
     "step log": at("shard.jsonl", truncated),
     "ledger": at("shard.jsonl", Ledger),
     "lock of sources": at("shard.lock", read_lock),

@@ -9,7 +9,7 @@ from reca.core.artifacts import sha256_file
 from reca.core.images import decode
 from reca.inference.generate import answers
 from reca.inference.items import Question
-from reca.inference.resume import KeptRows
+from reca.inference.resume import ResumableRows
 from tests.features.test_build import hashes, make
 from tests.file_operations import CUT, kill_points
 from tests.inference.test_generate import draw
@@ -43,7 +43,7 @@ def test_killed_answering_goes_on(tmp_path, campaign):
     questions = [Question(f"q{i}", f"i{i % 3}", f"what {i}", "", "kind") for i in range(4)]
 
     def answer(path, model):
-        kept = KeptRows(path)
+        kept = ResumableRows(path)
         for question in questions:
             kept.of(question.id, lambda q=question: [answers(model, [q], images)])
         return kept.rows

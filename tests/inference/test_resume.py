@@ -17,7 +17,7 @@ from reca.core.artifacts import sha256_file
 from reca.inference.generate import Origin, generate
 from reca.inference.imageset import Entry, ImageSet, ImageSetWriter
 from reca.inference.items import Prompt
-from reca.inference.resume import KeptPictures, KeptRows
+from reca.inference.resume import ResumableImages, ResumableRows
 from reca.models.contract import Sampling
 from reca.models.registry import load_model
 from tests.inference.test_generate import pixels
@@ -83,7 +83,7 @@ def test_a_kill_inside_a_batch_changes_no_byte_and_repeats_no_picture(
 
 def test_a_finished_picture_that_would_come_out_otherwise_stays_and_is_told(tmp_path, caplog):
     draw(DrawingToy(), tmp_path / "a.tar", work=tmp_path / "w")
-    kept = KeptPictures(next((tmp_path / "w").iterdir()))
+    kept = ResumableImages(next((tmp_path / "w").iterdir()))
     recipe = ImageSet(tmp_path / "a.tar").recipe("00000", 0)
     kept.put(Entry("00000", 0), Image.new("RGB", (8, 8)), recipe)
     (kept.folder / "00000/0001.json").unlink()
@@ -95,7 +95,7 @@ def test_a_finished_picture_that_would_come_out_otherwise_stays_and_is_told(tmp_
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "no sidecar", "half a sidecar", "other recipe"])
 def test_only_whole_pictures_of_the_recipe_count(tmp_path, harm):
-    kept, entry = KeptPictures(tmp_path), Entry("p/q", 3)
+    kept, entry = ResumableImages(tmp_path), Entry("p/q", 3)
     kept.put(entry, Image.new("RGB", (8, 8), "red"), {"seed": 1}, state=b"state")
     assert kept.has(entry, {"seed": 1}) and kept.state(entry) == b"state"
     picture, sidecar = tmp_path / "p/q/0003.png", tmp_path / "p/q/0003.json"
@@ -112,15 +112,15 @@ def test_only_whole_pictures_of_the_recipe_count(tmp_path, harm):
 
 def test_rows_survive_a_torn_end_and_foreign_rows_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
-    KeptRows(path).add({"a": [{"answer": "yes"}], "b": []})
+    ResumableRows(path).add({"a": [{"answer": "yes"}], "b": []})
     with open(path, "ab") as file:
         file.write(b'{"key": "c", "ro')
-    rows = KeptRows(path)
+    rows = ResumableRows(path)
     assert rows.rows == {"a": [{"answer": "yes"}], "b": []}
     assert rows.of("c", lambda: [{"answer": "no"}]) == [{"answer": "no"}]
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "b", "c"]
     for foreign in ('{"key": 3}\n', "a note without a line end"):
         path.write_text(foreign)
         with pytest.raises(ValueError, match=r"rows\.jsonl: not rows of ours .* remove the file"):
-            KeptRows(path)
+            ResumableRows(path)
         assert path.read_text() == foreign

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reca.align.batches import plan_step, with_features
-from reca.align.distributed import World
+from reca.align.distributed import ProcessGroup
 from reca.align.objective import task_loss
 from reca.align.trainer import align
 from reca.align.training_data import feature_data
@@ -171,7 +171,7 @@ def test_a_folder_of_edits_trains_the_drawing_side(model, tmp_path):
         ("one.png", "one-edited.png", "what there"),
         ("two.png", "two-edited.png", "there ?"),
     ]
-    plan = plan_step(model, data, recipe, seed=0, step=0, world=World())
+    plan = plan_step(model, data, recipe, seed=0, step=0, processes=ProcessGroup())
     batch = with_features(plan[0], data, torch.device("cpu"))
     wanted = model.encode(tiny.pictures(4), "edit")
     for row, (source, target) in enumerate(zip(batch.sources, batch.indices, strict=True)):

@@ -232,9 +232,9 @@ def test_base_finds_the_vae_in_the_download(model: HarmonModel, tmp_path: Path) 
 
     tiny.tokenizer_files().save_pretrained(tmp_path / "words")
     with Stage("source", tmp_path / "harmon", inputs={}, section={}, code="test") as stage:
-        torch.save(network_state(model), stage.scratch / "harmon_0.5b.pth")
-        torch.save(network_state(model), stage.scratch / "harmon_1.5b.pth")
-        torch.save({"model": vae_state(model)}, stage.scratch / "kl16.ckpt")
+        torch.save(network_state(model), stage.staging / "harmon_0.5b.pth")
+        torch.save(network_state(model), stage.staging / "harmon_1.5b.pth")
+        torch.save({"model": vae_state(model)}, stage.staging / "kl16.ckpt")
     parts = {
         "weights": tmp_path / "harmon/harmon_0.5b.pth",
         "image_tokenizer": tmp_path / "harmon",

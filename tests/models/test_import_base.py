@@ -29,7 +29,7 @@ def toy_family(monkeypatch):
 @pytest.fixture
 def shipped(tmp_path):
     with artifacts.Stage("align", tmp_path / "shipped", inputs={}, section={}) as stage:
-        DrawingToy(seed=3).save(stage.scratch)
+        DrawingToy(seed=3).save(stage.staging)
     return tmp_path / "shipped"
 
 
@@ -69,8 +69,8 @@ class Recorder(DrawingToy):
 def test_pickles_are_opened_under_the_recorded_hash(tmp_path, monkeypatch, named):
     monkeypatch.setattr(toy_model, "build", lambda network: Recorder())
     with artifacts.Stage("fetch", tmp_path / "source", inputs={}, section={}) as stage:
-        (stage.scratch / "pytorch_model.bin").write_bytes(b"weights")
-        (stage.scratch / "config.json").write_text("{}")
+        (stage.staging / "pytorch_model.bin").write_bytes(b"weights")
+        (stage.staging / "config.json").write_text("{}")
     (tmp_path / "words").mkdir()
     source = tmp_path / "source"
     parts = {"weights": source / "pytorch_model.bin" if named else source}

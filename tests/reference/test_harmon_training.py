@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reca.align.batches import samples
-from reca.align.distributed import World
+from reca.align.distributed import ProcessGroup
 from reca.align.objective import MicroBatch, Objective
 from reca.align.schedule import learning_rate, published_rate
 from reca.align.state import build_state, freeze
@@ -76,7 +76,7 @@ def test_whole_optimiser_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         precision="fp32",
     )
     state = build_state(model, freeze(model, recipe.trains), recipe)
-    objective, data, world = Objective(model), Stored(stored), World()
+    objective, data, world = Objective(model), Stored(stored), ProcessGroup()
     for step in sorted({key.split("/")[0] for key in stored}):
         for batch in data.plan(step):
             # every micro-batch by its own count: the published mean is one of micro-batches (docs/differences.md)
@@ -119,7 +119,7 @@ def test_order_of_the_data(name: str) -> None:
 def taken(case: dict, rank: int) -> list[list[int]]:
     """Global indices of the first micro-batches of a rank, by the trainer's own `samples`."""
     found: list[list[int]] = []
-    world = World(rank, case["world"], torch.device("cpu"))
+    world = ProcessGroup(rank, case["world"], torch.device("cpu"))
     cycle = 0
     while len(found) < case["n_batches"]:
         offset = 0
@@ -133,7 +133,7 @@ def taken(case: dict, rank: int) -> list[list[int]]:
                     case["batch_size"],
                     (cycle, micro),
                     seed=case["seed"],
-                    world=world,
+                    processes=world,
                 )
                 found.append([offset + index for index in own])
             offset += size

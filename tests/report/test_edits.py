@@ -27,7 +27,7 @@ def model(tmp_path):
         for seed in (0, 1):
             folder = tmp_path / "tiny" / f"{arm}-{seed}" / "laptop_edit" / "test"
             with artifacts.Stage("generate", folder / "samples", inputs={}, section={}) as stage:
-                with ImageSetWriter(stage.scratch / "images.tar") as writer:
+                with ImageSetWriter(stage.staging / "images.tar") as writer:
                     for number, one in enumerate(asked_for(SECTION, "test", [2.0])[1]):
                         scene = one.edit.target if number % 4 < right else one.edit.source
                         image = Image.fromarray(draw_pixels(scene))
@@ -40,9 +40,9 @@ def model(tmp_path):
                     "seed": seed,
                     "guidance": [2.0],
                 }
-                artifacts.write_json(stage.scratch / "samples.json", described)
+                artifacts.write_json(stage.staging / "samples.json", described)
             with artifacts.Stage("score", folder / "scores", inputs={}, section={}) as stage:
-                score_edits(SECTION, folder / "samples", stage.scratch)
+                score_edits(SECTION, folder / "samples", stage.staging)
     return tmp_path / "tiny"
 
 

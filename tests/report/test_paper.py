@@ -25,7 +25,7 @@ def score(root, run, value, model="harmon_15b", benchmark="geneval", experiment=
         "partial": False, **more,
     }  # fmt: skip
     with Stage("grade", folder, inputs={}, section={}) as stage:
-        write_json(stage.scratch / "scores.json", found)
+        write_json(stage.staging / "scores.json", found)
 
 
 def cell(root, table, row, column, arm=None):

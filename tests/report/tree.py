@@ -70,13 +70,13 @@ class Tree:
     # ---- stages --------------------------------------------------------------------------------------------------
     def upstream(self) -> None:
         with self.stage("data", Path("data/laptop-reconstruct"), []) as stage:
-            (stage.scratch / "data.parquet").write_bytes(b"pictures")
+            (stage.staging / "data.parquet").write_bytes(b"pictures")
         with self.stage("base", self.model / "base", []) as stage:
-            (stage.scratch / "model.safetensors").write_bytes(b"weights")
+            (stage.staging / "model.safetensors").write_bytes(b"weights")
         for use in ("draw", "read"):
             reads = [self.model / "base", Path("data/laptop-reconstruct")]
             with self.stage("cache", self.model / "cache" / use, reads) as stage:
-                artifacts.write_json(stage.scratch / "cache.json", {"rows": 200})
+                artifacts.write_json(stage.staging / "cache.json", {"rows": 200})
                 stage.note(encode_seconds=4.0)
         for arm, seed in self.runs:
             if arm != "base":
@@ -99,7 +99,7 @@ class Tree:
                 rows.append(
                     {"step": step, "loss": loss, "lr": 1e-4, "grad_norm": 1.0, "tokens": tokens}
                 )
-            (stage.scratch / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+            (stage.staging / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
     def choice(self) -> dict[str, Any]:
         folders = [self.folder(arm, seed, "development", "scores") for arm, seed in self.runs]
@@ -108,7 +108,7 @@ class Tree:
         with artifacts.Stage(
             "choose", self.model / "guidance", inputs=inputs, section={}, code=CODE
         ) as stage:
-            artifacts.write_json(stage.scratch / "guidance.json", found)
+            artifacts.write_json(stage.staging / "guidance.json", found)
         return found["chosen"]
 
     def folder(self, arm: str, seed: int, split: str, part: str) -> Path:
@@ -124,8 +124,8 @@ class Tree:
                 seed,
             ) as stage:
                 found, items = self.score_of(arm, seed, split)
-                artifacts.write_json(stage.scratch / "scores.json", found)
-                (stage.scratch / "items.jsonl").write_text(
+                artifacts.write_json(stage.staging / "scores.json", found)
+                (stage.staging / "items.jsonl").write_text(
                     "".join(json.dumps(i) + "\n" for i in items)
                 )
 
@@ -150,7 +150,7 @@ class Tree:
             artifacts.Stage(
                 "generate", out, inputs=inputs, section={}, seed=seed, code=CODE
             ) as stage,
-            ImageSetWriter(stage.scratch / "images.tar") as writer,
+            ImageSetWriter(stage.staging / "images.tar") as writer,
         ):
             for level in self.levels_of(arm, split):
                 for prompt in self.prompts(split):

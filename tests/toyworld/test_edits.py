@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from reca.config.schema import World
+from reca.config.schema import ToyWorld
 from reca.core.rng import numpy_generator
 from reca.data.formats import open_dataset
 from reca.toyworld.edits import EDITS, WORDS, draw_edit
@@ -86,7 +86,7 @@ def test_an_unknown_kind_is_named():
 
 
 def test_a_rendered_set_has_two_rows_an_edit_and_equal_bytes(tmp_path):
-    world = World(kind="edits", images=10, seed=3)
+    world = ToyWorld(kind="edits", images=10, seed=3)
     assert render(world, tmp_path / "a") == 20
     render(world, tmp_path / "b")
     assert (tmp_path / "a/train.parquet").read_bytes() == (

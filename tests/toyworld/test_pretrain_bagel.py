@@ -13,7 +13,7 @@ import yaml
 from reca.align.state import freeze
 from reca.config import compose
 from reca.config.recipe import Recipe, TaskRecipe
-from reca.config.schema import DataSource, Fit, World
+from reca.config.schema import DataSource, Fit, ToyWorld
 from reca.core.artifacts import sha256_file
 from reca.data.prompts import bank
 from reca.models.bagel.encoders import FrozenVae
@@ -40,8 +40,8 @@ def network() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("worlds")
-    render(World(images=48, seed=1, caption=CAPTION), root / "pictures")
-    render(World(kind="text", images=24, seed=2), root / "text")
+    render(ToyWorld(images=48, seed=1, caption=CAPTION), root / "pictures")
+    render(ToyWorld(kind="text", images=24, seed=2), root / "text")
     return {"reconstruct": root / "pictures", "answer": root / "pictures", "text": root / "text"}
 
 

@@ -9,7 +9,7 @@ import torch
 
 from reca.config import compose
 from reca.config.recipe import TaskRecipe
-from reca.config.schema import DataSource, World
+from reca.config.schema import DataSource, ToyWorld
 from reca.core.artifacts import read_manifest, sha256_file, verify
 from reca.core.rng import numpy_generator
 from reca.models.bagel.weights import is_trained
@@ -33,8 +33,8 @@ def experiment():
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("worlds")
-    render(World(images=24, seed=1, caption=CAPTION), root / "pictures")
-    render(World(kind="edits", images=12, seed=2), root / "edits")
+    render(ToyWorld(images=24, seed=1, caption=CAPTION), root / "pictures")
+    render(ToyWorld(kind="edits", images=12, seed=2), root / "edits")
     return {"reconstruct": root / "pictures", "edit": root / "edits"}
 
 

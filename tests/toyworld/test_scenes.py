@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reca.config.schema import World
+from reca.config.schema import ToyWorld
 from reca.core.artifacts import sha256_file
 from reca.data.formats import open_dataset
 from reca.toyworld.render import FILE, render
@@ -119,7 +119,7 @@ def test_conversations_use_the_closed_vocabulary() -> None:
 @pytest.mark.parametrize("kind", ["images", "text"])
 def test_equal_sections_give_equal_bytes(tmp_path: Path, kind: str) -> None:
     caption = {**RATES, "noise": 0.1}
-    world = World(kind=kind, images=20, seed=5, single_object_share=0.3, caption=caption)
+    world = ToyWorld(kind=kind, images=20, seed=5, single_object_share=0.3, caption=caption)
     hashes = {
         render(world, tmp_path / name) and sha256_file(tmp_path / name / FILE) for name in "ab"
     }

@@ -336,7 +336,7 @@ DRAWN = (
     "reconstructions",
     "images_per_prompt",
     "seed",
-    "seeds",
+    "seed_schedule",
 )
 EXAMINED = (
     "prompts",

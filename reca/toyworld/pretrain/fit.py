@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from reca.align import checkpoint
-from reca.align.distributed import World
+from reca.align.distributed import ProcessGroup
 from reca.align.log import TrainLog
 from reca.align.preemption import Preempted, StopFlag
 from reca.align.schedule import lr_factor
@@ -57,7 +57,7 @@ def fit(
     `size` is the number of samples and `data` their hash: a resume with other data or another recipe is refused.
     ValueError on a loss or gradient that is not finite; checkpoints are those of earlier steps.
     """
-    world = World()
+    processes = ProcessGroup()
     names = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(
         names.values(),
@@ -84,7 +84,9 @@ def fit(
                     check_weights(f"{work_dir}, step {step + 1}", names.items())
                     journal.sync()
                     saved = {"run": record, "tally": asdict(state.tally)}
-                    checkpoint.save(folder, step + 1, state.groups(), saved, keep=2, world=world)
+                    checkpoint.save(
+                        folder, step + 1, state.groups(), saved, keep=2, processes=processes
+                    )
                 if stop.received and step + 1 < recipe.steps:
                     stopped = Preempted(step + 1, stop.received)
                     logger.warning("%s", stopped)

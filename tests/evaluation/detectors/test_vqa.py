@@ -28,7 +28,7 @@ def picture(seed):
 def chat(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat") / "model"
     with Stage("fetch", folder, inputs={}, section={}) as stage:
-        tiny.chat_folder(stage.scratch)
+        tiny.chat_folder(stage.staging)
     return folder
 
 
