@@ -28,13 +28,16 @@ def test_an_entry_is_what_the_family_has(name: str) -> None:
     assert importlib.import_module(pretraining_module(name)).PARTS
     if (options := FAMILIES[name].sampler_options) is not None:
         sampler = importlib.import_module(f"reca.models.{name}.sampler")
-        assert {f.name for f in fields(sampler.SamplerOptions)} - GENERAL == set(options)
+        kind = getattr(sampler, "SamplerOptions", None) or sampler.FlowOptions
+        assert {f.name for f in fields(kind)} - GENERAL == set(options)
 
 
 def test_unknown_families_are_named() -> None:
     for lookup in (family_module, pretraining_module):
-        with pytest.raises(ValueError, match=r"'janus'.*choose one of: showo, harmon, bagel"):
-            lookup("janus")
+        with pytest.raises(
+            ValueError, match=r"'pixel'.*choose one of: showo, harmon, openuni, bagel"
+        ):
+            lookup("pixel")
 
 
 def test_configuration_reads_the_entries_without_torch() -> None:
