@@ -57,7 +57,12 @@ FAMILIES: dict[str, Family] = {
             pretraining="reca.toyworld.pretrain.bagel",
             edits=True,
         ),
-        Family("janus", "Janus-Pro"),
+        Family(
+            "janus",
+            "Janus-Pro",
+            module="reca.models.janus.model",
+            sampler_options=(),
+        ),
     )
 }
 

@@ -75,8 +75,9 @@ class FamilyModel(UnifiedModel):
         raise NotImplementedError
 
     def official_state(self) -> dict[str, Tensor]:
-        """The network under its released names."""
-        return self.weight_files()[0].naming.state(self.network)
+        """The first weight file's content under its released names."""
+        file = self.weight_files()[0]
+        return file.naming.state(file.module)
 
     def load(self, path: Path) -> None:
         """Load a model folder, or only the network from an official checkpoint file or folder (a RecA result, say)."""
