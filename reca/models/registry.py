@@ -61,6 +61,7 @@ FAMILIES: dict[str, Family] = {
             "janus",
             "Janus-Pro",
             module="reca.models.janus.model",
+            pretraining="reca.toyworld.pretrain.janus",
             sampler_options=(),
         ),
     )

@@ -48,7 +48,9 @@ def model_of(described: Mapping[str, Any]) -> JanusModel:
     return model.eval()
 
 
-def rows_of(described: Mapping[str, Any], ids: Tensor, mask: Tensor, length: int) -> list[list[int]]:
+def rows_of(
+    described: Mapping[str, Any], ids: Tensor, mask: Tensor, length: int
+) -> list[list[int]]:
     """Prompts without padding, one mark in place of an image's `length` placeholders."""
     image, rows = described["config"]["image_token_id"], []
     for row, real in zip(ids, mask.bool(), strict=True):
@@ -61,7 +63,9 @@ def rows_of(described: Mapping[str, Any], ids: Tensor, mask: Tensor, length: int
     return rows
 
 
-def labels_of(described: Mapping[str, Any], row: list[int], labels: Tensor, length: int) -> list[int]:
+def labels_of(
+    described: Mapping[str, Any], row: list[int], labels: Tensor, length: int
+) -> list[int]:
     """Labels of a row's real tokens, one for the mark of an image."""
     own = labels.tolist()
     at = row.index(IMAGE) if IMAGE in row else len(row)

@@ -85,11 +85,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def test_every_value_is_reproduced(case: Case) -> None:
-    stored = {
-        name: tensor
-        for name, tensor in case.stored.items()
-        if not name.startswith("grad")
-    }
+    stored = {name: tensor for name, tensor in case.stored.items() if not name.startswith("grad")}
     golden.assert_reproduces(stored, case.found, INPUTS, VALUES)
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from reca.core import artifacts
+from reca.models.checkpoint_io import Pin
 from reca.models.common.naming import Naming, read
 from reca.models.common.tokenizer import TextFrontEnd
 from reca.models.contract import UnifiedModel
@@ -90,7 +91,7 @@ class FamilyModel(UnifiedModel):
         self.read_tokenizer(path)
 
     def load_weights(
-        self, role: str, path: Path, sha256: str | None = None, allow_unpinned: bool = False
+        self, role: str, path: Path, sha256: Pin | None = None, allow_unpinned: bool = False
     ) -> set[str]:
         """Load a checkpoint, strictly, into the file's module and others that it holds; gives their roles."""
         tensors, loaded = read(path, sha256, allow_unpinned), set()
@@ -108,7 +109,7 @@ class FamilyModel(UnifiedModel):
         self,
         parts: Mapping[str, Path],
         *,
-        sha256: Mapping[str, str] | None = None,
+        sha256: Mapping[str, Pin] | None = None,
         allow_unpinned: bool = False,
     ) -> None:
         """Load official files or folders by role, each from where it lies: those of `weight_files` and `tokenizer`.

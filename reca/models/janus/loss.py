@@ -41,6 +41,7 @@ def generation_loss(
         codes,
         head.bias,
         reduction="sum",
+        all_valid=True,
         implementation=options.implementation,
     )
     return Loss(total, noise.count)
@@ -92,6 +93,7 @@ def answer_loss(
         network.language_model.lm_head.weight,
         wanted,
         reduction="sum",
+        all_valid=True,
         implementation=options.implementation,
     )
     return Loss(total, conversation.count)

@@ -65,7 +65,7 @@ class JanusModel(FamilyModel):
         return Condition(rows, pad, features["understanding"])
 
     def unconditional(self, batch: int) -> Condition:
-        """bos and begin-of-image; the sampler puts as many pads between as the condition has tokens (janus.md d)."""
+        """Bos and begin-of-image; the sampler puts as many pads between as the condition has tokens (janus.md d)."""
         return Condition([self.text.unconditional()] * batch, self.text.special.pad)
 
     def sample_noise(self, batch: int, generator: torch.Generator) -> DropoutNoise:

@@ -7,6 +7,8 @@ of an image, N codes, D width, W width of SigLIP, K codebook.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
@@ -36,7 +38,7 @@ class Janus(nn.Module):
         self.aligner = JanusVisionAlignerMLP(
             JanusVisionConfig(hidden_size=config.vision.hidden_size, projection_dim=width)
         )
-        sizes = {"embed_dim": vq.embed_dim, "num_embeddings": vq.num_embeddings}
+        sizes: dict[str, Any] = {"embed_dim": vq.embed_dim, "num_embeddings": vq.num_embeddings}
         self.generation_embeddings = nn.Embedding(vq.num_embeddings, vq.embed_dim)
         self.generation_aligner = JanusVQVAEAlignerMLP(
             JanusVQVAEConfig(projection_dim=width, **sizes)
@@ -77,8 +79,16 @@ class Janus(nn.Module):
         return embeddings
 
     def hidden(self, embeddings: Tensor) -> Tensor:
-        """Final hidden states [B, L, D] of input embeddings, causal; padding comes last."""
-        return self.language_model.model(inputs_embeds=embeddings).last_hidden_state
+        """Final hidden states [B, L, D] of input embeddings [B, L, D], causal; padding comes last.
+
+        The layers are called one by one because LlamaModel reads its positions back to look for packed sequences.
+        """
+        llama: Any = self.language_model.model
+        places = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
+        rotary, hidden = llama.rotary_emb(embeddings, places), embeddings
+        for layer in llama.layers:
+            hidden = layer(hidden, position_embeddings=rotary)
+        return llama.norm(hidden)
 
     def code_features(self, hidden: Tensor) -> Tensor:
         """What the last layer of the generation head reads of states [..., D]: [..., head width]."""

@@ -13,7 +13,7 @@ from reca.models.common import tokenizer as common
 from reca.models.common.tokenizer import IGNORE, without_image_tag
 from reca.models.janus.layout import IMAGE
 
-PAD, BEGIN, END = "<｜▁pad▁｜>", "<begin_of_image>", "<end_of_image>"
+PAD, BEGIN, END = "<｜▁pad▁｜>", "<begin_of_image>", "<end_of_image>"  # noqa: RUF001
 _USER, _ASSISTANT = "<|User|>: ", "\n\n<|Assistant|>:"
 
 
@@ -38,7 +38,7 @@ class TextFrontEnd(common.TextFrontEnd):
         self.end = self.special.eos
 
     def check(self, where: str) -> None:
-        """Find the special ids by their text (the released numbers are unconfirmed); ValueError where one is missing."""
+        """Find the special ids by their text, as released numbers are unconfirmed; ValueError where one is missing."""
         known, size = self.tokenizer.get_vocab(), int(self.config.llm["vocab_size"])
         found = {"bos": self.tokenizer.bos_token_id, "eos": self.tokenizer.eos_token_id}
         found |= {"pad": known.get(PAD), "boi": known.get(BEGIN), "eoi": known.get(END)}

@@ -81,22 +81,28 @@ class JanusNaming(Naming):
 
     def state(self, module: Any) -> dict[str, Tensor]:
         """The content of a whole model under the names of this layout."""
-        state = super().state(module)
-        return _joined(state) | module.unread if self.layout == "official" else state
+        return self._read_content(module) | (module.unread if self.layout == "official" else {})
 
     def load(self, module: Any, official: Mapping[str, Tensor], where: str | Path) -> None:
         """Load either layout, strictly; ValueError names the file and what does not fit."""
-        if any(name.startswith("model.") for name in official):
-            super(JanusNaming, NAMING["transformers"]).load(module, official, where)
-            module.unread = {}
-            return
-        unread = {name: tensor for name, tensor in official.items() if is_unread(name)}
+        is_official = not any(name.startswith("model.") for name in official)
+        unread = {n: t for n, t in official.items() if is_official and is_unread(n)}
         if unread:
             expected = {name: (shape, "float32") for name, shape in unread_shapes(module.config)}
             check_manifest(where, manifest_of(unread), expected)
         rest = {name: tensor for name, tensor in official.items() if name not in unread}
-        super(JanusNaming, NAMING["official"]).load(module, _parted(rest), where)
+        NAMING["official" if is_official else "transformers"]._fill(module, rest, where)
         module.unread = unread
+
+    def _read_content(self, module: Any) -> dict[str, Tensor]:
+        """What has a place in our modules."""
+        state = super().state(module)
+        return _joined(state) if self.layout == "official" else state
+
+    def _fill(self, module: Any, tensors: Mapping[str, Tensor], where: str | Path) -> None:
+        """Load tensors of this layout; names in errors are those of the file."""
+        check_manifest(where, manifest_of(tensors), manifest_of(self._read_content(module)))
+        super().load(module, _parted(tensors), where)
 
 
 NAMING: dict[Layout, JanusNaming] = {

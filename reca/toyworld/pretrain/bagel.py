@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import AddedToken
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from reca.core.rng import seed_of
 from reca.models.bagel.config import BagelConfig, VisionConfig, parse
@@ -29,8 +27,9 @@ from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safet
 from reca.models.common.tokenizer import read_tokenizer
 from reca.models.registry import build_model, load_model
 from reca.toyworld.pretrain.fit import fit, seeded
+from reca.toyworld.pretrain.matching import CaptionMatcher
 from reca.toyworld.pretrain.pictures import read_world
-from reca.toyworld.pretrain.reader import MAX_CAPTION, TEXT_LAYERS, caption_ids
+from reca.toyworld.pretrain.reader import caption_ids
 from reca.toyworld.pretrain.words import build_tokenizer
 from reca.toyworld.text import dense_caption
 
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 VAE_FILE, TOWER_FILE = "ae.safetensors", "vit.safetensors"
 KL = 1e-4  # weight of the mean KL per latent value, relative to the squared error per pixel value
 VOCABULARY = ("embed_tokens.weight", "lm_head.weight")  # a row for every word
-FIRST_SCALE, FIRST_BIAS = 2.3, -10.0  # SigLIP's: temperature log 10, bias -10
 
 
 # ---- the autoencoder ---------------------------------------------------------------------------
@@ -100,30 +98,13 @@ def pretrain_vae(
 
 
 # ---- the vision tower --------------------------------------------------------------------------
-class Matcher(nn.Module):
-    """BAGEL's vision tower and a small text tower, trained with SigLIP's pairwise sigmoid loss."""
+class Matcher(CaptionMatcher):
+    """BAGEL's vision tower and a small text tower."""
 
     def __init__(self, config: VisionConfig, table: int, words: int, end: int) -> None:
-        super().__init__()
-        self.table, self.patch, self.padding = table, config.patch_size, words
-        self.tower = VisionTower(config)
-        self.words = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=words + 1,  # one more for padding
-                hidden_size=config.hidden_size,
-                intermediate_size=2 * config.hidden_size,
-                num_hidden_layers=TEXT_LAYERS,
-                num_attention_heads=config.num_attention_heads,
-                max_position_embeddings=MAX_CAPTION,
-                eos_token_id=end,
-                bos_token_id=end,
-                pad_token_id=words,
-            )
-        )
-        self.picture = nn.Linear(config.hidden_size, config.hidden_size)
-        self.caption = nn.Linear(config.hidden_size, config.hidden_size)
-        self.scale = nn.Parameter(torch.tensor(FIRST_SCALE))
-        self.bias = nn.Parameter(torch.tensor(FIRST_BIAS))
+        width, heads = config.hidden_size, config.num_attention_heads
+        super().__init__(VisionTower(config), width, heads, words, end)
+        self.table, self.patch = table, config.patch_size
 
     def states(self, pixels: Tensor) -> Tensor:
         """ViT states [B, P, D] of pixels [B, 3, H, W]."""
@@ -131,15 +112,6 @@ class Matcher(nn.Module):
         patches = patchify(pixels, self.patch)
         ids, _ = positions(grid.expand(len(pixels), 2), patches.shape[1], self.table)
         return self.tower(patches, ids)
-
-    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
-        """Mean over pairs of the sigmoid loss: own caption 1, others' 0; pixels [B, 3, H, W], ids [B, T]."""
-        seen = F.normalize(self.picture(self.states(pixels).mean(1)), dim=-1)
-        read = self.words(input_ids=ids, attention_mask=ids.ne(self.padding).long()).pooler_output
-        texts = F.normalize(self.caption(read), dim=-1)
-        logits = seen @ texts.T * self.scale.exp() + self.bias
-        signs = 2 * torch.eye(len(ids)) - 1
-        return -F.logsigmoid(signs * logits).sum() / len(ids)
 
 
 def pretrain_vision(

@@ -1,0 +1,51 @@
+"""A vision tower matched with captions by SigLIP's pairwise sigmoid loss; the text tower is thrown away."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from reca.toyworld.pretrain.reader import MAX_CAPTION, TEXT_LAYERS
+
+FIRST_SCALE, FIRST_BIAS = 2.3, -10.0  # SigLIP's: temperature log 10, bias -10
+
+
+class CaptionMatcher(nn.Module):
+    """A tower of `width` and a small text tower over `words` ids, `end` closing a caption."""
+
+    def __init__(self, tower: nn.Module, width: int, heads: int, words: int, end: int) -> None:
+        super().__init__()
+        self.padding = words
+        self.tower = tower
+        self.words = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=words + 1,  # one more for padding
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=TEXT_LAYERS,
+                num_attention_heads=heads,
+                max_position_embeddings=MAX_CAPTION,
+                eos_token_id=end,
+                bos_token_id=end,
+                pad_token_id=words,
+            )
+        )
+        self.picture = nn.Linear(width, width)
+        self.caption = nn.Linear(width, width)
+        self.scale = nn.Parameter(torch.tensor(FIRST_SCALE))
+        self.bias = nn.Parameter(torch.tensor(FIRST_BIAS))
+
+    def states(self, pixels: Tensor) -> Tensor:
+        """The tower's states [B, P, D] of pixels [B, 3, H, W]."""
+        raise NotImplementedError
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
+        """Mean over pairs of the sigmoid loss: own caption 1, others' 0; pixels [B, 3, H, W], ids [B, T]."""
+        seen = F.normalize(self.picture(self.states(pixels).mean(1)), dim=-1)
+        read = self.words(input_ids=ids, attention_mask=ids.ne(self.padding).long()).pooler_output
+        texts = F.normalize(self.caption(read), dim=-1)
+        logits = seen @ texts.T * self.scale.exp() + self.bias
+        signs = 2 * torch.eye(len(ids)) - 1
+        return -F.logsigmoid(signs * logits).sum() / len(ids)
