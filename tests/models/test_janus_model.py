@@ -289,16 +289,17 @@ def test_an_image_does_not_depend_on_its_batch(
     assert together[0] != together[1]
 
 
+@pytest.mark.parametrize("second", [[7, 8], [7, 8, 9, 3]])
 @torch.no_grad()
-def test_a_static_cache_equals_the_whole_forward(model: JanusModel) -> None:
+def test_a_static_cache_equals_the_whole_forward(model: JanusModel, second: list[int]) -> None:
     """Also in pieces, and where a row is padded on the left."""
-    prompts = layouts.prompts([[3, 4, 5, 6], [7, 8]], 4)
-    later = torch.tensor([[9, 10, 11], [12, 13, 14]])
+    prompts = layouts.prompts([[3, 4, 5, 6], second], 4)
+    later = torch.tensor([[9, 10, 11, 2], [12, 13, 14, 1]])
     decoder = sampler.Decoder(model.network, prompts.real, 8)
     found = [decoder(model.network.embed(prompts.ids))]
-    found += [decoder(model.network.embed(part)) for part in later.split(1, dim=1)]
+    found += [decoder(model.network.embed(part)) for part in later.split([1, 2, 1], dim=1)]
     found = torch.cat(found, dim=1)
-    for row, start in ((0, 0), (1, 2)):
+    for row, start in ((0, 0), (1, 4 - len(second))):
         ids = torch.cat([prompts.ids[row, start:], later[row]]).unsqueeze(0)
         whole = model.network.hidden(model.network.embed(ids))
         assert torch.allclose(found[row, start:], whole[0], atol=1e-5)

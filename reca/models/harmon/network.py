@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, Qwen2Config, Qwen2ForCausalLM
 
+from reca.models.common import packing
 from reca.models.harmon import layout as layouts
-from reca.models.harmon import packing
 from reca.models.harmon.batch import Condition, Dropout
 from reca.models.harmon.config import HarmonConfig, MarConfig
 from reca.models.harmon.diffusion import DiffusionHead

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reca.core.finite import demand, finite_rows
-from reca.models.common import decoding
+from reca.models.common import decoding, packing
 from reca.models.common.batching import row_noise
 from reca.models.common.options import check_generation, sampler_options
 from reca.models.janus import layout as layouts
@@ -58,12 +58,15 @@ class Decoder:
     """The Llama with keys and values of all columns so far in tensors of their final size.
 
     `real` [G, P] bool is false for the padding on the left of the prompts; `length` columns fit. The network's own
-    layers do the arithmetic; what is alike in every layer (rotary tables, the mask) is made once per pass.
+    layers do the arithmetic, on a CPU with weights packed once where `many` steps follow; what is alike in every layer
+    (rotary tables, the mask) is made once per pass.
     """
 
-    def __init__(self, network: Janus, real: Tensor, length: int) -> None:
+    def __init__(self, network: Janus, real: Tensor, length: int, many: bool = True) -> None:
         llama: Any = network.language_model.model
-        self.layers, self.norm, config = llama.layers, llama.norm, llama.config
+        self.layers: Sequence[Any] = packing.within_limit(llama.layers) if many else llama.layers
+        self.head = packing.packed(network.generation_head) if many else network.generation_head
+        self.norm, config = llama.norm, llama.config
         self.heads = (config.num_attention_heads, config.num_key_value_heads)
         weight = llama.norm.weight
         rows, prompt = real.shape
@@ -90,6 +93,10 @@ class Decoder:
             x = x + self._attend(layer, number, x, (cos, sin), start, mask)
             x = x + layer.mlp(_normed(layer.post_attention_layernorm, x))
         return _normed(self.norm, x)
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [G, K] (fp32) of image codes after the last of the states [G, S, D]."""
+        return self.head(hidden[:, -1]).float()
 
     def _attend(
         self,
@@ -119,18 +126,18 @@ class Decoder:
         return own.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _mask(self, start: int) -> Tensor | None:
-        """Which columns so far [G, 1, S, L] the next ones attend to; None: all before them.
+        """Which columns so far [1 or G, 1, S, L] the next ones attend to; None: all, or causal from the first one on.
 
         Padding attends to itself, so that no row of a softmax is empty.
         """
-        if self.real is None:
-            return None
-        seen = self.real[:, None, None, : self.past]
-        if self.past - start == 1:
+        single = self.past - start == 1
+        seen = None if self.real is None else self.real[:, None, None, : self.past]
+        if single or (seen is None and start == 0):
             return seen
-        causal = torch.ones(self.past, self.past, dtype=torch.bool, device=seen.device).tril()
-        own = torch.eye(self.past, dtype=torch.bool, device=seen.device)
-        return ((causal & seen) | own)[:, :, start:]
+        square = torch.ones(self.past, self.past, dtype=torch.bool, device=self.keys.device)
+        if seen is None:
+            return square.tril()[None, None, start:]
+        return ((square.tril() & seen) | square.tril().triu())[:, :, start:]
 
     def _split(self, x: Tensor, kind: int) -> Tensor:
         """[G, S, H * size] -> [G, H, S, size]; `kind` 0 for queries, 1 for keys and values."""
@@ -165,21 +172,29 @@ def sample(
 
     Without unconditional rows `guidance` must be 1.
     """
-    codes = network.config.num_codes
+    codes, halves = network.config.num_codes, 1 if guidance == 1 else 2
     decoder = Decoder(network, prompts.real, prompts.real.shape[1] + codes - 1)
-    hidden = decoder(embeddings)[:, -1]
-    halves = 1 if guidance == 1 else 2
+    logits = decoder.code_logits(decoder(embeddings))
     for step in range(codes):
-        logits = network.code_logits(hidden).float()
-        conditional, *others = logits.chunk(halves)
-        guided = conditional
-        for unconditional in others:
-            guided = unconditional + guidance * (conditional - unconditional)
+        guided = with_guidance(logits, guidance, halves)
         chosen = choose(step, guided)
         yield Step(logits, guided, chosen)
         if step < codes - 1:
-            fed = network.embed_codes(chosen).unsqueeze(1).to(embeddings.dtype)
-            hidden = decoder(fed.repeat(halves, 1, 1))[:, -1]
+            logits = next_logits(network, decoder, chosen, halves)
+
+
+def with_guidance(logits: Tensor, guidance: float, halves: int) -> Tensor:
+    """Guided logits [B, K], u + w (c - u), of logits [G, K]; those themselves where there is one half."""
+    conditional, *others = logits.chunk(halves)
+    for unconditional in others:
+        return unconditional + guidance * (conditional - unconditional)
+    return conditional
+
+
+def next_logits(network: Janus, decoder: Decoder, codes: Tensor, halves: int) -> Tensor:
+    """Logits [G, K] after the codes [B] of a step, which go to both halves."""
+    fed = network.embed_codes(codes).unsqueeze(1).repeat(halves, 1, 1)
+    return decoder.code_logits(decoder(fed))
 
 
 def multinomial(uniform: Tensor, temperature: float) -> Choose:
@@ -242,7 +257,7 @@ def answer(
 ) -> decoding.Steps:
     """`decoding.greedy` for questions as ids, about images with SigLIP features [B, P, W] or about none."""
     prompts = layouts.prompts(texts, network.config.image_length)
-    decoder = Decoder(network, prompts.real, prompts.real.shape[1] + max_new_tokens)
+    decoder = Decoder(network, prompts.real, prompts.real.shape[1] + max_new_tokens, many=False)
 
     def logits(embeddings: Tensor) -> Tensor:
         return network.language_model.lm_head(decoder(embeddings)[:, -1]).float()

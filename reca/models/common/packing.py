@@ -8,13 +8,12 @@ A plain fp32 product packs its weights in every call, which costs as much as a p
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 LIMIT = 2**32
 """Parts with more bytes of parameters stay unpacked: the packed form is a second copy while a batch is drawn."""
@@ -63,9 +62,9 @@ class PackedLinear(nn.Module):
 
 
 class PackedGatedMlp(nn.Module):
-    """Qwen2's MLP: down(SiLU(gate x) * (up x)), packed."""
+    """The MLP of Llama and Qwen2: down(SiLU(gate x) * (up x)), packed."""
 
-    def __init__(self, mlp: Qwen2MLP) -> None:
+    def __init__(self, mlp: Any) -> None:
         super().__init__()
         self.gate, self.up, self.down = (
             PackedLinear(layer.weight, layer.bias)
@@ -108,7 +107,7 @@ def packed(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
 
     The twin sees weights as they are now. Modules that cannot be packed come back as they are.
     """
-    if isinstance(module, Qwen2MLP) and _is_silu(module) and pays(module.up_proj.weight):
+    if _is_gated(module) and pays(module.get_submodule("up_proj").weight):  # type: ignore[arg-type]
         return PackedGatedMlp(module)
     if isinstance(module, nn.Linear):
         return PackedLinear(module.weight, module.bias) if pays(module.weight) else module
@@ -127,5 +126,18 @@ def size(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-def _is_silu(mlp: Qwen2MLP) -> bool:
-    return mlp.config.hidden_act == "silu"
+def within_limit(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Twins of the first layers, as many as stay below `LIMIT` together; the others as they are."""
+    room, found = LIMIT, []
+    for layer in layers:
+        room -= size(layer)
+        found.append(packed(layer) if room >= 0 else layer)
+    return found
+
+
+def _is_gated(module: nn.Module) -> bool:
+    """Whether it is an MLP of transformers' Llama or Qwen2 with SiLU."""
+    names = {name for name, _ in module.named_children()}
+    return {"gate_proj", "up_proj", "down_proj"} <= names and (
+        getattr(getattr(module, "config", None), "hidden_act", "") == "silu"
+    )

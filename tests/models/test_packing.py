@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
+from reca.models.common import packing
 from reca.models.harmon import network as networks
-from reca.models.harmon import packing
 from reca.models.harmon.network import Block, Harmon
 from tests.models import harmon_tiny
 from tests.reference.harmon_config import config_of
