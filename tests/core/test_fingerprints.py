@@ -56,11 +56,21 @@ EDITS = {
         appended(CODE),
         of("harmon", *SAMPLING),
     ),
+    "a sampler of Janus-Pro": (
+        "reca/models/janus/sampler.py",
+        appended(CODE),
+        of("janus", *SAMPLING),
+    ),
     "a sampler of BAGEL": ("reca/models/bagel/sampler.py", appended(CODE), of("bagel", *SAMPLING)),
     "a network of Show-o": (
         "reca/models/showo/network.py",
         appended(CODE),
         of("showo", "base", "align", "pretrain", *SAMPLING),
+    ),
+    "a network of Janus-Pro": (
+        "reca/models/janus/network.py",
+        appended(CODE),
+        of("janus", "base", "align", "pretrain", *SAMPLING),
     ),
     # Harmon's reader may be part of what is cached, and BAGEL's encoders share modules with its network.
     "a network of Harmon": (
@@ -83,21 +93,30 @@ EDITS = {
         appended(CODE),
         of("harmon", "align", "pretrain"),
     ),
+    "a loss of Janus-Pro": (
+        "reca/models/janus/loss.py",
+        appended(CODE),
+        of("janus", "align", "pretrain"),
+    ),
     "a loss of BAGEL": (
         "reca/models/bagel/loss.py",
         appended(CODE),
         of("bagel", "align", "pretrain"),
     ),
-    # BAGEL's tiny base learns to read with the reader of Show-o's.
     "encoders of Show-o": (
         "reca/models/showo/encoders.py",
         appended(CODE),
-        of("showo", "base", "cache", "pretrain", *SAMPLING) | {"pretrain bagel"},
+        of("showo", "base", "cache", "pretrain", *SAMPLING),
     ),
     "encoders of Harmon": (
         "reca/models/harmon/encoders.py",
         appended(CODE),
         of("harmon", "base", "cache", "pretrain", *SAMPLING),
+    ),
+    "encoders of Janus-Pro": (
+        "reca/models/janus/encoders.py",
+        appended(CODE),
+        of("janus", "base", "cache", "pretrain", *SAMPLING),
     ),
     "encoders of BAGEL": (
         "reca/models/bagel/encoders.py",
@@ -131,10 +150,7 @@ EDITS = {
     "a reader of prompts": (
         "reca/evaluation/tasks/geneval.py",
         lambda text: text.replace(") -> list[Prompt]:", ", edited: int = 1) -> list[Prompt]:", 1),
-        of("showo", "draw")
-        | of("harmon", "draw")
-        | of("bagel", "draw")
-        | {"examine", "judge", "grade"},
+        {f"draw {family}" for family in FAMILIES} | {"examine", "judge", "grade"},
     ),
     "a reader of tables": (
         "reca/evaluation/benchmark_data.py",

@@ -1,4 +1,4 @@
-"""Runs of the three families at the size of a test, killed where a test says."""
+"""Runs of the families at the size of a test, killed where a test says."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from reca.align.trainer import align
 from reca.config.recipe import Recipe, TaskRecipe
 from tests.align.runs import KillingRows
 from tests.align.test_harmon import Rows
-from tests.models import bagel_tiny, harmon_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, janus_tiny, showo_tiny
 
-FAMILIES = {"showo": showo_tiny, "harmon": harmon_tiny, "bagel": bagel_tiny}
+FAMILIES = {
+    "showo": showo_tiny,
+    "harmon": harmon_tiny,
+    "janus": janus_tiny,
+    "bagel": bagel_tiny,
+}
 PROMPTS = ["describe the image", "what are on the image ?"]
 # 8 pictures, 2 a micro-batch, 2 micro-batches a step: an epoch is 2 steps of 2 reads each
 STEPS, PICTURES = 5, 8

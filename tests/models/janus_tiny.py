@@ -17,6 +17,7 @@ from tests.models import showo_tiny
 
 WORDS = showo_tiny.WORDS
 BOS, EOS = "<bos>", "<eos>"
+EOS_ID = len(WORDS) + 1 + 5
 MARKS = ("<|User|>", "<|Assistant|>", "\n", "\n\n", BOS, EOS, PAD, BEGIN, END)
 
 

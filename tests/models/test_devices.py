@@ -15,7 +15,7 @@ from reca.features import build as cache
 from reca.inference.generate import answers, draw
 from reca.inference.items import Question
 from reca.models.contract import ReadsSeveral, Sampling, reconstruction_loss, text_to_image_loss
-from tests.models import bagel_tiny, harmon_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, janus_tiny, showo_tiny
 from tests.models.other_device import DEVICE, GpuInName, OnDevice, moved
 from tests.toy_model import CODE, Pictures
 
@@ -26,6 +26,7 @@ MODELS = {
     "harmon_frozen": lambda folder: harmon_tiny.model(
         folder, implementation="torch", frozen_condition=True
     ),
+    "janus": lambda folder: janus_tiny.model(folder, implementation="torch"),
     "bagel": lambda folder: bagel_tiny.model(folder, implementation="torch"),
     "bagel_packed": lambda folder: bagel_tiny.model(folder, implementation="torch", step="packed"),
     "bagel_vae": lambda folder: bagel_tiny.model(

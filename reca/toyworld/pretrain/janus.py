@@ -21,9 +21,8 @@ from reca.models.janus.encoders import vision_tower, vq_model
 from reca.models.janus.model import JanusModel
 from reca.models.registry import build_model
 from reca.toyworld.pretrain.fit import fit, seeded
-from reca.toyworld.pretrain.matching import CaptionMatcher
+from reca.toyworld.pretrain.matching import CaptionMatcher, caption_ids
 from reca.toyworld.pretrain.pictures import read_world
-from reca.toyworld.pretrain.reader import caption_ids
 from reca.toyworld.pretrain.words import build_janus_tokenizer, build_tokenizer
 from reca.toyworld.text import dense_caption
 

@@ -1,15 +1,35 @@
-"""A vision tower matched with captions by SigLIP's pairwise sigmoid loss; the text tower is thrown away."""
+"""Vision towers matched with captions: captions as ids, and SigLIP's pairwise sigmoid loss. Text towers are discarded."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from reca.toyworld.pretrain.reader import MAX_CAPTION, TEXT_LAYERS
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
+TEXT_LAYERS = 2
+MAX_CAPTION = 48
 FIRST_SCALE, FIRST_BIAS = 2.3, -10.0  # SigLIP's: temperature log 10, bias -10
+
+
+def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> Tensor:
+    """Captions as ids [B, MAX_CAPTION], closed by the end token and padded with the first id after the vocabulary."""
+    rows = [[*tokenizer(caption)["input_ids"], tokenizer.eos_token_id] for caption in captions]
+    longest = max(map(len, rows))
+    if longest > MAX_CAPTION:
+        raise ValueError(
+            f"a caption has {longest} tokens, the reader takes {MAX_CAPTION}; raise MAX_CAPTION"
+        )
+    ids = torch.full((len(rows), MAX_CAPTION), len(tokenizer))
+    for row, values in enumerate(rows):
+        ids[row, : len(values)] = torch.tensor(values)
+    return ids
 
 
 class CaptionMatcher(nn.Module):
