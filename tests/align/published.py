@@ -22,12 +22,15 @@ from reca.cli import main
 from reca.config.compose import load
 from reca.config.schema import DataSource, Experiment, ModelConfig
 from reca.models.contract import UnifiedModel
-from tests.models import bagel_tiny, harmon_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, janus_tiny, showo_tiny
 
 CONFIGURED = Path(__file__).parents[2] / "config/experiment"
 EXPERIMENTS = sorted(
-    path.stem for kind in ("paper_*", "ablation_*") for path in CONFIGURED.glob(f"{kind}.yaml")
+    path.stem
+    for kind in ("paper_*", "ablation_*", "janus_*")
+    for path in CONFIGURED.glob(f"{kind}.yaml")
 )
+TINY = {"harmon": harmon_tiny, "bagel": bagel_tiny, "janus": janus_tiny}
 PICTURES = 6
 BATCH = 2  # samples of a micro-batch, where the recipe has more
 STEPS = 2
@@ -54,7 +57,7 @@ def tiny_network(config: ModelConfig) -> dict[str, Any]:
     if config.family == "showo":
         lengths = {name: published[name] for name in ("max_text", "head_text") if name in published}
         return showo_tiny.network(published["understanding"], **options) | lengths
-    return {"harmon": harmon_tiny, "bagel": bagel_tiny}[config.family].network(**options)
+    return TINY[config.family].network(**options)
 
 
 def tiny_model(config: ModelConfig, folder: Path) -> UnifiedModel:
@@ -62,7 +65,7 @@ def tiny_model(config: ModelConfig, folder: Path) -> UnifiedModel:
     if config.family == "showo":
         return showo_tiny.of_network(folder, tiny_network(config))
     options: dict[str, Any] = config.network.get("options", {})
-    return {"harmon": harmon_tiny, "bagel": bagel_tiny}[config.family].model(folder, **options)
+    return TINY[config.family].model(folder, **options)
 
 
 # ---- tiny data in the formats of the real ones ------------------------------------------------------
