@@ -119,9 +119,9 @@ def test_reconstruct_and_ask(folder, family, tmp_path):
 )
 def test_pictures_that_cannot_be_read_are_named(folder, photo, message):
     with pytest.raises(ValueError, match=message):
-        ask(tmp_path / "model", folder / photo, "what ?")
+        ask(folder / "model", folder / photo, "what ?")
     with pytest.raises(ValueError, match=message):
-        reconstruct(tmp_path / "model", folder / photo)
+        reconstruct(folder / "model", folder / photo)
 
 
 def test_no_model_and_no_prompt(folder, tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reca.core.finite import check_weights
 from reca.models.checkpoint_io import check_manifest, manifest_of
 from reca.models.common.naming import Naming
 from reca.models.janus.config import JanusConfig, Layout
@@ -102,6 +103,7 @@ class JanusNaming(Naming):
     def _fill(self, module: Any, tensors: Mapping[str, Tensor], where: str | Path) -> None:
         """Load tensors of this layout; names in errors are those of the file."""
         check_manifest(where, manifest_of(tensors), manifest_of(self._read_content(module)))
+        check_weights(where, tensors.items())
         super().load(module, _parted(tensors), where)
 
 

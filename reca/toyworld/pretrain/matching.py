@@ -1,4 +1,4 @@
-"""Vision towers matched with captions: captions as ids, and SigLIP's pairwise sigmoid loss. Text towers are discarded."""
+"""Vision towers matched with captions: captions as ids, and the pairwise sigmoid loss of SigLIP."""
 
 from __future__ import annotations
 
