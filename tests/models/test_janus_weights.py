@@ -14,7 +14,8 @@ from torch import Tensor
 from reca.core.artifacts import Stage
 from reca.models.checkpoint_io import check_manifest, manifest_of, safetensors_manifest
 from reca.models.import_base import make_base
-from reca.models.janus import weights
+from reca.models.janus import layout as layouts
+from reca.models.janus import sampler, weights
 from reca.models.janus.model import JanusModel, build
 from reca.models.registry import load_model
 from tests.models import janus_tiny as tiny
@@ -86,6 +87,41 @@ def test_both_layouts_load_and_are_saved(
     assert_equal(model, again)
     assert set(again.unread) == expected & set(model.unread)
     assert all(torch.equal(again.unread[name], model.unread[name]) for name in again.unread)
+
+
+@torch.no_grad()
+def test_transformers_computes_the_same_from_its_layout(model: JanusModel) -> None:
+    """Its whole model, strictly loaded: answers about an image, and image codes under guidance."""
+    from transformers import JanusConfig, JanusForConditionalGeneration
+
+    network, special = tiny.network(), model.text.special
+    image = special.pad  # any id that the prompt does not hold
+    vision = network["vision"] | {"image_size": 16, "projection_dim": 32, "num_image_tokens": 4}
+    vq = network["vq"] | {"projection_dim": 32, "image_token_embed_dim": 32}
+    published = JanusForConditionalGeneration(
+        JanusConfig(
+            text_config={"model_type": "llama", "tie_word_embeddings": False} | network["llm"],
+            vision_config=vision,
+            vq_config=vq,
+            image_token_id=image,
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    published.load_state_dict(state_of(model, "transformers"))
+    frozen, (picture,) = model.frozen, tiny.pictures(1)
+    pixels = frozen._stack([picture])
+    question = model.text.question("what this ?")
+    ids = torch.tensor([layouts.expanded(question, 4, image)])
+    expected = published(input_ids=ids, pixel_values=pixels).logits
+    marked = torch.tensor([layouts.expanded(question, 4)])
+    hidden = model.network.hidden(model.network.inputs(marked, frozen.features(pixels)))
+    found = model.network.language_model.lm_head(hidden)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    prompt = torch.tensor([model.text.caption("a red circle")])
+    states = published.model.language_model(input_ids=prompt).last_hidden_state
+    ours = sampler.Decoder(model.network, torch.ones_like(prompt).bool(), prompt.shape[1])
+    logits = ours.code_logits(ours(model.network.embed(prompt)))
+    torch.testing.assert_close(logits, published.model.generation_head(states)[:, -1])
 
 
 @pytest.mark.parametrize(

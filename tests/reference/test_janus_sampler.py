@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from reca.models.janus import sampler
 from reca.models.janus.batch import Condition
 from tests.reference import golden_cases as golden
-from tests.reference.janus_model import VALUES, model_of
+from tests.reference.janus_model import VALUES, model_of, rows_of
 
 SAMPLERS = golden.cases("janus", __file__, "sampler_*")
 TOKENIZERS = golden.cases("janus", __file__, "vq_*")
@@ -21,11 +21,14 @@ def test_guided_sampling(name: str) -> None:
     """Stored rows alternate (conditional, unconditional); ours are stacked (janus.md d)."""
     described, stored = golden.load("janus", name)
     model, ids = model_of(described), described["config"]
-    rows = stored["prompt_ids"].tolist()
+    prompt = stored["prompt_ids"]
+    mask = stored.get("attention_mask", torch.ones_like(prompt))
+    rows = rows_of(described, prompt, mask, model.config.image_length)
     condition = Condition(rows[::2], ids["pad"])
     empty = Condition([[ids["bos"], ids["boi"]]] * len(condition), ids["pad"])
     prompts, embeddings = sampler.prepare(model.network, condition, empty)
-    assert prompts.ids.tolist() == [*rows[::2], *rows[1::2]]
+    ours = [ids[real].tolist() for ids, real in zip(prompts.ids, prompts.real, strict=True)]
+    assert ours == [*rows[::2], *rows[1::2]]
     steps = list(
         sampler.sample(
             model.network,
@@ -45,7 +48,7 @@ def test_guided_sampling(name: str) -> None:
         "logits": torch.stack(logits.chunk(2, dim=1), dim=2).flatten(1, 2),
         "decoded_pixels": model.frozen.vqmodel.decode(codes),
     }
-    golden.assert_reproduces(stored, found, ("prompt_ids",), VALUES)
+    golden.assert_reproduces(stored, found, ("prompt_ids", "attention_mask"), VALUES)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -64,4 +67,5 @@ def test_codes_and_images(name: str) -> None:
     }
     golden.assert_reproduces(stored, found, ("pixel_values",), VALUES)
     plain = frozen.vqmodel.encode(pixels).image_tokens.view_as(codes)
-    assert not torch.equal(plain, codes)
+    lengths = frozen.vqmodel.quantize.embedding.weight.norm(dim=-1)
+    assert torch.equal(plain, codes) == torch.allclose(lengths, torch.ones_like(lengths), atol=1e-3)
