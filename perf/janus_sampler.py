@@ -7,7 +7,7 @@ uniform numbers by which codes are chosen, and must give the same codes and logi
 `perf.janus_direct`. A setting is prompts x images of each: `4x1` are four prompts of different lengths with one image
 each, which the published script samples one after another; `1x4` are four images of one prompt, which it samples in
 one batch. The package samples all images in one batch. The time of a step grows linearly with the codes before it, so
-steps at evenly spaced places stand for all 576; repeats of the two sides alternate; times are CPU seconds of the
+steps at evenly spaced places represent all 576; repeats of the two sides alternate; times are CPU seconds of the
 process (other processes share the machine). `laptop` in a setting: the sizes of config/model/janus_tiny.yaml with 576
 codes, where calls and not products take the time.
 """

@@ -317,7 +317,7 @@ def test_codes_follow_their_probabilities() -> None:
     assert (cold == 1).all()
 
 
-def test_generation_checks_its_arguments(model: JanusModel) -> None:
+def test_generation_checks_its_arguments(model: JanusModel, caplog) -> None:
     condition, two = model.condition(CAPTIONS), [generator(1), generator(2)]
     with pytest.raises(ValueError, match="2 pictures need as many generators"):
         model.generate(condition, None, Sampling(1.0), [generator(1)])
@@ -326,6 +326,10 @@ def test_generation_checks_its_arguments(model: JanusModel) -> None:
     with pytest.raises(ValueError, match=r"sampling.options: unknown order"):
         model.check_sampling(Sampling(options={"order": "random"}))
     assert model.default_sampling() == Sampling(5.0, 16)
+    model.generate(condition, None, Sampling(1.0, 16), two)
+    assert not caplog.records
+    model.generate(condition, None, Sampling(1.0, 3), two)
+    assert "sampling.steps 3 has no effect: 16 codes take a step each" in caplog.text
     bias = model.network.generation_head.vision_head.bias
     with torch.no_grad():
         kept = bias.clone()

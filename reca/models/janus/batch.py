@@ -14,7 +14,7 @@ from reca.models.common.batching import count_labels
 class Condition:
     """Prompts as ids from bos to begin-of-image, one per row; for RecA also `understanding` [B, P, W] of images.
 
-    `pad` stands in prompts without a condition.
+    `pad` fills a prompt whose condition is dropped.
     """
 
     texts: Sequence[Sequence[int]]

@@ -8,6 +8,7 @@ D width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from reca.models.contract import Sampling
     from reca.models.janus.batch import Condition
     from reca.models.janus.network import Janus
+
+_log = logging.getLogger(__name__)
 
 Choose = Callable[[int, Tensor], Tensor]
 """(step, guided logits [B, K]) -> codes [B]."""
@@ -219,6 +222,10 @@ def sample_codes(
     """Codes [B, N] of one image per row (janus.md d); row i takes its noise from `generators[i]`."""
     options, count = SamplerOptions.of(sampling), network.config.num_codes
     guidance = options.guidance if options.guided else None
+    if sampling.steps != count:
+        _log.warning(
+            "sampling.steps %d has no effect: %d codes take a step each", sampling.steps, count
+        )
     check_generation(len(condition), generators, unconditional, guidance)
     uniform = row_noise(
         generators,

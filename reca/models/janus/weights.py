@@ -59,7 +59,7 @@ _QKV = re.compile(rf"^({_TOWER}.*\.attn)\.qkv\.(weight|bias)$")
 
 @dataclass(frozen=True)
 class JanusNaming(Naming):
-    """The names of a whole model (`JanusModel`) in one layout; loading tells the layouts apart by themselves.
+    """The names of a whole model (`JanusModel`) in one layout; loading recognises either by its names.
 
     The official layout also holds SigLIP's pooling head and a counter of used codes, which nothing here reads: they are
     kept in `JanusModel.unread` and written back. A file has them all or, as those from transformers, none.
