@@ -38,7 +38,7 @@ from reca.models.janus.layout import without_condition
 from reca.models.janus.network import Janus
 
 LAYERS, GUIDANCE, PAD = 4, 5.0, 2
-SETTINGS = ("4x1", "16x1", "1x4", "laptop4x1", "laptop1x4", "laptop1x16")
+SETTINGS = ("4x1", "1x4", "laptop4x1", "laptop1x4")
 _LAPTOP = {
     "hidden_size": 96,
     "intermediate_size": 256,
@@ -185,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--points", type=int, default=3, help="steps of the loop to measure")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from reca.models.contract import Loss
 from reca.models.janus import layout as layouts
 from reca.models.janus import loss as losses
 from reca.models.janus.batch import Condition, Conversation, DropoutNoise
+from reca.models.janus.layout import IMAGE
 from tests.reference import golden_cases as golden
 from tests.reference.janus_model import GRADIENTS, VALUES, labels_of, model_of, rows_of
 
@@ -43,10 +44,10 @@ class Case:
     def _generated(self) -> Loss:
         """RecA or text-to-image; nothing is dropped but what the case itself drops."""
         model, stored = self.model, self.stored
-        pixels = stored["pixel_values" if self.read is not None else "target_pixels"]
+        pixels = stored["target_pixels" if "target_pixels" in stored else "pixel_values"]
         with torch.no_grad():
             codes = model.frozen.codes(pixels)
-        condition = Condition(self.rows, self.described["config"]["pad"], self.read)
+        condition = Condition(self.rows, self.described["config"]["pad"], self._seen())
         noise = DropoutNoise(torch.ones(len(self.rows)), codes.shape[1])
         states = losses.code_states(model.network, model.options, codes, condition, noise)
         self.found |= {"codes": codes, "query_hidden": states.detach()}
@@ -63,7 +64,7 @@ class Case:
             )
         ]
         ids, _ = layouts.conversation(self.rows, labels, self.length)
-        hidden = model.network.hidden(model.network.inputs(ids, self.read))
+        hidden = model.network.hidden(model.network.inputs(ids, self._seen()))
         logits = model.network.language_model.lm_head(hidden).detach()
         shown = stored["logits_last"].shape[1]
         ends = [len(layouts.expanded(row, self.length)) for row in self.rows]
@@ -71,8 +72,14 @@ class Case:
             [row[end - shown : end] for row, end in zip(logits, ends, strict=True)]
         )
         self._understood()
-        features = None if self.read is None else {"understanding": self.read}
+        seen = self._seen()
+        features = None if seen is None else {"understanding": seen}
         return model.answer_loss(Conversation(self.rows, labels), features)
+
+    def _seen(self) -> Tensor | None:
+        """SigLIP features of the rows that have an image: a case may have dropped some."""
+        kept = [number for number, row in enumerate(self.rows) if IMAGE in row]
+        return None if self.read is None else self.read[kept]
 
     def _understood(self) -> None:
         if self.read is not None:
