@@ -5,11 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from reca.core.rng import generator, numpy_generator
+from reca.data.prompts import bank
+from reca.models.checkpoint_io import save_safetensors
+from reca.models.contract import Sampling, text_to_image_loss
 from reca.models.janus.config import parse
-from reca.models.janus.encoders import nearest, vq_model
+from reca.models.janus.encoders import nearest, vision_tower, vq_model
 from reca.models.janus.text import BEGIN, END, PAD
+from reca.models.registry import load_model
 from reca.toyworld.pretrain import janus
 from reca.toyworld.pretrain.words import JANUS_MARKS, build_janus_tokenizer
+from reca.toyworld.scenes import draw_scene
+from reca.toyworld.text import dense_caption
 from tests.models import janus_tiny
 
 
@@ -64,3 +71,26 @@ def test_the_tokenizer_has_janus_pros_marks():
 def test_a_vocabulary_that_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="the world's words make it"):
         janus.assemble(janus_tiny.network(), prompts=[], seed=0, parts={}, out=tmp_path)
+
+
+def test_parts_become_a_model_folder(tmp_path):
+    """With the network's words: it reads a caption of the world, and samples an image of it."""
+    prompts = bank("laptop")
+    network = janus_tiny.network()
+    network["llm"]["vocab_size"] = len(build_janus_tokenizer(prompts))
+    config, _ = parse(network)
+    torch.manual_seed(0)
+    vq, tower = vq_model(config), vision_tower(config)
+    for part, file, module in (("vq", janus.VQ_FILE, vq), ("vision", janus.TOWER_FILE, tower)):
+        save_safetensors(module.state_dict(), tmp_path / part / file)
+    parts = {part: tmp_path / part for part in janus.PARTS}
+    janus.assemble(network, prompts=prompts, seed=0, parts=parts, out=tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    assert torch.equal(model.frozen.vqmodel.quantize.embedding.weight, vq.quantize.embedding.weight)
+    features = model.encode(janus_tiny.pictures(1), "draw")
+    caption = dense_caption(draw_scene(numpy_generator("assembled")))
+    noise = model.sample_noise(1, generator("assembled"))
+    assert torch.isfinite(text_to_image_loss(model, [caption], features, noise).total)
+    condition = model.condition([caption])
+    (image,) = model.generate(condition, None, Sampling(1.0, 16), [generator("image")])
+    assert image.size == (16, 16)
