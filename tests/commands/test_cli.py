@@ -203,8 +203,7 @@ def test_check_finds_what_only_the_family_knows(capsys):
     assert main(["check", "laptop", "models.showo_tiny.network.projector=[64, 64]"]) == 2
     error = capsys.readouterr().err
     assert (
-        error.count("\n") == 1
-        and "models.showo_tiny: network.projector [64, 64] must lead" in error
+        error.count("\n") == 1 and "models.showo_tiny: network.projector [64, 64] must map" in error
     )
 
 

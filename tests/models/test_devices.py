@@ -15,7 +15,7 @@ from reca.features import build as cache
 from reca.inference.generate import answers, draw
 from reca.inference.items import Question
 from reca.models.contract import ReadsSeveral, Sampling, reconstruction_loss, text_to_image_loss
-from tests.models import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
 from tests.models.other_device import DEVICE, GpuInName, OnDevice, moved
 from tests.toy_model import CODE, Pictures
 
@@ -30,6 +30,7 @@ MODELS = {
     "openuni_noisy": lambda folder: openuni_tiny.model(
         folder, implementation="torch", step="one_pass", stochastic_depth=True
     ),
+    "janus": lambda folder: janus_tiny.model(folder, implementation="torch"),
     "bagel": lambda folder: bagel_tiny.model(folder, implementation="torch"),
     "bagel_packed": lambda folder: bagel_tiny.model(folder, implementation="torch", step="packed"),
     "bagel_vae": lambda folder: bagel_tiny.model(

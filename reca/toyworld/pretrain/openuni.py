@@ -25,9 +25,8 @@ from reca.models.openuni.text import KEEP, MARKS
 from reca.models.openuni.weights import HUB
 from reca.models.registry import build_model
 from reca.toyworld.pretrain.fit import fit, seeded
-from reca.toyworld.pretrain.matching import Matcher
+from reca.toyworld.pretrain.matching import Matcher, caption_ids
 from reca.toyworld.pretrain.pictures import read_world
-from reca.toyworld.pretrain.reader import caption_ids
 from reca.toyworld.pretrain.words import build_chat_tokenizer, build_tokenizer
 from reca.toyworld.text import dense_caption
 
