@@ -140,6 +140,20 @@ def test_stage_2_brings_its_own_sana(tmp_path):
         same(again.network, model.network, weights.TRAINED, exact=False)
 
 
+def test_stage_1_itself_starts_from_sana_with_everything_else_new(tmp_path):
+    model = tiny.model(tmp_path / "words")
+    parts = hubs(model, tmp_path)
+    parts["weights"] = parts.pop("generator") / "transformer/diffusion_pytorch_model.safetensors"
+    made = []
+    for _ in range(2):
+        again = build_model("openuni", tiny.network())
+        again.load_parts(parts)
+        same(again.network, model.network, ("lmm.", weights.GENERATOR))
+        made.append(again)
+    same(made[0].network, made[1].network, weights.STAGE_1)
+    assert not torch.equal(made[0].network.meta_queries, model.network.meta_queries)
+
+
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "half of SANA"])
 def test_a_released_file_that_does_not_fit_changes_nothing(tmp_path, fault):
     model = tiny.model(tmp_path / "words")
