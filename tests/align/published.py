@@ -30,12 +30,16 @@ EXPERIMENTS = sorted(
     for kind in ("paper_*", "ablation_*", "janus_*")
     for path in CONFIGURED.glob(f"{kind}.yaml")
 )
-TINY = {"harmon": harmon_tiny, "bagel": bagel_tiny, "janus": janus_tiny}
 PICTURES = 6
 BATCH = 2  # samples of a micro-batch, where the recipe has more
 STEPS = 2
 CAPTION = "a red circle left of a blue square"
-TINY: dict[str, Any] = {"harmon": harmon_tiny, "bagel": bagel_tiny, "openuni": openuni_tiny}
+TINY: dict[str, Any] = {
+    "harmon": harmon_tiny,
+    "bagel": bagel_tiny,
+    "openuni": openuni_tiny,
+    "janus": janus_tiny,
+}
 
 
 def arms() -> list[tuple[str, str, str]]:

@@ -68,5 +68,5 @@ def test_settings() -> None:
     mixed = bench.Setting.of("512x2")
     assert mixed.batches() == [[0], [1]] and len(set(map(len, mixed.texts()))) == 2
     for wrong in ("512", "x4", "512x0", "512xfour"):
-        with pytest.raises(ValueError, match="pixels x pictures"):
+        with pytest.raises(ValueError, match="pixels x images"):
             bench.Setting.of(wrong)

@@ -11,7 +11,7 @@ import yaml
 
 from reca.align.state import freeze
 from reca.config import compose
-from reca.config.schema import Fit, World
+from reca.config.schema import Fit, ToyWorld
 from reca.core.ownership import WorkFolder
 from reca.data.prompts import bank
 from reca.models.openuni.weights import is_trained
@@ -20,6 +20,7 @@ from reca.toyworld.pretrain import openuni
 from reca.toyworld.render import render
 
 ROOT = Path(__file__).parents[2]
+RECIPE = Fit(steps=8, batch=16, lr=3e-3, warmup=1, checkpoint_every=8)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def network():
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     caption = compose.load("laptop_pretrain_openuni").data["reconstruct"].world.caption
-    render(World(kind="images", images=32, seed=1, caption=caption), folder)
+    render(ToyWorld(kind="images", images=32, seed=1, caption=caption), folder)
     return folder
 
 
@@ -45,15 +46,14 @@ def parts(network, world, tmp_path_factory):
     """Both parts, trained for a few steps; each learns."""
     root = tmp_path_factory.mktemp("parts")
     for name, train in openuni.PARTS.items():
-        recipe = Fit(steps=8, batch=16, lr=3e-3, warmup=1, checkpoint_every=8)
         places = {"seed": 0, "work": root / f"{name}-work", "out": root / name}
-        last = train(network, recipe, world, **places)
+        last = train(network, RECIPE, world, **places)
         first = json.loads((root / f"{name}-work/log.jsonl").read_text().splitlines()[0])
         assert last < first["loss"]["total"], name
     return {name: root / name for name in openuni.PARTS}
 
 
-def test_the_folder_holds_the_trained_parts_and_the_worlds_words(network, parts, tmp_path):
+def test_the_folder_holds_the_trained_parts_and_the_worlds_words(network, world, parts, tmp_path):
     openuni.assemble(network, prompts=bank("laptop"), seed=0, parts=parts, out=tmp_path / "base")
     model = load_model(tmp_path / "base")
     vision = openuni.load_checkpoint(parts["vision"] / openuni.VISION_FILE)
@@ -65,7 +65,7 @@ def test_the_folder_holds_the_trained_parts_and_the_worlds_words(network, parts,
         openuni.assemble(wrong, prompts=bank("laptop"), seed=0, parts=parts, out=tmp_path / "x")
     scaled = network | {"vae": network["vae"] | {"scaling_factor": 0.5}}
     with pytest.raises(ValueError, match="latents have spread 1 here"):
-        openuni.pretrain_vae(scaled, Fit(), Path(), seed=0, work=tmp_path, out=tmp_path)
+        openuni.pretrain_vae(scaled, RECIPE, world, seed=0, work=tmp_path, out=tmp_path)
 
 
 def test_phases_train_the_reader_and_then_what_reca_trains():
