@@ -264,7 +264,7 @@ def test_cleaning_keeps_what_no_stage_wrote(here):
 
 def test_a_set_of_pictures_replaces_only_a_set(here):
     with (
-        pytest.raises(ValueError, match=r"holds deep/notes\.txt"),
+        pytest.raises(ValueError, match=r"contains deep/notes\.txt"),
         ImageSetWriter("mine", "folder"),
     ):
         pass

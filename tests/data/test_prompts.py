@@ -82,7 +82,7 @@ def test_files_without_prompts_are_refused(tmp_path, name, content, message):
 def test_wrong_use_is_explained(tmp_path):
     with pytest.raises(ValueError, match="unknown prompt bank 'gpt'; allowed: paper_like, single"):
         bank("gpt")
-    with pytest.raises(ValueError, match="needs the path"):
+    with pytest.raises(ValueError, match="requires the path"):
         bank("file")
     with pytest.raises(ValueError, match="takes no path"):
         bank("laptop", tmp_path)

@@ -268,7 +268,7 @@ def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> N
         ("llm.num_attention_heads", 32, "32 into heads of an even width; change one"),
         ("llm.num_key_value_heads", 3, "3 does not divide num_attention_heads 2; change one"),
         ("mar", None, "network.mar = None: must be a section with encoder_width"),
-        ("mar.encoder_heads", 5, "encoder_width 24 does not divide into 5 heads; change one"),
+        ("mar.encoder_heads", 5, "encoder_width 24 is not divisible by 5 heads; change one"),
         ("mar.encoder_heads", 0, "network.mar.encoder_heads = 0: must be at least 1"),
         ("mar.dropout", "0.1", "network.mar.dropout = '0.1': must be a number"),
         ("mar.dropout", 1.0, "network.mar.dropout = 1.0: must be below 1"),
