@@ -83,7 +83,7 @@ DECODES = {
     "showo": "frozen.magvit",
     "harmon": "frozen.vae",
     "bagel": "frozen.vae",
-    "openuni": "frozen.vae.vae",
+    "openuni": "frozen.vae",
 }
 
 
