@@ -25,6 +25,7 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
+    all_valid: bool = False,
     implementation: Implementation = "auto",
 ) -> Tensor:
     """Cross-entropy of `hidden @ weight.T + bias` against `targets`, without the logits in memory.
@@ -36,10 +37,11 @@ def linear_cross_entropy(
     sum divided by the number of rows with a target; without any such row, loss and gradients are 0
     (`F.cross_entropy` returns nan). Label smoothing is that of `F.cross_entropy` over the slice.
     Gradients flow to hidden, weight and bias; there is no second derivative. ValueError for a target
-    outside the slice and for incompatible shapes, dtypes or devices.
+    outside the slice and for incompatible shapes, dtypes or devices. `all_valid`: the caller guarantees
+    that every target is in the slice, so their values are not checked, which would synchronise the device.
     """
     rows, target_ids = _check_targets(
-        hidden, weight, targets, bias, vocab, ignore_index, label_smoothing
+        hidden, weight, targets, bias, vocab, None if all_valid else ignore_index, label_smoothing
     )
     check_reduction(reduction)
     hidden, weight = autocast(hidden), autocast(weight)
@@ -60,10 +62,13 @@ def _check_targets(
     targets: Tensor,
     bias: Tensor | None,
     vocab: tuple[int, int] | None,
-    ignore_index: int,
+    ignore_index: int | None,
     label_smoothing: float,
 ) -> tuple[Tensor | None, Tensor]:
-    """Rows [M] with a loss (None: all) and their targets [M], relative to the start of the slice."""
+    """Rows [M] with a loss (None: all) and their targets [M], relative to the start of the slice.
+
+    Without an `ignore_index`, the values of the targets are not checked.
+    """
     check_linear("linear_cross_entropy", hidden, weight, bias)
     if targets.shape != hidden.shape[:-1] or targets.dtype not in (torch.int64, torch.int32):
         raise ValueError(
@@ -78,6 +83,8 @@ def _check_targets(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"linear_cross_entropy: label_smoothing {label_smoothing} is not in 0..1")
     flat = targets.reshape(-1).long()
+    if ignore_index is None:
+        return None, flat - start
     rows = (flat != ignore_index).nonzero().squeeze(1)
     target_ids = flat[rows]
     outside = (target_ids < start) | (target_ids >= stop)

@@ -63,8 +63,8 @@ STEPS = arg(
 GUIDANCE = arg(
     "--guidance",
     type=float,
-    help="guidance scale; 0 disables it, for Harmon and BAGEL also 1 "
-    "(default: as published, Show-o 5, Harmon 3, BAGEL 4; tiny Show-o 2)",
+    help="guidance scale; 0 disables it, for Harmon, BAGEL and Janus-Pro also 1 "
+    "(default: as published, Show-o and Janus-Pro 5, Harmon 3, BAGEL 4; tiny Show-o 2)",
 )
 DEVICE = arg(
     "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: the first GPU, if any)"

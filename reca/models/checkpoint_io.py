@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ from reca.core.documents import fields, read_json, texts
 from reca.core.finite import check_weights
 
 Manifest = Mapping[str, tuple[tuple[int, ...], str]]
+Pin = str | Mapping[str, str]
+"""The sha256 of a file or, for a checkpoint of several pickles, that of each by name."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SAFE_PICKLES = Version("2.10")  # in older versions `weights_only` pickles can corrupt memory
 _SHOWN = 4  # names of each kind shown in an error message
 _INDEX = ".safetensors.index.json"
+_PICKLE_INDEX = ".bin.index.json"
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +156,9 @@ def weight_map_of(index: Path) -> dict[str, str]:
         ) from error
 
 
-def _load_shards(index: Path) -> dict[str, Tensor]:
+def _load_shards(
+    index: Path, load: Callable[[Path], dict[str, Tensor]] = load_safetensors
+) -> dict[str, Tensor]:
     """Read all shards listed in a Hub index; the index and the shards must agree."""
     weight_map = weight_map_of(index)
     shards = sorted(set(weight_map.values()))
@@ -161,24 +166,34 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
     for shard in shards:
         if Path(shard).name != shard:
             raise ValueError(f"{index}: shard {shard!r} is not a plain file name in this folder")
-        tensors |= load_safetensors(index.parent / shard)
+        tensors |= load(index.parent / shard)
     _complain(index, missing=weight_map.keys() - tensors, unexpected=tensors.keys() - weight_map)
     return tensors
 
 
 def load_checkpoint(
     path: str | Path,
-    sha256: str | None = None,
+    sha256: Pin | None = None,
     *,
     allow_unpinned: bool = False,
     wrappers: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """Read a checkpoint: a safetensors file, an index of shards, a pickle, or the folder of one.
 
-    `sha256` is that of the file (of the index, if there is one) and is checked if given; it is required
-    only for pickles, and `wrappers` applies only to them (see `load_foreign`).
+    `sha256` is that of the file (of the index of safetensors, or of each shard by name for an index of pickles) and is
+    checked if given; it is required only for pickles, and `wrappers` applies only to them (see `load_foreign`).
     """
     path = _checkpoint_file(Path(path))
+    if path.name.endswith(_PICKLE_INDEX):
+        pins = sha256 if isinstance(sha256, Mapping) else {}
+
+        def load(shard: Path) -> dict[str, Tensor]:
+            pin = pins.get(shard.name)
+            return load_foreign(shard, pin, allow_unpinned=allow_unpinned, wrappers=wrappers)
+
+        return _load_shards(path, load)
+    if isinstance(sha256, Mapping):
+        sha256 = sha256.get(path.name)
     if sha256 is not None and path.suffix in (".safetensors", ".json"):
         _check_hash(path, _sha256(path), sha256)
     if path.name.endswith(_INDEX):
@@ -196,7 +211,8 @@ def _checkpoint_file(path: Path) -> Path:
     """A folder's checkpoint: an index, else a safetensors file, else a pickle; ValueError if ambiguous."""
     if not path.is_dir():
         return path
-    for pattern in (f"*{_INDEX}", "*.safetensors", *(f"*{suffix}" for suffix in PICKLES)):
+    pickles = (f"*{_PICKLE_INDEX}", *(f"*{suffix}" for suffix in PICKLES))
+    for pattern in (f"*{_INDEX}", "*.safetensors", *pickles):
         found = sorted(path.glob(pattern))
         if len(found) > 1:
             names = ", ".join(file.name for file in found)

@@ -8,17 +8,17 @@ from typing import Any, Protocol, cast
 
 from reca.core.artifacts import MANIFEST, read_json, read_manifest, verify
 from reca.core.documents import fields
+from reca.models.checkpoint_io import PICKLES, Pin
 from reca.models.registry import build_model
 
 DESCRIPTION = "reca_model.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class FromParts(Protocol):
     """A model that can be assembled from released files."""
 
     def load_parts(
-        self, parts: Mapping[str, Path], *, sha256: Mapping[str, str], allow_unpinned: bool
+        self, parts: Mapping[str, Path], *, sha256: Mapping[str, Pin], allow_unpinned: bool
     ) -> None:
         """Load each part strictly from its file or folder."""
         ...
@@ -77,13 +77,15 @@ def _check_folder(folder: Path, family: str) -> None:
         )
 
 
-def _pickle_hash(part: Path) -> str | None:
-    """The sha256 that the download recorded for the one pickle that `part` is or holds."""
+def _pickle_hash(part: Path) -> Pin | None:
+    """The sha256 that the download recorded for the one pickle that `part` is or holds, or for each shard by name."""
     folder = part if part.is_dir() else part.parent
     if not (folder / MANIFEST).is_file():
         return None
     outputs = read_manifest(folder)["outputs"]
     names = sorted(outputs) if part.is_dir() else [part.name]
-    pickles = [name for name in names if name in outputs and Path(name).suffix in _PICKLES]
-    has_safetensors = any(name.endswith(".safetensors") for name in names)
-    return outputs[pickles[0]]["sha256"] if len(pickles) == 1 and not has_safetensors else None
+    pickles = [name for name in names if name in outputs and Path(name).suffix in PICKLES]
+    if not pickles or any(name.endswith(".safetensors") for name in names):
+        return None
+    hashes: dict[str, str] = {name: outputs[name]["sha256"] for name in pickles}
+    return hashes[pickles[0]] if len(pickles) == 1 else hashes

@@ -71,7 +71,13 @@ FAMILIES: dict[str, Family] = {
             pretraining="reca.toyworld.pretrain.bagel",
             edits=True,
         ),
-        Family("janus", "Janus-Pro"),
+        Family(
+            "janus",
+            "Janus-Pro",
+            module="reca.models.janus.model",
+            pretraining="reca.toyworld.pretrain.janus",
+            sampler_options=(),
+        ),
     )
 }
 

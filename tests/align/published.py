@@ -22,17 +22,24 @@ from reca.cli import main
 from reca.config.compose import load
 from reca.config.schema import DataSource, Experiment, ModelConfig
 from reca.models.contract import UnifiedModel
-from tests.models import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
 
 CONFIGURED = Path(__file__).parents[2] / "config/experiment"
 EXPERIMENTS = sorted(
-    path.stem for kind in ("paper_*", "ablation_*") for path in CONFIGURED.glob(f"{kind}.yaml")
+    path.stem
+    for kind in ("paper_*", "ablation_*", "janus_*")
+    for path in CONFIGURED.glob(f"{kind}.yaml")
 )
 PICTURES = 6
 BATCH = 2  # samples of a micro-batch, where the recipe has more
 STEPS = 2
 CAPTION = "a red circle left of a blue square"
-TINY: dict[str, Any] = {"harmon": harmon_tiny, "bagel": bagel_tiny, "openuni": openuni_tiny}
+TINY: dict[str, Any] = {
+    "harmon": harmon_tiny,
+    "bagel": bagel_tiny,
+    "openuni": openuni_tiny,
+    "janus": janus_tiny,
+}
 
 
 def arms() -> list[tuple[str, str, str]]:

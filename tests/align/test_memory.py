@@ -10,11 +10,12 @@ from reca.align.distributed import recomputed, trained_blocks
 from reca.align.state import build_state, freeze
 from reca.cli import main
 from reca.config.recipe import Recipe, TaskRecipe
-from tests.models import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
 
 FAMILIES = {
     "bagel": bagel_tiny,
     "harmon": harmon_tiny,
+    "janus": janus_tiny,
     "openuni": openuni_tiny,
     "showo": showo_tiny,
 }

@@ -77,6 +77,11 @@ EDITS = {
         appended(CODE),
         of("harmon", *SAMPLING),
     ),
+    "a sampler of Janus-Pro": (
+        "reca/models/janus/sampler.py",
+        appended(CODE),
+        of("janus", *SAMPLING),
+    ),
     "a sampler of BAGEL": ("reca/models/bagel/sampler.py", appended(CODE), of("bagel", *SAMPLING)),
     "a sampler of OpenUni": (
         "reca/models/openuni/sampler.py",
@@ -87,6 +92,11 @@ EDITS = {
         "reca/models/showo/network.py",
         appended(CODE),
         of("showo", "base", "align", "pretrain", *SAMPLING),
+    ),
+    "a network of Janus-Pro": (
+        "reca/models/janus/network.py",
+        appended(CODE),
+        of("janus", "base", "align", "pretrain", *SAMPLING),
     ),
     # Harmon's reader may be part of what is cached, and BAGEL's encoders share modules with its network.
     "a network of Harmon": (
@@ -108,6 +118,11 @@ EDITS = {
         "reca/models/harmon/loss.py",
         appended(CODE),
         of("harmon", "align", "pretrain"),
+    ),
+    "a loss of Janus-Pro": (
+        "reca/models/janus/loss.py",
+        appended(CODE),
+        of("janus", "align", "pretrain"),
     ),
     "a loss of BAGEL": (
         "reca/models/bagel/loss.py",
@@ -139,6 +154,11 @@ EDITS = {
         "reca/models/harmon/encoders.py",
         appended(CODE),
         of("harmon", "base", "cache", "pretrain", *SAMPLING),
+    ),
+    "encoders of Janus-Pro": (
+        "reca/models/janus/encoders.py",
+        appended(CODE),
+        of("janus", "base", "cache", "pretrain", *SAMPLING),
     ),
     "encoders of BAGEL": (
         "reca/models/bagel/encoders.py",

@@ -32,12 +32,13 @@ from reca.toyworld import examiner
 from reca.toyworld.pretrain.fit import CHECKPOINTS, fit
 from tests.align.runs import run
 from tests.evaluation import tiny_networks as tiny
-from tests.models import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
 from tests.toy_model import CODE, DrawingToy, Pictures, png
 
 FAMILIES = {
     "showo": showo_tiny,
     "harmon": harmon_tiny,
+    "janus": janus_tiny,
     "bagel": bagel_tiny,
     "openuni": openuni_tiny,
 }
@@ -74,6 +75,7 @@ def family(folder):
 READS = {  # in front of the words' head
     "showo": "network.showo.model.final_layernorm.weight",
     "harmon": "network.llm.model.norm.weight",
+    "janus": "network.language_model.model.norm.weight",
     "bagel": "network.language_model.model.norm.weight",
     "openuni": "network.lmm.model.language_model.norm.weight",
 }
@@ -81,6 +83,7 @@ DRAWS = READS | {"bagel": "network.language_model.model.norm_moe_gen.weight"}
 DECODES = {
     "showo": "frozen.magvit",
     "harmon": "frozen.vae",
+    "janus": "frozen.vqmodel",
     "bagel": "frozen.vae",
     "openuni": "frozen.vae",
 }
@@ -94,7 +97,7 @@ def drawn(model, tmp_path, prompts=PROMPTS, make=generate, **more):
 @pytest.mark.parametrize("value", BAD)
 def test_nothing_is_drawn_or_answered_by_a_damaged_model(whole, value, tmp_path):
     name = family(whole)
-    what = "logits of the image codes" if name == "showo" else "latents"
+    what = "logits of the image codes" if name in ("showo", "janus") else "latents"
     with pytest.raises(NonFinite, match=rf"^{what} are not finite for '.+' and 1 more; {LINE}"):
         drawn(poisoned(whole, DRAWS[name], value), tmp_path)
     with pytest.raises(NonFinite, match=rf"^pixels are not finite for '.+'; {LINE}"):

@@ -14,11 +14,12 @@ from reca.align.trainer import align
 from reca.config.recipe import Recipe, TaskRecipe
 from tests.align.runs import KillingRows
 from tests.align.test_harmon import Rows
-from tests.models import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
 
 FAMILIES = {
     "showo": showo_tiny,
     "harmon": harmon_tiny,
+    "janus": janus_tiny,
     "bagel": bagel_tiny,
     "openuni": openuni_tiny,
 }

@@ -11,7 +11,7 @@ from reca.features.build import build
 from reca.inference.interactive import ask, draw, reconstruct
 from reca.models.contract import Sampling
 from reca.models.registry import build_model
-from tests.models import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
 from tests.toy_model import CODE, Pictures, png
 
 STEPS = Sampling(guidance=1.5, steps=2)
@@ -63,7 +63,7 @@ def test_what_is_said_replaces_the_default(folder, monkeypatch):
     assert asked == [Sampling(2.0, 12), Sampling(2.0, 3), Sampling(1.0, 4)]
 
 
-@pytest.mark.parametrize("family", [showo_tiny, harmon_tiny, bagel_tiny, openuni_tiny])
+@pytest.mark.parametrize("family", [showo_tiny, harmon_tiny, bagel_tiny, openuni_tiny, janus_tiny])
 def test_a_cut_answer_is_told(folder, family, tmp_path, caplog, monkeypatch):
     family.model(tmp_path / "words").save(tmp_path / "model")
     asked = (tmp_path / "model", folder / "photo.png", "what this ?")
@@ -84,6 +84,7 @@ def end_at_once(family):
         harmon_tiny: harmon_tiny.END,
         openuni_tiny: openuni_tiny.END,
         bagel_tiny: bagel_tiny.network()["special"]["eos"],
+        janus_tiny: janus_tiny.EOS_ID,
     }
 
     def argmax(self, dim=None, keepdim=False):
@@ -99,15 +100,17 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_word_of_it(folder, caplog):
     assert any("is truncated to" in record.getMessage() for record in caplog.records)
 
 
-def test_reconstruct_and_ask(folder):
+@pytest.mark.parametrize("family", [showo_tiny, janus_tiny])
+def test_reconstruct_and_ask(folder, family, tmp_path):
+    family.model(tmp_path / "words").save(tmp_path / "model")
     again = [
-        reconstruct(folder / "model", folder / "photo.png", prompt="describe the image", seed=seed,
+        reconstruct(tmp_path / "model", folder / "photo.png", prompt="describe the image", seed=seed,
                     sampling=Sampling(steps=2))
         for seed in (0, 0, 1)
     ]  # fmt: skip
     assert again[0].size == (16, 16)
     assert again[0].tobytes() == again[1].tobytes() != again[2].tobytes()
-    said = [ask(folder / "model", folder / "photo.png", "what this ?") for _ in range(2)]
+    said = [ask(tmp_path / "model", folder / "photo.png", "what this ?") for _ in range(2)]
     assert said[0] == said[1]
     assert isinstance(said[0], str)
 

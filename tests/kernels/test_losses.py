@@ -46,6 +46,17 @@ def drawn_targets(rows: int, start: int, stop: int, seed: int, ignored: float = 
 
 
 # ---- linear cross-entropy ------------------------------------------------------------------------
+def test_targets_that_are_known_to_be_valid_are_not_looked_at() -> None:
+    """The same loss; and on the meta device, where no value can be read, a shape."""
+    hidden, weight = normal(torch.float32, 7, 5, seed=1), normal(torch.float32, 9, 5, seed=2)
+    targets = drawn_targets(7, 2, 8, 3, ignored=0.0)
+    options = {"vocab": (2, 8), "reduction": "sum", "implementation": "torch"}
+    expected = linear_cross_entropy(hidden, weight, targets, **options)
+    assert torch.equal(
+        linear_cross_entropy(hidden, weight, targets, all_valid=True, **options), expected
+    )
+
+
 def check_cross_entropy(shape: tuple[int, int, int], implementation: str) -> None:
     """The type, the slice, the bias, smoothing and reduction vary with the shape."""
     rows, width, vocabulary = shape

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # text-to-image; its cases whose sequences are hundreds of tokens long are left to torch.
 RUNS = {
     "showo": ("_vq and test_losses_and_gradients", 4),
+    "janus": ("test_gradients", 3),
     "bagel": ("test_loss or test_gradients or two_phases", 9),
     "openuni": ("test_reading", 1),
     "harmon": ("i2t and (test_loss_and_gradients or test_every_stored)", 2),

@@ -14,7 +14,7 @@ from reca.features import build as cache
 from reca.inference.generate import answers, draw
 from reca.inference.items import Question
 from reca.models.contract import ReadsSeveral, Sampling
-from tests.models import bagel_tiny, harmon_tiny, openuni_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
 from tests.toy_model import CODE, Pictures
 
 MODELS = {
@@ -28,6 +28,7 @@ MODELS = {
     "openuni_noisy": lambda folder: openuni_tiny.model(
         folder, implementation="torch", step="one_pass", stochastic_depth=True
     ),
+    "janus": lambda folder: janus_tiny.model(folder, implementation="torch"),
     "bagel": lambda folder: bagel_tiny.model(folder, implementation="torch"),
     "bagel_packed": lambda folder: bagel_tiny.model(folder, implementation="torch", step="packed"),
     "bagel_vae": lambda folder: bagel_tiny.model(

@@ -53,6 +53,7 @@ def assert_alike(ours, theirs):
         assert ours.decode(everything, skip_special_tokens=skip) == theirs.decode(
             everything, skip_special_tokens=skip
         )
+    assert (ours.bos_token_id, ours.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
     for token in theirs.get_vocab():
         assert ours.convert_tokens_to_ids(token) == theirs.convert_tokens_to_ids(token)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from perf import harmon_sampler as bench
-from reca.models.harmon import packing
+from reca.models.common import packing
 from reca.models.harmon.config import parse
 from reca.models.harmon.model import HarmonModel
 from tests.models import harmon_tiny

@@ -19,8 +19,8 @@ PLANNING = (
     "import reca.models, reca.evaluation.registry, reca.core.artifacts, reca.core.structure;"
     "load('laptop'); stage_code('align', 'showo')"
 )
-# A family whose network is made of model classes of these libraries, which load everything else.
-LIBRARY_MODELS = {"openuni"}
+# Families whose networks are made of model classes of these libraries, which load everything else.
+LIBRARY_MODELS = {"janus", "openuni"}
 OWN_MODELS = [family for family in runnable() if family not in LIBRARY_MODELS]
 PATHS = {
     "the command line": ("import reca.cli", ("torch", *LIBRARIES, "hydra", "numpy", "requests")),

@@ -49,6 +49,10 @@ CLAIMS: dict[str, dict[str, tuple[str, ...]]] = {
         "test_harmon_text.py": ("prompt_ids*",),
         "test_harmon_training.py": ("train_step*", "data_sampler*", "lr_schedule*"),
     },
+    "janus": {
+        "test_janus_losses.py": ("reca_loss*", "text2image_loss*", "image2text_loss*"),
+        "test_janus_sampler.py": ("sampler_*", "vq_tokenizer*"),
+    },
 }
 
 

@@ -98,7 +98,8 @@ def _guided_start(step, stored: dict[str, Tensor], predicted: Tensor, guidance: 
 @torch.no_grad()
 def test_sampling_in_chunks_is_the_plain_reverse_process(name: str, monkeypatch) -> None:
     """Modulations made for several steps at once give what one step after another gives."""
-    from reca.models.harmon import denoiser, packing
+    from reca.models.common import packing
+    from reca.models.harmon import denoiser
 
     monkeypatch.setattr(packing, "LEAST", 0)
     described, stored = golden.load("harmon", name)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reca.models.harmon import packing, sampler
+from reca.models.common import packing
+from reca.models.harmon import sampler
 from reca.models.harmon.batch import Condition
 from reca.models.harmon.model import HarmonModel
 from reca.models.harmon.network import Harmon

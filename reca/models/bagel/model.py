@@ -14,6 +14,7 @@ from reca.models.bagel.config import BagelConfig, BagelOptions, parse
 from reca.models.bagel.encoders import FrozenVae, Reader
 from reca.models.bagel.network import Bagel
 from reca.models.bagel.text import TextFrontEnd
+from reca.models.checkpoint_io import Pin
 from reca.models.common.batching import padded
 from reca.models.common.family import FamilyModel, WeightFile
 from reca.models.common.memory import language_profile
@@ -222,7 +223,7 @@ class BagelModel(FamilyModel):
         ]
 
     def load_weights(
-        self, role: str, path: Path, sha256: str | None = None, allow_unpinned: bool = False
+        self, role: str, path: Path, sha256: Pin | None = None, allow_unpinned: bool = False
     ) -> set[str]:
         """Assign the tensors of safetensors files one by one, without a second copy of the network in host memory."""
         if role == "weights":

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from reca.core import artifacts
+from reca.models.checkpoint_io import Pin
 from reca.models.common.naming import Naming, read
 from reca.models.common.tokenizer import TextFrontEnd
 from reca.models.contract import UnifiedModel
@@ -75,8 +76,9 @@ class FamilyModel(UnifiedModel):
         raise NotImplementedError
 
     def official_state(self) -> dict[str, Tensor]:
-        """The network under its released names."""
-        return self.weight_files()[0].naming.state(self.network)
+        """The first weight file's content under its released names."""
+        file = self.weight_files()[0]
+        return file.naming.state(file.module)
 
     def load(self, path: Path) -> None:
         """Load a model folder, or only the network from an official checkpoint file or folder (a RecA result, say)."""
@@ -89,7 +91,7 @@ class FamilyModel(UnifiedModel):
         self.read_tokenizer(path)
 
     def load_weights(
-        self, role: str, path: Path, sha256: str | None = None, allow_unpinned: bool = False
+        self, role: str, path: Path, sha256: Pin | None = None, allow_unpinned: bool = False
     ) -> set[str]:
         """Load a checkpoint strictly into the file's module and other modules that it contains; returns their roles."""
         tensors, loaded = read(path, sha256, allow_unpinned), set()
@@ -107,7 +109,7 @@ class FamilyModel(UnifiedModel):
         self,
         parts: Mapping[str, Path],
         *,
-        sha256: Mapping[str, str] | None = None,
+        sha256: Mapping[str, Pin] | None = None,
         allow_unpinned: bool = False,
     ) -> set[str]:
         """Load official files or folders by role: those of `weight_files`, and `tokenizer`.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safetensors
+from reca.models.checkpoint_io import Pin, load_checkpoint, load_strictly, save_safetensors
 
 # keys under which official pickles may store their tensors
 _WRAPPERS = ("state_dict", "model", "module")
@@ -113,7 +113,7 @@ class Naming:
 
 
 def read(
-    path: str | Path, sha256: str | None = None, allow_unpinned: bool = False
+    path: str | Path, sha256: Pin | None = None, allow_unpinned: bool = False
 ) -> dict[str, Tensor]:
     """The tensors of a checkpoint file or folder, or of a pickle that wraps them; see `load_checkpoint`."""
     return load_checkpoint(path, sha256, allow_unpinned=allow_unpinned, wrappers=_WRAPPERS)

@@ -40,6 +40,16 @@ class PlainTokenizer:
     def __len__(self) -> int:
         return self._core.get_vocab_size()
 
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id of the token that begins a text; None where none is named."""
+        return self._special_id("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the token that ends a text; None where none is named."""
+        return self._special_id("eos_token")
+
     def __call__(
         self, texts: str | Sequence[str], *, add_special_tokens: bool = True, **ignored: Any
     ) -> dict[str, list[Any]]:
@@ -85,6 +95,10 @@ class PlainTokenizer:
         config = json.dumps(self._config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         for name, text in zip(FILES, (self._core.to_str(pretty=True), config), strict=True):
             write_atomic(Path(folder) / name, text)
+
+    def _special_id(self, role: str) -> int | None:
+        token = self._config.get(role)
+        return None if token is None else self._core.token_to_id(token)
 
 
 def read_plain(described: Mapping[str, Mapping[str, Any]], folder: Path) -> PlainTokenizer | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reca.models.harmon import packing
+from reca.models.common import packing
 from reca.models.harmon.diffusion import DiffusionHead, reverse, tables
 
 _HELD = {

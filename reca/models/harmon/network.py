@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reca.models.common import packing
 from reca.models.common.attention import KeyValueCache
 from reca.models.common.batching import moved
 from reca.models.harmon import layout as layouts
-from reca.models.harmon import packing
 from reca.models.harmon.batch import Condition, Dropout
 from reca.models.harmon.config import HarmonConfig, MarConfig
 from reca.models.harmon.diffusion import DiffusionHead

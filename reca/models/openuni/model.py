@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from reca.models.checkpoint_io import Pin
 from reca.models.common.family import FamilyModel, WeightFile
 from reca.models.common.memory import language_profile
 from reca.models.common.naming import read
@@ -208,7 +209,7 @@ class OpenUniModel(FamilyModel):
         ]
 
     def load_weights(
-        self, role: str, path: Path, sha256: str | None = None, allow_unpinned: bool = False
+        self, role: str, path: Path, sha256: Pin | None = None, allow_unpinned: bool = False
     ) -> set[str]:
         """Load one file; gives its role and, where `weights` hold SANA (stage 2, RecA), also `generator`.
 
@@ -228,7 +229,7 @@ class OpenUniModel(FamilyModel):
         self,
         parts: Mapping[str, Path],
         *,
-        sha256: Mapping[str, str] | None = None,
+        sha256: Mapping[str, Pin] | None = None,
         allow_unpinned: bool = False,
     ) -> set[str]:
         """Load released files: `weights`, `vision` (InternVL3, with the tokenizer), `image_tokenizer`, and `generator`

@@ -27,9 +27,8 @@ from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safet
 from reca.models.common.tokenizer import read_tokenizer
 from reca.models.registry import build_model, load_model
 from reca.toyworld.pretrain.fit import fit, seeded
-from reca.toyworld.pretrain.matching import Matcher
+from reca.toyworld.pretrain.matching import Matcher, caption_ids
 from reca.toyworld.pretrain.pictures import read_world
-from reca.toyworld.pretrain.reader import caption_ids
 from reca.toyworld.pretrain.words import build_tokenizer
 from reca.toyworld.text import dense_caption
 

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from reca.toyworld.pretrain.reader import MAX_CAPTION, TEXT_LAYERS
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
+TEXT_LAYERS = 2
+MAX_CAPTION = 48
 FIRST_SCALE, FIRST_BIAS = 2.3, -10.0  # SigLIP's: temperature log 10, bias -10
 
 
-class Matcher(nn.Module):
-    """A vision tower, whose `states` [B, P, D] of pixels are matched, and a small text tower, which is thrown away.
+def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> Tensor:
+    """Captions as ids [B, MAX_CAPTION], ended by the end token and padded with the first id after the vocabulary."""
+    rows = [[*tokenizer(caption)["input_ids"], tokenizer.eos_token_id] for caption in captions]
+    longest = max(map(len, rows))
+    if longest > MAX_CAPTION:
+        raise ValueError(
+            f"a caption has {longest} tokens, the encoder supports {MAX_CAPTION}; raise MAX_CAPTION"
+        )
+    ids = torch.full((len(rows), MAX_CAPTION), len(tokenizer))
+    for row, values in enumerate(rows):
+        ids[row, : len(values)] = torch.tensor(values)
+    return ids
 
-    `width` is D, `text_width` that of the text tower with `heads`; `words` ids and one more for padding, `end` closes a
+
+class Matcher(nn.Module):
+    """A vision tower, whose `states` [B, P, D] of pixels are matched, and a small text tower, which is discarded.
+
+    `width` is D, `text_width` that of the text tower with `heads`; `words` ids and one more for padding, `end` ends a
     caption.
     """
 
@@ -38,7 +55,7 @@ class Matcher(nn.Module):
         self.tower = tower
         self.words = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=words + 1,
+                vocab_size=words + 1,  # one more for padding
                 hidden_size=text_width,
                 intermediate_size=2 * text_width,
                 num_hidden_layers=TEXT_LAYERS,
@@ -55,7 +72,7 @@ class Matcher(nn.Module):
         self.bias = nn.Parameter(torch.tensor(FIRST_BIAS))
 
     def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
-        """Mean over pairs of the sigmoid loss: own caption 1, others' 0."""
+        """Mean over pairs of the sigmoid loss: own caption 1, others' 0; pixels [B, 3, H, W], ids [B, T]."""
         seen = F.normalize(self.picture(self.states(self.tower, pixels).mean(1)), dim=-1)
         read = self.words(input_ids=ids, attention_mask=ids.ne(self.padding).long()).pooler_output
         texts = F.normalize(self.caption(read), dim=-1)

@@ -25,9 +25,8 @@ from reca.models.openuni.text import KEEP, MARKS
 from reca.models.openuni.weights import HUB
 from reca.models.registry import build_model
 from reca.toyworld.pretrain.fit import fit, seeded
-from reca.toyworld.pretrain.matching import Matcher
+from reca.toyworld.pretrain.matching import Matcher, caption_ids
 from reca.toyworld.pretrain.pictures import read_world
-from reca.toyworld.pretrain.reader import caption_ids
 from reca.toyworld.pretrain.words import build_chat_tokenizer, build_tokenizer
 from reca.toyworld.text import dense_caption
 
@@ -60,11 +59,12 @@ def pretrain_vae(
 
     ValueError where the configured scale is not the 1 of latents with spread 1.
     """
-    (config, _), pictures = parse(network), read_world(data)
+    config, _ = parse(network)
     if config.vae.scaling_factor != 1:
         raise ValueError(
             f"network.vae.scaling_factor is {config.vae.scaling_factor}; latents have spread 1 here, set it to 1"
         )
+    pictures = read_world(data)
     vae = seeded(lambda: build_vae(config.vae), seed, "vae")
 
     def loss(indices: Sequence[int]) -> Tensor:

@@ -5,7 +5,7 @@ Only the vision tower is kept. Images are CLIP-normalised, as in both uses of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +17,14 @@ from reca.models.showo.clip import MEAN, STD, ClipTower
 from reca.models.showo.config import TowerConfig, parse
 from reca.models.showo.weights import CLIP
 from reca.toyworld.pretrain.fit import fit, seeded
+from reca.toyworld.pretrain.matching import MAX_CAPTION, TEXT_LAYERS, caption_ids
 from reca.toyworld.pretrain.pictures import read_world
 from reca.toyworld.pretrain.words import build_tokenizer
 from reca.toyworld.text import dense_caption
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from reca.config.schema import Fit
 
-TEXT_LAYERS = 2
-MAX_CAPTION = 48
 FILE = "clip.safetensors"
 
 
@@ -48,20 +45,6 @@ def build_clip(vision: Mapping[str, Any], words: int, end: int) -> CLIPModel:
         "pad_token_id": words,
     }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=dict(vision), projection_dim=width))
-
-
-def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> Tensor:
-    """Captions as ids [B, MAX_CAPTION], ended by the end token and padded with the first id after the vocabulary."""
-    rows = [[*tokenizer(caption)["input_ids"], tokenizer.eos_token_id] for caption in captions]
-    longest = max(map(len, rows))
-    if longest > MAX_CAPTION:
-        raise ValueError(
-            f"a caption has {longest} tokens, the encoder supports {MAX_CAPTION}; raise MAX_CAPTION"
-        )
-    ids = torch.full((len(rows), MAX_CAPTION), len(tokenizer))
-    for row, values in enumerate(rows):
-        ids[row, : len(values)] = torch.tensor(values)
-    return ids
 
 
 def reader_loss(clip: CLIPModel, pixels: Tensor, ids: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 UNKNOWN, END = "<unk>", "<|endoftext|>"
 TURN, TURN_END = "<|im_start|>", "<|im_end|>"  # tokens of Qwen's chat template
 CHAT = ("user", "assistant", ":")
+SPEAKERS = ("<|User|>", "<|Assistant|>")  # of Janus-Pro's chat wording
+BEGIN = "<|begin|>"
+JANUS_MARKS = ("<｜▁pad▁｜>", "<begin_of_image>", "<end_of_image>")  # noqa: RUF001
 
 
 def word_list(prompts: Iterable[str]) -> list[str]:
@@ -50,4 +53,19 @@ def build_chat_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
     lines = [AddedToken(newline, normalized=False) for newline in ("\n", "\n\n")]
     tokenizer.add_tokens([*markers, *lines])
     tokenizer.eos_token = TURN_END
+    return tokenizer
+
+
+def build_janus_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """The same words followed by the speakers, beginning of text, Janus-Pro's marks, and newlines as tokens."""
+    from tokenizers import AddedToken
+
+    tokenizer = build_tokenizer(prompts)
+    marks = [
+        AddedToken(mark, normalized=False, special=True)
+        for mark in (*SPEAKERS, BEGIN, *JANUS_MARKS)
+    ]
+    lines = [AddedToken(newline, normalized=False) for newline in ("\n", "\n\n")]
+    tokenizer.add_tokens([*marks, *lines])
+    tokenizer.bos_token = BEGIN
     return tokenizer

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from reca.models.common import packing
 from reca.models.common.layers import GatedMlp
 from reca.models.harmon import network as networks
-from reca.models.harmon import packing
 from reca.models.harmon.network import Block, Harmon
 from tests.models import harmon_tiny
 from tests.reference.harmon_config import config_of

@@ -8,7 +8,7 @@ precision, a build without oneDNN) layers are unchanged.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ class PackedLinear(nn.Module):
 class PackedGatedMlp(nn.Module):
     """A gated MLP: down(SiLU(gate x) * up x), packed."""
 
-    def __init__(self, mlp: GatedMlp) -> None:
+    def __init__(self, mlp: Any) -> None:
         super().__init__()
         self.gate, self.up, self.down = (
             PackedLinear(layer.weight, layer.bias)
@@ -109,7 +109,7 @@ def packed(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
 
     The copy uses the current weights. Modules that cannot be packed are returned unchanged.
     """
-    if isinstance(module, GatedMlp) and pays(module.up_proj.weight):
+    if _is_gated(module) and pays(module.get_submodule("up_proj").weight):  # type: ignore[arg-type]
         return PackedGatedMlp(module)
     if isinstance(module, nn.Linear):
         return PackedLinear(module.weight, module.bias) if pays(module.weight) else module
@@ -126,3 +126,22 @@ def packed(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
 def size(module: nn.Module) -> int:
     """Size of the module's parameters in bytes."""
     return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def within_limit(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Packed copies of the first layers, as many as stay below `LIMIT` together; the others unchanged."""
+    room, result = LIMIT, []
+    for layer in layers:
+        room -= size(layer)
+        result.append(packed(layer) if room >= 0 else layer)
+    return result
+
+
+def _is_gated(module: nn.Module) -> bool:
+    """Whether it is our gated MLP or that of transformers' Llama, with SiLU."""
+    if isinstance(module, GatedMlp):
+        return True
+    names = {name for name, _ in module.named_children()}
+    return {"gate_proj", "up_proj", "down_proj"} <= names and (
+        getattr(getattr(module, "config", None), "hidden_act", "") == "silu"
+    )

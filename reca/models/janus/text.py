@@ -1,0 +1,104 @@
+"""Janus-Pro's text front end: its chat wording, and labels for conversations.
+
+Source: docs/reference/janus.md a (special ids), b (templates) and e (RecA prompts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reca.models.common import tokenizer as common
+from reca.models.common.tokenizer import IGNORE, without_image_tag
+from reca.models.janus.layout import IMAGE
+
+PAD, BEGIN, END = "<｜▁pad▁｜>", "<begin_of_image>", "<end_of_image>"  # noqa: RUF001
+_USER, _ASSISTANT = "<|User|>: ", "\n\n<|Assistant|>:"
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the special tokens; `boi` and `eoi` enclose an image."""
+
+    bos: int
+    eos: int
+    pad: int
+    boi: int
+    eoi: int
+
+
+class TextFrontEnd(common.TextFrontEnd):
+    """Turns prompts, questions and conversations into ids; `IMAGE` is the place of an image that is read."""
+
+    special: SpecialIds
+
+    def __init__(self, tokenizer: Any, config: Any, where: str = "tokenizer") -> None:
+        super().__init__(tokenizer, config, where)
+        self.end = self.special.eos
+
+    def check(self, where: str) -> None:
+        """Find the special ids by their text, as released numbers are unconfirmed; ValueError where one is missing."""
+        known, size = self.tokenizer.get_vocab(), int(self.config.llm["vocab_size"])
+        found = {"bos": self.tokenizer.bos_token_id, "eos": self.tokenizer.eos_token_id}
+        found |= {"pad": known.get(PAD), "boi": known.get(BEGIN), "eoi": known.get(END)}
+        if missing := [name for name, token in found.items() if token is None]:
+            raise ValueError(
+                f"{where}: the tokenizer has no {', '.join(missing)} token (pad {PAD}, boi {BEGIN}, eoi {END}); "
+                "give the tokenizer that this Janus-Pro was trained with"
+            )
+        if max(known.values()) >= size:
+            raise ValueError(
+                f"{where}: the tokenizer has ids up to {max(known.values())}, but network.llm.vocab_size is {size}; "
+                "give the tokenizer that this Janus-Pro was trained with"
+            )
+        self.special = SpecialIds(**found)
+
+    # ---- generation ----------------------------------------------------------------------------------
+    def caption(self, text: str) -> list[int]:
+        """The text-to-image prompt, up to begin-of-image."""
+        return self._prompt(self._ids(f"{_USER}{text.strip()}{_ASSISTANT}"))
+
+    def reconstruction(self, prompt: str) -> list[int]:
+        """The RecA prompt around the image, up to begin-of-image (janus.md e)."""
+        return self._prompt(self._about_image(prompt))
+
+    def unconditional(self) -> list[int]:
+        """A prompt without a condition, of the least length."""
+        return self._prompt([])
+
+    # ---- understanding -------------------------------------------------------------------------------
+    def question(self, text: str, with_image: bool = True) -> list[int]:
+        """The prompt of a question, after the system prompt, about an image or about none."""
+        return [self.special.bos, *self._system(), *self._turn(text, with_image)]
+
+    def conversation(
+        self, turns: Sequence[tuple[str, str]], with_image: bool
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of all turns after the system prompt; labels on answers and their eos only."""
+        ids = [self.special.bos, *self._system()]
+        labels = [IGNORE] * len(ids)
+        for number, (question, answer) in enumerate(turns):
+            asked = self._turn(without_image_tag(question), with_image and number == 0)
+            reply = [*self._ids(f" {answer}"), self.special.eos]
+            ids += [*asked, *reply]
+            labels += [IGNORE] * len(asked) + reply
+        return ids, labels
+
+    # ---- ids -----------------------------------------------------------------------------------------
+    def _prompt(self, body: Sequence[int]) -> list[int]:
+        return [self.special.bos, *body, self.special.boi]
+
+    def _system(self) -> list[int]:
+        prompt = self.config.system_prompt
+        return self._ids(f"{prompt}\n\n") if prompt else []
+
+    def _turn(self, text: str, with_image: bool) -> list[int]:
+        return self._about_image(text) if with_image else self._ids(f"{_USER}{text}{_ASSISTANT}")
+
+    def _about_image(self, text: str) -> list[int]:
+        image = [self.special.boi, IMAGE, self.special.eoi]
+        return [*self._ids(_USER), *image, *self._ids(f"\n{text}{_ASSISTANT}")]
+
+    def _ids(self, text: str) -> list[int]:
+        return self.ids([text])[0]
