@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from reca.models.common import packing
 from reca.models.common.layers import GatedMlp
@@ -56,9 +58,12 @@ def test_a_packed_layer_is_the_layer(rows: int, biased: bool) -> None:
 
 
 @needs_packing
-def test_a_gated_mlp() -> None:
+@pytest.mark.parametrize("library", [False, True])
+def test_a_gated_mlp(library: bool) -> None:
+    """Ours, and that of transformers' Llama, which Janus-Pro is made of."""
     torch.manual_seed(0)
-    mlp = GatedMlp(32, 48).requires_grad_(False)
+    sizes = LlamaConfig(hidden_size=32, intermediate_size=48)
+    mlp = (LlamaMLP(sizes) if library else GatedMlp(32, 48)).requires_grad_(False)
     packed = packing.packed(mlp)
     assert isinstance(packed, packing.PackedGatedMlp)
     x = torch.randn(2, 5, 32)

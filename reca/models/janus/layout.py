@@ -43,10 +43,10 @@ class Prompts:
 
 def expanded(row: Sequence[int], image_length: int, fill: int = IMAGE) -> list[int]:
     """A row in which `image_length` times `fill` takes the place of the mark of an image."""
-    found: list[int] = []
+    ids: list[int] = []
     for token in row:
-        found += [fill] * image_length if token == IMAGE else [token]
-    return found
+        ids += [fill] * image_length if token == IMAGE else [token]
+    return ids
 
 
 def without_condition(row: Sequence[int], pad: int, image_length: int) -> list[int]:
@@ -68,11 +68,11 @@ def conversation(
 ) -> tuple[Tensor, Tensor]:
     """`text | padding` as ids [B, L], and targets [B, L - 1] of the states: entry j is what state j predicts."""
     ids, _ = padded([expanded(row, image_length) for row in rows], _FILL)
-    wanted = []
+    targets = []
     for row, own in zip(rows, labels, strict=True):
         lengths = [image_length if token == IMAGE else 1 for token in row]
-        wanted.append([label for label, n in zip(own, lengths, strict=True) for _ in range(n)])
-    return ids, padded(wanted, IGNORE)[0][:, 1:]
+        targets.append([label for label, n in zip(own, lengths, strict=True) for _ in range(n)])
+    return ids, padded(targets, IGNORE)[0][:, 1:]
 
 
 def prompts(rows: Sequence[Sequence[int]], image_length: int) -> Prompts:

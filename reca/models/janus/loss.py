@@ -87,12 +87,12 @@ def answer_loss(
     )
     hidden = network.hidden(network.inputs(ids, understanding))[:, :-1]
     places = (targets != IGNORE).nonzero(as_tuple=True)
-    wanted = moved(targets[places], network.device)
+    answer_ids = moved(targets[places], network.device)
     index = tuple(moved(place, network.device) for place in places)
     total = linear_cross_entropy(
         hidden[index],
         network.language_model.lm_head.weight,
-        wanted,
+        answer_ids,
         reduction="sum",
         all_valid=True,
         implementation=options.implementation,

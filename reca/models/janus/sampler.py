@@ -205,8 +205,8 @@ def multinomial(uniform: Tensor, temperature: float) -> Choose:
 
     def choose(step: int, guided: Tensor) -> Tensor:
         mass = (guided / temperature).softmax(dim=-1).double().cumsum(dim=-1)
-        wanted = uniform[:, step, None] * mass[:, -1:]
-        return torch.searchsorted(mass, wanted, right=True).squeeze(1).clamp(max=mass.shape[1] - 1)
+        level = uniform[:, step, None] * mass[:, -1:]
+        return torch.searchsorted(mass, level, right=True).squeeze(1).clamp(max=mass.shape[1] - 1)
 
     return choose
 

@@ -40,9 +40,9 @@ class TextFrontEnd(common.TextFrontEnd):
     def check(self, where: str) -> None:
         """Find the special ids by their text, as released numbers are unconfirmed; ValueError where one is missing."""
         known, size = self.tokenizer.get_vocab(), int(self.config.llm["vocab_size"])
-        found = {"bos": self.tokenizer.bos_token_id, "eos": self.tokenizer.eos_token_id}
-        found |= {"pad": known.get(PAD), "boi": known.get(BEGIN), "eoi": known.get(END)}
-        if missing := [name for name, token in found.items() if token is None]:
+        special = {"bos": self.tokenizer.bos_token_id, "eos": self.tokenizer.eos_token_id}
+        special |= {"pad": known.get(PAD), "boi": known.get(BEGIN), "eoi": known.get(END)}
+        if missing := [name for name, token in special.items() if token is None]:
             raise ValueError(
                 f"{where}: the tokenizer has no {', '.join(missing)} token (pad {PAD}, boi {BEGIN}, eoi {END}); "
                 "give the tokenizer that this Janus-Pro was trained with"
@@ -52,7 +52,7 @@ class TextFrontEnd(common.TextFrontEnd):
                 f"{where}: the tokenizer has ids up to {max(known.values())}, but network.llm.vocab_size is {size}; "
                 "give the tokenizer that this Janus-Pro was trained with"
             )
-        self.special = SpecialIds(**found)
+        self.special = SpecialIds(**special)
 
     # ---- generation ----------------------------------------------------------------------------------
     def caption(self, text: str) -> list[int]:

@@ -132,10 +132,10 @@ def unread_shapes(config: JanusConfig) -> list[tuple[str, tuple[int, ...]]]:
         "mlp.fc1": (inner, width),
         "mlp.fc2": (width, inner),
     }
-    found: list[tuple[str, tuple[int, ...]]] = [(f"{_POOL}latent", (1, 1, width))]
+    shapes: list[tuple[str, tuple[int, ...]]] = [(f"{_POOL}latent", (1, 1, width))]
     for name, shape in layers.items():
-        found += [(f"{_POOL}{name}.weight", shape), (f"{_POOL}{name}.bias", shape[:1])]
-    return [*found, (_COUNTER, (_COUNTED,))]
+        shapes += [(f"{_POOL}{name}.weight", shape), (f"{_POOL}{name}.bias", shape[:1])]
+    return [*shapes, (_COUNTER, (_COUNTED,))]
 
 
 def _renamed(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
@@ -146,24 +146,24 @@ def _renamed(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
 
 def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """SigLIP's queries, keys and values as one tensor per layer."""
-    found: dict[str, Tensor] = {}
+    joined: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if match := re.match(rf"^({_TOWER}.*\.attn)\.q\.(weight|bias)$", name):
             parts = [state[f"{match[1]}.{part}.{match[2]}"] for part in "qkv"]
-            found[f"{match[1]}.qkv.{match[2]}"] = torch.cat(parts)
+            joined[f"{match[1]}.qkv.{match[2]}"] = torch.cat(parts)
         elif not re.match(rf"^{_TOWER}.*\.attn\.[kv]\.", name):
-            found[name] = tensor
-    return found
+            joined[name] = tensor
+    return joined
 
 
 def _parted(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The opposite of `_joined`."""
-    found: dict[str, Tensor] = {}
+    parted: dict[str, Tensor] = {}
     for name, tensor in official.items():
         match = _QKV.match(name)
         if match and len(tensor) % 3 == 0:
             for part, value in zip("qkv", tensor.chunk(3), strict=True):
-                found[f"{match[1]}.{part}.{match[2]}"] = value
+                parted[f"{match[1]}.{part}.{match[2]}"] = value
         else:
-            found[name] = tensor
-    return found
+            parted[name] = tensor
+    return parted

@@ -65,10 +65,10 @@ def _entropy(scores: Tensor) -> Tensor:
 def pretrain_vq(
     network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
 ) -> float:
-    """Train the VQ model of `network` on the world in `data`; writes `out/vq.safetensors`, gives the last loss."""
+    """Train the VQ model of `network` on the world in `data`; writes `out/vq.safetensors`, returns the last loss."""
     (config, _), pictures = parse(network), read_world(data)
     vq = seeded(lambda: vq_model(config), seed, "vq")
-    found = fit(
+    loss = fit(
         vq,
         lambda indices: vq_loss(vq, pictures.pixels[list(indices)]),
         recipe,
@@ -78,7 +78,7 @@ def pretrain_vq(
         data=pictures.fingerprint,
     )
     save_safetensors(vq.state_dict(), out / VQ_FILE)
-    return found
+    return loss
 
 
 # ---- the SigLIP tower ----------------------------------------------------------------------------
@@ -99,13 +99,13 @@ def build_matcher(config: JanusConfig, words: int, end: int) -> Matcher:
 def pretrain_vision(
     network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
 ) -> float:
-    """Train the tower of `network` against dense captions; writes `out/siglip.safetensors`, gives the last loss."""
+    """Train the tower of `network` against dense captions; writes `out/siglip.safetensors`, returns the last loss."""
     (config, _), pictures = parse(network), read_world(data)
     words = build_tokenizer([])  # captions only
     ids = caption_ids(words, [dense_caption(scene) for scene in pictures.scenes])
     matcher = seeded(lambda: build_matcher(config, len(words), words.eos_token_id), seed, "vision")
     assert isinstance(matcher, Matcher)
-    found = fit(
+    loss = fit(
         matcher,
         lambda indices: matcher(pictures.pixels[list(indices)], ids[list(indices)]),
         recipe,
@@ -115,7 +115,7 @@ def pretrain_vision(
         data=pictures.fingerprint,
     )
     save_safetensors(matcher.tower.state_dict(), out / TOWER_FILE)
-    return found
+    return loss
 
 
 PARTS = {"vq": pretrain_vq, "vision": pretrain_vision}
