@@ -11,7 +11,7 @@ import yaml
 
 from reca.align.state import freeze
 from reca.config import compose
-from reca.config.schema import Fit, World
+from reca.config.schema import Fit, ToyWorld
 from reca.core.ownership import WorkFolder
 from reca.data.prompts import bank
 from reca.models.openuni.weights import is_trained
@@ -36,7 +36,7 @@ def network():
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     caption = compose.load("laptop_pretrain_openuni").data["reconstruct"].world.caption
-    render(World(kind="images", images=32, seed=1, caption=caption), folder)
+    render(ToyWorld(kind="images", images=32, seed=1, caption=caption), folder)
     return folder
 
 
@@ -65,7 +65,8 @@ def test_the_folder_holds_the_trained_parts_and_the_worlds_words(network, parts,
         openuni.assemble(wrong, prompts=bank("laptop"), seed=0, parts=parts, out=tmp_path / "x")
     scaled = network | {"vae": network["vae"] | {"scaling_factor": 0.5}}
     with pytest.raises(ValueError, match="latents have spread 1 here"):
-        openuni.pretrain_vae(scaled, Fit(), Path(), seed=0, work=tmp_path, out=tmp_path)
+        recipe = Fit(steps=1, batch=1, lr=1.0)
+        openuni.pretrain_vae(scaled, recipe, Path(), seed=0, work=tmp_path, out=tmp_path)
 
 
 def test_phases_train_the_reader_and_then_what_reca_trains():

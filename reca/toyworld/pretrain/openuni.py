@@ -60,11 +60,12 @@ def pretrain_vae(
 
     ValueError where the configured scale is not the 1 of latents with spread 1.
     """
-    (config, _), pictures = parse(network), read_world(data)
+    config, _ = parse(network)
     if config.vae.scaling_factor != 1:
         raise ValueError(
             f"network.vae.scaling_factor is {config.vae.scaling_factor}; latents have spread 1 here, set it to 1"
         )
+    pictures = read_world(data)
     vae = seeded(lambda: build_vae(config.vae), seed, "vae")
 
     def loss(indices: Sequence[int]) -> Tensor:
