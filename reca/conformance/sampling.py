@@ -152,7 +152,7 @@ def draw(
     plan: Sampling,
     noise: Sequence[torch.Generator],
 ) -> list[Image]:
-    """Images of texts, or of texts and features, as `reca.inference` asks for them."""
+    """Images of texts, or of texts and features, as `reca.inference` generates them."""
     unconditional = model.unconditional(len(texts)) if plan.guidance > 0 else None
     with torch.no_grad():
         return model.generate(model.condition(texts, features), unconditional, plan, noise)
