@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reca.core.structure import build
 from reca.models.janus import weights
-from reca.models.janus.config import LLAMA_7B, JanusConfig, JanusOptions
+from reca.models.janus.config import LLAMA_1B, JanusConfig, JanusOptions
 from reca.models.janus.layout import IMAGE
 from reca.models.janus.model import JanusModel
 from tests.reference import golden_cases as golden
@@ -19,6 +19,13 @@ from tests.reference import golden_cases as golden
 # Of the losses; tests/kernels runs them once more with triton, in the interpreter.
 IMPLEMENTATION: Any = os.environ.get("RECA_TEST_IMPLEMENTATION", "torch")
 VALUES, GRADIENTS = 1e-5, 1e-4  # janus.md g, suggested tolerances
+LLAMA_7B = LLAMA_1B | {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}
 RELEASED = {"1b": JanusConfig(), "7b": JanusConfig(llm=dict(LLAMA_7B))}
 
 

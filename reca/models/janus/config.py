@@ -33,13 +33,6 @@ LLAMA_1B: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "initializer_range": 0.02,
 }
-LLAMA_7B = LLAMA_1B | {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-}
 _GROUPS = 32  # of every GroupNorm in the VQ model
 
 Layout = Literal["official", "transformers"]
