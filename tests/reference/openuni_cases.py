@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reca.core.structure import build
 from reca.models.openuni import weights
 from reca.models.openuni.config import OpenUniConfig, OpenUniOptions
 from reca.models.openuni.encoders import FrozenVae
@@ -67,7 +68,7 @@ def config_of(described: dict[str, Any]) -> OpenUniConfig:
             "scaling_factor": vae["scaling_factor"],
         }
         section["resolution"] = given["pixels"]
-    return OpenUniConfig.from_dict(section)
+    return build(OpenUniConfig, section, "network")
 
 
 def fill(module: nn.Module, naming: Any, seed: int) -> None:
