@@ -20,7 +20,7 @@ from reca.align.batches import EditRows, FeatureData, plan_step
 from reca.align.distributed import ProcessGroup
 from reca.align.objective import Objective
 from reca.config.recipe import Recipe, TaskRecipe
-from tests.models import bagel_tiny, harmon_tiny, janus_tiny, showo_tiny
+from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
 
 META = torch.device("meta")
 BATCH = 3
@@ -28,6 +28,9 @@ CASES = {
     "showo-clip": (showo_tiny, ("reca", "i2t", "t2i", "text"), {"understanding": "clip"}),
     "showo-vq": (showo_tiny, ("reca", "i2t", "t2i", "text"), {"understanding": "vq"}),
     "harmon": (harmon_tiny, ("reca", "i2t", "t2i", "text"), {}),
+    "openuni": (openuni_tiny, ("reca", "t2i"), {}),  # its reader is frozen: no answers
+    "openuni-noisy": (openuni_tiny, ("reca", "t2i"), {"stochastic_depth": True}),
+    "openuni-one-pass": (openuni_tiny, ("reca", "t2i"), {"step": "one_pass"}),
     "janus": (janus_tiny, ("reca", "i2t", "t2i", "text"), {}),
     "bagel": (bagel_tiny, ("reca", "t2i", "edit"), {}),
     "bagel-answers": (bagel_tiny, ("i2t", "text"), {"freeze_und": False, "step": "packed"}),
@@ -46,6 +49,7 @@ def first(q, k, v, layout, **_):
 KERNELS = {
     "showo.loss.linear_cross_entropy": product,
     "harmon.loss.linear_cross_entropy": product,
+    "openuni.loss.linear_cross_entropy": product,
     "janus.loss.linear_cross_entropy": product,
     "bagel.loss.linear_cross_entropy": product,
     "bagel.loss.flow_matching_loss": product,

@@ -22,7 +22,7 @@ def conditions(
     depth: Tensor | None = None,
 ) -> Tensor:
     """What SANA attends to, [B, Q, D]; `depth` [layers, 2, B] uniform decides what the ViT drops."""
-    ids, mask = (t.to(network.device) for t in padded(condition.texts, network.config.special.end))
+    ids, mask = padded(condition.texts, network.config.special.end)  # on the host
     with torch.no_grad():
         embeddings = network.embed(ids, understood(network, condition, depth))
     two_phases = options.step == "two_phase"

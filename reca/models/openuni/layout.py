@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reca.models.common.batching import padded
+from reca.models.common.batching import moved, padded
 from reca.models.common.tokenizer import IGNORE
 
 
@@ -26,12 +27,29 @@ def with_queries(mask: Tensor, queries: int) -> Tensor:
 
 
 def with_images(embeddings: Tensor, ids: Tensor, images: Tensor, image: int) -> Tensor:
-    """Put embeddings `images` [B, N, H] in the places of the id `image`, in order; ids [B, T], embeddings [B, T, H]."""
+    """Put embeddings `images` [B, N, H] in the places of the id `image`, in order; ids [B, T], embeddings [B, T, H].
+
+    The places are counted where the ids are: on the host in training, which then does not wait for the device.
+    """
     here = ids == image
     found, needed = int(here.sum()), images.shape[0] * images.shape[1]
     if found != needed:
         raise ValueError(f"the prompts have {found} places for image tokens, the images {needed}")
-    return embeddings.masked_scatter(here.unsqueeze(-1), images.to(embeddings))
+    device, dtype = embeddings.device, embeddings.dtype
+    return embeddings.masked_scatter(
+        moved(here.unsqueeze(-1), device), moved(images, device, dtype)
+    )
+
+
+def attends(mask: Tensor, length: int) -> Tensor | None:
+    """Which of L keys the last `length` tokens see, bool [B, 1, length, L]: earlier ones that the mask [B, L] keeps.
+
+    None where causality alone decides. A mask on the host is inspected there.
+    """
+    keys = torch.arange(mask.shape[1], device=mask.device)
+    if length in (1, len(keys)) and bool(mask.all()):
+        return None
+    return (keys <= keys[-length:, None]) & mask.bool()[:, None, None, :]
 
 
 def trimmed(row: Sequence[int], most: int, header: int) -> Sequence[int]:

@@ -12,7 +12,7 @@ import torch
 from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
-from reca.models.common.batching import padded
+from reca.models.common.batching import moved, padded
 from reca.models.common.tokenizer import IGNORE
 from reca.models.contract import Loss
 from reca.models.openuni import layout
@@ -46,7 +46,7 @@ def sigmas(shift: float = 1.0) -> Tensor:
 def noised(latents: Tensor, noise: Tensor, uniform: Tensor, shift: float = 1.0) -> Noised:
     """The point (1 - sigma) x + sigma eps, mixed in float32, of latents x and eps [B, C, h, w]; uniform [B]."""
     index = (uniform * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)
-    sigma = sigmas(shift).to(latents.device)[index.to(latents.device)]
+    sigma = moved(sigmas(shift)[index], latents.device)
     mix = sigma[:, None, None, None]
     latents, noise = latents.float(), noise.float()
     return Noised((1 - mix) * latents + mix * noise, TRAIN_STEPS * sigma, noise - latents)
@@ -75,7 +75,7 @@ def generation_loss(
 ) -> Loss:
     """Velocity loss (openuni.md d), summed over latent tokens, each the mean over its channels, in fp32."""
     device = network.device
-    clean, gaussian = target["target"].to(device), noise.gaussian.to(device)
+    clean, gaussian = moved(target["target"], device), moved(noise.gaussian, device)
     point = noised(clean, gaussian, noise.uniform, options.timestep_shift)
     given = conditions(network, options, with_dropped_texts(condition, noise, options), noise.depth)
     found = network.velocity(point.z.to(given.dtype), given, point.t)
@@ -109,14 +109,14 @@ def answer_loss(
 
     OpenUni's recipes have no such loss; it makes a reader where there is none (the laptop's).
     """
-    ids, mask = (t.to(network.device) for t in padded(conversation.ids, network.config.special.end))
-    states = network.hidden(network.embed(ids, understanding), mask.long(), layout.positions(mask))
-    labels = layout.next_labels(conversation.labels).to(states.device)
-    wanted = labels != IGNORE
+    ids, mask = padded(conversation.ids, network.config.special.end)  # on the host
+    states = network.hidden(network.embed(ids, understanding), mask, layout.positions(mask))
+    labels = layout.next_labels(conversation.labels).flatten()
+    rows = (labels != IGNORE).nonzero()[:, 0]  # found on the host
     total = linear_cross_entropy(
-        states[:, :-1][wanted],
+        states[:, :-1].flatten(0, 1)[moved(rows, states.device)],
         network.lmm.lm_head.weight,
-        labels[wanted],
+        moved(labels[rows], states.device),
         reduction="sum",
         implementation=options.implementation,
     )

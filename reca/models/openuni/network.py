@@ -21,6 +21,7 @@ from transformers.models.internvl.modeling_internvl import InternVLForConditiona
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
+from reca.models.common.batching import moved
 from reca.models.openuni import layout
 from reca.models.openuni.config import SHUFFLE, OpenUniConfig
 
@@ -123,7 +124,7 @@ class OpenUni(nn.Module):
 
         `keep` [layers, 2, B] (1 or 0): which residual branches count, attention and MLP (openuni.md g1); None: all.
         """
-        pixels = pixels.to(self.device, self.lmm.dtype)
+        pixels = moved(pixels, self.device, self.lmm.dtype)
         model: Any = self.lmm.model
         states = self._vit(pixels, keep)[:, 1:]
         side = self.config.vit.image_size // self.config.vit.patch_size
@@ -139,7 +140,9 @@ class OpenUni(nn.Module):
         x = tower.embeddings(pixels)
         x = x[0] if isinstance(x, tuple) else x
         rates = drop_rates(self.config)
-        for layer, rate, kept in zip(tower.encoder.layer, rates, keep.to(x), strict=True):
+        for layer, rate, kept in zip(
+            tower.encoder.layer, rates, moved(keep, x.device, x.dtype), strict=True
+        ):
             attention, mlp = (kept / (1 - rate)).unsqueeze(-1).unsqueeze(-1)
             branch, _ = layer.attention(layer.layernorm_before(x))
             x = x + attention * (layer.lambda_1 * branch)
@@ -149,7 +152,7 @@ class OpenUni(nn.Module):
     # ---- the language model ----------------------------------------------------------------------
     def embed(self, ids: Tensor, images: Tensor | None = None) -> Tensor:
         """Embeddings [B, T, H] of ids [B, T], understanding embeddings [B, N, H] in the places of images."""
-        embeddings = self.language.embed_tokens(ids)
+        embeddings = self.language.embed_tokens(moved(ids, self.device))
         if images is None:
             return embeddings
         return layout.with_images(embeddings, ids, images, self.config.special.image)
@@ -157,11 +160,17 @@ class OpenUni(nn.Module):
     def hidden(
         self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None
     ) -> Tensor:
-        """Final states of embeddings [B, L, H]; `mask` covers what the cache holds, too."""
+        """Final states of embeddings [B, L, H]; the key mask covers what the cache holds, too.
+
+        Masks and positions may be on the host: transformers would read a mask on the device, and wait for it.
+        """
+        attends = layout.attends(mask, embeddings.shape[1])
         return self.language(
             inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=positions,
+            attention_mask={
+                "full_attention": None if attends is None else moved(attends, self.device)
+            },
+            position_ids=moved(positions, self.device),
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
