@@ -130,14 +130,14 @@ def demand(
     folder: Path, missing: Sequence[str], foreign: Sequence[str], expected: int, partial: bool
 ) -> list[str]:
     """What to tell about a folder; ValueError unless all is there (or a partial score was asked for)."""
-    told = []
+    problems = []
     if missing:
-        told.append(f"{len(missing)} of {expected} pictures missing: {_names(missing)}")
+        problems.append(f"{len(missing)} of {expected} pictures missing: {_names(missing)}")
     if foreign:
-        told.append(f"{len(foreign)} pictures that the benchmark does not know: {_names(foreign)}")
+        problems.append(f"{len(foreign)} pictures that the benchmark does not know: {_names(foreign)}")
     if missing and not partial:
-        raise ValueError(f"{folder}: {'; '.join(told)}; complete them, or pass --partial")
-    return told
+        raise ValueError(f"{folder}: {'; '.join(problems)}; complete them, or pass --partial")
+    return problems
 
 
 def _names(names: Sequence[str]) -> str:

@@ -52,14 +52,14 @@ def check_folder(folder: Path, items: Sequence[Prompt]) -> None:
         if not path.parent.name.isdecimal() or int(path.parent.name) not in ours:
             continue
         try:
-            told = read_json(path)
+            recorded = read_json(path)
         except ValueError as error:
             raise ValueError(f"{path}: not a line of JSON ({error})") from error
         facts = ours[int(path.parent.name)].facts
         for name in ("tag", "include", "exclude"):
-            if isinstance(told, dict) and name in told and told[name] != facts.get(name):
+            if isinstance(recorded, dict) and name in recorded and recorded[name] != facts.get(name):
                 raise ValueError(
-                    f"{path}: {name} is {told[name]}, of our prompt {facts.get(name)}; these pictures "
+                    f"{path}: {name} is {recorded[name]}, of our prompt {facts.get(name)}; these pictures "
                     "are of another list of prompts"
                 )
 

@@ -110,7 +110,7 @@ def parse(reply: str) -> dict[str, float | None]:
 
 
 def scores(reply: str) -> tuple[float, float, float] | None:
-    """All three scores, each 0, 1 or 2; None for a reply that lacks one or is out of range."""
+    """All three scores, each 0, 1 or 2; None for a reply where one is missing or out of range."""
     values = [value for value in parse(reply).values() if value is not None and value <= 2]
     return (values[0], values[1], values[2]) if len(values) == len(NAMES) else None
 
