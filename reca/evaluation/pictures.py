@@ -134,7 +134,9 @@ def demand(
     if missing:
         problems.append(f"{len(missing)} of {expected} pictures missing: {_names(missing)}")
     if foreign:
-        problems.append(f"{len(foreign)} pictures that the benchmark does not know: {_names(foreign)}")
+        problems.append(
+            f"{len(foreign)} pictures that the benchmark does not know: {_names(foreign)}"
+        )
     if missing and not partial:
         raise ValueError(f"{folder}: {'; '.join(problems)}; complete them, or pass --partial")
     return problems

@@ -57,7 +57,11 @@ def check_folder(folder: Path, items: Sequence[Prompt]) -> None:
             raise ValueError(f"{path}: not a line of JSON ({error})") from error
         facts = ours[int(path.parent.name)].facts
         for name in ("tag", "include", "exclude"):
-            if isinstance(recorded, dict) and name in recorded and recorded[name] != facts.get(name):
+            if (
+                isinstance(recorded, dict)
+                and name in recorded
+                and recorded[name] != facts.get(name)
+            ):
                 raise ValueError(
                     f"{path}: {name} is {recorded[name]}, of our prompt {facts.get(name)}; these pictures "
                     "are of another list of prompts"
