@@ -153,7 +153,7 @@ def _lines(path: Path, step: int) -> list[bytes]:
         kept.append(line)
     if older:
         logger.warning(
-            "%s: %d lines of an older reca have no seal; damage to them cannot be detected",
+            "%s: %d lines from an older version have no checksum; damage to them cannot be detected",
             path,
             older,
         )

@@ -1,1 +1,1 @@
-"""Benchmarks: prompts in, pictures in, pure scoring, summary. No torch here: scoring runs anywhere."""
+"""Benchmarks: prompts, samples, observations and pure scoring. Scoring needs no torch, so it runs anywhere."""

@@ -1,4 +1,4 @@
-"""What one job asks of a model: images in passes of one guidance level each, and questions about images."""
+"""The work of one sampling job: images in passes of one guidance level each, and questions about images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def _none(questions: Sequence[Question]) -> Mapping[str, bytes]:
 
 @dataclass(frozen=True)
 class ImagePass:
-    """Images of one need at one guidance level.
+    """Images of one kind at one guidance level.
 
-    `prefix` comes before the keys, but not into the noise, so that levels are compared under the same noise. `sources`
-    (files by prompt id) are the images before edits, or the originals of reconstructions.
+    `prefix` is prepended to the image keys but does not enter the noise seed, so all levels share the same noise.
+    `sources` (encoded files by prompt id) are the images to edit or to reconstruct.
     """
 
     need: Literal["draw", "edit", "reconstruct"]
@@ -33,10 +33,10 @@ class ImagePass:
 
 @dataclass(frozen=True)
 class Assignment:
-    """All that a job samples. `read` gives the files of the images that some questions ask about, by image id."""
+    """Everything that a job samples. `read` returns the encoded images of the given questions by image id."""
 
     passes: tuple[ImagePass, ...] = ()
     questions: Sequence[Question] = ()
     read: ReadImages = _none
-    batch_size: int = 8  # images or answers in one pass of the model
-    max_new_tokens: int = 128  # of an answer
+    batch_size: int = 8  # images or answers per model call
+    max_new_tokens: int = 128  # per answer

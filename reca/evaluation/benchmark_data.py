@@ -1,4 +1,4 @@
-"""What a benchmark asks of a model, and the images that it comes with: sources of edits, and those asked about."""
+"""A benchmark's prompts and questions, and its images: sources of edits, and images that questions refer to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Guidance = Sequence[float] | Mapping[str, float]
 
 # ---- what one job samples --------------------------------------------------------------------------
 def shard_of(items: Sequence[Item], shard: tuple[int, int], together: int = 1) -> list[Item]:
-    """Every n-th item from the i-th on; `together` neighbours (pairs of questions) stay in one shard."""
+    """Every n-th item, starting with the i-th; `together` consecutive items (question pairs) share a shard."""
     index, count = shard
     return [item for place, item in enumerate(items) if place // together % count == index]
 
@@ -36,17 +36,19 @@ def assignment(
     guidance: Guidance,
     shard: tuple[int, int],
 ) -> Assignment:
-    """What shard i of n of a benchmark asks of a model.
+    """The prompts and questions of shard i of n of a benchmark.
 
-    `guidance` has the levels, or the level chosen for each outcome. ValueError for several levels of a benchmark that
-    has no development prompts to choose on.
+    `guidance`: a list of levels, or the level chosen for each outcome. ValueError for several levels if the benchmark
+    has no development prompts to choose between them.
     """
     kind = registry.kind(benchmark.kind)
     if kind.toyworld:
         found: Assignment = registry.module(benchmark.kind).assignment(benchmark, split, guidance)
         return found
     if isinstance(guidance, Mapping) or len(guidance) != 1:
-        raise ValueError(f"{benchmark.kind}: is sampled at one guidance, not at {guidance}")
+        raise ValueError(
+            f"{benchmark.kind}: sampled at one guidance level, not at {guidance}; give one level"
+        )
     if not kind.images:
         asked = shard_of(questions_of(benchmark, data), shard, together=2)  # MMVP's pairs, MME's
         return Assignment(
@@ -61,7 +63,7 @@ def assignment(
 def _image_pass(
     benchmark: BenchmarkConfig, data: Mapping[str, Path], guidance: float, shard: tuple[int, int]
 ) -> ImagePass:
-    """All prompts, or the first `prompts` of them; a limited benchmark is no result."""
+    """All prompts, or only the first `prompts`; scores of a truncated benchmark are marked as partial."""
     (need,) = registry.kind(benchmark.kind).needs
     if need == "reconstruct":
         from reca.evaluation.tasks.reconstruction import pictures
@@ -82,20 +84,20 @@ def _image_pass(
 
 # ---- prompts and questions -------------------------------------------------------------------------
 def items_of(kind: str, data: Mapping[str, Path], limit: int = 0) -> list[Prompt]:
-    """A picture benchmark's prompts; of the reconstructions, one per original."""
+    """The prompts of an image benchmark; for reconstruction, one per original image."""
     if kind == "reconstruction":
         from reca.evaluation.tasks.reconstruction import pictures
 
         return [prompt for prompt, _ in pictures(data, limit)]
     found: list[Prompt] = registry.module(kind).prompts(data)
     ids, folder = Ids(), Path(data["prompts"])
-    for prompt in found:  # readers name the file; none of them may forget it
+    for prompt in found:  # readers check ids per file; this covers readers that do not
         ids.add(prompt.id, folder)
     return found[:limit] if limit else found
 
 
 def questions_of(benchmark: BenchmarkConfig, data: Mapping[str, Path]) -> list[Question]:
-    """What a benchmark asks: all its questions or the first of them, in all rotations where it says so."""
+    """The questions of a benchmark, or only the first ones; in all rotations of the options if configured."""
     module = registry.module(benchmark.kind)
     found: list[Question] = module.questions(data)
     ids, folder = Ids(), Path(data["questions"])
@@ -105,14 +107,16 @@ def questions_of(benchmark: BenchmarkConfig, data: Mapping[str, Path]) -> list[Q
     if not benchmark.rotations:
         return found
     if not hasattr(module, "rotated"):
-        raise ValueError(f"benchmarks.{benchmark.kind}.rotations: only MMBench has rotations")
+        raise ValueError(
+            f"benchmarks.{benchmark.kind}.rotations: only MMBench has rotations; unset it"
+        )
     turned: list[Question] = module.rotated(found)
     return turned
 
 
 # ---- edits -----------------------------------------------------------------------------------------
 def edit_sources(kind: str, items: Sequence[Prompt], data: Mapping[str, Path]) -> dict[str, bytes]:
-    """The picture before each edit, as a file, by prompt id; ValueError names the first missing one."""
+    """The source image of each edit as an encoded file, by prompt id; ValueError names the first missing one."""
     if kind == "gedit":
         from reca.evaluation.tasks.gedit import source_pictures
 
@@ -129,14 +133,14 @@ def edit_sources(kind: str, items: Sequence[Prompt], data: Mapping[str, Path]) -
     lacking = [name for name in names.values() if name not in found]
     if lacking:
         raise ValueError(
-            f"{kind}: {len(lacking)} source pictures are not in {data.get('images', data)}, for "
-            f"instance {lacking[0]}"
+            f"{kind}: {len(lacking)} source images are missing in {data.get('images', data)}, for "
+            f"instance {lacking[0]}; fetch its source again"
         )
     return {name: found[source] for name, source in names.items()}
 
 
 def _in_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
-    """Files by the end of their path, in a folder or in tar files in it (read, never extracted)."""
+    """Contents of the files whose path ends in a wanted name, in a folder and in its tar files (not extracted)."""
     found: dict[str, bytes] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".tar" and path.is_file():
@@ -148,9 +152,9 @@ def _in_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
 
 
 def _keep(found: dict[str, bytes], name: str, file: bytes, path: Path) -> None:
-    """ValueError where another picture has the name already."""
+    """Add a file; ValueError if a different image of the same name was found before."""
     if found.setdefault(name, file) != file:
-        raise ValueError(f"{path}: another picture {name} than the one before; keep one of them")
+        raise ValueError(f"{path}: a different image {name} was found before; keep one of them")
 
 
 def _in_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
@@ -164,7 +168,7 @@ def _in_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
 
 
 def _ending(parts: Sequence[str], wanted: set[str]) -> str | None:
-    """The wanted name that a path ends in, whole parts only."""
+    """The wanted name that a path ends in, compared by complete path components."""
     for start in range(len(parts)):
         name = "/".join(parts[start:])
         if name in wanted:
@@ -188,7 +192,7 @@ _ID_COLUMNS = {
 def question_pictures(
     kind: str, asked: Iterable[Question], data: Mapping[str, Path]
 ) -> dict[str, bytes]:
-    """All pictures (files) that questions ask about, by image id; ValueError names the first missing one."""
+    """The encoded images that questions refer to, by image id; ValueError names the first missing one."""
     wanted = {name for question in asked for name in question.image_ids}
     folder = Path(data["questions"])
     if kind == "mmvp":
@@ -200,33 +204,33 @@ def question_pictures(
     lacking = sorted(wanted - set(found))
     if lacking:
         raise ValueError(
-            f"{folder}: no picture of {kind} question {lacking[0]}"
+            f"{folder}: no image for {kind} question {lacking[0]}"
             f"{'' if kind == 'mmvp' else _tables_seen(_tables(kind, folder), _ID_COLUMNS[kind])}; "
-            "fetch its source"
+            "fetch its source again"
         )
     return found
 
 
 def _tables(kind: str, folder: Path) -> list[Path]:
-    """The tables that hold a benchmark's pictures: those of its questions, or of a configuration of their own."""
+    """The tables that hold a benchmark's images: its question tables, or those of a separate configuration."""
     module = registry.module(kind)
     tables: Tables = getattr(module, "PICTURES", module.TABLES)
     return tables.below(folder, kind)
 
 
 def _of_mmvp(folder: Path, wanted: set[str]) -> dict[str, bytes]:
-    """Files named by their question; ValueError for two of one name."""
+    """Files named after their question; ValueError for two files of the same name."""
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.jpg")):
         if path.stem in wanted and files.setdefault(path.stem, path) != path:
             raise ValueError(
-                f"{path}: {path.stem} is there twice, first {files[path.stem]}; keep one"
+                f"{path}: {path.stem} occurs twice, first as {files[path.stem]}; keep one"
             )
     return {name: path.read_bytes() for name, path in files.items()}
 
 
 def _of_mmmu(tables: Sequence[Path], wanted: set[str]) -> dict[str, bytes]:
-    """A question's pictures stand in its row, in a column each."""
+    """Images from the row of their question, one column per image."""
     from reca.evaluation.tasks.mmmu import picture_place
 
     by_column: dict[str, dict[str, str]] = {}
@@ -241,17 +245,17 @@ def _of_mmmu(tables: Sequence[Path], wanted: set[str]) -> dict[str, bytes]:
 
 
 def _tables_seen(tables: Sequence[Path], column: str) -> str:
-    """What a message says where no table has the columns of pictures; else nothing."""
+    """The part of an error message that says that no table has the image columns; empty if one has."""
     if not tables or any(_index(str(path), column) for path in tables):
         return ""
     wanted = f"{column} and {' or '.join(_PIXELS)}"
-    return f": no table has the columns {wanted}; {tables[0]} has {', '.join(columns(tables[0]))}"
+    return f": no table has columns {wanted}; {tables[0]} has {', '.join(columns(tables[0]))}"
 
 
 def _from_tables(
     tables: Sequence[Path], column: str, wanted: set[str], pixels: Sequence[str] = _PIXELS
 ) -> dict[str, bytes]:
-    """Files by the id in `column`, from the first column of `pixels` that a table has; empty cells are left out."""
+    """Encoded images by the id in `column`, from the first of the columns `pixels` in each table; skips empty cells."""
     import pyarrow.parquet as pq
 
     found: dict[str, bytes] = {}
@@ -271,7 +275,7 @@ def _from_tables(
 
 @lru_cache(maxsize=256)
 def _index(path: str, column: str) -> dict[str, int]:
-    """Row by id of a table that has pictures; empty for tables without."""
+    """Row index by id for a table with images; empty for a table without images."""
     import pyarrow.parquet as pq
 
     names = columns(Path(path))
@@ -282,10 +286,10 @@ def _index(path: str, column: str) -> dict[str, int]:
 
 
 def _file(cell: Any, path: Path, name: str) -> bytes:
-    """A picture's bytes: the hub's struct, its list of one, or plain bytes; ValueError where there are none."""
+    """The bytes of an image cell: a Hub image struct, a list of one, or plain bytes; ValueError if it is empty."""
     if isinstance(cell, list):
         cell = cell[0] if cell else None
     found = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(found, bytes) or not found:
-        raise ValueError(f"{path}: row {name} holds no picture; fetch its source again")
+        raise ValueError(f"{path}: row {name} has no image; fetch its source again")
     return found

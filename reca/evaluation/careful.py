@@ -1,8 +1,8 @@
-"""The careful reader of answers: what a reply says, or None where it says nothing clear; never a guess.
+"""The careful reader of answers: what a reply says, or None if it is ambiguous; it never guesses.
 
-The published rules stay the default, as the paper's numbers depend on them: they read `Answer: B` as A (its first
-character) and `I cannot tell.` as yes. `options.reader: careful` of a benchmark takes this reader instead; how often
-the two differ is counted in either case. All patterns are linear in the reply.
+The published rules remain the default because the paper's numbers depend on them, although they parse `Answer: B` as A
+(the first character) and `I cannot tell.` as yes. The benchmark option `reader: careful` selects this reader instead;
+disagreements between the two are counted in either case. All patterns run in time linear in the length of the reply.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ _DENIED = re.compile(
 )
 _FURTHER = re.compile(r"[\s)\]}\"']*(?:or|and|/|&|,)\s*(?:option )?[(\[]?[A-Z](?![\w'])")
 _CONCLUDED = re.compile(r"\b(?:final|so|therefore|thus|hence|actually|wait)\b", re.IGNORECASE)
-_NEAR = 40  # characters before a statement that belong to it
+_NEAR = 40  # characters of context before a match
 
 
 def plain(reply: str) -> str:
-    """The reply without markup, in compatibility form (full-width letters and brackets become plain ones)."""
+    """The reply in Unicode compatibility form (full-width letters and brackets become ASCII), without markup."""
     return unicodedata.normalize("NFKC", reply).translate(_APOSTROPHES).translate(_MARKUP).strip()
 
 
 def letter(reply: str, options: Mapping[str, str]) -> str | None:
-    """The one option that a reply chooses by its letter, else by its text; None for none, or for several."""
+    """The option that a reply chooses, by letter or else by text; None if it chooses none or several."""
     text = plain(reply)
     alone = _ALONE.fullmatch(text)
     if alone:
@@ -86,7 +86,7 @@ def _known(name: str, options: Mapping[str, str]) -> str | None:
 
 
 def _mentions(pattern: re.Pattern[str], text: str, options: Mapping[str, str]) -> Iterator[str]:
-    """Letters that a pattern finds, in order, without articles, pronouns and what is denied."""
+    """The option letters that a pattern finds, in order; articles, pronouns and negated letters are skipped."""
     for match in pattern.finditer(text):
         name, end = match[1], match.end(1)
         is_word = name in "AI" and _ARTICLE.match(text, end)
@@ -99,7 +99,7 @@ def _mentions(pattern: re.Pattern[str], text: str, options: Mapping[str, str]) -
 
 
 def _stated(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter after `answer is` and its like; of several the last, if it is the conclusion."""
+    """The letter after `answer is` or a similar phrase; of several, the last one if it is a conclusion."""
     found = list(_mentions(_STATED, text, options))
     if len(set(found)) <= 1:
         return found[0] if found else None
@@ -116,9 +116,9 @@ def _opening(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def _texts_in(text: str, texts: Mapping[str, str]) -> tuple[str, set[str]]:
-    """The text with all options' texts blanked, and which options it names; a longer text hides those inside it."""
+    """The text with all option texts blanked out, and the options it names; a longer option hides those inside it."""
     lower, found = text.lower(), set()
-    if len(lower) != len(text):  # a letter whose lower case is longer: places would not fit
+    if len(lower) != len(text):  # a letter with a longer lower-case form would shift the positions
         return text, set()
     for name, option in sorted(texts.items(), key=lambda row: -len(row[1])):
         if len(option) < 2 and not option.isdigit():
@@ -155,7 +155,7 @@ _YES = ("yes", "yeah", "yep", "true")
 
 
 def yes_or_no(reply: str) -> Literal["yes", "no"] | None:
-    """What a reply says to a yes/no question; None for both, for neither, and where it says that it cannot tell."""
+    """The answer of a reply to a yes/no question; None for both, for neither, and if it is unsure."""
     text = plain(reply)
     if text.lower() in ("y", "n"):
         return "yes" if text.lower() == "y" else "no"
@@ -180,7 +180,7 @@ _PREFIX = re.compile(r"(?:the\s+)?(?:final\s+)?answer\s*(?:is\b|:)[\s:]*", re.IG
 
 
 def same_answer(reply: str, truth: str) -> bool:
-    """Whether a short answer is the truth, but for markup, `The answer is`, articles, numerals and punctuation."""
+    """Whether a short answer is correct, ignoring markup, `The answer is`, articles, numerals and punctuation."""
     from reca.evaluation.vqa_text import normalise
 
     if truth.strip().lower() in ("yes", "no"):

@@ -1,4 +1,4 @@
-"""The choice of guidance: per arm and outcome, on development prompts only, before any test prompt is drawn."""
+"""Selection of guidance, per arm and outcome, on development prompts only and before any test image is generated."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ CHOSEN_BY = ("dense", "geneval", "edit")
 
 
 def arm_of(run: str) -> str:
-    """The arm of a run's name, `reca` of `reca-2`."""
+    """The arm in a run's name: `reca` for `reca-2`."""
     return run.rsplit("-", 1)[0]
 
 
 def choose(scores: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The guidance with the best mean over seeds, per arm and outcome; of equals the smallest, which costs least.
+    """The guidance with the best mean over seeds, per arm and outcome; ties go to the smallest level.
 
     `scores` are `scores.json` of development runs: `{"run", "split", "by_guidance": {level: {outcome:
     value}}}`. Returns `{"chosen": {arm: {outcome: level}}, "sweep": {arm: {outcome: {level: [values
-    by seed]}}}}`. ValueError on a test run.
+    by seed]}}}}`. ValueError for a test run.
     """
     sweep: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for score in sorted(scores, key=lambda s: s["run"]):
         if score["split"] != "development":
             raise ValueError(
-                f"{score['run']}: guidance is chosen on development prompts, not on split {score['split']!r}"
+                f"{score['run']}: guidance is chosen on development prompts, not on split {score['split']!r}; "
+                "give development scores"
             )
         for level, values in score["by_guidance"].items():
             for name in (name for name in CHOSEN_BY if name in values):

@@ -1,4 +1,4 @@
-"""Names of the files that sampling, observation and scoring leave for each other."""
+"""Names of the files that sampling, observation and scoring exchange."""
 
 SAMPLES, IMAGES, ANSWERS = "samples.json", "images.tar", "answers.json"
 EVIDENCE, FEATURES, LEDGER, JUDGE = (

@@ -1,8 +1,8 @@
-"""What grading gives: a summary by metric, every item, and the coverage it rests on.
+"""The result of grading: a summary by metric, the score of every item, and the coverage.
 
-A summary below full coverage is refused unless it was asked for, and then says so. Intervals are
-cluster bootstraps: prompts are drawn again within their category, as all official scores are weighted
-sums of category means.
+Incomplete coverage is an error unless a partial summary was requested, which is then marked as partial. Intervals are
+cluster bootstraps: prompts are resampled within their category, because all official scores are weighted sums of
+category means.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _NAMED = 5
 class Coverage:
     """How many of the expected scores exist, and why the others do not.
 
-    `missing`: no picture or answer; `failed`: the judge or detector gave nothing; `refused`: it declined;
-    `unparsable`: its reply holds no score in the allowed range.
+    `missing`: no image or answer; `failed`: no output of the judge or detector; `refused`: the judge declined;
+    `unparsable`: its reply contains no score in the allowed range.
     """
 
     expected: int
@@ -35,7 +35,7 @@ class Coverage:
     failed: int = 0
     refused: int = 0
     unparsable: int = 0
-    without: tuple[str, ...] = ()  # names of what has no score
+    without: tuple[str, ...] = ()  # names without a score
 
     @property
     def complete(self) -> bool:
@@ -43,26 +43,26 @@ class Coverage:
         return self.scored == self.expected
 
     def demand(self, benchmark: str, partial: bool) -> None:
-        """ValueError unless complete, or a partial summary was asked for; names what has no score."""
+        """ValueError, naming what has no score, unless coverage is complete or a partial summary was requested."""
         if self.complete or (partial and self.scored):
             return
         reasons = ("missing", "failed", "refused", "unparsable")
         counts = ", ".join(f"{getattr(self, r)} {r}" for r in reasons if getattr(self, r))
         raise ValueError(
             f"{benchmark}: {self.scored} of {self.expected} scored ({counts or 'nothing found'}), "
-            f"for instance {', '.join(self.without[:_NAMED]) or '-'}; complete them, or ask for a "
+            f"for instance {', '.join(self.without[:_NAMED]) or '-'}; complete them, or request a "
             "partial summary"
         )
 
     def plain(self) -> dict[str, Any]:
-        """As JSON, with the share and every name."""
+        """As plain data for JSON, with the covered share and the name of everything without a score."""
         share = self.scored / self.expected if self.expected else 0.0
         found = {**asdict(self), "without": list(self.without)}
         return {**found, "share": share, "complete": self.complete}
 
 
 def coverage_of(statuses: Iterable[tuple[str, str]]) -> Coverage:
-    """Coverage from (name, status) of every expected score; status: scored, missing, failed, refused, unparsable."""
+    """Coverage from (name, status) pairs; status is scored, missing, failed, refused or unparsable."""
     counts: dict[str, int] = defaultdict(int)
     without = []
     for name, status in statuses:
@@ -80,10 +80,10 @@ def _named(counts: Mapping[str, int]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Graded:
-    """One benchmark's result: `summary` by dotted metric name, `intervals` (95 %) where they are known.
+    """The result of one benchmark: `summary` by dotted metric name, with 95 % `intervals` for some metrics.
 
-    `readings`: ids of doubtful replies by kind (see `reca.evaluation.readings`). `by_guidance`: means by metric at each
-    guidance level of a benchmark that is sampled at several.
+    `readings`: ids of doubtful replies by kind (see `reca.evaluation.readings`). `by_guidance`: means by metric for
+    each guidance level, for benchmarks that are sampled at several.
     """
 
     summary: dict[str, float | None]
@@ -96,7 +96,7 @@ class Graded:
 
 
 def single_level(levels: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
-    """The metrics of `by_guidance` that were sampled at one guidance level alone."""
+    """The metrics of `by_guidance` that were sampled at exactly one guidance level."""
     count = Counter(name for means in levels.values() for name in means)
     return {
         name: value
@@ -107,19 +107,19 @@ def single_level(levels: Mapping[str, Mapping[str, float]]) -> dict[str, float |
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean in float64, or None of nothing."""
+    """The mean in float64; None for an empty sequence."""
     return sum(values) / len(values) if values else None
 
 
 def complete_mean(values: Iterable[float | None]) -> float | None:
-    """The mean, or None where any value is."""
+    """The mean; None if any value is None."""
     found = list(values)
     known = [value for value in found if value is not None]
     return mean(known) if len(known) == len(found) else None
 
 
 def by_category(rows: Iterable[tuple[str, Value]]) -> dict[str, list[Value]]:
-    """Values by category, both in the order of first appearance."""
+    """Values grouped by category, in order of first appearance."""
     found: dict[str, list[Value]] = {}
     for category, value in rows:
         found.setdefault(category, []).append(value)
@@ -134,8 +134,8 @@ def interval(
 ) -> tuple[float, float] | None:
     """95 % percentile interval of sum_c weight_c mean_c from rows (category c, cluster, value).
 
-    Clusters (prompts) are drawn again with replacement within their category; a cluster's values (its
-    pictures) stay together. Weights default to equal shares of the categories. None without rows.
+    Clusters (prompts) are resampled with replacement within their category; the values of a cluster (its
+    images) stay together. Weights default to equal shares for all categories. None without rows.
     """
     clusters: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for category, cluster, value in rows:

@@ -1,7 +1,7 @@
-"""The observation: a network, a judge or the toy world's examiner looks at samples and writes `evidence.jsonl`.
+"""Observation: a network, a judge or the toy world's examiner examines samples and writes `evidence.jsonl`.
 
-Rows are kept in the work folder as they come, so a killed run resumes at the next image. Scoring reads the rows; it
-never needs a network again.
+Each row is saved to the work folder as soon as it is known, so an interrupted run resumes at the next image. Scoring
+reads the rows and needs no network.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def view_of(
     out: Path,
     ledger: Path,
 ) -> View:
-    """What there is to observe of one shard's samples (an output folder of `sample`)."""
+    """The samples of one shard to observe; `samples` is an output folder of `sample`."""
     kind, answers = registry.kind(benchmark.kind), samples / ANSWERS
     view = View(benchmark, [], {}, data, benchmark.images_per_prompt, work, out, ledger)
     if not kind.images:
@@ -48,26 +48,30 @@ def view_of(
 
 
 def sources_of(kind: str, items: Sequence[Any], data: Mapping[str, Path]) -> dict[str, bytes]:
-    """The images before edits and the originals of reconstructions, by prompt id; empty for other benchmarks."""
+    """The images to edit or to reconstruct, by prompt id; empty for other benchmarks."""
     if {"edit", "reconstruct"}.isdisjoint(registry.kind(kind).needs):
         return {}
     return edit_sources(kind, items, data)
 
 
 def observe(view: View) -> dict[str, Any]:
-    """Write `evidence.jsonl` (and the ledger of a judge) to `view.out`; gives facts for the record.
+    """Write `evidence.jsonl` (and the ledger of a judge) to `view.out`; returns facts for the record.
 
-    ValueError where a network's folder or the judge is missing, or nothing observes this benchmark.
+    ValueError if a network's folder or the judge is missing, or nothing observes this benchmark.
     """
     kind = view.benchmark.kind
     module = registry.observer(kind)
     if module is None:
-        raise ValueError(f"{kind}: its answers are scored as they are; there is nothing to observe")
+        raise ValueError(
+            f"{kind}: answers are scored directly, without observation; run `reca score`"
+        )
     view.out.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {}
     if view.benchmark.crop_black:
         if not registry.kind(kind).images or "reconstruct" in registry.kind(kind).needs:
-            raise ValueError(f"benchmarks.{kind}.crop_black: there are no pictures to crop")
+            raise ValueError(
+                f"benchmarks.{kind}.crop_black: there are no generated images to crop; unset it"
+            )
         cropped = Cropped(view.pictures)
         view = replace(view, pictures=cropped, benchmark=replace(view.benchmark, crop_black=False))
     facts |= import_module(module).observe(view)

@@ -1,7 +1,6 @@
-"""Pictures to be scored, by (prompt id, sample): our own sets with their recipes, or anybody's folder.
+"""Images to score, by (prompt id, sample): image sets written by `reca sample`, or any folder of images.
 
-A folder is matched strictly by the names of the official layout: what is missing is listed, and so is what
-nobody asked for; nothing is matched by similarity.
+Files of a folder are matched strictly by the names of the official layout; missing and unknown files are listed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _LISTED = 20
 
 
 class Pictures(Mapping[Key, bytes]):
-    """Bytes of picture files by (prompt id, sample), read when asked for."""
+    """Bytes of image files by (prompt id, sample), read lazily."""
 
     def __init__(self, readers: Mapping[Key, Callable[[], bytes]]) -> None:
         self._readers = dict(readers)
@@ -36,10 +35,10 @@ class Pictures(Mapping[Key, bytes]):
 
 
 class Cropped(Mapping[Key, bytes]):
-    """Pictures without their black border, as BAGEL's evaluation saves them (reference/benchmarks.md 1; a defect).
+    """Images with black borders cropped, as BAGEL's evaluation saves them (a defect; reference/benchmarks.md 1).
 
-    A picture without one, and one that is black all over, stays byte for byte. `changed` has the keys of
-    those that were cropped, as far as they were read.
+    An image without a border, or one that is entirely black, is returned byte for byte. `changed` has the keys of the
+    images cropped so far.
     """
 
     def __init__(self, pictures: Mapping[Key, bytes]) -> None:
@@ -66,13 +65,15 @@ class Cropped(Mapping[Key, bytes]):
 
 
 def of_sets(paths: Iterable[Path]) -> Pictures:
-    """The pictures of one or several sets of ours (shards); ValueError where two hold the same picture."""
+    """The images of one or several image sets (shards); ValueError if two contain the same key."""
     readers: dict[Key, Callable[[], bytes]] = {}
     for path in paths:
         pictures = ImageSet(path)
         for entry in pictures:
             if entry in readers:
-                raise ValueError(f"{path}: {entry.stem} is in another shard too")
+                raise ValueError(
+                    f"{path}: {entry.stem} is also in another shard; give each shard once"
+                )
             readers[entry] = _reader(pictures, entry)
     return Pictures({(key, sample): reader for (key, sample), reader in readers.items()})
 
@@ -84,18 +85,18 @@ def _reader(pictures: ImageSet, entry: Entry) -> Callable[[], bytes]:
 def of_folder(
     folder: Path, items: Sequence[Prompt], samples: int, naming: Naming
 ) -> tuple[Pictures, list[str], list[str]]:
-    """The pictures of a folder in the official layout, the names that lack, and those not asked for.
+    """The images of a folder in the official layout, the missing names, and the unknown ones.
 
-    The ending may be that of any picture format we read; of two files that differ in it alone neither is
-    taken (ValueError). Other files (metadata) are not looked at.
+    The suffix may be that of any supported image format; two files that differ only in the suffix are a ValueError.
+    Other files (metadata) are ignored.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder of pictures")
+        raise ValueError(f"{folder}: no such folder of images")
     found = _by_stem(folder)
     wanted = {_stem(naming(item, k)): (item.id, k) for item in items for k in range(samples)}
     if len(wanted) != len(items) * samples:
         raise ValueError(
-            f"{folder}: the layout gives two pictures one name; prompt ids must differ"
+            f"{folder}: the layout gives two images the same name; prompt ids must be unique"
         )
     readers = {wanted[stem]: found[stem].read_bytes for stem in wanted if stem in found}
     missing = [
@@ -115,13 +116,13 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file():
             stem = _stem(path.relative_to(folder).as_posix())
             if stem in found:
-                raise ValueError(f"{path}: {found[stem].name} is there too; which one is it?")
+                raise ValueError(f"{path}: {found[stem].name} exists as well; keep one of them")
             found[stem] = path
     return found
 
 
 def _stem(name: str) -> str:
-    """A relative name without its ending; parts that are all digits compare as numbers (0 is 00000)."""
+    """A relative name without its suffix; numeric parts are normalised, so that 0 equals 00000."""
     parts = name.rsplit(".", 1)[0].split("/")
     return "/".join(str(int(part)) if part.isdecimal() else part for part in parts)
 
@@ -129,14 +130,12 @@ def _stem(name: str) -> str:
 def demand(
     folder: Path, missing: Sequence[str], foreign: Sequence[str], expected: int, partial: bool
 ) -> list[str]:
-    """What to tell about a folder; ValueError unless all is there (or a partial score was asked for)."""
+    """The problems of a folder as text; ValueError for missing files unless a partial score was requested."""
     problems = []
     if missing:
-        problems.append(f"{len(missing)} of {expected} pictures missing: {_names(missing)}")
+        problems.append(f"{len(missing)} of {expected} images missing: {_names(missing)}")
     if foreign:
-        problems.append(
-            f"{len(foreign)} pictures that the benchmark does not know: {_names(foreign)}"
-        )
+        problems.append(f"{len(foreign)} images not in the benchmark: {_names(foreign)}")
     if missing and not partial:
         raise ValueError(f"{folder}: {'; '.join(problems)}; complete them, or pass --partial")
     return problems
@@ -147,21 +146,21 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-# ---- several pictures in one file --------------------------------------------------------------------
+# ---- several images in one file --------------------------------------------------------------------
 TILES = 4  # of a 2 x 2 grid: top left, top right, bottom left, bottom right
 
 
 def is_grid(
     folder: Path, items: Sequence[Prompt], naming: Naming, grid: Callable[[Prompt], str]
 ) -> bool:
-    """Whether a folder holds one 2 x 2 grid per prompt; ValueError where it holds single files too."""
+    """Whether a folder contains one 2 x 2 grid per prompt; ValueError if it also contains single images."""
     found = set(_by_stem(folder)) if folder.is_dir() else set()
     grids = [grid(item) for item in items if _stem(grid(item)) in found]
     single = [naming(i, k) for i in items for k in range(TILES) if _stem(naming(i, k)) in found]
     if grids and single:
         raise ValueError(
-            f"{folder}: {grids[0]} would be a grid of four pictures and {single[0]} one of them; "
-            "score the two layouts from folders of their own"
+            f"{folder}: {grids[0]} is named as a grid of four images, {single[0]} as a single image; "
+            "put the two layouts into separate folders"
         )
     return bool(grids)
 
@@ -169,9 +168,11 @@ def is_grid(
 def of_grids(
     folder: Path, items: Sequence[Prompt], samples: int, grid: Callable[[Prompt], str]
 ) -> tuple[Pictures, list[str], list[str]]:
-    """As `of_folder`, from one 2 x 2 grid per prompt, of which the first `samples` tiles count."""
+    """Like `of_folder`, for one 2 x 2 grid per prompt, of which the first `samples` tiles are used."""
     if not 1 <= samples <= TILES:
-        raise ValueError(f"{folder}: a grid has {TILES} pictures, not {samples}; see --images")
+        raise ValueError(
+            f"{folder}: a grid has {TILES} images, not {samples}; give --images from 1 to {TILES}"
+        )
     whole, missing, foreign = of_folder(folder, items, 1, lambda item, _: grid(item))
     names = {item.id: grid(item) for item in items}
     tiles = {
@@ -183,19 +184,21 @@ def of_grids(
 
 
 def tile(data: bytes, place: int, name: str) -> bytes:
-    """One quarter of a grid as PNG bytes, its pixels untouched; ValueError for a grid of odd sides."""
+    """One tile of a grid as PNG bytes, pixels unchanged; ValueError if a side of the grid is odd."""
     from reca.core.images import decode
 
     image = decode(data, name=name)
     wide, high = image.width // 2, image.height // 2
     if (2 * wide, 2 * high) != image.size:
-        raise ValueError(f"{name}: {image.width} x {image.height} pixels are no 2 x 2 grid")
+        raise ValueError(
+            f"{name}: {image.width} x {image.height} pixels cannot be a 2 x 2 grid; both sides must be even"
+        )
     left, top = place % 2 * wide, place // 2 * high
     return png(image.crop((left, top, left + wide, top + high)))
 
 
 def samples_in(folder: Path, items: Sequence[Prompt], naming: Naming) -> int:
-    """How many pictures per prompt a folder has: those of the prompt that has most; at least 1."""
+    """The largest number of images of any prompt in a folder, at least 1."""
     found = set(_by_stem(folder)) if folder.is_dir() else set()
     most = 0
     for item in items:

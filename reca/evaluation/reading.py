@@ -1,4 +1,4 @@
-"""What all understanding benchmarks share: rows of a hub data set, and which questions were answered."""
+"""What the benchmarks share: rows of a Hub data set, checks of their cells, and the coverage of answers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from reca.core.documents import kind_of, read_text
 from reca.evaluation.graded import Coverage, coverage_of
 from reca.inference.items import Question
 
-# columns with pixels, never read for the questions
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\b")  # as the hub numbers the files of a split
-_PICTURE = re.compile(r"image|image_\d+|decoded_image")
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\b")  # how the Hub numbers the files of a split
+_PICTURE = re.compile(r"image|image_\d+|decoded_image")  # image columns, not needed for questions
 
 
 def columns(path: Path) -> list[str]:
-    """The column names of a parquet table; ValueError for a file that is none."""
+    """The column names of a parquet table; ValueError if the file is not one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -32,12 +31,12 @@ def columns(path: Path) -> list[str]:
         pa.ArrowException,
     ) as error:  # ValueError: names that are not UTF-8
         said = str(error).splitlines()[0]
-        raise ValueError(f"{path}: no parquet table ({said}); fetch its source again") from error
+        raise ValueError(f"{path}: not a parquet table ({said}); fetch its source again") from error
     return names
 
 
 def demand_columns(path: Path, found: Sequence[str], needed: Sequence[str]) -> None:
-    """ValueError naming the file, the columns that lack and those that are there."""
+    """ValueError, naming the file, if columns are missing."""
     lacking = [name for name in needed if name not in found]
     if lacking:
         raise ValueError(
@@ -48,25 +47,25 @@ def demand_columns(path: Path, found: Sequence[str], needed: Sequence[str]) -> N
 
 @dataclass(frozen=True)
 class Tables:
-    """Where a hub data set keeps the split of one configuration: `<folder>/<split>-*.parquet`.
+    """The parquet files of one configuration's split in a Hub data set: `<folder>/<split>-*.parquet`.
 
-    Other configurations beside it (another language, the same rows in another order) are never read. `folder` "*":
-    every folder is a configuration of its own (a subject), and all are meant.
+    Other configurations (another language, the same rows in another order) are not read. With `folder` "*" every
+    folder is a configuration (a subject), and all of them are read.
     """
 
     folder: str
     split: str
 
     def below(self, root: Path, name: str) -> list[Path]:
-        """The tables below a folder, in order of names; those right in it where nobody made folders.
+        """The tables below a folder, sorted by name, or those directly in it if there are no subfolders.
 
-        ValueError names what is there instead.
+        ValueError, naming what was found instead, if they are missing or incomplete.
         """
         found: dict[Path, list[Path]] = {}
         for path in sorted(Path(root).rglob("*.parquet")):
             found.setdefault(path.parent, []).append(path)
         if not found:
-            raise ValueError(f"{root}: no parquet tables of {name} here; fetch its source")
+            raise ValueError(f"{root}: contains no parquet tables of {name}; fetch its source")
         named = [f for f in found if self.folder in ("*", f.name) and f != Path(root)]
         named = named or [f for f in found if f == Path(root)]
         if not named or (len(named) > 1 and self.folder != "*"):
@@ -80,14 +79,14 @@ class Tables:
         if not tables:
             there = ", ".join(sorted(path.name for folder in named for path in found[folder])[:4])
             raise ValueError(
-                f"{root}: no table {self.split}-*.parquet of {name} here, found {there}; fetch its source"
+                f"{root}: contains no table {self.split}-*.parquet of {name}, found {there}; fetch its source"
             )
         _demand_all_parts(tables)
         return tables
 
 
 def _demand_all_parts(tables: Sequence[Path]) -> None:
-    """ValueError where one of the files `<split>-00001-of-00003.parquet` of a folder is not there."""
+    """ValueError if one of the files `<split>-00001-of-00003.parquet` of a folder is missing."""
     sets: dict[tuple[Path, int], set[int]] = {}
     for path in tables:
         if match := _PART.search(path.name):
@@ -95,24 +94,23 @@ def _demand_all_parts(tables: Sequence[Path]) -> None:
     for (folder, count), found in sets.items():
         if lacking := sorted(set(range(count)) - found):
             raise ValueError(
-                f"{folder}: {len(found)} of {count} tables are here, number {lacking[0]} is missing; fetch its source "
-                "again"
+                f"{folder}: only {len(found)} of {count} tables, number {lacking[0]} is missing; fetch its source again"
             )
 
 
 class Ids:
-    """The ids met so far, each with its file: an id that comes again is refused."""
+    """The ids seen so far and their files, to reject duplicates."""
 
     def __init__(self) -> None:
         self._seen: dict[str, Path] = {}
 
     def add(self, name: str, path: Path) -> None:
-        """ValueError, with both files, for an id that was added before."""
+        """Add an id; ValueError, naming both files, if it was added before."""
         if name in self._seen:
             first = self._seen[name]
             where = "in the same file" if first == path else f"in {first}"
             raise ValueError(
-                f"{path}: {name} is there twice, first {where}; fetch the pinned revision of its source into a "
+                f"{path}: {name} occurs twice, first {where}; fetch the pinned revision of its source into a "
                 "folder of its own"
             )
         self._seen[name] = path
@@ -125,10 +123,10 @@ def hub_rows(
     tables: Tables,
     key: Callable[[dict[str, Any]], str],
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Rows of the parquet tables below a folder with their files, in order of names, without their pictures.
+    """(file, row) for all rows of the parquet tables below a folder, sorted by file name, without image columns.
 
-    ValueError where nothing is found, a table has not all columns of `needed`, two rows have the same `key`, or one
-    has no question or no answer.
+    ValueError if there are no tables, a column of `needed` is missing, two rows have the same `key`, or a row has no
+    question or no answer.
     """
     import pyarrow.parquet as pq
 
@@ -149,29 +147,31 @@ def hub_rows(
 
 
 def demand_some(where: Path, found: Sequence[Any]) -> None:
-    """ValueError for a benchmark without a single question or prompt, whose score would be of nothing."""
+    """ValueError for a benchmark without any question or prompt."""
     if not found:
-        raise ValueError(f"{where}: holds nothing to ask; fetch the pinned revision of its source")
+        raise ValueError(
+            f"{where}: contains no questions or prompts; fetch the pinned revision of its source"
+        )
 
 
 def demand_text(path: Path, name: str, column: str, value: Any) -> None:
-    """ValueError where a question or an instruction is no text: it would be asked as `None`."""
+    """ValueError if a question or instruction is empty or not a string, which would be sent as `None`."""
     if not isinstance(value, str) or not value.strip():
         said = "blank" if isinstance(value, str) else kind_of(value)
         raise ValueError(
-            f"{path}: {name}: its {column} is {said}; fetch the pinned revision of its source"
+            f"{path}: {name}: {column} is {said}; fetch the pinned revision of its source"
         )
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(last line's number, cells by column) of every row of a CSV table; ValueError names a row without its cells."""
+    """(number of the last line, cells by column) of each row of a CSV file; ValueError names the line of a bad row."""
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
         for row in rows:
-            beyond = row.pop(None, [])  # blank where lines end with a comma
+            beyond = row.pop(None, [])  # empty cells if lines end with a comma
             if any(beyond) or None in row.values():
                 columns = len(rows.fieldnames or ())
-                raise csv.Error(f"a row of another length than the {columns} columns")
+                raise csv.Error(f"the row does not have {columns} cells")
             yield rows.line_num, row
     except csv.Error as error:
         raise ValueError(
@@ -180,34 +180,39 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def demand_option(path: Path, name: str, answer: str, options: Iterable[str]) -> None:
-    """ValueError where the true answer is none of a question's options, as in splits without answers."""
+    """ValueError if the correct answer is not among the options, as in splits without answers."""
     if answer not in options:
         raise ValueError(
-            f"{path}: {name}: the answer {answer!r} is none of {', '.join(options) or 'no options'}; fetch the pinned "
-            "revision of its source"
+            f"{path}: {name}: the answer {answer!r} is not among the options ({', '.join(options) or 'none'}); fetch "
+            "the pinned revision of its source"
         )
 
 
 def one_file(folder: Path, name: str, source: str) -> Path:
-    """The one file of a name below a folder; ValueError for none, and for several that differ."""
+    """The file of that name below a folder; ValueError if there is none, or several that differ."""
     found = sorted(Path(folder).rglob(name)) if Path(folder).is_dir() else []
     if not found:
-        raise ValueError(f"{folder}: no {name} here; fetch {source}")
+        raise ValueError(f"{folder}: contains no {name}; fetch {source}")
     if len({path.read_bytes() for path in found}) > 1:
         listed = ", ".join(path.relative_to(folder).as_posix() for path in found)
-        raise ValueError(f"{folder}: {len(found)} files {name} that differ ({listed}); keep one")
+        raise ValueError(
+            f"{folder}: contains {len(found)} different files {name} ({listed}); keep one"
+        )
     return found[0]
 
 
 def answered(
     benchmark: str, asked: Sequence[Question], answers: Mapping[str, str], partial: bool
 ) -> tuple[Coverage, list[tuple[Question, str]]]:
-    """Coverage, and each answered question with its reply; an empty reply is a reply. ValueError unless whole."""
+    """Coverage, and (question, reply) pairs; an empty reply counts as a reply.
+
+    ValueError for unknown question ids, and for incomplete coverage unless `partial`.
+    """
     unknown = sorted(set(answers) - {question.id for question in asked})
     if unknown:
         raise ValueError(
-            f"{benchmark}: {len(unknown)} answers to questions that were not asked, for instance "
-            f"{unknown[0]}; the question ids of the answers must match"
+            f"{benchmark}: {len(unknown)} answers have unknown question ids, for instance "
+            f"{unknown[0]}; the ids must be those of the benchmark"
         )
     statuses = [(q.id, "scored" if q.id in answers else "missing") for q in asked]
     coverage = coverage_of(statuses)

@@ -1,4 +1,4 @@
-"""The benchmarks by kind: which module, what it needs of a model, and what observes its samples. No heavy import."""
+"""The benchmarks: their modules, the abilities they need from a model, and their observers. No heavy imports."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Evidence = Literal["detector", "vqa", "judge", "similarity", "examiner", "none"]
 
 @dataclass(frozen=True)
 class Kind:
-    """`needs`: what the model does; `evidence`: the step between its output and the pure scores.
+    """A kind of benchmark. `needs`: what the model must do; `evidence`: what observes its output before scoring.
 
-    `toyworld`: prompts are made, not fetched, guidance may be swept, and the exact examiner observes. Such a benchmark
-    is small: a run is sampled, observed and scored by one process.
+    `toyworld`: prompts are generated instead of fetched, guidance may be swept, and the exact examiner observes. Such a
+    benchmark is small enough to sample, observe and score a run in one process.
     """
 
     needs: tuple[Needs, ...]
     evidence: Evidence
-    scorer: str = ""  # the default name of what observes the images or answers
+    scorer: str = ""  # default name of the observer
     toyworld: bool = False
 
     @property
     def images(self) -> bool:
-        """Whether the model makes images."""
+        """Whether the model generates images."""
         return self.needs != ("answer",)
 
 
@@ -54,28 +54,28 @@ KINDS = {
 def kind(name: str) -> Kind:
     """A benchmark's kind; ValueError for an unknown name."""
     if name not in KINDS:
-        raise ValueError(f"benchmark {name!r} is not known here; choose one of: {', '.join(KINDS)}")
+        raise ValueError(f"benchmark {name!r} is not known; choose one of: {', '.join(KINDS)}")
     return KINDS[name]
 
 
 def module(name: str) -> ModuleType:
-    """The benchmark's module: prompts or questions, requests, grade."""
+    """The benchmark's module, with prompts or questions, judge requests, and `grade`."""
     kind(name)
     return import_module(task_module(name))
 
 
 def task_module(name: str) -> str:
-    """Module path of a benchmark's prompts and scoring; fingerprints are taken of it without importing it."""
+    """Module path of a benchmark's prompts and scoring; fingerprints use it without importing the module."""
     return f"reca.evaluation.tasks.{name}"
 
 
 def observer(name: str) -> str | None:
-    """Module path of what observes a benchmark's samples; None where answers are scored as they are."""
+    """Module path of a benchmark's observer; None if answers are scored directly."""
     evidence = kind(name).evidence
     return None if evidence == "none" else f"reca.evaluation.observers.{evidence}"
 
 
 def label(name: str, scorer: str | None, judge: str | None) -> str:
-    """How a score is named in tables: never without who saw the pictures."""
+    """The name of a score in tables, which includes the observer."""
     seen_by = judge or scorer or KINDS[name].scorer
     return f"{name}({seen_by})" if seen_by else name

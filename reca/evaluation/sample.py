@@ -1,8 +1,8 @@
 """A model's output for a benchmark, or for one shard of it: images, edits, reconstructions and answers.
 
-`images.tar` holds the images with their recipes, `answers.json` answers by question id, `samples.json` what was asked.
-Shards take every n-th prompt; neither their number nor the batch changes an image's noise (unless one of the authors'
-seed schedules that does is chosen).
+`images.tar` has the images with their sampling parameters, `answers.json` the answers by question id, `samples.json`
+the run, split and guidance. A shard takes every n-th prompt. An image's noise depends neither on the number of shards
+nor on the batch size, unless one of the authors' seed schedules that do is configured.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def sample(
     work: Path,
     out: Path,
 ) -> dict[str, int]:
-    """Make everything that is asked of the model; gives counts for the record.
+    """Generate all images and answers of a shard; returns counts for the manifest.
 
-    `guidance`: the levels (default: the sampler's), or the level chosen for each outcome. What a killed run finished is
-    in `work`.
+    `guidance`: the levels (default: the sampler's), or the level chosen for each outcome. Finished work of an
+    interrupted run is kept in `work`.
     """
     guidance, kind = guidance or sampler.guidance, registry.kind(benchmark.kind)
     asked = assignment(benchmark, data, split, guidance, origin.shard)
@@ -133,7 +133,7 @@ def _reconstructed(
     shared: dict[str, Any],
 ) -> None:
     size = shared["batch_size"]
-    for start in range(0, len(one.prompts), size):  # not all originals are decoded at once
+    for start in range(0, len(one.prompts), size):  # bounds the number of decoded originals
         part = one.prompts[start : start + size]
         images = {p.id: decode(one.sources[p.id], name=p.id) for p in part}
         reconstruct(model, images, writer, origin, sampling, prompt=part[0].text, **shared)
@@ -146,7 +146,10 @@ def _progress(title: str, shard: tuple[int, int]) -> Callable[[int, int], None]:
 
 # ---- answers ---------------------------------------------------------------------------------------
 def _answers(model: UnifiedModel, asked: Assignment, origin: Origin, work: Path, out: Path) -> int:
-    """Greedy answers, kept one by one; batches are those of an undisturbed run (see `reca.inference.generate`)."""
+    """Write greedy answers, saved one by one; a resumed run uses the batches of an uninterrupted one.
+
+    The batches matter because the number of rows affects rounding (see `reca.inference.generate`).
+    """
     mine = list(asked.questions)
     if not isinstance(model, ReadsSeveral):
         mine = [replace(question, more_images=()) for question in mine]

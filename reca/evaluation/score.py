@@ -1,7 +1,7 @@
-"""Scoring: samples and evidence in, `scores.json` and `items.jsonl` out. Pure; no network, no torch.
+"""Scoring: from samples and evidence to `scores.json` and `items.jsonl`. Pure functions, without networks or torch.
 
-`scores.json` has one form for every benchmark: who observed the samples, what the numbers rest on, every official
-aggregation by name (`summary`), and the means at every guidance level where guidance was swept (`by_guidance`).
+`scores.json` has the same format for every benchmark: the observer, the coverage, every official aggregation by name
+(`summary`), and, if guidance was swept, the means for every guidance level (`by_guidance`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Rows of JSON-lines files; ValueError names file and line."""
+    """The rows of JSON-lines files; ValueError names the file and line of a bad row."""
     return [row for path in paths for row in lines(path)]
 
 
@@ -34,9 +34,10 @@ def graded(
     samples: int,
     sampled: Mapping[str, Any] | None = None,
 ) -> Graded:
-    """Grade by the benchmark's own module; `benchmark.options` are its named options.
+    """Grade with the benchmark's module; `benchmark.options` are keyword arguments of its `grade`.
 
-    `samples`: images per prompt; `sampled`: what `samples.json` says, for the benchmarks of the toy world.
+    `samples`: images per prompt; `sampled`: the contents of `samples.json`, for benchmarks of the toy world.
+    ValueError for an unknown option.
     """
     try:
         return _graded(benchmark, data, evidence, answers, samples, sampled)
@@ -97,7 +98,7 @@ def score(
     evidence: Sequence[Path],
     out: Path,
 ) -> dict[str, Any]:
-    """Write the scores of all shards; ValueError where shards are missing, differ, or cover too little."""
+    """Write the scores of all shards; ValueError if shards are missing or of different runs, or coverage is too low."""
     described = _one_run([read_samples(path) for path in samples])
     answers = [path / ANSWERS for path in samples if (path / ANSWERS).is_file()]
     found = graded(benchmark, data, evidence, answers, benchmark.images_per_prompt, described)
@@ -106,7 +107,7 @@ def score(
 
 
 def read_samples(folder: Path) -> dict[str, Any]:
-    """What `samples.json` says was sampled; ValueError names the file and the key that is missing or odd."""
+    """The contents of `samples.json`; ValueError names the file and the missing or invalid key."""
     path = folder / SAMPLES
     return fields(read_json(path), path, run=str, split=str, guidance=list, shard=list)
 
@@ -118,10 +119,12 @@ def write(
     described: Mapping[str, Any],
     cards: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Write `scores.json` and `items.jsonl`; the former is given back."""
+    """Write `scores.json` and `items.jsonl`; returns the contents of the former."""
     judge = cards[0]["determinants"] if cards else None
     seen_by = f"{judge['model']}@{judge['provider']}" if judge else None
-    toyworld = registry.kind(benchmark.kind).toyworld  # its sizes are its definition
+    toyworld = registry.kind(
+        benchmark.kind
+    ).toyworld  # its configured sizes define the complete benchmark
     whole = toyworld or not (benchmark.prompts or benchmark.questions or benchmark.reconstructions)
     result = {
         **described,
@@ -145,14 +148,16 @@ def write(
 
 
 def _one_run(described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all shards agree on; ValueError for shards of different runs or an incomplete set of them."""
+    """The description that all shards share; ValueError for shards of different runs, or if shards are missing."""
     same = ["run", "split", "seed", "guidance", "chosen", "seed_schedule"]
     same += ["pictures_shown"] if any("pictures_shown" in one for one in described) else []
     first = {name: described[0].get(name) for name in same}
     for one in described:
         if {name: one.get(name) for name in same} != first:
-            raise ValueError(f"the shards are of different runs: {first} and {dict(one)}")
+            raise ValueError(
+                f"the shards are of different runs: {first} and {dict(one)}; give the shards of one run"
+            )
     shards = sorted(tuple(one["shard"]) for one in described)
     if shards != [(index, len(described)) for index in range(len(described))]:
-        raise ValueError(f"the shards {shards} do not make a whole benchmark")
+        raise ValueError(f"shards {shards} are not a complete set; give every shard once")
     return first

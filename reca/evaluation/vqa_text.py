@@ -1,6 +1,6 @@
-"""Answer texts of visual question answering, made comparable: numerals, articles, punctuation, contractions.
+"""Normalisation of VQA answers: numerals, articles, punctuation, contractions.
 
-The soft accuracy against ten human answers is the VQA challenge's; GQA's strict match is in `gqa.py`.
+`soft_accuracy` against ten human answers is the metric of the VQA challenge; GQA's strict match is in `gqa.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ _WORDS = "zero one two three four five six seven eight nine ten"
 _NUMERALS = {"none": "0"} | {word: str(i) for i, word in enumerate(_WORDS.split(" "))}
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-# With apostrophe; answers often come without. Forms that are words of their own without it
-# (its, were, well, hell, shell, shed, ill, id, wed) are not touched.
+# Answers often omit the apostrophe. Contractions that are other words without it (its, were, well, hell, shell, shed,
+# ill, id, wed) are not listed.
 _CONTRACTIONS = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd how'd
 how'll i'm i've isn't it'd it'll let's might've mightn't must've mustn't needn't shan't
@@ -27,7 +27,7 @@ _RESTORED = {word.replace("'", ""): word for word in _CONTRACTIONS.split()}
 
 
 def normalise(answer: str) -> str:
-    """The comparable form of an answer."""
+    """The normalised form of an answer."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
     text = _without_punctuation(text)
@@ -36,7 +36,7 @@ def normalise(answer: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """A mark beside a blank vanishes everywhere, any other becomes a blank; points stay within numbers only."""
+    """Remove marks that occur next to a space, replace others by a space, and keep periods only inside numbers."""
     out = text
     for mark in _PUNCTUATION:
         beside_blank = f"{mark} " in text or f" {mark}" in text
@@ -45,7 +45,7 @@ def _without_punctuation(text: str) -> str:
 
 
 def soft_accuracy(answer: str, given: Sequence[str]) -> float:
-    """Mean over the human answers, each left out once, of min(1, others that agree / 3)."""
+    """Mean, over leaving out each human answer once, of min(1, number of the others that agree / 3)."""
     truths = [normalise(text) for text in given]
     agreeing = Counter(truths)[normalise(answer)]
     if not agreeing:

@@ -218,7 +218,7 @@ def test_truncated_log_drops_later_and_torn_lines(tmp_path, caplog):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     truncate(path, 2, complete=True)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-    assert "2 lines of an older reca have no seal" in caplog.text
+    assert "2 lines from an older version have no checksum" in caplog.text
     with pytest.raises(
         ValueError, match=r"log.jsonl, line 3: no line for step 3, though a checkpoint"
     ):

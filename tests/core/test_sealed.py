@@ -186,7 +186,7 @@ def test_a_ledger_of_an_older_reca_is_paid_for_and_counted(tmp_path, caplog):
     )
     path.write_bytes(old + sealed.splitlines(keepends=True)[0])
     assert use() == entries
-    assert "4 lines of an older reca carry no seal" in caplog.text
+    assert "4 lines from an older version have no checksum" in caplog.text
     path.write_bytes(old[:-1] + b"\x0b")
     with pytest.raises(ValueError, match=r"judge\.jsonl, line 4: damaged \(its line end"):
         use()

@@ -67,7 +67,7 @@ def test_cropping_is_by_the_picture_and_refused_where_there_is_none(tmp_path):
     for name in ("black", "plain"):
         assert cropped[name, 0] == files[name, 0]
     assert cropped.changed == {("border", 0)}
-    with pytest.raises(ValueError, match=r"mmvet\.crop_black: there are no pictures"):
+    with pytest.raises(ValueError, match=r"mmvet\.crop_black: there are no generated images"):
         observe(
             View(BenchmarkConfig(kind="mmvet", crop_black=True), [], {}, {}, 1,
                  tmp_path, tmp_path / "out", tmp_path / "l")

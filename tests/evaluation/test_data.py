@@ -111,11 +111,11 @@ def test_a_hub_table_without_pictures_is_named_with_what_it_has(tmp_path, kind):
     pixels = "image_1" if kind == "mmmu" else "image"
     other = {f"new_{n}" if n == pixels else n: cell for n, cell in row.items()}
     sources = {"questions": table(tmp_path / f"b/{place(kind)}", [other])}
-    with pytest.raises(ValueError, match=f"no table has the columns .*new_{pixels}"):
+    with pytest.raises(ValueError, match=f"no table has columns .*new_{pixels}"):
         benchmark_data.question_pictures(kind, asked, sources)
     empty = {**row, pixels: {"bytes": None, "path": "x.png"}}
     sources = {"questions": table(tmp_path / f"c/{place(kind)}", [empty])}
-    with pytest.raises(ValueError, match=r"-00000\.parquet: row .* holds no picture"):
+    with pytest.raises(ValueError, match=r"-00000\.parquet: row .* has no image"):
         benchmark_data.question_pictures(kind, asked, sources)
 
 
@@ -142,7 +142,7 @@ def test_other_columns_of_gqa_mme_mmvp_and_gedit_and_a_file_that_is_no_table(tmp
             read({"prompts": folder})
     (folder / "train-0.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(
-        ValueError, match=r"train-0\.parquet: no parquet table .*fetch its source again"
+        ValueError, match=r"train-0\.parquet: not a parquet table .*fetch its source again"
     ):
         gedit.prompts({"prompts": folder})
 
@@ -204,7 +204,7 @@ def test_pictures_of_mmmu_stand_in_the_columns_that_the_text_names(tmp_path):
     ((_, kept),) = hub_rows(tmp_path, "MMMU", ("id",), mmmu.TABLES, lambda row: row["id"])
     assert not {"image_1", "image_2", "image_3"} & set(kept)
     table(tmp_path / "validation-0.parquet", [{**row, "image_3": None}])
-    with pytest.raises(ValueError, match=f"no picture of mmmu question {name}#3"):
+    with pytest.raises(ValueError, match=f"no image for mmmu question {name}#3"):
         benchmark_data.question_pictures("mmmu", [question], sources)
 
 
@@ -235,7 +235,7 @@ def test_options_of_mmmu_and_mmbench_are_named_and_both_values_shown(tmp_path):
 
 def test_answers_to_what_was_not_asked_are_refused(tmp_path):
     asked = mme.questions({"questions": small.mme(tmp_path / "mme")})
-    with pytest.raises(ValueError, match="not asked"):
+    with pytest.raises(ValueError, match="unknown question ids"):
         mme.grade(asked, {"other": "yes"})
     with pytest.raises(ValueError, match="0 of 4 scored"):
         mme.grade(asked, {})
@@ -270,7 +270,7 @@ def test_requests_of_imgedit(tmp_path):
     assert [request.parts[0] for request in asked] == ["add: add a dog", "remove: remove a dog"]
     assert sizes(asked[0]) == [("image/png", (32, 32)), ("image/png", (16, 16))]
     (tmp_path / "e/images/animal/2.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 source pictures .* animal/2\.jpg"):
+    with pytest.raises(ValueError, match=r"1 source images .* animal/2\.jpg"):
         benchmark_data.edit_sources("imgedit", items, sources)
 
 

@@ -293,7 +293,7 @@ def score(folder, *words, expect=0, networks=NETWORKS):
 def test_a_folder_is_scored_and_scored_again_from_what_was_seen(folder, tmp_path, capsys):
     score(folder, "--out", str(tmp_path / "scores"))
     said = capsys.readouterr().out
-    assert "12 of 12 pictures (2 per prompt)" in said and "geneval(hf-detector)" in said
+    assert "12 of 12 images (2 per prompt)" in said and "geneval(hf-detector)" in said
     assert "coverage 12 of 12" in said
     first = read_json(tmp_path / "scores/scores.json")
     score(folder, "--out", str(tmp_path / "again"), "--evidence", str(tmp_path / "scores/evidence"),
@@ -313,7 +313,7 @@ def test_what_is_missing_is_listed_and_nothing_is_matched_by_guess(folder, tmp_p
     )
     score(folder, "--out", str(tmp_path / "scores"), expect=2)
     said = capsys.readouterr().err
-    assert "2 of 12 pictures missing" in said and "pass --partial" in said
+    assert "2 of 12 images missing" in said and "pass --partial" in said
     assert not (tmp_path / "scores").exists()
     score(folder, "--out", str(tmp_path / "scores"), "--partial")
     assert "PARTIAL" in capsys.readouterr().out
@@ -323,7 +323,7 @@ def test_what_is_missing_is_listed_and_nothing_is_matched_by_guess(folder, tmp_p
 def test_two_files_for_one_picture_are_refused(folder, capsys):
     shutil.copy(folder / "00001/samples/0000.png", folder / "00001/samples/00000.png")
     score(folder, "--list", expect=2)
-    assert "which one is it?" in capsys.readouterr().err
+    assert "keep one of them" in capsys.readouterr().err
 
 
 def test_a_folder_is_judged_over_a_ledger_of_its_own(inside, tmp_path, capsys):
@@ -375,10 +375,10 @@ def test_dpg_through_files(inside, tmp_path, capsys):
         str(tmp_path / "scores"),
     )
     run("score", *words, expect=2)
-    assert "questions.jsonl and the pictures are written" in capsys.readouterr().err
+    assert "questions.jsonl and the images are written" in capsys.readouterr().err
     (tmp_path / "mplug/one_1.jpg").write_bytes(b"mine")
     run("score", *words, expect=2)
-    assert "one_1.jpg: is another picture" in capsys.readouterr().err
+    assert "one_1.jpg: differs from the image" in capsys.readouterr().err
     assert (tmp_path / "mplug/one_1.jpg").read_bytes() == b"mine"
     asked = [
         json.loads(line) for line in (tmp_path / "mplug/questions.jsonl").read_text().splitlines()
@@ -427,7 +427,7 @@ def test_dpg_grids_are_cut_into_four_and_answered_tile_by_tile(inside, tmp_path,
         str(tmp_path / "scores"),
     )
     run("score", *words, expect=2)
-    assert "2 of 2 grids, 4 pictures of each" in capsys.readouterr().out
+    assert "2 of 2 grids, 4 images each" in capsys.readouterr().out
     asked = [
         json.loads(line) for line in (tmp_path / "mplug/questions.jsonl").read_text().splitlines()
     ]
@@ -445,7 +445,7 @@ def test_dpg_grids_are_cut_into_four_and_answered_tile_by_tile(inside, tmp_path,
     run("score", *words)
     assert read_json(tmp_path / "scores/scores.json")["summary"]["overall"] == 75.0
     run("score", *words[:2], "--list", *paired(roles), "--images", "2")
-    assert "2 of 2 grids, 2 pictures of each" in capsys.readouterr().out
+    assert "2 of 2 grids, 2 images each" in capsys.readouterr().out
 
 
 def test_dpg_grids_that_lack_or_are_none(inside, tmp_path, capsys):
@@ -456,17 +456,17 @@ def test_dpg_grids_that_lack_or_are_none(inside, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "1 of 2 grids" in said and "missing  two.png" in said and "unknown  three.png" in said
     run("score", "dpg", str(grids(odd, size=(64, 47))), *roles, "--scorer", "file:x", expect=2)
-    assert "64 x 47 pixels are no 2 x 2 grid" in capsys.readouterr().err
+    assert "64 x 47 pixels cannot be a 2 x 2 grid" in capsys.readouterr().err
     grids(mixed)
     (mixed / "one_0.jpg").write_bytes(small.picture(1, kind="JPEG"))
     run("score", "dpg", str(mixed), *roles, "--list", expect=2)
-    assert "folders of their own" in capsys.readouterr().err
+    assert "separate folders" in capsys.readouterr().err
 
 
 def test_a_folder_of_other_prompts_under_the_same_numbers_is_refused(folder, capsys):
     (folder / "00002/metadata.jsonl").write_text(json.dumps({"tag": "colors", "include": []}))
     score(folder, "--list", expect=2)
-    assert "another list of prompts" in capsys.readouterr().err
+    assert "for this list of prompts" in capsys.readouterr().err
     (folder / "00002/metadata.jsonl").write_text("{")
     score(folder, "--list", expect=2)
     assert "metadata.jsonl: not a line of JSON" in capsys.readouterr().err
@@ -474,10 +474,10 @@ def test_a_folder_of_other_prompts_under_the_same_numbers_is_refused(folder, cap
 
 def test_a_wrong_folder_and_a_corrupt_picture_are_named(folder, tmp_path, capsys):
     score(tmp_path / "nowhere", "--list", expect=2)
-    assert "no such folder of pictures" in capsys.readouterr().err
+    assert "no such folder of images" in capsys.readouterr().err
     score(folder / "00001", expect=2)
     said = capsys.readouterr().err
-    assert "12 pictures missing" in said or "of 6 pictures missing" in said
+    assert "12 images missing" in said or "of 6 images missing" in said
     (folder / "00003/samples/0001.png").write_bytes(b"no picture")
     score(folder, "--out", str(tmp_path / "scores"), expect=2)
     assert "00003/samples/00001.png: unreadable image" in capsys.readouterr().err

@@ -53,9 +53,9 @@ def test_an_id_that_comes_again_is_named_with_its_files(tmp_path, kind):
     with pytest.raises(ValueError) as raised:
         registry.module(kind).questions({"questions": tmp_path})
     said = str(raised.value)
-    assert f"{tmp_path / second}: {name} is there twice, first in {tmp_path / first}" in said
+    assert f"{tmp_path / second}: {name} occurs twice, first in {tmp_path / first}" in said
     table(tmp_path / "again" / first, [row, row])
-    with pytest.raises(ValueError, match=f"{name} is there twice, first in the same file"):
+    with pytest.raises(ValueError, match=f"{name} occurs twice, first in the same file"):
         registry.module(kind).questions({"questions": tmp_path / "again"})
 
 
@@ -65,9 +65,7 @@ def test_only_another_language_or_split_is_refused_with_what_is_there(tmp_path):
     with pytest.raises(ValueError, match=r"MMBench must be in one folder 'en', found cn;"):
         mmbench.questions({"questions": tmp_path / "a"})
     table(tmp_path / "b/en/test-00000.parquet", [row])
-    with pytest.raises(
-        ValueError, match=r"no table dev-\*\.parquet of MMBench here, found test-00000"
-    ):
+    with pytest.raises(ValueError, match=r"no table dev-\*\.parquet of MMBench, found test-00000"):
         mmbench.questions({"questions": tmp_path / "b"})
     for root in ("one", "two"):
         table(tmp_path / f"c/{root}/en/dev-00000.parquet", [row])
@@ -75,7 +73,7 @@ def test_only_another_language_or_split_is_refused_with_what_is_there(tmp_path):
         mmbench.questions({"questions": tmp_path / "c"})
     table(tmp_path / "d/en/dev-00000.parquet", [{**row, "answer": "nan"}])
     with pytest.raises(
-        ValueError, match=r"dev-00000\.parquet: 7: the answer 'nan' is none of A, B"
+        ValueError, match=r"dev-00000\.parquet: 7: the answer 'nan' is not among the options"
     ):
         mmbench.questions({"questions": tmp_path / "d"})
     table(tmp_path / "e/dev-00000.parquet", [row])  # right in the folder, as somebody copied them
@@ -90,7 +88,7 @@ def test_mme_twice_is_refused(tmp_path):
     first = pq.read_table(folder / "test-0.parquet").to_pylist()
     assert len(mme.questions({"questions": folder})) == 4
     table(folder / "test-9.parquet", first)
-    with pytest.raises(ValueError, match=r"test-9\.parquet: existence/1\.jpg.* is there twice"):
+    with pytest.raises(ValueError, match=r"test-9\.parquet: existence/1\.jpg.* occurs twice"):
         mme.questions({"questions": folder})
     more = [{**row, "question": f"another {row['question']}"} for row in first]
     table(folder / "test-9.parquet", more)
@@ -157,7 +155,7 @@ def test_a_table_of_which_a_file_is_missing_is_refused(tmp_path):
     for number in (0, 2):
         path = tmp_path / f"en/dev-0000{number}-of-00003.parquet"
         table(path, [{**row, "index": number}])
-    with pytest.raises(ValueError, match=r"en: 2 of 3 tables are here, number 1 is missing; fetch"):
+    with pytest.raises(ValueError, match=r"en: only 2 of 3 tables, number 1 is missing; fetch"):
         mmbench.questions({"questions": tmp_path})
     table(tmp_path / "en/dev-00001-of-00003.parquet", [{**row, "index": 1}])
     assert len(mmbench.questions({"questions": tmp_path})) == 3
@@ -166,13 +164,13 @@ def test_a_table_of_which_a_file_is_missing_is_refused(tmp_path):
 def test_tables_of_other_rows_alone_are_refused(tmp_path):
     """SEED's videos, GEdit's Chinese half."""
     row = {**HUB["seed"][0], "data_type": "video"}
-    with pytest.raises(ValueError, match="holds nothing to ask; fetch"):
+    with pytest.raises(ValueError, match="contains no questions or prompts; fetch"):
         registry.module("seed").questions(
             {"questions": table(tmp_path / place("seed"), [row]).parent}
         )
     edit = {"key": "k", "task_type": "ps_human", "instruction": "x", "instruction_language": "cn",
             "Intersection_exist": True}  # fmt: skip
-    with pytest.raises(ValueError, match="holds nothing to ask; fetch"):
+    with pytest.raises(ValueError, match="contains no questions or prompts; fetch"):
         registry.module("gedit").prompts({"prompts": table(tmp_path / "g/train-0.parquet", [edit])})
 
 
@@ -192,13 +190,13 @@ def test_a_csv_that_is_no_whole_table_is_named(tmp_path, fault):
 
 
 WRONG = {
-    "options of null": ("[None, 'y']", "B", "the options are no list of at most 9"),
-    "no list": ("x, y", "B", "'x, y' is no list"),
-    "a call": ("__import__('os')", "B", "is no list"),
-    "deep": ("[" * 5000 + "]" * 5000, "B", "is no list"),
-    "a number": ("7", "B", "the options are no list of at most 9"),
-    "ten": (str([str(i) for i in range(10)]), "B", "the options are no list of at most 9"),
-    "no such option": ("['x', 'y']", "C", "the answer 'C' is none of A, B"),
+    "options of null": ("[None, 'y']", "B", "the options are not a list of at most 9"),
+    "no list": ("x, y", "B", "'x, y' is not a list"),
+    "a call": ("__import__('os')", "B", "is not a list"),
+    "deep": ("[" * 5000 + "]" * 5000, "B", "is not a list"),
+    "a number": ("7", "B", "the options are not a list of at most 9"),
+    "ten": (str([str(i) for i in range(10)]), "B", "the options are not a list of at most 9"),
+    "no such option": ("['x', 'y']", "C", "the answer 'C' is not among the options (A, B)"),
     "no answer": ("['x', 'y']", "[]", "has no answer"),
 }
 
@@ -226,12 +224,12 @@ def wise(folder, *more):
 def test_ids_of_prompts_that_come_again_are_refused(tmp_path):
     row = {"Prompt": "p", "Explanation": "", "Category": "c", "Subcategory": "s", "prompt_id": 1}
     with pytest.raises(
-        ValueError, match=r"natural_science\.json: 1 is there twice, first in .*cultural"
+        ValueError, match=r"natural_science\.json: 1 occurs twice, first in .*cultural"
     ):
         benchmark_data.items_of("wise", wise(tmp_path / "wise", row))
     rows = [{"Question": "a dog", "Category": "color", "Question_id": 7}] * 2
     (tmp_path / "val_comp.json").write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match=r"val_comp\.json: 7 is there twice"):
+    with pytest.raises(ValueError, match=r"val_comp\.json: 7 occurs twice"):
         benchmark_data.items_of("t2i_compbench", {"prompts": tmp_path})
     folder = small.imgedit(tmp_path / "e")
     text = (folder / "singleturn.json").read_text()
@@ -241,17 +239,17 @@ def test_ids_of_prompts_that_come_again_are_refused(tmp_path):
     folder = small.dpg(tmp_path / "dpg")
     table_ = folder / "dpg_bench.csv"
     table_.write_text(table_.read_text() + table_.read_text().splitlines()[1] + "\n")
-    with pytest.raises(ValueError, match=r"dpg_bench\.csv: one, proposition 1 is there twice"):
+    with pytest.raises(ValueError, match=r"dpg_bench\.csv: one, proposition 1 occurs twice"):
         registry.module("dpg").questions({"questions": folder})
     (folder / "prompts.json").write_text('{"one.txt": "a", "one": "b"}')
-    with pytest.raises(ValueError, match=r"prompts\.json: one is there twice"):
+    with pytest.raises(ValueError, match=r"prompts\.json: one occurs twice"):
         benchmark_data.items_of("dpg", {"prompts": folder})
     edits = [
         {"key": "k", "task_type": "ps_human", "instruction": str(i), "instruction_language": "en",
          "Intersection_exist": True, "input_image_raw": cell(i)}
         for i in range(2)
     ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"train-0\.parquet: k is there twice"):
+    with pytest.raises(ValueError, match=r"train-0\.parquet: k occurs twice"):
         benchmark_data.items_of("gedit", {"prompts": table(tmp_path / "g/train-0.parquet", edits)})
 
 
@@ -263,7 +261,7 @@ def test_two_files_of_one_name_that_differ_are_refused(tmp_path):
     assert len(benchmark_data.items_of("wise", sources)) == 6  # the same file twice
     copy.write_text("[]")
     with pytest.raises(
-        ValueError, match=r"2 files natural_science\.json that differ \(natural.*, older/"
+        ValueError, match=r"2 different files natural_science\.json \(natural.*, older/"
     ):
         benchmark_data.items_of("wise", sources)
 
@@ -278,13 +276,13 @@ def test_pictures_of_one_name_that_differ_are_refused(tmp_path):
         (tmp_path / folder / "1.jpg").write_bytes(small.picture(1, kind="JPEG"))
     asked = mmvp.questions({"questions": tmp_path})
     with pytest.raises(
-        ValueError, match=r"older/1\.jpg: 1 is there twice, first .*MMVP Images/1\.jpg"
+        ValueError, match=r"older/1\.jpg: 1 occurs twice, first .*MMVP Images/1\.jpg"
     ):
         benchmark_data.question_pictures("mmvp", asked, {"questions": tmp_path})
     sources = {"prompts": small.imgedit(tmp_path / "e"), "images": tmp_path / "e/images"}
     (tmp_path / "e/images/other/animal").mkdir(parents=True)
     (tmp_path / "e/images/other/animal/1.jpg").write_bytes(small.picture(7, kind="JPEG"))
-    with pytest.raises(ValueError, match=r"other/animal/1\.jpg: another picture animal/1\.jpg"):
+    with pytest.raises(ValueError, match=r"other/animal/1\.jpg: a different image animal/1\.jpg"):
         benchmark_data.edit_sources("imgedit", benchmark_data.items_of("imgedit", sources), sources)
 
 

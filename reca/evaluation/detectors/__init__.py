@@ -1,4 +1,4 @@
-"""Neural parts of scoring, each with a small protocol: detections, colours, answers, similarities.
+"""The networks of the observers, each with a small interface: detections, colours, answers, similarities.
 
-What a network says becomes a row of a file (`evidence.jsonl`); scoring reads rows and knows no network.
+Their outputs become rows of `evidence.jsonl`; scoring reads these rows and runs no network.
 """

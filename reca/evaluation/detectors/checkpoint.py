@@ -1,8 +1,8 @@
-"""One door for the networks of transformers that score: whole, of the right shapes, and with the right classes.
+"""Strict loading of the transformers networks that observe samples: complete, with the right shapes and classes.
 
-`from_pretrained` fills missing tensors with random weights and only logs it, so a detector without its head
-would score pictures by chance. Whatever it reports is an error here, but the few tensors that a network lists
-as harmless, each with its reason beside the loader.
+`from_pretrained` initialises missing tensors at random and only logs it, so a detector without its head would give
+random scores. Here everything it reports is an error, except for a few tensors that each loader lists as harmless, with
+the reason.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from safetensors import SafetensorError
 
 from reca.core.finite import check_weights
 
-_FILLED = 0.9  # of an embedding's rows, at least, have a word
-_SHOWN = 4  # names per kind in a message
+_FILLED = 0.9  # minimum fraction of embedding rows with a token
+_SHOWN = 4  # names per kind of fault in a message
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
 
 
 def network(kind: Any, folder: Path, harmless: Iterable[str] = (), **options: Any) -> Any:
-    """A network of class `kind` from a folder's safetensors, in evaluation mode.
+    """A network of class `kind` from the safetensors in a folder, in evaluation mode.
 
-    `harmless`: patterns (whole names) of tensors that may be missing or unexpected. ValueError names the file and
-    the tensors where anything else is missing, unexpected, of another shape or not finite; pickled weights are not
-    opened.
+    `harmless`: patterns (matching full names) of tensors that may be missing or unexpected. ValueError names the file
+    and the tensors if any others are missing, unexpected, of a different shape or not finite. Pickled weights are never
+    loaded.
     """
     file = _weights(folder)
     try:
@@ -36,12 +36,12 @@ def network(kind: Any, folder: Path, harmless: Iterable[str] = (), **options: An
         )  # fmt: skip
     except _FAULTS as error:
         raise ValueError(
-            f"{file}: no {kind.__name__} can be read here ({_line(error)}); fetch its source again"
+            f"{file}: cannot be read as {kind.__name__} ({_line(error)}); fetch its source again"
         ) from error
     faults = {
         "missing": _others(report["missing_keys"], harmless),
         "unexpected": _others(report["unexpected_keys"], harmless),
-        "of another shape": sorted(
+        "of a different shape": sorted(
             f"{name} is {list(found)}, not {list(needed)}"
             for name, found, needed in report["mismatched_keys"]
         ),
@@ -50,33 +50,34 @@ def network(kind: Any, folder: Path, harmless: Iterable[str] = (), **options: An
     texts = [f"{len(n)} {kind} ({_listed(n)})" for kind, n in faults.items() if n]
     if texts:
         raise ValueError(
-            f"{file}: is no whole {kind.__name__}: {'; '.join(texts)}; fetch its source again"
+            f"{file}: not a complete {kind.__name__}: {'; '.join(texts)}; fetch its source again"
         )
     check_weights(file, model.named_parameters())
     return model.eval()
 
 
 def tokenizer(kind: Any, folder: Path, rows: int) -> Any:
-    """A tokenizer for a network whose embedding has that many rows.
+    """A tokenizer for a network with `rows` embedding rows.
 
-    ValueError unless its vocabulary fills nine tenths of them (networks pad): where the files are missing, transformers
-    makes a tokenizer of no words, to which all texts are the same.
+    ValueError unless its vocabulary fills at least 90 % of them (networks pad): if files are missing, transformers
+    silently creates a tokenizer with an empty vocabulary, which encodes all texts alike.
     """
     found = companion(kind, folder)
     if not _FILLED * rows <= len(found) <= rows:
         raise ValueError(
-            f"{folder}: a {kind.__name__} of {len(found)} words for a network of {rows}; fetch its source again"
+            f"{folder}: {kind.__name__} has {len(found)} tokens, but the network has {rows} embeddings; fetch its "
+            "source again"
         )
     return found
 
 
 def companion(kind: Any, folder: Path) -> Any:
-    """A tokenizer or image processor from the folder of a network; ValueError where none can be read."""
+    """A tokenizer or image processor from the folder of a network; ValueError if it cannot be read."""
     try:
         return kind.from_pretrained(folder, local_files_only=True)
     except _FAULTS as error:
         raise ValueError(
-            f"{folder}: no {kind.__name__} can be read here ({_line(error)}); fetch its source again"
+            f"{folder}: cannot be read as {kind.__name__} ({_line(error)}); fetch its source again"
         ) from error
 
 
@@ -86,16 +87,18 @@ def demand_labels(
     needed: Sequence[str],
     aliases: Mapping[str, str],
 ) -> None:
-    """ValueError unless a network's classes are, in order, those that a benchmark needs.
+    """ValueError, naming the first differences, unless a network's classes are those of a benchmark, in order.
 
-    `aliases` maps a network's name of a class to the benchmark's. The message has the first classes that differ.
+    `aliases` maps the network's name of a class to the benchmark's.
     """
     listed = list(found.values() if isinstance(found, Mapping) else found)
     if isinstance(found, Mapping) and sorted(found) != list(range(len(found))):
-        raise ValueError(f"{where}: its classes are not numbered from 0 to {len(found) - 1}")
+        raise ValueError(
+            f"{where}: class ids are not 0 to {len(found) - 1}; fetch the source that its configuration names"
+        )
     if len(listed) != len(needed):
         raise ValueError(
-            f"{where}: a network of {len(listed)} classes, the benchmark needs {len(needed)}; fetch the source "
+            f"{where}: the network has {len(listed)} classes, the benchmark needs {len(needed)}; fetch the source "
             "that its configuration names"
         )
     known = [aliases.get(plain := str(name).strip().lower(), plain) for name in listed]
@@ -106,12 +109,12 @@ def demand_labels(
     ]
     if other:
         raise ValueError(
-            f"{where}: {len(other)} of its {len(listed)} classes are not the benchmark's ({_listed(other)}); fetch "
+            f"{where}: {len(other)} of {len(listed)} classes differ from the benchmark's ({_listed(other)}); fetch "
             "the source that its configuration names"
         )
 
 
-# What transformers, safetensors and tokenizers raise for files that are absent, damaged or of another network.
+# What transformers, safetensors and tokenizers raise for files that are missing, damaged or of another network.
 _FAULTS = (
     OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ImportError, SafetensorError,
 )  # fmt: skip
@@ -121,7 +124,7 @@ def _weights(folder: Path) -> Path:
     found = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
     if not found:
         raise ValueError(
-            f"{folder}: holds no {' and no '.join(reversed(_WEIGHTS))}; fetch its source again"
+            f"{folder}: contains neither {' nor '.join(reversed(_WEIGHTS))}; fetch its source again"
         )
     return found[0]
 

@@ -1,6 +1,6 @@
-"""Names of COCO's classes, which the checkpoints spell differently."""
+"""COCO class names that checkpoints spell differently than GenEval."""
 
-# COCO's classes as checkpoints call them -> as GenEval does.
+# Name in a checkpoint -> name in GenEval.
 ALIASES = {
     "mouse": "computer mouse",
     "remote": "tv remote",

@@ -1,5 +1,6 @@
-"""GenEval's colour of an object: what CLIP is shown, and how it chooses
-(reference/benchmarks.md 2). Pure; no network.
+"""GenEval's colour classification of an object: CLIP's input, and the choice from its embeddings.
+
+Pure functions, without the network (reference/benchmarks.md 2).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SCALE = 100.0
 
 
 def texts(name: str) -> list[str]:
-    """The thirty texts of a class, colour by colour."""
+    """The thirty texts of a class, ordered by colour, then template."""
     return [t.format(colour=colour, name=name) for colour in COLOURS for t in TEMPLATES]
 
 
@@ -43,9 +44,9 @@ def crop(
     mask: np.ndarray | None,
     background: int | None = BACKGROUND,
 ) -> Image.Image:
-    """The picture [H, W, 3] uint8 with grey outside the mask [H, W], cut to the box (rounded half to even).
+    """Crop an image [H, W, 3] uint8 to a box (rounded half to even), with grey outside the mask [H, W].
 
-    `background=None` leaves the surroundings as they are.
+    `background=None` keeps the pixels outside the mask.
     """
     shown = pixels
     if mask is not None and background is not None:
@@ -54,21 +55,21 @@ def crop(
 
 
 def class_vectors(text_embeddings: np.ndarray) -> np.ndarray:
-    """[colours, templates, D] -> [colours, D]: each text normalised, their mean normalised again."""
+    """Class embeddings, [colours, templates, D] -> [colours, D]: the normalised mean of the normalised texts."""
     normed = _normalised(np.asarray(text_embeddings, np.float64))
     return _normalised(normed.mean(1))
 
 
 def logits(image_embeddings: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """100 x cosine, [N, D] and [colours, D] -> [N, colours]."""
+    """100 x cosine similarity of images [N, D] and colours [colours, D] -> [N, colours], float64."""
     return SCALE * _normalised(np.asarray(image_embeddings, np.float64)) @ vectors.T
 
 
 def choose(image_embeddings: np.ndarray, vectors: np.ndarray) -> list[str]:
-    """The colour of each picture; of equals the first in the list."""
+    """The colour of each image embedding [N, D], the first one on ties; NonFinite if a similarity is not finite."""
     found = logits(image_embeddings, vectors)
     if not np.isfinite(found).all():
-        raise NonFinite("CLIP similarities", [0])  # of crops of one picture
+        raise NonFinite("CLIP similarities", [0])  # of crops of one image
     return [COLOURS[index] for index in found.argmax(-1)]
 
 

@@ -1,7 +1,7 @@
-"""Inception v3 as FID knows it: the 2015 weights' network, up to the 2,048 pooled features.
+"""Inception v3 as used by FID: the network of the 2015 weights, up to the 2,048 pooled features.
 
-It differs from today's libraries in three places: averages do not count padding, the last block pools
-by maximum, and there are 1,008 classes. Names are those of the published `pt_inception-2015-12-05` file.
+It differs from current libraries in three ways: average pooling excludes padding, the last block uses max pooling, and
+there are 1,008 classes. Parameter names are those of the published file `pt_inception-2015-12-05`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Kernel = int | tuple[int, int]
 
 
 class Conv(nn.Module):
-    """Convolution without bias, batch norm, ReLU."""
+    """Convolution without bias, then batch norm and ReLU."""
 
     def __init__(
         self, inside: int, outside: int, kernel: Kernel, stride: int = 1, padding: Kernel = 0
@@ -37,12 +37,12 @@ class Conv(nn.Module):
 
 
 def _average(x: Tensor) -> Tensor:
-    """3 x 3 average pooling at stride 1, [B, C, H, W], without counting the padding."""
+    """3 x 3 average pooling with stride 1 of [B, C, H, W], padding excluded from the mean."""
     return functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
 class BlockA(nn.Module):
-    """35 x 35: 1x1, 5x5, two 3x3, pooled."""
+    """35 x 35: branches with 1x1, 5x5, two 3x3 convolutions, and pooling."""
 
     def __init__(self, inside: int, pooled: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """17 x 17 with factorised 7 x 7."""
+    """17 x 17 with factorised 7 x 7 convolutions."""
 
     def __init__(self, inside: int, width: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class BlockC(nn.Module):
         self.branch_pool = Conv(inside, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 768, 17, 17] -> the same."""
+        """[B, 768, 17, 17] -> [B, 768, 17, 17]."""
         seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         twice = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         twice = self.branch7x7dbl_5(self.branch7x7dbl_4(twice))
@@ -124,7 +124,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8 x 8 with split 3 x 3; the last of the two pools by maximum."""
+    """8 x 8 with split 3 x 3 convolutions; the last of the two blocks uses max pooling."""
 
     def __init__(self, inside: int, last: bool) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class BlockE(nn.Module):
 
 
 class Inception(nn.Module):
-    """Pooled features of pictures in [-1, 1]."""
+    """Inception v3 up to the pooled features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,10 +173,10 @@ class Inception(nn.Module):
         self.Mixed_6d, self.Mixed_6e = BlockC(768, 160), BlockC(768, 192)
         self.Mixed_7a = BlockD(768)
         self.Mixed_7b, self.Mixed_7c = BlockE(1280, False), BlockE(2048, True)
-        self.fc = nn.Linear(WIDTH, CLASSES)  # in the file, not used for FID
+        self.fc = nn.Linear(WIDTH, CLASSES)  # in the checkpoint, unused by FID
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, 299, 299] -> [B, 2048]."""
+        """Pooled features: images [B, 3, 299, 299] in [-1, 1] -> [B, 2048]."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(functional.max_pool2d(x, 3, 2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(functional.max_pool2d(x, 3, 2))))
@@ -186,7 +186,7 @@ class Inception(nn.Module):
 
 
 class InceptionFeatures:
-    """Features of one picture, resized to 299 x 299 (bilinear, no antialiasing) as the reference does."""
+    """Features of one image, resized to 299 x 299 like the reference (bilinear, no antialiasing)."""
 
     def __init__(self, model: Inception, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -194,7 +194,7 @@ class InceptionFeatures:
 
     @classmethod
     def open(cls, file: Path, sha256: str | None, device: str = "cpu") -> InceptionFeatures:
-        """From the published file, whose hash is checked first."""
+        """Load the published file; its sha256 is verified first."""
         model = Inception()
         tensors = {
             name: tensor
@@ -207,7 +207,7 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """[2048] float32."""
+        """Pooled features [2048], float32."""
         pixels = torch.from_numpy(np.array(image.convert("RGB"), np.float32)).permute(2, 0, 1)[None]
         small = functional.interpolate(
             pixels / 127.5 - 1, (SIDE, SIDE), mode="bilinear", align_corners=False

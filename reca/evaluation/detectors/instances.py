@@ -1,7 +1,7 @@
-"""From a Mask2Former's logits to detections, as GenEval's official detector does it (reference/benchmarks.md 2).
+"""Detections from the logits of Mask2Former, computed like GenEval's official detector (reference/benchmarks.md 2).
 
-The library's own post-processing is not used: it upsamples to 384 x 384, then to the nearest pixel,
-may merge overlaps and rounds scores.
+The post-processing of transformers is not used: it upsamples to 384 x 384 first, then by nearest neighbour, may merge
+overlapping instances, and rounds scores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOP = 100
 
 @dataclass(frozen=True)
 class Instance:
-    """One detection: class index, box [x1, y1, x2, y2] with +1 on the far side, score, mask [H, W], query."""
+    """One detection: class index, box [x1, y1, x2, y2] (x2, y2 exclusive), score, mask [H, W], query index."""
 
     label: int
     box: tuple[float, float, float, float]
@@ -36,10 +36,11 @@ def instances(
     original: Size,
     top: int = TOP,
 ) -> list[Instance]:
-    """The `top` candidates over query x class, best first.
+    """The `top` candidates over all (query, class) pairs, best first.
 
-    `class_logits` [Q, C + 1], the last column meaning no object; `mask_logits` [Q, h, w] at a quarter of
-    `padded`. Score = class probability x mean of sigmoid(mask) where the mask's logit is above 0.
+    `class_logits` [Q, C + 1], the last column for "no object"; `mask_logits` [Q, h, w] at a quarter of the size
+    `padded`. Score = class probability x mean of sigmoid(mask) over pixels with a positive mask logit. NonFinite for
+    logits that are not finite.
     """
     demand(finite_rows(class_logits[None]) & finite_rows(mask_logits[None]), "detector logits")
     probability = class_logits.float().softmax(-1)[:, :-1]
@@ -62,20 +63,23 @@ def instances(
 
 
 def upsampled(logits: Tensor, padded: Size, resized: Size, original: Size) -> Tensor:
-    """Logits [Q, H/4, W/4] -> padded size -> crop to the resized image -> original size [Q, H, W], all bilinear."""
+    """Mask logits [Q, padded / 4] upsampled to `padded`, cropped to `resized`, and resampled to `original` [Q, H, W].
+
+    Both interpolations are bilinear.
+    """
     large = functional.interpolate(logits[None], padded, mode="bilinear", align_corners=False)
     cropped = large[..., : resized[0], : resized[1]]
     return functional.interpolate(cropped, original, mode="bilinear", align_corners=False)[0]
 
 
 def _quality(logits: Tensor) -> Tensor:
-    """Mean probability inside the mask of logits [H, W], []."""
+    """Mean probability inside the mask, [H, W] logits -> []."""
     inside = (logits > 0).float()
     return (logits.sigmoid() * inside).sum() / (inside.sum() + 1e-6)
 
 
 def tight_box(mask: Tensor) -> tuple[float, float, float, float]:
-    """The bounding box of a mask [H, W], the far side counted as one pixel more; all zeros for an empty mask."""
+    """The bounding box (x1, y1, x2, y2) of a mask [H, W], x2 and y2 exclusive; all zeros for an empty mask."""
     if not mask.any():
         return (0.0, 0.0, 0.0, 0.0)
     rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()

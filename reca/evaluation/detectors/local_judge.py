@@ -1,4 +1,4 @@
-"""A judge on this machine (Qwen2.5-VL for T2I-CompBench), behind the same ledger as an endpoint."""
+"""A local judge (Qwen2.5-VL for T2I-CompBench) that uses the same ledger as an endpoint."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ LONGEST = 512
 
 
 class LocalJudge:
-    """Greedy replies of a chat model; the hash of its files is part of every key. One request at a time."""
+    """Greedy replies of a chat model, one request at a time; the hash of its files is part of every ledger key.
+
+    ValueError for a temperature other than 0.
+    """
 
     def __init__(self, config: JudgeConfig, folder: Path, device: str = "cpu") -> None:
         if config.temperature:
             raise ValueError(
-                "judge.temperature: a judge on this machine is greedy; set it to 0 or null"
+                "judge.temperature: a local judge decodes greedily; set it to 0 or null"
             )
-        self.config = replace(config, concurrency=1, attempts=1)  # greedy: again is the same
+        self.config = replace(
+            config, concurrency=1, attempts=1
+        )  # a greedy retry gives the same reply
         self.weights = sha256_json(read_manifest(folder)["outputs"])
         self.chat = ChatModel(folder, device)
 
     def determinants(self, benchmark: str, version: str) -> dict[str, Any]:
-        """Model, weights and length."""
+        """Everything besides the request that determines a reply: model, weights and length."""
         names = ("model", "max_tokens")
         fields = asdict(self.config)
         return {
@@ -44,7 +49,7 @@ class LocalJudge:
         }
 
     def ask(self, request: JudgeRequest) -> Reply:
-        """The greedy reply, pictures as they would be sent."""
+        """The greedy reply; images are encoded as for an endpoint."""
         parts: list[str | Image.Image] = []
         for part in request.parts:
             if isinstance(part, str):

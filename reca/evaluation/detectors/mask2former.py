@@ -1,7 +1,7 @@
-"""GenEval's detector from transformers: Mask2Former with the official preprocessing and post-processing.
+"""GenEval's detector: Mask2Former of transformers with the official preprocessing and post-processing.
 
-With the hub's weights scores are `geneval(hf-detector)`; with the official weights, converted by
-`reca.evaluation.detectors.mmdet`, `geneval(mmdet-weights)`.
+Scores are labelled `geneval(hf-detector)` with the Hub's weights, and `geneval(mmdet-weights)` with the official
+weights, converted by `reca.evaluation.detectors.mmdet`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from reca.evaluation.detectors.coco import ALIASES
 from reca.evaluation.detectors.instances import Instance, Size, instances
 from reca.evaluation.tasks.geneval_rules import THRESHOLD
 
-# What may be missing from a whole checkpoint, or be unexpected: the loss's weights of classes, which scoring never
-# reads; the backbone's last norm, which the feature maps do not pass (each has a norm of its own); and the index of
-# relative positions that older files stored, computed from the window's size here.
+# Tensors that may be missing or unexpected in a complete checkpoint: the class weights of the loss, which inference
+# does not use; the backbone's final norm, which is not applied to the feature maps (each has its own norm); and the
+# relative position index, which older checkpoints stored and transformers computes from the window size.
 HARMLESS = (
     r"criterion\.empty_weight",
     r"model\.pixel_level_module\.encoder\.(?:swin\.)?layernorm\.(?:weight|bias)",
@@ -32,26 +32,26 @@ HARMLESS = (
 CLIP_HARMLESS = (
     r"(?:text|vision)_model\.embeddings\.position_ids",
 )  # 0, 1, 2, ..., stored by older versions
-SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # reference/benchmarks.md 2, mmdet test transform
+SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # mmdet's test transform, reference/benchmarks.md 2
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB
 
 
 def resized(size: Size) -> Size:
-    """Rows and columns after keeping the ratio within 800 x 1333, rounded as mmcv does."""
+    """(rows, columns) after scaling into 800 x 1333 with the aspect ratio kept, rounded like mmcv."""
     scale = min(LONGEST / max(size), SHORTEST / min(size))
     return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
 
 def padded(size: Size) -> Size:
-    """Rows and columns padded below and to the right to a multiple of 32."""
+    """(rows, columns) padded at the bottom and right to a multiple of 32."""
     rows, columns = (-(-side // MULTIPLE) * MULTIPLE for side in size)
     return rows, columns
 
 
 def pixels(image: Image.Image) -> tuple[torch.Tensor, Size, Size]:
-    """The network's input [1, 3, H, W] with the resized and the padded size.
+    """The network's input [1, 3, H, W], and the sizes before and after padding.
 
-    Bilinear resize of PIL, which antialiases where OpenCV's does not (docs/differences.md).
+    Uses PIL's bilinear resize, which antialiases, unlike OpenCV's (docs/differences.md).
     """
     small = resized((image.height, image.width))
     whole = padded(small)
@@ -65,7 +65,7 @@ def pixels(image: Image.Image) -> tuple[torch.Tensor, Size, Size]:
 
 
 class Mask2Former:
-    """Instances of the 80 COCO classes in a picture, by a network of transformers."""
+    """Detects instances of the 80 COCO classes in an image."""
 
     def __init__(self, model: Any, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -75,9 +75,9 @@ class Mask2Former:
     def open(
         cls, folder: Path, names: Sequence[str], device: str = "cpu", official: bool = False
     ) -> Mask2Former:
-        """From a hub checkpoint, or from the official `.pth` in a folder that `reca fetch` wrote.
+        """Load a Hub checkpoint, or with `official` the `.pth` file in a folder written by `reca fetch`.
 
-        ValueError unless its classes are `names` in order and every tensor is there (see `checkpoint`).
+        ValueError unless the classes are `names`, in order, and every tensor is present (see `checkpoint`).
         """
         if official:
             from reca.evaluation.detectors.mmdet import load
@@ -105,18 +105,21 @@ class Mask2Former:
 
 
 def pinned_file(folder: Path, pattern: str) -> tuple[Path, str]:
-    """The one file of a fetched source that fits a pattern, with the sha256 of the source's record."""
+    """The file of a fetched source that matches a pattern, and its sha256 from the fetch record.
+
+    ValueError unless exactly one file matches.
+    """
     found = sorted(folder.rglob(pattern))
     if len(found) != 1:
         raise ValueError(
-            f"{folder}: {len(found)} files {pattern} here, one is needed; fetch it again"
+            f"{folder}: contains {len(found)} files {pattern} instead of one; fetch it again"
         )
     name = found[0].relative_to(folder).as_posix()
     return found[0], read_manifest(folder)["outputs"][name]["sha256"]
 
 
 class ClipColours:
-    """The colour of each instance by CLIP, against thirty texts of its class."""
+    """Classifies the colour of instances with CLIP, by thirty texts per class."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
@@ -128,7 +131,7 @@ class ClipColours:
         self._vectors: dict[str, np.ndarray] = {}
 
     def __call__(self, image: Image.Image, found: Sequence[Instance], name: str) -> list[str]:
-        """One colour per instance of the class `name`."""
+        """One colour per instance; all instances are of class `name`."""
         if not found:
             return []
         array = np.asarray(image.convert("RGB"))
@@ -152,19 +155,19 @@ class ClipColours:
 
 
 def _array(found: Any) -> np.ndarray:
-    """Projected features; transformers 5 wraps them in an output whose `pooler_output` they are."""
+    """Projected features as an array; transformers 5 returns them as `pooler_output` of an output object."""
     tensor = getattr(found, "pooler_output", found)
     return tensor.float().cpu().numpy()
 
 
 class GenevalEye:
-    """Detections of a picture as GenEval's rules read them: classes by GenEval's names, colours where asked."""
+    """Detections of an image in GenEval's format: classes by GenEval's names, with colours if the prompt needs them."""
 
     def __init__(self, detector: Any, classifier: Any, names: Sequence[str]) -> None:
         self.detector, self.classifier, self.names = detector, classifier, names
 
     def __call__(self, image: Image.Image, metadata: dict[str, Any]) -> list[dict[str, Any]]:
-        """All instances above the lower threshold; classes that the prompt asks a colour of get one."""
+        """All instances above the lower threshold; a colour is added for classes whose colour the prompt specifies."""
         found = [i for i in self.detector(image) if i.score > THRESHOLD and i.mask.any()]
         asked = {clause["class"] for clause in metadata.get("include", ()) if "color" in clause}
         given: dict[int, str] = {}

@@ -1,7 +1,7 @@
-"""The official detector's weights (OpenMMLab) as a transformers checkpoint: names as data, one permutation.
+"""Conversion of the official detector's weights (OpenMMLab) to transformers: a table of names and one permutation.
 
-The map is that of reference/benchmarks.md 2. It is exact by construction (a test runs both patch mergings); it has
-not met the real file here, which needs a network.
+The mapping is described in reference/benchmarks.md 2. It is exact by construction (a test runs both forms of patch
+merging), but was not tested with the released file, which has to be downloaded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SWIN = f"{_ENCODER}.swin"
 _PIXEL = "model.pixel_level_module.decoder"
 _TRANSFORMER = "model.transformer_module"
 
-# mmdet name -> transformers name, tried in order; \1, \2 are numbers
+# mmdet name -> transformers name, tried in order; \1 and \2 are indices
 _NAMES: tuple[tuple[str, str], ...] = (
     (r"backbone\.patch_embed\.projection\.", rf"{_SWIN}.embeddings.patch_embeddings.projection."),
     (r"backbone\.patch_embed\.norm\.", rf"{_SWIN}.embeddings.norm."),
@@ -167,7 +167,7 @@ def _used(name: str) -> bool:
 
 
 def convert(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The official state dict under transformers' names; ValueError names a tensor that has no place."""
+    """The official state dict under transformers' names; ValueError names an unknown tensor."""
     found: dict[str, Tensor] = {}
     for name, tensor in official.items():
         if _used(name):
@@ -176,7 +176,7 @@ def convert(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def expected(model: nn.Module) -> Manifest:
-    """Names, shapes and kinds of the official file for a network: what `convert` needs, and nothing else."""
+    """Names, shapes and dtypes of the official tensors of a network: exactly the input of `convert`."""
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     for name, (shape, kind) in manifest_of(model.state_dict()).items():
         if name not in _OWN:
@@ -189,7 +189,10 @@ def expected(model: nn.Module) -> Manifest:
 
 
 def official_name(name: str) -> str:
-    """The official name of a tensor of transformers' network (the packed one of q, k, v): `translate` backwards."""
+    """The official name of a transformers tensor, the inverse of `translate`; the packed one for q, k and v.
+
+    ValueError for an unknown name.
+    """
     packed = re.sub(r"attention\.[qkv]_proj\.", "attention.qkv.", name)
     packed = re.sub(r"(decoder\.layers\.\d+\.self_attn\.)[qkv]_proj\.", r"\1in_proj_", packed)
     for pattern, target in _NAMES:
@@ -226,7 +229,7 @@ def translate(name: str) -> str:
 
 
 def _split(target: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Packed query, key, value (rows) as three projections."""
+    """Split packed query, key and value rows into three projections."""
     prefix, kind = re.sub(r"(qkv\.|in_proj_)(weight|bias)$", "", target), target.rsplit("_", 1)[-1]
     suffix = kind.rsplit(".", 1)[-1]
     for letter, part in zip("qkv", tensor.chunk(3), strict=True):
@@ -234,14 +237,14 @@ def _split(target: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def merged_order(weight: Tensor) -> Tensor:
-    """Columns of a patch merging from unfold's order (c, 4) to Swin's (4, c), its patches column by column."""
+    """Reorder the input columns of patch merging from unfold's (C, 4) to Swin's (4, C), patches column by column."""
     rows, columns = weight.shape
     by_patch = weight.reshape(rows, columns // 4, 4).transpose(1, 2)
     return by_patch[:, torch.tensor([0, 2, 1, 3])].reshape(rows, columns).contiguous()
 
 
 def _classes(said: Any) -> Sequence[str] | None:
-    """The classes that a file of mmdet 2 or 3 names beside its weights; None where it names none."""
+    """The class names in the metadata of an mmdet 2 or 3 checkpoint; None if there are none."""
     places = [said, said.get("dataset_meta")] if isinstance(said, dict) else []
     for place in (one for one in places if isinstance(one, dict)):
         for key in ("CLASSES", "classes"):
@@ -268,9 +271,9 @@ def build() -> Mask2FormerForUniversalSegmentation:
 def load(
     file: Path, sha256: str | None, names: Sequence[str]
 ) -> Mask2FormerForUniversalSegmentation:
-    """The official weights in transformers' network, every tensor in its place; the file's hash is checked first.
+    """The transformers network with the official weights; the sha256 of the file is verified first.
 
-    ValueError where the file says that its classes are other ones than `names`.
+    ValueError if a tensor is missing or unexpected, or the file lists other classes than `names`.
     """
     model = build()
     tensors, said = load_foreign_beside(file, sha256, inside="state_dict", beside="meta")

@@ -1,4 +1,4 @@
-"""How alike two pictures look to networks: LPIPS (AlexNet), CLIP and DINOv2 cosines; sources are pinned."""
+"""Similarity of two images by networks with pinned weights: LPIPS (AlexNet), and cosines of CLIP and DINOv2."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from reca.models.checkpoint_io import check_manifest, load_foreign, load_strictl
 
 
 class Alike(Protocol):
-    """A number for two pictures of one size."""
+    """A similarity or distance of two images of equal size."""
 
     def __call__(self, one: Image.Image, other: Image.Image) -> float:
-        """LPIPS: 0 for equal; cosines: 1 for equal."""
+        """For equal images 0 with LPIPS, 1 with a cosine."""
 
 
 class AlexNet(nn.Module):
-    """The five activations of AlexNet that LPIPS compares; names are the published file's."""
+    """The five AlexNet activations that LPIPS compares; parameter names are those of the published file."""
 
     TAPS = (1, 4, 7, 9, 11)  # the ReLUs
     WIDTHS = (64, 192, 384, 256, 256)
@@ -48,7 +48,7 @@ class AlexNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> five maps."""
+        """Images [B, 3, H, W] -> five feature maps [B, C, h, w], C as in `WIDTHS`."""
         found = []
         for index, layer in enumerate(self.features):
             x = layer(x)
@@ -58,7 +58,7 @@ class AlexNet(nn.Module):
 
 
 class Lpips(nn.Module):
-    """LPIPS 0.1 (alex): weighted squared differences of unit-length activations, mean over places, sum over layers."""
+    """LPIPS 0.1 (alex): weighted squared differences of normalised activations, mean over pixels, sum over layers."""
 
     SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
@@ -73,7 +73,7 @@ class Lpips(nn.Module):
     def open(
         cls, alexnet: tuple[Path, str | None], heads: tuple[Path, str | None], device: str = "cpu"
     ) -> Lpips:
-        """From the two published files with their hashes."""
+        """Load the two published files, each given with its sha256; ValueError if a tensor does not fit."""
         model = cls()
         trunk = {n: t for n, t in load_foreign(*alexnet).items() if n.startswith("features.")}
         load_strictly(model.net, trunk, alexnet[0], remedy="fetch source alexnet again")
@@ -87,7 +87,7 @@ class Lpips(nn.Module):
         return model.to(device).eval()
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1], twice -> [B]."""
+        """Distance of image pairs, two tensors [B, 3, H, W] in [-1, 1] -> [B]."""
         shift, scale = (
             torch.tensor(v, device=one.device)[:, None, None] for v in (self.SHIFT, self.SCALE)
         )
@@ -100,19 +100,19 @@ class Lpips(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Unit length over channels, [B, C, H, W]."""
+    """Normalise [B, C, H, W] to unit length over channels."""
     return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
 
 
 class LpipsAlike:
-    """LPIPS of two pictures at their own size."""
+    """LPIPS of two images at their original size."""
 
     def __init__(self, model: Lpips, device: str = "cpu") -> None:
         self.model, self.device = model.to(device).eval(), torch.device(device)
 
     @torch.no_grad()
     def __call__(self, one: Image.Image, other: Image.Image) -> float:
-        """0 for equal pictures, larger for less alike ones."""
+        """The distance, 0 for equal images."""
         tensors = [
             torch.from_numpy(np.array(i.convert("RGB"), np.float32)).permute(2, 0, 1)[None] / 127.5
             - 1
@@ -122,7 +122,7 @@ class LpipsAlike:
 
 
 class CosineAlike:
-    """The cosine of two pictures' embeddings: CLIP's projected image features, or DINOv2's class token."""
+    """Cosine similarity of two images' embeddings: CLIP's projected image features, or DINOv2's class token."""
 
     def __init__(self, model: Any, processor: Any, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -130,7 +130,7 @@ class CosineAlike:
 
     @classmethod
     def clip(cls, folder: Path, device: str = "cpu") -> CosineAlike:
-        """CLIP (ViT-L/14)."""
+        """Load CLIP (ViT-L/14) from a folder."""
         from transformers import CLIPImageProcessor, CLIPModel
 
         model = network(CLIPModel, folder, CLIP_HARMLESS)
@@ -138,21 +138,21 @@ class CosineAlike:
 
     @classmethod
     def dino(cls, folder: Path, device: str = "cpu") -> CosineAlike:
-        """DINOv2."""
+        """Load DINOv2 from a folder."""
         from transformers import AutoImageProcessor, Dinov2Model
 
         return cls(network(Dinov2Model, folder), companion(AutoImageProcessor, folder), device)
 
     @torch.no_grad()
     def __call__(self, one: Image.Image, other: Image.Image) -> float:
-        """1 for equal pictures."""
+        """The cosine, 1 for equal images."""
         shown = [self.processor(images=i.convert("RGB"), return_tensors="pt") for i in (one, other)]
         pixels = torch.cat([s["pixel_values"] for s in shown]).to(self.device)
         rows = functional.normalize(self._embeddings(pixels).double(), dim=-1)
         return float((rows[0] * rows[1]).sum())
 
     def _embeddings(self, pixels: Tensor) -> Tensor:
-        """Image embeddings [B, D] of pixels [B, 3, H, W]."""
+        """Image embeddings, [B, 3, H, W] -> [B, D]."""
         if hasattr(self.model, "get_image_features"):
             found = self.model.get_image_features(pixel_values=pixels)
             return getattr(found, "pooler_output", found)

@@ -1,8 +1,8 @@
-"""Who answers DPG-Bench's questions: a file interface for any environment, and scorers of transformers.
+"""Answers to DPG-Bench's questions: VQA models of transformers, and a file interface for other environments.
 
-questions.jsonl: `{"id", "sample", "question": proposition, "text", "image": file}`; answers.jsonl: the
-same key with `answer`. The official mPLUG runs in an environment of its own behind these files; its
-scores are `dpg(mplug)`. A scorer of transformers is named as such and never compared as equal.
+questions.jsonl: `{"id", "sample", "question": proposition, "text", "image": file}`; answers.jsonl: the same key with
+`answer`. The official mPLUG runs in a separate environment and exchanges these files; its scores are labelled
+`dpg(mplug)`. Scores by a model of transformers are labelled with that model, as they are not comparable.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ LONGEST = 10  # new tokens of an answer
 
 
 class Vqa(Protocol):
-    """Answers questions about one picture, one answer per question."""
+    """Answers questions about one image."""
 
     def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """Greedy answers."""
+        """Greedy answers, one per question."""
 
 
 class BlipVqa:
-    """`BlipForQuestionAnswering`: closest in kind to the official mPLUG."""
+    """`BlipForQuestionAnswering`, the model most similar to the official mPLUG."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         from transformers import BertTokenizer, BlipForQuestionAnswering, BlipImageProcessor
@@ -44,7 +44,7 @@ class BlipVqa:
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """Greedy answers, one question at a time: padding would change them."""
+        """Greedy answers, one question at a time, because padding would change them."""
         pixels = self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
         found = []
         for question in questions:
@@ -65,16 +65,16 @@ class BlipVqa:
 
 
 def _finite(made: Any) -> torch.Tensor:
-    """The ids [1, T] that transformers generated; NonFinite where a logit that chose one of them was not finite."""
+    """The generated token ids [1, T]; NonFinite if the logits of a step were not finite."""
     if made.logits:
         demand(torch.stack([step.amax() for step in made.logits]).isfinite().all()[None], "logits")
     return made.sequences
 
 
 class ChatModel:
-    """Qwen2.5-VL, greedy, through its tokenizer's chat template.
+    """Qwen2.5-VL with greedy decoding and the chat template of its tokenizer.
 
-    Its own processor is not used: it wants torchvision for videos, which nobody shows it.
+    Its processor class is not used because it requires torchvision, for videos only.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
@@ -94,7 +94,7 @@ class ChatModel:
     def reply(
         self, parts: Sequence[str | Image.Image], longest: int, system: str | None = None
     ) -> str:
-        """The greedy reply to texts and pictures in order."""
+        """The greedy reply to a sequence of texts and images, of at most `longest` tokens."""
         inputs = self._inputs(parts, system)
         made = self.model.generate(
             **inputs,
@@ -132,13 +132,13 @@ class ChatModel:
         return {name: tensor.to(self.device) for name, tensor in found.items()}
 
     def _widened(self, text: str, grids: torch.Tensor) -> str:
-        """Each image's one token repeated for all of its merged patches; `grids` [images, 3]: frames, rows, columns."""
+        """Repeat each image token for all merged patches; `grids` [images, 3] has frames, rows and columns."""
         token = str(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
         pieces = text.split(token)
         if len(pieces) != len(grids) + 1:
             raise ValueError(
-                f"the chat template shows {len(pieces) - 1} of {len(grids)} pictures; "
-                "is this a Qwen2.5-VL checkpoint?"
+                f"the chat template inserted {len(pieces) - 1} of {len(grids)} images; "
+                "use a Qwen2.5-VL checkpoint"
             )
         counts = [int(grid.prod()) // self.images.merge_size**2 for grid in grids]
         return pieces[0] + "".join(
@@ -146,7 +146,7 @@ class ChatModel:
         )
 
     def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """Yes or no: the first word of the reply in lower case, without punctuation."""
+        """Yes or no per question: the first word of the reply in lower case, without punctuation."""
         return [
             first_word(self.reply([image.convert("RGB"), question + YES_OR_NO], LONGEST))
             for question in questions
@@ -154,7 +154,7 @@ class ChatModel:
 
 
 def first_word(reply: str) -> str:
-    """The first word in lower case without punctuation; empty where there is none."""
+    """The first word in lower case, without punctuation; empty for an empty reply."""
     words = reply.split()
     return words[0].lower().strip(".,!:;\"'*") if words else ""
 
@@ -166,7 +166,7 @@ def write_questions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_answers(path: Path, asked: Iterable[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    """The answers of another environment, each checked against what was asked; ValueError names missing ones."""
+    """The answers of another environment; ValueError for unknown, contradictory or missing ones."""
     wanted = set(asked)
     seen: dict[tuple[str, int, int], dict[str, Any]] = {}
     for number, line in json_lines(path):
@@ -175,15 +175,19 @@ def read_answers(path: Path, asked: Iterable[tuple[str, int, int]]) -> Iterator[
             key = (str(row["id"]), int(row["sample"]), int(row["question"]))
             answer = fields(row, "the line", answer=str)["answer"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: no answer ({error})") from error
+            raise ValueError(
+                f"{path}, line {number}: not a valid answer ({error}); correct the line"
+            ) from error
         if key not in wanted:
-            raise ValueError(f"{path}, line {number}: {key} was not asked")
+            raise ValueError(
+                f"{path}, line {number}: {key} is not in questions.jsonl; remove the line"
+            )
         if key in seen and seen[key]["answer"] != answer:
-            raise ValueError(f"{path}, line {number}: {key} has two answers")
+            raise ValueError(f"{path}, line {number}: {key} has two different answers; keep one")
         seen[key] = dict(zip(("id", "sample", "question"), key, strict=True)) | {"answer": answer}
     lacking = sorted(wanted - set(seen))
     if lacking:
         raise ValueError(
-            f"{path}: {len(lacking)} questions have no answer, for instance {lacking[0]}"
+            f"{path}: {len(lacking)} questions have no answer, for instance {lacking[0]}; add them"
         )
     yield from seen.values()

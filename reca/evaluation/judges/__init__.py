@@ -1,1 +1,1 @@
-"""Judges: what is asked, the ledger of every reply, and the endpoint that answers."""
+"""Judges: requests, the endpoint that replies to them, and the ledger of all replies."""

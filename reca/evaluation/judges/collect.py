@@ -1,4 +1,4 @@
-"""Ask a judge everything that its ledger does not know yet, and say what became of every request."""
+"""Send a judge the requests that are not in its ledger, and look up the outcome of every request."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _log = logging.getLogger(__name__)
 
 
 class Judge(Protocol):
-    """Whoever answers requests: an endpoint, or a model on this machine."""
+    """An endpoint or a local model that replies to requests."""
 
     config: JudgeConfig
 
     def determinants(self, benchmark: str, version: str) -> dict[str, Any]:
-        """All that determines a reply besides the request."""
+        """Everything that determines a reply besides the request."""
 
     def ask(self, request: JudgeRequest) -> Reply:
-        """The raw reply; GaveUp where there is none."""
+        """The raw reply; GaveUp if there is none after all tries."""
 
 
 class CapReached(ValueError):
-    """The next request could go beyond the cost cap; what was paid for is in the ledger."""
+    """The next request could exceed the cost cap; replies received so far are in the ledger."""
 
 
 class _Purse:
-    """What may still be spent: each request in flight holds back the dearest cost seen so far."""
+    """The remaining budget: every request in flight reserves the highest cost seen so far."""
 
     def __init__(self, config: JudgeConfig, spent: float, dearest: float) -> None:
         self.cap, self.spent, self.held = config.cost_cap, spent, 0
@@ -45,28 +45,28 @@ class _Purse:
 
     @property
     def blind(self) -> bool:
-        """Whether a cap holds and no cost is known yet: then one request goes ahead alone."""
+        """Whether there is a cap but no known cost yet; the first request is then sent alone."""
         return self.cap is not None and self.dearest == 0
 
     def hold(self) -> bool:
-        """Whether one more request fits below the cap, those in flight counted at the dearest cost."""
+        """Reserve the highest cost for one more request; False if that could exceed the cap."""
         with self._lock:
             fits = self.cap is None or self.spent + (self.held + 1) * self.dearest <= self.cap
             self.held += fits
             return fits
 
     def settle(self, cost: float) -> None:
-        """A request came back and cost this much."""
+        """Release the reservation of a request and add its actual cost."""
         with self._lock:
             self.held -= 1
             self.spent += cost
             self.dearest = max(self.dearest, cost)
 
     def demand_costs(self, cost: float) -> None:
-        """ValueError where a cap holds and a reply tells no cost: the cap would cap nothing."""
+        """ValueError if there is a cap but a reply reports no cost, so the cap could not take effect."""
         if self.cap is not None and cost == 0 and self.dearest == 0:
             raise ValueError(
-                f"judge.cost_cap = {self.cap:g}: the endpoint counts no tokens, so no cost is known; set "
+                f"judge.cost_cap = {self.cap:g}: the endpoint reports no token counts, so the cost is unknown; set "
                 "judge.request_cost_estimate (the reply is in the ledger)"
             )
 
@@ -80,10 +80,10 @@ def collect(
     version: str,
     readable: Readable,
 ) -> dict[str, int]:
-    """Send requests missing in the ledger; an unparsable reply is requested again up to `config.attempts` times.
+    """Send requests that are not in the ledger; an unparsable reply is requested up to `config.attempts` times.
 
-    Returns counts: `asked` now, `known` before, `failed`. Raises CapReached before the cost cap is
-    passed, and ValueError where the judge itself is out of order; both leave the ledger whole.
+    Returns the numbers of requests `asked` now, `known` before, and `failed`. Raises CapReached before the cost cap is
+    exceeded, and ValueError if the judge rejects its configuration; the ledger stays intact in both cases.
     """
     fixed = judge.determinants(benchmark, version)
     purse = _Purse(judge.config, ledger.cost, max((entry.cost for entry in ledger), default=0.0))
@@ -92,7 +92,7 @@ def collect(
 
     def answer(request: JudgeRequest) -> dict[str, int]:
         same = (request.system, request.parts)
-        with turns.setdefault(same, threading.Lock()):  # equal questions are paid for once
+        with turns.setdefault(same, threading.Lock()):  # identical requests are paid for once
             return _answer(request, judge, ledger, fixed, readable, purse)
 
     todo = iter(requests)
@@ -110,7 +110,9 @@ def collect(
                     for name, count in future.result().items():
                         counts[name] += count
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)  # what is in flight is paid: keep it
+            pool.shutdown(
+                wait=True, cancel_futures=True
+            )  # requests in flight are paid for: record them
             raise
     return counts
 
@@ -133,7 +135,7 @@ def _answer(
             if not purse.hold():
                 raise CapReached(
                     f"judge.cost_cap = {purse.cap:g}: {purse.spent:.4g} spent and the next request might "
-                    "go beyond; raise the cap to go on, nothing is paid twice"
+                    "exceed the cap; raise it to continue, no reply is paid for twice"
                 )
             cost = 0.0
             try:
@@ -177,7 +179,7 @@ def _entry(
 
 
 def price(config: JudgeConfig, usage: Mapping[str, int]) -> float:
-    """The cost of a reply by its tokens; where one of the counts is missing, no less than the configured estimate."""
+    """The cost of a reply from its token counts; if a count is missing, at least the configured estimate."""
     paid = usage.get("prompt_tokens", 0) * config.price_input
     cost = (paid + usage.get("completion_tokens", 0) * config.price_output) / 1e6
     whole = {"prompt_tokens", "completion_tokens"} <= set(usage)
@@ -192,9 +194,9 @@ def verdicts(
     attempts: int,
     readable: Readable,
 ) -> dict[str, Verdict]:
-    """What the ledger says of every request: its first readable reply, else its last one; nothing is asked.
+    """The outcome of every request in the ledger: the first readable reply, else the last one. Sends no requests.
 
-    Status `reply` (readable or not), `refused`, or `failed` where the ledger has no entry.
+    Status is `reply` (readable or not), `refused`, or `failed` if the ledger has no entry.
     """
     found: dict[str, Verdict] = {}
     for request in requests:

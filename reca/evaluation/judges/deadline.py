@@ -1,7 +1,8 @@
-"""A session of `requests` whose every request ends by a deadline, however slowly the server sends.
+"""A `requests` session that enforces a deadline for the complete request, however slowly the server sends.
 
-The timeouts of `requests` are between two pieces of data: a byte a second holds a connection open for ever. Here a
-timer shuts the socket down, so that whatever waits on it (handshake, headers or body) returns at once.
+The timeouts of `requests` apply to the time between two pieces of data, so a server that sends one byte per second
+keeps a connection open forever. Here a timer shuts the socket down, and whatever waits on it (handshake, headers or
+body) returns immediately.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 
 class Deadline:
-    """Whether the time of a request is over, and the connection that ends then.
+    """The deadline of a request, and the connection to shut down when it passes.
 
-    A second descriptor of the connection's socket is kept: the first is handed from object to object (by the TLS
-    handshake, by a body that ends with the connection), the second stays until the request is done.
+    Keeps a second file descriptor of the connection's socket: the first one changes owner (in the TLS handshake, and
+    for a body that ends with the connection), the second stays open until the request is done.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class Deadline:
         self._lock = threading.Lock()
 
     def watch(self, connection: Any) -> None:
-        """The socket to shut down when the time is over; TimeoutError where it is over already."""
+        """Set the connection to shut down at the deadline; TimeoutError if it has already passed."""
         with self._lock:
             self._drop()
             if self.over:
@@ -40,15 +41,15 @@ class Deadline:
             self._twin = socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM)
 
     def end(self) -> None:
-        """Shut the connection down: a read that waits on it returns."""
+        """Shut the connection down, so that a blocking read returns."""
         with self._lock:
             self.over = True
             if self._twin is not None:
-                with suppress(OSError):  # closed already by the server
+                with suppress(OSError):  # already closed by the server
                     self._twin.shutdown(socket.SHUT_RDWR)
 
     def release(self) -> None:
-        """Close the second descriptor, so that the connection can be closed."""
+        """Close the second descriptor, so that the connection can close."""
         with self._lock:
             self._drop()
 
@@ -58,7 +59,7 @@ class Deadline:
             self._twin = None
 
 
-_current = threading.local()  # the deadline of the request that a thread makes
+_current = threading.local()  # the deadline of each thread's current request
 
 
 class _Http(HTTPConnection):
@@ -68,7 +69,7 @@ class _Http(HTTPConnection):
         return made
 
     def request(self, *arguments: Any, **more: Any) -> None:
-        _watched(self.sock)  # a connection that is used again is not made anew
+        _watched(self.sock)  # a reused connection does not pass through `_new_conn`
         super().request(*arguments, **more)
 
 
@@ -90,7 +91,7 @@ def _watched(made: Any) -> None:
 
 
 def _shows_no_header(record: logging.LogRecord) -> bool:
-    """Drops urllib3's warning about headers that it cannot read: it quotes them, and a server may repeat the key."""
+    """False for urllib3's warning about malformed headers: it quotes them, and a server may echo the key."""
     return not str(record.msg).startswith("Failed to parse headers")
 
 
@@ -117,7 +118,7 @@ class _Adapter(HTTPAdapter):
 
 
 def session() -> requests.Session:
-    """A session whose connections can be shut down; for one thread."""
+    """A session whose connections can be shut down, for use by one thread."""
     made = requests.Session()
     made.mount("http://", _Adapter())
     made.mount("https://", _Adapter())
@@ -126,7 +127,7 @@ def session() -> requests.Session:
 
 @contextmanager
 def within(seconds: float) -> Iterator[Deadline]:
-    """A deadline for the requests that this thread makes inside, from connecting to the last byte of the body."""
+    """A deadline for the requests of this thread in the block, from connecting to the last byte of the body."""
     deadline = Deadline()
     timer = threading.Timer(seconds, deadline.end)
     timer.daemon = True

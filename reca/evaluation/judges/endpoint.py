@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint over plain HTTP: one request, one raw reply, with retries.
+"""An OpenAI-compatible endpoint: one request, one raw reply, with retries.
 
-The key comes from the environment and goes nowhere but into the request's header: not into the ledger,
-logs or errors. Redirects are not followed, as they would carry it elsewhere.
+The API key comes from the environment and is used only in the request's header; it never appears in the ledger, logs or
+errors. Redirects are not followed because they would send the key to another server.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from reca.evaluation.judges.requests import JudgeRequest
 
 _log = logging.getLogger(__name__)
 _RETRIED = {408, 409, 425, 429}  # and every 5xx
-_CONFIGURATION = {401, 403, 404}  # nothing that asking again could mend
+_CONFIGURATION = {401, 403, 404}  # a retry would not help
 _LARGEST = 4 << 20  # bytes of a reply's body
 _SHOWN = 200
-_CONNECT = 10.0  # seconds to connect, at most
-_BREAKABLE = 12  # characters; blanks within a shorter text would be found in ordinary replies
-_BREAK = r"(?:[\s\u200b-\u200f\u2060\ufeff]|\\[nrt])*+"  # also line ends that are written out
+_CONNECT = 10.0  # seconds to connect
+_BREAKABLE = 12  # characters; a shorter key with optional whitespace would match ordinary text
+_BREAK = r"(?:[\s\u200b-\u200f\u2060\ufeff]|\\[nrt])*+"  # also escaped line breaks
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
 _FILTER = (
     "content_filter",
@@ -44,7 +44,7 @@ _FILTER = (
 
 
 class Transient(Exception):
-    """A failure that asking again may mend; `after` is the pause the server asked for, in seconds."""
+    """A failure that a retry may resolve; `after` is the pause requested by the server, in seconds."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
@@ -52,11 +52,11 @@ class Transient(Exception):
 
 
 class GaveUp(Exception):
-    """The endpoint gave no reply to this request within the configured tries."""
+    """The endpoint gave no reply to a request within the configured number of tries."""
 
 
 class _Bearer(requests.auth.AuthBase):
-    """Sets the header itself, so that no `.netrc` takes its place; never shows the key."""
+    """Sets the authorization header, so that `.netrc` is not used; its representation does not contain the key."""
 
     def __init__(self, key: str | None) -> None:
         self._key = key
@@ -68,9 +68,9 @@ class _Bearer(requests.auth.AuthBase):
 
 
 class Endpoint:
-    """A judge behind `POST <base_url>/chat/completions`. Safe to use from several threads.
+    """A judge at `POST <base_url>/chat/completions`; safe to use from several threads.
 
-    ValueError for a configuration that cannot work: no URL, no dated model, no key where one is demanded.
+    ValueError for an invalid configuration: no URL, no dated model, or a missing key.
     """
 
     def __init__(self, config: JudgeConfig) -> None:
@@ -89,25 +89,25 @@ class Endpoint:
 
     @property
     def provider(self) -> str:
-        """Host and port of the endpoint: the same model differs between providers."""
+        """Host and port of the endpoint; replies of the same model may differ between providers."""
         return urlsplit(self.config.base_url).netloc.rpartition("@")[2].lower()
 
     def determinants(self, benchmark: str, version: str) -> dict[str, Any]:
-        """All that determines a reply besides the request itself."""
+        """Everything besides the request that determines a reply."""
         names = ("model", "temperature", "max_tokens", "seed")
         fields = asdict(self.config)
         return {
             "benchmark": benchmark,
             "version": version,
             "provider": self.provider,
-            "path": urlsplit(self.config.base_url).path.rstrip("/"),  # some name a deployment in it
+            "path": urlsplit(self.config.base_url).path.rstrip("/"),  # may name a deployment
             **{name: fields[name] for name in names},
         }
 
     def ask(self, request: JudgeRequest) -> Reply:
-        """The reply to a request; GaveUp after the configured tries, ValueError where asking again is no use."""
+        """The reply to a request; GaveUp after the configured tries, ValueError for errors that a retry cannot fix."""
         body = self._body(request)
-        reason = "never asked"
+        reason = "no request was sent"
         for attempt in range(self.config.tries):
             try:
                 return self._once(body, request.id)
@@ -115,12 +115,12 @@ class Endpoint:
                 reason = self._clean(str(problem))
                 if attempt + 1 < self.config.tries:
                     pause = self._pause(attempt, problem.after)
-                    _log.info("%s: %s; again in %.1f s", request.id, reason, pause)
+                    _log.info("%s: %s; retrying in %.1f s", request.id, reason, pause)
                     time.sleep(pause)
         raise GaveUp(f"{request.id}: {reason} ({self.config.tries} tries)")
 
     def _pause(self, attempt: int, asked: float | None) -> float:
-        """Exponential back-off with jitter, at least what the server asked for, at most the configured limit."""
+        """Exponential back-off with jitter in seconds: at least the server's request, at most the configured limit."""
         backoff = self.config.backoff_seconds * 2**attempt * (1 + random.random())
         return min(max(backoff, asked or 0.0), self.config.longest_pause_seconds)
 
@@ -149,7 +149,7 @@ class Endpoint:
             except requests.RequestException as error:
                 reason = f"no answer within {seconds:g} s" if limit.over else type(error).__name__
                 raise Transient(f"{reason} at {self.provider}") from None
-        if limit.over:  # a body that ends with the connection looks whole
+        if limit.over:  # a body without a length looks complete when the connection ends
             raise Transient(f"no answer within {seconds:g} s at {self.provider}")
         return self._read(response, content, name)
 
@@ -159,12 +159,12 @@ class Endpoint:
         return self._local.session
 
     def _content(self, response: requests.Response) -> bytes:
-        """The body, with a limit on its size."""
+        """The body; Transient if it exceeds the size limit."""
         found = bytearray()
         for piece in response.iter_content(1 << 16):
             found += piece
             if len(found) > _LARGEST:
-                raise Transient(f"a body of more than {_LARGEST} bytes")
+                raise Transient(f"the body has more than {_LARGEST} bytes")
         return bytes(found)
 
     def _read(self, response: requests.Response, content: bytes, name: str) -> Reply:
@@ -181,7 +181,7 @@ class Endpoint:
             raise Transient(f"status {status}", _retry_after(response))
         shown = _ESCAPED.sub(lambda m: chr(int(m[1], 16)), content.decode("utf-8", "replace"))
         whole = " ".join(self._clean(shown).split())
-        said = whole[:_SHOWN]  # cut after cleaning: no part of a key stays at the cut
+        said = whole[:_SHOWN]  # truncate after cleaning, so that no part of a key remains
         if status in (400, 403) and any(word in whole.lower() for word in _FILTER):
             return Reply(said, True, "", {})
         if status in _CONFIGURATION or 300 <= status < 400:
@@ -189,32 +189,32 @@ class Endpoint:
                 f"judge at {self.provider}: status {status}: {said or 'no text'}; check judge.base_url, "
                 f"judge.model and ${self.config.key_variable or 'no key'}"
             )
-        raise ValueError(f"judge at {self.provider} refuses {name}: status {status}: {said}")
+        raise ValueError(f"judge at {self.provider} rejects {name}: status {status}: {said}")
 
     def _clean(self, text: str) -> str:
-        """A text of the server without the key, should it echo one, whole or broken by blanks and line ends."""
+        """A server's text with the key masked, in case the server echoes it, with or without whitespace inside."""
         return self._echo.sub("[key]", text) if self._echo else text
 
 
 def _echo_of(key: str) -> re.Pattern[str]:
-    """What a key looks like in a text; a short one (a placeholder such as `EMPTY`) as it is, in one piece."""
+    """A pattern for a key in a text, with optional whitespace; a short one (such as `EMPTY`) only literally."""
     if len(key) < _BREAKABLE:
         return re.compile(re.escape(key))
     return re.compile(_BREAK.join(map(re.escape, key)), re.IGNORECASE)
 
 
 def _sendable(key: str, variable: str) -> str:
-    """The key; ValueError, without showing it, for one that no header can carry."""
+    """The key; ValueError, without showing it, if a header cannot contain it."""
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError(
-            f"${variable}: holds something that is no key (empty, blanks, line ends or letters beyond "
-            "ASCII); export the key alone"
+            f"${variable}: not a valid key (it is empty, or contains whitespace or non-ASCII characters); "
+            "export only the key"
         )
     return key
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Seconds that the server asks to wait: a number or a date."""
+    """The server's requested pause in seconds, given as a number or a date; None if there is none."""
     text = response.headers.get("Retry-After", "")
     try:
         return max(0.0, float(text))
@@ -227,24 +227,24 @@ def _retry_after(response: requests.Response) -> float | None:
 
 
 def check(config: JudgeConfig) -> None:
-    """ValueError for a judge that cannot be named in a table or capped: URL, credentials in it, model, prices."""
+    """ValueError for an invalid judge: bad URL, credentials in the URL, undated model, or a cost cap without prices."""
     parts = urlsplit(config.base_url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ValueError(f"judge.base_url = {config.base_url!r}: must be an http or https URL")
     if parts.username or parts.password or parts.query:
         raise ValueError(
-            "judge.base_url: must hold no credentials; name a variable in key_variable"
+            "judge.base_url: must not contain credentials; put the key into the variable that key_variable names"
         )
     has_date = any(character.isdigit() for character in config.model)
     if not config.model or not has_date:
         raise ValueError(
-            f"judge.model = {config.model!r}: name a dated snapshot or a versioned model, as an alias "
-            "(gpt-4o) means another judge every few months"
+            f"judge.model = {config.model!r}: name a dated snapshot or a versioned model; an alias "
+            "(gpt-4o) refers to different models over time"
         )
     if config.cost_cap is not None and not (
         config.price_input or config.price_output or config.request_cost_estimate
     ):
         raise ValueError(
-            f"judge.cost_cap = {config.cost_cap:g}: caps nothing without prices; set price_input and "
+            f"judge.cost_cap = {config.cost_cap:g}: has no effect without prices; set price_input and "
             "price_output, or request_cost_estimate"
         )

@@ -1,10 +1,10 @@
-"""The ledger of judge replies: append-only JSON lines, each synced to the disk before it counts.
+"""The ledger of judge replies: append-only JSON lines, each synced to disk before it is used.
 
-A reply that was paid for is never asked for again: its key is the hash of all that determines it. A
-line that a killed process left unfinished is ignored and closed off; everything before it stands. Every
-line is sealed (`reca.core.sealed`): a damaged one is refused by its number, since neither its reply can be
-believed nor can it be made again for nothing. Lines of an older reca have no seal; they count, with a warning.
-Scoring reads the ledger and nothing else, so a changed parser costs nothing.
+A reply that was paid for is never requested again: its key is the hash of everything that determines it. An incomplete
+last line of a killed process is dropped; the lines before it remain valid. Every line has a checksum
+(`reca.core.sealed`); a damaged line is an error that names its number, because its reply can neither be trusted nor be
+obtained again for free. Lines of older versions have no checksum and are accepted with a warning. Scoring reads only
+the ledger, so changing a parser costs nothing.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One answered request. A transport failure is no entry: it is tried again by the next run."""
+    """One answered request. Transport failures are not recorded; the next run retries them."""
 
     key: str
     id: str
     status: Status
-    reply: str  # raw text; of a refusal, what was said
+    reply: str  # raw text of the reply or refusal
     attempt: int = 0
-    model: str = ""  # what the endpoint says it was
+    model: str = ""  # as reported by the endpoint
     usage: dict[str, int] = field(default_factory=dict)
     cost: float = 0.0  # in the currency of the judge's prices
     determinants: dict[str, Any] = field(default_factory=dict)
@@ -47,19 +47,19 @@ _FIELDS = tuple(each.name for each in fields(Entry))
 
 
 class Ledger:
-    """Replies by key, in one file. One process writes at a time; readers need no lock.
+    """Replies by key, in one file. Only one process may write at a time; readers need no lock.
 
     Raises:
-        ValueError: another process writes this ledger, the file cannot be written, or a line in its
-            middle is damaged (named with its number).
+        ValueError: another process is writing this ledger, the file cannot be written, or a line before the
+            last one is damaged (the message has its number).
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
-        self._whole = 0  # bytes up to which the file is whole
-        self._unended = False  # whether only the end of its last line is missing
+        self._whole = 0  # size of the intact part in bytes
+        self._unended = False  # whether the last line is complete but for its newline
         if self.path.exists():
             self._read()
         self._file: Any = None
@@ -69,7 +69,9 @@ class Ledger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab", buffering=0)
         except OSError as error:
-            raise ValueError(f"{self.path}: cannot write the ledger ({error.strerror})") from error
+            raise ValueError(
+                f"{self.path}: cannot write the ledger ({error.strerror}); check the folder's permissions"
+            ) from error
         try:
             self._take()
         except BaseException:
@@ -78,7 +80,7 @@ class Ledger:
         return self
 
     def _take(self) -> None:
-        """Lock the file for this process, read what is there, and make its name last as its lines do."""
+        """Lock the file, read its entries, repair its end, and sync its folder so that the file itself persists."""
         try:
             locked = lock_descriptor(self._file.fileno(), blocking=False)
         except OSError as error:
@@ -87,7 +89,7 @@ class Ledger:
             ) from error
         if not locked:
             raise ValueError(
-                f"{self.path}: another process is asking this judge; wait for it, or stop it"
+                f"{self.path}: another process is writing this ledger; wait for it, or stop it"
             )
         self._entries, self._whole = {}, 0
         self._read()
@@ -103,7 +105,7 @@ class Ledger:
         self._file.close()
 
     def _close_off(self) -> None:
-        """Cut what a killed process left unfinished, so that the next line begins on its own."""
+        """Truncate an incomplete last line, or add its newline, so that the next entry starts on a new line."""
         if self.path.stat().st_size > self._whole:
             os.ftruncate(self._file.fileno(), self._whole)
             os.fsync(self._file.fileno())
@@ -121,34 +123,34 @@ class Ledger:
             self._whole += len(line) + 1
         if older:
             _log.warning(
-                "%s: %d lines of an older reca carry no seal; damage to them cannot be noticed",
+                "%s: %d lines from an older version have no checksum; damage to them cannot be detected",
                 self.path,
                 older,
             )
         self._read_last(last, len(lines) + 1)
 
     def _read_last(self, piece: bytes, number: int) -> None:
-        """What follows the last line end: a whole line counts without its end, a part of one is ignored."""
+        """Read what follows the last newline: a complete line is accepted, an incomplete one ignored."""
         self._unended = _opened(piece) is not None
         if self._unended:
             entry, _ = self._entry(piece, number)
             self._entries.setdefault(entry.key, entry)
             self._whole += len(piece)
         elif holds_seal(piece) or _opened(piece[:-1]) is not None:
-            # a kill leaves a part of a line, never more than a line
-            raise self._damaged(number, "its line end is another byte")
+            # an interrupted write leaves at most a part of a line
+            raise self._damaged(number, "its newline was overwritten")
         elif not self._entries and not begins_like(piece, "key"):
             raise ValueError(
-                f"{self.path}: no ledger of replies ({piece[:40]!r}); name another file"
+                f"{self.path}: not a ledger of replies ({piece[:40]!r}); give another file"
             )
         elif piece:
-            _log.warning("%s: an unfinished last line is ignored", self.path)
+            _log.warning("%s: ignoring an incomplete last line", self.path)
 
     def _entry(self, line: bytes, number: int) -> tuple[Entry, bool]:
-        """The entry of a line, and whether its seal vouches for it; ValueError where neither fits."""
+        """The entry of a line, and whether it has a checksum; ValueError if the line is damaged."""
         value = _opened(line)
         if value is None:
-            raise self._damaged(number, "its seal does not fit")
+            raise self._damaged(number, "its checksum does not match")
         try:
             return _checked(Entry(**value)), unseal(line) is not None
         except (ValueError, TypeError) as error:
@@ -157,11 +159,11 @@ class Ledger:
     def _damaged(self, number: int, reason: str) -> ValueError:
         return ValueError(
             f"{self.path}, line {number}: damaged ({reason}); restore the ledger from a copy, or remove this "
-            "line to pay for its reply again"
+            "line and pay for its reply again"
         )
 
     def add(self, entry: Entry) -> None:
-        """Append an entry; it is on the disk when this returns. ValueError where the disk refuses it."""
+        """Append an entry, synced to disk on return; ValueError if it cannot be written."""
         line = seal(asdict(entry)).encode() + b"\n"
         with self._lock:
             self._append(line)
@@ -169,7 +171,7 @@ class Ledger:
             self._entries.setdefault(entry.key, entry)
 
     def _append(self, line: bytes) -> None:
-        """Write and sync a line; where the disk takes only a part of it, that part is cut off again."""
+        """Write and sync a line; a partial write is truncated before the error is raised."""
         try:
             written = self._file.write(line)
             if written != len(line):
@@ -178,11 +180,11 @@ class Ledger:
         except OSError as error:
             os.ftruncate(self._file.fileno(), self._whole)
             raise ValueError(
-                f"{self.path}: cannot append {len(line)} bytes ({error.strerror}); free space"
+                f"{self.path}: cannot append {len(line)} bytes ({error.strerror}); free disk space"
             ) from error
 
     def get(self, key: str) -> Entry | None:
-        """The entry of a key, if there is one."""
+        """The entry with this key; None if there is none."""
         return self._entries.get(key)
 
     def __contains__(self, key: object) -> bool:
@@ -196,7 +198,7 @@ class Ledger:
 
     @property
     def cost(self) -> float:
-        """What all replies cost so far."""
+        """The total cost of all replies."""
         return sum(entry.cost for entry in self._entries.values())
 
 
@@ -206,17 +208,17 @@ def _opened(line: bytes) -> dict[str, Any] | None:
 
 
 def _checked(entry: Entry) -> Entry:
-    """The entry; ValueError for a field of another kind than this file writes."""
+    """The entry; ValueError for a field of the wrong type."""
     texts = (entry.key, entry.id, entry.reply)
     if not all(isinstance(text, str) for text in texts) or entry.status not in get_args(Status):
-        raise ValueError("key, id, reply and status are not those of a reply")
+        raise ValueError("key, id, reply or status has the wrong type")
     if not isinstance(entry.cost, int | float) or not 0 <= entry.cost < float("inf"):
         raise ValueError(f"cost {entry.cost!r}")
     return entry
 
 
 def totals(entries: Mapping[str, Entry] | Ledger) -> dict[str, Any]:
-    """Counts, tokens, cost and the models that answered, for records and reports."""
+    """Counts of replies and refusals, tokens, cost and models, for manifests and reports."""
     found = list(entries.values() if isinstance(entries, Mapping) else entries)
     return {
         "replies": sum(entry.status == "reply" for entry in found),

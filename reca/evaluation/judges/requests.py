@@ -1,4 +1,4 @@
-"""What a judge is asked: texts and pictures in order, and the hash of all that determines the reply."""
+"""Requests to a judge: a sequence of texts and images, and the hash of everything that determines the reply."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from reca.core.artifacts import sha256_bytes, sha256_json
 from reca.core.images import decode
 
 Encoding = Literal["png", "jpeg", "file"]
-JPEG_QUALITY = 75  # PIL's default, as the official scripts save
+JPEG_QUALITY = 75  # PIL's default, used by the official scripts
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it is sent: `png` and `jpeg` are encoded anew, `file` sends the bytes as they are.
+    """An image to send. `png` and `jpeg` re-encode it, `file` sends its bytes unchanged.
 
-    `size_of`: resize (bicubic) to the size of that picture first.
+    `size_of`: an image to whose size it is resized first (bicubic).
     """
 
     data: bytes
@@ -28,13 +28,13 @@ class Picture:
     size_of: bytes | None = None
 
     def sent(self) -> tuple[str, bytes]:
-        """Media type and bytes."""
+        """Media type and encoded bytes."""
         if self.encoding == "file" and self.size_of is None:
             is_png = self.data.startswith(b"\x89PNG")
             return ("image/png" if is_png else "image/jpeg"), self.data
-        picture = decode(self.data, name="picture for the judge").convert("RGB")
+        picture = decode(self.data, name="image for the judge").convert("RGB")
         if self.size_of is not None:
-            size = decode(self.size_of, name="source picture").size
+            size = decode(self.size_of, name="source image").size
             if picture.size != size:
                 picture = picture.resize(size, Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
@@ -50,14 +50,14 @@ Part = str | Picture
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One question to the judge. `id` is unique in its benchmark and says whose score it gives."""
+    """One request to the judge. `id` is unique in the benchmark and identifies the item to score."""
 
     id: str
     parts: tuple[Part, ...]
     system: str | None = None
 
     def content(self) -> list[dict[str, Any]]:
-        """What is asked, pictures by hash: equal content gives equal replies, as far as a judge can."""
+        """The content for the ledger key, with texts and images replaced by their hashes."""
         described: list[dict[str, Any]] = []
         for part in self.parts:
             if isinstance(part, str):
@@ -68,7 +68,7 @@ class JudgeRequest:
         return described
 
     def messages(self) -> list[dict[str, Any]]:
-        """The request in the form of OpenAI's chat completions, pictures as data URLs."""
+        """The messages in OpenAI's chat completions format, with images as data URLs."""
         content: list[dict[str, Any]] = []
         for part in self.parts:
             if isinstance(part, str):
@@ -81,7 +81,7 @@ class JudgeRequest:
         return [*system, {"role": "user", "content": content}]
 
     def key(self, determinants: dict[str, Any], attempt: int = 0) -> str:
-        """Hash of everything that determines the reply: judge, parameters, version, texts, pictures, attempt."""
+        """Hash of everything that determines the reply: judge, its parameters, version, texts, images, attempt."""
         system = None if self.system is None else sha256_bytes(self.system.encode())
         return sha256_json(
             {**determinants, "system": system, "content": self.content(), "attempt": attempt}

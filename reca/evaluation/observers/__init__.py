@@ -1,1 +1,1 @@
-"""What observes a benchmark's samples: one module per kind of evidence, each with `observe(view)`."""
+"""Observers of a benchmark's samples: one module per kind of evidence, each with `observe(view)`."""

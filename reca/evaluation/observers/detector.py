@@ -12,7 +12,7 @@ from reca.inference.items import Prompt
 
 
 def observe(view: View) -> dict[str, Any]:
-    """Write the detections of every image. ValueError where a network's folder is missing."""
+    """Write the detections of every image; ValueError if the folder of a network is missing."""
     scorer, names = view.benchmark.scorer or "hf-detector", object_names(view.data)
     if scorer not in ("hf-detector", "mmdet-weights"):
         raise ValueError(f"geneval scorer {scorer!r}: must be hf-detector or mmdet-weights")

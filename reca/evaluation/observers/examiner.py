@@ -1,4 +1,4 @@
-"""The toy world's observer: its exact examiner reads every object back from the pixels of every image."""
+"""The toy world's observer: the exact examiner recovers all objects from the pixels of an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reca.toyworld import examiner
 
 
 def observe(view: View) -> dict[str, Any]:
-    """Write the detections of every image of the set, in the form of GenEval's."""
+    """Write the detections of every image, in GenEval's format."""
     return view.write(
         {"id": key, "sample": index, "detections": examiner.detect(_pixels(data, f"{key}/{index}"))}
         for (key, index), data in view.pictures.items()

@@ -1,4 +1,4 @@
-"""Judges: an endpoint or a model on this machine replies to every request; its ledger is never paid twice."""
+"""Judges: an endpoint or a local model replies to every request; the ledger ensures that no reply is paid for twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def observe(view: View) -> dict[str, Any]:
-    """Send the judge what its ledger does not have; the evidence is the outcome of every request."""
+    """Send the requests that are not in the judge's ledger, and write the outcome of every request."""
     module = registry.module(view.benchmark.kind)
     judge = open_judge(view.benchmark, view.data)
     if not registry.kind(view.benchmark.kind).images:
@@ -53,13 +53,13 @@ def observe(view: View) -> dict[str, Any]:
 
 
 def _reader(module: Any) -> Callable[[str], bool]:
-    """Whether a reply gives a score by the benchmark's own reading."""
+    """A predicate: whether the benchmark's parser finds a score in a reply."""
     score = module.scores if hasattr(module, "scores") else module.score
     return lambda reply: score(reply) is not None
 
 
 def open_judge(benchmark: BenchmarkConfig, data: Mapping[str, Path]) -> Judge:
-    """The configured judge, with the benchmark's own temperature and length where the configuration is silent."""
+    """The configured judge; temperature and length default to the benchmark's own. ValueError if none is configured."""
     config = benchmark.judge
     if config is None:
         raise ValueError(f"{benchmark.kind}: no judge is configured; set benchmarks.<name>.judge")

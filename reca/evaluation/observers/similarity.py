@@ -1,4 +1,4 @@
-"""The observer of reconstructions: pixel measures, cosines of optional networks, Inception features."""
+"""The observer of reconstructions: pixel metrics, cosine similarities of optional networks, Inception features."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reca.models.checkpoint_io import save_safetensors
 
 
 def observe(view: View) -> dict[str, Any]:
-    """Write how alike each original and its reconstruction are, and their Inception features where that is there."""
+    """Write the similarity of each original to its reconstruction, and Inception features if that network is given."""
     measures: dict[str, Alike] = _measures(view.data)
     inception = _inception(view.data)
     features: dict[str, list[Any]] = {"true": [], "redrawn": []}
@@ -58,7 +58,7 @@ def observe(view: View) -> dict[str, Any]:
 
 
 def _measures(data: Mapping[str, Path]) -> dict[str, Any]:
-    """The networks whose folders are there: each is optional."""
+    """The similarity networks whose folders are given; each is optional."""
     found: dict[str, Any] = {}
     if "alexnet" in data and "lpips" in data:
         files = pinned_file(data["alexnet"], "*.pth"), pinned_file(data["lpips"], "*.pth")
@@ -71,7 +71,6 @@ def _measures(data: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _inception(data: Mapping[str, Path]) -> Any:
-
     if "inception" not in data:
         return None
     return InceptionFeatures.open(*pinned_file(data["inception"], "*.pth"), device())

@@ -1,4 +1,4 @@
-"""What an observer gets, and rows of evidence that survive a kill."""
+"""The input of an observer, and evidence rows that survive an interruption."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 class View:
     """Samples to observe, and where to write.
 
-    `pictures`: files by (prompt id, sample); `samples`: images per prompt; `data`: downloaded folders by role;
-    `sources`: images before edits, or originals; `asked`, `answers`: questions and what the model answered.
+    `pictures`: encoded images by (prompt id, sample); `samples`: images per prompt; `data`: downloaded folders by role;
+    `sources`: images to edit or to reconstruct; `asked`, `answers`: questions and the model's answers.
     """
 
     benchmark: BenchmarkConfig
@@ -43,30 +43,30 @@ class View:
     answers: Mapping[str, str] = field(default_factory=dict)
 
     def resumable(self) -> ResumableRows:
-        """The rows that a killed run left."""
+        """The rows of an earlier, interrupted run."""
         return ResumableRows(self.work / EVIDENCE)
 
     def write(self, rows: Iterable[Row]) -> dict[str, Any]:
-        """Write the evidence; gives facts for the record."""
+        """Write the evidence; returns facts for the record."""
         return {"evidence": write_lines(self.out / EVIDENCE, rows)}
 
 
 def device() -> str:
-    """The first GPU where there is one."""
+    """The first GPU if there is one, else the CPU."""
     from reca.core.devices import device_of
 
     return str(device_of())
 
 
 def source_folder(data: Mapping[str, Path], role: str, benchmark: str) -> Path:
-    """The folder of a role; ValueError where there is none."""
+    """The folder of a role; ValueError if it is not given."""
     if role not in data:
         raise ValueError(f"{benchmark}: no folder for role {role!r}; give --source {role}=DIR")
     return data[role]
 
 
 def identity(folder: Path) -> Any:
-    """What tells one network's files from another's: the record that fetching left, else names and sizes."""
+    """What identifies the files of a network: the hash of its fetch record, else file names and sizes."""
     record = folder / "manifest.json"
     if record.is_file():
         return sha256_bytes(record.read_bytes())
@@ -77,7 +77,10 @@ def identity(folder: Path) -> Any:
 def seen(
     view: View, look: Callable[[Prompt, int, bytes], list[Row]], determinants: Any
 ) -> Iterator[Row]:
-    """Rows of every picture there is, in the order of the prompts."""
+    """The rows of `look(item, sample, image)` for every image, in prompt order; saved rows are reused.
+
+    `determinants`: what the rows depend on besides the image; rows of other determinants are computed again.
+    """
     fixed, resume, pictures = sha256_json(determinants), view.resumable(), view.pictures
     every = [(item, k) for item in view.items for k in range(view.samples)]
     todo = [(item, k) for item, k in every if (item.id, k) in pictures]
@@ -88,4 +91,4 @@ def seen(
             rows = resume.of(key, lambda item=item, k=k, data=data: look(item, k, data))  # type: ignore[misc]
         yield from rows
         if number % 50 == 0 or number == len(todo):
-            _log.info("%d of %d pictures examined", number, len(todo))
+            _log.info("%d of %d images examined", number, len(todo))

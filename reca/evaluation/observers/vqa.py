@@ -1,4 +1,4 @@
-"""DPG-Bench's observer: a VQA model answers the questions about every image, here or in another environment."""
+"""DPG-Bench's observer: a VQA model answers the questions about each image, here or in another environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reca.inference.items import Prompt
 
 
 def observe(view: View) -> dict[str, Any]:
-    """Write the answers about every image. ValueError where the network, or answers from elsewhere, are missing."""
+    """Write the answers for every image; ValueError if the network or the file of external answers is missing."""
     scorer = view.benchmark.scorer or "blip-vqa"
     by_prompt = by_item(questions(view.data))
     if scorer.startswith("file:"):  # file:<name>, answers.jsonl in the folder of role `answers`
@@ -36,7 +36,7 @@ def observe(view: View) -> dict[str, Any]:
 
 
 def _from_file(view: View, questions: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Row]:
-    """Answers that another environment wrote; its questions are written next to them where they are missing."""
+    """Answers from another environment; if they are missing, the questions and images for it are written."""
     items, pictures, samples = view.items, view.pictures, view.samples
     folder = source_folder(view.data, "answers", "dpg")
     asked = [
@@ -55,16 +55,16 @@ def _from_file(view: View, questions: Mapping[str, Sequence[Mapping[str, Any]]])
                 if (item.id, k) in pictures:
                     _add(folder / official_name(item, k), pictures[item.id, k])
         raise ValueError(
-            f"{folder}: questions.jsonl and the pictures are written; answer them there with the scorer "
-            "of your choice as answers.jsonl, and run this again"
+            f"{folder}: questions.jsonl and the images are written; write the answers of your scorer to "
+            "answers.jsonl in this folder, then run the same command again"
         )
     return read_answers(answers, [(r["id"], r["sample"], r["question"]) for r in asked])
 
 
 def _add(path: Path, picture: bytes) -> None:
-    """Write a picture; ValueError where another one has its name: the folder may hold the user's own."""
+    """Write an image; ValueError if a different file of that name exists, which may be the user's own."""
     if path.exists() and path.read_bytes() != picture:
         raise ValueError(
-            f"{path}: is another picture than the one to ask about; name an empty folder of answers"
+            f"{path}: differs from the image of this run; give an empty folder for the answers"
         )
     write_atomic(path, picture)

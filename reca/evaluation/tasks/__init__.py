@@ -1,1 +1,1 @@
-"""One module per benchmark: prompts in, pure scoring, summary."""
+"""One module per benchmark: its prompts or questions, pure scoring functions, and the summary."""

@@ -1,7 +1,7 @@
 """DPG-Bench: dense prompts scored by yes/no questions with dependencies (reference/benchmarks.md 3).
 
-A question row is a line of `dpg_bench.csv`: item_id, proposition_id, dependency ("0" or "3, 4"),
-tuple, question_natural_language. An answer counts only if it is exactly `yes`.
+A question row is a line of `dpg_bench.csv`: item_id, proposition_id, dependency ("0" or "3, 4"), tuple,
+question_natural_language. An answer is correct only if it is exactly `yes`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ YES = "yes"
 ROLES = ("prompts", "questions")
 
 Row = Mapping[str, Any]
-Answers = Mapping[int, str]  # of one picture: proposition id -> answer
+Answers = Mapping[int, str]  # of one image: proposition id -> answer
 
 
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
-    """The 1,065 prompts, id = the item's name without `.txt`; role `prompts` is a folder with prompts.json."""
+    """The 1,065 prompts of prompts.json in the folder of role `prompts`; the id is the item name without `.txt`."""
     path, ids = one_file(data["prompts"], "prompts.json", "the source of DPG-Bench"), Ids()
     found = []
     for file, text in texts(read_json(path), path).items():
@@ -39,7 +39,7 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
 
 
 def questions(data: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """All rows of the question table, in file order; ValueError names a damaged line."""
+    """All rows of the question table, in file order; ValueError names the line of a damaged row."""
     path = one_file(data["questions"], "dpg_bench.csv", "the source of DPG-Bench")
     rows, ids = [], Ids()
     for number, row in csv_rows(path):
@@ -48,40 +48,42 @@ def questions(data: Mapping[str, Path]) -> list[dict[str, Any]]:
             parents(row)
             name = f"{row['item_id']}, proposition {int(row['proposition_id'])}"
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: not a question ({error})") from error
+            raise ValueError(
+                f"{path}, line {number}: not a question ({error}); fetch its source again"
+            ) from error
         ids.add(name, path)
     return rows
 
 
 def official_name(prompt: Prompt, sample: int) -> str:
-    """The file of a picture in the layout that the authors' scorer reads."""
+    """The file name of an image in the layout of the authors' scorer."""
     return f"{prompt.id}_{sample}.jpg"
 
 
 def grid_name(prompt: Prompt) -> str:
-    """The file of a prompt's four pictures as a 2 x 2 grid, which the original scorer reads."""
+    """The file name of a 2 x 2 grid of a prompt's four images, the layout of the original scorer."""
     return f"{prompt.id}.png"
 
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def parents(row: Row) -> list[int]:
-    """Proposition ids that a question depends on; 0 stands for none."""
+    """The proposition ids that a question depends on; 0 in the table means none."""
     numbers = (int(part) for part in str(row["dependency"]).split(",") if part.strip())
     return [number for number in numbers if number != 0]
 
 
 def category(row: Row) -> str:
-    """Level 2: the tuple's text before the bracket; level 1 is what stands before its dash."""
+    """The level 2 category, the text before the parenthesis in the tuple; level 1 is its part before the dash."""
     return str(row["tuple"]).split("(")[0].strip()
 
 
 def raw_scores(rows: Sequence[Row], answers: Answers) -> dict[int, float]:
-    """1 for `yes`, 0 for anything else, by proposition."""
+    """Scores by proposition, before dependencies: 1 for `yes`, 0 for anything else."""
     return {r["proposition_id"]: float(answers[int(r["proposition_id"])] == YES) for r in rows}
 
 
 def picture(rows: Sequence[Row], answers: Answers) -> float:
-    """Score of one picture: a question whose parent has 0 gets 0, in file order; then the mean.
+    """The score of one image: the mean over questions, of which those with a parent at 0 count 0, in file order.
 
     Raises:
         KeyError: an answer is missing, or a question depends on one that the item does not have.
@@ -94,7 +96,7 @@ def picture(rows: Sequence[Row], answers: Answers) -> float:
 
 
 def by_item(rows: Sequence[Row], first_row_bug: bool = False) -> dict[str, list[Row]]:
-    """Questions by item; with `first_row_bug` without the table's first row, as the official reader skips it."""
+    """Questions by item; `first_row_bug` drops the first row of the table, as the official reader does."""
     found: dict[str, list[Row]] = {}
     for row in rows[1:] if first_row_bug else rows:
         found.setdefault(row["item_id"], []).append(row)
@@ -104,7 +106,7 @@ def by_item(rows: Sequence[Row], first_row_bug: bool = False) -> dict[str, list[
 def score_items(
     items: Mapping[str, Sequence[Row]], answers: Mapping[str, Sequence[Answers]]
 ) -> tuple[dict[str, list[float]], list[str]]:
-    """Scores per item and picture, and the items that cannot be scored (an absent parent or answer)."""
+    """Scores by item and image, and the items that cannot be scored because a parent or an answer is missing."""
     scores: dict[str, list[float]] = {}
     failed = []
     for name, rows in items.items():
@@ -118,7 +120,7 @@ def score_items(
 def categories(
     items: Mapping[str, Sequence[Row]], answers: Mapping[str, Sequence[Answers]]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Level 1 and level 2 percentages: raw answers of each item's last picture, as officially."""
+    """Level 1 and level 2 percentages, from the raw answers for each item's last image, like the official code."""
     first: dict[str, list[float]] = defaultdict(list)
     second: dict[str, list[float]] = defaultdict(list)
     for name, rows in items.items():
@@ -139,10 +141,10 @@ def summary(
     answers: Mapping[str, Sequence[Answers]],
     first_row_bug: bool = False,
 ) -> dict[str, Any]:
-    """`overall` (0..100), `l1`, `l2`, `per_item` pictures' scores, and the `failed` items, which are left out.
+    """`overall` (0..100), `l1`, `l2`, image scores `per_item`, and the excluded items `failed`.
 
-    Repaired (the default) nothing can fail unless answers are missing; `first_row_bug` is the
-    official reader's behaviour.
+    By default items fail only if answers are missing; `first_row_bug` reproduces the official reader, which drops the
+    first row.
     """
     items = by_item(rows, first_row_bug)
     scores, failed = score_items(items, answers)
@@ -169,10 +171,10 @@ def grade(
     reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
-    """Grade answers `{"id", "sample", "question": proposition, "answer"}`; both values of the first row are shown.
+    """Grade answers `{"id", "sample", "question": proposition, "answer"}`, reported with and without the first row.
 
-    Officially an answer counts only if it is the string `yes`; `reader: careful` takes what `careful.yes_or_no` reads
-    as yes. How often the two differ is counted in either case.
+    The official rule accepts only the string `yes`; `reader: careful` accepts what `careful.yes_or_no` parses as yes.
+    Disagreements between the two are counted in either case.
     """
     careful.demand("dpg", reader)
     found: dict[tuple[str, int], dict[int, str]] = defaultdict(dict)
@@ -187,7 +189,8 @@ def grade(
     unasked = [item.id for item in items if item.id not in asked]
     if unasked:
         raise ValueError(
-            f"dpg: {len(unasked)} prompts have no questions, for instance {unasked[0]}"
+            f"dpg: {len(unasked)} prompts have no questions, for instance {unasked[0]}; fetch the source of DPG-Bench "
+            "again"
         )
     whole = {
         (name, k): all(row["proposition_id"] in found[name, k] for row in asked[name])

@@ -1,7 +1,7 @@
 """GEdit-Bench-EN: edits judged by VIEScore for semantic consistency and perceptual quality (reference/benchmarks.md 6).
 
-Two requests per edit: SC sees source and result, PQ the result. A reply that cannot be read is asked
-for again and then counted; the official random integer exists only as a named option.
+Two requests per edit: SC has the source and the result, PQ only the result. A reply that cannot be parsed is requested
+again, and counted if it stays unparsable; the official fallback to a random integer is only available as an option.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ GROUPS = (
 )
 HIGHEST = 10
 DELIMITER = "||V^=^V||"
-ASKED = 2  # numbers, by the prompt of SC and of PQ alike
-# At most 300 digits: Python reads no more than 4300, and no score has them.
+ASKED = 2  # numbers that the prompts of SC and PQ request
+# At most 300 digits, since int() raises for more than 4300.
 _LIST = re.compile(r"\[\s*([0-9]{1,300})\s*,\s*([0-9]{1,300})\s*\]")
-# What makes a list in prose the scores: the words right before it (`My ratings are`, `Score:`), none of which denies
-# them, and nowhere a word that speaks of the scale or of a refusal.
+# A list in prose is taken as the scores if the words right before it introduce it (`My ratings are`, `Score:`) without
+# a negation, and the reply contains no word that indicates a scale or a refusal.
 _INTRODUCED = re.compile(
     r"(?:\b(?:scores?|ratings?|output|result|answer|SC|PQ)\b|\u5206)[\s*`\"']*(?:[:=\uff1a]|\bis\b|\bare\b|\u662f|\u4e3a)"
     r"[\s*`\"':=]*\Z|\A(?:final |overall |my )?(?:scores?|ratings?)\W*\Z",
@@ -68,14 +68,14 @@ _UNQUOTED = re.compile(
     r"\{\s*score\s*:\s*(\d{1,300}(?:\.\d+)?)\s*,\s*reasoning\s*:\s*(.*)\}", re.DOTALL
 )
 _KEY = re.compile(r'"score"\s*:')
-_NEAR = 80  # characters before a list that may introduce or deny it
+_NEAR = 80  # characters before a list that may introduce or negate it
 _BARE_LIST = "System: output is simply a list of scores"
 _BARE_NUMBER = "System: output is simply a number"
 
 
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
-    """The English edits of the hub's parquet files; the Chinese half is left out before anything is paid for."""
+    """The English edits of the Hub's parquet files; the Chinese half is dropped before anything is paid for."""
     import pyarrow.parquet as pq
 
     found, ids = [], Ids()
@@ -92,7 +92,7 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
 
 
 def source_pictures(data: Mapping[str, Path]) -> dict[str, bytes]:
-    """The English edits' source pictures as they lie in the parquet files, by key."""
+    """The encoded source images of the English edits by key, unchanged from the parquet files."""
     import pyarrow.parquet as pq
 
     found = {}
@@ -107,7 +107,7 @@ def source_pictures(data: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 def official_name(prompt: Prompt, sample: int) -> str:
-    """The file of a result in the official layout, below the type and the language."""
+    """The file name of a result in the official layout, in folders by type and language."""
     return f"{prompt.task}/en/{prompt.id}.png"
 
 
@@ -117,7 +117,7 @@ def requests(
     data: Mapping[str, Path],
     sources: Mapping[str, bytes],
 ) -> list[JudgeRequest]:
-    """SC and PQ of every edit; results are resized to the source's size, all pictures go as JPEG of quality 75."""
+    """SC and PQ requests of every edit; results are resized to the source's size, images sent as JPEG of quality 75."""
     path = Path(data["judge"]) / "judge_prompts.json"
     texts = fields(read_json(path), path, SC=str, PQ=str)
     found = []
@@ -134,7 +134,7 @@ def requests(
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def parse(reply: str) -> dict[str, Any] | None:
-    """The reply's object with `score` as a list, by the official rules; None where they read nothing."""
+    """The object in a reply, with `score` as a list, by the official rules; None if they find none."""
     text = _between(reply)
     if text is None:
         return _bare(reply)
@@ -149,7 +149,7 @@ def parse(reply: str) -> dict[str, Any] | None:
 
 
 def _between(reply: str) -> str | None:
-    """What lies between two delimiters, else from the first to the last brace."""
+    """The text between two delimiters, else from the first to the last brace; None if there are neither."""
     if reply.count(DELIMITER) == 2:
         return reply.split(DELIMITER)[1]
     first, last = reply.find("{"), reply.rfind("}")
@@ -168,7 +168,7 @@ def _bare(reply: str) -> dict[str, Any] | None:
 
 
 def _repaired(text: str) -> dict[str, Any] | None:
-    """Unquoted keys with one number; nothing else is repaired."""
+    """The object with unquoted keys and one number, the only malformed JSON that is repaired; else None."""
     found = _UNQUOTED.fullmatch(text.strip())
     if not found:
         return None
@@ -177,7 +177,7 @@ def _repaired(text: str) -> dict[str, Any] | None:
 
 
 def official_minimum(reply: str) -> float | None:
-    """The smallest of the reply's numbers as the official script takes it, in range or not; None of texts."""
+    """The smallest number of a reply like in the official script, in range or not; None unless all are numbers."""
     found = parse(reply)
     values = found["score"] if found else []
     is_number = [isinstance(v, int | float) and not isinstance(v, bool) for v in values]
@@ -185,10 +185,10 @@ def official_minimum(reply: str) -> float | None:
 
 
 def score(reply: str) -> float | None:
-    """The smallest of the reply's scores; None unless every one is a number from 0 to 10.
+    """The smallest score of a reply; None unless every score is a number from 0 to 10.
 
-    A bare list in prose counts only where the prose introduces it as the scores: a refusal that names the scale
-    `[0, 10]` or a position in the picture is none.
+    A bare list in prose counts only if the prose introduces it as the scores; the scale `[0, 10]` in a refusal or a
+    position in the image does not.
     """
     found = parse(reply)
     values = found["score"] if found else []
@@ -198,7 +198,7 @@ def score(reply: str) -> float | None:
 
 
 def _states_scores(reply: str) -> bool:
-    """Whether the prose around a bare list, if there is any, introduces it as the scores."""
+    """Whether the prose around a bare list, if any, introduces it as the scores."""
     text = reply.replace("\u2019", "'")
     before = text[: text.find("[")].replace("```json", "").strip("`*\"' \n\t")[-_NEAR:]
     introduced = not before or _INTRODUCED.search(before) is not None
@@ -206,11 +206,11 @@ def _states_scores(reply: str) -> bool:
 
 
 def doubts(reply: str) -> list[str]:
-    """`incomplete` for one number where two were asked for, `inexact` for more than two and for several scores."""
+    """`incomplete` for one number instead of two, `inexact` for more than two numbers or several `score` keys."""
     if score(reply) is None:
         return []
     count = len((parse(reply) or {"score": []})["score"])
-    several = len(_KEY.findall(_between(reply) or "")) > 1  # of equal keys JSON takes the last
+    several = len(_KEY.findall(_between(reply) or "")) > 1  # JSON uses the last of equal keys
     if count > ASKED or several:
         return [readings.INEXACT]
     return [readings.INCOMPLETE] if count < ASKED else []
@@ -218,16 +218,16 @@ def doubts(reply: str) -> list[str]:
 
 def _in_range(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 <= value <= HIGHEST  # also refuses NaN
+    return is_number and 0 <= value <= HIGHEST  # also excludes NaN
 
 
 def overall(sc: float, pq: float) -> float:
-    """O of one sample: sqrt(SC PQ)."""
+    """The overall score O of one sample: sqrt(SC x PQ)."""
     return math.sqrt(sc * pq)
 
 
 def summary(rows: Iterable[tuple[str, float, float]]) -> dict[str, float | None]:
-    """SC, PQ and O per group and as the unweighted mean of the groups that have samples, from (group, SC, PQ)."""
+    """SC, PQ and O per group, and the unweighted means over groups with samples, from rows (group, SC, PQ)."""
     rows = list(rows)
     found: dict[str, float | None] = {}
     for name, value in (("sc", lambda s, p: s), ("pq", lambda s, p: p), ("o", overall)):
@@ -246,10 +246,10 @@ def grade(
     seed: int = 42,
     partial: bool = False,
 ) -> Graded:
-    """Grade replies by `<key>/SC` and `<key>/PQ`; `overall` is O over all edits, `intersection.*` the subset.
+    """Grade replies by `<key>/SC` and `<key>/PQ`; `overall` is O over all edits, `intersection.*` that of the subset.
 
-    `random_fallback` adds the official loop's random integer for unreadable replies as metrics of their
-    own (`random_fallback.*`); it never replaces the score.
+    `random_fallback` adds the official behaviour, a random integer for an unparsable reply, as separate metrics
+    (`random_fallback.*`); it never replaces the score.
     """
     statuses: list[tuple[str, str]] = []
     graded: list[dict[str, Any]] = []
@@ -290,7 +290,7 @@ def _subset(item: Prompt) -> dict[str, bool]:
 
 
 def _status(found: Mapping[str, tuple[str, str | None]], read: Mapping[str, float | None]) -> str:
-    """The edit's status: that of the first part that has no score."""
+    """The status of an edit: that of its first part without a score."""
     for part, (status, _) in found.items():
         if read[part] is None:
             return "unparsable" if status == "reply" else status

@@ -1,5 +1,6 @@
-"""GenEval: 553 prompts of six tasks, decided from detections (reference/benchmarks.md 2; the rules are in
-`geneval_rules`).
+"""GenEval: 553 prompts of six tasks, scored from detections (reference/benchmarks.md 2).
+
+The rules are in `geneval_rules`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ METADATA, NAMES = "evaluation_metadata.jsonl", "object_names.txt"
 
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
-    """The prompts in file order; id = the five digits of the official folder, facts = the metadata line."""
+    """The prompts in file order; the id is the five-digit name of the official folder, the facts the metadata line."""
     path = one_file(data["prompts"], METADATA, "source geneval")
     return [
         Prompt(f"{number:05d}", facts["prompt"], facts["tag"], facts)
@@ -32,20 +33,20 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
 
 
 def object_names(data: Mapping[str, Path]) -> list[str]:
-    """GenEval's names of the 80 COCO classes, by class index."""
+    """GenEval's names of the 80 COCO classes, in order of the class index."""
     names = one_file(data["prompts"], NAMES, "source geneval").read_text().split("\n")
     return [name.strip() for name in names if name.strip()]
 
 
 def official_name(prompt: Prompt, sample: int) -> str:
-    """The file of a picture in the layout that the official scorer reads."""
+    """The file name of an image in the layout of the official scorer."""
     return f"{prompt.id}/samples/{sample:05d}.png"
 
 
 def check_folder(folder: Path, items: Sequence[Prompt]) -> None:
-    """ValueError where a folder's own `NNNNN/metadata.jsonl` asks for something else than our prompt NNNNN.
+    """ValueError if `NNNNN/metadata.jsonl` in a folder differs from prompt NNNNN.
 
-    The official scorer grades by that file; a folder of other prompts under the same numbers would get a score.
+    The official scorer grades by that file; without this check a folder for another list of prompts would be scored.
     """
     ours = {int(item.id): item for item in items}
     for path in sorted(folder.glob("*/metadata.jsonl")):
@@ -54,7 +55,9 @@ def check_folder(folder: Path, items: Sequence[Prompt]) -> None:
         try:
             recorded = read_json(path)
         except ValueError as error:
-            raise ValueError(f"{path}: not a line of JSON ({error})") from error
+            raise ValueError(
+                f"{path}: not a line of JSON ({error}); correct or remove it"
+            ) from error
         facts = ours[int(path.parent.name)].facts
         for name in ("tag", "include", "exclude"):
             if (
@@ -63,8 +66,8 @@ def check_folder(folder: Path, items: Sequence[Prompt]) -> None:
                 and recorded[name] != facts.get(name)
             ):
                 raise ValueError(
-                    f"{path}: {name} is {recorded[name]}, of our prompt {facts.get(name)}; these pictures "
-                    "are of another list of prompts"
+                    f"{path}: {name} is {recorded[name]}, but {facts.get(name)} in the prompt of this number; give a "
+                    "folder of images for this list of prompts"
                 )
 
 
@@ -77,10 +80,10 @@ def grade(
     max_overlap: float = 1.0,
     partial: bool = False,
 ) -> Graded:
-    """Grade detections `{"id", "sample", "detections"}` of `samples` pictures per prompt.
+    """Grade detections `{"id", "sample", "detections"}` of `samples` images per prompt.
 
     `overall` is the unweighted mean of the six tasks; `images` and `prompts` are the other two official
-    numbers. `max_overlap` 1 means no suppression, as officially.
+    numbers. `max_overlap` 1 means no suppression, as in the official code.
     """
     seen = {(row["id"], int(row["sample"])): row["detections"] for row in evidence}
     wanted = [(item, k) for item in items for k in range(samples)]

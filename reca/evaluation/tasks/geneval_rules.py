@@ -1,4 +1,4 @@
-"""GenEval's decision about one picture, and its summary: pure functions of detections (reference/benchmarks.md 2).
+"""GenEval's verdict on an image, and the summary: pure functions of detections (reference/benchmarks.md 2).
 
 A detection is `{"class", "box" [x1, y1, x2, y2], "score", "color"}`; metadata is a line of `evaluation_metadata.jsonl`:
 `{"tag", "include": [{"class", "count", "color"?, "position"? [relation, clause]}], "exclude": [{"class", "count"}]}`.
@@ -29,7 +29,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def relations(a: Box, b: Box) -> set[str]:
-    """How box `a` lies to box `b`: a subset of left of, right of, above, below; two may hold at once."""
+    """The position of box `a` relative to `b`: a subset of left of, right of, above, below; at most two apply."""
     offset = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
     sizes = [(a[i + 2] - a[i]) + (b[i + 2] - b[i]) for i in (0, 1)]
     reduced = [
@@ -47,7 +47,7 @@ def relations(a: Box, b: Box) -> set[str]:
 def keep(
     detections: Iterable[Detection], threshold: float, max_overlap: float = 1.0
 ) -> dict[str, list[Detection]]:
-    """Detections above the threshold by class, best first, at most 16 a class, overlapping ones dropped greedily."""
+    """Detections above the threshold by class, best first, at most 16 per class, after greedy overlap suppression."""
     by_class: dict[str, list[Detection]] = defaultdict(list)
     for detection in sorted(detections, key=lambda d: -d["score"]):
         if detection["score"] > threshold and len(by_class[detection["class"]]) < MAX_PER_CLASS:
@@ -66,7 +66,7 @@ def keep(
 def judge(
     metadata: Mapping[str, Any], detections: Iterable[Detection], max_overlap: float = 1.0
 ) -> tuple[bool, str, dict[str, list[Detection]]]:
-    """Whether a picture shows what the prompt asks for, why not (a line per failed clause), and the kept boxes."""
+    """Whether an image satisfies its prompt, why not (one line per failed clause), and the kept detections."""
     threshold = COUNTING_THRESHOLD if metadata["tag"] == "counting" else THRESHOLD
     kept = keep(detections, threshold, max_overlap)
     groups: list[list[Detection] | None] = []
@@ -87,7 +87,7 @@ def _include(
     kept: Mapping[str, list[Detection]],
     groups: Sequence[list[Detection] | None],
 ) -> tuple[list[Detection] | None, list[str]]:
-    """The boxes that satisfy one include clause, or None with the reason."""
+    """The detections that satisfy one include clause, or None with the reasons."""
     name, count = clause["class"], clause["count"]
     found = list(kept.get(name, ()))[:count]
     if len(found) < count:
@@ -130,8 +130,8 @@ def _position(
 
 
 def summarise(rows: Iterable[tuple[str, str, bool]]) -> dict[str, Any]:
-    """Accuracies from rows (tag, prompt key, correct): per tag, overall = unweighted mean of the
-    tags, images, prompts.
+    """Accuracies from rows (tag, prompt key, correct): by tag, over images, over prompts (any image correct), and
+    `overall`, the unweighted mean over tags.
     """
     by_tag: dict[str, list[bool]] = defaultdict(list)
     by_prompt: dict[str, bool] = defaultdict(bool)

@@ -22,7 +22,7 @@ _PUNCTUATION = str.maketrans("", "", ".,!?;:'\"")
 
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
-    """All questions; their pictures lie in tables of their own, by id."""
+    """All questions; their images are in separate tables, by id."""
     rows = hub_rows(data["questions"], "GQA", NEEDED, TABLES, lambda row: str(row["id"]))
     return [
         Question(
@@ -34,17 +34,17 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def correct(answer: str, truth: str) -> bool:
-    """Equal but for outer blanks and case."""
+    """Whether two answers are equal, ignoring case and surrounding whitespace."""
     return answer.strip().lower() == truth.strip().lower()
 
 
 def correct_without_punctuation(answer: str, truth: str) -> bool:
-    """The lmms-eval flavour: punctuation is removed too."""
+    """The lmms-eval variant of `correct`, which also ignores punctuation."""
     return correct(answer.translate(_PUNCTUATION), truth.translate(_PUNCTUATION))
 
 
 def summary(rows: Sequence[tuple[str, str]]) -> dict[str, float | None]:
-    """`exact_match` and the flavour without punctuation (0..1) from (answer, truth)."""
+    """`exact_match` and the variant without punctuation (0..1) from rows (answer, truth)."""
     return {
         "exact_match": mean([float(correct(*row)) for row in rows]),
         "lmms_eval.exact_match": mean([float(correct_without_punctuation(*row)) for row in rows]),
@@ -60,7 +60,7 @@ def grade(
 ) -> Graded:
     """Grade answers by question id; `overall` is the exact match in percent.
 
-    `reader: careful` compares by `careful.same_answer`; both readers' values are shown, and how often they differ.
+    `reader: careful` compares with `careful.same_answer`; scores of both readers and their disagreements are reported.
     """
     careful.demand("gqa", reader)
     coverage, rows = answered("gqa", asked, answers, partial)

@@ -1,4 +1,4 @@
-"""ImgEdit (Basic, single turn): 737 edits of nine types, judged on three scales of 1 to 5
+"""ImgEdit (Basic, single turn): 737 edits of nine types, judged on three scales from 1 to 5
 (reference/benchmarks.md 5).
 """
 
@@ -18,7 +18,7 @@ from reca.inference.items import Prompt
 VERSION = "Basic b250aa1"
 IMAGES_PER_PROMPT = 1
 ROLES = ("prompts", "images")
-JUDGE_LIMITS: dict[str, float] = {}  # temperature and length unset: the endpoint's defaults
+JUDGE_LIMITS: dict[str, float] = {}  # temperature and length are the endpoint's defaults
 TYPES = (
     "background",
     "style",
@@ -30,14 +30,14 @@ TYPES = (
     "compose",
     "action",
 )
-SCALES = 3  # that every type's prompt names
+SCALES = 3  # in the judge prompt of every type
 LOWEST, HIGHEST = 1, 5
-_DIGITS = 300  # of a longer number these: far out of range as well, and still a float
+_DIGITS = 300  # longer numbers are truncated: still out of range, but representable as a float
 
 
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
-    """The edits; `facts["source"]` is the source picture's path below the role `images`."""
+    """The edits; `facts["source"]` is the path of the source image in the folder of role `images`."""
     path = one_file(data["prompts"], "singleturn.json", "source imgedit")
     edits = {
         key: fields(row, f"{path}: {key}", prompt=str, edit_type=str, id=str)
@@ -50,7 +50,7 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
 
 
 def official_name(prompt: Prompt, sample: int) -> str:
-    """The file of a result in the official layout."""
+    """The file name of a result in the official layout."""
     return f"{prompt.id}.png"
 
 
@@ -60,7 +60,7 @@ def requests(
     data: Mapping[str, Path],
     sources: Mapping[str, bytes],
 ) -> list[JudgeRequest]:
-    """One request per edit: the type's prompt, the source picture, the result."""
+    """One request per edit: the prompt of its type, the source image, the result."""
     path = one_file(data["prompts"], "judge_prompt.json", "source imgedit")
     templates = fields(read_json(path), path, **dict.fromkeys({item.task for item in items}, str))
     return [
@@ -79,9 +79,9 @@ def requests(
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def numbers(reply: str) -> list[int]:
-    """What the official rule reads: every line `Name: digits`, whatever the name; non-ASCII digits count.
+    """The numbers by the official rule: every line `Name: digits` with any name; non-ASCII digits count.
 
-    Digits that are no number (superscripts, on which the official code crashes) are not read.
+    Digits that are not decimal (superscripts, on which the official code crashes) are skipped.
     """
     found = []
     for line in reply.split("\n"):
@@ -92,19 +92,19 @@ def numbers(reply: str) -> list[int]:
 
 
 def parse(reply: str) -> float | None:
-    """The official sample score: the mean of all numbers, to two decimals; None where there is none."""
+    """The official sample score: the mean of all numbers, rounded to two decimals; None if there are none."""
     found = numbers(reply)
     return round(sum(found) / len(found), 2) if found else None
 
 
 def score(reply: str) -> float | None:
-    """As `parse`, but None also where a number is no score (a line `Total: 12`): never guessed."""
+    """Like `parse`, but None if a number cannot be a score, as in a line `Total: 12`."""
     inside = all(LOWEST <= number <= HIGHEST for number in numbers(reply))
     return parse(reply) if inside else None
 
 
 def doubts(reply: str) -> list[str]:
-    """`incomplete` for one or two numbers where three scales were asked for, `inexact` for more than three."""
+    """`incomplete` for one or two numbers instead of three, `inexact` for more than three."""
     count = len(numbers(reply))
     if count > SCALES:
         return [readings.INEXACT]
@@ -112,10 +112,10 @@ def doubts(reply: str) -> list[str]:
 
 
 def summary(scored: Iterable[tuple[str, float]]) -> dict[str, float | None]:
-    """Per type and overall from (type, sample score), all to two decimals as officially.
+    """Scores by type and overall from rows (type, sample score), rounded to two decimals like the official ones.
 
-    `overall_samples` is the authors' mean over samples; `overall_types` the mean of the nine types, which
-    is closer to the paper's column. An edit of no known type counts in the mean over samples alone.
+    `overall_samples` is the authors' mean over samples; `overall_types` is the mean of the nine types, which is closer
+    to the paper's column. Edits without a type count only in the mean over samples.
     """
     rows = list(scored)
     means = {name: round(sum(v) / len(v), 2) for name, v in by_category(rows).items() if name}
@@ -134,7 +134,10 @@ def grade(
     lenient: bool = False,
     partial: bool = False,
 ) -> Graded:
-    """Grade replies by edit key. `lenient` takes any number as the official parser does; both are shown."""
+    """Grade replies by edit key. `lenient` accepts any number, like the official parser; both scores are reported.
+
+    `overall`: the aggregation to report, `types` or `samples`.
+    """
     statuses: list[tuple[str, str]] = []
     graded: list[dict[str, Any]] = []
     official: list[tuple[str, float]] = []

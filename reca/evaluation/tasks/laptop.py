@@ -1,6 +1,6 @@
-"""The laptop benchmark: GenEval's six tasks, dense prompts, reconstructions and questions, and how they are scored.
+"""The laptop benchmark's scores: GenEval's six tasks, dense prompts, reconstructions and questions.
 
-What a model samples is in `laptop_prompts`; here are the scores, which are pure.
+All functions are pure. The prompts, scenes and questions are in `laptop_prompts`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ __all__ = ["VERSION", "assignment", "grade"]
 
 VERSION = "reca 1"
 Item = dict[str, Any]
-CHANCE_PROMPTS, CHANCE_PICTURES = 60, 400  # what the reported level of chance is measured on
+CHANCE_PROMPTS, CHANCE_PICTURES = 60, 400  # sample sizes of the reported chance level
 RECONSTRUCTION = {"reconstruction": "objects", "reconstruction_exact": "exact"}
-Detections = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]  # by key and index of an image
+Detections = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]  # by image key and index
 
 
 # ---- scores: pure ----------------------------------------------------------------------------------
@@ -51,8 +51,8 @@ def grade(
 ) -> Graded:
     """Grade the detections `{"id", "sample", "detections"}` and answers of one split.
 
-    `sampled` is the run's `samples.json`. The summary has every outcome that was sampled at one guidance level, and
-    `by_guidance` those of every level.
+    `sampled` is the run's `samples.json`. `summary` has the outcomes that were sampled at one guidance level,
+    `by_guidance` the outcomes of every level.
     """
     asked = plan(benchmark, sampled["split"], sampled["chosen"] or sampled["guidance"])
     seen = {(row["id"], int(row["sample"])): row["detections"] for row in evidence}
@@ -135,7 +135,7 @@ def _held_out(items: Sequence[Item]) -> dict[str, float | None]:
 
 # ---- the rules -------------------------------------------------------------------------------------
 def score_prompt(prompt: Prompt, detections: Sequence[Mapping[str, Any]]) -> float:
-    """1 or 0 by GenEval's rules for the six tasks; the share of facts for dense prompts."""
+    """The score of one image: 1 or 0 by GenEval's rules for the six tasks, the share of facts for dense prompts."""
     if prompt.task in GENEVAL_TASKS:
         return float(geneval_rules.judge(prompt.facts, detections)[0])
     return share_of_facts(prompt.facts["facts"], detections)
@@ -144,10 +144,10 @@ def score_prompt(prompt: Prompt, detections: Sequence[Mapping[str, Any]]) -> flo
 def share_of_facts(
     facts: Sequence[Mapping[str, Any]], detections: Sequence[Mapping[str, Any]]
 ) -> float:
-    """The share of described objects in the image; each detection counts for one fact at most.
+    """The share of described objects that the image shows; each detection matches at most one fact.
 
-    A fact is an object with shape and colour, and its place where the prompt names it. As facts are equal or disjoint
-    demands (a placed fact fixes all three), matching greedily is optimal.
+    A fact is an object with its shape and colour, and its place if the prompt specifies it. Greedy matching is optimal,
+    because two facts are matched by either the same or disjoint sets of detections.
     """
     free = list(detections)
     found = 0
@@ -160,8 +160,8 @@ def share_of_facts(
 
 
 def task_means(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Mean score per task, with `geneval` (unweighted mean of the six tasks, reference/benchmarks.md 2) where
-    all six are there.
+    """Mean score per task, and `geneval`, the unweighted mean of the six tasks if all are present
+    (reference/benchmarks.md 2).
     """
     by_task: dict[str, list[float]] = {}
     for task, value in rows:
@@ -173,23 +173,21 @@ def task_means(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def same_answer(given: str, truth: str) -> bool:
-    """Whether two answers are equal but for case and blanks; understanding is scored by exact match."""
+    """Whether two answers are equal, ignoring case and whitespace; understanding is scored by this exact match."""
     return " ".join(given.lower().split()) == " ".join(truth.lower().split())
 
 
 def reconstruction_scores(
     detections: Sequence[Mapping[str, Any]], scene: Scene
 ) -> dict[str, float]:
-    """How much of a held-out scene its reconstruction keeps: all of it exactly, and the share of placed objects."""
+    """Scores of the reconstruction of a held-out scene: whether it is exact, and the share of objects in place."""
     facts = [{"class": t.shape, "color": t.colour, "place": t.place} for t in scene.things]
     exact = float(examiner.same_scene(detections, scene))
     return {"exact": exact, "objects": share_of_facts(facts, detections)}
 
 
 def chance(split: str, per_task: int, seed: int, pictures: int = 2000) -> dict[str, float]:
-    """The chance level of every task: true images of random scenes scored against prompts that
-    they were not drawn for.
-    """
+    """The chance level of every task: rendered images of random scenes, scored against unrelated prompts."""
     generator = numpy_generator("laptop", "chance", seed)
     seen = [examiner.detect(draw_pixels(draw_scene(generator))) for _ in range(pictures)]
     asked = prompts(split, per_task, seed)

@@ -1,8 +1,8 @@
-"""The laptop's edit benchmark: held-out images, instructions of five kinds, and the examiner's exact verdict.
+"""The laptop's edit benchmark: edits of held-out images by instructions of five kinds, verified by the exact examiner.
 
-An edit is right when the places that it changes show what was asked for (`followed`) and all other places show what
-they did before, nothing more and nothing less (`kept`); the score is the share of edits with both. Edits of the two
-splits never meet: `development` chooses the guidance, `test` is reported.
+An edit is correct if the places it concerns show exactly what was requested (`followed`) and all other places are
+unchanged (`kept`); the score is the share of edits with both. The two splits have separate edits: guidance is chosen on
+`development`, and `test` is reported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from reca.config.schema import BenchmarkConfig
 
 VERSION = "reca 1"
-BATCH = 100  # images of 16 x 16 pixels in one pass
+BATCH = 100  # images of 16 x 16 pixels per model call
 Guidance = Sequence[float] | Mapping[str, float]
 Detections = Sequence[Mapping[str, Any]]
 SCORES = ("edit", "edit_followed", "edit_kept")
@@ -35,14 +35,14 @@ SCORES = ("edit", "edit_followed", "edit_kept")
 
 @dataclass(frozen=True)
 class Asked:
-    """One edit of the benchmark under its name."""
+    """One edit of the benchmark and its id."""
 
     id: str
     edit: Edit
 
 
 def edits(split: str, per_kind: int, seed: int) -> list[Asked]:
-    """`per_kind` edits of each kind; edit i of a kind depends on (split, kind, i, seed) alone."""
+    """`per_kind` edits of each kind; edit i of a kind depends only on (split, kind, i, seed)."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not known; choose one of: {', '.join(SPLITS)}")
     return [
@@ -58,19 +58,22 @@ def edits(split: str, per_kind: int, seed: int) -> list[Asked]:
 def asked_for(
     section: BenchmarkConfig, split: str, guidance: Guidance
 ) -> tuple[list[float], list[Asked]]:
-    """Guidance levels and edits: a sweep on development edits, one level (chosen for `edit`) on the test's."""
+    """Guidance levels and edits: all levels for the development split, the level chosen for `edit` for the test split.
+
+    ValueError for several levels of the test split.
+    """
     given = [guidance["edit"]] if isinstance(guidance, Mapping) else guidance
     levels = [float(level) for level in given]
     if split == "test" and len(levels) != 1:
         raise ValueError(
-            f"the test split is sampled at one guidance, not at {levels}; run `reca choose` first"
+            f"the test split is sampled at one guidance level, not at {levels}; run `reca choose` first"
         )
     per_kind = section.development_prompts if split == "development" else section.prompts
     return levels, edits(split, per_kind, section.seed)
 
 
 def assignment(benchmark: BenchmarkConfig, split: str, guidance: Guidance) -> Assignment:
-    """Every edit of a split at every level."""
+    """Every edit of a split at every guidance level."""
     levels, asked = asked_for(benchmark, split, guidance)
     prompts = [Prompt(one.id, one.edit.instruction, one.edit.kind) for one in asked]
     sources = {one.id: scene_png(one.edit.source) for one in asked}
@@ -87,7 +90,7 @@ def grade(
     *,
     partial: bool = False,
 ) -> Graded:
-    """Grade the detections of one split's edits; see `laptop.grade`. There are no answers."""
+    """Grade the detections of the edits of one split, like `laptop.grade`; `answers` is unused."""
     guidance = sampled["chosen"] or sampled["guidance"]
     levels, asked = asked_for(benchmark, sampled["split"], guidance)
     seen = {(row["id"], int(row["sample"])): row["detections"] for row in evidence}
@@ -110,7 +113,7 @@ def _item(asked: Asked, level: float, seen: Detections) -> dict[str, Any]:
 
 
 def score_edit(edit: Edit, detections: Detections) -> dict[str, float]:
-    """`edit`, `edit_followed` and `edit_kept`, each 0 or 1, of one image."""
+    """`edit`, `edit_followed` and `edit_kept` of one image, each 0 or 1."""
     seen = [(d["place"], d["class"], d["color"]) for d in detections]
     followed, kept = (
         float(
@@ -127,7 +130,7 @@ def _facts(scene: Scene) -> list[tuple[int, str, str]]:
 
 
 def means(rows: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, float]:
-    """Means of the three scores over all edits of (kind, scores), and of `edit` by kind as `edit_<kind>`."""
+    """Means of the three scores over rows (kind, scores), and of `edit` by kind as `edit_<kind>`."""
     rows = list(rows)
     found = {name: float(np.mean([row[name] for _, row in rows])) for name in SCORES}
     for kind in EDITS:
@@ -140,7 +143,7 @@ def means(rows: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, float]:
 def chance(
     split: str, per_kind: int, seed: int, pictures: int = 400
 ) -> dict[str, dict[str, float]]:
-    """What is reached without editing: by the unchanged sources, and by true images of random other scenes."""
+    """Scores without editing: `unchanged` of the source images, `random` of rendered images of random other scenes."""
     asked = edits(split, per_kind, seed)
     generator = numpy_generator("laptop_edit", "chance", seed)
     others = [examiner.detect(draw_pixels(draw_scene(generator))) for _ in range(pictures)]

@@ -1,8 +1,8 @@
-"""The laptop benchmark's prompts, held-out scenes and questions, and what one split of it samples.
+"""The laptop benchmark's prompts, held-out scenes and questions, and which of them each split samples.
 
 GenEval's six tasks with GenEval's rules, dense prompts scored by share of facts, questions about held-out scenes, and
-held-out scenes generated again from their own embeddings. Prompts of the two splits never meet: `development` chooses
-the guidance, `test` is reported. Both are fixed by (seed, split).
+reconstructions of held-out scenes from their own embeddings. The two splits have separate prompts: guidance is chosen
+on `development`, and `test` is reported. Both depend only on (seed, split).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position"
 DENSE_TASKS = ("dense", "dense_placed")
 SPLITS = ("development", "test")
 QUESTIONS_PER_SCENE = 3
-BATCH = 128  # images of 16 x 16 pixels in one pass
-LONGEST = 48  # tokens of an answer; the description of four objects has 36
-RECONSTRUCTED = "reconstruct"  # prefix of the keys of reconstructions
+BATCH = 128  # images of 16 x 16 pixels per model call
+LONGEST = 48  # tokens per answer; the description of four objects has 36
+RECONSTRUCTED = "reconstruct"  # key prefix of reconstructions
 
 
 # ---- prompts ---------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ _MAKERS: dict[str, Callable[[Generator], tuple[str, dict[str, Any]]]] = {
 
 
 def prompts(split: str, per_task: int, seed: int) -> list[Prompt]:
-    """`per_task` prompts of each of the eight tasks; prompt i of a task depends on (split, task, i, seed) alone."""
+    """`per_task` prompts of each of the eight tasks; prompt i of a task depends only on (split, task, i, seed)."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not known; choose one of: {', '.join(SPLITS)}")
     made = []
@@ -121,7 +121,7 @@ def prompts(split: str, per_task: int, seed: int) -> list[Prompt]:
 
 
 def held_out_scenes(split: str, count: int, seed: int) -> list[Scene]:
-    """Scenes that no training set holds by construction of their key; for reconstruction and questions."""
+    """Scenes for reconstruction and questions; their random key is not used for any training set."""
     return [
         draw_scene(numpy_generator("laptop", split, "scene", index, seed)) for index in range(count)
     ]
@@ -130,7 +130,7 @@ def held_out_scenes(split: str, count: int, seed: int) -> list[Scene]:
 def held_out_questions(
     scenes: Sequence[Scene], per_scene: int, split: str, seed: int
 ) -> list[Question]:
-    """The dense description and up to `per_scene` - 1 questions on each scene."""
+    """The dense description and up to `per_scene` - 1 questions for each scene."""
     asked = []
     for index, scene in enumerate(scenes):
         generator = numpy_generator("laptop", split, "questions", index, seed)
@@ -144,7 +144,7 @@ def held_out_questions(
 # ---- what a split samples ---------------------------------------------------------------------------
 @dataclass(frozen=True)
 class SplitPlan:
-    """Prompts by guidance level, and the held-out scenes that are generated again and asked about (test split only)."""
+    """Prompts by guidance level, and the held-out scenes to reconstruct and to ask about (test split only)."""
 
     prompts: dict[float, list[Prompt]]
     images_per_prompt: int = 1
@@ -153,7 +153,7 @@ class SplitPlan:
     questions: Sequence[Question] = field(default_factory=tuple)
 
     def entries(self) -> list[tuple[str, int]]:
-        """Every image by key and index, prompts first."""
+        """Key and index of every image, prompts first."""
         drawn = [
             (sample_key(level, prompt.id), index)
             for level, asked in self.prompts.items()
@@ -166,8 +166,10 @@ class SplitPlan:
 def plan(
     section: BenchmarkConfig, split: str, guidance: Sequence[float] | Mapping[str, float]
 ) -> SplitPlan:
-    """Development: GenEval's tasks and dense prompts at every level of a sweep. Test: every task at its chosen level,
-    reconstructions and questions. `guidance` is a list of levels, or the choice `{"dense": level, "geneval": level}`.
+    """What a split samples. Development: GenEval's tasks and dense prompts at every level of a sweep. Test: every task
+    at its chosen level, reconstructions and questions.
+
+    `guidance` is a list of levels, or the choice `{"dense": level, "geneval": level}`.
     """
     if isinstance(guidance, Mapping):
         return _test_plan(section, {name: float(level) for name, level in guidance.items()})
@@ -175,7 +177,7 @@ def plan(
     if split == "test":
         if len(levels) != 1:
             raise ValueError(
-                f"the test split is drawn at one guidance per outcome, not at {levels}; run `reca choose` first"
+                f"the test split is sampled at one guidance level per outcome, not at {levels}; run `reca choose` first"
             )
         return _test_plan(section, {"dense": levels[0], "geneval": levels[0]})
     wanted = [
@@ -204,17 +206,17 @@ def _test_plan(section: BenchmarkConfig, chosen: Mapping[str, float]) -> SplitPl
 
 
 def sample_key(level: float, prompt: str) -> str:
-    """The name of a prompt's images at a guidance level."""
+    """The key of a prompt's images at a guidance level."""
     return f"{level}/{prompt}"
 
 
 def scene_id(index: int) -> str:
-    """The name of a held-out scene."""
+    """The id of a held-out scene."""
     return f"scene-{index:04d}"
 
 
 def reconstruction_key(index: int) -> str:
-    """The name of a held-out scene's reconstruction."""
+    """The key of the reconstruction of a held-out scene."""
     return f"{RECONSTRUCTED}/{scene_id(index)}"
 
 
@@ -222,7 +224,7 @@ def reconstruction_key(index: int) -> str:
 def assignment(
     benchmark: BenchmarkConfig, split: str, guidance: Sequence[float] | Mapping[str, float]
 ) -> Assignment:
-    """What a model samples for one split: see `plan` for `guidance`."""
+    """The images and questions of one split; `guidance` as in `plan`."""
     from reca.data.prompts import bank
 
     asked = plan(benchmark, split, guidance)
@@ -232,12 +234,12 @@ def assignment(
         for level, prompts in asked.prompts.items()
     ]
     again = [Prompt(scene_id(n), bank("laptop")[0], "") for n in range(asked.reconstructions)]
-    # The embeddings are the whole condition, so nothing is pushed away from: guidance 0.
+    # Guidance 0: the embeddings are the entire condition, there is nothing to guide away from.
     passes.append(ImagePass("reconstruct", again, 0.0, RECONSTRUCTED, sources=scenes))
     questions = sorted(asked.questions, key=lambda question: (question.image_ids, question.id))
     return Assignment(tuple(passes), questions, lambda part: scenes, BATCH, LONGEST)
 
 
 def scene_png(scene: Scene) -> bytes:
-    """A true image of a scene, as a file."""
+    """The rendered image of a scene as PNG bytes."""
     return png(Image.fromarray(draw_pixels(scene)))

@@ -1,8 +1,9 @@
 """MMBench (English, dev): multiple choice by the letter rule (reference/benchmarks.md 8).
 
-Two scores: `vanilla`, every question once, and `circular`, where a question counts only if it is right in
-every rotation of its options (the official server's evaluation, which takes an LLM to read replies; here they
-are read by the letter rule of the BAGEL script). Rotations are asked where `benchmarks.mmbench.rotations` is set.
+Two scores: `vanilla`, with every question once, and `circular`, where a question counts as correct only if it is
+answered correctly in every rotation of its options. The latter is the official server's evaluation, which parses
+replies with an LLM; here they are parsed by the letter rule of the BAGEL script. Rotations are sampled if
+`benchmarks.mmbench.rotations` is set.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from reca.inference.items import Question
 
 VERSION = "en dev, letter rule"
 ROLES = ("questions",)
-TABLES = Tables("en", "dev")  # the other languages beside it have the same ids
+TABLES = Tables("en", "dev")  # other languages use the same ids
 NEEDED = ("index", "question", "hint", "A", "B", "C", "D", "answer")  # columns of the hub's tables
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
-EMPTY = "C"  # what the official script makes of an empty reply
+EMPTY = "C"  # how the official script counts an empty reply
 
 
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
-    """All questions with their hint and options; `facts["options"]` has the options by letter."""
+    """All questions with their hints and options; `facts["options"]` has the options by letter."""
     found = []
     rows = hub_rows(data["questions"], "MMBench", NEEDED, TABLES, lambda row: str(row["index"]))
     for path, row in rows:
@@ -47,7 +48,7 @@ def _text(stem: str, options: Mapping[str, str]) -> str:
 
 
 def rotated(asked: Sequence[Question]) -> list[Question]:
-    """Every question in all rotations of its options: itself, then `<id>~1`, `<id>~2`, ... with the answer moved."""
+    """Every question in all rotations of its options: the original, then `<id>~1`, `<id>~2`, ..."""
     return [turned for question in asked for turned in _rotations(question)]
 
 
@@ -55,7 +56,7 @@ def _rotations(question: Question) -> list[Question]:
     letters, texts = list(question.facts["options"]), list(question.facts["options"].values())
     if question.answer not in letters:
         raise ValueError(
-            f"mmbench: question {question.id}: answer {question.answer!r} is none of {letters}; use en dev"
+            f"mmbench: question {question.id}: answer {question.answer!r} is not one of {letters}; use en dev"
         )
     found = [question]
     for turn in range(1, len(letters)):
@@ -71,9 +72,9 @@ def _rotations(question: Question) -> list[Question]:
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def letter(reply: str, options: Mapping[str, str], empty: str | None = EMPTY) -> str | None:
-    """The letter that a reply chooses: its one or first character, else the first option whose text it holds.
+    """The letter of a reply: its only or first character, else that of the first option whose text it contains.
 
-    A reply that fits nothing is given back as it is; an empty one counts as `empty`.
+    A reply without a match is returned unchanged; an empty one counts as `empty`.
     """
     text = reply.strip()
     if not text:
@@ -92,18 +93,18 @@ def grade(
     reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
-    """Grade answers by question id; `empty: C` is the official script's, by default an empty reply is wrong.
+    """Grade answers by question id. An empty reply is wrong by default; `empty: C` is the official script's rule.
 
-    `circular`: `overall` is the share of questions that are right in all rotations; ValueError unless they were
-    asked. `vanilla` and, where rotations were asked, `circular` are both shown, and both readings of empty replies.
-    `reader: careful` reads replies by `careful.letter`; both readers' values are shown, and how often they differ.
+    `circular`: `overall` is the share of questions answered correctly in all rotations; ValueError unless rotations
+    were sampled. `vanilla`, `circular` (if sampled) and both treatments of empty replies are always reported.
+    `reader: careful` parses with `careful.letter`; scores of both readers and their disagreements are reported.
     """
     careful.demand("mmbench", reader)
     coverage, rows = answered("mmbench", asked, answers, partial)
     turned = any(question.id != question.facts["of"] for question in asked)
     if circular and not turned:
         raise ValueError(
-            "benchmarks.mmbench.options.circular: rotations were not asked; set benchmarks.mmbench.rotations"
+            "benchmarks.mmbench.options.circular: rotations were not sampled; set benchmarks.mmbench.rotations"
         )
     whole = _groups(asked)
     shown: dict[str, float | None] = {}
@@ -134,14 +135,14 @@ def _right(rows: Sequence[tuple[Question, str]], reader: str, empty: str | None)
 
 
 def _chosen(question: Question, reply: str, reader: str, empty: str | None) -> str | None:
-    """The option that a reader finds, None where it finds none."""
+    """The option that a reader finds; None if it finds none."""
     return choice(reply, question.facts["options"], reader, empty)
 
 
 def choice(
     reply: str, options: Mapping[str, str], reader: str, empty: str | None = None
 ) -> str | None:
-    """The option's letter by the published letter rule or by the careful reader; None where there is none."""
+    """The option's letter by the published letter rule or the careful reader; None if there is none."""
     if reader == "careful":
         return careful.letter(reply, options)
     found = letter(reply, options, empty)
@@ -149,7 +150,7 @@ def choice(
 
 
 def _groups(asked: Sequence[Question]) -> dict[str, list[str]]:
-    """Ids of all rotations by the id of the question itself."""
+    """Ids of all rotations by the id of the original question."""
     found: dict[str, list[str]] = {}
     for question in asked:
         found.setdefault(question.facts["of"], []).append(question.id)
@@ -157,7 +158,7 @@ def _groups(asked: Sequence[Question]) -> dict[str, list[str]]:
 
 
 def _circular(groups: Mapping[str, Sequence[str]], right: Mapping[str, bool]) -> dict[str, bool]:
-    """Whether every rotation is right, of the questions all of whose rotations were answered."""
+    """Whether every rotation is correct, for questions with all rotations answered."""
     return {
         name: all(right[turn] for turn in turns)
         for name, turns in groups.items()

@@ -1,4 +1,4 @@
-"""MME: 2,374 yes/no questions, two per picture, 14 tasks (reference/benchmarks.md 8)."""
+"""MME: 2,374 yes/no questions, two per image, 14 tasks (reference/benchmarks.md 8)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CJK = re.compile(r"[\u4e00-\u9fff]+")
 
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
-    """All questions with the suffix of the official script; the picture's id groups its two questions."""
+    """All questions with the suffix of the official script; the image id groups the two questions of an image."""
     found = []
     seen: dict[str, int] = {}
     rows = hub_rows(data["questions"], "MME", NEEDED, TABLES, _id)
@@ -68,7 +68,7 @@ def _id(row: Mapping[str, Any]) -> str:
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def postprocess(reply: str) -> str:
-    """A reply as the official script cleans it: one line, Chinese yes and no translated, lower case, no CJK."""
+    """A reply cleaned like in the official script: one line, lower case, Chinese yes/no translated, no other CJK."""
     text = reply.replace("\n", "")
     for chinese, english in _CHINESE:
         text = text.replace(chinese, english)
@@ -76,7 +76,7 @@ def postprocess(reply: str) -> str:
 
 
 def label(text: str, flavour: str = "internvl") -> str:
-    """`yes`, `no` or `other` of a cleaned reply."""
+    """`yes`, `no` or `other` for a cleaned reply."""
     if flavour == "lmms_eval":
         text = text.lower().strip().replace(".", "")
         text = {"y": "yes", "n": "no"}.get(text, text)
@@ -89,14 +89,14 @@ def label(text: str, flavour: str = "internvl") -> str:
 
 
 def read(reply: str, reader: str, flavour: str = "internvl") -> str:
-    """`yes`, `no` or `other` of a raw reply, by the official cleaning and rule or by the careful reader."""
+    """`yes`, `no` or `other` for a raw reply, by the official cleaning and rule or by the careful reader."""
     if reader == "careful":
         return careful.yes_or_no(reply) or "other"
     return label(postprocess(reply), flavour)
 
 
 def task_score(rows: Sequence[tuple[str, str, str]], flavour: str = "internvl") -> float:
-    """100 accuracy + 100 share of pictures with both questions right, from rows (picture, truth, cleaned reply)."""
+    """100 x (accuracy + share of images with both questions correct), from rows (image, truth, cleaned reply)."""
     pictures: dict[str, list[bool]] = {}
     for picture, truth, reply in rows:
         right = label(reply, flavour) == truth.strip().lower()
@@ -109,7 +109,7 @@ def task_score(rows: Sequence[tuple[str, str, str]], flavour: str = "internvl") 
 def summary(
     tasks: Mapping[str, Sequence[tuple[str, str, str]]], flavour: str = "internvl"
 ) -> dict[str, float]:
-    """Every task, `perception` (at most 2000), `cognition` (800) and `total`."""
+    """Scores of every task, `perception` (at most 2000), `cognition` (at most 800) and `total`."""
     scores = {name: task_score(rows, flavour) for name, rows in tasks.items()}
     perception = sum(scores.get(name, 0.0) for name in PERCEPTION)
     cognition = sum(scores.get(name, 0.0) for name in COGNITION)
@@ -130,9 +130,9 @@ def grade(
     reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
-    """Grade answers by question id; both flavours are shown.
+    """Grade answers by question id; scores of both flavours are reported.
 
-    `reader: careful` reads replies by `careful.yes_or_no`; both readers' values are shown, and how often they differ.
+    `reader: careful` parses with `careful.yes_or_no`; scores of both readers and their disagreements are reported.
     """
     careful.demand("mme", reader)
     coverage, rows = answered("mme", asked, answers, partial)
@@ -167,7 +167,7 @@ def grade(
 def _tasks(
     rows: Sequence[tuple[Question, str]], reader: str
 ) -> dict[str, list[tuple[str, str, str]]]:
-    """Rows (picture, truth, cleaned reply) by task; the careful reader's replies are its `yes`, `no` or `other`."""
+    """Rows (image, truth, cleaned reply) by task; the careful reader's replies are `yes`, `no` or `other`."""
     found: dict[str, list[tuple[str, str, str]]] = {}
     for question, reply in rows:
         clean = read(reply, reader) if reader == "careful" else postprocess(reply)

@@ -1,9 +1,9 @@
 """MMMU validation: multiple choice and short answers of 30 subjects (reference/benchmarks.md 8).
 
-A multiple-choice reply that names no option is wrong here; the official random choice is a named
-option with a seed of its own per question, shown beside. Of a question about several pictures a model that reads
-several (BAGEL) sees all in order, another the first (`pictures_shown` in `scores.json`). How many those questions
-are stands in the notes, and the accuracy without them in the summary.
+A multiple-choice reply without an option is wrong; the score with the official random choice, seeded per question, is
+reported as well and can be selected. For a question about several images, a model that accepts several (BAGEL) is given
+all of them in order, others only the first (`pictures_shown` in `scores.json`). The number of such questions is in the
+notes, the accuracy without them in the summary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from reca.inference.items import Question
 
 VERSION = "val, official rules"
 ROLES = ("questions",)
-TABLES = Tables("*", "validation")  # a configuration per subject; ids name it
+TABLES = Tables("*", "validation")  # one configuration per subject; ids contain its name
 LETTERS = "ABCDEFGHI"
 NEEDED = ("id", "question", "options", "answer")  # columns of the hub's tables
 CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
@@ -31,11 +31,13 @@ OPEN_SUFFIX = "\nAnswer the question using a single word or phrase."
 Value = str | float
 _STRIPPED = ",.!?;:'"
 _FEW_WORDS = 5
-_SENTENCES = re.compile(r"\n")  # the reply is lower case by then, so no capital marks a sentence
+_SENTENCES = re.compile(
+    r"\n"
+)  # replies are in lower case here, so sentences cannot be split at capitals
 _PHRASES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NO_ANSWER = {":", ",", ".", "!", "?", ";", "'"}
 _PICTURE = re.compile(r"<image (\d+)>")
-_NUMBERS = (  # a number begins at its first digit and is not tried again from its others: linear in the reply
+_NUMBERS = (  # matches start only at the first digit of a number, so that the time is linear in the reply
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # 1,234
     re.compile(r"-?(?<!\d)\d++(?:\.\d++)?[eE][+-]?\d+"),  # 5e-3
     re.compile(r"-?(?:(?<!\d)\d++\.\d+|\.\d+|(?<!\d)\d++\b)(?![eE][+-]?\d+)(?![,\d])"),  # 12.5
@@ -44,7 +46,7 @@ _NUMBERS = (  # a number begins at its first digit and is not tried again from i
 
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
-    """The 900 questions; `facts` has the options by letter (none for short answers) and all gold answers."""
+    """The 900 questions; `facts` has the options by letter (empty for short answers) and all gold answers."""
     found = []
     rows = hub_rows(data["questions"], "MMMU", NEEDED, TABLES, lambda row: str(row["id"]))
     for path, row in rows:
@@ -64,25 +66,28 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
 
 
 def picture_id(name: str, number: int) -> str:
-    """The id of a question's picture `<image number>`."""
+    """The id of the image that a question refers to as `<image number>`."""
     return name if number == 1 else f"{name}#{number}"
 
 
 def picture_place(image_id: str) -> tuple[str, str]:
-    """The question's id and the column that a picture of this id stands in."""
+    """The question id and the column of an image."""
     name, _, number = image_id.partition("#")
     return name, f"image_{number or 1}"
 
 
 def _options(path: Path, name: str, cell: Any) -> list[str]:
-    """The options of a row: a Python list in one text, as the table was published, or a real list."""
+    """The options of a row: a Python list in a string, as in the published table, or an actual list."""
     found = _literal(path, name, cell) if isinstance(cell, str) else cell
     if (
         not isinstance(found, list | tuple)
         or len(found) > len(LETTERS)
         or not all(map(_is_cell, found))
     ):
-        raise ValueError(f"{path}: {name}: the options are no list of at most {len(LETTERS)}")
+        raise ValueError(
+            f"{path}: {name}: the options are not a list of at most {len(LETTERS)} texts; fetch the pinned revision of "
+            "its source"
+        )
     return [str(option) for option in found]
 
 
@@ -91,7 +96,7 @@ def _is_cell(option: Any) -> bool:
 
 
 def _listed(path: Path, name: str, answer: Any) -> list[str]:
-    """A gold answer as a list: the table writes several as a Python list in one text; a real list is one, too."""
+    """The gold answers as a list; the table has one text, a Python list in a string, or an actual list."""
     if isinstance(answer, str) and answer.startswith("["):
         answer = _literal(path, name, answer)
     found = answer if isinstance(answer, list | tuple) else [answer]
@@ -105,13 +110,13 @@ def _literal(path: Path, name: str, text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(
-            f"{path}: {name}: {text[:60]!r} is no list; fetch the pinned revision of its source"
+            f"{path}: {name}: {text[:60]!r} is not a list; fetch the pinned revision of its source"
         ) from error
 
 
 # ---- multiple choice: pure ---------------------------------------------------------------------------
 def parse_choice(reply: str, options: Mapping[str, str]) -> str | None:
-    """The letter that a reply names, the last one where there are several; None where there is none."""
+    """The option letter in a reply, the last one if there are several; None if there is none."""
     text = reply
     for mark in _STRIPPED:
         text = text.strip(mark)
@@ -130,7 +135,7 @@ def parse_choice(reply: str, options: Mapping[str, str]) -> str | None:
 
 # ---- short answers: pure -----------------------------------------------------------------------------
 def parse_open(reply: str) -> set[Value]:
-    """All values that a reply offers: what follows its key phrases (else all of it) and the numbers in there."""
+    """All candidate values in a reply: the text after its key phrases, else all of it, and the numbers in that text."""
     offers = _key_phrases(reply)
     numbers = [number for offer in offers for number in _numbers_in(offer)]
     return {value for offer in [*offers, *numbers] for value in normalise(offer)}
@@ -153,7 +158,7 @@ def _numbers_in(text: str) -> list[str]:
 
 
 def normalise(value: str) -> list[Value]:
-    """A number rounded to 2 decimals, or the lower-case text; one letter is padded, so that it is found in no word."""
+    """A number rounded to 2 decimals, or the text in lower case; single letters are padded to match whole words."""
     text = value.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -163,7 +168,7 @@ def normalise(value: str) -> list[Value]:
 
 
 def correct_open(gold: str | Sequence[str], offered: set[Value]) -> bool:
-    """Whether a gold text occurs in an offered text, or an offered number is a gold number."""
+    """Whether a gold text occurs in an offered text, or an offered number equals a gold number."""
     wanted = [value for g in ([gold] if isinstance(gold, str) else gold) for value in normalise(g)]
     texts = [value for value in wanted if isinstance(value, str)]
     return any(
@@ -174,7 +179,7 @@ def correct_open(gold: str | Sequence[str], offered: set[Value]) -> bool:
 
 # ---- grading -----------------------------------------------------------------------------------------
 def _chosen(question: Question, reply: str, letter_rule: bool, reader: str) -> str | None:
-    """The option that a reader finds in the reply to a multiple-choice question; None where it finds none."""
+    """The option that a reader finds in a multiple-choice reply; None if it finds none."""
     options = question.facts["options"]
     if reader == "careful":
         return careful.letter(reply, options)
@@ -212,10 +217,10 @@ def grade(
 ) -> Graded:
     """Grade answers by question id; `overall` is the accuracy over all questions in percent.
 
-    `letter_rule`: reduce a multiple-choice reply to a letter first, as the BAGEL script does.
-    `random_choice`: a reply that names no option gets a random one, as officially; both values are shown.
-    `reader: careful` reads multiple-choice replies by `careful.letter`; both readers' values are shown, and how
-    often they differ.
+    `letter_rule`: reduce a multiple-choice reply to a letter first, like the BAGEL script.
+    `random_choice`: a reply without an option counts as a random one, like in the official code; both are reported.
+    `reader: careful` parses multiple-choice replies with `careful.letter`; scores of both readers and their
+    disagreements are reported.
     """
     careful.demand("mmmu", reader)
     coverage, rows = answered("mmmu", asked, answers, partial)
@@ -245,7 +250,7 @@ def grade(
         "random_choice": random_choice,
         "letter_rule": letter_rule,
         "reader": reader,
-        "several_pictures": len(several),  # what of them was shown: `pictures_shown`
+        "several_pictures": len(several),  # which of their images were shown: `pictures_shown`
     }
     differ = [
         q.id

@@ -18,13 +18,15 @@ ROLES = ("questions", "judge")
 TABLES = Tables("data", "test")
 NEEDED = ("question_id", "question", "answer", "capability")  # columns of the hub's tables
 JUDGE_LIMITS = {"temperature": 0.0, "max_tokens": 8}
-_NUMBER = re.compile(r"(?<![\d.])(?:0(?:\.\d++)?+|1(?:\.0++)?+)(?![\d.]*\d)")  # no way back: linear
+_NUMBER = re.compile(
+    r"(?<![\d.])(?:0(?:\.\d++)?+|1(?:\.0++)?+)(?![\d.]*\d)"
+)  # possessive, so linear in the reply
 _ALONE = re.compile(r"[\s|]*[\d.]+(?:[\s|][\s|.]*)?")
 
 
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
-    """All questions; `kind` is the combination of capabilities."""
+    """All questions; `kind` is the combination of capabilities that a question tests."""
     rows = hub_rows(
         data["questions"], "MM-Vet", NEEDED, TABLES, lambda row: str(row["question_id"])
     )
@@ -43,7 +45,7 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
 def requests(
     asked: Sequence[Question], answers: Mapping[str, str], data: Mapping[str, Path]
 ) -> list[JudgeRequest]:
-    """One request per answered question: the few-shot table and one row more."""
+    """One request per answered question: the few-shot table with one more row."""
     path = Path(data["judge"]) / "mmvet_judge_prompt.json"
     prompt = fields(read_json(path), path, prompt=str)["prompt"]
     return [
@@ -54,7 +56,7 @@ def requests(
 
 
 def row(question: str, truth: str, prediction: str) -> str:
-    """The last row of the table, on one line: a prediction must not add rows of its own."""
+    """The last row of the table, on one line, so that a prediction cannot add rows."""
     truth = truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     cells = (" ".join(text.split()).replace("|", "/") for text in (question, truth, prediction))
     return " | ".join(cells) + " |"
@@ -62,7 +64,7 @@ def row(question: str, truth: str, prediction: str) -> str:
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def score(reply: str) -> float | None:
-    """The one number from 0 to 1 in a reply; None for none or several."""
+    """The number from 0 to 1 in a reply; None for none or several."""
     found = _NUMBER.findall(reply)
     return float(found[0]) if len(found) == 1 and _ALONE.fullmatch(reply) else None
 
@@ -73,7 +75,7 @@ def grade(
     *,
     partial: bool = False,
 ) -> Graded:
-    """Grade the judge's replies by question id; `overall` is the mean in percent, beside it each capability."""
+    """Grade the judge's replies by question id; `overall` is the mean in percent, and each capability has its own."""
     statuses: list[tuple[str, str]] = []
     items: list[dict[str, Any]] = []
     for question in asked:

@@ -1,4 +1,4 @@
-"""MMVP: 150 pairs of pictures that encoders confuse; both must be right (reference/benchmarks.md 8)."""
+"""MMVP: 150 pairs of images that encoders confuse; both answers must be correct (reference/benchmarks.md 8)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OPTION = re.compile(r"\(([a-z])\)\s*([^()]*)")
 
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
-    """The 300 questions of `Questions.csv`, in file order: rows 2i and 2i + 1 are a pair."""
+    """The 300 questions of `Questions.csv`, in file order; rows 2i and 2i + 1 are a pair."""
     table, ids = one_file(data["questions"], "Questions.csv", "source mmvp"), Ids()
     found = []
     for _, row in csv_rows(table):
@@ -56,9 +56,11 @@ def _question(table: Path, index: str, question: str, listed: str, truth: str) -
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def pairs(right: Sequence[bool]) -> float | None:
-    """The share of consecutive pairs with both right; ValueError for an odd number of rows."""
+    """The share of consecutive pairs with both answers correct; ValueError for an odd number of answers."""
     if len(right) % 2:
-        raise ValueError(f"mmvp: {len(right)} rows make no pairs")
+        raise ValueError(
+            f"mmvp: {len(right)} answers do not form pairs; answer both questions of a pair"
+        )
     both = [right[i] and right[i + 1] for i in range(0, len(right), 2)]
     return mean([float(value) for value in both])
 
@@ -70,10 +72,10 @@ def grade(
     reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
-    """Grade answers by question id; `overall` is the share of pairs in percent. An empty reply is wrong.
+    """Grade answers by question id; `overall` is the percentage of correct pairs. An empty reply is wrong.
 
-    A pair counts only where both of its questions are answered. `reader: careful` reads replies by
-    `careful.letter`; both readers' values are shown, and how often they differ.
+    Only pairs with both questions answered are scored. `reader: careful` parses with `careful.letter`; scores of both
+    readers and their disagreements are reported.
     """
     careful.demand("mmvp", reader)
     coverage, rows = answered("mmvp", asked, answers, partial)

@@ -1,4 +1,4 @@
-"""POPE: does the picture show an object, over random, popular and adversarial absences (reference/benchmarks.md 8)."""
+"""POPE: does an image show an object, with random, popular and adversarial negatives (reference/benchmarks.md 8)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reca.inference.items import Question
 
 VERSION = "InternVL rules"
 ROLES = ("questions",)
-TABLES = Tables("data", "test")  # `Full` beside it holds the same rows, by category
+TABLES = Tables("data", "test")  # the folder `Full` has the same rows, by category
 NEEDED = (
     "question_id",
     "image_source",
@@ -28,7 +28,7 @@ _NO = {"No", "not", "no"}
 
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
-    """All questions of the three files; `kind` is the file."""
+    """All questions of the three categories; `kind` is the category."""
     rows = hub_rows(data["questions"], "POPE", NEEDED, TABLES, _id)
     found = []
     for path, row in rows:
@@ -45,13 +45,13 @@ def _id(row: Mapping[str, Any]) -> str:
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def says_yes(reply: str) -> bool:
-    """The official reading: unless the first sentence holds the word No, not or no, it says yes."""
+    """The official rule: a reply says yes unless its first sentence contains the word No, not or no."""
     words = reply.split(".")[0].replace(",", "").split(" ")
     return _NO.isdisjoint(words)
 
 
 def read(reply: str, reader: str) -> bool | None:
-    """Whether a reply says yes, by the official or the careful reader; None where the latter reads neither."""
+    """Whether a reply says yes, by the official or the careful reader; None if the latter finds neither yes nor no."""
     if reader == "careful":
         found = careful.yes_or_no(reply)
         return None if found is None else found == "yes"
@@ -61,10 +61,10 @@ def read(reply: str, reader: str) -> bool | None:
 def summary(
     labels: Sequence[str], replies: Sequence[str], reader: str = "published"
 ) -> dict[str, float]:
-    """Accuracy, precision, recall, F1 of yes, share of yes and the four counts of one file.
+    """Accuracy, precision, recall, F1 of yes, share of yes and the four counts of one category.
 
-    A reply that the careful reader takes for neither is wrong: it is in no count but `unread`, and the recall
-    is still over all questions whose answer is yes.
+    A reply that the careful reader parses as neither is wrong: it counts only as `unread`, and recall is still over
+    all questions with answer yes.
     """
     said = [read(reply, reader) for reply in replies]
     truth = [label == "yes" for label in labels]
@@ -87,7 +87,7 @@ def summary(
 
 
 def lmms_eval_summary(labels: Sequence[str], replies: Sequence[str]) -> dict[str, float]:
-    """The lmms-eval flavour: only an exact `yes` or `no` (any case, outer blanks apart) is an answer."""
+    """The lmms-eval variant: only `yes` or `no` is an answer, ignoring case and surrounding whitespace."""
     given = [reply.lower().strip() for reply in replies]
     pairs = list(zip(labels, given, strict=True))
     tp, fp, fn = (pairs.count(p) for p in (("yes", "yes"), ("no", "yes"), ("yes", "no")))
@@ -118,9 +118,9 @@ def grade(
     reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
-    """Grade answers by question id; `overall` is the mean F1 of the files, as a percentage.
+    """Grade answers by question id; `overall` is the mean F1 of the categories, in percent.
 
-    `reader: careful` reads replies by `careful.yes_or_no`; both readers' values are shown, and how often they differ.
+    `reader: careful` parses with `careful.yes_or_no`; scores of both readers and their disagreements are reported.
     """
     careful.demand("pope", reader)
     coverage, rows = answered("pope", asked, answers, partial)

@@ -1,7 +1,7 @@
-"""Reconstruction quality: our own addition, no table of the paper (reference/benchmarks.md 9).
+"""Reconstruction quality, which the paper does not report (reference/benchmarks.md 9).
 
-PSNR and SSIM are pure; LPIPS, CLIP and DINO cosines and Inception features come from
-`detectors.similarity` as rows and a feature file; rFID compares the two feature sets.
+PSNR and SSIM are computed here; LPIPS, CLIP and DINO cosines and Inception features come from the observer, as rows and
+a feature file. rFID compares the two sets of features.
 """
 
 from __future__ import annotations
@@ -25,15 +25,20 @@ NEURAL = ("lpips", "clip", "dino")
 HIGHEST = 255.0
 SIGMA, RADIUS = 1.5, 5  # the 11 x 11 Gaussian window of Wang et al. 2004
 K1, K2 = 0.01, 0.03
-CAP = 100.0  # dB: what PSNR counts for equal pictures, so that means stay finite
+CAP = 100.0  # dB; PSNR of equal images, so that means stay finite
 
 
 # ---- data ------------------------------------------------------------------------------------------
 def pictures(data: Mapping[str, Path], count: int) -> list[tuple[Prompt, bytes]]:
-    """The first `count` pictures (0 for all) of a folder and of the tar files in it, in natural order of names."""
+    """The first `count` images (0: all) of a folder and the tar files in it, in natural order of names.
+
+    ValueError if there are none.
+    """
     files = _files(Path(data["images"]))
     if not files:
-        raise ValueError(f"{data['images']}: no picture here, as a file or in a tar file")
+        raise ValueError(
+            f"{data['images']}: contains no images, as files or in tar files; give another folder"
+        )
     found = []
     for index, name in enumerate(sorted(files, key=natural_key)[: count or None]):
         path, offset, size = files[name]
@@ -45,7 +50,7 @@ def pictures(data: Mapping[str, Path], count: int) -> list[tuple[Prompt, bytes]]
 
 
 def _files(folder: Path) -> dict[str, tuple[Path, int, int]]:
-    """File, offset and length of every picture by its name."""
+    """File, offset and length of every image, by its name."""
     found: dict[str, tuple[Path, int, int]] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".tar":
@@ -61,15 +66,20 @@ def _files(folder: Path) -> dict[str, tuple[Path, int, int]]:
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 pictures [H, W, 3]; 100 for equal ones."""
+    """Peak signal-to-noise ratio in dB of two uint8 images [H, W, 3]; 100 for equal ones."""
     error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
     return min(CAP, 10 * np.log10(HIGHEST**2 / error)) if error else CAP
 
 
 def ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """Structural similarity, mean over channels and pixels at least five from the border; uint8 [H, W, 3]."""
+    """Structural similarity of two uint8 images [H, W, 3], averaged over channels and pixels 5 or more from the border.
+
+    ValueError if the images are smaller than the 11 x 11 window.
+    """
     if min(one.shape[:2]) <= 2 * RADIUS:
-        raise ValueError(f"ssim: a picture of {one.shape[:2]} pixels is smaller than its window")
+        raise ValueError(
+            f"ssim: an image of {one.shape[:2]} pixels is smaller than the window; images need at least 11 x 11 pixels"
+        )
     return float(np.mean([_ssim(one[..., c], other[..., c]) for c in range(one.shape[-1])]))
 
 
@@ -87,16 +97,16 @@ def _window(values: np.ndarray) -> np.ndarray:
 
 
 def frechet(one: np.ndarray, other: np.ndarray) -> float:
-    """The Frechet distance of two sets of features [N, D] seen as Gaussians, in float64; N is at least 2.
+    """The Frechet distance of Gaussians fitted to two sets of features [N, D], N >= 2, in float64.
 
-    ValueError where a feature is not finite.
+    ValueError if a feature is not finite.
     """
     if not all(np.isfinite(rows).all() for rows in (one, other)):
-        raise ValueError("rfid: Inception features are not finite; examine the pictures again")
+        raise ValueError("rfid: Inception features are not finite; run `reca observe` again")
     means = [rows.astype(np.float64).mean(0) for rows in (one, other)]
     first, second = (np.cov(rows.astype(np.float64), rowvar=False) for rows in (one, other))
     shared = np.linalg.eigvals(first @ second)
-    root = np.sqrt(np.clip(shared.real, 0, None)).sum()  # real and >= 0 but for rounding
+    root = np.sqrt(np.clip(shared.real, 0, None)).sum()  # real and >= 0 up to rounding
     shift = float(((means[0] - means[1]) ** 2).sum())
     return float(shift + np.trace(first) + np.trace(second) - 2 * root)
 
@@ -108,9 +118,9 @@ def grade(
     *,
     partial: bool = False,
 ) -> Graded:
-    """Means of every measure over the pictures; `rfid` where Inception features (true, redrawn) are given.
+    """Means of all metrics over the images, and `rfid` if Inception features (originals, reconstructions) are given.
 
-    rFID of fewer than 5,000 pictures is biased: `notes` says on how many it rests.
+    rFID of fewer than 5,000 images is biased; `notes` has their number.
     """
     rows = {row["id"]: row for row in evidence}
     coverage = coverage_of((n, "scored" if n in rows else "missing") for n in names)
@@ -121,6 +131,6 @@ def grade(
     shown["overall"] = shown.get("psnr")
     limits = {m: interval(("all", row["id"], row[m]) for row in items) for m in measured}
     notes: dict[str, Any] = {}
-    if features is not None and len(features[0]) > 1:  # one picture has no covariance
+    if features is not None and len(features[0]) > 1:  # a single image has no covariance
         shown["rfid"], notes["rfid_pictures"] = frechet(*features), len(features[0])
     return Graded(shown, items, coverage, {k: v for k, v in limits.items() if v}, notes)

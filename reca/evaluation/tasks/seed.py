@@ -1,4 +1,4 @@
-"""SEED-Bench, pictures: multiple choice, the first character of the reply counts (reference/benchmarks.md 8)."""
+"""SEED-Bench (images): multiple choice, parsed by the first character of the reply (reference/benchmarks.md 8)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 
 # ---- data ------------------------------------------------------------------------------------------
 def questions(data: Mapping[str, Path]) -> list[Question]:
-    """The questions about single pictures; videos are left out, as only `seed_image` is reported."""
+    """The questions about single images; those about videos are skipped, as only `seed_image` is reported."""
     found = []
     rows = hub_rows(
         data["questions"], "SEED-Bench", NEEDED, TABLES, lambda row: str(row["question_id"])
@@ -43,17 +43,17 @@ def questions(data: Mapping[str, Path]) -> list[Question]:
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def parse(reply: str) -> str:
-    """The first character of the reply, outer blanks apart; empty where there is none."""
+    """The first character of a reply after whitespace; empty for an empty reply."""
     return reply.strip()[:1]
 
 
 def correct(reply: str, answer: str) -> bool:
-    """Whether the first character is the option's letter, in either case."""
+    """Whether the first character is the letter of the correct option, ignoring case."""
     return parse(reply).lower() == answer.strip().lower()
 
 
 def chosen(question: Question, reply: str, reader: str) -> str | None:
-    """The option that a reader finds, None where it finds none."""
+    """The option that a reader finds; None if it finds none."""
     options = question.facts["options"]
     if reader == "careful":
         return careful.letter(reply, options)
@@ -69,7 +69,7 @@ def grade(
 ) -> Graded:
     """Grade answers by question id; `overall` is the accuracy in percent.
 
-    `reader: careful` reads replies by `careful.letter`; both readers' values are shown, and how often they differ.
+    `reader: careful` parses with `careful.letter`; scores of both readers and their disagreements are reported.
     """
     careful.demand("seed", reader)
     coverage, rows = answered("seed", asked, answers, partial)

@@ -24,13 +24,13 @@ COMPLEX = ("complex", "complex action", "complex spatial")
 HIGHEST = 100
 _FENCE = re.compile(r"```(?:json)?")
 _BLOCK = re.compile(r'\{[^{}]*"score"\s*:\s*\d+[^{}]*\}')
-_DIGITS = 300  # of a longer number these, which are out of range as well: Python reads 4300 at most
+_DIGITS = 300  # longer numbers are truncated: still out of range, and below int()'s limit of 4300
 _SCORE = re.compile(r'"score"\s*:\s*"?(\d+)')
 
 
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
-    """The prompts by question id; categories with blanks, as the official means name them."""
+    """The prompts; their ids are question ids, their categories have spaces like in the official means."""
     path, ids = one_file(data["prompts"], "val_comp.json", "source t2i-compbench"), Ids()
     kinds = {"Question_id": object, "Question": str, "Category": str}
     found = []
@@ -42,14 +42,14 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
 
 
 def official_name(prompt: Prompt, sample: int) -> str:
-    """The file of a picture in the official layout."""
+    """The file name of an image in the official layout."""
     return f"{prompt.id}.png"
 
 
 def requests(
     items: Sequence[Prompt], pictures: Mapping[tuple[str, int], bytes], data: Mapping[str, Path]
 ) -> list[JudgeRequest]:
-    """One request per picture: the picture first, then the text."""
+    """One request per image: the image first, then the text."""
     path = Path(data["judge"]) / "judge_prompt.json"
     text = fields(read_json(path), path, prompt=str)["prompt"]
     return [
@@ -64,7 +64,7 @@ def requests(
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def parse(reply: str) -> int | None:
-    """The official reading: the first brace block with a score as JSON, else the number behind "score"; else None."""
+    """The official rule: the first JSON object with a score, else the number after "score", else None."""
     text = _FENCE.sub("", reply)
     block = _BLOCK.search(text)
     if block:
@@ -77,13 +77,13 @@ def parse(reply: str) -> int | None:
 
 
 def score(reply: str) -> int | None:
-    """As `parse`, and None outside 0..100."""
+    """Like `parse`, but None outside 0..100."""
     found = parse(reply)
     return found if found is not None and found <= HIGHEST else None
 
 
 def doubts(reply: str) -> list[str]:
-    """`inexact` where the number is cut (`0.85` is read as 0, `85/100` as 85), or several differ."""
+    """`inexact` if the number is truncated (`0.85` is parsed as 0, `85/100` as 85), or there are several."""
     matches = list(_SCORE.finditer(_FENCE.sub("", reply)))
     if parse(reply) is None:
         return []
@@ -92,10 +92,10 @@ def doubts(reply: str) -> list[str]:
 
 
 def overall(means: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The three aggregations from the ten category means (0..100).
+    """The three aggregations of the ten category means (0..100).
 
-    `complex_composite`: mean of the three complex ones; `overall_ten`: plain mean of the ten, which the
-    paper's table follows in 6 of 8 rows; `overall_eight`: the script's seven base categories and the composite.
+    `complex_composite`: mean of the three complex categories; `overall_ten`: mean of all ten, which matches 6 of 8 rows
+    of the paper's table; `overall_eight`: mean of the seven base categories and the composite, like in the script.
     """
     composite = complete_mean(means.get(name) for name in COMPLEX)
     return {
@@ -112,7 +112,7 @@ def grade(
     aggregation: str = "ten",
     partial: bool = False,
 ) -> Graded:
-    """Grade replies by question id; unreadable ones are excluded and counted, never taken as -1."""
+    """Grade replies by question id; unparsable ones are excluded and counted, instead of being scored as -1."""
     statuses: list[tuple[str, str]] = []
     graded: list[dict[str, Any]] = []
     for item in items:

@@ -1,4 +1,4 @@
-"""WISE: prompts that need world knowledge, judged for consistency, realism and aesthetics
+"""WISE: prompts that require world knowledge, judged for consistency, realism and aesthetics
 (reference/benchmarks.md 4).
 """
 
@@ -23,7 +23,7 @@ JUDGE_LIMITS = {"temperature": 0.0, "max_tokens": 2000}
 FILES = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
 NAMES = ("consistency", "realism", "aesthetic_quality")
 WEIGHTS = (0.7, 0.2, 0.1)
-SENTINEL = 9.9  # what the official script writes for a score that it cannot read
+SENTINEL = 9.9  # the official script's value for a score that it cannot parse
 CATEGORIES = ("Cultural", "Time", "Space", "Biology", "Physics", "Chemistry")
 _WISE_PAPER = dict(zip(CATEGORIES, (0.4, 0.167, 0.133, 0.1, 0.1, 0.1), strict=True))
 # By prompt id: cultural 1-400, time 401-567, space 568-700, then 100 each.
@@ -47,7 +47,7 @@ _PATTERNS = {
 
 # ---- data ------------------------------------------------------------------------------------------
 def prompts(data: Mapping[str, Path]) -> list[Prompt]:
-    """The 1,000 prompts by id, with the explanation that the judge gets."""
+    """The 1,000 prompts by id, with the explanations for the judge."""
     found, ids = [], Ids()
     for name in FILES:
         path = one_file(data["prompts"], f"{name}.json", "source wise")
@@ -69,14 +69,14 @@ def category(prompt_id: int) -> str:
 
 
 def official_name(prompt: Prompt, sample: int) -> str:
-    """The file of a picture in the official layout."""
+    """The file name of an image in the official layout."""
     return f"{prompt.id}.png"
 
 
 def requests(
     items: Sequence[Prompt], pictures: Mapping[tuple[str, int], bytes], data: Mapping[str, Path]
 ) -> list[JudgeRequest]:
-    """One request per picture: system text, then the protocol with prompt and explanation, then the picture (PNG)."""
+    """One request per image: the system text, the protocol with prompt and explanation, and the image as PNG."""
     path = Path(data["judge"]) / "judge_prompt.json"
     texts = fields(read_json(path), path, system=str, user=str)
     return [
@@ -97,10 +97,10 @@ def requests(
 
 # ---- scores: pure ----------------------------------------------------------------------------------
 def parse(reply: str) -> dict[str, float | None]:
-    """The three scores of a reply, None where there is none; a later match overwrites an earlier one.
+    """The three scores of a reply, None for a missing one; a later match overwrites an earlier one.
 
-    The official rules, lenient parts included: "10" is read as 1 and "2.5" as 2, and any digit is
-    accepted; `scores` refuses what is out of range.
+    The official rules including their leniency: "10" is parsed as 1 and "2.5" as 2, and any digit is accepted;
+    `scores` rejects values out of range.
     """
     found: dict[str, float | None] = {}
     for name, pattern in _PATTERNS.items():
@@ -110,13 +110,13 @@ def parse(reply: str) -> dict[str, float | None]:
 
 
 def scores(reply: str) -> tuple[float, float, float] | None:
-    """All three scores, each 0, 1 or 2; None for a reply where one is missing or out of range."""
+    """All three scores, each 0, 1 or 2; None if one is missing or out of range."""
     values = [value for value in parse(reply).values() if value is not None and value <= 2]
     return (values[0], values[1], values[2]) if len(values) == len(NAMES) else None
 
 
 def doubts(reply: str) -> list[str]:
-    """`incomplete` for one or two scales of three; `inexact` where a digit is a part of a number, or one of several."""
+    """`incomplete` for one or two scales of three; `inexact` if a digit is part of a number, or one of several."""
     matches = [list(pattern.finditer(reply)) for pattern in _PATTERNS.values()]
     found = []
     if any(matches) and not all(matches):
@@ -129,7 +129,7 @@ def doubts(reply: str) -> list[str]:
 
 
 def wiscore(consistency: float, realism: float, aesthetic_quality: float) -> float:
-    """0.7 consistency + 0.2 realism + 0.1 aesthetics, 0..2."""
+    """The WiScore, 0.7 consistency + 0.2 realism + 0.1 aesthetics, in 0..2."""
     values = (consistency, realism, aesthetic_quality)
     return sum(w * v for w, v in zip(WEIGHTS, values, strict=True))
 
@@ -139,10 +139,10 @@ def summary(
 ) -> dict[str, float | None]:
     """Six categories (0..1) and both overall scores from rows (prompt id, consistency, realism, aesthetics).
 
-    `overall_unweighted` is the mean of the six (the RecA authors' script), `overall_weighted` the WISE
-    paper's 0.4 / 0.167 / 0.133 / 0.1 x 3 of the official full set, that is, the mean over prompts.
-    `emulate_sentinels`: as the official script, a file of culture or space-time with too few rows or a
-    9.9 gives None for its categories, while natural science averages the 9.9.
+    `overall_unweighted` is the mean of the six categories (the RecA authors' script); `overall_weighted` uses the WISE
+    paper's weights 0.4 / 0.167 / 0.133 / 0.1 x 3, which for the full set is the mean over prompts.
+    `emulate_sentinels`: like the official script, return None for the categories of the culture or space-time file if
+    it has too few rows or a 9.9, but average the 9.9 in natural science.
     """
     kept = [(int(row[0]), *map(float, row[1:4])) for row in rows]
     refused = _refused_files(kept) if emulate_sentinels else set()
@@ -159,12 +159,12 @@ def summary(
 
 def _refused_files(rows: Iterable[tuple[float, ...]]) -> set[str]:
     by_file = by_category((_FILE_OF[category(int(r[0]))], max(r[1:])) for r in rows)
-    checked = FILES[:2]  # natural science is not checked by the official script
+    checked = FILES[:2]  # the official script does not check natural science
     return {f for f in checked if len(by_file.get(f, ())) < _ROWS[f] or SENTINEL in by_file[f]}
 
 
 def _weighted(found: Mapping[str, float | None], counts: Mapping[str, int]) -> float | None:
-    """The mean over prompts where the set is whole; with the published weights otherwise."""
+    """The mean over prompts if the set is complete, else the mean with the published weights."""
     if any(found[name] is None for name in CATEGORIES):
         return None
     whole = sum(counts.values()) == sum(_ROWS.values())
@@ -180,10 +180,10 @@ def grade(
     sentinels: bool = False,
     partial: bool = False,
 ) -> Graded:
-    """Grade replies: `verdicts` is prompt id -> (status, reply) of the judge.
+    """Grade the judge's replies; `verdicts` maps prompt ids to (status, reply).
 
-    `overall` names the aggregation that stands for the benchmark; both are shown. `sentinels` adds the
-    official script's treatment of unreadable replies as metrics of their own.
+    `overall`: the aggregation to report as the benchmark's score; both are reported by name. `sentinels` adds the
+    official script's treatment of unparsable replies as separate metrics.
     """
     statuses: list[tuple[str, str]] = []
     rows: list[tuple[float, ...]] = []

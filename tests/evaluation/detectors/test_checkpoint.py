@@ -81,7 +81,7 @@ def test_what_a_checkpoint_lacks_or_has_besides_is_named(tmp_path, made, name):
     faults = {
         "missing": (without, heads[0]),
         "unexpected": (besides, "junk.weight"),
-        "of another shape": (other, "[5, 7]"),
+        "of a different shape": (other, "[5, 7]"),
         "not finite": (damaged, "weight "),  # one of -inf in front of a softmax is no NaN behind it
     }
     for number, (kind, (change, named)) in enumerate(faults.items()):
@@ -135,10 +135,10 @@ def test_classes_are_known_by_name_and_order(tmp_path):
     ):
         checkpoint.demand_labels(tmp_path, dict(enumerate(names)), COCO, coco.ALIASES)
     wrong = {
-        "LABEL_0": ({i: f"LABEL_{i}" for i in range(7)}, "7 of its 7 classes .*0 is 'label_0', not 'tv'"),
+        "LABEL_0": ({i: f"LABEL_{i}" for i in range(7)}, "7 of 7 classes .*0 is 'label_0', not 'tv'"),
         "turned": (dict(enumerate(COCO[1:] + COCO[:1])), "0 is 'laptop', not 'tv'"),
-        "20": ({i: f"c{i}" for i in range(20)}, "a network of 20 classes, the benchmark needs 7"),
-        "gap": (dict(zip((0, 1, 2, 3, 4, 5, 7), COCO, strict=True)), "not numbered from 0 to 6"),
+        "20": ({i: f"c{i}" for i in range(20)}, "the network has 20 classes, the benchmark needs 7"),
+        "gap": (dict(zip((0, 1, 2, 3, 4, 5, 7), COCO, strict=True)), "class ids are not 0 to 6"),
     }  # fmt: skip
     for found, message in wrong.values():
         with pytest.raises(ValueError, match=message):
@@ -155,7 +155,7 @@ def test_a_detector_of_another_number_of_classes_is_refused(tmp_path, count):
     config.label2id = {f"class {i}": i for i in range(count)}
     Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError, match=rf"config\.json: a network of {count} classes, the benchmark needs 80"
+        ValueError, match=rf"config\.json: the network has {count} classes, the benchmark needs 80"
     ):
         detector(tmp_path)
 
@@ -169,6 +169,6 @@ def test_a_detector_with_the_classes_in_another_order_is_refused(tmp_path, made)
     config["label2id"] = {name: i for i, name in enumerate(names)}
     path.write_text(json.dumps(config))
     with pytest.raises(
-        ValueError, match=r"80 of its 80 classes are not the benchmark's.*0 is 'dog', not 'cat'"
+        ValueError, match=r"80 of 80 classes differ from the benchmark's.*0 is 'dog', not 'cat'"
     ):
         detector(tmp_path / "turned")

@@ -254,7 +254,7 @@ def test_classes_that_the_official_file_names_are_the_benchmarks(tmp_path, monke
     state = official_state(tiny.mask2former(seed=2))
     monkeypatch.setattr(mmdet, "build", lambda: tiny.mask2former(seed=3))
     for names, message in ((tiny.NAMES, ""), (tiny.NAMES[::-1], "0 is 'thing 77', not 'cat'"),
-                           (tiny.NAMES[:20], "of 20 classes, the benchmark needs 80")):  # fmt: skip
+                           (tiny.NAMES[:20], "20 classes, the benchmark needs 80")):  # fmt: skip
         path = tmp_path / f"{len(names)}-{names[0]}.pth"
         torch.save({"meta": SAID[how](names), "state_dict": state}, path)
         if not message:

@@ -37,7 +37,7 @@ def test_psnr_and_ssim_are_scikit_images(seed):
 def test_equal_pictures():
     assert reconstruction.psnr(pixels(0), pixels(0)) == reconstruction.CAP
     assert reconstruction.ssim(pixels(0), pixels(0)) == 1.0
-    with pytest.raises(ValueError, match="smaller than its window"):
+    with pytest.raises(ValueError, match="smaller than the window"):
         reconstruction.ssim(pixels(0, (10, 20)), pixels(0, (10, 20)))
 
 

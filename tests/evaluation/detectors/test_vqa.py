@@ -79,7 +79,7 @@ def test_a_judge_on_this_machine_is_known_by_its_weights(chat):
     assert reply == judge.ask(request) and not reply.refused
     assert len(judge.determinants("t2i_compbench", "1")["weights"]) == 64
     assert judge.config.concurrency == 1
-    with pytest.raises(ValueError, match="greedy"):
+    with pytest.raises(ValueError, match="greedily"):
         LocalJudge(JudgeConfig(kind="transformers", model="x1", temperature=1.0), chat)
 
 
@@ -103,10 +103,10 @@ def test_answers_of_another_environment(tmp_path):
 
 WRONG = {
     "lacks": ([row(1)], "1 questions have no answer"),
-    "not asked": ([row(1), row(2), row(3)], "line 3: .* was not asked"),
-    "two answers": ([row(1), row(1, "no")], "line 2: .* has two answers"),
-    "no answer": ([{"id": "item"}], "line 1: no answer"),
-    "null": ([row(1, None)], "line 1: no answer"),
+    "not asked": ([row(1), row(2), row(3)], "line 3: .* is not in questions\.jsonl"),
+    "two answers": ([row(1), row(1, "no")], "line 2: .* has two different answers"),
+    "no answer": ([{"id": "item"}], "line 1: not a valid answer"),
+    "null": ([row(1, None)], "line 1: not a valid answer"),
 }
 
 

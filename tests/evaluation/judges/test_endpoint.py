@@ -137,7 +137,7 @@ def test_what_asking_again_cannot_mend_stops_at_once(code):
 def test_a_parameter_that_is_named_after_safety_is_no_refusal():
     with (
         js.serving(js.status(400, b"unknown parameter: safety_identifier")) as server,
-        pytest.raises(ValueError, match="refuses one: status 400"),
+        pytest.raises(ValueError, match="rejects one: status 400"),
     ):
         Endpoint(js.config(server)).ask(ASKED)
 
@@ -186,7 +186,10 @@ UNSENDABLE = {
 @pytest.mark.parametrize("how", UNSENDABLE)
 def test_a_key_that_no_header_can_carry_is_refused_unshown(how, monkeypatch, caplog):
     monkeypatch.setenv("RECA_TEST_JUDGE_KEY", f"sk{UNSENDABLE[how]}")
-    with js.serving(js.says("x")) as server, pytest.raises(ValueError, match="is no key") as raised:
+    with (
+        js.serving(js.says("x")) as server,
+        pytest.raises(ValueError, match="not a valid key") as raised,
+    ):
         Endpoint(js.config(server))
     assert "canary" not in repr(raised.value) + caplog.text and not server.asked
 
@@ -249,8 +252,8 @@ WRONG = {
     "no model": ({"model": ""}, "dated snapshot"),
     "not a URL": ({"base_url": "api.openai.com"}, "http or https"),
     "a file": ({"base_url": "file:///etc/passwd"}, "http or https"),
-    "a password": ({"base_url": "https://me:secret@host/v1"}, "no credentials"),
-    "a cap without prices": ({"cost_cap": 1.0}, "caps nothing"),
+    "a password": ({"base_url": "https://me:secret@host/v1"}, "not contain credentials"),
+    "a cap without prices": ({"cost_cap": 1.0}, "has no effect"),
     "no key": ({"key_variable": "RECA_TEST_ABSENT"}, "RECA_TEST_ABSENT is not set"),
 }
 

@@ -190,7 +190,7 @@ def test_damage_before_the_end_is_named(tmp_path, campaign):
 def test_a_file_of_the_users_is_no_ledger(tmp_path):
     path = tmp_path / "notes"
     path.write_text("a note without a line end")
-    with pytest.raises(ValueError, match="no ledger of replies"), Ledger(path):
+    with pytest.raises(ValueError, match="not a ledger of replies"), Ledger(path):
         pass
     assert path.read_text() == "a note without a line end"
 
@@ -213,7 +213,7 @@ def test_a_full_disk_leaves_the_ledger_whole(tmp_path, monkeypatch):
                 real.close()
 
         ledger._file = Full()
-        with pytest.raises(ValueError, match="free space"):
+        with pytest.raises(ValueError, match="free disk space"):
             ledger.add(entry(9))
         ledger._file = real
         assert path.read_bytes() == whole
@@ -287,7 +287,7 @@ def test_the_cap_stops_before_it_is_passed_and_the_next_run_goes_on(tmp_path):
     path = tmp_path / "l.jsonl"
     with js.serving(js.says("2")) as server:
         for cap, most in ((0.01, 3), (0.02, 7)):
-            with pytest.raises(CapReached, match="nothing is paid twice"):
+            with pytest.raises(CapReached, match="no reply is paid for twice"):
                 run(server, path, asked(10), cost_cap=cap, request_cost_estimate=0.0028, **PRICES)
             assert Ledger(path).cost <= cap
             assert len(server.asked) == len(Ledger(path)) == most
@@ -310,7 +310,7 @@ def test_without_an_estimate_one_request_goes_ahead_and_the_cap_holds(tmp_path):
 def test_a_cap_over_an_endpoint_that_counts_nothing_stops_at_once(tmp_path):
     path = tmp_path / "l.jsonl"
     with js.serving(js.says("2", usage={})) as server:
-        with pytest.raises(ValueError, match="counts no tokens"):
+        with pytest.raises(ValueError, match="reports no token counts"):
             run(server, path, asked(10), cost_cap=1.0, **PRICES)
         assert len(server.asked) == len(Ledger(path)) == 1
         with pytest.raises(CapReached):
