@@ -1,1 +1,1 @@
-"""The commands of the command line: open files, call one package, record the stage. No logic of their own."""
+"""The implementations of the commands: open files, call one package, record the stage. No logic of their own."""

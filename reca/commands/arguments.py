@@ -1,4 +1,4 @@
-"""What a command and an argument are, as data, and the arguments that several commands have."""
+"""Commands and arguments as data, and the arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ class Verb:
     example: str
     runs: str
     arguments: tuple[Argument, ...] = ()
-    aliases: tuple[str, ...] = ()  # names that it had before
+    aliases: tuple[str, ...] = ()  # former names
 
 
 def arg(*flags: str, **options: Any) -> Argument:
-    """One argument, as `argparse` describes it."""
+    """An argument with the flags and options of `argparse.add_argument`."""
     return Argument(flags, options)
 
 
 def folder(name: str, text: str) -> Argument:
-    """A required folder."""
+    """A required argument that names a folder."""
     return arg(name, required=True, metavar="DIR", help=text)
 
 
 TINY = "results/laptop/showo_tiny"  # where `make reproduce` leaves what the examples use
-OUT = folder("--out", "folder that this stage writes, whole or not at all")
+OUT = folder("--out", "output folder, written atomically")
 SECTION = arg(
     "--section",
     required=True,
     metavar="JSON",
-    help="configuration of the stage as JSON, or @FILE (also the manifest.json of such a stage)",
+    help="configuration of the stage as JSON, or @FILE, which may be the manifest.json of a finished stage",
 )
 SEED = arg("--seed", type=int, required=True, help="seed of the run")
 WORK = arg(
     "--work",
     metavar="DIR",
-    help="staging folder, removed at the end (default: below work/, named after --out)",
+    help="folder for unfinished work, removed at the end (default: below work/, named after --out)",
 )
 EXPERIMENT = arg("experiment", help="a name in config/experiment/")
 OVERRIDES = arg("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
-MIRROR = arg("--mirror", metavar="DIR", help="folder used in place of the network")
+MIRROR = arg("--mirror", metavar="DIR", help="local folder to use instead of the network")
 UNPINNED = arg("--allow-unpinned", action="store_true", help="accept files without a known hash")
 MODEL = arg("--model", metavar="DIR", help="model folder (default: newest aligned laptop model)")
 STEPS = arg(
@@ -63,7 +63,7 @@ STEPS = arg(
 GUIDANCE = arg(
     "--guidance",
     type=float,
-    help="guidance scale; 0 disables it, for Harmon, BAGEL and Janus-Pro also 1 "
+    help="guidance scale; 0 disables guidance, for Harmon, BAGEL and Janus-Pro also 1 "
     "(default: as published, Show-o and Janus-Pro 5, Harmon 3, BAGEL 4; tiny Show-o 2)",
 )
 DEVICE = arg(
@@ -71,7 +71,7 @@ DEVICE = arg(
 )
 DRAW_SEED = arg("--seed", type=int, default=0, help="seed of the noise (default 0)")
 SOURCE = arg(
-    "--source", action="append", default=[], metavar="ROLE=DIR", help="downloaded folder of a role"
+    "--source", action="append", default=[], metavar="ROLE=DIR", help="downloaded folder for a role"
 )
 SPLIT = arg("--split", choices=("development", "test"), default="test", help="prompts")
 CHOSEN = arg("--guidance", metavar="FILE", help="guidance selected by `reca choose`")

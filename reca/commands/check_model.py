@@ -1,4 +1,4 @@
-"""check-model: the whole contract on one model, ours or another package's."""
+"""check-model: check one model, built in or from another package, against the contract."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_model(arguments: Namespace) -> int:
     subject = subject_of(arguments.model, arguments.text)
     logger = logging.getLogger("reca")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # no warnings of truncated answers, for instance
+    logger.setLevel(logging.ERROR)  # hides warnings such as those of truncated answers
     try:
         return _run(arguments, subject)
     finally:

@@ -1,4 +1,4 @@
-"""What `make clean` removes of the workflow's folders: what stages wrote, and nothing that a user put next to it.
+"""`make clean`: remove what stages wrote to the workflow's folders, but no files that a user added.
 
 python -m reca.commands.clean
 """
@@ -20,10 +20,10 @@ LOGS = {"logs": "*.log", "benchmarks": "*.tsv"}  # Snakemake's, one per job
 
 
 def clean(root: Path = Path()) -> list[Path]:
-    """Remove outputs, unfinished work, logs and composed configurations below `root`; gives the files that stay."""
+    """Remove outputs, unfinished work, logs and composed configurations below `root`; returns the remaining files."""
     folders = [root / name for name in FOLDERS if not (root / name).is_symlink()]
     for folder in folders:
-        for path in sorted(folder.rglob("*"), reverse=True):  # the inner ones first
+        for path in sorted(folder.rglob("*"), reverse=True):  # innermost folders first
             if path.is_dir() and not path.is_symlink():
                 _clean_folder(path)
             elif _is_record(path, folder):
@@ -52,7 +52,7 @@ def _is_record(path: Path, folder: Path) -> bool:
 
 
 def _prune(folder: Path) -> None:
-    """Remove a folder and those in it, as far as they are empty."""
+    """Remove a folder and its subfolders if they are empty."""
     for place, _, _ in os.walk(folder, topdown=False):
         if Path(place).is_dir() and not Path(place).is_symlink():
             remove_if_empty(Path(place))
@@ -60,4 +60,4 @@ def _prune(folder: Path) -> None:
 
 if __name__ == "__main__":
     for left in clean():
-        print(f"{left}: not written by the workflow, so it stays", file=sys.stderr)
+        print(f"{left}: not written by the workflow, not removed", file=sys.stderr)

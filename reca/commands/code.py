@@ -1,4 +1,4 @@
-"""Which code each stage runs: its fingerprint is in the stage's record and in Snakemake's parameters."""
+"""The code that each stage runs. Its fingerprint is part of the stage's manifest and of Snakemake's parameters."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ STAGES = {
     "choose": ("reca.evaluation.choose",),
     "report": ("reca.report.page", "reca.report.templates"),
 }
-# Rooms of a family that its contract module (`model.py`) imports and that a stage does not run. What another room
-# imports counts all the same: where a loss uses a function of the sampler, an edit of the sampler reruns training.
+# Modules of a family that its contract module (`model.py`) imports but a stage does not run. Functions that other
+# modules import from them still count: if a loss uses a function of the sampler, editing the function reruns training.
 UNUSED_ROOMS = {
     "base": ("layout", "loss", "sampler"),
     "cache": ("layout", "network", "loss", "sampler"),
@@ -29,15 +29,15 @@ UNUSED_ROOMS = {
     "align": ("encoders", "sampler"),
     "sample": ("loss",),
 }
-# Harmon may cache embeddings of its own reader, and OpenUni's reader is part of its network (which uses the layout);
-# BAGEL's loss samples latents from the cached moments.
+# Exceptions: Harmon may cache embeddings computed by its network; OpenUni's understanding encoder is part of its
+# network (which uses the layout); BAGEL's loss samples latents from the cached moments.
 USED_ALL_THE_SAME = {
     ("cache", "harmon"): ("network",),
     ("cache", "openuni"): ("network", "layout"),
     ("align", "bagel"): ("encoders",),
 }
-# What a stage looks up in a benchmark's module by name; the rest of it scores. Names that a module imports from
-# another one are followed by themselves.
+# Names that a stage uses from a benchmark's module; the rest of the module is for scoring. Dependencies on other
+# modules are followed automatically.
 PREPARATION = ("assignment", "prompts", "questions", "rotated", "PICTURES", "TABLES")
 USED_OF_BENCHMARK = {
     "sample": PREPARATION,
@@ -51,9 +51,9 @@ def stage_code(
     benchmark: str | None = None,
     tree: SourceTree | None = None,
 ) -> str:
-    """Fingerprint (hex sha256) of the code of a stage, of the model family and of the benchmark that it runs.
+    """Fingerprint (hex sha256) of the code of a stage, including the model family and the benchmark that it runs.
 
-    `tree`: the sources; default: those that this process would run. ValueError for an unknown family.
+    `tree`: the sources (default: the installed ones). ValueError for an unknown family.
     """
     tree = tree or installed()
     modules: list[str | Vertex] = list(STAGES[stage])
@@ -64,25 +64,25 @@ def stage_code(
 
 
 def _of_family(family: str) -> list[str]:
-    """The module of a family's contract, and of another package the module with its entry: importing one runs both."""
+    """The contract module of a family and, for a family of another package, the module of its registry entry."""
     entry = entry_module(family)
     return [family_module(family)] if entry is None else [family_module(family), entry]
 
 
 def _of_benchmark(stage: str, benchmark: str, tree: SourceTree) -> list[str | Vertex]:
-    """What a stage runs of a benchmark; only the stage that scores runs all of its module."""
+    """The parts of a benchmark that a stage runs; only scoring runs the complete module."""
     module, used = task_module(benchmark), USED_OF_BENCHMARK.get(stage)
     if used is None:
         return [module]
     observing = observer(benchmark) if stage == "observe" else None
-    if observing and kind(benchmark).toyworld:  # the examiner knows nothing of prompts
+    if observing and kind(benchmark).toyworld:  # the examiner is independent of prompts
         return [observing]
     found: list[str | Vertex] = [(module, name) for name in used if name in tree.names(module)]
     return [*found, observing] if observing else found
 
 
 def _hidden(stage: str, family: str | None) -> dict[str, tuple[str, ...]]:
-    """Rooms that do not count; of another package all that is imported counts, for its files may be named otherwise."""
+    """Modules to exclude from the fingerprint; none for families of other packages, whose files may be named freely."""
     if family is None or entry_module(family) is not None:
         return {}
     contract = family_module(family)

@@ -1,4 +1,4 @@
-"""compose, check, schema: configuration in words and files."""
+"""compose, check, schema: resolve, validate and describe experiment configurations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reca.config.schema import Experiment, ModelConfig
 
 
 def compose(arguments: Namespace) -> None:
-    """Print the resolved experiment, or write it where its text changed."""
+    """Print the resolved experiment, or write it to a file if its text changed."""
     experiment = config.load(arguments.experiment, arguments.overrides)
     if arguments.out is None:
         sys.stdout.write(config.resolved_text(experiment))
@@ -21,7 +21,7 @@ def compose(arguments: Namespace) -> None:
 
 
 def schema(arguments: Namespace) -> None:
-    """Print the JSON schema, or write it where Snakemake reads it."""
+    """Print the JSON schema, or write it to the file that Snakemake reads."""
     from reca.core.artifacts import write_atomic
 
     if not arguments.write:
@@ -32,7 +32,7 @@ def schema(arguments: Namespace) -> None:
 
 
 def check(arguments: Namespace) -> None:
-    """Check everything that can be known before a run, and print what the experiment is."""
+    """Validate everything that can be checked before a run, and print a summary of the experiment."""
     experiment = config.load(arguments.experiment, arguments.overrides)
     _data(experiment)
     for line in (*_summary(experiment), *_models(experiment), *_sources(experiment)):
@@ -47,13 +47,13 @@ def _summary(experiment: Experiment) -> list[str]:
         f"{experiment.name}: {experiment.title}",
         f"  {len(experiment.models)} models, arms {', '.join(experiment.arms)}, "
         f"seeds {experiment.seeds}, {runs} checkpoints per model"
-        + (f"; seeds of their own: {', '.join(own)}" if own else ""),
+        + (f"; other seeds: {', '.join(own)}" if own else ""),
         f"  cost: {cost.hours:g} h on {cost.hardware} ({cost.basis})",
     ]
 
 
 def _models(experiment: Experiment) -> list[str]:
-    """One line per model: that its own family accepts the network, or that the family cannot run."""
+    """One line per model: its parameter count, or that its family cannot run; ValueError for an invalid network."""
     from reca.models.registry import is_runnable
 
     lines = []
@@ -71,7 +71,7 @@ def _models(experiment: Experiment) -> list[str]:
 
 
 def _parameters(model: ModelConfig) -> int:
-    """Build the network without its memory, which is the family's own strict check, and count."""
+    """The number of parameters of a network, built without memory; this also runs the family's strict validation."""
     import torch
 
     from reca.models.contract import Sampling
@@ -86,7 +86,7 @@ def _parameters(model: ModelConfig) -> int:
 
 
 def _data(experiment: Experiment) -> None:
-    """Readers know their options, and what the repository ships is there; ValueError names the key."""
+    """ValueError, naming the key, for unknown reader options and for shipped weights that are missing."""
     from reca.data.formats import check_options, max_unreadable
 
     for role, source in experiment.data.items():

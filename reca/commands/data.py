@@ -1,4 +1,4 @@
-"""render: the laptop world as a data set."""
+"""render: a data set of the toy world."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reca.core.artifacts import Stage
 
 
 def render(arguments: Namespace) -> None:
-    """Draw the scenes of a `ToyWorld` section into a parquet file."""
+    """Render the scenes of a `ToyWorld` section into a parquet file."""
     from reca.toyworld import render as world
 
     plain = read_section(arguments.section)

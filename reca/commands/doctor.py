@@ -1,4 +1,4 @@
-"""doctor: what this machine is, and which implementation of each kernel it will run."""
+"""doctor: describe this machine, and check and report the implementation it will use for each kernel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from reca.core.artifacts import versions
 
 
 def doctor(arguments: Namespace) -> int:
-    """Print versions, devices with memory, and each kernel's choice with its comparison.
+    """Print versions, devices with their memory, and the implementation of each kernel with its comparison.
 
-    0 where all is well, 1 where a kernel that could run here differs from its reference.
+    Returns the exit status: 1 if a kernel that could run here differs from its reference, else 0.
     """
     for package, version in versions().items():
         print(f"{package:13} {version}")
@@ -39,7 +39,7 @@ def _on_gpu(device: torch.device) -> int:
 
 
 def _without_gpu() -> int:
-    """The choice is torch; in Triton's interpreter the kernels can be compared all the same."""
+    """Without a GPU the implementation is torch; with Triton's interpreter the kernels are compared nevertheless."""
     failed, device = 0, torch.device("cpu")
     for kernel in selfcheck.KERNELS:
         print(f"{kernel} on cpu: torch, because there is no GPU")
@@ -51,10 +51,10 @@ def _without_gpu() -> int:
 
 
 def _compared(kernel: str, device: torch.device) -> int:
-    """Print, per type, the worst quantity of the comparison; 1 if one is not allowed."""
+    """Print the worst quantity of the comparison per dtype; returns 1 if one exceeds its tolerance, else 0."""
     try:
         found = list(selfcheck.differences(kernel, device))
-    except Exception as error:  # whatever a compiler or driver raises is the diagnosis
+    except Exception as error:  # any error of a compiler or driver is part of the diagnosis
         print(f"  failed: {type(error).__name__}: {' '.join(str(error).split())}")
         return 1
     for dtype in dict.fromkeys(one.dtype for one in found):

@@ -1,7 +1,7 @@
 """evaluate: sample, observe and score the toy world's benchmarks of some runs on one split, in one process.
 
-Each stage writes its own folder and record, as the three commands do, and one that is current already stays: an edited
-scorer scores again, and no model is loaded for it. A killed process goes on at the stage that it was in.
+Each stage writes its own folder and manifest, like the three separate commands. A stage that is up to date is skipped:
+after an edit of a scorer only scoring runs, without loading a model. An interrupted process resumes within its stage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reca.evaluation import registry
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One benchmark of one run: the configuration of its stages, and its model."""
+    """One benchmark of one run, with the configuration of its stages and its model."""
 
     run: str
     benchmark: str
@@ -42,14 +42,14 @@ def evaluate(arguments: Namespace) -> None:
     for one in evaluations:
         _evaluate(arguments, one, Request(_seed(one.run), arguments.split, guidance))
     if arguments.work:
-        with suppress(OSError):  # others' files stay where they are
+        with suppress(OSError):  # keep the folder if it has other files
             Path(arguments.work).rmdir()
 
 
 def _evaluations(
     plain: Mapping[str, Any], models: Mapping[str, ModelFolder]
 ) -> Iterator[Evaluation]:
-    """What the section asks for; ValueError, before any work, for what cannot be done here."""
+    """The evaluations in the section; ValueError, before any work starts, if one cannot run."""
     for run, benchmarks in plain.items():
         if run not in models:
             raise ValueError(f"--model: no folder for run {run!r}; give --model {run}=DIR")
@@ -68,7 +68,7 @@ def _evaluations(
 
 
 def _seed(run: str) -> int:
-    """The seed in a run's name, 2 of `reca-2`."""
+    """The seed in a run's name: 2 for `reca-2`."""
     ending = run.rpartition("-")[2]
     if not ending.isdecimal():
         raise ValueError(f"--section: run {run!r}: must end in its seed, as in reca-0")
@@ -85,6 +85,6 @@ def _evaluate(arguments: Namespace, one: Evaluation, request: Request) -> None:
         return Namespace(out=out, work=work)
 
     sample_stage(places(samples), sampled, one.model, request, again=False)
-    ledger = place / "ledger.jsonl"  # nobody is paid: the examiner is exact
+    ledger = place / "ledger.jsonl"  # unused: the examiner is not a judge
     observe_stage(places(evidence), observed, samples, {}, ledger, again=False)
     score_stage(place / "scores", scored, [samples], [evidence], {}, again=False)

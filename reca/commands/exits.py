@@ -1,4 +1,4 @@
-"""How a command fails: the one line that it prints, and its exit status."""
+"""Failures of commands: the one-line message and the exit status."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import resource
 USER, MACHINE = 2, 1
 _CONFIGURE = {"compose", "schema", "sources", "fetch", "pin"}
 WITHOUT_TORCH = {*_CONFIGURE, "render", "choose", "report", "paper", "audit", "record"}
-ADDRESS_SPACE = 2 * 2**30  # of a laptop model with torch: 1.3 GiB (measured), and room for its work
+ADDRESS_SPACE = (
+    2 * 2**30
+)  # a laptop model with torch uses 1.3 GiB (measured), plus room for its work
 _NO_MEMORY = "out of memory; close other programs, or raise the limit (ulimit -v, the job's memory)"
 _NO_GPU_MEMORY = (
-    "the GPU's memory is too small for this; `reca plan EXPERIMENT` counts what takes it, align.tasks.*.batch can be "
-    "smaller with more align.accumulation, and align.activation_checkpointing keeps less"
+    "the GPU is out of memory; see `reca plan EXPERIMENT` for what uses it, decrease align.tasks.*.batch and increase "
+    "align.accumulation, or set align.activation_checkpointing"
 )
-# How the loader and torch say so: neither raises MemoryError.
+# Messages of the loader and torch, which do not raise MemoryError.
 _SIGNS = (
     "failed to map segment",
     "cannot allocate memory",
@@ -23,7 +25,7 @@ _SIGNS = (
 
 
 def demand_address_space(verb: str) -> None:
-    """OSError where a limit (`ulimit -v`) leaves no room for torch: it would hang or abort without a word of ours."""
+    """OSError if `ulimit -v` is too low for torch, which would otherwise hang or abort without a clear message."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY or limit >= ADDRESS_SPACE or verb in WITHOUT_TORCH:
         return
@@ -34,7 +36,7 @@ def demand_address_space(verb: str) -> None:
 
 
 def line_of(error: Exception) -> tuple[str, int] | None:
-    """What to print for an error, and the exit status; None for one that is a fault of this program."""
+    """The message and the exit status for an error; None for a bug in this program."""
     text = " ".join(str(error).split())
     if isinstance(error, RecursionError):
         return "an input is nested too deeply", USER

@@ -1,4 +1,4 @@
-"""What commands read from the command line besides plain words: sections, ROLE=DIR pairs."""
+"""Structured command-line arguments: configuration sections, ROLE=DIR pairs, folders of unfinished work."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from reca.core.ownership import WorkFolder, check_place
 
 
 def read_section(text: str) -> dict[str, Any]:
-    """A stage's configuration from JSON text or from `@FILE`; ValueError where it is neither.
+    """A stage's configuration from JSON text or from `@FILE`; ValueError if it is neither.
 
-    FILE may be the `manifest.json` of a finished stage: its section makes the same stage again.
+    FILE may be the `manifest.json` of a finished stage, whose section reproduces that stage.
     """
     is_file = text.startswith("@")
     try:
@@ -33,7 +33,7 @@ def read_section(text: str) -> dict[str, Any]:
 
 
 def pairs(option: str, texts: Iterable[str]) -> dict[str, Path]:
-    """Repeated `ROLE=DIR` arguments as a mapping; ValueError for a bad form or a role given twice."""
+    """Repeated `ROLE=DIR` arguments as a mapping; ValueError for a malformed argument or a role given twice."""
     found: dict[str, Path] = {}
     for text in texts:
         role, separator, folder = text.partition("=")
@@ -42,23 +42,23 @@ def pairs(option: str, texts: Iterable[str]) -> dict[str, Path]:
                 f"{option} {text!r}: write ROLE=DIR, for example reconstruct=data/world"
             )
         if role in found:
-            raise ValueError(f"{option}: role {role!r} is given twice")
+            raise ValueError(f"{option}: role {role!r} is given twice; give it once")
         found[role] = Path(folder)
     return found
 
 
 def roles(sources: Mapping[str, Path]) -> dict[str, Path]:
-    """Downloaded folders by the name that they have among a stage's inputs."""
+    """Downloaded folders under their names in a stage's inputs."""
     return {f"source {role}": folder for role, folder in sources.items()}
 
 
 def work_folder(
     arguments: Namespace, stage: str, reads: Iterable[Path] = (), names: Iterable[str] = ()
 ) -> WorkFolder:
-    """Where a stage keeps its unfinished state: `--work`, else a folder below `work/` named by `--out`.
+    """The folder for a stage's unfinished work: `--work`, else a folder below `work/` named after `--out`.
 
-    `names` are what the stage writes there besides the usual. ValueError unless the folder is absent, empty or
-    this stage's own, apart from `--out` and from what the stage reads.
+    `names`: what the stage writes there besides the usual files. ValueError unless the folder is new, empty or from an
+    earlier run of this stage, and separate from `--out` and from the folders in `reads`.
     """
     out = Path(arguments.out)
     if arguments.work is None:
@@ -69,12 +69,12 @@ def work_folder(
         check_place("--work", work.path, [])
         if out.resolve().is_relative_to(work.path.resolve()):
             raise ValueError(
-                f"--work {work.path}: is removed at the end of the stage, but holds --out {out}; "
-                "name a folder of its own, such as work/NAME"
+                f"--work {work.path}: is removed at the end of the stage, but contains --out {out}; "
+                "give a separate folder, such as work/NAME"
             )
     if work.path.resolve().is_relative_to(out.resolve()):
         raise ValueError(
-            f"--work {work.path}: lies in --out {out}, which the stage replaces; name a folder of its own, "
+            f"--work {work.path}: is inside --out {out}, which the stage replaces; give a separate folder, "
             "such as work/NAME"
         )
     work.check(reads)
@@ -82,7 +82,7 @@ def work_folder(
 
 
 def of_section(section: Mapping[str, Any], *names: str) -> list[Any]:
-    """The named parts of a section; ValueError names the first that is missing."""
+    """The named parts of a section; ValueError names the first missing one."""
     for name in names:
         if name not in section:
             raise ValueError(f"--section: {name} is missing; it needs {', '.join(names)}")
@@ -90,11 +90,10 @@ def of_section(section: Mapping[str, Any], *names: str) -> list[Any]:
 
 
 def records_of(folders: Mapping[str, Path]) -> dict[str, Path]:
-    """What stands for a folder among a stage's inputs: its manifest. Every file that changed is hashed first.
+    """The manifests that represent folders among a stage's inputs; files that changed are hashed again first.
 
-    A folder of the user's own (no stage of ours) has no manifest and is left out; its content is part
-    of what the stage records by itself (the fingerprint of the data set). ValueError names a file that
-    was damaged since it was written: nothing is made from it.
+    A user's folder has no manifest and is omitted; the stage records a fingerprint of its contents instead. ValueError
+    names a file that was damaged after it was written.
     """
     made = {name: path for name, path in folders.items() if (path / MANIFEST).is_file()}
     for path in dict.fromkeys(made.values()):

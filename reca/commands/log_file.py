@@ -1,4 +1,4 @@
-"""The log of a command: on standard error, and in a file where one is named."""
+"""The log of a command: to standard error and, if given, to a file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from reca.core.ownership import check_file
 
 
 def _is_log(path: Path) -> bool:
-    """Whether a file begins as our logs do; lines are added to no other."""
+    """Whether a file begins like a log of reca; other files are not appended to."""
     with open(path, "rb") as file:
         return re.match(rb"\d\d:\d\d:\d\d \S+: ", file.read(200)) is not None
 
 
 def start_log(file: str | None) -> None:
-    """Log to standard error and, where one is named, to a file; ValueError where that holds anything but such a log."""
+    """Log to standard error and, if given, to a file; ValueError if the file exists and is not a log of reca."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file:
         check_file("--log", Path(file), _is_log)

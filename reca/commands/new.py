@@ -1,4 +1,4 @@
-"""new: an experiment on somebody's own images."""
+"""new: an experiment on a user's own images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def new(arguments: Namespace) -> None:
-    """Write an experiment, after looking at its images, and print what the run takes."""
+    """Write an experiment after checking its images, and print what the run requires."""
     from reca.config import compose
     from reca.data.survey import open_images, survey
 
@@ -32,7 +32,9 @@ def new(arguments: Namespace) -> None:
     for line in found.lines(side):
         print(f"  {line}")
     if not found.looks:
-        raise ValueError(f"--images {folder}: none of the images can be read; nothing was written")
+        raise ValueError(
+            f"--images {folder}: none of the images can be read; give another folder (nothing was written)"
+        )
     source = DataSource(kind=kind, path=str(folder.resolve()), options=options)  # type: ignore[arg-type]
     benchmark = arguments.benchmark or _benchmark(model)
     share = found.share_unreadable
@@ -43,12 +45,12 @@ def new(arguments: Namespace) -> None:
 
 
 def _benchmark(model: ModelConfig) -> str:
-    """GenEval for models that are downloaded; the laptop's own for tiny ones."""
+    """The default benchmark: GenEval for downloaded models, the laptop benchmark for tiny ones."""
     return "geneval" if model.weights.kind == "source" else "laptop"
 
 
 def _plan(name: str, found: Survey) -> None:
-    """What `reca plan` says of the run, and how often it sees each image."""
+    """Print the output of `reca plan`, and how often training uses each image."""
     from reca.commands.plan import plan
     from reca.config import compose
 
@@ -66,4 +68,4 @@ def _plan(name: str, found: Survey) -> None:
             print(f"  models.{label}: {recipe.steps:,} steps, {samples:,} samples of {task}{often}")
     cost = experiment.cost
     print(f"  cost: {cost.hours:g} h on {cost.hardware} ({cost.basis})")
-    print(f"run it: snakemake --cores all --config experiment={name}")
+    print(f"to run it: snakemake --cores all --config experiment={name}")

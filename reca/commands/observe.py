@@ -1,4 +1,4 @@
-"""observe: what a network, a judge or the toy world's examiner sees in samples."""
+"""observe: examine samples with a network, a judge or the toy world's examiner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reca.core.artifacts import Stage
 
 
 def observe(arguments: Namespace) -> None:
-    """Observe one shard's samples; writes `evidence.jsonl`."""
+    """Observe the samples of one shard; writes `evidence.jsonl`."""
     sources = pairs("--source", arguments.source)
     observe_stage(
         arguments,
@@ -35,13 +35,13 @@ def observe_stage(
     *,
     again: bool = True,
 ) -> None:
-    """Write the evidence to `places.out`; without `again`, current evidence that is there already stays."""
+    """Write the evidence to `places.out`; without `again`, evidence that is up to date is kept."""
     from reca.evaluation.observe import observe as look
     from reca.evaluation.observe import view_of
 
     benchmark = section(BenchmarkConfig, plain)
     read = {"samples": samples, **roles(sources)}
-    everything = [*read.values(), ledger]  # replies are paid for
+    everything = [*read.values(), ledger]  # must not be overwritten: replies are paid for
     stage = Stage(
         "observe",
         places.out,

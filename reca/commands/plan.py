@@ -1,4 +1,4 @@
-"""plan: what a run asks of memory, before it starts."""
+"""plan: the memory that a run requires, before it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 def plan(arguments: Namespace) -> None:
-    """Print each model's memory by part, against the device; ValueError (after printing) where one does not fit."""
+    """Print each model's memory by part and the device's; ValueError (after printing) if a model does not fit."""
     from reca.align.memory import GIB, described, device_bytes, fits, footprint, meta_model, remedy
     from reca.models.registry import is_runnable
 
@@ -49,9 +49,9 @@ def _is_half(recipe: Recipe, gpus: int) -> bool:
 
 
 def before_a_run(family: str, network: Mapping[str, Any], recipe: Recipe, ranks: int) -> None:
-    """Log the footprint of one alignment; ValueError where it cannot fit on this machine's GPU.
+    """Log the memory footprint of an alignment; ValueError if it cannot fit on this machine's GPU.
 
-    On the CPU it only warns: swap and shared pages make memory there elastic.
+    On the CPU this is only a warning, because swap and shared pages make the available memory uncertain.
     """
     import torch
 

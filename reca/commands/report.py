@@ -1,4 +1,4 @@
-"""report, paper: the page of an experiment, and the paper's tables."""
+"""report, paper: the report page of an experiment, and the paper's tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reca.evaluation.files import SCORES
 
 
 def report(arguments: Namespace) -> None:
-    """Write the page, and the numbers in it as `outcomes.json`."""
+    """Write the report page, and its numbers as `outcomes.json`."""
     from reca.config.compose import resolved
     from reca.report import page
 
@@ -27,7 +27,7 @@ def report(arguments: Namespace) -> None:
     with Stage("report", arguments.out, inputs=inputs, section=plain, code=code) as stage:
         if any(benchmark.kind == "laptop" for benchmark in experiment.benchmarks.values()):
             page.build(resolved(experiment), results, stage.staging)
-        else:  # the paper's benchmarks: its tables are the page
+        else:  # for the paper's benchmarks, its tables are the page
             from reca.report import paper
 
             expect = {experiment.name: resolved(experiment)["expect"]}
@@ -36,7 +36,7 @@ def report(arguments: Namespace) -> None:
 
 
 def _experiment(name: str) -> Experiment:
-    """An experiment by name, or from the resolved YAML that `reca compose` wrote."""
+    """An experiment by name, or from the resolved YAML written by `reca compose`."""
     from reca.config import compose
 
     if not name.endswith((".yaml", ".yml")):
@@ -45,7 +45,7 @@ def _experiment(name: str) -> Experiment:
 
 
 def _scored(results: Path) -> dict[str, Path]:
-    """Every scores folder and every choice of guidance below `results`, by relative path."""
+    """All score and guidance folders below `results`, by relative path."""
     folders = [path.parent for path in results.rglob(SCORES)]
     folders += [path.parent for path in results.glob("*/guidance/manifest.json")]
     return {str(folder.relative_to(results)): folder for folder in sorted(folders)}
@@ -53,9 +53,9 @@ def _scored(results: Path) -> dict[str, Path]:
 
 # ---- the paper's tables ------------------------------------------------------------------------------
 def paper(arguments: Namespace) -> int:
-    """Write every table of the paper, with what of it these results reproduce and whether that was expected.
+    """Write all tables of the paper, with the reproduced values and whether they are as expected.
 
-    With `--check` the status is 3 where a number lies outside the tolerance that its experiment states.
+    Returns the exit status: with `--check` 3 if a number is outside the tolerance stated in its experiment, else 0.
     """
     from reca.core.artifacts import read_json
     from reca.report.expectations import OUTSIDE
@@ -86,7 +86,7 @@ def paper(arguments: Namespace) -> int:
 
 
 def _expectations(named: Sequence[str] | None, there: set[str]) -> dict[str, list[dict[str, Any]]]:
-    """What experiments expect, by name: those named, else `paper` and the known ones that have results."""
+    """Expectations by experiment: the named ones, else `paper` and all known experiments with results."""
     from dataclasses import asdict
 
     from reca.config import compose

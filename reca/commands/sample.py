@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder that is loaded once, when the first stage needs it."""
+    """A model folder that is loaded once, when first needed."""
 
     path: Path
     device: str = "auto"
@@ -39,7 +39,7 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class Request:
-    """What `reca sample` was asked for besides its section. `guidance`: the file of `reca choose`."""
+    """The arguments of `reca sample` besides its section. `guidance`: the file written by `reca choose`."""
 
     seed: int
     split: str = "test"
@@ -71,7 +71,7 @@ def sample_stage(
 ) -> None:
     """Write the samples to `places.out`, with unfinished work in `places.work`.
 
-    Without `again`, samples of this very configuration and code that are there already stay, and no model is loaded.
+    Without `again`, samples of the same configuration and code are kept, without loading the model.
     """
     family, drawn, run, described = of_section(plain, "family", "sampler", "run", "benchmark")
     benchmark, sampler = section(BenchmarkConfig, described), section(Sampler, drawn)
@@ -119,7 +119,7 @@ def sample_stage(
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """`2/8` as (2, 8); ValueError for anything that is no shard."""
+    """Parse a shard: (2, 8) for `2/8`; ValueError if malformed."""
     try:
         index, count = (int(part) for part in text.split("/"))
     except ValueError:
@@ -130,19 +130,21 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def _chosen(file: Path | None) -> dict[str, Path]:
-    """The choice itself is the input, not its record: scores that lead to the same choice rerun no sampling."""
+    """The input is the chosen guidance, not its manifest: scores that lead to the same choice do not rerun sampling."""
     if file is None:
         return {}
-    records_of({"guidance": file.parent})  # hashed again, where a stage wrote it
+    records_of({"guidance": file.parent})  # verifies the file if a stage wrote it
     return {"guidance": file}
 
 
 def _guidance(file: Path | None, run: str) -> dict[str, float] | None:
-    """What was chosen for the arm of this run; None for the levels of the configuration."""
+    """The guidance chosen for the arm of this run; None to use the configured levels."""
     if file is None:
         return None
     chosen, arm = fields(read_json(file), file, chosen=dict)["chosen"], arm_of(run)
     if arm not in chosen:
-        raise ValueError(f"{file}: no guidance chosen for arm {arm!r}; it has {sorted(chosen)}")
+        raise ValueError(
+            f"{file}: no guidance for arm {arm!r}, only for {sorted(chosen)}; run `reca choose` with its scores"
+        )
     found: dict[str, float] = chosen[arm]
     return found

@@ -1,4 +1,4 @@
-"""score, choose: numbers from samples and evidence, and the guidance that development scores choose."""
+"""score, choose: scores from samples and evidence, and guidance from development scores."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from reca.evaluation.files import SCORES, SWEEP
 
 
 def score(arguments: Namespace) -> None:
-    """Score anybody's folder (`reca score geneval FOLDER`), or a run of the workflow (`--section --samples`)."""
+    """Score a folder of images (`reca score geneval FOLDER`), or a run of the workflow (`--section --samples`)."""
     if arguments.benchmark is not None:
         from reca.commands.score_folder import score_folder
 
         if arguments.folder is None or arguments.section or arguments.samples:
-            raise ValueError("write `reca score BENCHMARK FOLDER`, without --section and --samples")
+            raise ValueError("use `reca score BENCHMARK FOLDER` without --section and --samples")
         return score_folder(arguments)
     if not (arguments.section and arguments.samples and arguments.out):
         raise ValueError(
-            "write `reca score BENCHMARK FOLDER` to score a folder of pictures, or --section, --samples "
-            "and --out as the workflow does"
+            "use `reca score BENCHMARK FOLDER` to score a folder of images, or give --section, --samples "
+            "and --out like the workflow does"
         )
     score_stage(
         arguments.out,
@@ -48,7 +48,7 @@ def score_stage(
     *,
     again: bool = True,
 ) -> None:
-    """Score all shards of one run; without `again`, current scores that are there already stay."""
+    """Score all shards of one run; without `again`, scores that are up to date are kept."""
     benchmark = section(BenchmarkConfig, plain)
     read = {str(folder): folder for folder in (*samples, *evidence)} | roles(sources)
     stage = Stage(
@@ -70,17 +70,17 @@ def score_stage(
 
 
 def choose(arguments: Namespace) -> None:
-    """Choose guidance on development scores; FILE lies in a folder of its own, which becomes a stage.
+    """Choose guidance by development scores; FILE is written to a separate folder, which becomes a stage.
 
-    The choice alone is in FILE, the scores that it rests on next to it: sampling depends on the choice.
+    FILE has only the choice, on which sampling depends; the underlying scores are in a second file next to it.
     """
     folders = [Path(folder) for folder in arguments.scores]
     inputs = records_of({str(folder): folder for folder in folders})
     out, code = Path(arguments.out), stage_code("choose")
     if out.parent == Path("."):
-        raise ValueError(f"--out {out}: name a file in a folder of its own, it becomes a stage")
+        raise ValueError(f"--out {out}: give a file in a separate folder, which becomes a stage")
     if out.name in (MANIFEST, RUN, SWEEP):
-        raise ValueError(f"--out {out}: the stage's own record has this name; name another file")
+        raise ValueError(f"--out {out}: this name is reserved for the manifest; give another file")
     with Stage("choose", out.parent, inputs=inputs, section={}, code=code) as stage:
         chosen = choose_guidance(development(folder / SCORES) for folder in folders)
         write_json(stage.staging / out.name, {"chosen": chosen["chosen"]})
@@ -88,5 +88,5 @@ def choose(arguments: Namespace) -> None:
 
 
 def development(path: Path) -> dict[str, Any]:
-    """A `scores.json` to choose guidance by; ValueError names the file and the key that is missing or odd."""
+    """A `scores.json` to choose guidance by; ValueError names the file and the missing or invalid key."""
     return fields(read_json(path), path, run=str, split=str, by_guidance=dict)

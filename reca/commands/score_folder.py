@@ -1,4 +1,4 @@
-"""`reca score BENCHMARK FOLDER`: anybody's folder of images in the official layout."""
+"""`reca score BENCHMARK FOLDER`: score any folder of images in the official layout."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SOURCES = {
 
 
 def score_folder(arguments: Namespace) -> None:
-    """Score anybody's folder of images in the official layout; prints the summary and what is missing.
+    """Score a folder of images in the official layout; prints the summary and the missing files.
 
-    Names are matched strictly. `--list` only lists present and missing files. `--evidence DIR` scores what
-    an earlier run saw, without networks or judges.
+    Names are matched strictly. `--list` only lists missing and unknown files. `--evidence DIR` scores the observations
+    of an earlier run, without networks or judges.
     """
     from reca.evaluation import pictures as found_in
     from reca.evaluation.benchmark_data import items_of
@@ -43,7 +43,9 @@ def score_folder(arguments: Namespace) -> None:
         _check_scores(out, folder)
     if kind not in SOURCES:
         registry.kind(kind)
-        raise ValueError(f"{kind}: has no official layout of pictures (see docs/benchmarks.md)")
+        raise ValueError(
+            f"{kind}: has no official layout of images, so it cannot score a folder (see docs/benchmarks.md)"
+        )
     sources = _sources(kind, arguments)
     items, module = items_of(kind, sources), registry.module(kind)
     if hasattr(module, "check_folder"):
@@ -53,14 +55,14 @@ def score_folder(arguments: Namespace) -> None:
         samples = arguments.images or found_in.TILES
         pictures, missing, foreign = found_in.of_grids(folder, items, samples, grid)
         expected, files = len(items), len(items) - len(missing)
-        print(f"{kind}: {files} of {expected} grids, {samples} pictures of each, in {folder}")
+        print(f"{kind}: {files} of {expected} grids, {samples} images each, in {folder}")
     else:
         samples = arguments.images or found_in.samples_in(folder, items, module.official_name)
         pictures, missing, foreign = found_in.of_folder(
             folder, items, samples, module.official_name
         )
         expected = len(items) * samples
-        print(f"{kind}: {len(pictures)} of {expected} pictures ({samples} per prompt) in {folder}")
+        print(f"{kind}: {len(pictures)} of {expected} images ({samples} per prompt) in {folder}")
     if arguments.list:
         for name in missing:
             print(f"missing  {name}")
@@ -86,19 +88,19 @@ def score_folder(arguments: Namespace) -> None:
 
 
 def _check_scores(out: Path, folder: Path) -> None:
-    """ValueError where the folder of scores is the images' own, or holds anything but an earlier run of this."""
+    """ValueError if the output folder is the image folder, or contains anything but the output of an earlier run."""
     check_place("--out", out, [folder])
     written = {"work", "evidence", "ledger.jsonl", "items.jsonl", "scores.json"}
     for entry in sorted(out.iterdir()) if out.is_dir() else ():
         if entry.name not in written:
             raise ValueError(
-                f"--out {out}: holds {entry.name}, which `reca score` did not write; name another folder"
+                f"--out {out}: contains {entry.name}, which `reca score` did not write; give another folder"
             )
     check_file("--out", out / "scores.json", _is_scores)
     found = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
     if found and not (_is_scores(out / "scores.json") or is_work(out / "work")):
         raise ValueError(
-            f"--out {out}: holds {found[0]} and nothing that tells it is an earlier run's; name another folder"
+            f"--out {out}: contains {found[0]}, but no sign of an earlier run; give another folder"
         )
 
 
@@ -116,7 +118,7 @@ def _cards(evidence: Path) -> list[dict[str, Any]]:
 
 
 def _sources(kind: str, arguments: Namespace) -> dict[str, Path]:
-    """Folders by role: as named, else `data/<source>` where it is there."""
+    """Folders by role: as given, else `data/<source>`; ValueError if prompts or questions are missing."""
     named = pairs("--source", arguments.source)
     found = {role: Path("data") / name for role, name in SOURCES[kind].items()} | named
     lacking = {r: f for r, f in found.items() if r in ("prompts", "questions") and not f.is_dir()}
@@ -135,12 +137,12 @@ def _benchmark(kind: str, samples: int, arguments: Namespace) -> BenchmarkConfig
         options["partial"] = True
     judge = section(JudgeConfig, read_section(arguments.judge)) if arguments.judge else None
     made = BenchmarkConfig(kind=kind, images_per_prompt=samples, options=options, judge=judge)  # type: ignore[arg-type]
-    crop = bool(options.pop("crop_black", False))  # of the images, before anybody sees them
+    crop = bool(options.pop("crop_black", False))  # applied to the images before observation
     return replace(made, scorer=arguments.scorer, crop_black=crop)
 
 
 def summary_text(result: Mapping[str, Any]) -> str:
-    """The summary as lines: coverage first, then every number with its interval."""
+    """The summary as text: coverage first, then every number with its interval."""
     cover = result["coverage"]
     lines = [f"{result['label']}, version {result['version']}"]
     said = f"coverage {cover['scored']} of {cover['expected']}"

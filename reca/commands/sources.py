@@ -1,4 +1,4 @@
-"""sources, fetch, pin: downloads."""
+"""sources, fetch, pin: list, download and pin sources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def show(arguments: Namespace) -> None:
-    """Print a line per source."""
+    """Print one line per source."""
     from reca.sources.fetch import list_sources
 
     for status in list_sources():
@@ -20,7 +20,7 @@ def show(arguments: Namespace) -> None:
 
 
 def fetch(arguments: Namespace) -> None:
-    """Download one source into a folder of its own, with a record."""
+    """Download one source into a folder, with a manifest."""
     from reca.commands.code import stage_code
     from reca.core.artifacts import Stage
     from reca.sources import fetch as sources

@@ -1,4 +1,4 @@
-"""audit, record: the trail from a number back to its data."""
+"""audit, record: verify the trail from a number back to its data, and commit results to DVC."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def audit(arguments: Namespace) -> int:
-    """Audit folders; 1 where the trail is broken."""
+    """Audit folders and print the problems; returns the exit status, 1 if the trail is broken."""
     from reca.core.lineage import audit as walk
 
     standard = [name for name in ("data", "results") if Path(name).is_dir()]
@@ -22,8 +22,8 @@ def audit(arguments: Namespace) -> int:
         print(f"ends: {end}")
     if found.unsealed:
         print(
-            f"unsealed: run.json of {len(found.unsealed)} stages, made by an older reca: their times and machines "
-            f"cannot be checked (for instance {found.unsealed[0]})"
+            f"unsealed: run.json of {len(found.unsealed)} stages from an older version has no checksum: times and "
+            f"machines cannot be verified (for instance {found.unsealed[0]})"
         )
     print(
         f"{found.stages} stages, {found.files} files hashed: {len(found.problems)} broken, "
@@ -33,10 +33,12 @@ def audit(arguments: Namespace) -> int:
 
 
 def record(arguments: Namespace) -> int:
-    """Let DVC take over what Snakemake made, only where every hash is right."""
+    """Commit the results of Snakemake to DVC after an audit; ValueError if a hash does not match."""
     arguments.folders = []
     if audit(arguments):
-        raise ValueError("the audit found broken records; nothing was committed to DVC")
+        raise ValueError(
+            "the audit found broken records, nothing was committed to DVC; run the stages that it lists again"
+        )
     return subprocess.run(
         [sys.executable, "-m", "dvc", "commit", "--force"], check=False
     ).returncode

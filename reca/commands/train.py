@@ -1,4 +1,4 @@
-"""base, cache, align, pretrain: the stages that make models."""
+"""base, cache, align, pretrain: the stages that train models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reca.core.artifacts import Stage, read_json, size_of
 
 
 def import_base(arguments: Namespace) -> None:
-    """Make the base model folder from shipped weights or from downloads."""
+    """Write the base model folder from shipped weights or from downloads."""
     from reca.models.import_base import make_base
 
     plain = read_section(arguments.section)
@@ -42,12 +42,12 @@ def import_base(arguments: Namespace) -> None:
 
 
 def _chosen(folder: Path, file: str | None, role: str) -> Path:
-    """The one checkpoint of a download that the configuration names, else the folder."""
+    """The configured checkpoint file of a download, else its folder."""
     return folder / file if file and role == "weights" else folder
 
 
 def cache(arguments: Namespace) -> None:
-    """Run the frozen encoders over a data set."""
+    """Encode a data set with the frozen encoders."""
     from reca.core.devices import placed
     from reca.data.formats import max_unreadable
     from reca.features.build import build
@@ -57,7 +57,9 @@ def cache(arguments: Namespace) -> None:
     plain = read_section(arguments.section)
     family, data = of_section(plain, "family", "data")
     if len(data) != 1:
-        raise ValueError(f"--section: data must hold the one role to encode, not {sorted(data)}")
+        raise ValueError(
+            f"--section: data must have exactly one role, the one to encode, not {sorted(data)}"
+        )
     (source,) = (section(DataSource, described) for described in data.values())
     model, folder = Path(arguments.model), Path(arguments.data)
     companions = pairs("--companion", arguments.companion)
@@ -78,7 +80,7 @@ def cache(arguments: Namespace) -> None:
 
 
 def align(arguments: Namespace) -> None:
-    """Train one arm. Under torchrun every rank trains and the first one writes."""
+    """Train one arm. Under torchrun all ranks train and rank 0 writes."""
     from reca.align.run import Trained, feature_data, is_first, run, write
     from reca.commands.plan import before_a_run
     from reca.models.import_base import DESCRIPTION
@@ -102,7 +104,9 @@ def align(arguments: Namespace) -> None:
     stage = Stage(
         "align",
         arguments.out,
-        inputs=records_of(inputs),  # hashed before training, so that damage costs no hours
+        inputs=records_of(
+            inputs
+        ),  # verified first, so that damage is found before hours of training
         section={**plain, "arm": arguments.arm},
         seed=arguments.seed,
         code=stage_code("align", family),
@@ -128,7 +132,7 @@ def _named(kind: str, folders: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def pretrain(arguments: Namespace) -> None:
-    """Train one part of a laptop base model, or the model itself."""
+    """Train one component of a laptop base model, or the model itself."""
     from reca.toyworld.pretrain.run import pretrain_base, pretrain_part
 
     plain = read_section(arguments.section)
@@ -158,7 +162,9 @@ def pretrain(arguments: Namespace) -> None:
         else:
             (phases,) = of_section(plain, "phases")
             recipes = {name: section(Recipe, phase) for name, phase in phases.items()}
-            worlds = {role: DataSource(kind="world") for role in data}  # it knows no other
+            worlds = {
+                role: DataSource(kind="world") for role in data
+            }  # the only kind that it supports
             places |= {"folders": data, "parts": parts, "code": code, "begin": begin}
             loss = pretrain_base(family, network, recipes, worlds, **places)
         stage.note(loss=loss)

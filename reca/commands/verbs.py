@@ -1,6 +1,6 @@
-"""The table of commands: each one's words, an example, its arguments and the function that runs it.
+"""The table of commands: help text, example, arguments and implementing function of each.
 
-No other module of the package is imported here but the arguments: `reca --help` reads the table alone.
+Imports only `arguments` from the package, so that `reca --help` loads nothing else.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ VERBS = (
     ),
     Verb(
         "check-model",
-        "check that a model fulfils the contract, one line per check",
+        "check a model against the contract, one line per check",
         "reca check-model showo_tiny",
         "reca.commands.check_model:check_model",
         (
@@ -99,7 +99,7 @@ VERBS = (
                 action="append",
                 default=[],
                 metavar="TEXT",
-                help="a prompt of words that a small vocabulary has, instead of the built-in ones",
+                help="a prompt in the model's vocabulary, to replace the built-in ones",
             ),
         ),
     ),
@@ -173,7 +173,10 @@ VERBS = (
                 help="folder or archives of the images whose paths begin with FIRST/",
             ),
             arg(
-                "--use", required=True, choices=("draw", "read", "edit"), help="what images are for"
+                "--use",
+                required=True,
+                choices=("draw", "read", "edit"),
+                help="purpose of the images",
             ),
             DEVICE,
             WORK,
@@ -240,7 +243,7 @@ VERBS = (
                 "--section",
                 required=True,
                 metavar="JSON",
-                help="by run and benchmark the configuration of `sample`, `observe` and `score`, or @FILE",
+                help="configuration of `sample`, `observe` and `score` by run and benchmark, or @FILE",
             ),
             arg(
                 "--model",
@@ -434,7 +437,7 @@ VERBS = (
     ),
     Verb(
         "reconstruct",
-        "generate an image again from the model's own understanding embeddings",
+        "reconstruct an image from the model's own understanding embeddings",
         "reca reconstruct circle.png --out again.png",
         "reca.commands.interact:reconstruct",
         (

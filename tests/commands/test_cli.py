@@ -118,7 +118,7 @@ def test_machine_trouble_is_exit_1(monkeypatch, capsys):
         (
             RuntimeError("CUDA out of memory. Tried to allocate 328 MiB"),
             1,
-            "the GPU's memory is too small",
+            "the GPU is out of memory",
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
         (RecursionError("maximum recursion depth exceeded"), 2, "an input is nested too deeply"),

@@ -278,7 +278,7 @@ def test_a_set_of_pictures_replaces_only_a_set(here):
 def test_a_drawn_picture_is_replaced(here, ending):
     for _ in range(2):
         interact._save(Image.new("RGB", (8, 8)), interact._picture_file(f"drawn{ending}"))
-    with pytest.raises(ValueError, match="is the picture that is read"):
+    with pytest.raises(ValueError, match="is the input image"):
         interact._picture_file(f"drawn{ending}", f"drawn{ending}")
 
 
