@@ -1,1 +1,1 @@
-"""The report: outcomes with intervals, sentences computed from them, figures, and one self-contained page."""
+"""The report: outcomes with intervals, sentences computed from them, figures, and a self-contained page."""

@@ -1,7 +1,7 @@
-"""Everything the report says, gathered from the results tree into plain data; `outcomes.json` is a part of it.
+"""The contents of the report, collected from the results tree as plain data; `outcomes.json` is a part of it.
 
-Reads only complete stages (those with a manifest), each file hashed again, and adds nothing that is not in a file but
-the levels of chance: a number in the page can be walked back through the trail.
+Reads only complete stages (those with a manifest) and verifies the hash of each file. Apart from the chance levels, all
+numbers come from files, so that each can be traced back to the data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOG = "log.jsonl"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; ValueError names the file and the line that is damaged."""
+    """The rows of a JSON-lines file; ValueError names the file and the damaged line."""
     try:
         return documents.lines(path)
     except ValueError as error:
@@ -36,7 +36,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def scored_models(results: Path, benchmark: str, names: Iterable[str]) -> list[str]:
-    """Those of the experiment's models that have test scores here; ValueError where none has."""
+    """The models of the experiment that have test scores; ValueError if none has."""
     pattern = f"*/{benchmark}/test/scores/{artifacts.MANIFEST}"
     found = [name for name in names if any((results / name).glob(pattern))]
     if not found:
@@ -47,14 +47,14 @@ def scored_models(results: Path, benchmark: str, names: Iterable[str]) -> list[s
 
 
 def test_folders(model: Path, benchmark: str) -> list[Path]:
-    """All complete score stages of a model's test runs, sorted by run."""
+    """The complete score stages of a model's test runs, sorted by run."""
     return sorted(p.parent for p in model.glob(f"*/{benchmark}/test/scores/{artifacts.MANIFEST}"))
 
 
 def item_scores(
     rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """One run's mean score by outcome and item (prompt, question, scene), prompts at the chosen guidance."""
+    """The mean scores of a run by outcome and item (prompt, question, scene); prompts at the chosen guidance."""
     found: dict[str, dict[str, list[float]]] = {}
     for item in rows:
         if item["kind"] == "question":
@@ -76,7 +76,7 @@ def item_scores(
 def edit_item_scores(
     rows: Sequence[Mapping[str, Any]], level: float
 ) -> dict[str, dict[str, float]]:
-    """One run's scores by outcome and edit, at the chosen guidance."""
+    """The scores of a run by outcome and edit, at the chosen guidance."""
     found: dict[str, dict[str, float]] = {}
     for item in (row for row in rows if row["guidance"] == level):
         for name in EDIT_SCORES:
@@ -86,7 +86,7 @@ def edit_item_scores(
 
 
 def chance_levels(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What each benchmark of the toy world gives by chance, by its name: fixed by its configuration."""
+    """The chance levels of the toy world's benchmarks by name, which depend only on their configuration."""
     found: dict[str, Any] = {}
     for name, entry in benchmarks.items():
         if entry["kind"] == "laptop":
@@ -100,7 +100,7 @@ def chance_levels(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
 def edits_report(
     model: Path, benchmark: str, chosen: Mapping[str, Any], chance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Outcomes of the edits, chance, items and images of one model, and the folders that they come from."""
+    """Outcomes, chance levels, items and images of a model's edits, and the folders that they come from."""
     folders = test_folders(model, benchmark)
     scores = [read(folder) for folder in folders]
     runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
@@ -119,7 +119,7 @@ def edits_report(
 
 
 def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of `log.jsonl` by run, `reca-0` and so on, of the arms whose stage is complete."""
+    """The rows of `log.jsonl` by run (such as `reca-0`), for arms with a complete stage."""
     folders = sorted(path.parent for path in model.glob(f"*/seed-*/{artifacts.MANIFEST}"))
     return {
         f"{folder.parent.name}-{folder.name.removeprefix('seed-')}": read_lines(
@@ -130,7 +130,7 @@ def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def guidance_choice(model: Path, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`{"chosen", "sweep"}` as `reca choose` wrote them; an empty sweep where the model has one guidance."""
+    """`{"chosen", "sweep"}` as written by `reca choose`; an empty sweep if the model has one guidance level."""
     folder = model / "guidance"
     if (folder / artifacts.MANIFEST).is_file():
         files = (artifacts.verified(folder / name) for name in (GUIDANCE, SWEEP))
@@ -141,9 +141,9 @@ def guidance_choice(model: Path, scores: Sequence[Mapping[str, Any]]) -> dict[st
 def model_report(
     model: Path, benchmark: str, chance: Mapping[str, Any], editing: str | None = None
 ) -> dict[str, Any]:
-    """Everything about one model: outcomes, sweep, understanding, training logs, items, stages and what they cost.
+    """Everything about one model: outcomes, sweep, understanding, training logs, items, stages and their costs.
 
-    `chance`: levels by benchmark (`chance_levels`); `editing` names the benchmark of edits, if there is one.
+    `chance`: levels by benchmark (`chance_levels`); `editing`: the name of the edit benchmark, if there is one.
     """
     folders = test_folders(model, benchmark)
     scores = [read(folder) for folder in folders]
@@ -183,7 +183,7 @@ def model_report(
 
 
 def outcomes_csv(models: Sequence[Mapping[str, Any]]) -> str:
-    """The means of all outcomes as a table to plot, a row for each arm of a model; limits are empty for one seed."""
+    """The means of all outcomes as a CSV table for plots, one row per model and arm; limits are empty for one seed."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["outcome", "model", "arm", "name", "mean", "low", "high"])
@@ -200,6 +200,6 @@ def outcomes_csv(models: Sequence[Mapping[str, Any]]) -> str:
 def outcomes_json(
     models: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The machine-readable part: the numbers of the page, and the verdicts where something was expected."""
+    """The machine-readable part: the numbers of the page, and the verdicts on expectations if there are any."""
     found = [{name: model[name] for name in ("name", "outcomes")} for model in models]
     return {"models": found} | ({"expectations": list(verdicts)} if verdicts else {})

@@ -1,7 +1,7 @@
-"""Stated expectations (`expect:` of an experiment) against what was reached: within tolerance, outside, or not run.
+"""Results compared with the expectations of an experiment (`expect:`): within tolerance, outside, or not run.
 
-A number is within where it is no further from the expected value than the tolerance. The interval is also
-shown but does not decide. A partial score is never compared.
+A number is within tolerance if it differs from the expected value by at most the tolerance; its interval is shown but
+not used for the verdict. Partial scores are not compared.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from reca.report.paper_map import Metric, Run
 from reca.report.scores import reproduced
 
 WITHIN, OUTSIDE, NOT_RUN = "within tolerance", "outside tolerance", "not run"
-# What `<benchmark>.overall` is called where the tables name an aggregation (docs/benchmarks.md).
+# Names of `<benchmark>.overall` for benchmarks whose tables name an aggregation (docs/benchmarks.md).
 OVERALL = {
     "wise": "overall_unweighted",
     "imgedit": "overall_types",
@@ -26,9 +26,9 @@ OVERALL = {
 def judged(
     experiment: str, expected: Iterable[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Every expectation of an experiment with its range, what was reached, and one of the three verdicts.
+    """Every expectation of an experiment with its range, the reproduced value, and one of the three verdicts.
 
-    `found` are rows of `reca.report.scores.collect`. ValueError where a score has no such metric.
+    `found` are rows of `reca.report.scores.collect`. ValueError if a score has no such metric.
     """
     verdicts = []
     for entry in expected:
@@ -60,7 +60,7 @@ def _check_name(rows: Iterable[Mapping[str, Any]], run: Run, benchmark: str, nam
 def _verdict(ours: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> str:
     if ours is None:
         return NOT_RUN
-    # the allowance is for decimals that binary floats cannot hold (0.62 + 0.02 against 0.64)
+    # the margin is for decimals that are not exact in binary (0.62 + 0.02 against 0.64)
     inside = abs(ours["value"] - entry["value"]) <= entry["tolerance"] * (1 + 1e-9) + 1e-12
     return WITHIN if inside else OUTSIDE
 
@@ -68,7 +68,7 @@ def _verdict(ours: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> str:
 def of_cell(
     verdicts: Iterable[Mapping[str, Any]], run: Run, metric: Metric
 ) -> Mapping[str, Any] | None:
-    """The verdict that speaks about a table's cell; None where nobody stated what to expect there."""
+    """The verdict on a table cell; None if the experiment states no expectation for it."""
     for one in verdicts:
         benchmark, _, name = str(one["metric"]).partition(".")
         names = {name, OVERALL.get(benchmark, name) if name == "overall" else name}
@@ -82,7 +82,7 @@ def of_cell(
 
 
 def counts(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Expectations by verdict."""
+    """The number of expectations by verdict."""
     found = {WITHIN: 0, OUTSIDE: 0, NOT_RUN: 0}
     for one in verdicts:
         found[one["verdict"]] += 1

@@ -1,6 +1,6 @@
-"""Small inline SVG figures: no script, no font, no network; colours come from the page's style sheet.
+"""Small inline SVG figures, without scripts, fonts or network; colours come from the page's style sheet.
 
-Arms differ in colour, in dashes and in the shape of their marks, so that no figure depends on colour alone.
+Arms differ in colour, line dashes and marker shape, so that no figure depends on colour alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-# Near the width of a phone's column, so that labels keep their size there.
+# Close to the width of a phone screen, so that labels keep their size there.
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 42
 NAMES = {"base": "Base", "sft": "Plain training", "reca": "RecA", "shuffled": "Shuffled"}
@@ -29,11 +29,11 @@ class Axis:
     stop: float
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value."""
+        """The pixel coordinate of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
     def ticks(self, wanted: int = 5) -> list[float]:
-        """About `wanted` round values inside the scale."""
+        """About `wanted` round values within the scale."""
         raw = (self.high - self.low) / wanted
         power = 10 ** math.floor(math.log10(raw))
         step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw)
@@ -43,7 +43,7 @@ class Axis:
 
 
 def spread(values: Sequence[float], floor: float | None = None) -> tuple[float, float]:
-    """A range a little wider than the values; `floor` keeps the lower end from going below it."""
+    """A range slightly wider than the values; its lower end is at least `floor`."""
     low, high = min(values), max(values)
     pad = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
     low = low - pad if floor is None else max(floor, low - pad)
@@ -54,7 +54,7 @@ def spread(values: Sequence[float], floor: float | None = None) -> tuple[float, 
 def intervals(
     rows: Mapping[str, Mapping[str, Any]], label: str, chance: float | None = None
 ) -> str:
-    """One row per arm: a mark for the mean, a bar for the interval, a tick for every seed; a dashed line for chance.
+    """One row per arm with a mark for the mean, a bar for the interval and a tick per seed; a dashed line for chance.
 
     `rows[arm]` has `mean`, `ci95` (None: no bar) and `per_seed`.
     """
@@ -76,7 +76,7 @@ def intervals(
 def sweep(
     levels: Mapping[str, Mapping[str, Sequence[float]]], chosen: Mapping[str, float], label: str
 ) -> str:
-    """Mean score by guidance for each arm, thin lines by seed, a ring at the chosen level.
+    """Mean score by guidance for each arm, with thin lines per seed and a ring at the chosen level.
 
     `levels[arm][guidance]` are the values by seed.
     """
@@ -106,11 +106,11 @@ def sweep(
 
 
 def curves(series: Mapping[str, Mapping[str, Sequence[Point]]], label: str) -> str:
-    """Loss by optimizer step: one line per run, drawn as its arm. `series[arm][run]` are (step, loss)."""
+    """Loss by optimizer step: one line per run in the style of its arm. `series[arm][run]` has (step, loss) points."""
     points = [point for runs in series.values() for line in runs.values() for point in line]
     x = Axis(0, max(step for step, _ in points), LEFT, WIDTH - RIGHT)
     y = Axis(*spread([value for _, value in points], 0.0), HEIGHT - BOTTOM, TOP)
-    parts, spoken = _frame(x, y, "optimiser step", x.ticks()), []
+    parts, spoken = _frame(x, y, "optimizer step", x.ticks()), []
     for arm, runs in series.items():
         for run, line in runs.items():
             parts.append(_line([(x(step), y(value)) for step, value in line], f"run {arm}", run))
@@ -120,13 +120,13 @@ def curves(series: Mapping[str, Mapping[str, Sequence[Point]]], label: str) -> s
 
 
 def key(arm: str) -> str:
-    """The mark and line of an arm, for legends; hidden from screen readers, as its name follows as text."""
+    """The marker and line of an arm, for legends; hidden from screen readers because the name follows as text."""
     inner = _line([(1, 8), (33, 8)], arm) + _mark(17, 8, arm, "")
     return f'<svg class="key" viewBox="0 0 34 16" width="34" height="16" aria-hidden="true">{inner}</svg>'
 
 
 def thinned(rows: Sequence[Point], most: int = 60) -> list[Point]:
-    """At most `most` points, each the mean of a run of neighbours, so that a noisy curve can be read."""
+    """At most `most` points, each the mean of consecutive ones, to make a noisy curve readable."""
     size = max(1, math.ceil(len(rows) / most))
     chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
     return [
@@ -197,7 +197,7 @@ def _line(points: Sequence[Point], kind: str, title: str = "") -> str:
 
 
 def _mark(x: float, y: float, arm: str, title: str, r: float = 4.5) -> str:
-    """A circle, square, diamond or triangle by arm."""
+    """The marker of an arm: a circle, square, diamond or triangle."""
     corners = {
         "sft": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
         "reca": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],

@@ -1,4 +1,4 @@
-"""Outcomes of one model from its test scores: per arm mean, interval and values by seed, and paired differences."""
+"""Outcomes of a model from its test scores: mean, interval and values by seed for each arm, and paired differences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDARY = (
     "dense_placed",
     *GENEVAL_TASKS,
 )
-# Of an experiment that scores edits: all of one edit right, what was asked, what was to stay, and by kind.
+# For experiments that score edits: correct edits, requested changes, preserved objects, and correct edits by kind.
 EDITED = ("edit", "edit_followed", "edit_kept", *(f"edit_{kind}" for kind in EDITS))
 TITLES = {
     "edit": "Edits of held-out pictures: done, and nothing else changed",
@@ -47,13 +47,13 @@ Items = Mapping[str, Mapping[str, Mapping[str, float]]]  # run -> outcome -> ite
 
 
 def only_guidance(scores: Iterable[Scores]) -> dict[str, dict[str, float]]:
-    """The one guidance of each arm where none had to be chosen; ValueError where a run has several."""
+    """The guidance of each arm if there was no choice to make; ValueError if a run has several levels."""
     chosen: dict[str, dict[str, float]] = {}
     for score in scores:
         levels = list(score["by_guidance"])
         if len(levels) != 1:
             raise ValueError(
-                f"{score['run']}: drawn at guidance {', '.join(levels)}, but no choice is recorded; "
+                f"{score['run']}: sampled at guidance levels {', '.join(levels)}, but none was chosen; "
                 "run `reca choose` on development scores"
             )
         found = [name for name in (*PRIMARY, "edit") if name in score["summary"]]
@@ -62,7 +62,7 @@ def only_guidance(scores: Iterable[Scores]) -> dict[str, dict[str, float]]:
 
 
 def guidance_of(name: str, chosen: Mapping[str, float]) -> float | None:
-    """The guidance an outcome is reported at: GenEval's tasks share one choice, dense prompts another."""
+    """The guidance at which an outcome is reported: one choice for GenEval's tasks, another for dense prompts."""
     if name.startswith("dense"):
         return chosen["dense"]
     if name in EDITED:
@@ -71,16 +71,16 @@ def guidance_of(name: str, chosen: Mapping[str, float]) -> float | None:
 
 
 def scores_by_arm(scores: Iterable[Scores]) -> dict[str, list[Scores]]:
-    """Runs by arm, base first, each in the order of their seeds; arms without runs are left out."""
+    """Runs by arm, base first, in order of their seeds; arms without runs are omitted."""
     ordered = sorted(scores, key=lambda score: score["seed"])
     by_arm = {arm: [s for s in ordered if arm_of(s["run"]) == arm] for arm in ARMS}
     return {arm: found for arm, found in by_arm.items() if found}
 
 
 def outcomes(scores: Sequence[Scores], chosen: Chosen, items: Items) -> list[dict[str, Any]]:
-    """All outcomes of one model that were measured, primary first.
+    """All measured outcomes of a model, primary ones first.
 
-    Differences between arms have an interval over seeds; where single items are known, also one over items.
+    Differences between arms have an interval over seeds, and one over items if scores per item are known.
     """
     by_arm = scores_by_arm(scores)
     names = EDITED if scores[0].get("benchmark") == "laptop_edit" else measured(scores)
@@ -94,7 +94,7 @@ def outcomes(scores: Sequence[Scores], chosen: Chosen, items: Items) -> list[dic
 
 
 def measured(scores: Sequence[Scores]) -> list[str]:
-    """Names of the outcomes; without those of questions or reconstructions that a benchmark does not have."""
+    """Names of the measured outcomes; benchmarks may have no questions or no reconstructions."""
     absent = {
         name for name in ("understanding", "reconstruction") if name not in scores[0]["summary"]
     }
@@ -120,13 +120,13 @@ def _outcome(name: str, by_arm: Mapping[str, list[Scores]], chosen: Chosen) -> d
 
 
 def _matrix(items: Items, runs: Sequence[Scores], name: str) -> list[list[float]]:
-    """Scores of the same items in the same order, one row per seed; empty where scores per item are missing."""
+    """Scores of the same items in the same order, one row per seed; empty without scores per item."""
     scored = [items[score["run"]].get(name, {}) for score in runs]
     return [[row[item] for item in sorted(row)] for row in scored if row]
 
 
 def understanding_by_kind(scores: Sequence[Scores]) -> dict[str, dict[str, Any]]:
-    """Kind of question -> arm -> mean, interval and values by seed; `overall` last."""
+    """Mean, interval and values by seed, by kind of question and arm; `overall` last."""
     by_arm = scores_by_arm(scores)
     start = "understanding."
     names = {name for score in scores for name in score["summary"] if name.startswith(start)}

@@ -1,8 +1,8 @@
-"""The report of an experiment: one self-contained page that opens offline, and its numbers as
+"""The report of an experiment: a self-contained page that works offline, and its numbers as
 `outcomes.json` and `outcomes.csv`.
 
-`outcomes.json` is a pure function of the scores. The page also tells what the stages cost, so its bytes
-differ between two computations of the same results, though not between two pages of one results tree.
+`outcomes.json` is a pure function of the scores. The page also shows the costs of the stages, so its bytes differ
+between two computations of the same results, but not between two pages from one results tree.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def build(experiment: Mapping[str, Any], results: Path, out: Path) -> None:
     """Write `index.html`, `outcomes.json` and `outcomes.csv` of a resolved experiment into the folder `out`.
 
     Raises:
-        ValueError: an experiment without the laptop benchmark, no scored model, or a stage that is not
-            complete (named).
+        ValueError: the experiment has no laptop benchmark, no model has scores, or the named stage is
+            incomplete.
     """
     benchmark = laptop_benchmark(experiment)
     names = collect.scored_models(results, benchmark, experiment["models"])
@@ -41,7 +41,7 @@ def build(experiment: Mapping[str, Any], results: Path, out: Path) -> None:
 
 
 def laptop_benchmark(experiment: Mapping[str, Any]) -> str:
-    """The name of the experiment's benchmark of kind laptop, the one whose scores the page can show."""
+    """The name of the experiment's benchmark of kind laptop; ValueError if it has none, as the page shows no other."""
     kinds = {name: entry["kind"] for name, entry in experiment["benchmarks"].items()}
     for name, kind in kinds.items():
         if kind == "laptop":
@@ -53,7 +53,7 @@ def laptop_benchmark(experiment: Mapping[str, Any]) -> str:
 
 
 def edit_benchmark(experiment: Mapping[str, Any]) -> str | None:
-    """The name of the experiment's benchmark of edits, if it has one."""
+    """The name of the experiment's edit benchmark; None if it has none."""
     kinds = {name: entry["kind"] for name, entry in experiment["benchmarks"].items()}
     return next((name for name, kind in kinds.items() if kind == "laptop_edit"), None)
 
@@ -64,7 +64,7 @@ def render(
     benchmark: str,
     verdicts: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The page as HTML text: whatever comes from a file is escaped, our own figures are finished markup."""
+    """The page as HTML; all text from files is escaped, only the figures are inserted as markup."""
     configuration = yaml.safe_dump(dict(experiment), sort_keys=False, allow_unicode=True)
     return (
         _environment()
@@ -105,12 +105,12 @@ def _environment() -> Environment:
 
 # ---- how numbers are written ---------------------------------------------------------------------
 def score(value: float | None) -> str:
-    """A share to three places, as in `outcomes.json`; a dash where there is none."""
+    """A share with three decimals, as in `outcomes.json`; a dash for None."""
     return "\N{EN DASH}" if value is None else f"{value:.3f}"
 
 
 def half_width(row: Mapping[str, Any]) -> str:
-    """Half the interval of a mean over seeds, `± 0.012`; empty for one seed."""
+    """Half the width of the interval of a mean over seeds, `± 0.012`; empty for one seed."""
     if row["ci95"] is None:
         return ""
     low, high = row["ci95"]
@@ -128,7 +128,7 @@ def seconds(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes in the unit that leaves few digits."""
+    """A number of bytes in a suitable unit, `8.2 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
             return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"

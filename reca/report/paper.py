@@ -1,7 +1,7 @@
-"""Every table of the paper as a target: reported value with its source next to ours with its interval, or `not run`.
+"""Every table of the paper: the reported value with its source next to the reproduced value, or `not run`.
 
-The two never mix: a reported number is in its own column with its source, a reproduced one in
-its own with who scored it, on how many seeds and on how much of the benchmark.
+The two are kept in separate columns: reported numbers with their source, reproduced ones with interval, scorer, number
+of seeds and coverage of the benchmark.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Scores = Mapping[str, Any]
 
 
 def reported() -> dict[str, Any]:
-    """The paper's numbers as transcribed, with `_sources` that say from where."""
+    """The transcribed numbers of the paper, with their sources under `_sources`."""
     return json.loads(files("reca.report").joinpath("paper_results.json").read_text())
 
 
@@ -35,9 +35,9 @@ def reported() -> dict[str, Any]:
 def tables(
     found: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
-    """Every table with a cell per number: what was reported and from where, what was reproduced or why not.
+    """Every table with a cell per number: the reported value and its source, the reproduced value or why there is none.
 
-    `verdicts` (of `expectations.judged`) say of the cells they speak about whether ours is within tolerance.
+    `verdicts` (from `expectations.judged`) add to their cells whether the reproduced value is within tolerance.
     """
     transcribed = reported()
     result = []
@@ -101,7 +101,7 @@ def _stated(verdict: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
 
 
 def counts(made: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Cells by status."""
+    """The number of cells by status."""
     found: dict[str, int] = {}
     for table in made:
         for row in table["rows"]:
@@ -117,9 +117,9 @@ def build(
     title: str = "The paper's tables",
     expect: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> dict[str, int]:
-    """Write `tables.json`, `expectations.json`, `tables.md` and `index.html` to `out`; gives the cells by status.
+    """Write `tables.json`, `expectations.json`, `tables.md` and `index.html` to `out`; returns cell counts by status.
 
-    `expect`: what each experiment expects, by its name.
+    `expect`: the expectations by experiment name.
     """
     found = collect(results)
     verdicts = [
@@ -138,7 +138,7 @@ def build(
 
 
 def shown(cell: Mapping[str, Any]) -> str:
-    """The reproduced side of a cell as text."""
+    """The reproduced value of a cell as text."""
     ours = cell["reproduced"]
     if ours is None:
         return "" if cell["status"] == FOREIGN else NOT_RUN
@@ -151,7 +151,7 @@ def shown(cell: Mapping[str, Any]) -> str:
 
 
 def reached(ours: Mapping[str, Any] | None) -> str:
-    """A reproduced number with its interval, and how many replies it rests on are doubtful."""
+    """A reproduced number as text, with its interval and the number of doubtful replies."""
     if ours is None:
         return "-"
     text = number(ours["value"])
@@ -166,7 +166,7 @@ def limits(pair: Sequence[float]) -> str:
 
 
 def number(value: Any) -> str:
-    """A number as the paper writes it: three decimals below 1, else two."""
+    """A number in the paper's format: three decimals below 1, else two."""
     if value is None:
         return "-"
     if isinstance(value, int | float):
@@ -175,7 +175,7 @@ def number(value: Any) -> str:
 
 
 def doubts_meant() -> str:
-    """What the counts of doubtful replies next to a number mean."""
+    """An explanation of the counts of doubtful replies next to a number."""
     return "; ".join(f"{kind}: {meaning}" for kind, meaning in readings.MEANING.items())
 
 
@@ -184,7 +184,7 @@ def markdown(
     sources: Mapping[str, str],
     verdicts: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """All tables as Markdown: per column a pair `reported | reproduced`; then every expectation."""
+    """All tables as Markdown, with cells `reported / reproduced`, then all expectations."""
     about = "Each cell: reported / reproduced [95 % interval], and whether that is within the stated range."
     lines = ["# The paper's tables", "", about, "", f"Replies: {doubts_meant()}.", ""]
     for table in made:
@@ -213,7 +213,7 @@ def markdown(
             for v in verdicts
         ]
         lines.append("")
-    lines += ["## Where the reported numbers were read", ""]
+    lines += ["## Sources of the reported numbers", ""]
     return "\n".join([*lines, *(f"- {key}: {text}" for key, text in sources.items()), ""])
 
 
@@ -223,7 +223,7 @@ def page(
     title: str,
     verdicts: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """One self-contained page that opens offline; whatever comes from a file is escaped."""
+    """A self-contained page that works offline; all text from files is escaped."""
     environment = Environment(
         loader=PackageLoader("reca.report", "templates"),
         autoescape=True,

@@ -1,7 +1,7 @@
-"""Which run reproduces which cell of the paper: rows and columns of every table, as data.
+"""Which run reproduces which cell of the paper's tables: their rows and columns, as data.
 
-A row names (experiment or None, model, arm); a column (benchmark, metric, factor to the paper's unit). A row
-of somebody else's model has no run of ours and says so; it is never filled.
+A row is given by (experiment or None, model, arm), a column by (benchmark, metric, factor to the paper's unit). Rows of
+models by other authors have no run and are never filled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Run:
-    """One arm of one model. `experiment` is named where the same model means different things."""
+    """One arm of one model; `experiment` is set if the same model name is used for different runs."""
 
     model: str
     arm: str
@@ -154,14 +154,14 @@ ROWS: dict[tuple[str, str], Run] = {
 
 
 def run_of(table: str, row: str, arm: str | None) -> Run | None:
-    """The run that reproduces a row; None where it is another paper's, or a variant without an experiment."""
+    """The run that reproduces a row; None for models of other papers and for variants without an experiment."""
     if arm is not None:
         return Run(_BASES[row], arm) if row in _BASES else None
     return ROWS.get((table, row))
 
 
 def reported_rows(name: str, table: dict[str, Any]) -> list[tuple[str, str | None, dict[str, Any]]]:
-    """(row, arm or None, values by column) of a transcribed table, whichever of its forms it has."""
+    """(row, arm or None, values by column) for all rows of a transcribed table, in any of its formats."""
     if name == "understanding_partial":
         values = table["Harmon-1.5B MME"]
         return [("Harmon-1.5B", arm, {"MME": values[arm]}) for arm in ("base", "reca")]

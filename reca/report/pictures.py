@@ -1,6 +1,6 @@
-"""Grids of images: held-out scenes drawn again, and prompts drawn before and after, each with the examiner's verdict.
+"""Grids of images with the examiner's verdicts: reconstructions of held-out scenes, and images of prompts by arm.
 
-The first scenes and the first prompts of every task are shown, whatever they look like.
+The first scenes and the first prompts of every task are shown, without selection.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from reca.toyworld.scenes import draw_pixels
 from reca.toyworld.text import dense_caption
 
 SCENES, PROMPTS_PER_TASK = 6, 3
-LARGEST = 256  # pixels on the longer side; the page shows images smaller than this
-SHORT = NAMES | {"sft": "Plain"}  # what fits below an image
+LARGEST = 256  # pixels of the longer side, larger than shown on the page
+SHORT = NAMES | {"sft": "Plain"}  # names that fit below an image
 DRAWN_BY, AGAIN_BY = ("base", "sft", "reca"), ("base", "reca")
 EDITED_BY, EDITS_PER_KIND = ("base", "reca"), 3
 
 Picture = dict[str, Any]  # name, uri, score (None: the target), alt
-Row = dict[str, Any]  # title, cards: each a caption and its images
+Row = dict[str, Any]  # title, and cards with a caption and images
 
 
 def data_uri(image: Image.Image) -> str:
-    """An image as a data URI, made smaller where it is larger than the page shows it."""
+    """An image as a data URI, downscaled to at most `LARGEST` pixels."""
     image.thumbnail((LARGEST, LARGEST))
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
 def first_runs(model: Mapping[str, Any]) -> dict[str, str]:
-    """The run of the smallest seed of every arm."""
+    """The run with the smallest seed of every arm."""
     runs = sorted(model["samples"], key=lambda run: int(run.rsplit("-", 1)[1]), reverse=True)
     return {arm_of(run): run for run in runs}
 
 
 def grids(model: Mapping[str, Any], benchmark: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """`again`: held-out scenes; `drawn`: prompts. Each row has a `title` and cards: a caption and its images."""
+    """`again`: reconstructions of held-out scenes; `drawn`: images of prompts. Rows have a `title` and `cards`."""
     runs = first_runs(model)
     sets = {arm: ImageSet(model["samples"][runs[arm]]) for arm in DRAWN_BY if arm in runs}
     items = {arm: model["items"][runs[arm]] for arm in sets}
@@ -55,7 +55,7 @@ def grids(model: Mapping[str, Any], benchmark: Mapping[str, Any]) -> dict[str, l
 
 
 def edited(found: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[Row]:
-    """The first edits of every kind: source, what was asked, and what the base and RecA made of it."""
+    """The first edits of every kind: the source, the instruction, and the results of the base model and RecA."""
     runs = first_runs(found)
     sets = {arm: ImageSet(found["samples"][runs[arm]]) for arm in EDITED_BY if arm in runs}
     rows: dict[str, list[Any]] = {}
@@ -86,7 +86,7 @@ def _drawn_again(
             row = _item(items.get(arm, []), "reconstruction", name)
             if row:
                 key = reconstruction_key(index)
-                shown.append(_picture(arm, sets[arm], key, row["objects"], "the same, drawn again"))
+                shown.append(_picture(arm, sets[arm], key, row["objects"], "reconstruction"))
         cards.append({"caption": "", "pictures": shown})
     return [{"title": "", "cards": cards}] if cards else []
 
@@ -127,7 +127,7 @@ def _item(
     for row in rows:
         right_level = level is None or row["guidance"] == level
         if row["kind"] == kind and row["id"] == name and right_level:
-            return row  # where a prompt has several images, the first
+            return row  # the first image of a prompt
     return None
 
 

@@ -1,9 +1,9 @@
-"""Results in the README and in docs: tables and a figure, generated from `docs/results/` and never edited by hand.
+"""Results in the README and docs: tables and a figure, generated from `docs/results/` and never edited by hand.
 
 python -m reca.report.readme --take results/laptop      # adopt a finished run, then rewrite the pages
-python -m reca.report.readme                            # rewrite the pages from what was adopted
+python -m reca.report.readme                            # rewrite the pages from the adopted numbers
 
-Any finished experiment is adopted as `docs/results/<name>.json`; those in `PAGES` have a table on a page.
+Any finished experiment can be adopted as `docs/results/<name>.json`; those in `PAGES` have a table on a page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from reca.core import artifacts
 from reca.report import standalone
 
 RESULTS = Path("docs/results")
-# Page with the table of an experiment, relative to the root of the repository.
+# The page with an experiment's table, relative to the root of the repository.
 PAGES = {
     "laptop": Path("README.md"),
     "laptop_harmon": Path("docs/laptop_harmon.md"),
@@ -32,14 +32,14 @@ SHOWN = ("dense", "geneval", "reconstruction", "understanding")
 
 
 def adopted(experiment: str) -> Path:
-    """Where the adopted numbers of an experiment lie."""
+    """The file with the adopted numbers of an experiment."""
     return RESULTS / f"{experiment}.json"
 
 
 def take(results: Path) -> dict[str, Any]:
-    """The numbers of a finished experiment with what they were made on, as kept in `docs/results/`.
+    """The numbers of a finished experiment and the machine and versions they were computed with, for `docs/results/`.
 
-    Costs are sums over all stages; wall time is from the first stage's start to the last one's end.
+    Costs are sums over all stages; wall time is from the start of the first stage to the end of the last one.
     """
     runs = [artifacts.read_run(path.parent) for path in sorted(results.rglob(artifacts.RUN))]
     report = artifacts.read_run(results / "report")
@@ -57,7 +57,7 @@ def take(results: Path) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
-    """The Markdown block for `page`: arms by outcome with intervals over seeds, and RecA's paired lead."""
+    """The Markdown block for `page`: outcomes by arm with intervals over seeds, and the paired gain of RecA."""
     head = " | ".join(f"`{arm}`" for arm in ARMS) + " | RecA - plain training |"
     lines = []
     for model in results["models"]:
@@ -78,7 +78,7 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
 
 
 def figure(results: Mapping[str, Any]) -> str:
-    """The SVG file of an experiment's main outcomes."""
+    """The figure of an experiment's main outcomes, as the text of an SVG file."""
     return standalone.panels(results, PLOTTED, ARMS)
 
 
@@ -100,15 +100,15 @@ def _gap(outcome: Mapping[str, Any]) -> str:
 
 
 def rewritten(text: str, block: str, page: Path) -> str:
-    """The text of `page` with `block` between its two marks; ValueError where a mark is missing."""
+    """The text of `page` with `block` between its two markers; ValueError if a marker is missing."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page}: needs exactly one {BEGIN!r} and one {END!r}")
+        raise ValueError(f"{page}: must contain exactly one {BEGIN!r} and one {END!r}; add them")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:
-    """Adopt a run if asked, then rewrite the pages of what was adopted."""
+    """Adopt a run if requested, then rewrite the pages from the adopted numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--take", type=Path, metavar="DIR", help="results of a finished experiment")
     arguments = parser.parse_args()
@@ -116,7 +116,7 @@ def main() -> None:
         artifacts.write_json(adopted(arguments.take.name), take(arguments.take))
     for experiment, page in PAGES.items():
         source = adopted(experiment)
-        if not source.is_file():  # its page says so between the marks
+        if not source.is_file():  # nothing adopted: the page keeps its text
             continue
         block = table(artifacts.read_json(source), source, page)
         artifacts.write_atomic(page, rewritten(page.read_text(), block, page))

@@ -1,4 +1,4 @@
-"""Our scores: the one reader of `scores.json` below a results folder, and numbers pooled over seeds."""
+"""Reproduced scores: reads every `scores.json` below a results folder, and pools numbers over seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reca.report.statistics import t_interval
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The `scores.json` of a complete stage, hashed again; ValueError names what is missing or of another form."""
+    """The `scores.json` of a complete stage after verifying its hash; ValueError names a missing or invalid part."""
     path = artifacts.verified(folder / SCORES)
     return fields(artifacts.read_json(path), path, benchmark=str, summary=dict, coverage=dict)
 
@@ -24,8 +24,8 @@ def read(folder: Path) -> dict[str, Any]:
 def collect(results: Path, experiment: str | None = None) -> list[dict[str, Any]]:
     """All complete test scores below an experiment's folder, or below a folder of experiments.
 
-    `experiment`: whose results these are, where the folder's name does not say it. `kind` is the benchmark's kind,
-    `benchmark` the name that the experiment gives it.
+    `experiment`: the experiment of these results (default: by the folder's name). In a row, `kind` is the benchmark's
+    kind and `benchmark` its name in the experiment.
     """
     found = []
     for path in sorted(results.glob(f"**/test/scores/{artifacts.MANIFEST}")):
@@ -44,10 +44,10 @@ def collect(results: Path, experiment: str | None = None) -> list[dict[str, Any]
 def reproduced(
     found: Iterable[Mapping[str, Any]], run: Run, metric: Metric
 ) -> dict[str, Any] | None:
-    """Our number for a cell: mean over seeds with its interval, who scored it, and how whole it is.
+    """The reproduced number for a cell: the mean over seeds with its interval, scorer and coverage.
 
-    One seed: the bootstrap interval over prompts. Several: Student's over seeds. ValueError where two
-    experiments hold the same run: name one of them.
+    The interval is a bootstrap over prompts for one seed, a t interval over seeds for several. ValueError if two
+    experiments contain the same run.
     """
     mine = [
         row
@@ -58,8 +58,8 @@ def reproduced(
     experiments = sorted({row["experiment"] for row in mine})
     if len(experiments) > 1:
         raise ValueError(
-            f"{run.model} {run.arm} {metric.benchmark}: experiments {', '.join(experiments)} hold it; "
-            "name one with --results"
+            f"{run.model} {run.arm} {metric.benchmark}: in several experiments ({', '.join(experiments)}); "
+            "select one with --results"
         )
     values = [row["scores"]["summary"].get(metric.name) for row in mine]
     known = [metric.factor * value for value in values if value is not None]
@@ -81,7 +81,7 @@ def reproduced(
 
 
 def _readings(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Doubtful replies of all seeds together, by kind."""
+    """The number of doubtful replies over all seeds, by kind."""
     found: Counter[str] = Counter()
     for row in rows:
         found.update(readings.counts(row["scores"]))
@@ -89,5 +89,5 @@ def _readings(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _special(row: Mapping[str, Any]) -> bool:
-    """Whether a row's experiment gives its models another meaning."""
+    """Whether the experiment of a row uses model names for different runs."""
     return bool(str(row["experiment"]).endswith("_plus"))

@@ -1,4 +1,4 @@
-"""What each section of the page shows, as plain data for the template: tables by row, figures as finished SVG."""
+"""The contents of the page's sections, as plain data for the template: rows of tables, and figures as SVG markup."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from reca.report.outcomes import ARMS, EDITED, TITLES
 SHOWN = ("dense", "geneval", "understanding", "reconstruction")  # laptop report, part 1.4
 BY_TASK = ("geneval", *GENEVAL_TASKS, "dense", "dense_placed")
 DRAWING = ("reca", "t2i")  # two conditions, one loss
-READING = {"i2t": "Answering questions about pictures", "text": "Plain text"}
+READING = {"i2t": "Answering questions about images", "text": "Text only"}
 TASK_NAMES = {
-    "reca": "drawn from embeddings",
-    "t2i": "drawn from captions",
+    "reca": "generated from embeddings",
+    "t2i": "generated from captions",
     "i2t": "questions answered",
     "text": "texts",
-    "edit": "pictures edited",
+    "edit": "edits",
 }
 
 Model = Mapping[str, Any]
 
 
 def view(experiment: Mapping[str, Any], model: Model, benchmark: str) -> dict[str, Any]:
-    """Everything the template shows of one model."""
+    """Everything that the template shows for one model."""
     rows = {row["name"]: row for row in model["outcomes"]}
     arms = [arm for arm in ARMS if arm in rows["dense"]]
     edits = next((b for b in experiment["benchmarks"].values() if b["kind"] == "laptop_edit"), None)
@@ -69,7 +69,7 @@ def view(experiment: Mapping[str, Any], model: Model, benchmark: str) -> dict[st
 def _edits(
     model: Model, rows: Mapping[str, Any], arms: Sequence[str], benchmark: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Scores of the edits by arm with both chance levels, the first one as a figure, and the first images."""
+    """Scores of the edits by arm with both chance levels, a figure of the main score, and the first images."""
     found = model["edits"]
     table = [
         {
@@ -131,8 +131,8 @@ def _runs_of(arm: str, logs: Logs) -> dict[str, Sequence[Mapping[str, Any]]]:
 
 
 def losses(logs: Logs) -> list[dict[str, Any]]:
-    """One figure for the drawing loss under either condition, one for every task that reads."""
-    groups: dict[str, tuple[str, ...]] = {"Drawing, by what it is conditioned on": DRAWING}
+    """One figure for the generation loss under both conditions, and one per understanding task."""
+    groups: dict[str, tuple[str, ...]] = {"Generation, by condition": DRAWING}
     groups |= {title: (task,) for task, title in READING.items()}
     found = []
     for title, tasks in groups.items():
@@ -158,7 +158,7 @@ def _lines(runs: Logs, tasks: Sequence[str]) -> dict[str, list[figures.Point]]:
 
 
 def compute(recipe: Recipe, logs: Logs) -> dict[str, dict[str, Any]]:
-    """Steps, samples and tokens with a loss of one run of each trained arm; tokens as a mean over its seeds."""
+    """Steps, samples and loss tokens of one run of each trained arm; tokens are a mean over its seeds."""
     found: dict[str, dict[str, Any]] = {}
     for arm in TRAINED:
         runs = list(_runs_of(arm, logs).values())
@@ -180,7 +180,7 @@ def compute(recipe: Recipe, logs: Logs) -> dict[str, dict[str, Any]]:
 
 
 def _cache(entry: Mapping[str, Any], recipe: Recipe, logs: Logs) -> dict[str, Any]:
-    """How often training read rows of a cache, and the encoding that was not done again."""
+    """How many rows training read from a cache, and the encoding time this saved."""
     uses = {"draw": DRAWING, "read": ("i2t",)}.get(entry["use"], ())
     reads = 0
     for run, rows in logs.items():

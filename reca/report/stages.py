@@ -1,4 +1,4 @@
-"""The stages a result rests on, found through their manifests: what they cost, and the trail of hashes."""
+"""The stages that a result depends on, found through their manifests: their costs, and the trail of hashes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from reca.core import artifacts
 
-Graph = Mapping[Path, Mapping[str, Any]]  # folder -> manifest, what was read before what read it
+Graph = Mapping[Path, Mapping[str, Any]]  # manifest by folder, in topological order
 
 
 def walk(folders: Iterable[Path]) -> dict[Path, dict[str, Any]]:
-    """All stages that `folders` rest on, themselves included; upstream first, then by name.
+    """All stages that `folders` depend on, including themselves; upstream first, then by name.
 
-    Paths are relative to the working directory, as in the manifests.
+    Paths are relative to the working directory, like in the manifests.
     """
     found: dict[Path, dict[str, Any]] = {}
     waiting = [_relative(folder) for folder in folders]
@@ -39,13 +39,13 @@ def _relative(path: str | Path) -> Path:
 
 
 def _upstream(manifest: Mapping[str, Any]) -> list[Path]:
-    """Folders of the stages whose files were read; other inputs are files of the user or of this repository."""
+    """Folders of the stages whose files were read; other inputs are the user's files or part of this repository."""
     folders = {_relative(entry["path"]).parent for entry in manifest["inputs"].values()}
     return sorted(folder for folder in folders if (folder / artifacts.MANIFEST).is_file())
 
 
 def costs(graph: Graph) -> list[dict[str, Any]]:
-    """Wall and CPU seconds (summed) and peak memory (largest) by kind of stage, from the `run.json` of each."""
+    """Total wall and CPU seconds and maximum memory by kind of stage, from the `run.json` of each stage."""
     rows: dict[str, dict[str, Any]] = {}
     for folder, manifest in graph.items():
         run = artifacts.read_run(folder) if (folder / artifacts.RUN).is_file() else {}
@@ -61,7 +61,7 @@ def costs(graph: Graph) -> list[dict[str, Any]]:
 
 
 def caches(graph: Graph) -> list[dict[str, Any]]:
-    """Use, rows, bytes and seconds of encoding of every feature cache."""
+    """Use, rows, bytes and encoding time in seconds of every feature cache."""
     found = []
     for folder, manifest in graph.items():
         if manifest["stage"] == "cache":
@@ -74,7 +74,7 @@ def caches(graph: Graph) -> list[dict[str, Any]]:
 
 
 def trail(graph: Graph) -> list[dict[str, Any]]:
-    """What each stage read and wrote, by hash: the way back from any number to the data."""
+    """What each stage read and wrote, by hash, to trace any number back to the data."""
     return [
         {
             "folder": folder.as_posix(),

@@ -1,4 +1,4 @@
-"""The README's figure: the interval plots of `figures`, as one SVG file that needs no page around it."""
+"""The README's figure: the interval plots of `figures` as a standalone SVG file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GAP, TITLE, PANEL = (
     52,
     206,
 )  # pixels: between columns, above a panel, height of a panel of four arms
-# GitHub shows the file as an image, without the report's style sheet and on a light or dark page.
+# The file is shown as an image, without the report's style sheet, on a light or dark page.
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #555 } .name, .title { fill: #111; font-size: 13px }
 .title { font-weight: 600 } .grid { stroke: #ddd } .bar { stroke-width: 4; stroke-linecap: round; opacity: .45 }

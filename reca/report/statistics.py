@@ -1,4 +1,4 @@
-"""Intervals that say what is true: t intervals over seeds, and paired differences between arms."""
+"""Confidence intervals: t intervals over seeds, and paired differences between arms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reca.core.rng import numpy_generator
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> list[float] | None:
-    """Student's interval of the mean over seeds; None with fewer than two seeds, where no interval can be given."""
+    """Student's t interval of the mean over seeds; None for fewer than two seeds."""
     if len(values) < 2:
         return None
     mean = float(np.mean(values))
@@ -23,7 +23,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> list[float] | No
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, interval and the values themselves, in the order of the seeds."""
+    """Mean, interval and values, in the order of the seeds."""
     return {
         "mean": float(np.mean(values)),
         "ci95": t_interval(values),
@@ -32,7 +32,10 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """Seed-paired difference `first - second` with its t interval; `significant` when the interval leaves 0 out."""
+    """Difference `first - second` paired by seed, with its t interval; `significant` if the interval excludes 0.
+
+    ValueError if the numbers of seeds differ.
+    """
     if len(first) != len(second):
         raise ValueError(
             f"arms have {len(first)} and {len(second)} seeds; a paired difference needs the same seeds"
@@ -49,9 +52,10 @@ def bootstrap_difference(
     seed: int = 0,
     rounds: int = 2000,
 ) -> dict[str, Any]:
-    """Difference of means with a bootstrap over prompts: rows are seeds, columns the same prompts in both arms.
+    """Difference of means with a bootstrap interval over prompts; rows are seeds, columns are the same prompts.
 
-    It speaks for these trained models on other prompts; the t interval over seeds speaks for other trainings.
+    It applies to these trained models on other prompts; the t interval over seeds applies to other training runs.
+    ValueError if the numbers of prompts differ.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.shape[1] != b.shape[1]:

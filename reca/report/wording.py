@@ -1,4 +1,4 @@
-"""Sentences computed from the numbers: what is shown, what is not, and where an arm is worse."""
+"""Sentences computed from the numbers: what they show, what they do not show, and where an arm is worse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from reca.report.outcomes import PRIMARY
 
 SUBJECT = {"dense": "dense prompts", "geneval": "GenEval's six tasks", "edit": "edits"}
 OTHERS = {"sft": "plain training at equal compute", "base": "base model", "shuffled": "shuffled"}
-SEEDS_NEEDED = "One seed only, so no interval over seeds can be given, and no claim is made."
+SEEDS_NEEDED = "With a single seed there is no interval over seeds, so no conclusion is drawn."
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -20,7 +20,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference with its sign, to three places; a true minus sign."""
+    """A difference with its sign and three decimals, with a typographic minus sign."""
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -30,7 +30,7 @@ def interval(bounds: Sequence[float]) -> str:
 
 
 def verdict(gap: Mapping[str, Any]) -> str:
-    """Whether RecA is `better`, `worse` or `unclear`, by the interval over seeds; `single` where there is none."""
+    """Whether RecA is `better`, `worse` or `unclear`, by the interval over seeds; `single` for one seed."""
     if gap["ci95"] is None:
         return "single"
     if not gap["significant"]:
@@ -39,7 +39,7 @@ def verdict(gap: Mapping[str, Any]) -> str:
 
 
 def headline(models: Sequence[Mapping[str, Any]]) -> str:
-    """The answer in one line: RecA against plain training on the two primary outcomes."""
+    """The main result in one line: RecA compared with plain training on the primary outcomes."""
     lines = []
     for model in models:
         parts = "; ".join(_short(row) for row in model["outcomes"] if row["primary"]) + "."
@@ -52,17 +52,17 @@ def headline(models: Sequence[Mapping[str, Any]]) -> str:
 def _short(row: Mapping[str, Any]) -> str:
     subject, gap = SUBJECT[row["name"]], row["differences"].get("reca - sft")
     if gap is None:
-        return f"on {subject}, no control to compare with"
+        return f"on {subject}, there is no control to compare with"
     return {
         "better": f"on {subject}, yes",
-        "worse": f"on {subject}, no, it does worse",
-        "unclear": f"on {subject}, not shown",
-        "single": f"on {subject}, one seed cannot tell",
+        "worse": f"on {subject}, no, it is worse",
+        "unclear": f"on {subject}, there is no significant difference",
+        "single": f"on {subject}, one seed is not enough to decide",
     }[verdict(gap)]
 
 
 def findings(model: Mapping[str, Any]) -> list[str]:
-    """A few sentences per primary outcome, and one on reading, from the outcomes of one model."""
+    """A few sentences per primary outcome and one on understanding, from the outcomes of one model."""
     rows = {row["name"]: row for row in model["outcomes"]}
     parts = [_primary(rows[name], model["chance"].get(name)) for name in PRIMARY]
     if "edit" in rows:
@@ -75,11 +75,11 @@ def findings(model: Mapping[str, Any]) -> list[str]:
 def _primary(row: Mapping[str, Any], chance: float | None) -> str:
     subject = SUBJECT[row["name"]]
     if "reca" not in row:
-        return f"On {subject} RecA was not run."
+        return f"On {subject}, RecA was not run."
     others = [(OTHERS[arm], row[arm]["mean"]) for arm in OTHERS if arm in row]
     others += [("chance", chance)] if chance is not None else []
     levels = ", ".join(f"{name} {value:.3f}" for name, value in others)
-    parts = [f"On {subject} RecA reaches {row['reca']['mean']:.3f} ({levels})."]
+    parts = [f"On {subject}, RecA reaches {row['reca']['mean']:.3f} ({levels})."]
     for arm, name in (("sft", "plain training"), ("base", "the base model")):
         gap = row["differences"].get(f"reca - {arm}")
         if gap and (
@@ -90,39 +90,39 @@ def _primary(row: Mapping[str, Any], chance: float | None) -> str:
 
 
 def _against(name: str, gap: Mapping[str, Any]) -> str:
-    start = f"Against {name} that is {signed(gap['mean'])}."
+    start = f"The difference from {name} is {signed(gap['mean'])}."
     if gap["ci95"] is None:
         return f"{start} {SEEDS_NEEDED}{_over_prompts(gap)}"
     seeds = counted(len(gap["per_seed"]), "seed")
-    bounds = f"The 95 % interval over {seeds} runs from {interval(gap['ci95'])}"
+    bounds = f"The 95 % interval over {seeds} is {interval(gap['ci95'])}"
     return f"{start} {bounds}{_judged(gap)}{_over_prompts(gap)}"
 
 
 def _judged(gap: Mapping[str, Any]) -> str:
     return {
-        "better": " and leaves 0 out: a gain.",
-        "worse": " and leaves 0 out: RecA is worse.",
-        "unclear": " and includes 0: no difference is shown.",
+        "better": " and excludes 0: RecA is better.",
+        "worse": " and excludes 0: RecA is worse.",
+        "unclear": " and includes 0: no significant difference.",
     }[verdict(gap)]
 
 
 def _over_prompts(gap: Mapping[str, Any]) -> str:
     if "over_items" not in gap:
         return ""
-    return (
-        f" Over prompts, for these very models, it runs from {interval(gap['over_items']['ci95'])}."
-    )
+    return f" Over prompts, with these models fixed, it is {interval(gap['over_items']['ci95'])}."
 
 
 def _reading(row: Mapping[str, Any], gap: Mapping[str, Any]) -> str:
-    start = f"Reading: {row['base']['mean']:.3f} of the questions answered exactly before RecA, "
+    start = (
+        f"Understanding: {row['base']['mean']:.3f} of the questions answered exactly before RecA, "
+    )
     parts = f"{start}{row['reca']['mean']:.3f} after ({signed(gap['mean'])}"
     if gap["ci95"] is None:
         return f"{parts}; one seed, no interval)."
     change = {
-        "better": "it got better",
-        "worse": "it got worse",
-        "unclear": "no change is shown",
+        "better": "an improvement",
+        "worse": "a decline",
+        "unclear": "no significant change",
     }[verdict(gap)]
     return f"{parts}, interval {interval(gap['ci95'])}): {change}."
 
@@ -133,8 +133,8 @@ def compute(arms: Mapping[str, Mapping[str, Any]]) -> str:
     samples = {arm["samples"] for arm in arms.values()}
     if len(steps) == len(samples) == 1:
         equal = (
-            f"Every arm took {min(steps):,} optimiser steps over {min(samples):,} samples, "
-            "at the same batch, schedule and learning rate"
+            f"Every arm was trained for {min(steps):,} optimizer steps on {min(samples):,} samples, "
+            "with the same batch size, schedule and learning rate"
         )
-        return equal + "; the table says how many tokens carried a loss."
-    return "The arms differ in steps or samples: compute was not equal, and the comparison must be read so."
+        return equal + "; the table shows how many tokens had a loss."
+    return "The arms differ in steps or samples, so the comparison is not at equal compute."

@@ -136,7 +136,7 @@ def test_numbers_equal_outcomes_json(made: tuple[str, dict[str, Any], Path]) -> 
                 assert f"{row[arm]['mean']:.3f}" in text
     dense = model["outcomes"][0]
     gap = dense["differences"]["reca - sft"]
-    assert f"On dense prompts RecA reaches {dense['reca']['mean']:.3f}" in words
+    assert f"On dense prompts, RecA reaches {dense['reca']['mean']:.3f}" in words
     for bounds in (gap["ci95"], gap["over_items"]["ci95"]):
         assert f"{bounds[0]:+.3f} to {bounds[1]:+.3f}".replace("-", "\N{MINUS SIGN}") in words
 
@@ -173,10 +173,14 @@ def test_compute_cache_and_expectations_are_told(made: tuple[str, dict[str, Any]
     words = Reader(made[0]).text
     tasks = compose.load("laptop").models[MODEL].align.tasks
     drawn, read = tasks["reca"].batch, tasks["i2t"].batch
-    assert f"Every arm took 12 optimiser steps over {12 * (drawn + read):,} samples" in words
+    assert (
+        f"Every arm was trained for 12 optimizer steps on {12 * (drawn + read):,} samples" in words
+    )
     # 9 runs x 12 steps of drawn rows, of which 200 had to be encoded once, at 0.02 s each
     rows = 9 * 12 * drawn
-    assert f"Training read {rows:,} rows from it: {rows - 200:,} encodings not done again" in words
+    assert (
+        f"Training read {rows:,} rows from it: {rows - 200:,} encodings were not repeated" in words
+    )
     assert "development prompts only" in words
     assert re.search(r"showo_tiny, RecA, laptop\.dense 0\.4 ± 0\.5 0\.\d{3} yes", words)
     assert re.search(r"laptop\.dense 0\.99 ± 0\.001 0\.\d{3} no", words)
@@ -253,9 +257,9 @@ def test_one_seed_one_guidance_two_arms(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(dense) >= {"base", "reca"} and "sft" not in dense
     assert dense["reca"]["ci95"] is None and dense["reca"]["guidance"] == 2.0
     assert "no control to compare with" in words
-    assert "One seed only" in words and "95 % interval over" not in words
-    assert "draws at one guidance (2.0)" in words
-    assert "Not run here: bagel_tiny, another." in words
+    assert "With a single seed there is no interval" in words and "95 % interval over" not in words
+    assert "sampled at a single guidance level (2.0)" in words
+    assert "Not run: bagel_tiny, another." in words
 
 
 def test_a_loss_is_called_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,8 +271,8 @@ def test_a_loss_is_called_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     words = Reader((tmp_path / page.PAGE).read_text()).text
     dense = json.loads((tmp_path / page.OUTCOMES).read_text())["models"][0]["outcomes"][0]
     assert dense["differences"]["reca - sft"]["ci95"][1] < 0
-    assert "On dense prompts, no, it does worse" in words
-    assert "leaves 0 out: RecA is worse" in words
+    assert "On dense prompts, no, it is worse" in words
+    assert "excludes 0: RecA is worse" in words
 
 
 def test_incomplete_results_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,5 +44,5 @@ def test_a_page_has_a_place_for_its_table(experiment: str) -> None:
 
 
 def test_a_readme_without_marks_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs exactly one"):
+    with pytest.raises(ValueError, match="must contain exactly one"):
         readme.rewritten("no marks", "block", Path("README.md"))

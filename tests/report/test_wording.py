@@ -28,13 +28,19 @@ def test_headline_says_what_is_not_shown() -> None:
         "differences": {"reca - sft": statistics.difference([0.5, 0.61], [0.4, 0.5])}
     }
     told = wording.headline([{"name": "m", "outcomes": [unclear, better]}])
-    assert told == "On dense prompts, not shown; on GenEval's six tasks, yes."
+    assert (
+        told == "On dense prompts, there is no significant difference; on GenEval's six tasks, yes."
+    )
 
 
 def test_unequal_compute_is_told() -> None:
     equal = {"steps": 3, "samples": 30, "tokens": 5.0}
-    assert "Every arm took 3 optimiser steps" in wording.compute({"reca": equal, "sft": equal})
-    assert "not equal" in wording.compute({"reca": equal, "sft": equal | {"samples": 29}})
+    assert "Every arm was trained for 3 optimizer steps" in wording.compute(
+        {"reca": equal, "sft": equal}
+    )
+    assert "not at equal compute" in wording.compute(
+        {"reca": equal, "sft": equal | {"samples": 29}}
+    )
 
 
 def test_numbers_in_words() -> None:

@@ -1,1 +1,1 @@
-"""Jinja templates and the style sheet of the page (a package so that they are installed with the code)."""
+"""Jinja templates and the style sheet of the page (a package, so that they are installed with the code)."""
