@@ -1,5 +1,5 @@
-"""The contract of `reca.models.contract`, checked on any implementation: ours, or one of another package.
+"""Checks of `reca.models.contract` for any implementation, built in or from another package.
 
-`suite.run` gives one outcome per check; `reca check-model` prints them, and `reca.conformance.plugin` makes each of
-them a test of pytest. Nothing heavy is imported here: pytest loads the plugin in every run.
+`suite.run` yields one outcome per check; `reca check-model` prints them, and `reca.conformance.plugin` turns each check
+into a pytest test. Nothing heavy is imported here, because pytest loads the plugin in every run.
 """

@@ -24,7 +24,7 @@ from reca.models.registry import find_family
 
 
 def entry(subject: Subject) -> None:
-    """The registry has an entry for the family that says what its code is."""
+    """The registry has an entry for the family that names its code and its abilities."""
     model = subject.model
     found = find_family(model.family)
     demand(
@@ -36,20 +36,20 @@ def entry(subject: Subject) -> None:
     )
     demand(
         installed().source(found.module) is not None,
-        f"no source file is found for module {found.module!r} of the entry, so stages cannot record its code; install "
+        f"there is no source file for module {found.module!r} of the entry, so stages cannot record its code; install "
         "the package unzipped",
         model,
         "encode",
     )
 
 
-ROUNDING = 3e-6  # of a sum in float32, relative
+ROUNDING = 3e-6  # relative rounding error of a float32 sum
 _DRAWING = ("reconstruction_loss", "text_to_image_loss")
 
 
 # ---- encoders ------------------------------------------------------------------------------------
 def encode_is_deterministic(subject: Subject) -> None:
-    """`encode` gives the same rows twice, without gradients and without global random numbers."""
+    """`encode` returns the same rows twice, without gradients and without global random numbers."""
     model = subject.model
     for use in subject.uses:
         found = []
@@ -60,7 +60,7 @@ def encode_is_deterministic(subject: Subject) -> None:
         names = {"target"} if use == "draw" else set()
         demand(
             names <= set(first) and len(first) > 0,
-            f"encode(images, {use!r}) gives {sorted(first)}; the name 'target' is fixed",
+            f"encode(images, {use!r}) returns {sorted(first)}; the name 'target' is required",
             model,
             "encode",
         )
@@ -82,7 +82,7 @@ def encode_is_deterministic(subject: Subject) -> None:
 
 
 def encode_ignores_the_batch(subject: Subject) -> None:
-    """An image has the same row alone and among others."""
+    """An image has the same row alone and in a batch."""
     model = subject.model
     for use in subject.uses:
         together = subject.features[use]
@@ -90,14 +90,14 @@ def encode_ignores_the_batch(subject: Subject) -> None:
             for name, alone in model.encode([image], use).items():
                 demand(
                     close(alone[0], together[name][row]),
-                    f"encode(images, {use!r})[{name!r}]: row {row} differs from the row of the same image alone",
+                    f"encode(images, {use!r})[{name!r}]: row {row} of a batch differs from the image's row alone",
                     model,
                     "encode",
                 )
 
 
 def fingerprint_covers_encode(subject: Subject) -> None:
-    """The fingerprint is stable, and it changes with weights that change a row."""
+    """The fingerprint is stable, and changes whenever changed weights change a row."""
     for use in subject.uses:
         model = subject.fresh()
         before, rows = model.encoder_fingerprint(use), subject.features[use]
@@ -117,8 +117,8 @@ def fingerprint_covers_encode(subject: Subject) -> None:
             same = all(close(changed[name], rows[name]) for name in rows)
             demand(
                 same or model.encoder_fingerprint(use) != before,
-                f"{kind} weights changed the rows of encode(images, {use!r}), but not encoder_fingerprint({use!r}): an "
-                "old cache would be used",
+                f"{kind} weights changed the rows of encode(images, {use!r}), but not encoder_fingerprint({use!r}): "
+                "a stale cache would be used",
                 model,
                 "encoder_fingerprint",
             )
@@ -126,7 +126,7 @@ def fingerprint_covers_encode(subject: Subject) -> None:
 
 # ---- losses --------------------------------------------------------------------------------------
 def counts_before_losses(subject: Subject) -> None:
-    """Each loss runs over as many tokens as were announced before it, and is a finite fp32 scalar."""
+    """Each loss counts as many tokens as announced before it, and is a finite fp32 scalar."""
     model = subject.model
     announced = {"answer_loss": "conversation", "edit_loss": "sample_edit_noise"}
     for name, loss in subject.losses(model).items():
@@ -136,12 +136,12 @@ def counts_before_losses(subject: Subject) -> None:
         method = method if hasattr(model, method) else "generation_loss"
         demand(
             found.count == count,
-            f"{name} runs over {found.count} tokens, but {source} announced {count}",
+            f"{name} counts {found.count} tokens, but {source} announced {count}",
             model,
             source,
             method,
         )
-        demand(count > 0, f"{name} announces no token", model, source)
+        demand(count > 0, f"{name} announces no tokens", model, source)
         demand(
             found.total.dtype == torch.float32 and found.total.shape == (),
             f"{name}.total is {found.total.dtype} {list(found.total.shape)}; it must be a float32 scalar",
@@ -152,7 +152,7 @@ def counts_before_losses(subject: Subject) -> None:
 
 
 def losses_are_sums(subject: Subject) -> None:
-    """Losses are sums over tokens, so that micro-batches add up; a mean would not grow with the batch."""
+    """Losses are sums over tokens, so that micro-batches add up; a mean would not grow with the batch size."""
     model = subject.model
     with torch.no_grad():
         spoken = subject.conversations()
@@ -164,7 +164,7 @@ def losses_are_sums(subject: Subject) -> None:
         ]
         demand(
             torch.allclose(whole, torch.stack(parts).sum(), rtol=ROUNDING, atol=1e-4),
-            f"answer_loss of {ROWS} rows is {whole:.6f}, but its rows alone add up to {sum(parts):.6f}; give the sum "
+            f"answer_loss of {ROWS} rows is {whole:.6f}, but its rows alone add up to {sum(parts):.6f}; return the sum "
             "over tokens, and do not attend to padding",
             model,
             "answer_loss",
@@ -181,7 +181,7 @@ def losses_are_sums(subject: Subject) -> None:
 
 
 def losses_ignore_the_batch(subject: Subject) -> None:
-    """What another text changes in its row's loss does not depend on the texts of other rows, nor on their lengths."""
+    """Changing the text of one row changes the loss by an amount that does not depend on the texts of other rows."""
     model, rows = subject.model, subject.features["draw"]
     short, *others, long = sorted(subject.texts, key=len)
     other = others[0]
@@ -194,8 +194,9 @@ def losses_ignore_the_batch(subject: Subject) -> None:
             bound = ROUNDING * abs(total(short, other, long)) + 1e-3 * abs(beside_long)
             demand(
                 abs(beside_long - beside_short) <= bound,
-                f"generation_loss: another text in row 0 changes it by {beside_long:.6f} beside a long text and by "
-                f"{beside_short:.6f} beside a short one; rows must not see each other, nor padding",
+                f"generation_loss: changing the text of row 0 changes it by {beside_long:.6f} with a long text in "
+                f"another row and by {beside_short:.6f} with a short one; rows must not attend to each other or "
+                "to padding",
                 model,
                 "generation_loss",
                 "condition",
@@ -210,7 +211,7 @@ def _total(
 
 
 def _median(subject: Subject, times: int, seeds: int) -> float:
-    """Median over noise of the RecA loss per token, each image `times` times in the batch."""
+    """Median over noise samples of the RecA loss per token, with each image `times` times in the batch."""
     model, found = subject.model, []
     features = subject.features["draw"]
     rows = {n: rows.repeat(times, *[1] * (rows.dim() - 1)) for n, rows in features.items()}
@@ -221,7 +222,7 @@ def _median(subject: Subject, times: int, seeds: int) -> float:
 
 
 def losses_are_pure(subject: Subject) -> None:
-    """A loss is a function of its arguments: it uses no global random numbers and changes nothing."""
+    """A loss is a pure function of its arguments: it uses no global random numbers and modifies nothing."""
     model = subject.model
     weights = snapshot(model.state_dict())
     for name, loss in subject.losses(model).items():
@@ -235,7 +236,7 @@ def losses_are_pure(subject: Subject) -> None:
             inputs.append(before)
             demand(
                 equal(before, list(tensors_in(after))),
-                f"{name} changes its inputs (features, noise or conversation) in place",
+                f"{name} modifies its inputs (features, noise or conversation) in place",
                 model,
                 method,
             )
@@ -250,13 +251,13 @@ def losses_are_pure(subject: Subject) -> None:
         )
         demand(
             equal([totals[0]], [totals[1]]),
-            f"{name} gives {totals[0]:.8g} and then {totals[1]:.8g} for the same inputs",
+            f"{name} returns {totals[0]:.8g} and then {totals[1]:.8g} for the same inputs",
             model,
             method,
         )
     demand(
         equal(weights, list(model.state_dict().values())),
-        "a loss changes weights or buffers of the model",
+        "a loss modifies weights or buffers of the model",
         model,
         "generation_loss",
         "answer_loss",
@@ -264,7 +265,7 @@ def losses_are_pure(subject: Subject) -> None:
 
 
 def the_condition_is_used(subject: Subject) -> None:
-    """RecA's loss depends on the image's own features: what another image's features give is another number."""
+    """RecA's loss depends on the features of the image: other features give another loss."""
     model, rows = subject.model, subject.features["draw"]
     noise = model.sample_noise(ROWS, generator("conformance", "noise"))
     other = {name: one.roll(1, 0) for name, one in rows.items()}
@@ -275,7 +276,7 @@ def the_condition_is_used(subject: Subject) -> None:
         )
     demand(
         not torch.equal(own, foreign),
-        "the RecA loss is the same under the features of another image: condition(texts, features) ignores features",
+        "the RecA loss is the same with the features of another image: condition(texts, features) ignores features",
         model,
         "condition",
         "generation_loss",
@@ -284,20 +285,20 @@ def the_condition_is_used(subject: Subject) -> None:
 
 # ---- gradients -----------------------------------------------------------------------------------
 def gradients_where_promised(subject: Subject) -> None:
-    """Gradients reach `trainable_parameters` and nothing else; the decay groups hold each of these names once."""
+    """Gradients reach exactly the `trainable_parameters`; the decay groups contain each of these names once."""
     model = subject.fresh()
     known, promised = dict(model.named_parameters()), model.trainable_parameters()
     unknown = sorted(set(promised) - set(known))
     demand(
         not unknown,
-        f"trainable_parameters names {unknown[:3]}, which named_parameters does not have",
+        f"trainable_parameters names {unknown[:3]}, which are not in named_parameters",
         model,
         "trainable_parameters",
     )
     groups = model.decay_groups()
     demand(
         sorted([*groups.decay, *groups.no_decay]) == sorted(promised),
-        "decay_groups must hold each name of trainable_parameters exactly once",
+        "decay_groups must contain each name of trainable_parameters exactly once",
         model,
         "decay_groups",
     )
@@ -310,11 +311,11 @@ def gradients_where_promised(subject: Subject) -> None:
         demand(total.requires_grad, f"{name} has no gradient", model, "generation_loss")
         total.backward()
         reached = {n for n, weight in known.items() if weight.grad is not None}
-        if name in _DRAWING:  # reading and editing may be trained in pre-training alone
+        if name in _DRAWING:  # other losses may be used in pre-training only
             extra = sorted(reached - set(promised))
             demand(
                 not extra,
-                f"{name} sends a gradient to {extra[:3]}, which trainable_parameters does not name; call "
+                f"{name} has gradients for {extra[:3]}, which are not in trainable_parameters; call "
                 "requires_grad_(False) on frozen modules, or detach",
                 model,
                 "generation_loss",
@@ -324,7 +325,7 @@ def gradients_where_promised(subject: Subject) -> None:
     missing = [n for n in promised if n not in drawn]
     demand(
         not missing,
-        f"no loss reaches {missing[:3]} ({len(missing)} names), which trainable_parameters promises",
+        f"no loss has gradients for {missing[:3]} ({len(missing)} names), which are in trainable_parameters",
         model,
         "trainable_parameters",
         "generation_loss",

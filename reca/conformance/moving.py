@@ -1,6 +1,6 @@
-"""Check of another device: what goes in is moved to where the model is, what comes out is brought back.
+"""The check of another device: inputs are moved to the model's device, and results back to the CPU.
 
-The device is a GPU in name only (`other_device`), so this runs everywhere.
+The device is a simulated GPU (`other_device`), so this runs on any machine.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from reca.conformance.subject import (
 )
 from reca.models.contract import UnifiedModel
 
-TOKENS = 4  # of an answer
+TOKENS = 4  # per answer
 
 
 def device_moves(subject: Subject) -> None:
-    """Every operation on another device gives what it gives on the CPU, from inputs on the CPU or there."""
+    """Every operation gives the same results on another device as on the CPU, for inputs on either device."""
     here, there = subject.fresh(), subject.fresh()
     with GpuInName(), torch.no_grad():
         moved(there)
@@ -77,7 +77,7 @@ def _images(subject: Subject, here: UnifiedModel, there: UnifiedModel) -> None:
 
 
 def _loss(subject: Subject, model: UnifiedModel, name: str, features: Mapping[Any, Any]) -> Any:
-    """The total of one of the subject's losses, with these features."""
+    """The total of one of the subject's losses with the given features."""
     other = Subject.__new__(Subject)
     other.__dict__.update(subject.__dict__, features=features)
     return other.losses(model)[name]()[0].total
@@ -88,7 +88,7 @@ def _on_device(features: Mapping[Any, Mapping[str, torch.Tensor]]) -> dict[Any, 
 
 
 def _guarded(model: UnifiedModel, method: str, function: Callable[[], Any]) -> Any:
-    """Run an operation; a tensor that was left on the wrong device is one line."""
+    """Run an operation; NonConformity, as one line, for a tensor on the wrong device."""
     try:
         return function()
     except (RuntimeError, TypeError) as fault:

@@ -1,7 +1,7 @@
-"""A GPU in name only: its tensors lie in CPU memory and compute there, but refuse to meet those of the CPU.
+"""A simulated GPU: its tensors are in CPU memory and computed there, but cannot be combined with CPU tensors.
 
-Catches an input that was never moved and a result that was never brought back, on a machine without a GPU. Values are
-real, so code that depends on them (`.item()`, sampling loops) runs as ever.
+Finds inputs that were not moved to the device and results that were not moved back, on a machine without a GPU. Tensors
+have real values, so code that depends on them (`.item()`, sampling loops) works as usual.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ DEVICE = torch.device("cuda", 0)
 
 
 class OnDevice(torch.Tensor):
-    """A tensor of the other device; `here` is its memory."""
+    """A tensor on the simulated device; `here` is the CPU tensor with its data."""
 
     here: torch.Tensor
 
     @staticmethod
     def __new__(cls, here: torch.Tensor) -> OnDevice:
-        """Wrap a tensor of the CPU."""
+        """Wrap a CPU tensor."""
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             here.shape,
@@ -50,7 +50,7 @@ class OnDevice(torch.Tensor):
         target = kwargs.get("device")
         tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
         strangers = [x for x in tensors if _is_stranger(x)]
-        # indices may come from the CPU, and so may what is copied; numbers (0-d) always
+        # like on a GPU, indices, sources of copies and 0-d tensors may be on the CPU
         if strangers and func is not torch.ops.aten.copy_.default and not _indexes(func, args):
             raise RuntimeError(f"{func}: expected all tensors on {DEVICE}, found one on cpu")
         if target is not None and torch.device(target).type == DEVICE.type:
@@ -80,15 +80,15 @@ def _closed(x: Any) -> Any:
 
 
 class GpuInName(TorchFunctionMode):
-    """While entered, `device="cuda"` and `.to("cuda")` make such tensors; for code without gradients only.
+    """While active, `device="cuda"` and `.to("cuda")` create such tensors; only for code without gradients.
 
-    What Python's own face of tensors does before it dispatches would ask a real GPU: it is done here.
+    Operations whose Python bindings would query a real GPU before dispatching are handled here.
     """
 
     def __init__(self) -> None:
         super().__init__()
         if not torch.cuda.is_available():
-            torch._C._ensureCUDADeviceGuardSet()  # a guard that does nothing, as for fake tensors
+            torch._C._ensureCUDADeviceGuardSet()  # a no-op guard, as for fake tensors
         self._factories = _Factories()
 
     def __enter__(self) -> Any:
@@ -121,18 +121,18 @@ class GpuInName(TorchFunctionMode):
             return _by_hand(func, args, kwargs)
 
 
-# What would ask a real GPU. The device has no generator (what is random there comes from the CPU's, so `fork_rng` has
-# nothing to keep) and no Triton.
+# Functions that would query a real GPU. The device has no generator (random numbers come from the CPU's, so `fork_rng`
+# has nothing to save) and no Triton.
 _REPLACED: tuple[tuple[Any, str, Any], ...] = (
     (torch.cuda, "get_rng_state", lambda device=None: torch.zeros(0, dtype=torch.uint8)),
     (torch.cuda, "set_rng_state", lambda state, device=None: None),
-    (dispatch, "automatic", lambda kernel, index: ("torch", "the device is one in name only")),
+    (dispatch, "automatic", lambda kernel, index: ("torch", "the device is simulated")),
 )
 _ASKS_THE_GPU = ("is not linked with support for", "not supported for tensor subclasses")
 
 
 def _by_hand(func: Any, args: Any, kwargs: Any) -> Any:
-    """Indexing and the like: Python's face of tensors asks the GPU before it dispatches."""
+    """Indexing and similar operations, whose Python bindings query the GPU before dispatching."""
     if func is torch.Tensor.__setitem__ and _is_stranger(args[2]):
         raise RuntimeError(f"expected all tensors on {DEVICE}, found one on cpu")
     given, named = tree_map(_opened, (args, kwargs))
@@ -144,7 +144,7 @@ def _is_stranger(x: Any) -> bool:
 
 
 class _Factories(TorchDispatchMode):
-    """Tensors that the library itself makes on the device, inside one of its operations."""
+    """Wraps tensors that torch creates on the device inside its own operations."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -179,7 +179,7 @@ def _is_ours(x: Any) -> bool:
 
 
 def moved(module: torch.nn.Module) -> torch.nn.Module:
-    """The module's weights and buffers, in place, on the other device."""
+    """Move a module's weights and buffers to the simulated device, in place."""
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None:

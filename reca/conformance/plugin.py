@@ -1,4 +1,4 @@
-"""The suite as a plugin of pytest: one test per check, for a package that brings a family.
+"""The suite as a pytest plugin: one test per check, for packages that add a model family.
 
     # tests/test_contract.py
     import pytest
@@ -11,7 +11,7 @@
     def test_contract(reca_check):
         reca_check()
 
-Without that fixture the model is that of `pytest --reca-model NAME`, where NAME is all that `reca check-model` takes.
+Without that fixture the model is given by `pytest --reca-model NAME`, where NAME is as for `reca check-model`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("reca").addoption(
         "--reca-model",
         metavar="PATH_OR_FAMILY",
-        help="the model that reca_subject gives: a family, a model folder or a model configuration",
+        help="the model of the fixture reca_subject: a family, a model folder or a model configuration",
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per check where a test uses the fixture `reca_check`."""
+    """Parametrize tests that use the fixture `reca_check` by check."""
     if "reca_check" in metafunc.fixturenames:
         from reca.conformance.suite import CHECKS
 
@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def reca_subject(request: pytest.FixtureRequest) -> Subject:
-    """The model of `--reca-model`; a package replaces this fixture by its own."""
+    """The model of `--reca-model`; packages may override this fixture."""
     from reca.conformance.resolve import subject_of
 
     named = request.config.getoption("--reca-model")
@@ -55,7 +55,7 @@ def reca_subject(request: pytest.FixtureRequest) -> Subject:
 
 @pytest.fixture
 def reca_check(request: pytest.FixtureRequest, reca_subject: Subject) -> Callable[[], None]:
-    """A function that runs one check, and fails or skips the test with its line."""
+    """A function that runs one check, and fails or skips the test with its message."""
     from reca.conformance.suite import run_check
 
     def check() -> None:

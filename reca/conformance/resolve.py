@@ -1,4 +1,4 @@
-"""A model to check by its name: a model folder, a model configuration, or a family."""
+"""Find the model to check by name: a model folder, a model configuration, or a family."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DESCRIPTION = "reca_model.json"
 
 
 def subject_of(named: str, texts: Sequence[str] = ()) -> Subject:
-    """What to check for `reca check-model NAMED`; `texts` are prompts that the model's vocabulary has.
+    """The subject of `reca check-model NAMED`; `texts` are prompts in the model's vocabulary.
 
-    ValueError says what is missing.
+    ValueError if there is no such model.
     """
     turns = [(text, text) for text in texts]
     return Subject(model_of(named), texts=texts, turns=turns)
 
 
 def model_of(named: str) -> UnifiedModel:
-    """The model of a folder that `save` wrote, of a file in `config/model/`, or the tiny model of a family.
+    """The model in a folder written by `save`, of a file in `config/model/`, or the tiny model of a family.
 
-    A family's tiny model is what `tiny()` of its module gives, else `config/model/<family>_tiny.yaml`.
+    The tiny model of a family is the one returned by `tiny()` of its module, else `config/model/<family>_tiny.yaml`.
     """
     path = Path(named)
     if (path / DESCRIPTION).is_file() or (path.is_dir() and not is_runnable(named)):
@@ -53,24 +53,24 @@ def model_of(named: str) -> UnifiedModel:
 
 
 def _file_of(name: str) -> Path | None:
-    """The configuration of this name in the folders that Hydra reads, ours and those of packages with families."""
+    """The configuration of this name in Hydra's search path, including packages that add families."""
     places = (folder / "model" / f"{name}.yaml" for folder in config_folders())
     return next((place for place in places if place.is_file()), None)
 
 
 def _configured(path: Path) -> UnifiedModel:
-    """The model of a configuration, with the weights that it names where they lie here."""
+    """The model of a configuration, with its weights if they are in a folder on this machine."""
     known = _file_of(path.stem)
     if known is None or path.resolve() != known.resolve():
         raise ValueError(
-            f"{path}: Hydra does not read this file; a model configuration lies in config/model/ of the working "
-            "directory, or of a package that brings a family"
+            f"{path}: not in Hydra's search path; put model configurations into config/model/ of the working "
+            "directory, or of a package that adds a family"
         )
     described = model_config(path.stem)
     folder = described.weights.path
     if folder is None or not Path(folder).is_dir():
         raise ValueError(
-            f"{path}: weights.path = {folder!r} is no folder here; check-model needs the weights and the tokenizer of "
+            f"{path}: weights.path = {folder!r} is not a folder; check-model needs the weights and the tokenizer of "
             "a model folder: give the folder, or a tiny configuration"
         )
     model = build_model(described.family, described.network)

@@ -1,4 +1,4 @@
-"""Checks of what a model makes: images, and answers."""
+"""Checks of a model's output: images and answers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from reca.conformance.subject import ROWS, Subject, demand, global_random
 from reca.core.rng import generator
 from reca.models.contract import Sampling, UnifiedModel
 
-GREYS = 1  # rounding of sums in another order
-NEAR = 1e-6  # of a neutral guidance
-TOKENS = 6  # of an answer
+GREYS = 1  # grey levels, for rounding of sums in another order
+NEAR = 1e-6  # distance from the neutral guidance
+TOKENS = 6  # per answer
 STRONGER = (
     1,
     10,
     100,
-)  # times a guidance, for untrained models, which hardly listen to their condition
+)  # factors on guidance, for untrained models, whose condition has little effect
 
 
 def images_ignore_the_batch(subject: Subject) -> None:
-    """An image is a function of its text and its generator: not of its batch, nor of global random numbers."""
+    """An image depends on its text and its generator, but not on its batch or on global random numbers."""
     model, plan = subject.model, subject.guided
     for features in (False, True) if subject.reconstructs else (False,):
         what = "reconstruction" if features else "image of a text"
@@ -33,16 +33,16 @@ def images_ignore_the_batch(subject: Subject) -> None:
     other = _images(subject, plan, [0], False, noise=[generator("conformance", "other")])
     demand(
         distance(other, _images(subject, plan, [0], False)) > 0,
-        "another generator gives the same image: generate does not use its generators",
+        "another generator gives the same image; generate does not use its generators",
         model,
         "generate",
     )
 
 
 def _plans(subject: Subject) -> list[Sampling]:
-    """The family's own sampling. Where codes are sampled also with a guidance that makes small differences large:
+    """The family's default sampling and, for families that sample codes, one with guidance that amplifies differences.
 
-    an untrained model hardly listens to its condition, so padding that it wrongly attends to would change no code.
+    The condition has little effect in an untrained model, so attention to padding would otherwise change no code.
     """
     plan = subject.guided
     is_discrete = not subject.features["draw"]["target"].is_floating_point()
@@ -58,7 +58,7 @@ def _check_rows(subject: Subject, plan: Sampling, features: bool, what: str) -> 
     modes = sorted({image.mode for image in together})
     demand(
         len(together) == ROWS and modes == ["RGB"],
-        f"generate gives {len(together)} images of modes {modes} for {ROWS} conditions; one RGB image per row",
+        f"generate returns {len(together)} images of modes {modes} for {ROWS} conditions; return one RGB image per row",
         model,
         "generate",
     )
@@ -80,7 +80,7 @@ def _check_rows(subject: Subject, plan: Sampling, features: bool, what: str) -> 
 
 
 def neutral_guidance(subject: Subject) -> None:
-    """At `neutral_guidance` images are those without guidance, just above it nearly so, and far above it others."""
+    """Images at `neutral_guidance` equal those without guidance, nearly so just above it, but not far above it."""
     model, plan = subject.model, subject.guided
     neutral = model.neutral_guidance
     off = _images(subject, replace(plan, guidance=0.0), range(ROWS), False)
@@ -97,8 +97,8 @@ def neutral_guidance(subject: Subject) -> None:
     far = distance(near, at)
     demand(
         far <= GREYS,
-        f"guidance {neutral:g} + {NEAR:g} differs from {neutral:g} by {far} grey levels: the formula of guidance has "
-        "its neutral value elsewhere; set neutral_guidance of the class",
+        f"guidance {neutral:g} + {NEAR:g} differs from {neutral:g} by {far} grey levels: the guidance formula has "
+        "another neutral value; set neutral_guidance of the class",
         model,
         "generate",
     )
@@ -116,14 +116,14 @@ def neutral_guidance(subject: Subject) -> None:
 
 
 def answers_ignore_the_batch(subject: Subject) -> None:
-    """A question has the same answer alone and among others; no token is no answer."""
+    """A question has the same answer alone and in a batch; with max_new_tokens=0 the answer is empty."""
     model, asked = subject.model, [question for question, _ in subject.turns]
     for features in (subject.features["read"], None):
         with global_random(1, "answer", model, "answer"):
             together = model.answer(asked, features, TOKENS)
         demand(
             len(together) == ROWS and all(isinstance(answer, str) for answer in together),
-            f"answer gives {together!r} for {ROWS} questions; one text per row",
+            f"answer returns {together!r} for {ROWS} questions; return one text per row",
             model,
             "answer",
         )
@@ -132,8 +132,8 @@ def answers_ignore_the_batch(subject: Subject) -> None:
             alone = model.answer([question], own, TOKENS)
             demand(
                 alone == together[row : row + 1],
-                f"answer to {question!r} is {alone[0]!r} alone and {together[row]!r} among others; padding must not be "
-                "attended to, and positions must be a row's own",
+                f"answer to {question!r} is {alone[0]!r} alone and {together[row]!r} in a batch; padding must not be "
+                "attended to, and positions must be counted per row",
                 model,
                 "answer",
             )
@@ -152,7 +152,7 @@ def draw(
     plan: Sampling,
     noise: Sequence[torch.Generator],
 ) -> list[Image]:
-    """Images of texts, or of texts and features, as `reca.inference` generates them."""
+    """Images of texts, or of texts and features, generated like in `reca.inference`."""
     unconditional = model.unconditional(len(texts)) if plan.guidance > 0 else None
     with torch.no_grad():
         return model.generate(model.condition(texts, features), unconditional, plan, noise)
@@ -172,7 +172,7 @@ def _images(
 
 
 def distance(first: Sequence[Image], second: Sequence[Image]) -> int:
-    """The largest difference of two lists of images, in grey levels; 256 where their sizes differ."""
+    """The largest difference between two lists of images in grey levels; 256 if their sizes differ."""
     if [image.size for image in first] != [image.size for image in second]:
         return 256
     pairs = zip(first, second, strict=True)

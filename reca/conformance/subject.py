@@ -1,4 +1,4 @@
-"""What the checks run on: a model, images, and texts that its vocabulary has."""
+"""The input of the checks: a model, images, and texts in its vocabulary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from reca.models.contract import (
 )
 
 ROWS = 3
-# Texts of several lengths for vocabularies of a few dozen words; the first that a model knows are used.
+# Texts of several lengths for vocabularies of a few dozen words; the first ones in a model's vocabulary are used.
 TEXTS = (
     "a red circle",
     "describe the image",
@@ -53,20 +53,20 @@ TURNS = (
 
 
 class NonConformity(AssertionError):
-    """A model breaks the contract; the message is one line that says how, and where to look."""
+    """A model violates the contract; the message is one line that says how, and which code to look at."""
 
 
 class NotApplicable(Exception):
-    """A check that says nothing about this model; the message says why."""
+    """A check that does not apply to this model; the message says why."""
 
 
 @dataclass
 class Subject:
     """A model to check; checks work on copies of it.
 
-    `texts` and `turns` (question, answer) replace the built-in ones for a model that does not know their words.
-    `images` are RGB; the default is noise of `side` pixels. `reconstructs`: `generate` takes a condition with features.
-    `leave_out`: name of a check -> why it is not run on this model.
+    `texts` and `turns` (question, answer) replace the built-in ones for a model with another vocabulary. `images` are
+    RGB; the default is noise of `side` pixels. `reconstructs`: `generate` accepts a condition with features.
+    `leave_out`: the names of checks to skip, with the reasons.
     """
 
     model: UnifiedModel
@@ -88,12 +88,12 @@ class Subject:
             self.images = [Image.fromarray(one) for one in pixels]
 
     def fresh(self) -> UnifiedModel:
-        """A copy of the model, with the weights that it was given with."""
+        """A copy of the model with its original weights."""
         return deepcopy(self.model)
 
     @cached_property
     def uses(self) -> tuple[Use, ...]:
-        """What this model encodes images for."""
+        """The uses for which this model encodes images."""
         return ("draw", "read", "edit") if isinstance(self.model, Edits) else ("draw", "read")
 
     @cached_property
@@ -103,7 +103,7 @@ class Subject:
 
     @property
     def guided(self) -> Sampling:
-        """The family's own sampling with few steps, and with guidance."""
+        """The family's default sampling with few steps and with guidance."""
         own = self.model.default_sampling()
         neutral = self.model.neutral_guidance
         strong = own.guidance if own.guidance > neutral else neutral + 2.0
@@ -115,7 +115,7 @@ class Subject:
         return few
 
     def noise(self, rows: int = ROWS) -> list[torch.Generator]:
-        """Generators of the rows of a batch of images."""
+        """One generator per row of a batch of images."""
         return [generator("conformance", "row", row) for row in range(rows)]
 
     def conversations(self) -> list[list[tuple[str, str]]]:
@@ -123,7 +123,7 @@ class Subject:
         return [[turn] for turn in self.turns]
 
     def losses(self, model: UnifiedModel) -> dict[str, Callable[[], tuple[Loss, int, Any]]]:
-        """Every loss of the contract as a function that gives it, the count announced before it, and its inputs."""
+        """Every loss of the contract by name, as a function that returns (loss, announced count, inputs)."""
         draw, read = self.features["draw"], self.features["read"]
 
         def drawing(loss: Callable[..., Loss], with_image: bool) -> tuple[Loss, int, Any]:
@@ -158,7 +158,7 @@ class Subject:
         return self.model.conversation([[turn]], with_image=True)
 
     def _known(self, name: str, offered: Sequence[Any], use: Callable[[Any], Any]) -> list[Any]:
-        """`ROWS` of what is offered that the model's vocabulary has, repeated where fewer are known."""
+        """`ROWS` of the offered texts that are in the model's vocabulary, repeated if there are fewer."""
         known, refused = [], None
         for one in offered:
             try:
@@ -169,21 +169,21 @@ class Subject:
                 known.append(one)
         if not known:
             raise ValueError(
-                f"none of the {name} of the checks is in this model's vocabulary ({refused}); give texts that are: "
-                "Subject(model, texts=..., turns=...), or `reca check-model ... --text TEXT`"
+                f"none of the built-in {name} are in this model's vocabulary ({refused}); give others with "
+                "Subject(model, texts=..., turns=...) or `reca check-model ... --text TEXT`"
             )
         return [known[i % len(known)] for i in range(ROWS)]
 
 
 # ---- helpers of the checks -----------------------------------------------------------------------
 def demand(holds: bool, said: str, model: UnifiedModel, *methods: str) -> None:
-    """NonConformity with `said` and the places of these methods, unless `holds`."""
+    """NonConformity with the message `said` and the locations of these methods, unless `holds`."""
     if not holds:
         raise NonConformity(f"{said}; look at {', '.join(place(model, name) for name in methods)}")
 
 
 def place(model: UnifiedModel, method: str) -> str:
-    """`Model.method (folder/file.py:12)`."""
+    """The location of a method, `Model.method (folder/file.py:12)`."""
     found = inspect.unwrap(getattr(type(model), method))
     path = Path(inspect.getsourcefile(found) or "?")
     line = inspect.getsourcelines(found)[1]
@@ -211,13 +211,13 @@ def snapshot(value: Any) -> list[Tensor]:
 
 
 def equal(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
-    """Whether tensors are bitwise equal."""
+    """Whether two lists of tensors are bitwise equal."""
     pairs = zip(before, after, strict=False)
     return len(before) == len(after) and all(torch.equal(a, b) for a, b in pairs)
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors are equal up to rounding of sums; whole numbers must be equal."""
+    """Whether two tensors are equal up to rounding of sums; integers must be equal."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return False
     if not expected.is_floating_point():
@@ -228,7 +228,7 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 @contextmanager
 def global_random(seed: int, said: str, model: UnifiedModel, *methods: str) -> Iterator[None]:
-    """Seed the global generators of Python, numpy and torch; NonConformity where the block used one of them."""
+    """Seed the global generators of Python, numpy and torch; NonConformity if the block used one of them."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)

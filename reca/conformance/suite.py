@@ -1,4 +1,4 @@
-"""The conformance suite: every check by name, and what each says of a model."""
+"""The conformance suite: every check by name, and the outcome of each for a model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check found: `line` says what is wrong and where to look, or why it was skipped."""
+    """The outcome of one check; `line` says what is wrong and which code to look at, or why it was skipped."""
 
     check: str
     status: Literal["passed", "failed", "skipped"]
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def run(subject: Subject, names: Sequence[str] = ()) -> Iterator[Outcome]:
-    """Run all checks, or those named, one after the other; ValueError for an unknown name."""
+    """Run all checks, or the named ones; ValueError for an unknown name."""
     for name in names:
         if name not in CHECKS:
             raise ValueError(f"check {name!r} is not known; {suggestion(name, CHECKS)}")
@@ -56,7 +56,7 @@ def run(subject: Subject, names: Sequence[str] = ()) -> Iterator[Outcome]:
 
 
 def run_check(subject: Subject, name: str) -> Outcome:
-    """Run one check. What the model raises by itself is a failure, too: one line with the place in its code."""
+    """Run one check. Exceptions of the model count as failures, reported as one line with their location."""
     if name in subject.leave_out:
         return Outcome(name, "skipped", subject.leave_out[name])
     try:
@@ -72,7 +72,7 @@ def run_check(subject: Subject, name: str) -> Outcome:
 
 
 def _last_place(fault: Exception) -> str:
-    """Where the model's code was: the last frame outside of this suite, torch and transformers."""
+    """The location in the model's code: the last frame outside of this suite, torch and transformers."""
     frames = traceback.extract_tb(fault.__traceback__)
     own = [f for f in frames if "site-packages" not in f.filename and "/conformance/" not in f.filename]  # fmt: skip
     frame = (own or frames)[-1]

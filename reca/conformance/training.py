@@ -1,4 +1,4 @@
-"""Checks that run the real trainer: what is frozen stays, a model folder gives the model back, a resume is exact."""
+"""Checks that run the trainer: frozen parts do not change, saving and loading is lossless, resuming is exact."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DESCRIPTION = "reca_model.json"
 
 @dataclass(frozen=True)
 class Rows:
-    """Features in memory, as a cache gives them."""
+    """Features in memory, with the interface of a cache."""
 
     features: Features
 
@@ -36,12 +36,12 @@ class Rows:
         return len(next(iter(self.features.values())))
 
     def rows(self, indices: Sequence[int]) -> Features:
-        """Rows of these images."""
+        """The rows of the images with these indices."""
         return {name: rows[list(indices)] for name, rows in self.features.items()}
 
 
 def frozen_parts_stay(subject: Subject) -> None:
-    """After ten steps of the real trainer, all but the trainable parameters is bitwise as before."""
+    """After some steps of the trainer, everything but the trainable parameters is bitwise unchanged."""
     model = subject.fresh()
     before = {name: tensor.detach().clone() for name, tensor in _state(model).items()}
     with _work() as work:
@@ -51,17 +51,17 @@ def frozen_parts_stay(subject: Subject) -> None:
     extra = sorted(changed - set(model.trainable_parameters()))
     demand(
         not extra,
-        f"{STEPS} steps of training changed {extra[:3]} ({len(extra)} in all), which is not trained; is it a buffer "
-        "that a loss updates?",
+        f"{STEPS} training steps changed {extra[:3]} ({len(extra)} in all), which are not trainable; check for buffers "
+        "that a loss updates",
         model,
         "generation_loss",
         "trainable_parameters",
     )
-    demand(bool(changed), f"{STEPS} steps of training changed no weight", model, "generation_loss")
+    demand(bool(changed), f"{STEPS} training steps changed no weights", model, "generation_loss")
 
 
 def resume_is_exact(subject: Subject) -> None:
-    """A run that was stopped and resumed gives the weights of an undisturbed one, bit for bit."""
+    """A run that is stopped and resumed has the same weights as an uninterrupted one, bit by bit."""
     straight, resumed = subject.fresh(), subject.fresh()
     with _work() as work:
         _train(subject, straight, work / "straight", steps=6)
@@ -70,8 +70,8 @@ def resume_is_exact(subject: Subject) -> None:
     wrong = _differing(straight.state_dict(), resumed.state_dict())
     demand(
         not wrong,
-        f"a run stopped after 3 of 6 steps and resumed differs from a straight one in {wrong[:3]}; the model keeps "
-        "state between steps that is neither a parameter nor in the noise",
+        f"a run stopped after 3 of 6 steps and resumed differs from an uninterrupted one in {wrong[:3]}; the model "
+        "keeps state between steps that is neither a parameter nor in the noise",
         straight,
         "generation_loss",
         "sample_noise",
@@ -79,7 +79,7 @@ def resume_is_exact(subject: Subject) -> None:
 
 
 def save_and_load(subject: Subject) -> None:
-    """`load_model` of a saved folder is the same model: weights, losses, fingerprints; saved again, the same bytes."""
+    """`load_model` of a saved folder restores weights, losses and fingerprints; saving it again gives equal bytes."""
     model = subject.fresh()
     with _work() as work:
         model.save(work / "once")
@@ -105,7 +105,7 @@ def save_and_load(subject: Subject) -> None:
     for use in subject.uses:
         demand(
             model.encoder_fingerprint(use) == again.encoder_fingerprint(use),
-            f"encoder_fingerprint({use!r}) differs after save and load_model: an option is not saved",
+            f"encoder_fingerprint({use!r}) differs after save and load_model; save every option",
             model,
             "save",
             "encoder_fingerprint",
@@ -115,17 +115,15 @@ def save_and_load(subject: Subject) -> None:
     ):
         demand(
             equal([first()[0].total], [second()[0].total]),
-            f"{name} differs after save and load_model: an option or the tokenizer is not saved",
+            f"{name} differs after save and load_model; save every option and the tokenizer",
             model,
             "save",
         )
-    demand(
-        not differing, f"saving the loaded model writes other bytes to {differing}", model, "save"
-    )
+    demand(not differing, f"saving the loaded model again changes {differing}", model, "save")
 
 
 def official_names(subject: Subject) -> None:
-    """`official_state` covers what is trained: its tensors change with the trainable parameters."""
+    """`official_state` covers all trainable parameters: its tensors change when they change."""
     model = subject.fresh()
     trained = set(model.trainable_parameters())
     known = dict(model.named_parameters())
@@ -138,7 +136,7 @@ def official_names(subject: Subject) -> None:
     size = sum(known[name].numel() for name in trained)
     demand(
         changed >= size,
-        f"official_state holds {changed} of {size} trained values: a released checkpoint would miss the rest",
+        f"official_state has {changed} of {size} trained values; a released checkpoint would be missing the rest",
         model,
         "official_state",
     )
@@ -165,7 +163,7 @@ def _train(
 
 
 def _state(model: UnifiedModel) -> dict[str, Tensor]:
-    """Parameters and buffers, a shared one under its first name."""
+    """Parameters and buffers by name; a shared one under its first name."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
@@ -182,13 +180,13 @@ def _files(folder: Path) -> dict[str, bytes]:
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file()
-        and path.name != "tokenizer_config.json"  # transformers notes how it was read
+        and path.name != "tokenizer_config.json"  # transformers adds how it was loaded
     }
 
 
 @contextmanager
 def _work() -> Iterator[Path]:
-    """A folder that is removed; the trainer says nothing meanwhile."""
+    """A temporary folder; the trainer's log is silenced while it exists."""
     logger = logging.getLogger("reca.align")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,1 +1,1 @@
-"""The procedural world of the laptop experiments: scenes, captions, tasks, examiner, tiny base models."""
+"""The procedural world of the laptop experiments: scenes, captions, edits, examiner, and tiny base models."""

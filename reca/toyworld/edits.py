@@ -21,7 +21,7 @@ WORDS = ("add", "make", "move", "remove", "replace", "with")
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit; `places` are those that it changes, all others must stay unchanged."""
+    """One edit; `places` are the places that it changes, all others must stay unchanged."""
 
     kind: str
     instruction: str

@@ -1,9 +1,8 @@
-"""The laptop world's examiner: reads shapes, colours and places back from pixels, as GenEval's
-detector does from photos.
+"""The toy world's examiner: recovers shapes, colours and places from pixels, like GenEval's detector from photos.
 
-Nearest palette colour per pixel, connected components of one colour, then the shape template with
-the best overlap over all shifts. It knows the world's shapes but nothing about prompts or models,
-and was fixed before any model was scored.
+It assigns each pixel the nearest palette colour, finds connected components of one colour, and chooses the shape
+template with the best overlap over all shifts. It depends on the world's shapes, but not on prompts or models, and was
+fixed before any model was scored.
 """
 
 from __future__ import annotations
@@ -44,8 +43,9 @@ def best_shape(mask: np.ndarray) -> tuple[str, float, tuple[int, int]]:
 
 
 def detect(pixels: np.ndarray) -> list[dict[str, Any]]:
-    """All objects in an image as GenEval detections, with an additional `place` (0..3); the score is 1, as
-    nothing is uncertain.
+    """All objects in an image, uint8 [H, W, 3], as GenEval detections with an additional `place` (0..3) and score 1.
+
+    ValueError for pixels of another dtype.
     """
     if pixels.dtype != np.uint8:  # floats may be NaN, which would be cast to an arbitrary colour
         raise ValueError(f"the examiner reads uint8 pixels, not {pixels.dtype}")

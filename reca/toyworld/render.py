@@ -38,7 +38,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def scenes(count: int, seed: int, single: float) -> Iterator[Scene]:
-    """`count` scenes, a fraction `single` of them with one object; scene i depends only on (seed, i)."""
+    """`count` scenes, a fraction `single` of which have one object; scene i depends only on (seed, i)."""
     for index in range(count):
         generator = numpy_generator("world", seed, index, "scene")
         yield draw_scene(generator, count=1 if generator.random() < single else None)

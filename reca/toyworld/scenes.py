@@ -1,9 +1,9 @@
-"""The laptop world: small scenes that are rendered exactly, so that an examiner can read them back exactly.
+"""The toy world: small scenes that are rendered exactly, so that an examiner can recover them exactly from pixels.
 
-A scene is a 2 x 2 grid of places of 8 x 8 pixels, with one to four objects of 8 shapes in 8
-colours, each shifted by 0 or 1 pixel. No noise: pixel noise changes the codes of a learned
-tokenizer (laptop report, part 3 section 1). Eight of each instead of six reduce the chance of
-matching a prompt by clutter (part 1, point 2).
+A scene is a 2 x 2 grid of places of 8 x 8 pixels, with one to four objects of 8 shapes and 8 colours, each shifted by 0
+or 1 pixel. There is no noise, because pixel noise changes the codes of a learned tokenizer (laptop report, part 3
+section 1). Eight shapes and colours instead of six reduce the probability of matching a prompt by chance (part 1,
+point 2).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 240),
     "pink": (250, 130, 190),
 }
-# 6 x 6 masks; over all shifts no two share more than an IoU of 0.67, so that the examiner cannot confuse them.
+# 6 x 6 masks. The IoU of two shapes is at most 0.67 over all shifts, so that the examiner cannot confuse them.
 _DRAWINGS = {
     "square": "###### ###### ###### ###### ###### ######",
     "circle": "..##.. .####. ###### ###### .####. ..##..",
@@ -58,7 +58,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in reading order, at most one in a place."""
+    """Objects in reading order, at most one per place."""
 
     things: tuple[Thing, ...]
 
@@ -73,10 +73,10 @@ class Scene:
 
 
 def draw_scene(generator: np.random.Generator, count: int | None = None) -> Scene:
-    """A random scene: 1 to 4 objects; in 30 % of those with several, all share the shape, and half
-    of these the colour, too.
+    """A random scene of 1 to 4 objects, or of `count` objects.
 
-    Shared shapes are needed for counting (laptop report, part 2 section 2).
+    In 30 % of scenes with several objects all have the same shape, and in half of these also the same colour; counting
+    needs them (laptop report, part 2 section 2).
     """
     count = int(generator.integers(1, 5)) if count is None else count
     places = sorted(generator.choice(len(PLACES), size=count, replace=False).tolist())
@@ -92,7 +92,7 @@ def draw_scene(generator: np.random.Generator, count: int | None = None) -> Scen
 
 
 def draw_pixels(scene: Scene) -> np.ndarray:
-    """The image of a scene, uint8 [16, 16, 3]."""
+    """The rendered image of a scene, uint8 [16, 16, 3]."""
     pixels = np.empty((SIZE, SIZE, 3), np.uint8)
     pixels[:] = BACKGROUND
     for thing in scene.things:

@@ -170,7 +170,10 @@ def questions(scene: Scene, generator: np.random.Generator) -> dict[str, Turn]:
 
 
 def image_conversation(scene: Scene, generator: np.random.Generator) -> list[Turn]:
-    """An image-to-text sample: the dense description, alone or after two questions, which it must not answer."""
+    """An image-to-text sample: the dense description, alone or after two questions.
+
+    The description comes last because it would give the answers away.
+    """
     describe = (DESCRIBE, dense_caption(scene))
     if generator.random() < 0.5:
         return [describe]
@@ -182,7 +185,7 @@ def _some(turns: Sequence[Turn], most: int, generator: np.random.Generator) -> l
 
 
 def text_conversation(generator: np.random.Generator) -> list[Turn]:
-    """Turns about a scene described in the first question, in the style of prompts: they teach words, not images."""
+    """Text-only turns about a scene that the first question describes in the style of prompts; they teach the words."""
     scene = draw_scene(generator, count=int(generator.integers(1, 4)))
     things = [scene.things[i] for i in generator.permutation(len(scene.things))]
     context, known = _context(scene, things, generator)

@@ -200,7 +200,7 @@ BREAKS = {
         ({"encode": _batch_norm_encode}, "differs from the row of the same image alone"),
     ],
     "fingerprint_covers_encode": [
-        ({"encoder_fingerprint": lambda base: lambda self, use: "same"}, "an old cache would be"),
+        ({"encoder_fingerprint": lambda base: lambda self, use: "same"}, "a stale cache would be"),
         (
             {"encoder_fingerprint": lambda base: lambda self, use: str(_calls(self))},
             "differs between two calls",
@@ -209,7 +209,7 @@ BREAKS = {
     "counts_before_losses": [
         (
             {"generation_loss": _loss(lambda s, loss, t, c: Loss(loss.total, loss.count - 1))},
-            "reconstruction_loss runs over 47 tokens, but loss_count announced 48",
+            "reconstruction_loss counts 47 tokens, but loss_count announced 48",
         ),
         (
             {"generation_loss": _loss(lambda s, loss, t, c: Loss(loss.total.double(), 48))},
@@ -221,10 +221,10 @@ BREAKS = {
         ({"answer_loss": _mean_of_answers}, "but its rows alone add up to"),
     ],
     "losses_ignore_the_batch": [
-        ({"_states": _padding_is_seen}, "rows must not see each other, nor padding"),
+        ({"_states": _padding_is_seen}, "rows must not attend to each other or to padding"),
     ],
     "losses_are_pure": [
-        ({"generation_loss": _loss(_in_place)}, "changes its inputs"),
+        ({"generation_loss": _loss(_in_place)}, "modifies its inputs"),
         ({"generation_loss": _loss(_stateful)}, "for the same inputs"),
         ({"generation_loss": _loss(_dropout)}, "uses the global generator of torch"),
         (
@@ -242,9 +242,9 @@ BREAKS = {
     "gradients_where_promised": [
         (
             {"decay_groups": lambda base: lambda self: DecayGroups((), ())},
-            "must hold each name of trainable_parameters exactly once",
+            "must contain each name of trainable_parameters exactly once",
         ),
-        ({"generation_loss": _loss(_into_frozen)}, "sends a gradient to ['frozen.codebook']"),
+        ({"generation_loss": _loss(_into_frozen)}, "has gradients for ['frozen.codebook']"),
         (
             {
                 "trainable_parameters": _names(lambda names: [*names, "frozen.codebook"]),
@@ -252,7 +252,7 @@ BREAKS = {
                     lambda self: DecayGroups(tuple(self.trainable_parameters()), ())
                 ),
             },
-            "no loss reaches ['frozen.codebook']",
+            "no loss has gradients for ['frozen.codebook']",
         ),
         (
             {"trainable_parameters": _names(lambda names: [*names, "network.nothing"])},
@@ -262,7 +262,7 @@ BREAKS = {
     "frozen_parts_stay": [
         (
             {"generation_loss": _loss(_moving_codebook)},
-            "10 steps of training changed ['frozen.codebook'] (1 in all)",
+            "10 training steps changed ['frozen.codebook'] (1 in all)",
         ),
     ],
     "resume_is_exact": [
@@ -270,7 +270,7 @@ BREAKS = {
     ],
     "save_and_load": [({"save": _forgetful_save}, "differ after save and load_model")],
     "official_names": [
-        ({"official_state": lambda base: lambda self: {}}, "holds 0 of"),
+        ({"official_state": lambda base: lambda self: {}}, "has 0 of"),
     ],
     "images_ignore_the_batch": [
         ({"generate": _shared_noise}, "from the row's own generator"),
@@ -278,7 +278,7 @@ BREAKS = {
         ({"generate": _global_noise}, "uses the global generator of torch"),
     ],
     "neutral_guidance": [
-        ({"generate": _shifted_guidance}, "neutral value elsewhere"),
+        ({"generate": _shifted_guidance}, "another neutral value"),
         ({"generate": _unguided}, "gives the same images as none"),
     ],
     "answers_ignore_the_batch": [({"answer": _longest_first}, "alone and")],
@@ -300,7 +300,7 @@ def test_an_entry_that_does_not_fit_its_code(example, monkeypatch):
     outcome = run_check(Subject(example.tiny()), "entry")
     assert outcome.status == "failed" and "has edits=True" in outcome.line
     monkeypatch.setitem(registry.FAMILIES, "my_model", replace(wrong, edits=False))
-    assert "no source file is found" in run_check(Subject(example.tiny()), "entry").line
+    assert "there is no source file" in run_check(Subject(example.tiny()), "entry").line
     unknown = example.tiny()
     unknown.family = "another"
     assert "model family 'another' is not known" in run_check(Subject(unknown), "entry").line
@@ -334,5 +334,5 @@ def test_texts_outside_a_vocabulary_are_named(example):
     def condition(self, texts, features=None):
         raise ValueError(f"{texts[0]!r}: not in this model's vocabulary")
 
-    with pytest.raises(ValueError, match=r"none of the texts of the checks.*give texts that are"):
+    with pytest.raises(ValueError, match=r"none of the built-in texts.*give others with"):
         Subject(broken(example, condition=lambda base: condition))

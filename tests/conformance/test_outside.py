@@ -122,7 +122,7 @@ def test_check_model_takes_folders_files_and_names(tmp_path, capsys, monkeypatch
     for named, said in {
         "nothing": "model family 'nothing' is not known",
         "config/model/nothing.yaml": "no such model folder or model configuration",
-        "bagel_7b": "weights.path = None is no folder here",
+        "bagel_7b": "weights.path = None is not a folder",
         "showo_tiny": "check 'entri' is not known; did you mean 'entry'?",
     }.items():
         capsys.readouterr()

@@ -69,7 +69,7 @@ def test_the_tokenizer_has_janus_pros_marks():
 
 
 def test_a_vocabulary_that_does_not_fit_is_named(tmp_path):
-    with pytest.raises(ValueError, match="the world's words make it"):
+    with pytest.raises(ValueError, match="the world's vocabulary requires"):
         janus.assemble(janus_tiny.network(), prompts=[], seed=0, parts={}, out=tmp_path)
 
 

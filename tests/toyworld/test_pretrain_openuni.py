@@ -61,7 +61,7 @@ def test_the_folder_holds_the_trained_parts_and_the_worlds_words(network, parts,
     assert vision and all(torch.equal(own[name], tensor) for name, tensor in vision.items())
     assert model.text.caption("a red circle") and model.text.reconstruction(bank("laptop")[0])
     wrong = network | {"special": network["special"] | {"end": 1}}
-    with pytest.raises(ValueError, match="the world's words make them"):
+    with pytest.raises(ValueError, match="the world's vocabulary requires"):
         openuni.assemble(wrong, prompts=bank("laptop"), seed=0, parts=parts, out=tmp_path / "x")
     scaled = network | {"vae": network["vae"] | {"scaling_factor": 0.5}}
     with pytest.raises(ValueError, match="latents have spread 1 here"):

@@ -44,7 +44,7 @@ VOCABULARY = ("embed_tokens.weight", "lm_head.weight")  # one row for every word
 
 # ---- the autoencoder ---------------------------------------------------------------------------
 def vae_loss(vae: nn.Module, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Absolute and squared error on pixels [B, 3, H, W] plus a small KL to the unit normal, []."""
+    """Absolute and squared error on pixels [B, 3, H, W] plus a small KL to the standard normal, []."""
     mean, log_variance = vae.get_submodule("encoder")(pixels).chunk(2, dim=1)
     drawn = mean + torch.exp(0.5 * log_variance) * noise
     error = vae.get_submodule("decoder")(drawn) - pixels
@@ -56,7 +56,7 @@ def vae_loss(vae: nn.Module, pixels: Tensor, noise: Tensor) -> Tensor:
 def to_unit_spread(vae: nn.Module, pixels: Tensor) -> None:
     """Divide each latent channel by its standard deviation over `pixels` [B, 3, H, W] and undo it in the decoder.
 
-    Images are unchanged, and `scale_factor` 1 and `shift_factor` 0 are correct whatever the result of training.
+    Decoded images are unchanged, and `scale_factor` 1 and `shift_factor` 0 are then correct for any trained weights.
     """
     encoder, decoder = (vae.get_submodule(f"{name}coder") for name in ("en", "de"))
     mean, _ = encoder(pixels).chunk(2, dim=1)
@@ -98,7 +98,7 @@ def pretrain_vae(
 
 # ---- the vision tower --------------------------------------------------------------------------
 def tower_states(patch: int, table: int) -> Callable[[VisionTower, Tensor], Tensor]:
-    """How a tower gives ViT states [B, P, D] of pixels [B, 3, H, W]."""
+    """A function that returns a tower's ViT states [B, P, D] for pixels [B, 3, H, W]."""
 
     def states(tower: VisionTower, pixels: Tensor) -> Tensor:
         grid = torch.tensor([[pixels.shape[2] // patch, pixels.shape[3] // patch]])

@@ -1,4 +1,4 @@
-"""The training loop of image tokenizers and vision encoders: one loss, one set of weights, bitwise exact resume.
+"""The training loop of image tokenizers and vision encoders: one loss, one module, bitwise exact resume.
 
 The language model is trained by `reca.align.trainer`, like every alignment.
 """
@@ -55,7 +55,7 @@ def fit(
     """Minimise `loss(sample indices)` over `module` and return the last loss; resumes from `work_dir`.
 
     `size` is the number of samples and `data` their hash: resuming with other data or another recipe is an error.
-    ValueError for a loss or gradient that is not finite; checkpoints are those of earlier steps.
+    ValueError for a loss or gradient that is not finite; checkpoints of earlier steps are kept.
     """
     processes = ProcessGroup()
     names = dict(module.named_parameters())

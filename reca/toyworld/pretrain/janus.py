@@ -1,8 +1,7 @@
-"""Janus-Pro's laptop base model: its VQ model and its SigLIP tower, and how they and an untrained network become a
-folder.
+"""Janus-Pro's laptop base model: its VQ model and SigLIP tower, and a model folder with them and an untrained network.
 
-The VQ model is LlamaGen's class on the world's images, without perceptual or adversarial terms; the tower is matched
-with dense captions by SigLIP's own loss.
+The VQ model is LlamaGen's class, trained on the world's images without perceptual or adversarial terms; the tower is
+trained to match dense captions with SigLIP's loss.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ _SHARPNESS = 20.0  # of the soft assignment to codes in the entropy term
 
 # ---- the VQ model --------------------------------------------------------------------------------
 def vq_loss(vq: Any, pixels: Tensor) -> Tensor:
-    """L1 + L2 to pixels [B, 3, H, W], both halves of the quantiser's distance, and the entropy of its assignment.
+    """L1 + L2 to pixels [B, 3, H, W], codebook and commitment losses, and the entropy of the assignment, [].
 
-    Latents and codebook are normalised, as the codes of Janus-Pro are found (janus.md g1); gradients pass the choice of
-    a code unchanged. The entropy term makes each choice certain and the use of codes even.
+    Latents and codebook are normalised, like in Janus-Pro's code lookup (janus.md g1); gradients pass straight through
+    the quantiser. The entropy term makes each assignment certain and the use of codes uniform.
     """
     latents = vq.quant_conv(vq.encoder(pixels))  # [B, C, h, w]
     directions = F.normalize(latents.flatten(2).transpose(1, 2), dim=-1)  # [B, N, C]
@@ -55,7 +54,7 @@ def vq_loss(vq: Any, pixels: Tensor) -> Tensor:
 
 
 def _entropy(scores: Tensor) -> Tensor:
-    """Mean entropy of the soft assignments of scores [B, N, K], less the entropy of their mean (nats)."""
+    """Mean entropy of the soft assignments of scores [B, N, K] minus the entropy of their mean, in nats, []."""
     logs = (_SHARPNESS * scores).log_softmax(dim=-1)
     mean = logs.exp().mean(dim=(0, 1))
     certain = -(logs.exp() * logs).sum(dim=-1).mean()
@@ -65,7 +64,7 @@ def _entropy(scores: Tensor) -> Tensor:
 def pretrain_vq(
     network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
 ) -> float:
-    """Train the VQ model of `network` on the world in `data`; writes `out/vq.safetensors`, returns the last loss."""
+    """Train the VQ model of `network` on world `data`; writes `out/vq.safetensors`, returns the last loss."""
     (config, _), pictures = parse(network), read_world(data)
     vq = seeded(lambda: vq_model(config), seed, "vq")
     loss = fit(
@@ -99,9 +98,9 @@ def build_matcher(config: JanusConfig, words: int, end: int) -> Matcher:
 def pretrain_vision(
     network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
 ) -> float:
-    """Train the tower of `network` against dense captions; writes `out/siglip.safetensors`, returns the last loss."""
+    """Train the tower of `network` on dense captions; writes `out/siglip.safetensors`, returns the last loss."""
     (config, _), pictures = parse(network), read_world(data)
-    words = build_tokenizer([])  # captions only
+    words = build_tokenizer([])  # only captions are needed: this text tower is discarded
     ids = caption_ids(words, [dense_caption(scene) for scene in pictures.scenes])
     matcher = seeded(lambda: build_matcher(config, len(words), words.eos_token_id), seed, "vision")
     assert isinstance(matcher, Matcher)
@@ -132,14 +131,14 @@ def assemble(
 ) -> None:
     """Write a model folder with the trained frozen parts and an untrained network.
 
-    `parts` are the folders of the stages `vq` and `vision`. ValueError where the closed vocabulary does not fit.
+    `parts` are the folders of the stages `vq` and `vision`. ValueError if the closed vocabulary does not fit.
     """
     words = build_janus_tokenizer(prompts)
     model = seeded(lambda: build_model("janus", network), seed, "network")
     assert isinstance(model, JanusModel)
     if (size := model.config.llm["vocab_size"]) != len(words):
         raise ValueError(
-            f"network.llm.vocab_size is {size}, but the world's words make it {len(words)}; set it so"
+            f"network.llm.vocab_size is {size}, but the world's vocabulary requires {len(words)}; change it"
         )
     for module, part, file in (
         (model.frozen.vqmodel, "vq", VQ_FILE),

@@ -1,4 +1,4 @@
-"""Vision towers trained on their own: images matched with dense captions by SigLIP's pairwise sigmoid loss."""
+"""Separate training of vision towers: images are matched to dense captions with SigLIP's pairwise sigmoid loss."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def caption_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> 
 
 
 class Matcher(nn.Module):
-    """A vision tower, whose `states` [B, P, D] of pixels are matched, and a small text tower, which is discarded.
+    """A vision tower with `states` [B, P, D] for pixels, and a small text tower to match, which is discarded later.
 
-    `width` is D, `text_width` that of the text tower with `heads`; `words` ids and one more for padding, `end` ends a
-    caption.
+    `width` is D; the text tower has width `text_width`, `heads` heads, and `words` ids plus one for padding; the id
+    `end` ends a caption.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Matcher(nn.Module):
         self.bias = nn.Parameter(torch.tensor(FIRST_BIAS))
 
     def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
-        """Mean over pairs of the sigmoid loss: own caption 1, others' 0; pixels [B, 3, H, W], ids [B, T]."""
+        """Mean sigmoid loss over all pairs of images [B, 3, H, W] and captions [B, T]; matching pairs have label 1."""
         seen = F.normalize(self.picture(self.states(self.tower, pixels).mean(1)), dim=-1)
         read = self.words(input_ids=ids, attention_mask=ids.ne(self.padding).long()).pooler_output
         texts = F.normalize(self.caption(read), dim=-1)

@@ -1,7 +1,8 @@
-"""OpenUni's laptop base model: its two frozen parts, the autoencoder and the ViT, and how they become a folder.
+"""OpenUni's laptop base model: its two frozen parts, the autoencoder and the ViT, and the model folder.
 
-The autoencoder is the DC-AE's class on the world's images, with noise on its latents, whose channels are pulled to mean
-0 and spread 1. The ViT, with the projector after it, is InternVL's, matched with dense captions by SigLIP's loss.
+The autoencoder is the DC-AE class, trained on the world's images with noise on its latents, whose channels are
+regularised to mean 0 and standard deviation 1. The ViT, followed by its projector, is InternVL's, trained to match
+dense captions with SigLIP's loss.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ if TYPE_CHECKING:
 
 VAE_FILE, VISION_FILE = "vae.safetensors", "vision.safetensors"
 VISION = ("model.vision_tower.", "model.multi_modal_projector.")
-NOISE = 0.2  # on latents of spread 1: what the generator's small errors do to an image
-MOMENTS = 0.01  # weight of the divergence of a channel's mean and spread from 0 and 1
+NOISE = 0.2  # on latents with standard deviation 1, to imitate small errors of the generator
+MOMENTS = 0.01  # weight of the deviation of a channel's mean from 0 and standard deviation from 1
 FRONT_END = f"generate an image : {KEEP}"  # words of the templates in reca/models/openuni/text.py
 
 
 # ---- the autoencoder ---------------------------------------------------------------------------
 def vae_loss(vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Absolute and squared error of images decoded from noisy latents, and the divergence of the latents' moments."""
+    """Absolute and squared error of images [B, 3, H, W] decoded from noisy latents, plus the penalty on moments, []."""
     latents = vae.encode(pixels, return_dict=False)[0]
     error = vae.decode(latents + NOISE * noise, return_dict=False)[0] - pixels
     mean, variance = latents.mean(dim=(0, 2, 3)), latents.var(dim=(0, 2, 3))
@@ -55,14 +56,14 @@ def vae_loss(vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
 def pretrain_vae(
     network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
 ) -> float:
-    """Train the autoencoder of `network` on the world in `data`; writes `out/vae.safetensors`, gives the last loss.
+    """Train the autoencoder of `network` on world `data`; writes `out/vae.safetensors`, returns the last loss.
 
-    ValueError where the configured scale is not the 1 of latents with spread 1.
+    ValueError if the configured scale is not 1, as required by latents with standard deviation 1.
     """
     config, _ = parse(network)
     if config.vae.scaling_factor != 1:
         raise ValueError(
-            f"network.vae.scaling_factor is {config.vae.scaling_factor}; latents have spread 1 here, set it to 1"
+            f"network.vae.scaling_factor is {config.vae.scaling_factor}; latents are standardised here, set it to 1"
         )
     pictures = read_world(data)
     vae = seeded(lambda: build_vae(config.vae), seed, "vae")
@@ -80,7 +81,7 @@ def pretrain_vae(
 
 # ---- the vision tower --------------------------------------------------------------------------
 class Vision(nn.Module):
-    """What InternVL reads with: ViT, pixel shuffle and projector, of an OpenUni that is thrown away."""
+    """InternVL's understanding encoder: the ViT, pixel shuffle and projector of an OpenUni model that is discarded."""
 
     def __init__(self, config: OpenUniConfig) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class Vision(nn.Module):
         self.model = nn.Module()
         self.model.vision_tower = whole.lmm.model.vision_tower
         self.model.multi_modal_projector = whole.lmm.model.multi_modal_projector
-        self._whole = [whole]  # in a list: its other weights are no part of this module
+        self._whole = [whole]  # in a list, so that its other weights are not registered here
         self.requires_grad_(True)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -99,11 +100,11 @@ class Vision(nn.Module):
 def pretrain_vision(
     network: Mapping[str, Any], recipe: Fit, data: Path, *, seed: int, work: Path, out: Path
 ) -> float:
-    """Train ViT and projector of `network` against dense captions; writes `out/vision.safetensors`, gives the last
+    """Train ViT and projector of `network` on dense captions; writes `out/vision.safetensors`, returns the last
     loss.
     """
     (config, _), pictures = parse(network), read_world(data)
-    words = build_tokenizer([])  # captions only: this text tower is thrown away
+    words = build_tokenizer([])  # only captions are needed: this text tower is discarded
     ids = caption_ids(words, [dense_caption(scene) for scene in pictures.scenes])
     matcher = seeded(
         lambda: Matcher(
@@ -138,7 +139,7 @@ PARTS = {"vae": pretrain_vae, "vision": pretrain_vision}
 
 # ---- together ----------------------------------------------------------------------------------
 def tokenizer_of(prompts: Sequence[str], config: OpenUniConfig) -> PreTrainedTokenizerFast:
-    """The world's words, Qwen's chat marks and InternVL's image marks; ValueError where the network's ids differ."""
+    """The world's words, Qwen's chat markers and InternVL's image markers; ValueError if the network's ids differ."""
     words = build_chat_tokenizer([*prompts, FRONT_END])
     images = [mark for name, mark in MARKS.items() if name.startswith("image")]
     words.add_special_tokens({"additional_special_tokens": images})
@@ -146,8 +147,8 @@ def tokenizer_of(prompts: Sequence[str], config: OpenUniConfig) -> PreTrainedTok
     found = {name: getattr(config.special, name) for name in MARKS}
     if wanted != found or len(words) != config.llm.vocab_size:
         raise ValueError(
-            f"network.special is {found} and llm.vocab_size {config.llm.vocab_size}, but the world's words make them "
-            f"{wanted} and {len(words)}; set them so"
+            f"network.special is {found} and llm.vocab_size {config.llm.vocab_size}, but the world's vocabulary "
+            f"requires {wanted} and {len(words)}; change them"
         )
     return words
 

@@ -25,7 +25,7 @@ class Pictures:
 
 
 def read_world(directory: Path) -> Pictures:
-    """Decode a complete rendered world, which is small by design."""
+    """Decode all images of a rendered world into memory; worlds are small by design."""
     dataset = ParquetDataset(directory)
     samples = [dataset[index] for index in range(len(dataset))]
     pixels = torch.stack([to_tensor(decode(s.image or b"", name=s.id)) for s in samples])

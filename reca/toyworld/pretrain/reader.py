@@ -48,20 +48,20 @@ def build_clip(vision: Mapping[str, Any], words: int, end: int) -> CLIPModel:
 
 
 def reader_loss(clip: CLIPModel, pixels: Tensor, ids: Tensor) -> Tensor:
-    """CLIP's symmetric contrastive loss of matching images [B, 3, S, S] and captions [B, T]."""
+    """CLIP's symmetric contrastive loss of matching images [B, 3, S, S] and captions [B, T], []."""
     padding = clip.text_model.embeddings.token_embedding.num_embeddings - 1
     mask = torch.ne(ids, padding).long()
     return clip(input_ids=ids, pixel_values=pixels, attention_mask=mask, return_loss=True).loss
 
 
 def clip_pixels(pixels: Tensor) -> Tensor:
-    """Images [B, 3, H, W] in [-1, 1] as CLIP normalises them."""
+    """Images [B, 3, H, W] in [-1, 1], normalised for CLIP."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return ((pixels + 1) / 2 - mean) / std
 
 
 def vision_tower(clip: CLIPModel, vision: Mapping[str, Any]) -> ClipTower:
-    """The vision half of a CLIP, of the sizes `vision`, as the class that Show-o holds."""
+    """The vision tower of a CLIP with the sizes `vision`, as the class that Show-o uses."""
     tower = ClipTower(TowerConfig(**vision))
     tower.load_state_dict(clip.vision_model.state_dict())
     return tower

@@ -1,8 +1,8 @@
 """The last stage of a laptop base model: assemble the frozen parts, then train in phases.
 
 The phases are plain alignment recipes (`reca.align`), run in the order of their names: language first, then sparse
-captions for generation together with dense descriptions for understanding, which is the paper's starting point. A base
-model may also continue from a complete model (`begin`). Family code is in `reca.toyworld.pretrain.<family>`.
+captions for generation together with dense descriptions for understanding, which is the paper's starting point.
+Training may also continue from a complete model (`begin`). Family code is in `reca.toyworld.pretrain.<family>`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FamilyPretraining(Protocol):
     """Frozen parts that are trained separately, by their names under `pretrain.parts`."""
 
     assemble: Callable[..., None]
-    """assemble(network, prompts=, seed=, parts=, out=) writes a model folder: trained parts, and the rest untrained."""
+    """assemble(network, prompts=, seed=, parts=, out=) writes a model folder with trained parts, the rest untrained."""
 
 
 def pretraining_of(family: str) -> FamilyPretraining:
@@ -122,14 +122,14 @@ def _start(
     seed: int,
     work: Path,
 ) -> Path:
-    """The model folder before the first phase: reused from an earlier session if intact, else written again."""
+    """The model folder before the first phase, reused from an earlier run if intact, else written again."""
     start, record = work / "start", work / "start.json"
     if record.is_file() and start.is_dir():
         found = unseal(record.read_bytes())
         if found is not None and found["files"] == describe_files(start):
             return start
-        _log.warning("%s: damaged; it is made again", start)
-    # from an older reca, or truncated by a kill: equal inputs reproduce it
+        _log.warning("%s: damaged; writing it again", start)
+    # from an older version, or truncated by an interruption: equal inputs reproduce it
     shutil.rmtree(start, ignore_errors=True)
     if begin is not None:
         continued(family, network, begin, seed=seed).save(start)
@@ -158,7 +158,7 @@ def encoded(
     root: Path,
     code: str,
 ) -> dict[str, Path]:
-    """Feature caches by use; named by the encoder's weights, so a phase that trained an encoder gets new ones."""
+    """Feature caches by use; named after the encoder's weights, so a phase after training an encoder gets new ones."""
     caches = {}
     for role, use in USES.items():
         if role not in folders:

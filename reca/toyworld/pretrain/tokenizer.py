@@ -1,8 +1,7 @@
 """The laptop's image tokenizer: the MAGVIT-v2 classes of Show-o, trained on the world's images.
 
-Loss: L1 + L2 to the image, commitment to the signs, and the entropy term of lookup-free
-quantisation (certain bits in each cell, but balanced bits over the batch). No perceptual or adversarial
-term: the images are rendered, not photographed.
+Loss: L1 + L2 to the image, commitment to the signs, and the entropy term of lookup-free quantisation (bits certain in
+each cell, but balanced over the batch). No perceptual or adversarial term: the images are rendered, not photographed.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ FILE = "magvit.safetensors"
 
 
 def commitment_loss(z: Tensor) -> Tensor:
-    """Pull latents [B, C, h, w] towards their signs: weighted mean squared distance (scalar).
+    """Commitment loss: mean squared distance of latents [B, C, h, w] from their signs, [].
 
-    The golden data of Show-o states this and `entropy_loss`.
+    The golden data of Show-o has cases for this and for `entropy_loss`.
     """
     return _COMMITMENT_WEIGHT * F.mse_loss(z, signs(z))
 
 
 def entropy_loss(z: Tensor) -> Tensor:
-    """Make each bit certain, and its values equally frequent in the batch: [B, C, h, w] -> scalar.
+    """Entropy loss of latents [B, C, h, w], []: makes each bit certain and its values equally frequent in the batch.
 
-    A bit is 1 with probability softmax(-|z -+ 1|^2) = sigmoid(4 z). Weighted difference of its mean
-    entropy per cell and the entropy of its mean over all cells, in nats, averaged over channels.
+    A bit is 1 with probability softmax(-|z -+ 1|^2) = sigmoid(4 z). The loss is the weighted difference between the
+    mean entropy per cell and the entropy of the mean over all cells, in nats, averaged over channels.
     """
     logits = 4 * z.float()
     probability = logits.sigmoid()
@@ -54,7 +53,7 @@ def entropy_loss(z: Tensor) -> Tensor:
 
 
 def tokenizer_loss(magvit: Magvit, images: Tensor) -> Tensor:
-    """The training loss of one batch of images [B, 3, H, W] in [-1, 1]."""
+    """The training loss of a batch of images [B, 3, H, W] in [-1, 1], []."""
     z = magvit.encode(images)
     error = magvit.decode(magvit.quantise(z)) - images
     quantiser = COMMITMENT * commitment_loss(z) + ENTROPY * entropy_loss(z)

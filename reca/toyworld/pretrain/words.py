@@ -26,7 +26,7 @@ def word_list(prompts: Iterable[str]) -> list[str]:
 
 
 def build_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A lower-casing tokenizer that splits at blanks and punctuation, and plurals into the noun and `##s`.
+    """A lower-casing tokenizer that splits at whitespace and punctuation, and plurals into the noun and `##s`.
 
     Plurals share the noun's embedding: sparse captions rarely count, so separate words would hardly be learned.
     """
@@ -57,7 +57,7 @@ def build_chat_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_janus_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """The same words followed by the speakers, beginning of text, Janus-Pro's marks, and newlines as tokens."""
+    """The same words followed by the speakers, beginning of text, Janus-Pro's markers, and newlines as tokens."""
     from tokenizers import AddedToken
 
     tokenizer = build_tokenizer(prompts)
