@@ -68,7 +68,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write JSON lines atomically, keys sorted; gives their number. ValueError as of `write_json`."""
+    """Write JSON lines atomically, keys sorted; returns their number. ValueError as of `write_json`."""
     found = list(rows)
     demand_json(path, found)
     write_atomic(
@@ -320,7 +320,7 @@ def _relative(path: str | Path) -> str:
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of a complete stage; ValueError where there is none, or where it was changed by hand."""
+    """The manifest of a complete stage; ValueError if there is none, or it was changed by hand."""
     path = Path(directory) / MANIFEST
     if not path.is_file():
         raise ValueError(
@@ -330,7 +330,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 
 
 def _opened(path: Path, record: Any) -> dict[str, Any]:
-    """A record without its seal; ValueError where any byte differs, other bytes of the same meaning included."""
+    """A record without its seal; ValueError if any byte differs, other bytes of the same meaning included."""
     found = record if isinstance(record, dict) else {}
     body = {key: value for key, value in found.items() if key != SEAL}
     if not body or found.get(SEAL) != sha256_json(body) or path.read_text() != json_text(record):
@@ -339,7 +339,7 @@ def _opened(path: Path, record: Any) -> dict[str, Any]:
 
 
 def written(directory: Path, stages: Collection[str] = ()) -> set[str] | None:
-    """All files that a stage (one of `stages`, or any) wrote into a folder by its own sealed records; None where they
+    """All files that a stage (one of `stages`, or any) wrote into a folder by its own sealed records; None if they
     do not say.
     """
     for read in (read_manifest, _owns):
@@ -369,7 +369,7 @@ def _is_older(path: Path) -> bool:
 
 
 def read_run(directory: str | Path) -> dict[str, Any]:
-    """The `run.json` of a stage; ValueError where it is missing, was changed, or belongs to another manifest.
+    """The `run.json` of a stage; ValueError if it is missing, was changed, or belongs to another manifest.
 
     That of an older reca has no seal and is given as it is; it has no key `manifest`.
     """

@@ -33,7 +33,7 @@ def device_of(name: str = "auto") -> torch.device:
 
 
 def placed(model: Model, device: str = "auto") -> Model:
-    """The model itself, moved to a device (see `device_of`); ValueError where its memory does not hold the weights."""
+    """The model itself, moved to a device (see `device_of`); ValueError if its memory does not hold the weights."""
     chosen = device_of(device)
     try:
         model.to(chosen)

@@ -71,7 +71,7 @@ def rows_of(rows: Sequence[int]) -> Iterator[None]:
 
 
 def demand_numbers(values: Mapping[str, float]) -> None:
-    """NonFinite where a number that a network gave for one image is NaN or infinite; keys are plurals."""
+    """NonFinite if a number that a network gave for one image is NaN or infinite; keys are plurals."""
     for what, value in values.items():
         if not math.isfinite(value):
             raise NonFinite(what, [0])

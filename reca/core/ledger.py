@@ -35,7 +35,7 @@ def stamp(path: Path) -> list[int]:
 
 
 def load_ledger(path: Path) -> dict[str, Any]:
-    """The ledger at `path`; empty where there is none to be believed, since it can be made again."""
+    """The ledger at `path`; empty if there is none to be believed, since it can be made again."""
     try:
         content = unseal(path.read_bytes().removesuffix(b"\n"))
         fault = "damaged, or of an older reca" if content is None else "another user wrote it"
@@ -63,7 +63,7 @@ def save_ledger(path: Path, ledger: dict[str, Any]) -> None:
 
 
 def hash_entry(path: Path, known: Any) -> dict[str, Any]:
-    """A file's ledger entry: `known` if the file is unchanged, else hashed; ValueError where it cannot be read."""
+    """A file's ledger entry: `known` if the file is unchanged, else hashed; ValueError if it cannot be read."""
     try:
         now = stamp(path)
         if isinstance(known, dict) and known.get("stamp") == now and "sha256" in known:

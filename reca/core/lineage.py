@@ -44,7 +44,7 @@ class Audit:
 def audit(folders: Iterable[str | Path], root: str | Path = ".") -> Audit:
     """Audit all stages below `folders`; paths in records are relative to `root`, the checkout.
 
-    ValueError where a folder does not exist or holds no record at all.
+    ValueError if a folder does not exist or holds no record at all.
     """
     places, root, found = [Path(folder) for folder in folders], Path(root), Audit()
     manifests = _manifests(places)

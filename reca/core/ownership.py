@@ -43,7 +43,7 @@ def is_derived(name: str) -> bool:
 
 
 def check_place(option: str, folder: Path, reads: Iterable[Path]) -> None:
-    """ValueError where a folder to write is a link or a file, or holds the working directory, or where it holds or
+    """ValueError if a folder to write is a link or a file, or holds the working directory, or if it holds or
     lies in one that is read.
     """
     if folder.is_symlink():
@@ -71,9 +71,9 @@ def check_place(option: str, folder: Path, reads: Iterable[Path]) -> None:
 def check_output(
     folder: Path, stage: str, written: Set[str] | None, *, older: bool = False
 ) -> None:
-    """ValueError where a folder holds a file that the stage did not write.
+    """ValueError if a folder holds a file that the stage did not write.
 
-    `written` are the files that the folder's own records name as this stage's, None where no record does: with
+    `written` are the files that the folder's own records name as this stage's, None if no record does: with
     `older`, because an older reca wrote it.
     """
     if not folder.is_dir():
@@ -102,7 +102,7 @@ def _is_cut_off(name: str, written: Set[str]) -> bool:
 
 
 def check_file(option: str, path: Path, ours: Callable[[Path], bool]) -> None:
-    """ValueError where a file to write is a link, a folder, or holds what `ours` does not know as written by reca."""
+    """ValueError if a file to write is a link, a folder, or holds what `ours` does not know as written by reca."""
     if path.is_symlink():
         raise ValueError(f"{option} {path}: is a link; name the file itself")
     if path.is_dir():

@@ -46,7 +46,7 @@ class Run:
         return cls(*fields) if len(fields) == 5 else None
 
     def is_over(self) -> bool | None:
-        """Whether the run has ended; None where that cannot be seen from here.
+        """Whether the run has ended; None if that cannot be seen from here.
 
         A host of the same name that has booted since is taken for the same machine.
         """
@@ -63,7 +63,7 @@ def this_run() -> Run:
 
 
 def _boot() -> str:
-    """The kernel's random name of this boot; empty where there is no /proc."""
+    """The kernel's random name of this boot; empty if there is no /proc."""
     path = PROC / "sys/kernel/random/boot_id"
     return path.read_text().strip() if path.is_file() else ""
 
@@ -75,7 +75,7 @@ def _space() -> str:
 
 
 def _start(pid: int) -> str | None:
-    """When a process started, in ticks since the boot; None where it is gone, ended or hidden."""
+    """When a process started, in ticks since the boot; None if it is gone, ended or hidden."""
     if not (
         PROC / "self"
     ).exists():  # not Linux: the time that the kernel noted, which no clock step moves

@@ -1,11 +1,10 @@
-"""Lines and small records that carry a hash of their own bytes, so that a damaged one is never believed.
+"""Lines and small records with a checksum (the seal) of their own bytes, so that damaged ones are detected.
 
     {"step": 1, "loss": {"i2t": 2.5}, "seal": "0f3a9c51d2e47b86"}
 
-Whatever is written piece by piece (step logs, kept rows, judge ledgers, sidecars) has no manifest yet. Such a
-line is a JSON object whose last key holds the first 16 hex digits of the sha256 of the line without it. Every
-byte counts: other bytes with the same meaning are damage, too. A seal finds accidents; it keeps out nobody who
-can write the file.
+Files that are written incrementally (step logs, saved rows, judge ledgers, sidecars) have no manifest yet. Each of
+their lines is a JSON object whose last key has the first 16 hex digits of the sha256 of the line without that key. Any
+changed byte counts as damage, even if the parsed value is the same. A seal detects accidents, not deliberate changes.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def seal(value: Mapping[str, Any]) -> str:
 
 
 def unseal(line: bytes) -> dict[str, Any] | None:
-    """What was sealed; None where a byte of the line differs from what `seal` wrote."""
+    """What was sealed; None if a byte of the line differs from what `seal` wrote."""
     tail = _TAIL.fullmatch(line, max(0, len(line) - _LENGTH))
     if tail is None:
         return None

@@ -59,7 +59,7 @@ def problem(path: str, value: Any, allowed: str) -> ValueError:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """A hint at the closest known name (empty where none is close), and the list of all names."""
+    """A hint at the closest known name (empty if none is close), and the list of all names."""
     names = sorted(known)
     close = difflib.get_close_matches(str(word), names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -107,7 +107,7 @@ def _adapter(kind: Any) -> TypeAdapter[list[Any]]:
 
 
 def _check_plain(value: Any, path: str) -> None:
-    """ValueError where JSON would turn a key into a text, or cannot hold a value."""
+    """ValueError if JSON would turn a key into a text, or cannot hold a value."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):

@@ -109,7 +109,7 @@ class Survey:
 
 
 def kind_of(path: Path) -> str:
-    """The data kind of a path: `parquet`, `tar` or `folder`. ValueError where it is none, or more than one."""
+    """The data kind of a path: `parquet`, `tar` or `folder`. ValueError if it is none, or more than one."""
     if not path.exists():
         raise ValueError(
             f"{path}: no such file or folder; give images, tar shards or parquet files"

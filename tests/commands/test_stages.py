@@ -397,9 +397,9 @@ def test_the_two_forms_of_score_are_not_mixed(inside, capsys):
         ("score", "geneval"): "use `reca score BENCHMARK FOLDER`",
         ("score", "geneval", "x", "--samples", "y"): "without --section and --samples",
         ("score", "--section", section): "--samples and --out",
-        ("score", "mme", "x"): "has no official layout of pictures",
-        ("score", "laptop", "x"): "has no official layout of pictures",
-        ("score", "coco", "x"): "is not known here",
+        ("score", "mme", "x"): "has no official layout of images",
+        ("score", "laptop", "x"): "has no official layout of images",
+        ("score", "coco", "x"): "is not known; choose one of",
         ("score", "geneval", "x"): "run `reca fetch geneval --out data/geneval`",
     }.items():
         assert main(list(words)) == 2

@@ -197,7 +197,7 @@ BREAKS = {
         ({"encode": _noisy_encode}, "uses the global generator of torch"),
     ],
     "encode_ignores_the_batch": [
-        ({"encode": _batch_norm_encode}, "differs from the row of the same image alone"),
+        ({"encode": _batch_norm_encode}, "differs from the image's row alone"),
     ],
     "fingerprint_covers_encode": [
         ({"encoder_fingerprint": lambda base: lambda self, use: "same"}, "a stale cache would be"),

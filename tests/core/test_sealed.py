@@ -188,7 +188,7 @@ def test_a_ledger_of_an_older_reca_is_paid_for_and_counted(tmp_path, caplog):
     assert use() == entries
     assert "4 lines from an older version have no checksum" in caplog.text
     path.write_bytes(old[:-1] + b"\x0b")
-    with pytest.raises(ValueError, match=r"judge\.jsonl, line 4: damaged \(its line end"):
+    with pytest.raises(ValueError, match=r"judge\.jsonl, line 4: damaged \(its newline"):
         use()
 
 
@@ -257,4 +257,4 @@ def test_a_damaged_start_of_a_base_is_made_again(tmp_path, monkeypatch, caplog):
         path = tmp_path / "work" / harmed
         path.write_bytes(path.read_bytes()[:-3] + b"!" + path.read_bytes()[-2:])
         assert sha256_file(start() / "model.safetensors") == right
-    assert Begun.made == 3 and caplog.text.count("start: damaged; it is made again") == 2
+    assert Begun.made == 3 and caplog.text.count("start: damaged; writing it again") == 2

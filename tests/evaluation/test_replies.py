@@ -223,7 +223,7 @@ def test_every_request_is_counted_once(verdicts):
     assert cover.scored + cover.missing + cover.refused + cover.failed + cover.unparsable == len(
         items
     )
-    with pytest.raises(ValueError, match="ask for a partial summary"):
+    with pytest.raises(ValueError, match="request a partial summary"):
         wise.grade(items, given_)
 
 

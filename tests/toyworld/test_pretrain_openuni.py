@@ -64,7 +64,7 @@ def test_the_folder_holds_the_trained_parts_and_the_worlds_words(network, parts,
     with pytest.raises(ValueError, match="the world's vocabulary requires"):
         openuni.assemble(wrong, prompts=bank("laptop"), seed=0, parts=parts, out=tmp_path / "x")
     scaled = network | {"vae": network["vae"] | {"scaling_factor": 0.5}}
-    with pytest.raises(ValueError, match="latents have spread 1 here"):
+    with pytest.raises(ValueError, match="latents are standardised here"):
         recipe = Fit(steps=1, batch=1, lr=1.0)
         openuni.pretrain_vae(scaled, recipe, Path(), seed=0, work=tmp_path, out=tmp_path)
 

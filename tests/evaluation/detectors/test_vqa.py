@@ -103,7 +103,7 @@ def test_answers_of_another_environment(tmp_path):
 
 WRONG = {
     "lacks": ([row(1)], "1 questions have no answer"),
-    "not asked": ([row(1), row(2), row(3)], "line 3: .* is not in questions\.jsonl"),
+    "not asked": ([row(1), row(2), row(3)], r"line 3: .* is not in questions\.jsonl"),
     "two answers": ([row(1), row(1, "no")], "line 2: .* has two different answers"),
     "no answer": ([{"id": "item"}], "line 1: not a valid answer"),
     "null": ([row(1, None)], "line 1: not a valid answer"),
