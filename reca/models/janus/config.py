@@ -84,6 +84,10 @@ class JanusConfig:
 
     def __post_init__(self) -> None:
         common.check_numbers("network.llm", self.llm, LLAMA_1B)
+        # LlamaConfig has a key/value head for each head where their number is not given
+        sizes = {name: LLAMA_1B[name] for name in ("hidden_size", "num_attention_heads")}
+        common.check_attention("network.llm", sizes | self.llm, rotary=True)
+        common.check_attention("network.vision", vars(self.vision))
         for name, size in {
             "vision.patch_size": self.vision.patch_size,
             "vq.channel_multiplier": self.vq.down_sampling,
