@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from perf import processor
+from perf import pairs, processor
 from reca.core.artifacts import versions, write_json
 from reca.core.rng import generator
 from reca.models.bagel.batch import Condition, FlowNoise
@@ -79,45 +79,23 @@ class Sample:
         self.noise: FlowNoise = model.sample_noise(batch, drawn)
 
 
+def loss_of(model: BagelModel, sample: Sample, kind: Any) -> Tensor:
+    """The loss by one kind of step."""
+    model.options = replace(model.options, step=kind)
+    return model.generation_loss(sample.target, sample.condition, sample.noise).mean
+
+
 def step(model: BagelModel, sample: Sample, kind: Any) -> Tensor:
     """Loss and backward pass of one kind."""
-    model.options = replace(model.options, step=kind)
     model.zero_grad(set_to_none=True)
-    loss = model.generation_loss(sample.target, sample.condition, sample.noise).mean
+    loss = loss_of(model, sample, kind)
     loss.backward()
     return loss.detach()
 
 
-def kept_bytes(model: BagelModel, sample: Sample, kind: Any) -> int:
-    """Bytes that autograd saves between forward and backward, without weights."""
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    model.options = replace(model.options, step=kind)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model.generation_loss(sample.target, sample.condition, sample.noise).mean
-    del loss
-    return sum(seen.values())
-
-
-def gradients(model: BagelModel) -> dict[str, Tensor]:
-    """Copies of the gradients by name."""
-    return {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
-
-
 def largest_difference(model: BagelModel, sample: Sample) -> float:
     """Largest difference of any gradient between the two kinds, relative to that gradient's largest value."""
-    found = []
-    for kind in STEPS:
-        step(model, sample, kind)
-        found.append(gradients(model))
-    one, other = found
+    one, other = (pairs.gradients(model, partial(step, model, sample, kind)) for kind in STEPS)
     assert set(one) == set(other)
     return max(
         float((one[n] - other[n]).abs().max() / one[n].abs().max().clamp(min=1e-12)) for n in one
@@ -134,14 +112,12 @@ def measure(width: int, layers: int, side: int, batch: int, repetitions: int) ->
         weight.requires_grad_(name in trained)
     sample = Sample(model, batch)
     difference = largest_difference(model, sample)  # and warms both up
-    seconds: dict[str, list[float]] = {kind: [] for kind in STEPS}
-    for _ in range(repetitions):
-        for kind in STEPS:
-            started = time.process_time()
-            step(model, sample, kind)
-            seconds[kind].append(time.process_time() - started)
+    calls = {kind: partial(step, model, sample, kind) for kind in STEPS}
+    seconds, _ = pairs.alternating(calls, repetitions)
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
-    memory = {kind: kept_bytes(model, sample, kind) for kind in STEPS}
+    memory = {
+        kind: pairs.kept_bytes(model, partial(loss_of, model, sample, kind)) for kind in STEPS
+    }
     return {
         "model": {"width": width, "layers": layers, "latent_tokens": side**2, "batch": batch},
         "processor_seconds": {k: {"median": medians[k], "all": seconds[k]} for k in STEPS},

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,9 +30,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from perf import processor
+from perf import pairs
 from perf.harmon_direct import Direct, Given
-from reca.core.artifacts import versions
 from reca.models.harmon import layout as layouts
 from reca.models.harmon.batch import Condition
 from reca.models.harmon.config import QWEN2_5, HarmonConfig, MarConfig
@@ -197,13 +194,6 @@ def counted(sides: Sides) -> dict[str, Any]:
 
 
 # ---- measuring ----------------------------------------------------------------------------------------
-def clocked(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """CPU seconds of the call, and its result."""
-    started = time.process_time()
-    result = call()
-    return time.process_time() - started, result
-
-
 @cache
 def build(resolution: int) -> HarmonModel:
     """Harmon-0.5B's sizes with four layers in language model, encoder and decoder; small random weights."""
@@ -228,14 +218,9 @@ def measure_steps(sides: Sides, numbers: Sequence[int], repeats: int) -> list[di
     found = []
     for number in numbers:
         step = Step(number, sides)
-        times: dict[str, list[float]] = {"direct": [], "ours": []}
-        for _ in range(repeats):
-            seconds, expected = clocked(step.direct)
-            times["direct"].append(seconds)
-            seconds, drawn = clocked(step.ours)
-            times["ours"].append(seconds)
-        error = ((drawn - expected).abs().max() / expected.abs().max()).item()
-        assert error < 1e-3, f"step {number}: the two sides differ by {error:.1e}"
+        sides_of_step = {"direct": step.direct, "ours": step.ours}
+        times, drawn = pairs.alternating(sides_of_step, repeats)
+        error = pairs.relative_difference(drawn["ours"], drawn["direct"], f"step {number}")
         entry = {"step": number, "tokens": step.before - step.left, "relative_difference": error}
         found.append(entry | {f"{side}_seconds": median(t) for side, t in times.items()})
         print(json.dumps(found[-1]), flush=True)
@@ -247,8 +232,8 @@ def measure_decoder(model: HarmonModel, pictures: int) -> dict[str, float]:
     rows, columns = model.config.grid
     latents = torch.randn(2, rows, columns, model.config.mar.latent_channels)
     pixels = latents.permute(0, 3, 1, 2).contiguous() / model.config.vae.scale
-    direct, _ = clocked(lambda: model.frozen.vae.decode(pixels))
-    ours, _ = clocked(lambda: model.frozen.decode(latents[:1]))
+    direct, _ = pairs.clocked(lambda: model.frozen.vae.decode(pixels))
+    ours, _ = pairs.clocked(lambda: model.frozen.decode(latents[:1]))
     return {"direct_seconds": direct * pictures, "ours_seconds": ours * pictures}
 
 
@@ -294,21 +279,15 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=2, help="steps of the schedule to measure")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found: list[dict[str, Any]] = []
-    result = {
-        "what": __doc__.split("\n")[0],
-        "sizes": f"Harmon-0.5B with {LAYERS} layers in each tower, fp32, {STEPS} steps, guidance {GUIDANCE}",
-        "machine": {"processor": processor(), "system": platform.system(), "threads": 1},
-        "versions": versions(),
-        "clock": "CPU seconds of the process, medians of alternating repeats",
-        "settings": found,
-    }
-    for setting in given.settings:
-        with torch.no_grad():
-            found.append(measured(Setting.of(setting), given.points, given.repeats))
-        print(f"{setting}: {found[-1]['speedup']:.2f} times as fast", flush=True)
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    sizes = (
+        f"Harmon-0.5B with {LAYERS} layers in each tower, fp32, {STEPS} steps, guidance {GUIDANCE}"
+    )
+
+    @torch.no_grad()
+    def measure(setting: str) -> dict[str, Any]:
+        return measured(Setting.of(setting), given.points, given.repeats)
+
+    pairs.write_settings(given.out, __doc__.split("\n")[0], sizes, given.settings, measure)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,9 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perf import processor
+from perf import pairs
 from perf.janus_direct import Direct
-from reca.core.artifacts import versions
 from reca.models.janus import sampler
 from reca.models.janus.batch import Condition
 from reca.models.janus.config import LLAMA_1B, JanusConfig
@@ -132,26 +128,15 @@ class Sides:
             loop.back(1, hidden)
 
 
-def clocked(call: Callable[[], tuple[Tensor, Tensor]]) -> tuple[float, tuple[Tensor, Tensor]]:
-    """CPU seconds of the process, and the result."""
-    started = time.process_time()
-    result = call()
-    return time.process_time() - started, result
-
-
 def measured_step(network: Janus, setting: Setting, past: int, repeats: int) -> dict[str, Any]:
     """Both sides on the step after `past` codes, alternating; codes and logits must agree."""
     sides = Sides(network, setting, past)
-    times: dict[str, list[float]] = {"direct": [], "ours": []}
-    for repeat in range(repeats + 1):
-        (slow, expected), (fast, found) = clocked(sides.direct), clocked(sides.ours)
-        if repeat:  # the first one warms up
-            times["direct"].append(slow)
-            times["ours"].append(fast)
-        sides.back()
-    assert torch.equal(found[0], expected[0]), f"step {past}: the codes differ"
-    error = ((found[1] - expected[1]).abs().max() / expected[1].abs().max()).item()
-    assert error < 1e-3, f"step {past}: the two sides differ by {error:.1e}"
+    calls = {"direct": sides.direct, "ours": sides.ours}
+    pairs.alternating(calls, 1, sides.back)  # warms up
+    times, results = pairs.alternating(calls, repeats, sides.back)
+    (expected_codes, expected), (codes, logits) = results["direct"], results["ours"]
+    assert torch.equal(codes, expected_codes), f"step {past}: the codes differ"
+    error = pairs.relative_difference(logits, expected, f"step {past}")
     entry = {"codes_before": past, "relative_difference": error}
     entry |= {f"{side}_seconds": median(t) for side, t in times.items()}
     print(json.dumps(entry), flush=True)
@@ -189,20 +174,12 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=3, help="steps of the loop to measure")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found: list[dict[str, Any]] = []
-    result = {
-        "what": __doc__.split("\n")[0],
-        "sizes": f"Janus-Pro-1B or the laptop's model with {LAYERS} layers, fp32, 576 codes, guidance {GUIDANCE}",
-        "machine": {"processor": processor(), "system": platform.system(), "threads": 1},
-        "versions": versions(),
-        "clock": "CPU seconds of the process, medians of alternating repeats",
-        "settings": found,
-    }
-    for setting in given.settings:
-        found.append(measured(Setting.of(setting), given.points, given.repeats))
-        print(f"{setting}: {found[-1]['speedup']:.2f} times as fast", flush=True)
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    sizes = f"Janus-Pro-1B or the laptop's model with {LAYERS} layers, fp32, 576 codes, guidance {GUIDANCE}"
+
+    def measure(setting: str) -> dict[str, Any]:
+        return measured(Setting.of(setting), given.points, given.repeats)
+
+    pairs.write_settings(given.out, __doc__.split("\n")[0], sizes, given.settings, measure)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,15 @@ import argparse
 import ctypes
 import os
 import statistics
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from perf import processor
+from perf import pairs, processor
 from reca.core.artifacts import versions, write_json
 from reca.core.rng import generator
 from reca.models.contract import Features
@@ -121,23 +121,6 @@ def step(model: OpenUniModel, sample: Sample, kind: str) -> Tensor:
 
 
 # ---- memory --------------------------------------------------------------------------------------
-def kept_bytes(model: OpenUniModel, sample: Sample, kind: str) -> int:
-    """Bytes that autograd holds between the two passes, weights left out."""
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = loss_of(model, sample, kind)
-    del loss
-    return sum(seen.values())
-
-
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
@@ -166,11 +149,7 @@ def difference_of(model: OpenUniModel, sample: Sample) -> float:
 
     Not tensor by tensor: the keys' biases have a gradient of zero but for rounding.
     """
-    found = []
-    for kind in KINDS:
-        step(model, sample, kind)
-        found.append({n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None})
-    one, other = found
+    one, other = (pairs.gradients(model, partial(step, model, sample, kind)) for kind in KINDS)
     assert set(one) == set(other)
     apart = torch.stack([(one[n] - other[n]).norm() for n in one]).norm()
     return float(apart / torch.stack([one[n].norm() for n in one]).norm())
@@ -184,14 +163,10 @@ def measure(width: int, layers: int, batch: int, repetitions: int) -> dict[str, 
     sample = Sample(model, batch)
     peaks = {kind: peak_bytes(model, sample, kind) for kind in KINDS}  # before memory is kept here
     difference = difference_of(model, sample)  # and warms both up
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for _ in range(repetitions):
-        for kind in KINDS:
-            started = time.process_time()
-            step(model, sample, kind)
-            seconds[kind].append(time.process_time() - started)
+    calls = {kind: partial(step, model, sample, kind) for kind in KINDS}
+    seconds, _ = pairs.alternating(calls, repetitions)
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
-    kept = {kind: kept_bytes(model, sample, kind) for kind in KINDS}
+    kept = {kind: pairs.kept_bytes(model, partial(loss_of, model, sample, kind)) for kind in KINDS}
     direct, ours = KINDS
     return {
         "model": {"width": width, "layers": layers, "batch": batch, "parts": parameters(model)},

@@ -1,13 +1,15 @@
 """Every table of the paper: the reported value with its source next to the reproduced value, or `not run`.
 
 The two are kept in separate columns: reported numbers with their source, reproduced ones with interval, scorer, number
-of seeds and coverage of the benchmark.
+of seeds and coverage of the benchmark. A model that only we train with
+RecA has rows marked `ours, no reported value`; their reported column is empty.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from reca.core import artifacts
 from reca.evaluation import readings
 from reca.report import expectations
-from reca.report.paper_map import COLUMNS, TITLES, Metric, reported_rows, run_of
+from reca.report.paper_map import COLUMNS, TITLES, Metric, Run, own_rows, reported_rows, run_of
 from reca.report.scores import collect, reproduced
 
 TABLES, PAGE, TEXT = "tables.json", "index.html", "tables.md"
 EXPECTED = "expectations.json"
-NOT_RUN, FOREIGN = "not run", "other people's model"
+RUN, NOT_RUN, FOREIGN = "run", "not run", "other people's model"
+OWN = "ours, no reported value"
+OWN_RUN, OWN_NOT_RUN = "run (ours)", "not run (ours)"
 Scores = Mapping[str, Any]
 
 
@@ -43,18 +47,7 @@ def tables(
     result = []
     for name, columns in COLUMNS.items():
         table = transcribed[name]
-        rows: list[dict[str, Any]] = [
-            {
-                "row": row,
-                "arm": arm,
-                "cells": [
-                    {"column": column, **_cell(name, row, arm, column, value, found, verdicts)}
-                    for column, value in values.items()
-                    if column in columns
-                ],
-            }
-            for row, arm, values in reported_rows(name, table)
-        ]
+        rows = [*_reported(name, table, found, verdicts), *_own(name, found, verdicts)]
         result.append(
             {
                 "name": name,
@@ -68,23 +61,53 @@ def tables(
     return result
 
 
-def _cell(
-    table: str,
-    row: str,
-    arm: str | None,
-    column: str,
-    value: Any,
+def _reported(
+    name: str,
+    table: Mapping[str, Any],
+    found: Sequence[Mapping[str, Any]],
+    verdicts: Sequence[Mapping[str, Any]],
+) -> Iterable[dict[str, Any]]:
+    """The transcribed rows of a table."""
+    for row, arm, values in reported_rows(name, dict(table)):
+        run = run_of(name, row, arm)
+        missing = NOT_RUN if run or name.startswith("ablation") else FOREIGN
+        cells = [
+            {"column": c, "reported": value} | _ours(run, COLUMNS[name][c], found, verdicts)
+            for c, value in values.items()
+            if c in COLUMNS[name]
+        ]
+        for cell in cells:
+            cell["status"] = RUN if cell["reproduced"] else missing
+        yield {"row": row, "arm": arm, "mark": None, "cells": cells}
+
+
+def _own(
+    name: str, found: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
+) -> Iterable[dict[str, Any]]:
+    """Rows of models that only we train with RecA; nothing is reported for them."""
+    for row, arm, run, columns in own_rows(name):
+        cells = [
+            {"column": c, "reported": None} | _ours(run, COLUMNS[name][c], found, verdicts)
+            for c in columns
+        ]
+        for cell in cells:
+            cell["status"] = OWN_RUN if cell["reproduced"] else OWN_NOT_RUN
+        yield {"row": row, "arm": arm, "mark": OWN, "cells": cells}
+
+
+def _ours(
+    run: Run | None,
+    metric: Metric,
     found: Sequence[Mapping[str, Any]],
     verdicts: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    run, metric = run_of(table, row, arm), COLUMNS[table][column]
+    """The reproduced side of a cell, and what the experiment that it comes from expects of it."""
     ours = reproduced(found, run, metric) if run else None
-    status = "run" if ours else NOT_RUN if run or table.startswith("ablation") else FOREIGN
+    if run and ours:
+        run = replace(run, experiment=ours["experiment"])
     stated = expectations.of_cell(verdicts, run, metric) if run else None
     return {
-        "reported": value,
         "reproduced": ours,
-        "status": status,
         "expected": _stated(stated, metric) if stated else None,
         "verdict": stated["verdict"] if stated else None,
     }
@@ -97,6 +120,7 @@ def _stated(verdict: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
         **scaled,
         "range": [metric.factor * x for x in verdict["range"]],
         "metric": verdict["metric"],
+        "source": verdict["source"],
     }
 
 
@@ -147,6 +171,7 @@ def shown(cell: Mapping[str, Any]) -> str:
         text += f" (partial: {ours['coverage']:.0%} scored)"
     elif cell["verdict"]:
         text += f", {cell['verdict']} {limits(cell['expected']['range'])}"
+        text += f" ({cell['expected']['source']})" if cell["reported"] is None else ""
     return text
 
 
@@ -198,6 +223,7 @@ def markdown(
                 for c in table["columns"]
             ]
             name = f"{row['row']} ({row['arm']})" if row["arm"] else row["row"]
+            name += f": {row['mark']}" if row["mark"] else ""
             lines.append(f"| {name} | " + " | ".join(texts) + " |")
         lines.append("")
     if verdicts:

@@ -2,6 +2,7 @@
 
 A row is given by (experiment or None, model, arm), a column by (benchmark, metric, factor to the paper's unit). Rows of
 models by other authors have no run and are never filled.
+Models that we train with RecA and the paper does not have rows without reported values.
 """
 
 from __future__ import annotations
@@ -94,7 +95,13 @@ COLUMNS: dict[str, dict[str, Metric]] = {
     "ablation_sft_vs_reca_harmon": _ABLATION,
     "ablation_order_harmon": _ABLATION,
     "two_stage": {"geneval": Metric("geneval"), **_DPG},
-    "understanding_partial": {"MME": Metric("mme", "perception")},  # reference/benchmarks.md 8
+    "understanding_partial": {
+        "MME": Metric("mme", "perception"),  # reference/benchmarks.md 8
+        "POPE": Metric("pope"),
+        "GQA": Metric("gqa"),
+        "MMMU": Metric("mmmu"),
+        "SEED": Metric("seed"),
+    },
 }
 
 TITLES = {
@@ -152,12 +159,29 @@ ROWS: dict[tuple[str, str], Run] = {
     ),
 }
 
+# Models that we train with RecA and the paper does not: name in the tables -> name in experiments.
+OWN_MODELS = {"Janus-Pro-1B": "janus_pro_1b", "Janus-Pro-7B": "janus_pro_7b"}
+OWN_BENCHMARKS = frozenset({"geneval", "dpg", "mme", "pope", "gqa", "mmmu", "seed"})
+_OWN_TABLES = ("per_model", "understanding_partial")
+
 
 def run_of(table: str, row: str, arm: str | None) -> Run | None:
     """The run that reproduces a row; None for models of other papers and for variants without an experiment."""
     if arm is not None:
         return Run(_BASES[row], arm) if row in _BASES else None
     return ROWS.get((table, row))
+
+
+def own_rows(table: str) -> list[tuple[str, str, Run, list[str]]]:
+    """(row, arm, run, columns) of our own models in a table; the columns are those that their experiments score."""
+    if table not in _OWN_TABLES:
+        return []
+    scored = [name for name, m in COLUMNS[table].items() if m.benchmark in OWN_BENCHMARKS]
+    return [
+        (row, arm, Run(model, arm), scored)
+        for row, model in OWN_MODELS.items()
+        for arm in ("base", "reca")
+    ]
 
 
 def reported_rows(name: str, table: dict[str, Any]) -> list[tuple[str, str | None, dict[str, Any]]]:

@@ -60,14 +60,16 @@ def test_frozen_weights_in_sixteen_bits_take_half():
 
 def test_the_activation_estimate_is_of_the_right_size(tmp_path):
     """Within a factor of two of what autograd really keeps, at tiny size; checkpointing lowers it."""
-    from perf.bagel_two_phase import Sample, kept_bytes, scaled
+    from perf.bagel_two_phase import Sample, loss_of, scaled
+    from perf.pairs import kept_bytes
     from reca.models.registry import build_model
 
     network = scaled(112, 4, 8)
     model = build_model("bagel", network)
     for name, weight in model.named_parameters():
         weight.requires_grad_(name in set(model.trainable_parameters()))
-    kept = kept_bytes(model, Sample(model, 4), "two_phase")
+    sample = Sample(model, 4)
+    kept = kept_bytes(model, lambda: loss_of(model, sample, "two_phase"))
     found = plan.footprint(plan.meta_model("bagel", network), recipe(), 0, half=False)
     assert 0.5 < found.parts["activations (estimate)"] / kept < 2
     lean = recipe(activation_checkpointing=True)

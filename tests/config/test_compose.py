@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -423,6 +423,26 @@ def test_section_is_strict_and_fills_defaults():
 def test_a_models_own_seeds_are_checked(seeds, said):
     with pytest.raises(ValueError, match=rf"models\.showo_clip_512\.seeds.*{said}"):
         compose.load("paper", [f"models.showo_clip_512.seeds={seeds}"])
+
+
+def test_janus_pro_is_its_two_sizes_together():
+    both, *sizes = (compose.load(name) for name in ("janus_pro", "janus_pro_1b", "janus_pro_7b"))
+    assert both.models == sizes[0].models | sizes[1].models
+    assert both.expect == sizes[0].expect + sizes[1].expect
+    assert both.cost.hours == sizes[0].cost.hours + sizes[1].cost.hours
+    for size in sizes:
+        shared = ("data", "benchmarks", "seeds", "arms")
+        assert all(getattr(both, name) == getattr(size, name) for name in shared)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_openunis_own_stages_differ_in_the_model_alone(stage):
+    small, large = (compose.load(f"paper_openuni_{size}_{stage}") for size in "bl")
+    for name in ("data", "benchmarks", "seeds", "arms"):
+        assert getattr(small, name) == getattr(large, name)
+    recipes = [next(iter(one.models.values())).align for one in (small, large)]
+    # SANA-1.6B is trained with its activations computed again
+    assert replace(recipes[0], activation_checkpointing=stage == "stage2") == recipes[1]
 
 
 @pytest.mark.parametrize("text", [f"title: {'[' * 9999}", "a: &a [1]\nb: [*a, *b]"])

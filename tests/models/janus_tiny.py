@@ -1,4 +1,4 @@
-"""A Janus-Pro at laptop size, with random weights and a closed vocabulary."""
+"""A tiny Janus-Pro with random weights and a closed vocabulary."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def network(**options: object) -> dict[str, Any]:
             "num_key_value_heads": 1,
             "vocab_size": len(WORDS) + 1 + len(MARKS),
             "max_position_embeddings": 256,
-            "initializer_range": 0.2,  # what starts small would hide the condition
+            "initializer_range": 0.2,  # with small weights the condition would have no effect
         },
         "vision": {
             "hidden_size": 24,

@@ -1,4 +1,4 @@
-"""Janus-Pro at laptop size through its contract: features, losses, sampling, answers, the model folder."""
+"""The contract of a tiny Janus-Pro: features, losses, sampling, answers, the model folder."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_features(model: JanusModel, drawn: dict[str, torch.Tensor], monkeypatch
 
 
 def test_a_square_is_read_as_it_is_generated(model: JanusModel, drawn) -> None:
-    """One tensor serves both encoders (janus.md b)."""
+    """Both encoders get the same pixels (janus.md b)."""
     read = model.encode(tiny.pictures(2), "read")["understanding"]
     assert torch.allclose(read, drawn["understanding"], atol=1e-6)
 
@@ -91,7 +91,7 @@ def test_fingerprint_sees_weights_and_sizes(model: JanusModel) -> None:
     assert before["draw"] != before["read"]
     with torch.no_grad():
         for weight, changed in (
-            (model.network.aligner.fc1.bias, ()),  # trained parts do not enter
+            (model.network.aligner.fc1.bias, ()),  # trained weights are not hashed
             (model.frozen.vqmodel.quant_conv.bias, ("draw",)),
             (model.frozen.vision_model.post_layernorm.bias, ("draw", "read")),
         ):
@@ -110,7 +110,7 @@ def test_gradients_reach_exactly_the_trainable_parameters(
 ) -> None:
     monkeypatch.setattr(model, "options", JanusOptions(train_aligner=train_aligner))
     trained = set(model.trainable_parameters())
-    assert any("aligner.fc1" in name for name in trained)  # the codes' aligner is trained
+    assert any("aligner.fc1" in name for name in trained)  # the aligner of codes
     assert ("network.aligner.fc1.weight" in trained) == train_aligner
     model.zero_grad(set_to_none=True)
     noise = model.sample_noise(2, generator("draws"))
@@ -138,7 +138,7 @@ def test_counts_are_known_beforehand(model: JanusModel, drawn: dict[str, torch.T
 
 @torch.no_grad()
 def test_a_row_does_not_depend_on_its_batch(model: JanusModel, drawn) -> None:
-    """Prompts of different lengths in one batch; also with the condition of one of them dropped."""
+    """Prompts of different lengths in one batch, also if the condition of one of them is dropped."""
     for noise in (NEVER, replace(NEVER, condition_dropout=torch.tensor([1.0, 0.0]))):
         for texts, loss_of in ((PROMPTS, reconstruction_loss), (CAPTIONS, text_to_image_loss)):
             whole = loss_of(model, texts, drawn, noise).total
@@ -164,7 +164,7 @@ def test_a_row_does_not_depend_on_its_batch(model: JanusModel, drawn) -> None:
 
 @torch.no_grad()
 def test_a_condition_is_dropped_as_the_sampler_has_it(model: JanusModel, drawn) -> None:
-    """RecA's too: pads in place of the whole prompt, attended to (janus.md e)."""
+    """Also for RecA: pads, which are attended to, replace the whole prompt (janus.md e)."""
     for texts, features in ((CAPTIONS, None), (PROMPTS, drawn)):
         condition = model.condition(texts, features)
         prompts, embeddings = sampler.prepare(model.network, condition, model.unconditional(2))
@@ -187,8 +187,8 @@ def test_a_condition_is_dropped_as_the_sampler_has_it(model: JanusModel, drawn) 
 
 
 def test_losses_read_nothing_back_from_the_device(model: JanusModel, monkeypatch) -> None:
-    """On the meta device no tensor has values: lengths and places come from ids on the CPU."""
-    monkeypatch.setattr("reca_kernels.ops.autocast", lambda tensor: tensor)  # knows no meta device
+    """Tensors on the meta device have no values, so lengths and positions must come from ids on the CPU."""
+    monkeypatch.setattr("reca_kernels.ops.autocast", lambda tensor: tensor)  # does not support meta
     with torch.device("meta"):
         empty = janus.build(tiny.network(implementation="torch"))
     empty.set_tokenizer(model.text.tokenizer)
@@ -269,7 +269,7 @@ def test_a_conversation_is_cut_to_its_room(model: JanusModel, monkeypatch) -> No
 def test_an_image_does_not_depend_on_its_batch(
     model: JanusModel, drawn: dict[str, torch.Tensor], guidance: float, reconstruct: bool
 ) -> None:
-    """Prompts of different lengths share a batch, padded left; noise is that of (prompt, sample, seed)."""
+    """Prompts of different lengths share a left-padded batch; each row has its own generator."""
 
     def made(rows: list[int]) -> list[list[int]]:
         texts = [(PROMPTS if reconstruct else CAPTIONS)[row] for row in rows]
@@ -292,7 +292,7 @@ def test_an_image_does_not_depend_on_its_batch(
 @pytest.mark.parametrize("second", [[7, 8], [7, 8, 9, 3]])
 @torch.no_grad()
 def test_a_static_cache_equals_the_whole_forward(model: JanusModel, second: list[int]) -> None:
-    """Also in pieces, and where a row is padded on the left."""
+    """Also over several passes, and for a left-padded row."""
     prompts = layouts.prompts([[3, 4, 5, 6], second], 4)
     later = torch.tensor([[9, 10, 11, 2], [12, 13, 14, 1]])
     decoder = sampler.Decoder(model.network, prompts.real, 8)
@@ -306,7 +306,7 @@ def test_a_static_cache_equals_the_whole_forward(model: JanusModel, second: list
 
 
 def test_codes_follow_their_probabilities() -> None:
-    """The inverse of the cumulative distribution: never a code of probability 0, frequencies as given."""
+    """Codes of probability 0 never occur, the others with their frequencies."""
     wanted = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0])
     uniform = torch.linspace(0, 1, 20_001, dtype=torch.float64)[:-1].unsqueeze(1)
     logits = wanted.log().expand(20_000, 6)
@@ -354,7 +354,9 @@ def test_answers_stop_and_do_not_depend_on_their_batch(model: JanusModel) -> Non
         kept_norm = norm.clone()
         head.zero_()
         norm.copy_(state * 0)
-        assert model.answer(questions, None, max_new_tokens=2) == ["a a"] * 2  # id 0 wins a tie
+        assert (
+            model.answer(questions, None, max_new_tokens=2) == ["a a"] * 2
+        )  # the first id of a tie
         head.copy_(kept)
         norm.copy_(kept_norm)
 

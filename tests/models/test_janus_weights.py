@@ -1,4 +1,4 @@
-"""Janus-Pro's checkpoints: released names and shapes, strict loading of both layouts, saving back."""
+"""Janus-Pro's checkpoints: released names and shapes, strict loading and saving in both layouts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZES = {  # janus.md a
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> JanusModel:
-    """With the tensors that only official checkpoints have."""
+    """A model with the unused tensors of official checkpoints."""
     made = tiny.model(tmp_path_factory.mktemp("tokenizer"))
     shapes = weights.unread_shapes(made.config)
     made.unread = {name: torch.full(shape, float(i)) for i, (name, shape) in enumerate(shapes)}
@@ -80,7 +80,7 @@ def test_both_layouts_load_and_are_saved(
     other.save(tmp_path / "saved")
     found = safetensors_manifest(tmp_path / "saved/model.safetensors")
     expected = set(state_of(model, saved_as))
-    if layout == "transformers":  # has no more to give back
+    if layout == "transformers":  # without the unused tensors
         expected -= set(model.unread)
     assert set(found) == expected
     again = load_model(tmp_path / "saved")
@@ -91,11 +91,11 @@ def test_both_layouts_load_and_are_saved(
 
 @torch.no_grad()
 def test_transformers_computes_the_same_from_its_layout(model: JanusModel) -> None:
-    """Its whole model, strictly loaded: answers about an image, and image codes under guidance."""
+    """Its complete model, loaded strictly: answers about an image, and image codes with guidance."""
     from transformers import JanusConfig, JanusForConditionalGeneration
 
     network, special = tiny.network(), model.text.special
-    image = special.pad  # any id that the prompt does not hold
+    image = special.pad  # any id that is not in the prompt
     vision = network["vision"] | {"image_size": 16, "projection_dim": 32, "num_image_tokens": 4}
     vq = network["vq"] | {"projection_dim": 32, "image_token_embed_dim": 32}
     published = JanusForConditionalGeneration(

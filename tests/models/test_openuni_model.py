@@ -184,7 +184,7 @@ def test_options_that_cannot_work(tmp_path, options, said):
     [
         ("sana", {"cross_attention_head_dim": 12}, "are not the width 32"),
         ("vit", {"patch_size": 5}, "not a multiple of 2 patches"),
-        ("llm", {"num_key_value_heads": 3}, "does not divide num_attention_heads"),
+        ("llm", {"num_key_value_heads": 3}, "must divide network.llm.num_attention_heads = 4"),
         ("vae", {"latent_channels": 5}, "does not divide the last level"),
         ("vae", {"encoder_layers": [1]}, "one entry for each level"),
         ("special", {"end": 10_000}, "is no token id"),

@@ -10,7 +10,7 @@ import yaml
 
 from reca.core.artifacts import Stage, sha256_file, write_json
 from reca.report import paper
-from reca.report.paper_map import COLUMNS, ROWS, reported_rows
+from reca.report.paper_map import COLUMNS, OWN_BENCHMARKS, OWN_MODELS, ROWS, own_rows, reported_rows
 
 DATA = Path(paper.__file__).parent / "paper_results.json"
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,9 @@ def test_the_numbers_are_the_transcription_and_nothing_else():
     for table in made:
         assert table["source"] and table["rows"], table["name"]
         by_row = {(r, a): v for r, a, v in reported_rows(table["name"], transcribed[table["name"]])}
-        for row in table["rows"]:
+        reported = [row for row in table["rows"] if row["mark"] is None]
+        assert {(row["row"], row["arm"]) for row in reported} == set(by_row)
+        for row in reported:
             for one in row["cells"]:
                 assert one["reported"] == by_row[row["row"], row["arm"]][one["column"]]
                 assert one["reproduced"] is None and one["status"] != "run"
@@ -138,6 +140,63 @@ def test_the_page_opens_offline_and_escapes(tmp_path):
         and "85.70 / 85.00 [84.00, 86.00]" in (tmp_path / "out/tables.md").read_text()
     )
     assert sum(cells.values()) > 400
+
+
+# ---- our own models, for which nothing is reported -----------------------------------------------------
+def test_janus_pro_has_rows_of_ours_in_the_tables_of_generation_and_understanding():
+    both = yaml.safe_load((ROOT / "config/experiment/janus_pro.yaml").read_text())
+    assert set(OWN_MODELS.values()) == {one["model"] for one in both["expect"]}
+    shared = yaml.safe_load((ROOT / "config/protocol/janus_pro.yaml").read_text())["defaults"]
+    scored = {next(iter(one.values())) for one in shared if "/benchmark" in next(iter(one))}
+    assert scored == OWN_BENCHMARKS
+    made = {t["name"]: t for t in paper.tables([])}
+    marked = {n: [r for r in t["rows"] if r["mark"]] for n, t in made.items()}
+    assert {n for n, rows in marked.items() if rows} == {"per_model", "understanding_partial"}
+    for name in ("per_model", "understanding_partial"):
+        assert [(r["row"], r["arm"]) for r in marked[name]] == [x[:2] for x in own_rows(name)]
+        assert len(marked[name]) == 4  # two sizes, base and RecA
+        for one in (cell for row in marked[name] for cell in row["cells"]):
+            assert one["reported"] is None and one["reproduced"] is None
+            assert (one["status"], paper.shown(one)) == ("not run (ours)", "not run")
+    benchmarks = {
+        COLUMNS[n][c["column"]].benchmark for n in marked for r in marked[n] for c in r["cells"]
+    }
+    assert benchmarks == OWN_BENCHMARKS
+
+
+@pytest.mark.parametrize("experiment", ["janus_pro", "janus_pro_7b"])
+def test_a_row_of_ours_shows_our_number_and_the_expectation_with_its_source(tmp_path, experiment):
+    run = {"model": "janus_pro_7b", "experiment": experiment}
+    score(tmp_path / "results", "base-0", 0.81, **run)
+    score(tmp_path / "results", "reca-0", 0.85, **run)
+    report = {"arm": "base", "metric": "geneval.overall", "source": "Janus-Pro report"}
+    stated = {"model": "janus_pro_7b", "value": 0.8, "tolerance": 0.02, **report}
+    out = tmp_path / "out"
+    cells = paper.build(tmp_path / "results", out, expect={**EXPECT, experiment: [stated]})
+    assert (
+        cells["run (ours)"] == 2 and "run" not in cells
+    )  # nothing of the paper is reproduced by it
+    lines = (out / "tables.md").read_text().splitlines()
+    base, trained = (
+        next(x for x in lines if x.startswith(f"| Janus-Pro-7B ({arm}): ours, no reported value |"))
+        for arm in ("base", "reca")
+    )
+    within = "within tolerance [78.00, 82.00] (Janus-Pro report)"
+    assert f"| - / 81.00 [80.00, 82.00], {within} |" in base
+    assert "| - / 85.00 [84.00, 86.00] |" in trained
+    page = (out / "index.html").read_text()
+    assert page.count("<td>ours, no reported value</td>") == 8 and within in page
+    made = json.loads((out / "tables.json").read_text())["tables"]
+    assert all(
+        c["reported"] is None for t in made for r in t["rows"] if r["mark"] for c in r["cells"]
+    )
+
+
+def test_a_cell_is_judged_by_the_experiment_that_its_number_comes_from(tmp_path):
+    score(tmp_path / "results", "reca-42", 0.857, experiment="paper_harmon_15b")
+    expect = {**EXPECT, "paper_harmon_15b": EXPECT["paper"]}  # the first of them was not run
+    paper.build(tmp_path / "results", tmp_path / "out", expect=expect)
+    assert "85.70 [84.70, 86.70], within tolerance" in (tmp_path / "out/tables.md").read_text()
 
 
 # ---- expectations ----------------------------------------------------------------------------------

@@ -21,14 +21,14 @@ TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding (bagel.md 2)
 class LanguageConfig:
     """The decoder: Qwen2 sizes; every layer has two experts of that size."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    rope_theta: Positive = 1e6
+    rms_norm_eps: Positive = 1e-6
 
     @property
     def head_dim(self) -> int:
@@ -40,12 +40,12 @@ class LanguageConfig:
 class VisionConfig:
     """The SigLIP2 NaViT; `num_hidden_layers` counts the layers in use (the official config's minus one)."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    image_size: int
-    patch_size: int
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    image_size: Count
+    patch_size: Count
 
     @property
     def side(self) -> int:
@@ -149,11 +149,8 @@ class BagelConfig:
     edit_size: ImageSize = ImageSize(980, 378)
 
     def __post_init__(self) -> None:
-        if self.llm.hidden_size % (2 * self.llm.num_attention_heads):
-            raise ValueError(
-                f"network.llm.hidden_size {self.llm.hidden_size} must be a multiple of twice the "
-                f"{self.llm.num_attention_heads} heads: rotary positions turn pairs"
-            )
+        common.check_attention("network.llm", vars(self.llm), rotary=True)
+        common.check_attention("network.vit", vars(self.vit))
         if self.llm.hidden_size % 4:
             raise ValueError(
                 f"network.llm.hidden_size {self.llm.hidden_size} must be a multiple of 4: the position tables are "

@@ -43,6 +43,26 @@ def check_numbers(where: str, given: Mapping[str, Any], known: Mapping[str, Any]
             raise problem(f"{where}.{name}", value, f"must be a {number} above 0")
 
 
+def check_attention(section: str, sizes: Mapping[str, Any], rotary: bool = False) -> None:
+    """Check the heads of a transformer with transformers' names for its sizes; `section` is their key path.
+
+    ValueError unless `num_attention_heads` divides `hidden_size`, into heads of an even width with `rotary`
+    positions, and `num_key_value_heads`, where there are any, divides `num_attention_heads`.
+    """
+    heads = f"{section}.num_attention_heads", sizes["num_attention_heads"]
+    check_heads(heads, (f"{section}.hidden_size", sizes["hidden_size"]), rotary)
+    if "num_key_value_heads" in sizes:
+        check_heads((f"{section}.num_key_value_heads", sizes["num_key_value_heads"]), heads)
+
+
+def check_heads(number: tuple[str, int], of: tuple[str, int], rotary: bool = False) -> None:
+    """ValueError unless `number` divides `of` (key path and value of each); the quotient is even with `rotary`."""
+    (path, heads), (name, width) = number, of
+    if width % (heads * (2 if rotary else 1)):
+        pairs = " into heads of an even width, as rotary positions turn pairs" if rotary else ""
+        raise problem(path, heads, f"must divide {name} = {width}{pairs}; change one of them")
+
+
 # ---- sampling ------------------------------------------------------------------------------------
 def sampler_options(kind: type[T], sampling: Sampling) -> T:
     """Convert the contract's `Sampling` to a family's dataclass; ValueError for an unknown option."""

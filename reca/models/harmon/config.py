@@ -81,10 +81,8 @@ class MarConfig:
     def __post_init__(self) -> None:
         for name in ("encoder", "decoder"):
             width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
-            if width % heads:
-                raise ValueError(
-                    f"network.mar.{name}_width {width} is not divisible by {heads} heads; change one"
-                )
+            at = f"network.mar.{name}"
+            common.check_heads((f"{at}_heads", heads), (f"{at}_width", width))
             if self.mlp_ratio * width < 1:
                 raise ValueError(
                     f"network.mar.mlp_ratio is {self.mlp_ratio}; it must leave one value of {width}"
@@ -130,7 +128,8 @@ class HarmonConfig:
     end: int = 151645
 
     def __post_init__(self) -> None:
-        self._check_llm()
+        common.check_numbers("network.llm", self.llm, QWEN2_5)
+        common.check_attention("network.llm", QWEN2_5 | self.llm, rotary=True)
         for side in self.size:
             if side < self.vae.factor or side % self.vae.factor:
                 raise ValueError(
@@ -140,20 +139,6 @@ class HarmonConfig:
         if not 0 <= self.end < self.llm_value("vocab_size"):
             raise ValueError(
                 f"network.end {self.end} is not a text id; give one of 0..{self.llm_value('vocab_size') - 1}"
-            )
-
-    def _check_llm(self) -> None:
-        common.check_numbers("network.llm", self.llm, QWEN2_5)
-        heads, width = self.llm_value("num_attention_heads"), self.llm_value("hidden_size")
-        if width % (2 * heads):
-            raise ValueError(
-                f"network.llm.num_attention_heads {heads} does not divide hidden_size {width} into heads "
-                "of an even width; change one"
-            )
-        if heads % (shared := self.llm_value("num_key_value_heads")):
-            raise ValueError(
-                f"network.llm.num_key_value_heads {shared} does not divide num_attention_heads {heads}; "
-                "change one"
             )
 
     # ---- derived sizes --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What Janus-Pro's losses and images are made from: conditions, dropout noise, conversations."""
+"""Inputs of Janus-Pro's losses and sampler: conditions, dropout noise, conversations."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from reca.models.common.batching import count_labels
 
 @dataclass(frozen=True)
 class Condition:
-    """Prompts as ids from bos to begin-of-image, one per row; for RecA also `understanding` [B, P, W] of images.
+    """Prompts as ids from BOS to begin-of-image, one per row; for RecA also SigLIP features `understanding` [B, P, W].
 
-    `pad` fills a prompt whose condition is dropped.
+    `pad` is the id that replaces the tokens of a dropped condition.
     """
 
     texts: Sequence[Sequence[int]]
@@ -27,25 +27,25 @@ class Condition:
 
 @dataclass(frozen=True)
 class DropoutNoise:
-    """The one random number per row of a generation loss, uniform [B], and the codes N of an image."""
+    """One uniform number per row [B], which decides whether its condition is dropped; `codes` per image."""
 
     condition_dropout: Tensor
     codes: int
 
     @property
     def count(self) -> int:
-        """Codes in the batch: each carries a loss."""
+        """Number of codes in the batch, all of which have a loss."""
         return len(self.condition_dropout) * self.codes
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Tokenised conversations with labels on answers."""
+    """Token ids of conversations, one list per row, and labels on answers."""
 
     texts: Sequence[Sequence[int]]
     labels: Sequence[Sequence[int]]
 
     @property
     def count(self) -> int:
-        """Tokens that carry a loss."""
+        """Number of tokens with a loss."""
         return count_labels(self.labels)

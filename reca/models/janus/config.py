@@ -1,4 +1,4 @@
-"""The `network` section of a Janus-Pro: sizes, and what our RecA recipe leaves to choose.
+"""The `network` section of a Janus-Pro: sizes and training options.
 
 Source: docs/reference/janus.md a and b.
 """
@@ -14,7 +14,7 @@ from reca_kernels import Implementation
 from reca.core.structure import Count, Positive, Share
 from reca.models.common import options as common
 
-# The published default of questions (janus.md b); it ends in two newlines.
+# The published system prompt of questions (janus.md b); two newlines follow it.
 SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. "
     "You are able to understand the visual content that the user provides, "
@@ -36,7 +36,7 @@ LLAMA_1B: dict[str, Any] = {
 _GROUPS = 32  # of every GroupNorm in the VQ model
 
 Layout = Literal["official", "transformers"]
-"""Under which names a checkpoint is written; both are read."""
+"""Names under which a checkpoint is saved; both can be loaded."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class VqConfig:
 
 @dataclass(frozen=True)
 class JanusConfig:
-    """All numbers of a Janus-Pro; the defaults are those of the 1B model.
+    """All sizes of a Janus-Pro; the defaults are those of the 1B model.
 
     `llm` are keyword arguments of LlamaConfig. `head_width`: inner width of the generation head (None: that of the
     language model, as released). `system_prompt` precedes questions; text-to-image has none.
@@ -84,6 +84,10 @@ class JanusConfig:
 
     def __post_init__(self) -> None:
         common.check_numbers("network.llm", self.llm, LLAMA_1B)
+        # LlamaConfig has a key/value head for each head where their number is not given
+        sizes = {name: LLAMA_1B[name] for name in ("hidden_size", "num_attention_heads")}
+        common.check_attention("network.llm", sizes | self.llm, rotary=True)
+        common.check_attention("network.vision", vars(self.vision))
         for name, size in {
             "vision.patch_size": self.vision.patch_size,
             "vq.channel_multiplier": self.vq.down_sampling,
@@ -116,19 +120,19 @@ class JanusConfig:
 
     @property
     def image_length(self) -> int:
-        """P: understanding embeddings per image that is read."""
+        """P: understanding embeddings per input image."""
         return (self.resolution // self.vision.patch_size) ** 2
 
 
 @dataclass(frozen=True)
 class JanusOptions:
-    """What training leaves to choose; there is no published RecA recipe, the defaults are our proposal (janus.md e).
+    """Training options; there is no published RecA recipe for Janus-Pro, so the defaults are our proposal (janus.md e).
 
-    `condition_dropout`: share of samples, RecA's too, whose condition is dropped as the sampler's unconditional row
-    has it. `train_aligner`: the layers between SigLIP and the language model are trained. `max_text`: conversations are
-    cut to this many tokens, an image counting as one. `encode_batch`: images per pass of the frozen encoders.
-    `checkpoint_layout`: the names under which a model is saved. `implementation`: of the losses, as `reca_kernels`
-    names them.
+    `condition_dropout`: share of samples, RecA's included, whose condition is replaced by pads as in the sampler's
+    unconditional rows. `train_aligner`: train the layers between SigLIP and the language model. `max_text`:
+    conversations are truncated to this many tokens, where an image counts as one. `encode_batch`: images per pass of
+    the frozen encoders. `checkpoint_layout`: names under which a model is saved. `implementation` of the losses: see
+    `reca_kernels`.
     """
 
     condition_dropout: Share = 0.1
@@ -140,5 +144,5 @@ class JanusOptions:
 
 
 def parse(network: Mapping[str, Any]) -> tuple[JanusConfig, JanusOptions]:
-    """Read a `network` section: the keys of `JanusConfig`, and `options` with those of `JanusOptions`."""
+    """Parse a `network` section: the keys of `JanusConfig`, and `options` with those of `JanusOptions`."""
     return common.parse(network, JanusConfig, JanusOptions)

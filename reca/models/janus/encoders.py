@@ -1,7 +1,7 @@
-"""Janus-Pro's frozen parts: SigLIP, which reads images, and the VQ model, which turns them into codes and back.
+"""Janus-Pro's frozen modules: SigLIP, which encodes input images, and the VQ model, from images to codes and back.
 
-Source: docs/reference/janus.md a, b and g1. Letters: B batch, R resolution, N codes, C channels of a code, P patches,
-W width of SigLIP.
+Source: docs/reference/janus.md a, b and g1. Letters: B batch, R resolution, N codes, C channels of a code,
+K codebook size, P patches, W width of SigLIP.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from reca.models.janus.config import JanusConfig
 if TYPE_CHECKING:
     from reca.models.contract import Features, Use
 
-_GREY = (127, 127, 127)  # pads what is not square
-_LEAST = 14  # pixels of the short side of an elongated image
+_GREY = (127, 127, 127)  # padding of images that are not square
+_LEAST = 14  # minimum length in pixels of a resized side
 
 
 class FrozenEncoders(nn.Module):
-    """The SigLIP tower and the VQ model; neither is ever trained here."""
+    """The SigLIP tower and the VQ model, always frozen; `chunk` images are encoded per pass."""
 
     def __init__(self, config: JanusConfig, chunk: int = 16) -> None:
         super().__init__()
@@ -43,8 +43,10 @@ class FrozenEncoders(nn.Module):
     # ---- images to features --------------------------------------------------------------------------
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], use: Use) -> Features:
-        """`draw`: codes `target` [B, N] and SigLIP features `understanding` [B, P, W] of one square crop; `read`: the
-        features of the whole image, padded with grey.
+        """Encode images for generation or understanding.
+
+        `draw`: codes `target` [B, N] and SigLIP features `understanding` [B, P, W] of the same square crop; `read`:
+        `understanding` of the whole image, padded to a square.
         """
         one = self._draw if use == "draw" else self._read
         return encode_in_chunks(one, images, self.chunk)
@@ -60,27 +62,27 @@ class FrozenEncoders(nn.Module):
         return {"understanding": self.features(self._stack(padded(i, side) for i in images))}
 
     def features(self, pixels: Tensor) -> Tensor:
-        """SigLIP's last layer after its LayerNorm, [B, P, W], of pixels [B, 3, R, R] in [-1, 1] (janus.md c)."""
+        """SigLIP features [B, P, W] after the final LayerNorm, of pixels [B, 3, R, R] in [-1, 1] (janus.md c)."""
         return self.vision_model(pixel_values=pixels).last_hidden_state
 
     def codes(self, pixels: Tensor) -> Tensor:
-        """Nearest codes [B, N], row-major, of pixels [B, 3, R, R]."""
+        """Codes [B, N] in row-major order, of pixels [B, 3, R, R] in [-1, 1]."""
         return nearest(self.latents(pixels), self.vqmodel.quantize.embedding.weight)
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """What is quantised, [B, C, h, w], of pixels [B, 3, R, R]."""
+        """Latents [B, C, h, w] before quantisation, of pixels [B, 3, R, R]."""
         return self.vqmodel.quant_conv(self.vqmodel.encoder(pixels))
 
     # ---- codes to images -----------------------------------------------------------------------------
     @torch.no_grad()
     def decode(self, codes: Tensor) -> list[Image.Image]:
-        """Images of codes [B, N], `chunk` at a time."""
+        """Images of codes [B, N], decoded `chunk` at a time."""
         parts = codes.long().to(self._device).split(self.chunk)
         return pictures.to_images(torch.cat([self.vqmodel.decode(part) for part in parts]))
 
     # ---- identity ------------------------------------------------------------------------------------
     def fingerprint(self, use: Use) -> str:
-        """Hash of the weights and sizes that `encode(..., use)` depends on; kept until a weight changes."""
+        """Hash of the weights and sizes that `encode(..., use)` depends on, cached until a weight changes."""
         state = {
             name: tensor
             for name, tensor in self.state_dict().items()
@@ -97,22 +99,22 @@ class FrozenEncoders(nn.Module):
         return self.vqmodel.quantize.embedding.weight.device
 
     def _stack(self, images: Iterable[Image.Image]) -> Tensor:
-        """Pixels [B, 3, H, W] in [-1, 1], on the encoders' device."""
+        """Pixels [B, 3, H, W] in [-1, 1] on the encoders' device and in their dtype."""
         dtype = self.vqmodel.quantize.embedding.weight.dtype
         return torch.stack([pictures.to_tensor(image) for image in images]).to(self._device, dtype)
 
 
 def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Codes [B, h * w] whose directions are nearest to latents [B, C, h, w]; codebook [K, C].
+    """Codes [B, h * w] of latents [B, C, h, w] by largest cosine similarity; codebook [K, C].
 
-    Both sides are normalised, which transformers' `encode` leaves out (janus.md g1).
+    transformers' `encode` omits the normalisation (janus.md g1).
     """
     directions = F.normalize(latents.flatten(2).transpose(1, 2), dim=-1)
     return (directions @ F.normalize(codebook, dim=-1).T).argmax(dim=-1)
 
 
 def padded(image: Image.Image, side: int) -> Image.Image:
-    """Resize the long side to `side` (bicubic, antialiased) and pad the square with grey (janus.md b)."""
+    """Resize the long side to `side` (bicubic, antialiased) and pad to a square with grey (janus.md b)."""
     scale = side / max(image.size)
     width, height = (max(round(length * scale), _LEAST) for length in image.size)
     scaled = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)

@@ -30,9 +30,9 @@ def generation_loss(
     condition: Condition,
     noise: DropoutNoise,
 ) -> Loss:
-    """Next-token cross-entropy (fp32) over the codebook on all codes [B, N] (janus.md d).
+    """Next-token cross-entropy (fp32) over the codebook, summed over all codes [B, N] (janus.md d).
 
-    The head runs on the states that predict codes alone, and its logits are never stored.
+    Only the states that predict codes pass through the head, and logits are never stored.
     """
     codes = moved(codes, network.device).long()
     head = network.generation_head.vision_head
@@ -55,7 +55,7 @@ def code_states(
     condition: Condition,
     noise: DropoutNoise,
 ) -> Tensor:
-    """Final states [B, N, D] that predict codes [B, N], under conditions of which a share is dropped."""
+    """Final states [B, N, D] that predict codes [B, N], after condition dropout."""
     config = network.config
     dropped = (noise.condition_dropout < options.condition_dropout).tolist()
     rows = [
@@ -78,9 +78,9 @@ def answer_loss(
     conversation: Conversation,
     understanding: Tensor | None,
 ) -> Loss:
-    """Next-token cross-entropy (fp32) on answers about images with features [B, P, W], or about none (janus.md e).
+    """Next-token cross-entropy (fp32) on answers, with or without images (SigLIP features [B, P, W]) (janus.md e).
 
-    Only the states before an answer's tokens pass the head.
+    Only the states that predict tokens of answers pass through the head.
     """
     ids, targets = layouts.conversation(
         conversation.texts, conversation.labels, network.config.image_length

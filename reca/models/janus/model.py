@@ -1,4 +1,4 @@
-"""Janus-Pro in the contract of `reca.models.contract`: every operation forwards to the module that has it."""
+"""Janus-Pro's implementation of `reca.models.contract`: every operation forwards to another module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reca.models.janus.text import TextFrontEnd
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_TEXT = 40  # tokens of a reconstruction prompt, for estimates
+_TEXT = 40  # typical number of tokens of a reconstruction prompt, for estimates
 
 
 def build(network: Mapping[str, Any]) -> JanusModel:
@@ -36,28 +36,27 @@ class JanusModel(FamilyModel):
     title = "Janus-Pro"
     front_end = TextFrontEnd
     unread: Mapping[str, Tensor]
-    """Tensors of an official checkpoint that nothing reads, to be written back (`weights.JanusNaming`)."""
+    """Tensors of an official checkpoint that the model does not use; saved again (`weights.JanusNaming`)."""
 
     def __init__(self, config: JanusConfig, options: JanusOptions | None = None) -> None:
         options = options or JanusOptions()
-        network = Janus(
-            config
-        )  # first: the order of random initialisation is part of a seed's meaning
+        # Before the encoders: the order of construction decides which random weights a seed gives.
+        network = Janus(config)
         super().__init__(config, options, network, FrozenEncoders(config, options.encode_batch))
         self.unread = {}
 
     # ---- frozen parts ----------------------------------------------------------------------------
     def encode(self, images: Sequence[Image], use: Use) -> Features:
-        """Target codes and SigLIP features (see `FrozenEncoders.encode`)."""
+        """Target codes [B, N] and SigLIP features [B, P, W]; see `FrozenEncoders.encode`."""
         return self.frozen.encode(images, use)
 
     def encoder_fingerprint(self, use: Use) -> str:
-        """Hash of frozen weights and sizes that `encode(..., use)` depends on."""
+        """Hash of the frozen weights and sizes that `encode(..., use)` depends on."""
         return self.frozen.fingerprint(use)
 
     # ---- losses ----------------------------------------------------------------------------------
     def condition(self, texts: Sequence[str], features: Features | None = None) -> Condition:
-        """Captions in the text-to-image wording; with features, reconstruction prompts around the image."""
+        """Text-to-image prompts of captions or, with features, reconstruction prompts that contain the image."""
         pad = self.text.special.pad
         if features is None:
             return Condition([self.text.caption(text) for text in texts], pad)
@@ -65,11 +64,11 @@ class JanusModel(FamilyModel):
         return Condition(rows, pad, features["understanding"])
 
     def unconditional(self, batch: int) -> Condition:
-        """Bos and begin-of-image; the sampler puts as many pads between as the condition has tokens (janus.md d)."""
+        """BOS and begin-of-image for each row; the sampler pads between them to the condition's length (janus.md d)."""
         return Condition([self.text.unconditional()] * batch, self.text.special.pad)
 
     def sample_noise(self, batch: int, generator: torch.Generator) -> DropoutNoise:
-        """One uniform number per row decides whether its condition is dropped."""
+        """One uniform number per row, which decides whether its condition is dropped."""
         return DropoutNoise(torch.rand(batch, generator=generator), self.config.num_codes)
 
     def generation_loss(self, target: Features, condition: Condition, noise: DropoutNoise) -> Loss:
@@ -81,7 +80,7 @@ class JanusModel(FamilyModel):
     def conversation(
         self, turns: Sequence[Sequence[tuple[str, str]]], with_image: bool = True
     ) -> Conversation:
-        """Tokenise (question, answer) turns with labels on the answers, cut to `max_text` tokens."""
+        """Tokenise (question, answer) turns with labels on the answers, truncated to `max_text` tokens."""
         room = self.options.max_text
         coded = [self.text.conversation(one, with_image) for one in turns]
         return Conversation(
@@ -103,7 +102,7 @@ class JanusModel(FamilyModel):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[Image]:
-        """One image per row, also from understanding features; see `sampler.SamplerOptions`."""
+        """One image per row, from text or from understanding features; options: `sampler.SamplerOptions`."""
         from reca.models.janus import sampler
 
         return self.frozen.decode(
@@ -111,11 +110,11 @@ class JanusModel(FamilyModel):
         )
 
     def default_sampling(self) -> Sampling:
-        """As the authors sample (janus.md d): one step per code."""
+        """The published settings (janus.md d), with one step per code."""
         return Sampling(guidance=5.0, steps=self.config.num_codes)
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """ValueError on an option that `SamplerOptions` does not know or a value that it refuses."""
+        """Raise ValueError for an unknown option or invalid value of `SamplerOptions`."""
         from reca.models.janus.sampler import SamplerOptions
 
         SamplerOptions.of(sampling)
@@ -124,7 +123,7 @@ class JanusModel(FamilyModel):
     def answer(
         self, questions: Sequence[str], features: Features | None, max_new_tokens: int = 32
     ) -> list[str]:
-        """Greedy answers, one per row, up to the first eos."""
+        """Greedy answers, one per row, up to the first EOS."""
         from reca.models.common.decoding import answers
         from reca.models.janus import sampler
 
@@ -135,12 +134,12 @@ class JanusModel(FamilyModel):
 
     # ---- parameters and weights ------------------------------------------------------------------
     def trainable_parameters(self) -> list[str]:
-        """All of the network; without the aligner where `train_aligner` is false."""
+        """The whole network, without the aligner if `train_aligner` is false."""
         left = () if self.options.train_aligner else ("network.aligner.",)
         return [name for name in super().trainable_parameters() if not name.startswith(left)]
 
     def decay_groups(self) -> DecayGroups:
-        """No decay for vectors; the recipe's value is 0 anyway (janus.md e)."""
+        """Weight decay for matrices only; the recipe sets it to 0 (janus.md e)."""
         by_name = dict(self.named_parameters())
         names = self.trainable_parameters()
         return DecayGroups(
@@ -149,13 +148,13 @@ class JanusModel(FamilyModel):
         )
 
     def memory_profile(self) -> MemoryProfile:
-        """One RecA sequence: an image that is read, its prompt, and the codes (janus.md e)."""
+        """Sizes of one RecA sequence: input image, prompt and codes (janus.md e)."""
         config = self.config
         tokens = config.image_length + _TEXT + config.num_codes
         features = config.num_codes + config.image_length * config.vision.hidden_size
         return language_profile(LLAMA_1B | config.llm, tokens, features=features)
 
     def weight_files(self) -> list[WeightFile]:
-        """One file with everything, as released."""
+        """One file with all weights, as released."""
         naming = weights.NAMING[self.options.checkpoint_layout]
         return [WeightFile("weights", "model.safetensors", self, naming)]

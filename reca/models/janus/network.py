@@ -1,8 +1,8 @@
-"""Janus-Pro's trained network: a Llama, the aligner of what it reads, and embedding and head of image codes.
+"""Janus-Pro's trained network: a Llama, the aligner of SigLIP's features, and embeddings and head of image codes.
 
-The frozen companions, SigLIP and the VQ model, are in `encoders.py`. All parts are those of transformers'
+The frozen SigLIP and VQ model are in `encoders.py`. All modules are those of transformers'
 `JanusForConditionalGeneration`. Source: docs/reference/janus.md a, c and d. Letters: B batch, L sequence, P embeddings
-of an image, N codes, D width, W width of SigLIP, K codebook.
+of an image, N codes, D width, W width of SigLIP, K codebook size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reca.models.janus.layout import CODE, IMAGE
 
 
 class Janus(nn.Module):
-    """All that RecA may train; a released checkpoint also holds the frozen parts."""
+    """The modules that RecA can train; a released checkpoint also contains the frozen ones."""
 
     def __init__(self, config: JanusConfig) -> None:
         super().__init__()
@@ -52,11 +52,11 @@ class Janus(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the parameters."""
         return self.generation_head.vision_head.weight.device
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token embeddings [B, L, D] of ids [B, L]; marks (negative) become id 0."""
+        """Token embeddings [B, L, D] of ids [B, L]; placeholders, which are negative, are embedded as id 0."""
         return self.language_model.model.embed_tokens(ids.clamp(min=0))
 
     def embed_codes(self, codes: Tensor) -> Tensor:
@@ -66,9 +66,10 @@ class Janus(nn.Module):
     def inputs(
         self, ids: Tensor, understanding: Tensor | None = None, codes: Tensor | None = None
     ) -> Tensor:
-        """Input embeddings [B, L, D] of ids [B, L] on the CPU, whose marks say where the rest goes.
+        """Input embeddings [B, L, D] of ids [B, L], with image and code embeddings at their placeholders.
 
-        `understanding` [B', P, W]: SigLIP features of the B' rows with an image, in order; `codes` [B, N'].
+        `ids` are on the CPU. `understanding` [B', P, W]: SigLIP features of the B' rows with an image, in order;
+        `codes` [B, N']: codes whose embeddings are inputs.
         """
         embeddings = self.embed(moved(ids, self.device))
         if understanding is not None:
@@ -80,9 +81,9 @@ class Janus(nn.Module):
         return embeddings
 
     def hidden(self, embeddings: Tensor) -> Tensor:
-        """Final hidden states [B, L, D] of input embeddings [B, L, D], causal; padding comes last.
+        """Final hidden states [B, L, D] of input embeddings [B, L, D] under causal attention; padding is on the right.
 
-        The layers are called one by one because LlamaModel reads its positions back to look for packed sequences.
+        Calls the layers itself, because LlamaModel reads positions from the device to detect packed sequences.
         """
         llama: Any = self.language_model.model
         places = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
@@ -92,7 +93,7 @@ class Janus(nn.Module):
         return llama.norm(hidden)
 
     def code_features(self, hidden: Tensor) -> Tensor:
-        """What the last layer of the generation head reads of states [..., D]: [..., head width]."""
+        """Inputs [..., head width] of the generation head's last layer, from states [..., D]."""
         head = self.generation_head
         return head.activation_fn(head.proj_out(hidden))
 
@@ -102,6 +103,6 @@ class Janus(nn.Module):
 
 
 def _put(embeddings: Tensor, places: Tensor, values: Tensor) -> Tensor:
-    """Values [B', n, D] in the `places` [B, L] (bool, on the CPU) of embeddings [B, L, D], row by row."""
+    """Embeddings [B, L, D] with values [B', n, D] at `places` [B, L] (bool, on the CPU), in row-major order."""
     index = tuple(moved(i, embeddings.device) for i in places.nonzero(as_tuple=True))
     return embeddings.index_put(index, values.flatten(0, 1).to(embeddings.dtype))

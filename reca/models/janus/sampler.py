@@ -1,9 +1,9 @@
-"""Janus-Pro's sampler: image codes by next tokens with guidance, and greedy text, over one static cache.
+"""Janus-Pro's sampler: image codes token by token with guidance, and greedy answers, with a static key-value cache.
 
-Both guidance rows of an image share a batch, conditional rows first; prompts of different lengths are padded left.
+Both guidance rows of an image are in one batch, conditional rows first; prompts of different lengths are left-padded.
 The codes of image i depend on `generators[i]` alone. Source: docs/reference/janus.md d and g.
-Letters: B images, G rows (B, or 2B with guidance), L columns, S columns of one pass, N codes, K codebook, H heads,
-D width.
+Letters: B images, G rows (B, or 2 B with guidance), P prompt length, L columns of the cache, S columns of one pass,
+N codes, K codebook size, H heads, D width.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SamplerOptions:
 
     @classmethod
     def of(cls, sampling: Sampling) -> SamplerOptions:
-        """Read the contract's `Sampling`; ValueError on an option that Janus-Pro does not know."""
+        """Convert the contract's `Sampling`; ValueError for an unknown option or invalid value."""
         return sampler_options(cls, sampling)
 
     @property
@@ -58,11 +58,10 @@ class SamplerOptions:
 
 # ---- the language model over a static cache ----------------------------------------------------------
 class Decoder:
-    """The Llama with keys and values of all columns so far in tensors of their final size.
+    """The Llama with keys and values in tensors of their final size, `length` columns.
 
-    `real` [G, P] bool is false for the padding on the left of the prompts; `length` columns fit. The network's own
-    layers do the arithmetic, on a CPU with weights packed once where `many` steps follow; what is alike in every layer
-    (rotary tables, the mask) is made once per pass.
+    `real` [G, P] (bool) is false for the left padding of the prompts. The computation uses the network's own layers, on
+    a CPU with weights that are packed once if `many` steps follow; rotary tables and the mask are shared by all layers.
     """
 
     def __init__(self, network: Janus, real: Tensor, length: int, many: bool = True) -> None:
@@ -110,7 +109,7 @@ class Decoder:
         start: int,
         mask: Tensor | None,
     ) -> Tensor:
-        """Attention of columns [G, S, D] to all columns so far, [G, S, D]."""
+        """Output [G, S, D] of one layer's attention from new columns `x` [G, S, D] to all columns so far."""
         own, seen = layer.self_attn, slice(0, self.past)
         normed = _normed(layer.input_layernorm, x)
         query = _rotated(self._split(own.q_proj(normed), 0), *rotary)
@@ -129,9 +128,9 @@ class Decoder:
         return own.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _mask(self, start: int) -> Tensor | None:
-        """Which columns so far [1 or G, 1, S, L] the next ones attend to; None: all, or causal from the first one on.
+        """Attention mask [1 or G, 1, S, L] of the new columns; None: full attention, or causal for the first columns.
 
-        Padding attends to itself, so that no row of a softmax is empty.
+        Padding attends to itself, so that no softmax is over an empty row.
         """
         single = self.past - start == 1
         seen = None if self.real is None else self.real[:, None, None, : self.past]
@@ -148,12 +147,12 @@ class Decoder:
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:
-    """RMSNorm of [..., D], in one operation."""
+    """RMSNorm of [..., D] as a single operation."""
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on [G, H, S, size]; tables [G, 1, S, size]."""
+    """Apply rotary tables [G, 1, S, size] to [G, H, S, size]."""
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-right, left], dim=-1) * sin
 
@@ -161,7 +160,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # ---- images ------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Step:
-    """What one step did: head logits [G, K], `guided` ones [B, K], and the `codes` [B] that were chosen."""
+    """One step: `logits` [G, K] of the head, `guided` logits [B, K], and the chosen `codes` [B]."""
 
     logits: Tensor
     guided: Tensor
@@ -171,9 +170,9 @@ class Step:
 def sample(
     network: Janus, prompts: layouts.Prompts, embeddings: Tensor, guidance: float, choose: Choose
 ) -> Iterator[Step]:
-    """The N steps for prompts [G, P] with input embeddings [G, P, D]; rows B.. are the unconditional ones.
+    """Yield the N steps for prompts [G, P] with input embeddings [G, P, D]; rows from B on are unconditional.
 
-    Without unconditional rows `guidance` must be 1.
+    Without unconditional rows, `guidance` must be 1.
     """
     codes, halves = network.config.num_codes, 1 if guidance == 1 else 2
     decoder = Decoder(network, prompts.real, prompts.real.shape[1] + codes - 1)
@@ -187,7 +186,7 @@ def sample(
 
 
 def with_guidance(logits: Tensor, guidance: float, halves: int) -> Tensor:
-    """Guided logits [B, K], u + w (c - u), of logits [G, K]; those themselves where there is one half."""
+    """Guided logits u + w (c - u) [B, K] of logits [G, K]; with one half, the logits unchanged."""
     conditional, *others = logits.chunk(halves)
     for unconditional in others:
         return unconditional + guidance * (conditional - unconditional)
@@ -195,13 +194,13 @@ def with_guidance(logits: Tensor, guidance: float, halves: int) -> Tensor:
 
 
 def next_logits(network: Janus, decoder: Decoder, codes: Tensor, halves: int) -> Tensor:
-    """Logits [G, K] after the codes [B] of a step, which go to both halves."""
+    """Logits [G, K] after the codes [B] of a step, which are fed to both halves."""
     fed = network.embed_codes(codes).unsqueeze(1).repeat(halves, 1, 1)
     return decoder.code_logits(decoder(fed))
 
 
 def multinomial(uniform: Tensor, temperature: float) -> Choose:
-    """Sample step i of an image by its uniform number [B, N] (float64): the inverse of the cumulative distribution."""
+    """Sample each step by inverting the cumulative distribution at its column of `uniform` [B, N] (float64)."""
 
     def choose(step: int, guided: Tensor) -> Tensor:
         mass = (guided / temperature).softmax(dim=-1).double().cumsum(dim=-1)
@@ -219,7 +218,7 @@ def sample_codes(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Codes [B, N] of one image per row (janus.md d); row i takes its noise from `generators[i]`."""
+    """Codes [B, N] of one image per row (janus.md d); the noise of row i is from `generators[i]`."""
     options, count = SamplerOptions.of(sampling), network.config.num_codes
     guidance = options.guidance if options.guided else None
     if sampling.steps != count:
@@ -245,7 +244,7 @@ def sample_codes(
 def prepare(
     network: Janus, condition: Condition, unconditional: Condition | None
 ) -> tuple[layouts.Prompts, Tensor]:
-    """Prompts of all rows, conditional ones first, and their input embeddings [G, P, D]."""
+    """Prompts of all rows, the conditional ones first, and their input embeddings [G, P, D]."""
     length, rows = network.config.image_length, list(condition.texts)
     if unconditional is not None:
         rows += [layouts.without_condition(row, condition.pad, length) for row in condition.texts]
@@ -262,7 +261,7 @@ def answer(
     end: int,
     max_new_tokens: int,
 ) -> decoding.Steps:
-    """`decoding.greedy` for questions as ids, about images with SigLIP features [B, P, W] or about none."""
+    """Greedy answers (`decoding.greedy`) to questions as ids, with or without images (SigLIP features [B, P', W])."""
     prompts = layouts.prompts(texts, network.config.image_length)
     decoder = Decoder(network, prompts.real, prompts.real.shape[1] + max_new_tokens, many=False)
 

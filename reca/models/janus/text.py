@@ -1,4 +1,4 @@
-"""Janus-Pro's text front end: its chat wording, and labels for conversations.
+"""Janus-Pro's text front end: chat template, RecA prompts, and labels of conversations.
 
 Source: docs/reference/janus.md a (special ids), b (templates) and e (RecA prompts).
 """
@@ -29,7 +29,7 @@ class SpecialIds:
 
 
 class TextFrontEnd(common.TextFrontEnd):
-    """Turns prompts, questions and conversations into ids; `IMAGE` is the place of an image that is read."""
+    """Converts prompts, questions and conversations to ids, in which `IMAGE` is the placeholder of an input image."""
 
     special: SpecialIds
 
@@ -38,7 +38,7 @@ class TextFrontEnd(common.TextFrontEnd):
         self.end = self.special.eos
 
     def check(self, where: str) -> None:
-        """Find the special ids by their text, as released numbers are unconfirmed; ValueError where one is missing."""
+        """Look up the special ids by their text, as the released ids are unconfirmed; ValueError if one is missing."""
         known, size = self.tokenizer.get_vocab(), int(self.config.llm["vocab_size"])
         special = {"bos": self.tokenizer.bos_token_id, "eos": self.tokenizer.eos_token_id}
         special |= {"pad": known.get(PAD), "boi": known.get(BEGIN), "eoi": known.get(END)}
@@ -56,26 +56,26 @@ class TextFrontEnd(common.TextFrontEnd):
 
     # ---- generation ----------------------------------------------------------------------------------
     def caption(self, text: str) -> list[int]:
-        """The text-to-image prompt, up to begin-of-image."""
+        """The text-to-image prompt of a caption, from BOS to begin-of-image."""
         return self._prompt(self._ids(f"{_USER}{text.strip()}{_ASSISTANT}"))
 
     def reconstruction(self, prompt: str) -> list[int]:
-        """The RecA prompt around the image, up to begin-of-image (janus.md e)."""
+        """The RecA prompt with the image, from BOS to begin-of-image (janus.md e)."""
         return self._prompt(self._about_image(prompt))
 
     def unconditional(self) -> list[int]:
-        """A prompt without a condition, of the least length."""
+        """The shortest prompt without a condition: BOS and begin-of-image."""
         return self._prompt([])
 
     # ---- understanding -------------------------------------------------------------------------------
     def question(self, text: str, with_image: bool = True) -> list[int]:
-        """The prompt of a question, after the system prompt, about an image or about none."""
+        """The system prompt and a question, with or without an image."""
         return [self.special.bos, *self._system(), *self._turn(text, with_image)]
 
     def conversation(
         self, turns: Sequence[tuple[str, str]], with_image: bool
     ) -> tuple[list[int], list[int]]:
-        """Ids and labels of all turns after the system prompt; labels on answers and their eos only."""
+        """Ids and labels of the system prompt and all turns; only answers and their EOS have labels."""
         ids = [self.special.bos, *self._system()]
         labels = [IGNORE] * len(ids)
         for number, (question, answer) in enumerate(turns):

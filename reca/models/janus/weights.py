@@ -1,7 +1,7 @@
-"""Janus-Pro's checkpoints: one file holds the trained network, SigLIP and the VQ model, in either of two layouts.
+"""Janus-Pro's checkpoints: one file with the trained network, SigLIP and the VQ model, in one of two layouts.
 
-Official names are those of the released remote code, whose SigLIP keeps queries, keys and values in one matrix;
-transformers has names of its own. Either is read, and `checkpoint_layout` says which is written. Source:
+The official layout has the names of the released code, in which SigLIP's queries, keys and values are one matrix; the
+other has those of transformers. Both can be loaded; `checkpoint_layout` selects the one to save. Source:
 docs/reference/janus.md a and f.
 """
 
@@ -23,7 +23,7 @@ from reca.models.janus.config import JanusConfig, Layout
 
 _TOWER, _POOL = "vision_model.vision_tower.", "vision_model.vision_tower.attn_pool."
 _COUNTER = "gen_vision_model.quantize.codebook_used"
-_COUNTED = 65536  # whatever the size of the codebook
+_COUNTED = 65536  # as released, whatever the size of the codebook
 # our names -> official ones
 _OFFICIAL = (
     (r"^network\.language_model\.", "language_model."),
@@ -59,33 +59,33 @@ _QKV = re.compile(rf"^({_TOWER}.*\.attn)\.qkv\.(weight|bias)$")
 
 @dataclass(frozen=True)
 class JanusNaming(Naming):
-    """The names of a whole model (`JanusModel`) in one layout; loading recognises either by its names.
+    """Names of a whole `JanusModel` in one layout; loading detects the layout of a file from its names.
 
-    The official layout also holds SigLIP's pooling head and a counter of used codes, which nothing here reads: they are
-    kept in `JanusModel.unread` and written back. A file has them all or, as those from transformers, none.
+    The official layout also contains SigLIP's pooling head and a counter of used codes, which the model does not use:
+    they are kept in `JanusModel.unread` and saved again. A file contains all of them or, in transformers' layout, none.
     """
 
     layout: Layout = "official"
 
     def official(self, module: nn.Module) -> dict[str, str]:
-        """Name in this layout by ours; queries, keys and values still apart."""
+        """Names in this layout by our names, with queries, keys and values still separate."""
         pairs = _OFFICIAL if self.layout == "official" else _TRANSFORMERS
         return {name: _renamed(name, pairs) for name in module.state_dict()}
 
     def outward(self, official: str, tensor: Tensor) -> Tensor:
-        """Position embeddings [P, W] as [1, P, W] in the official layout."""
+        """Convert position embeddings [P, W] to the official [1, P, W]."""
         return tensor.unsqueeze(0) if official == f"{_TOWER}pos_embed" else tensor
 
     def inward(self, official: str, tensor: Tensor) -> Tensor:
-        """Position embeddings [1, P, W] as [P, W]."""
+        """Convert official position embeddings [1, P, W] to [P, W]."""
         return tensor.squeeze(0) if official == f"{_TOWER}pos_embed" else tensor
 
     def state(self, module: Any) -> dict[str, Tensor]:
-        """The content of a whole model under the names of this layout."""
+        """All tensors of a model under the names of this layout, unused ones included."""
         return self._read_content(module) | (module.unread if self.layout == "official" else {})
 
     def load(self, module: Any, official: Mapping[str, Tensor], where: str | Path) -> None:
-        """Load either layout, strictly; ValueError names the file and what does not fit."""
+        """Load a checkpoint of either layout strictly; ValueError names the file and every mismatch."""
         is_official = not any(name.startswith("model.") for name in official)
         unread = {n: t for n, t in official.items() if is_official and is_unread(n)}
         if unread:
@@ -96,12 +96,12 @@ class JanusNaming(Naming):
         module.unread = unread
 
     def _read_content(self, module: Any) -> dict[str, Tensor]:
-        """What has a place in our modules."""
+        """The tensors of our modules under the names of this layout."""
         state = super().state(module)
         return _joined(state) if self.layout == "official" else state
 
     def _fill(self, module: Any, tensors: Mapping[str, Tensor], where: str | Path) -> None:
-        """Load tensors of this layout; names in errors are those of the file."""
+        """Load tensors of this layout; errors have the names of the file."""
         check_manifest(where, manifest_of(tensors), manifest_of(self._read_content(module)))
         check_weights(where, tensors.items())
         super().load(module, _parted(tensors), where)
@@ -114,12 +114,12 @@ NAMING: dict[Layout, JanusNaming] = {
 
 
 def is_unread(official: str) -> bool:
-    """Whether a tensor of the official layout belongs to what nothing reads."""
+    """Whether a tensor of the official layout is one that the model does not use."""
     return official.startswith(_POOL) or official == _COUNTER
 
 
 def unread_shapes(config: JanusConfig) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of what nothing reads: SigLIP's pooling head and the counter of used codes."""
+    """Names and shapes of the unused tensors: SigLIP's pooling head and the counter of used codes."""
     width, inner = (
         config.vision.hidden_size,
         int(config.vision.hidden_size * config.vision.mlp_ratio),
@@ -145,7 +145,7 @@ def _renamed(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
 
 
 def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """SigLIP's queries, keys and values as one tensor per layer."""
+    """Concatenate SigLIP's queries, keys and values, [W, W] each, to one tensor [3 W, W] per layer."""
     joined: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if match := re.match(rf"^({_TOWER}.*\.attn)\.q\.(weight|bias)$", name):
@@ -157,7 +157,7 @@ def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _parted(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The opposite of `_joined`."""
+    """Split SigLIP's [3 W, W] tensors; the inverse of `_joined`."""
     parted: dict[str, Tensor] = {}
     for name, tensor in official.items():
         match = _QKV.match(name)

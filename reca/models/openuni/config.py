@@ -198,22 +198,12 @@ class OpenUniConfig:
                 )
 
     def _check_heads(self) -> None:
-        llm, vit = self.llm, self.vit
-        widths = {
-            "llm": (llm.hidden_size, 2 * llm.num_attention_heads),  # rotary positions turn pairs
-            "connector": (llm.hidden_size, self.connector.num_attention_heads),
-            "vit": (vit.hidden_size, vit.num_attention_heads),
-        }
-        for name, (width, parts) in widths.items():
-            if width % parts:
-                raise ValueError(
-                    f"network.{name}.num_attention_heads does not divide the width {width} into whole heads; change one"
-                )
-        if llm.num_attention_heads % llm.num_key_value_heads:
-            raise ValueError(
-                f"network.llm.num_key_value_heads {llm.num_key_value_heads} does not divide num_attention_heads "
-                f"{llm.num_attention_heads}; change one"
-            )
+        common.check_attention("network.llm", vars(self.llm), rotary=True)
+        common.check_attention("network.vit", vars(self.vit))
+        common.check_heads(
+            ("network.connector.num_attention_heads", self.connector.num_attention_heads),
+            ("network.llm.hidden_size", self.llm.hidden_size),
+        )
         sana = self.sana
         if sana.num_cross_attention_heads * sana.cross_attention_head_dim != sana.width:
             raise ValueError(

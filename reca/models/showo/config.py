@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from reca_kernels import Implementation
 
-from reca.core.structure import Count, Share
+from reca.core.structure import Count, Share, problem
 from reca.models.common import options as common
 from reca.models.common.layers import check_activation
 from reca.models.showo.magvit import MagvitConfig
@@ -139,6 +139,14 @@ class ShowoConfig:
 
     def __post_init__(self) -> None:
         common.check_numbers("network.llm", self.llm, PHI_1_5)
+        common.check_attention("network.llm", vars(self.language))
+        if self.language.rotary_dim % 2:
+            raise problem(
+                "network.llm.partial_rotary_factor",
+                self.language.partial_rotary_factor,
+                f"leaves {self.language.rotary_dim} of {self.language.head_dim} values per head to rotary positions, "
+                "which turn pairs; change it or num_attention_heads",
+            )
         check_activation("network.llm.hidden_act", self.language.hidden_act)
         if self.resolution % self.vq.down_sampling:
             raise ValueError(
@@ -163,6 +171,7 @@ class ShowoConfig:
         if self.clip_vision is None:
             raise ValueError("network.clip_vision is missing; understanding 'clip' needs a tower")
         common.check_numbers("network.clip_vision", self.clip_vision, CLIP_LARGE_336)
+        common.check_attention("network.clip_vision", vars(self.tower))
         check_activation("network.clip_vision.hidden_act", self.tower.hidden_act)
         ends = (self.clip_vision.get("hidden_size"), self.llm.get("hidden_size"))
         if len(self.projector) < 2 or (self.projector[0], self.projector[-1]) != ends:
