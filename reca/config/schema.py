@@ -47,6 +47,7 @@ class ToyWorld:
     seed: int = 0
     single_object_share: Share = 0.0  # share of scenes with one object; the rest have one to four
     caption: dict[str, Share] = field(default_factory=dict)  # what a sparse caption tells, by p
+    describes: Share = 1.0  # share of an image's conversations with its dense description
 
 
 @dataclass(kw_only=True)

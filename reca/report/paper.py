@@ -1,8 +1,8 @@
 """Every table of the paper: the reported value with its source next to the reproduced value, or `not run`.
 
 The two are kept in separate columns: reported numbers with their source, reproduced ones with interval, scorer, number
-of seeds and coverage of the benchmark. A model that only we train with
-RecA has rows marked `ours, no reported value`; their reported column is empty.
+of seeds and coverage of the benchmark. A model that only we train with RecA has rows marked
+`ours, no reported value`; their reported column is empty.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +44,14 @@ def scenes(count: int, seed: int, single: float) -> Iterator[Scene]:
         yield draw_scene(generator, count=1 if generator.random() < single else None)
 
 
-def image_row(index: int, scene: Scene, caption: Mapping[str, float], seed: int) -> dict[str, Any]:
+def image_row(index: int, scene: Scene, world: ToyWorld) -> dict[str, Any]:
     """One row of an image set."""
-    generator = numpy_generator("world", seed, index, "words")
+    generator = numpy_generator("world", world.seed, index, "words")
     return {
         "id": f"scene-{index:06d}",
         "image": {"bytes": png(draw_pixels(scene)), "path": None},
-        "prompt": sparse_caption(scene, caption, generator),
-        "conversations": json.dumps([image_conversation(scene, generator)]),
+        "prompt": sparse_caption(scene, world.caption, generator),
+        "conversations": json.dumps([image_conversation(scene, generator, world.describes)]),
         "scene": json.dumps(scene.to_json()),
     }
 
@@ -89,7 +89,7 @@ def render(world: ToyWorld, out: Path) -> int:
         rows = [row for index in range(world.images) for row in edit_rows(index, world.seed)]
     else:
         drawn = scenes(world.images, world.seed, world.single_object_share)
-        rows = [image_row(i, scene, world.caption, world.seed) for i, scene in enumerate(drawn)]
+        rows = [image_row(i, scene, world) for i, scene in enumerate(drawn)]
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), out / FILE, row_group_size=ROWS_PER_GROUP)
     return len(rows)

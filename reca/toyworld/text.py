@@ -169,11 +169,16 @@ def questions(scene: Scene, generator: np.random.Generator) -> dict[str, Turn]:
     return {kind: turn for kind, turn in questions.items() if turn is not None}
 
 
-def image_conversation(scene: Scene, generator: np.random.Generator) -> list[Turn]:
+def image_conversation(
+    scene: Scene, generator: np.random.Generator, describes: float = 1.0
+) -> list[Turn]:
     """An image-to-text sample: the dense description, alone or after two questions.
 
-    The description comes last because it would give the answers away.
+    The description comes last because it would give the answers away. A share `describes` of the samples has it; the
+    others are up to three questions, whose short answers are otherwise a small part of the tokens of a loss.
     """
+    if describes < 1 and generator.random() >= describes:
+        return _some(list(questions(scene, generator).values()), 3, generator)
     describe = (DESCRIBE, dense_caption(scene))
     if generator.random() < 0.5:
         return [describe]
