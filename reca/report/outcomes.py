@@ -21,15 +21,15 @@ SECONDARY = (
 # For experiments that score edits: correct edits, requested changes, preserved objects, and correct edits by kind.
 EDITED = ("edit", "edit_followed", "edit_kept", *(f"edit_{kind}" for kind in EDITS))
 TITLES = {
-    "edit": "Edits of held-out pictures: done, and nothing else changed",
+    "edit": "Edits of held-out images: done, and nothing else changed",
     "edit_followed": "Edits: what was asked for is there",
     "edit_kept": "Edits: all else stayed",
     **{f"edit_{kind}": f"Edits: {kind}" for kind in EDITS},
     "dense": "Dense prompts: share of facts",
     "geneval": "GenEval's six tasks: accuracy",
-    "understanding": "Questions about held-out pictures: exact answers",
-    "reconstruction": "Held-out pictures drawn again: objects kept",
-    "reconstruction_exact": "Held-out pictures drawn again: whole scene exact",
+    "understanding": "Questions about held-out images: exact answers",
+    "reconstruction": "Held-out images reconstructed: objects kept",
+    "reconstruction_exact": "Held-out images reconstructed: whole scene exact",
     "dense_placed": "Dense prompts with places: share of facts",
     "single_object": "Single object",
     "two_object": "Two objects",
