@@ -14,8 +14,10 @@ from reca.data.formats import open_dataset
 from reca.toyworld.render import FILE, render
 from reca.toyworld.scenes import PLACES, Scene, Thing, draw_pixels, draw_scene
 from reca.toyworld.text import (
+    DESCRIBE,
     NUMBERS,
     dense_caption,
+    image_conversation,
     questions,
     relation,
     sparse_caption,
@@ -99,6 +101,21 @@ def test_worlds_without_that_share_stay_the_same() -> None:
         generator = np.random.default_rng(3)
         captions.append([sparse_caption(scene, rates, generator) for scene in scenes()])
     assert captions[0] == captions[1]
+
+
+def test_a_share_of_conversations_has_the_description() -> None:
+    described = 0
+    for index in range(400):
+        generator = np.random.default_rng(index)
+        turns = image_conversation(draw_scene(generator), generator, describes=0.3)
+        described += turns[-1][0] == DESCRIBE
+        assert all(question != DESCRIBE for question, _ in turns[:-1])
+        assert 1 <= len(turns) <= 3
+    assert 0.2 < described / 400 < 0.4
+    for describes in (1.0, 0.0):
+        generator = np.random.default_rng(1)
+        turns = image_conversation(draw_scene(generator), generator, describes)
+        assert (turns[-1][0] == DESCRIBE) == bool(describes)
 
 
 def test_relations_need_a_shared_row_or_column() -> None:
