@@ -58,6 +58,15 @@ def assert_alike(ours, theirs):
         assert ours.convert_tokens_to_ids(token) == theirs.convert_tokens_to_ids(token)
 
 
+def saved(file):
+    """A saved file without the two arguments of `from_pretrained` that transformers records in it."""
+    return {
+        key: value
+        for key, value in json.loads(file.read_text()).items()
+        if key not in ("is_local", "local_files_only")
+    }
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_our_own_folders_are_read_as_transformers_does(tmp_path, name):
     ours, theirs = read_tokenizer(WEIGHTS / name), library(WEIGHTS / name)
@@ -69,7 +78,7 @@ def test_our_own_folders_are_read_as_transformers_does(tmp_path, name):
     ours.save_pretrained(str(tmp_path / "ours"))
     theirs.save_pretrained(str(tmp_path / "theirs"))
     for file in FILES:
-        assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
+        assert saved(tmp_path / "ours" / file) == saved(tmp_path / "theirs" / file)
     assert_alike(read_tokenizer(tmp_path / "ours"), library(tmp_path / "theirs"))
 
 
