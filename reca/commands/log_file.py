@@ -17,6 +17,10 @@ def _is_log(path: Path) -> bool:
         return re.match(rb"\d\d:\d\d:\d\d \S+: ", file.read(200)) is not None
 
 
+# The hub's clients log every address at INFO, and those that a hub redirects to carry a signature that grants access.
+_CLIENTS = ("httpx", "httpx2")
+
+
 def start_log(file: str | None) -> None:
     """Log to standard error and, if given, to a file; ValueError if the file exists and is not a log of reca."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
@@ -31,3 +35,5 @@ def start_log(file: str | None) -> None:
         handlers=handlers,
         force=True,
     )
+    for client in _CLIENTS:
+        logging.getLogger(client).setLevel(logging.WARNING)

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 LOCK_FILE = Path("config/sources.lock")
 WORK_DIR = Path("work/downloads")
 LOCK_VERSION = 1
+_SHOWN = 4  # names of files in an error message
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,9 @@ def _select(
     chosen: dict[str, SourceFile] = {}
     for file in source.files:
         if not file.is_pattern and file.path not in present:
-            raise ValueError(f"{source.name}: {where} holds no file {file.path!r}")
+            raise ValueError(
+                f"{source.name}: {where} holds no file {file.path!r}; {_alternatives(file, present)}"
+            )
         for path in (p for p in present if _selects(file, p)):
             safe_relative(path)
             stated = {k: v for k, v in asdict(file).items() if v is not None and k != "path"}
@@ -180,6 +183,15 @@ def _select(
         patterns = ", ".join(file.path for file in source.files)
         raise ValueError(f"{source.name}: {where} holds no file that matches {patterns}")
     return tuple(chosen[path] for path in sorted(chosen))
+
+
+def _alternatives(file: SourceFile, present: Iterable[str]) -> str:
+    """What a missing file may have been renamed to, and the remedy."""
+    suffix = PurePosixPath(file.path).suffix
+    alike = sorted(path for path in present if PurePosixPath(path).suffix == suffix)
+    shown = f"it has {', '.join(alike[:_SHOWN])}{', ...' if len(alike) > _SHOWN else ''}"
+    found = shown if alike else f"it has no file that ends in {suffix or file.path}"
+    return f"{found}: correct `files` in sources.yaml"
 
 
 def origin_url(source: Source, file: SourceFile, endpoints: Endpoints) -> str:

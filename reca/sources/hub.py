@@ -163,7 +163,12 @@ def abort() -> None:
 def _explained(source: Source, url: str, part: Part | None = None) -> Iterator[None]:
     """Errors of `huggingface_hub` as ours: ValueError in one line if final, Again if it may pass."""
     where = f"{source.name}: {source.id}"
-    page = f"{constants.HUGGINGFACE_CO_URL_HOME}{source.id}"
+    folder = "datasets/" if source.repo == "dataset" else ""
+    page = f"{constants.HUGGINGFACE_CO_URL_HOME}{folder}{source.id}"
+    # What is listed is what sources.yaml states; only a download takes its revision from the lock.
+    remedy = "correct `revision` in sources.yaml"
+    if part is not None:
+        remedy = f"run `reca pin {source.name} --update`"
     try:
         yield
     except GatedRepoError as error:
@@ -177,9 +182,7 @@ def _explained(source: Source, url: str, part: Part | None = None) -> Iterator[N
             "the id and HF_TOKEN, or use a mirror folder"
         ) from error
     except RevisionNotFoundError as error:
-        raise ValueError(
-            f"{where} has no revision {source.revision} (404); run `reca pin {source.name} --update`"
-        ) from error
+        raise ValueError(f"{where} has no revision {source.revision} (404); {remedy}") from error
     except RemoteEntryNotFoundError as error:
         raise ValueError(
             f"{url}: no such file at this revision (404); check `files` of {source.name}"

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import huggingface_hub.constants
 import pytest
@@ -17,10 +11,11 @@ import yaml
 
 from reca.sources.fetch import Endpoints, fetch, pin
 from reca.sources.parts import Policy
+from tests.hub.server import Hub, Repository, sha
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUE = ROOT / "config" / "sources.yaml"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAME = "owner/name"
 FAST = Policy(connect_seconds=2, read_seconds=2, attempts=2, backoff_seconds=0.01)
 REPOSITORY = {
     "config.json": b'{"hidden_size": 8}',
@@ -30,121 +25,18 @@ REPOSITORY = {
 }
 
 
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def blob(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-class Hub(ThreadingHTTPServer):
-    """A hub with one repository; large files (not json) are in LFS, as on the real one."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.files, self.commit = dict(REPOSITORY), COMMIT
-        self.requests: list[str] = []
-        self.tokens: set[str | None] = set()
-        self.ranges: list[tuple[str, int]] = []  # file and first byte of each answer
-        self.cut: int | None = None  # byte of the file at which bodies break off
-        self.xet: dict[str, str] = {}
-        self.broken: Callable[[HubHandler], None] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def listing(self) -> dict[str, object]:
-        siblings = []
-        for name, data in self.files.items():
-            item: dict[str, object] = {
-                "rfilename": name,
-                "size": len(data),
-                "blobId": blob(data),
-            }
-            if not name.endswith((".json", ".py")):
-                item["lfs"] = {"sha256": sha(data), "size": len(data), "pointerSize": 130}
-            siblings.append(item)
-        return {"id": "owner/name", "sha": self.commit, "siblings": siblings, "tags": []}
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    server: Hub
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        if self.command == "GET":
-            self.server.requests.append(path)
-        self.server.tokens.add(self.headers.get("Authorization"))
-        self.close_connection = True
-        if self.server.broken is not None:
-            self.server.broken(self)
-            return
-        if re.fullmatch(r"/api/(models|datasets)/owner/name(/revision/\w+)?", path):
-            self.answer(json.dumps(self.server.listing()).encode(), "application/json")
-            return
-        found = re.fullmatch(
-            r"/(?:datasets/)?owner/name/(?:resolve/)?([0-9a-f]{40})/(?P<file>.+)", path
-        )
-        if found and found[1] != self.server.commit:
-            self.fail(404, "RevisionNotFound")
-        elif not found or found["file"] not in self.server.files:
-            self.fail(404, "EntryNotFound")
-        else:
-            self.file(found["file"])
-
-    def file(self, name: str) -> None:
-        """The bytes of a file, or those that the Range asks for, with the headers that the hub gives."""
-        data = self.server.files[name]
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        self.server.ranges.append((name, start)) if self.command == "GET" else None
-        span = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
-        tag = blob(data) if name.endswith((".json", ".py")) else sha(data)
-        headers = {"X-Repo-Commit": self.server.commit, "ETag": f'"{tag}"', **span}
-        sent = None if self.server.cut is None else max(0, self.server.cut - start)
-        self.answer(
-            data[start:], "application/octet-stream", sent=sent, **headers, **self.server.xet
-        )
-
-    def fail(self, status: int, code: str) -> None:
-        self.answer(b"", "text/plain", status=status, **{"X-Error-Code": code})
-
-    def answer(
-        self, body: bytes, kind: str, status: int = 0, sent: int | None = None, **headers: str
-    ) -> None:
-        self.send_response(status or (206 if "Content-Range" in headers else 200))
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[:sent])
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep pytest's output clean."""
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with Hub({NAME: Repository.of(REPOSITORY)}).serving() as server:
+        yield server
+
+
+@pytest.fixture
+def repository(hub: Hub) -> Repository:
+    """The repository of `HUB_ENTRY`."""
+    return hub.repositories[NAME]
 
 
 class House:
@@ -185,7 +77,7 @@ class House:
 
 HUB_ENTRY: dict[str, object] = {
     "kind": "hub",
-    "id": "owner/name",
+    "id": NAME,
     "files": ["config.json", "*.safetensors", "*.parquet"],
 }
 WANTED = {name: data for name, data in REPOSITORY.items() if not name.endswith(".py")}

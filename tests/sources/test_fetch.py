@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,17 +12,8 @@ import pytest
 
 from reca.sources import fetch as sources_module
 from reca.sources.fetch import fetch, list_sources, read_lock, resolved
-from tests.sources.conftest import (
-    COMMIT,
-    FAST,
-    HUB_ENTRY,
-    REPOSITORY,
-    WANTED,
-    House,
-    Hub,
-    blob,
-    sha,
-)
+from tests.hub.server import COMMIT, Hub, Repository, blob, sha
+from tests.sources.conftest import FAST, HUB_ENTRY, NAME, REPOSITORY, WANTED, House
 
 
 # ---- pinning -------------------------------------------------------------------------------------
@@ -51,39 +43,46 @@ def test_pin_then_fetch(house: House, hub: Hub) -> None:
 
 
 def test_dataset_repositories_have_their_own_addresses(house: House, hub: Hub) -> None:
+    hub.repositories = {f"datasets/{NAME}": hub.repositories[NAME]}
     house.write(model=HUB_ENTRY | {"repo": "dataset"}).pin()
     assert house.fetch() == WANTED
     assert any(p.startswith("/api/datasets/") for p in hub.requests)
     assert any(p.startswith("/datasets/owner/name/resolve/") for p in hub.requests)
 
 
-def test_what_is_pinned_stays_until_update(house: House, hub: Hub) -> None:
+def test_what_is_pinned_stays_until_update(house: House, repository: Repository) -> None:
     house.pin()
     before = house.paths["lock"].read_bytes()
-    hub.commit = COMMIT[::-1]
-    hub.files["model.safetensors"] = b"retrained"
+    repository.commit(COMMIT[::-1], {"model.safetensors": b"retrained"})
     house.pin()
     assert house.paths["lock"].read_bytes() == before
-    with pytest.raises(ValueError, match="404"):
+    assert house.fetch() == WANTED, "the pinned commit, not the new one"
+    repository.squash()
+    shutil.rmtree(house.root / "out")
+    with pytest.raises(ValueError, match=f"no revision {COMMIT} .*--update"):
         house.fetch()
     house.pin(update=True)
     assert house.fetch()["model.safetensors"] == b"retrained"
 
 
-def test_content_that_changed_under_the_commit_is_refused(house: House, hub: Hub) -> None:
+def test_content_that_changed_under_the_commit_is_refused(
+    house: House, repository: Repository
+) -> None:
     house.pin()
-    hub.files["model.safetensors"] = b"WEIGHTS" * 1000
+    repository.files["model.safetensors"] = b"WEIGHTS" * 1000
     with pytest.raises(ValueError, match=r"model\.safetensors: sha256 is"):
         house.fetch()
     assert not (house.root / "out").exists(), "nothing arrives before everything is there"
 
 
-def test_interrupted_fetch_keeps_what_it_had(house: House, hub: Hub) -> None:
+def test_interrupted_fetch_keeps_what_it_had(
+    house: House, hub: Hub, repository: Repository
+) -> None:
     house.pin()
-    spoilt = hub.files.pop("sub/data-0.parquet")
+    spoilt = repository.files.pop("sub/data-0.parquet")
     with pytest.raises(ValueError, match="404"):
         house.fetch(policy=replace(FAST, files=1))
-    hub.files["sub/data-0.parquet"] = spoilt
+    repository.files["sub/data-0.parquet"] = spoilt
     hub.requests.clear()
     assert house.fetch() == WANTED
     assert [Path(p).name for p in hub.requests] == ["data-0.parquet"]
@@ -99,17 +98,17 @@ def test_missing_files_and_empty_patterns_fail(house: House) -> None:
     assert not house.paths["lock"].exists()
 
 
-def test_hub_names_that_leave_the_folder_are_refused(house: House, hub: Hub) -> None:
-    hub.files["../../evil.safetensors"] = b"x"
+def test_hub_names_that_leave_the_folder_are_refused(house: House, repository: Repository) -> None:
+    repository.files["../../evil.safetensors"] = b"x"
     with pytest.raises(ValueError, match=r"'\.\./\.\./evil\.safetensors' is refused"):
         house.pin()
 
 
-def test_stated_revision_must_be_what_the_hub_gives(house: House, hub: Hub) -> None:
+def test_stated_revision_must_be_what_the_hub_gives(house: House, repository: Repository) -> None:
     house.write(model=HUB_ENTRY | {"revision": "f" * 40})
-    with pytest.raises(ValueError, match="asked for ffff"):
+    with pytest.raises(ValueError, match=r"no revision ffff.* correct `revision`"):
         house.pin()
-    hub.commit = "main"
+    repository.commit("main", {})
     house.write(model=HUB_ENTRY)
     with pytest.raises(ValueError, match="no commit, but 'main'"):
         house.pin()

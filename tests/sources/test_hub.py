@@ -13,7 +13,8 @@ import huggingface_hub.file_download
 import pytest
 
 from reca.sources import parts
-from tests.sources.conftest import COMMIT, FAST, REPOSITORY, WANTED, House, Hub, HubHandler
+from tests.hub.server import COMMIT, Hub, HubHandler, Repository
+from tests.sources.conftest import FAST, HUB_ENTRY, NAME, REPOSITORY, WANTED, House
 
 WEIGHTS = REPOSITORY["model.safetensors"]
 ONE = replace(FAST, files=1, attempts=1)
@@ -76,8 +77,7 @@ def test_xet_is_used_where_the_hub_offers_it(
 
 
 def reply(status: int, **headers: str) -> Callable[[HubHandler], None]:
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda handler: handler.answer(b"<html>", "text/html", status=status, **names)
+    return lambda handler: handler.reply(status, b"<html>", Content_Type="text/html", **headers)
 
 
 @pytest.mark.parametrize(
@@ -137,22 +137,47 @@ def test_the_token_stays_with_the_hub(
 ) -> None:
     house.pin()
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
-    seen: list[str | None] = []
-
-    def redirect(handler: HubHandler) -> None:
-        seen.append(handler.headers.get("Authorization"))
-        target = f"http://localhost:{hub.server_port}/cdn{handler.path}"
-        if handler.path.startswith("/cdn"):
-            handler.file(handler.path.partition(COMMIT)[2][1:])
-        else:
-            name = handler.path.partition(COMMIT)[2][1:]
-            size = str(len(REPOSITORY[name]))
-            linked = {"X-Linked-Size": size, "X-Linked-ETag": '"tag"', "X-Repo-Commit": COMMIT}
-            handler.answer(b"", "text/plain", status=302, Location=target, **linked)
-
-    hub.broken = redirect
+    hub.tokens.clear()
     assert house.fetch() == WANTED
-    assert sorted({token or "" for token in seen}) == ["", "Bearer hf_canary"]
+    assert hub.tokens == {"Bearer hf_canary"}
+    assert hub.stored == {None}, "LFS files lie on another host"
+
+
+def test_a_gated_data_set_is_one_line_with_its_page_and_opens_for_an_accepted_token(
+    house: House, hub: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories = {f"datasets/{NAME}": repository}
+    repository.gated = True
+    house.write(model=HUB_ENTRY | {"repo": "dataset", "files": ["*.parquet"]}).pin()
+    says = r"gated .*licence at https://huggingface\.co/datasets/owner/name and set HF_TOKEN"
+    for token in ("", "hf_stranger"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(ValueError, match=says) as why:
+            house.fetch()
+        assert "\n" not in str(why.value)
+    repository.accepted = {"hf_canary"}
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    assert list(house.fetch()) == ["sub/data-0.parquet"]
+
+
+def test_a_renamed_repository_is_followed(house: House, hub: Hub, repository: Repository) -> None:
+    house.pin()
+    hub.repositories, hub.moved = {"owner/new-name": repository}, {NAME: "owner/new-name"}
+    assert house.fetch() == WANTED
+    house.pin(update=True)
+
+
+def test_a_renamed_file_is_looked_for_under_its_new_name(
+    house: House, repository: Repository
+) -> None:
+    weights = repository.files["model.safetensors"]
+    repository.commit("f" * 40, {"model.safetensors": None, "weights.safetensors": weights})
+    house.write(model=HUB_ENTRY | {"files": ["model.safetensors"]})
+    with pytest.raises(ValueError, match=r"no file 'model\.safetensors'; it has weights\.safetens"):
+        house.pin()
+    house.write(model=HUB_ENTRY | {"files": ["model.gguf"]})
+    with pytest.raises(ValueError, match=r"no file that ends in \.gguf: correct `files`"):
+        house.pin()
 
 
 def test_planning_imports_no_network_library() -> None:
