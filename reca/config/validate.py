@@ -175,7 +175,10 @@ def check_world(path: str, world: ToyWorld) -> None:
         return
     for name in CAPTION_FACTS:
         if name not in world.caption:
-            raise ValueError(f"{path}.caption.{name} is missing: must be a number from 0 to 1")
+            raise ValueError(
+                f"{path}.caption.{name} is missing: must be a number from 0 to 1, as must {', '.join(CAPTION_FACTS)}; "
+                "config/data/laptop_world.yaml has values"
+            )
     for name, rate in world.caption.items():
         if name not in CAPTION_FACTS + OPTIONAL_FACTS:
             allowed = f"unknown key; {suggestion(name, CAPTION_FACTS + OPTIONAL_FACTS)}"
@@ -213,7 +216,11 @@ def _check_roles(experiment: Experiment) -> None:
                 raise problem(f"models.{name}.align.tasks.edit", model.family, allowed)
             role = model.data.get(ROLE_OF[task], ROLE_OF[task])
             if role not in experiment.data:
-                raise problem(f"data.{role}", None, f"task {task} of models.{name} needs it")
+                allowed = (
+                    f"task {task} of models.{name} needs it; add `- /data@data.{role}: NAME`, a file of config/data/, "
+                    "to the experiment's defaults, or set the task's weight to 0"
+                )
+                raise problem(f"data.{role}", None, allowed)
     for role in pretrained_roles(experiment.pretrain) if experiment.pretrain else ():
         if role not in experiment.data:
             raise problem(f"data.{role}", None, "pretraining reads it")
