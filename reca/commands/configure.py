@@ -75,10 +75,14 @@ def _parameters(model: ModelConfig) -> int:
     import torch
 
     from reca.models.contract import Sampling
+    from reca.models.import_base import DESCRIPTION, check_network
     from reca.models.registry import build_model
 
     with torch.device("meta"):
         built = build_model(model.family, model.network)
+    weights = model.weights
+    if weights.kind == "shipped" and weights.path and (Path(weights.path) / DESCRIPTION).is_file():
+        check_network(Path(weights.path), model.network, built)
     sampler = model.sampler
     for level in sampler.guidance:
         built.check_sampling(Sampling(level, sampler.steps, sampler.temperature, sampler.options))

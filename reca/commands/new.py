@@ -11,6 +11,7 @@ from reca.config import draft
 from reca.config.schema import DataSource
 
 if TYPE_CHECKING:
+    from reca.config.recipe import Recipe
     from reca.config.schema import ModelConfig
     from reca.data.survey import Survey
 
@@ -37,11 +38,29 @@ def new(arguments: Namespace) -> None:
         )
     source = DataSource(kind=kind, path=str(folder.resolve()), options=options)  # type: ignore[arg-type]
     benchmark = arguments.benchmark or _benchmark(model)
-    share = found.share_unreadable
-    text = draft.text_of(arguments.experiment, arguments.model, source, benchmark, example, share)
+    _check_captions(arguments, found, draft.recipe_of(arguments.model, example))
+    text = draft.text_of(
+        arguments.experiment,
+        arguments.model,
+        source,
+        benchmark,
+        example,
+        found.share_unreadable,
+        captioned=found.without_caption == 0,
+    )
     draft.write(path, text)
     print(f"{path}: written; valid")
     _plan(arguments.experiment, found)
+
+
+def _check_captions(arguments: Namespace, found: Survey, recipe: Recipe) -> None:
+    """ValueError where a task needs captions that the images do not have: training would stop there, hours later."""
+    if "t2i" in recipe.active() and found.without_caption:
+        raise ValueError(
+            f"--images {arguments.images}: {found.without_caption} of {len(found.looks)} images have no caption, but "
+            f"the recipe of {arguments.model} trains t2i; add captions (NAME.txt next to NAME.png), or choose a recipe "
+            "without t2i"
+        )
 
 
 def _benchmark(model: ModelConfig) -> str:

@@ -78,7 +78,7 @@ VERBS = (
             arg(
                 "--benchmark",
                 metavar="NAME",
-                help="a file of config/benchmark/ (default: geneval, for tiny models laptop)",
+                help="a file of config/benchmark/ (default: geneval where the weights are downloaded, else laptop)",
             ),
         ),
     ),

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from reca.config import compose
+from reca.config.recipe import ROLE_OF, Recipe
 from reca.config.schema import Cost, DataSource, ModelConfig
-from reca.config.validate import check_name
+from reca.config.validate import TOYWORLD, check_name
 from reca.core.atomic import write_atomic
 from reca.core.documents import read_yaml
 from reca.core.structure import suggestion
 
 RECONSTRUCT = "reconstruct"
+# What tasks read besides images, where no experiment trains the model yet: files of config/data/.
+_LAPTOP_DATA = {"answer": "laptop_world", "text": "laptop_text", "edit": "laptop_edits"}
+_DATA = {"answer": "llava_665k"}
 
 
 @dataclass(frozen=True)
@@ -86,19 +90,28 @@ def text_of(
     benchmark: str,
     example: Precedent | None,
     unreadable: float,
+    *,
+    captioned: bool = True,
 ) -> str:
-    """The YAML of an experiment that trains `model` on `source`; `unreadable` is the share that cannot be read."""
+    """The YAML of an experiment that trains `model` on `source`; `unreadable` is the share that cannot be read.
+
+    `captioned`: every image has a caption, so the arm `sft` can run.
+    """
     slot = f"models.{model}"
+    described = compose.model_config(model)
     defaults = [f"  - /model@{slot}: {model}"]
     if example is not None and example.align is not None:
         recipe = f"  # as experiment {example.experiment} has it; change fields below {slot}.align"
         defaults.append(f"  - /align@{slot}.align: {example.align}{recipe}")
+    if example is None:
+        defaults += _defaults_of_tasks(described.align, benchmark)
     defaults.append(
         f"  - /benchmark@benchmarks.{benchmark}: {benchmark}  # others: config/benchmark/"
     )
-    cost = asdict(example.cost) | {"basis": "estimate"} if example is not None else _UNKNOWN_COST
     others = example.data if example is not None else {}
     title = f"RecA of {model} on {Path(source.path or '').name}"
+    sft = "sft (text-to-image on captions, equal compute), " if captioned else ""
+    no_sft = "" if captioned else "; not sft: it needs a caption of every image"
     return "\n".join(
         [
             "# @package _global_",
@@ -111,16 +124,61 @@ def text_of(
             f"title: {_flow(title)}",
             f"question: Does RecA on these images raise the scores of {model}?",
             "seeds: [0]  # one run per seed and arm",
-            "arms: [base, reca]  # also: sft (text-to-image on captions, equal compute), shuffled (control)",
+            f"arms: [base, reca]  # also: {sft}shuffled (control){no_sft}",
             "data:",
             f"  {RECONSTRUCT}:  # images that RecA reconstructs; captions are not used by it",
             *_described(source),
             *_threshold(unreadable),
             *(line for role, one in others.items() for line in _other(role, one, example)),
-            f"cost: {_flow(cost)}  # of the published run; yours depends on steps, batch and hardware",
+            *(_how_to_read(described, model, benchmark) if example is None else ()),
+            _cost(described, example),
             "",
         ]
     )
+
+
+def recipe_of(model: str, example: Precedent | None) -> Recipe:
+    """The recipe that a new experiment of this model begins with."""
+    return example.model.align if example is not None else compose.model_config(model).align
+
+
+def _defaults_of_tasks(recipe: Recipe, benchmark: str) -> list[str]:
+    """Data for tasks that read more than the images: a recipe without it is no valid experiment."""
+    known = _data_of_tasks(benchmark)
+    return [
+        f"  - /data@data.{role}: {known[role]}  # for task {task}; others: config/data/, docs/adding_a_model.md"
+        for task in recipe.active()
+        if (role := str(ROLE_OF[task])) != RECONSTRUCT
+    ]
+
+
+def _data_of_tasks(benchmark: str) -> dict[str, str]:
+    is_small = benchmark.startswith(TOYWORLD)  # laptop_smoke, too
+    return _LAPTOP_DATA | ({} if is_small else _DATA)
+
+
+def _how_to_read(described: ModelConfig, model: str, benchmark: str) -> list[str]:
+    """How to train understanding, too, as comments: it needs two places, and not every model shares weights."""
+    if "i2t" in described.align.active():
+        return []
+    data = _data_of_tasks(benchmark)["answer"]
+    return [
+        "# Where understanding and generation share weights, train both: add to `defaults`, above _self_,",
+        f"#   - /data@data.answer: {data}",
+        "# and here",
+        f"#   models: {{{model}: {{align: {{tasks: {{i2t: {{weight: 1.0, batch: 4}}}}}}}}}}",
+    ]
+
+
+def _cost(described: ModelConfig, example: Precedent | None) -> str:
+    if example is not None:
+        plain = asdict(example.cost) | {"basis": "estimate"}
+        said = f"of experiment {example.experiment}; yours depends on steps, batch and hardware"
+    else:
+        hours = round(described.resources.runtime_minutes / 60, 2)
+        plain = {"hardware": "this machine", "hours": hours, "basis": "estimate"}
+        said = "the limit models.*.resources.runtime_minutes; state what the first run took"
+    return f"cost: {_flow(plain)}  # {said}"
 
 
 def write(path: Path, text: str) -> None:
@@ -139,9 +197,6 @@ def check_model(model: str) -> None:
         raise ValueError(
             f"--model {model!r}: no such model configuration; {suggestion(model, known)}"
         )
-
-
-_UNKNOWN_COST = {"hardware": "this machine", "hours": 1.0, "basis": "estimate"}
 
 
 def _described(source: DataSource) -> list[str]:

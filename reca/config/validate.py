@@ -30,6 +30,8 @@ from reca.models.registry import FAMILIES, GROUP, brought, editing, find_family
 ROLES = tuple(role.value for role in Role)
 CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
 OPTIONAL_FACTS = ("everything",)
+TOYWORLD = ("laptop", "laptop_edit")
+SCENE_SIDE = 16  # pixels: `SIZE` of reca.toyworld.scenes, a package above this one
 JUDGED = ("wise", "imgedit", "gedit", "t2i_compbench", "mmvet")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
@@ -48,6 +50,7 @@ def check(experiment: Experiment, config_dir: Path) -> None:
     if experiment.pretrain is not None:
         _check_pretrain(experiment.pretrain)
     _check_roles(experiment)
+    _check_resolutions(experiment)
     _check_guidance(experiment)
     _check_expectations(experiment)
     _check_sources(experiment, config_dir)
@@ -172,7 +175,10 @@ def check_world(path: str, world: ToyWorld) -> None:
         return
     for name in CAPTION_FACTS:
         if name not in world.caption:
-            raise ValueError(f"{path}.caption.{name} is missing: must be a number from 0 to 1")
+            raise ValueError(
+                f"{path}.caption.{name} is missing: must be a number from 0 to 1, as must {', '.join(CAPTION_FACTS)}; "
+                "config/data/laptop_world.yaml has values"
+            )
     for name, rate in world.caption.items():
         if name not in CAPTION_FACTS + OPTIONAL_FACTS:
             allowed = f"unknown key; {suggestion(name, CAPTION_FACTS + OPTIONAL_FACTS)}"
@@ -184,7 +190,7 @@ def check_world(path: str, world: ToyWorld) -> None:
 
 def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
     _names(f"{path}.companions", benchmark.companions)
-    if benchmark.kind in ("laptop", "laptop_edit"):
+    if benchmark.kind in TOYWORLD:
         if benchmark.prompts < 1:
             raise problem(f"{path}.prompts", benchmark.prompts, "must be at least 1")
     elif benchmark.source is None:
@@ -210,7 +216,11 @@ def _check_roles(experiment: Experiment) -> None:
                 raise problem(f"models.{name}.align.tasks.edit", model.family, allowed)
             role = model.data.get(ROLE_OF[task], ROLE_OF[task])
             if role not in experiment.data:
-                raise problem(f"data.{role}", None, f"task {task} of models.{name} needs it")
+                allowed = (
+                    f"task {task} of models.{name} needs it; add `- /data@data.{role}: NAME`, a file of config/data/, "
+                    "to the experiment's defaults, or set the task's weight to 0"
+                )
+                raise problem(f"data.{role}", None, allowed)
     for role in pretrained_roles(experiment.pretrain) if experiment.pretrain else ():
         if role not in experiment.data:
             raise problem(f"data.{role}", None, "pretraining reads it")
@@ -238,6 +248,22 @@ def needed_data(experiment: Experiment, models: Iterable[str] | None = None) -> 
     chosen = experiment.models if models is None else models
     found = [entry for name in chosen for entry in aligned_roles(experiment, name).values()]
     return list(dict.fromkeys(found))
+
+
+def _check_resolutions(experiment: Experiment) -> None:
+    """The examiner of the toy world reads squares of scenes; a family may have another word for its size."""
+    for name, model in experiment.models.items():
+        side = model.network.get("resolution")
+        if not isinstance(side, int) or (side >= SCENE_SIDE and side % SCENE_SIDE == 0):
+            continue
+        for benchmark in model.benchmarks or experiment.benchmarks:
+            kind = experiment.benchmarks[benchmark].kind
+            if kind in TOYWORLD:
+                allowed = (
+                    f"must be a multiple of {SCENE_SIDE}, the side of the images that benchmark {benchmark} (kind "
+                    f"{kind}) examines; or choose other benchmarks"
+                )
+                raise problem(f"models.{name}.network.resolution", side, allowed)
 
 
 def _check_guidance(experiment: Experiment) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from reca.config.compose import config_folders, model_config
 from reca.conformance.subject import Subject
 from reca.models.contract import UnifiedModel
+from reca.models.import_base import DESCRIPTION, check_network
 from reca.models.registry import build_model, family_module, is_runnable, load_model
-
-DESCRIPTION = "reca_model.json"
 
 
 def subject_of(named: str, texts: Sequence[str] = ()) -> Subject:
@@ -74,5 +73,7 @@ def _configured(path: Path) -> UnifiedModel:
             "a model folder: give the folder, or a tiny configuration"
         )
     model = build_model(described.family, described.network)
+    if (Path(folder) / DESCRIPTION).is_file():
+        check_network(Path(folder), described.network, model)
     model.load(Path(folder))
     return model

@@ -60,7 +60,7 @@ def problem(path: str, value: Any, allowed: str) -> ValueError:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """A hint at the closest known name (empty if none is close), and the list of all names."""
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(str(word), names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     if len(names) > _LISTED:

@@ -57,6 +57,11 @@ class Survey:
         """Unreadable samples among those read."""
         return len(self.unreadable) / max(self.read, 1)
 
+    @property
+    def without_caption(self) -> int:
+        """Images without a caption among those read."""
+        return sum(not look.caption for look in self.looks)
+
     def lines(self, resolution: int | None = None) -> Iterator[str]:
         """The report, line by line; with the side of a model's images also how many are smaller."""
         some = (

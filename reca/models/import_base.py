@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from reca.core.artifacts import MANIFEST, read_json, read_manifest, verify
 from reca.core.documents import fields
 from reca.models.checkpoint_io import PICKLES, Pin
 from reca.models.registry import build_model
+
+if TYPE_CHECKING:
+    from reca.models.contract import UnifiedModel
 
 DESCRIPTION = "reca_model.json"
 
@@ -37,8 +42,8 @@ def make_base(
 
     Args:
         family: name of the model family.
-        network: the configuration's network. Weights are loaded strictly into it, so the two cannot
-            disagree.
+        network: the configuration's network. Weights are loaded strictly into it, and outside of `options` it must
+            be the network that a model folder was saved with.
         out: the folder to write.
         folder: a model folder, shipped or pre-trained; its hashes are checked if it has a manifest.
         parts: released files or folders by role (`weights` and those that the family names). A pickle
@@ -51,6 +56,7 @@ def make_base(
     model = build_model(family, network)
     if folder is not None:
         _check_folder(folder, family)
+        check_network(folder, network, model)
         model.load(folder)
     else:
         files = getattr(model, "companion_files", {})
@@ -58,6 +64,36 @@ def make_base(
         hashes = {role: found for role, path in given.items() if (found := _pickle_hash(path))}
         cast("FromParts", model).load_parts(given, sha256=hashes, allow_unpinned=allow_unpinned)
     model.save(out)
+
+
+def check_network(folder: Path, network: Mapping[str, Any], model: UnifiedModel) -> None:
+    """ValueError where a configured network is not the one that a model folder was saved with.
+
+    Sizes that change no weight (of images, say) load without an error, so loading alone does not tell. `options` may
+    differ: they are what an experiment changes. `model`: the model of `network`, whose defaults count, too.
+    """
+    config, path = getattr(model, "config", None), folder / DESCRIPTION
+    if is_dataclass(config) and not isinstance(config, type):
+        network = json.loads(json.dumps(asdict(config)))  # lists in place of tuples, as in the file
+    saved = fields(read_json(path), path, network=dict)["network"]
+    plain = {name: value for name, value in network.items() if name != "options"}
+    for name, own, other in _differences(plain, saved, "network"):
+        raise ValueError(
+            f"{path}: {name} is {other!r}, but {own!r} in the configuration; set {name} to {other!r} there, or name "
+            "the folder of another model in weights.path"
+        )
+
+
+def _differences(
+    own: Mapping[str, Any], saved: Mapping[str, Any], path: str
+) -> Iterator[tuple[str, Any, Any]]:
+    """Key path and both values of what differs; a key of one of them alone is a newer or older default."""
+    for name in (name for name in own if name in saved):
+        one, other = own[name], saved[name]
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _differences(one, other, f"{path}.{name}")
+        elif one != other:
+            yield f"{path}.{name}", one, other
 
 
 def _inside(part: Path, file: str | None) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from reca.toyworld.scenes import BACKGROUND, CELL, COLOURS, GRID, SHAPE_SIZE, SHAPES, Scene
+from reca.toyworld.scenes import BACKGROUND, CELL, COLOURS, GRID, SHAPE_SIZE, SHAPES, SIZE, Scene
 
 MIN_PIXELS = 9
 ACCEPT_IOU = (
@@ -42,14 +42,32 @@ def best_shape(mask: np.ndarray) -> tuple[str, float, tuple[int, int]]:
     return tuple(SHAPES)[shape], float(overlap[row, column, shape]), corner
 
 
+def at_scene_size(pixels: np.ndarray) -> np.ndarray:
+    """The image in the size of a scene: uint8 [k SIZE, k SIZE, 3] -> [SIZE, SIZE, 3], means of k x k pixels.
+
+    Exact for a scene enlarged by k; ValueError for any other size, in which no template would be found.
+    """
+    height, width = pixels.shape[:2]
+    factor = height // SIZE
+    if height != width or height % SIZE or factor == 0:
+        raise ValueError(
+            f"{width} x {height} pixels: the examiner reads squares whose side is {SIZE} or a multiple of it; set the "
+            "resolution of the model, or score another benchmark"
+        )
+    if factor == 1:
+        return pixels
+    sums = pixels.reshape(SIZE, factor, SIZE, factor, 3).sum((1, 3), dtype=np.uint32)
+    return ((sums + factor**2 // 2) // factor**2).astype(np.uint8)
+
+
 def detect(pixels: np.ndarray) -> list[dict[str, Any]]:
     """All objects in an image, uint8 [H, W, 3], as GenEval detections with an additional `place` (0..3) and score 1.
 
-    ValueError for pixels of another dtype.
+    Boxes are in pixels of the scene. ValueError for pixels of another dtype or a size that `at_scene_size` refuses.
     """
     if pixels.dtype != np.uint8:  # floats may be NaN, which would be cast to an arbitrary colour
         raise ValueError(f"the examiner reads uint8 pixels, not {pixels.dtype}")
-    colours = palette_indices(pixels)
+    colours = palette_indices(at_scene_size(pixels))
     found = []
     for index in np.unique(colours[colours > 0]):
         labels, count = ndimage.label(colours == index, structure=_EIGHT)

@@ -249,7 +249,8 @@ MISTAKES = {
     "must hold one value unless a benchmark has development_prompts to choose on",
     "benchmarks.laptop.prompts=0": "benchmarks.laptop.prompts = 0: must be at least 1",
     "benchmarks.laptop.kind=geneval": "benchmarks.laptop.source = None: must be given where kind is geneval",
-    "~data.answer": f"data.answer = None: task i2t of {TINY} needs it",
+    "~data.answer": f"data.answer = None: task i2t of {TINY} needs it; add "
+    "`- /data@data.answer: NAME`, a file of config/data/, to the experiment's defaults, or set the task's weight to 0",
     "data.reconstruct.path=here": "data.reconstruct.path = 'here': must be null where kind is world",
     "data.reconstruct.kind=folder": "data.reconstruct.world = '...': must be null where kind is folder",
     "data.extra.kind=folder": "data.extra = 'folder': unknown role 'extra'; "
@@ -257,7 +258,8 @@ MISTAKES = {
     "data.reconstruct.world.caption.two=0.99": "data.reconstruct.world.caption = 1.03: "
     "relation + count + two must be at most 1",
     "~data.reconstruct.world.caption.noise": "data.reconstruct.world.caption.noise is missing: "
-    "must be a number from 0 to 1",
+    "must be a number from 0 to 1, as must noise, relation, count, two, colour, single_colour; "
+    "config/data/laptop_world.yaml has values",
     f"{TINY}.weights.companions.tokenizer=phi_1.5": f"{TINY}.weights.companions.tokenizer = 'phi_1.5': "
     "not in config/sources.yaml; did you mean 'phi-1.5'? allowed: ",
 }  # fmt: skip

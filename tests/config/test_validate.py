@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from reca.config import compose
-from reca.config.validate import aligned_roles, needed_data, needed_sources
+from reca.config.validate import (
+    SCENE_SIDE,
+    TOYWORLD,
+    aligned_roles,
+    needed_data,
+    needed_sources,
+)
+from reca.evaluation import registry
+from reca.toyworld import scenes
 
 FOLDER = Path(__file__).resolve().parents[2] / "config"
 HOSTILE = ["my photos", "photos (1)", "O'Brien", "r&d", "$HOME", "a;echo X", "p$(touch X)", "p{wildcards}",
@@ -105,3 +113,14 @@ def test_pretraining_without_the_data_of_a_phase_is_refused(plain):
     data = {role: entry for role, entry in plain["data"].items() if role != "text"}
     with pytest.raises(ValueError, match=r"^data.text = None: pretraining reads it$"):
         compose.typed({**plain, "data": data}, FOLDER)
+
+
+def test_a_resolution_that_the_toy_worlds_examiner_cannot_read_is_refused():
+    assert SCENE_SIDE == scenes.SIZE
+    assert {name for name, kind in registry.KINDS.items() if kind.toyworld} == set(TOYWORLD)
+    chosen = ["+model@models.mine=openuni_tiny", "models.mine.network.resolution=24"]
+    said = r"models.mine.network.resolution = 24: must be a multiple of 16.*benchmark laptop \(kind"
+    with pytest.raises(ValueError, match=said):
+        compose.load("laptop", chosen, FOLDER)
+    compose.load("laptop", [chosen[0], "models.mine.network.resolution=32"], FOLDER)
+    compose.load("paper_openuni_l", ["models.openuni_l_512.network.resolution=500"], FOLDER)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reca.cli import main
 from reca.commands.code import stage_code
@@ -98,6 +99,56 @@ def test_planning_reads_entry_points_for_strangers_only():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# ---- reca new ------------------------------------------------------------------------------------
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Two images without captions, and a working directory whose configuration may be written to."""
+    shutil.copytree(ROOT / "config", tmp_path / "checkout/config")
+    monkeypatch.chdir(tmp_path / "checkout")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, colour in {"a": "red", "b": "blue"}.items():
+        Image.new("RGB", (20, 20), colour).save(folder / f"{name}.png")
+    return folder
+
+
+def _new(photos, name="mine"):
+    return main(["new", name, "--model", "my_model_tiny", "--images", str(photos)])
+
+
+def test_a_new_experiment_says_what_its_model_and_images_allow(package, photos):
+    assert _new(photos) == 0
+    text = Path("config/experiment/mine.yaml").read_text()
+    assert "arms: [base, reca]  # also: shuffled (control); not sft: it needs a caption" in text
+    assert "published" not in text
+    experiment = compose.load("mine")
+    assert experiment.cost.hours == 0.17  # the ten minutes of its resources
+    # What the comments say works as it stands.
+    stub = [line[2:] for line in text.splitlines() if line.startswith(("#   - ", "#   models"))]
+    entry, recipe = (line.strip() for line in stub)
+    text = text.replace("  - _self_\n", f"  {entry}\n  - _self_\n") + f"{recipe}\n"
+    Path("config/experiment/mine.yaml").write_text(text)
+    experiment = compose.load("mine")
+    assert list(experiment.models["my_model_tiny"].align.active()) == ["reca", "i2t"]
+    assert experiment.data["answer"].kind == "world"
+
+
+def test_a_recipe_with_i2t_gets_its_data_and_one_with_t2i_needs_captions(package, photos, capsys):
+    described = package / "config/model/my_model_tiny.yaml"
+    plain = described.read_text()
+    described.write_text(plain.replace("batch: 4}}", "batch: 4}, i2t: {batch: 2}}"))
+    assert _new(photos) == 0
+    assert compose.load("mine").data["answer"].world is not None
+    described.write_text(plain.replace("batch: 4}}", "batch: 4}, t2i: {batch: 2}}"))
+    assert _new(photos, "other") == 2
+    assert "2 of 2 images have no caption, but the recipe of my_model" in capsys.readouterr().err
+    assert not Path("config/experiment/other.yaml").exists()
+    for name in ("a", "b"):
+        (photos / f"{name}.txt").write_text("a square")
+    assert _new(photos, "other") == 0
+    assert "also: sft (" in Path("config/experiment/other.yaml").read_text()
 
 
 # ---- check-model ---------------------------------------------------------------------------------

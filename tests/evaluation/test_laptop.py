@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from reca.config.schema import BenchmarkConfig
+from reca.evaluation.observers import examiner as observer
+from reca.evaluation.observers.view import View
 from reca.evaluation.tasks import laptop, laptop_prompts
 from reca.inference.items import Prompt
 from reca.toyworld import examiner
@@ -52,6 +58,34 @@ def test_shapes_stay_apart() -> None:
 def test_a_blank_picture_and_noise_show_nothing() -> None:
     assert examiner.detect(np.zeros((16, 16, 3), np.uint8)) == []
     assert examiner.detect(np.full((16, 16, 3), 240, np.uint8)) == []
+
+
+@pytest.mark.parametrize("factor", [2, 3, 16])
+def test_an_enlarged_scene_reads_as_the_scene(scenes: list[Scene], factor: int) -> None:
+    for scene in scenes[:50]:
+        small = draw_pixels(scene)
+        side = factor * len(small)
+        seen = examiner.detect(small)
+        for how in (Image.Resampling.NEAREST, Image.Resampling.BOX):
+            large = np.asarray(Image.fromarray(small).resize((side, side), how))
+            assert examiner.detect(large) == seen
+    noise = np.random.default_rng(9).integers(0, 256, (16, 16, 3), np.uint8)
+    assert examiner.at_scene_size(noise) is noise
+    mean = examiner.at_scene_size(np.kron(noise, np.ones((factor, factor, 1), np.uint8)))
+    assert np.array_equal(mean, noise)
+
+
+@pytest.mark.parametrize("size", [(24, 24), (8, 8), (32, 16)])
+def test_an_image_of_another_size_is_refused_by_name(tmp_path: Path, size: tuple[int, int]) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "PNG")
+    shown = {("two-3", 1): file.getvalue()}
+    benchmark = BenchmarkConfig(kind="laptop_edit", prompts=1)
+    view = View(benchmark, [], shown, {}, 1, tmp_path, tmp_path, tmp_path / "ledger.jsonl")
+    with pytest.raises(ValueError) as caught:
+        observer.observe(view)
+    said = f"benchmark laptop_edit: image two-3/1: {size[0]} x {size[1]} pixels: the examiner reads"
+    assert str(caught.value).startswith(said)
 
 
 def test_true_pictures_of_a_prompt_score_one() -> None:

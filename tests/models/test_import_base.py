@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from reca.core import artifacts
 from reca.models import registry
-from reca.models.import_base import make_base
+from reca.models.import_base import check_network, make_base
 from tests import toy_model
 from tests.models import showo_tiny
 from tests.toy_model import DrawingToy
@@ -56,6 +58,26 @@ def test_a_folder_without_a_model_or_of_another_family(shipped, tmp_path):
         make_base("toy", PLAIN, tmp_path / "out", folder=tmp_path)
     with pytest.raises(ValueError, match="family 'toy', but 'showo' is configured"):
         make_base("showo", showo_tiny.network(), tmp_path / "out", folder=shipped)
+
+
+def test_sizes_are_those_of_the_folder_and_options_the_configurations(shipped, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        make_base("toy", {"transform": "negative"}, tmp_path / "out", folder=shipped)
+    said = "network.transform is 'plain', but 'negative' in the configuration; set network.transform to 'plain'"
+    assert str(caught.value).startswith(f"{shipped}/reca_model.json: {said}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_default_that_the_folder_was_not_saved_with_is_refused(tmp_path):
+    saved = showo_tiny.network()
+    (tmp_path / "reca_model.json").write_text(json.dumps({"family": "showo", "network": saved}))
+    with torch.device("meta"):
+        check_network(tmp_path, saved, registry.build_model("showo", saved))
+        other = {**saved, "options": {"t2i_boundary_tokens": True}}
+        check_network(tmp_path, other, registry.build_model("showo", other))
+        short = {name: value for name, value in saved.items() if name != "system_prompt"}
+        with pytest.raises(ValueError, match=r"network.system_prompt is '', but .* in the config"):
+            check_network(tmp_path, short, registry.build_model("showo", short))
 
 
 class Recorder(DrawingToy):

@@ -89,8 +89,13 @@ def shipped_weights(model):
     """The record of weights that come with this repository, or of another experiment's result; of a model folder
     without a record, which somebody made by themselves, its files.
     """
-    folder = EXPERIMENT.models[model].weights.path
+    weights = EXPERIMENT.models[model].weights
+    folder = weights.path
     records = records_in([folder])
+    if folder and weights.kind == "shipped" and not os.path.isdir(folder):
+        raise WorkflowError(
+            f"models.{model}.weights.path = {folder!r}: no such folder; make the base model first, or set the path"
+        )
     if not folder or os.path.exists(records[0]) or not os.path.isdir(folder):
         return records
     return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]

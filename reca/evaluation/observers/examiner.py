@@ -12,12 +12,16 @@ from reca.toyworld import examiner
 
 
 def observe(view: View) -> dict[str, Any]:
-    """Write the detections of every image, in GenEval's format."""
+    """Write the detections of every image, in GenEval's format; ValueError names an unusable image."""
     return view.write(
-        {"id": key, "sample": index, "detections": examiner.detect(_pixels(data, f"{key}/{index}"))}
+        {"id": key, "sample": index, "detections": _seen(data, f"{key}/{index}", view)}
         for (key, index), data in view.pictures.items()
     )
 
 
-def _pixels(data: bytes, name: str) -> np.ndarray:
-    return np.asarray(decode(data, name=name).convert("RGB"))
+def _seen(data: bytes, name: str, view: View) -> list[dict[str, Any]]:
+    pixels = np.asarray(decode(data, name=name).convert("RGB"))
+    try:
+        return examiner.detect(pixels)
+    except ValueError as error:
+        raise ValueError(f"benchmark {view.benchmark.kind}: image {name}: {error}") from error
