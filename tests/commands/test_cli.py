@@ -213,7 +213,7 @@ BEFORE_A_RUN = {
     "network.llm.num_hidden_layers=0": "network.llm.num_hidden_layers = 0: must be a whole number above 0",
     "network.max_text=many": "network.max_text = 'many': must be a whole number",
     "network.options.encode_batch=0": "options.encode_batch = 0: must be at least 1",
-    "network.llm.num_attention_heads=2": "network.llm.num_attention_heads is 4, but 2 in the configuration",
+    "network.llm.num_attention_heads=8": "network.llm.num_attention_heads is 4, but 8 in the configuration",
     "weights.path=nowhere": "models.showo_tiny.weights.path = 'nowhere': no such folder",
 }
 

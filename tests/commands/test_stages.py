@@ -125,7 +125,7 @@ def test_base_refuses_a_network_that_the_weights_do_not_fit(inside, capsys):
     weights = {"kind": "shipped", "path": "shipped"}
     section = json.dumps({"family": "showo", "network": wider, "weights": weights})
     assert main(["base", "--section", section, "--out", "other"]) == 2
-    assert "mm_projector" in capsys.readouterr().err
+    assert "network.projector is [24, 32, 32], but [24, 48, 32]" in capsys.readouterr().err
     assert not (inside / "other").exists()
 
 
