@@ -1,7 +1,7 @@
 """Stated expectations (`expect:` of an experiment) against what was reached: within tolerance, outside, or not run.
 
 A number is within where it is no further from the expected value than the tolerance. The interval is also
-shown but does not decide. A partial score is never compared.
+shown but does not decide. A partial score, or one of a smaller scale, is never compared.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def judged(
         run = Run(entry["model"], entry["arm"], experiment)
         _check_name(mine, run, benchmark, name)
         ours = reproduced(mine, run, Metric(benchmark, name))
-        ours = None if ours is None or ours["partial"] else ours
+        ours = None if ours is None or ours["partial"] or ours["scale"] else ours
         low, high = entry["value"] - entry["tolerance"], entry["value"] + entry["tolerance"]
         verdicts.append(
             {"experiment": experiment, **entry, "range": [low, high], "reproduced": ours,
