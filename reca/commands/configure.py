@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from reca.config import compose as config
+from reca.config.scale import changes, label, reason, split
 from reca.config.schema import Experiment, ModelConfig
 
 
 def compose(arguments: Namespace) -> None:
-    """Print the resolved experiment, or write it to a file if its text changed."""
+    """Print the resolved experiment or what the overrides change in it, or write it to a file if its text changed."""
     experiment = config.load(arguments.experiment, arguments.overrides)
+    if arguments.diff:
+        for line in _differences(config.load(split(arguments.experiment)[0]), experiment):
+            print(line)
+        return
     if arguments.out is None:
         sys.stdout.write(config.resolved_text(experiment))
     else:
         written = config.write_resolved(experiment, arguments.out)
         print(f"{arguments.out}: {'written' if written else 'unchanged'}")
+
+
+def _differences(before: Experiment, after: Experiment) -> list[str]:
+    """One line per field: key path, value before and after, and why a scale may change it."""
+    lines = []
+    for path, *values in changes(config.resolved(before), config.resolved(after)):
+        old, new = ("(default)" if value is ... else json.dumps(value) for value in values)
+        why = reason(path) if after.scale else None
+        lines.append(f"{path}: {old} -> {new}" + (f"  # {why}" if why else ""))
+    return lines
 
 
 def schema(arguments: Namespace) -> None:
@@ -44,7 +60,7 @@ def _summary(experiment: Experiment) -> list[str]:
     own = [f"{name} {model.seeds}" for name, model in experiment.models.items() if model.seeds]
     cost = experiment.cost
     return [
-        f"{experiment.name}: {experiment.title}",
+        f"{label(experiment)}: {experiment.title}",
         f"  {len(experiment.models)} models, arms {', '.join(experiment.arms)}, "
         f"seeds {experiment.seeds}, {runs} checkpoints per model"
         + (f"; other seeds: {', '.join(own)}" if own else ""),

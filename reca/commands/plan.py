@@ -9,6 +9,7 @@ from typing import Any
 
 from reca.config import compose
 from reca.config.recipe import Recipe
+from reca.config.scale import label
 from reca.config.schema import ModelConfig
 
 _log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ def plan(arguments: Namespace) -> None:
     from reca.models.registry import is_runnable
 
     experiment = compose.load(arguments.experiment, arguments.overrides)
-    print(f"{experiment.name}: {experiment.title}")
+    print(f"{label(experiment)}: {experiment.title}")
     refused = []
     for name, model in experiment.models.items():
         if not is_runnable(model.family):

@@ -9,6 +9,7 @@ from typing import Any
 
 from reca.commands.code import stage_code
 from reca.commands.inputs import records_of
+from reca.config.scale import label
 from reca.config.schema import Experiment
 from reca.core.artifacts import Stage
 from reca.core.documents import fields, read_yaml
@@ -21,7 +22,7 @@ def report(arguments: Namespace) -> None:
     from reca.report import page
 
     experiment, results = _experiment(arguments.experiment), Path(arguments.results)
-    plain = {"experiment": experiment.name}
+    plain = {"experiment": label(experiment)}
     inputs = records_of(_scored(results))
     code = stage_code("report")
     with Stage("report", arguments.out, inputs=inputs, section=plain, code=code) as stage:
@@ -62,10 +63,9 @@ def paper(arguments: Namespace) -> int:
     from reca.report.paper import EXPECTED, build, collect
 
     results = Path(arguments.results)
-    folders = {
-        str(path.parent): path.parent for path in results.glob("**/test/scores/manifest.json")
-    }
-    expect = _expectations(arguments.experiment, {row["experiment"] for row in collect(results)})
+    scores = collect(results)
+    folders = {str(row["folder"]): row["folder"] for row in scores}
+    expect = _expectations(arguments.experiment, {row["experiment"] for row in scores})
     code, section_ = stage_code("paper"), {"expect": expect}
     with Stage(
         "paper", arguments.out, inputs=records_of(folders), section=section_, code=code
@@ -74,7 +74,7 @@ def paper(arguments: Namespace) -> int:
         judged = read_json(stage.staging / EXPECTED)
         stage.note(cells=cells, expectations=judged["counts"])
     said = ", ".join(f"{count} {status}" for status, count in sorted(cells.items()))
-    print(f"{arguments.out}/index.html: {said} ({len(collect(results))} scores)")
+    print(f"{arguments.out}/index.html: {said} ({len(scores)} scores)")
     print("expectations: " + ", ".join(f"{n} {v}" for v, n in judged["counts"].items()))
     outside = [one for one in judged["expectations"] if one["verdict"] == OUTSIDE]
     for one in outside:
@@ -92,4 +92,5 @@ def _expectations(named: Sequence[str] | None, there: set[str]) -> dict[str, lis
     from reca.config import compose
 
     chosen = named or sorted({"paper"} | there.intersection(compose.names()))
-    return {name: [asdict(one) for one in compose.load(name).expect] for name in chosen}
+    loaded = [compose.load(name) for name in chosen]
+    return {one.name: [asdict(expected) for expected in one.expect] for one in loaded}

@@ -36,7 +36,16 @@ VERBS = (
         "print or write an experiment's resolved configuration",
         "reca compose laptop seeds=[0] --out build/laptop.yaml",
         "reca.commands.configure:compose",
-        (EXPERIMENT, OVERRIDES, arg("--out", metavar="FILE", help="file (default: print)")),
+        (
+            EXPERIMENT,
+            OVERRIDES,
+            arg("--out", metavar="FILE", help="file (default: print)"),
+            arg(
+                "--diff",
+                action="store_true",
+                help="print only what the overrides change (scale=tiny: docs/rehearsal.md)",
+            ),
+        ),
     ),
     Verb(
         "check",

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from reca.config import scale as scales
 from reca.config.schema import Experiment, ModelConfig
 from reca.core.documents import check_yaml_files, read_yaml
 from reca.core.structure import build, json_schema, suggestion
@@ -56,8 +57,11 @@ def load(
     """Compose, type and check one experiment.
 
     `overrides` are Hydra's (`seeds=[0,1]`, `models.showo_tiny.align.steps=10`,
-    `benchmark@benchmarks.laptop=laptop_smoke`). ValueError on anything that does not fit.
+    `benchmark@benchmarks.laptop=laptop_smoke`). `scale=tiny`, or `paper_bagel-tiny` as the name, replaces sizes and
+    counts first, so that other overrides have the last word. ValueError on anything that does not fit.
     """
+    experiment, scale = scales.split(experiment)
+    given = [f"scale={scale}", *overrides] if scale else list(overrides)
     folder = Path(config_dir or default_config_dir())
     known = names(folder)
     if experiment not in known:
@@ -65,13 +69,17 @@ def load(
     if experiment not in known:
         raise ValueError(f"experiment {experiment!r} is not known; {suggestion(experiment, known)}")
     try:
-        plain = compose_plain(experiment, overrides, folder)
-        if plain.get("name") != experiment and not any(o.startswith("name=") for o in overrides):
+        plain = compose_plain(experiment, given, folder)
+        if plain.get("name") != experiment and not any(o.startswith("name=") for o in given):
             raise ValueError(
                 f"name = {plain.get('name')!r}, but the file is {folder / 'experiment' / experiment}.yaml; "
                 "results lie below the file's name, so both must be equal"
             )
-        return typed(plain, folder)
+        found = typed(plain, folder)
+        if found.scale is None:
+            return found
+        smaller = scales.overrides(found, folder)
+        return typed(compose_plain(experiment, [*smaller, *given], folder), folder)
     except ValueError as error:
         raise ValueError(f"experiment {experiment!r}: {error}") from error
 

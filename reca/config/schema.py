@@ -8,7 +8,7 @@ configuration and to write the JSON schema for Snakemake. No heavy import here: 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from reca.config.recipe import Recipe
 from reca.core.structure import Count, NonNegative, Positive, Share, Whole
@@ -35,6 +35,8 @@ BenchmarkKind = Literal[
     "reconstruction",
 ]
 CachePrecision = Literal["fp32", "fp16", "bf16"]
+Scale = Literal["tiny"]
+SCALES: tuple[str, ...] = get_args(Scale)
 SeedSchedule = Literal["per_image", "sample_index", "prompt_reset", "process"]
 
 
@@ -222,6 +224,7 @@ class Experiment:
     name: str
     title: str
     question: str
+    scale: Scale | None = None  # sizes and counts of config/scales/ in place of the published ones
     seeds: list[Whole] = field(default_factory=lambda: [0])
     arms: list[Arm] = field(default_factory=lambda: ["base", "reca"])
     models: dict[str, ModelConfig]

@@ -1,7 +1,7 @@
 """Results compared with the expectations of an experiment (`expect:`): within tolerance, outside, or not run.
 
 A number is within tolerance if it differs from the expected value by at most the tolerance; its interval is shown but
-not used for the verdict. Partial scores are not compared.
+not used for the verdict. Partial scores and scores of a smaller scale are not compared.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def judged(
         run = Run(entry["model"], entry["arm"], experiment)
         _check_name(mine, run, benchmark, name)
         ours = reproduced(mine, run, Metric(benchmark, name))
-        ours = None if ours is None or ours["partial"] else ours
+        ours = None if ours is None or ours["partial"] or ours["scale"] else ours
         low, high = entry["value"] - entry["tolerance"], entry["value"] + entry["tolerance"]
         verdicts.append(
             {"experiment": experiment, **entry, "range": [low, high], "reproduced": ours,

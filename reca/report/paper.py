@@ -152,11 +152,13 @@ def build(
         for one in expectations.judged(name, all_, found)
     ]
     made = tables(found, verdicts)
+    scale = next((row["scale"] for row in found if row["scale"]), None)
+    title += f" ({not_a_result(scale)})" if scale else ""
     sources = reported()["_sources"]
     artifacts.write_json(out / TABLES, {"tables": made, "sources": sources, "cells": counts(made)})
     judged = {"expectations": verdicts, "counts": expectations.counts(verdicts)}
     artifacts.write_json(out / EXPECTED, judged)
-    artifacts.write_atomic(out / TEXT, markdown(made, sources, verdicts))
+    artifacts.write_atomic(out / TEXT, markdown(made, sources, verdicts, scale))
     artifacts.write_atomic(out / PAGE, page(made, sources, title, verdicts))
     return counts(made)
 
@@ -167,12 +169,19 @@ def shown(cell: Mapping[str, Any]) -> str:
     if ours is None:
         return "" if cell["status"] == FOREIGN else NOT_RUN
     text = reached(ours)
-    if ours["partial"]:
+    if ours["scale"]:
+        text += f" ({not_a_result(ours['scale'])})"
+    elif ours["partial"]:
         text += f" (partial: {ours['coverage']:.0%} scored)"
     elif cell["verdict"]:
         text += f", {cell['verdict']} {limits(cell['expected']['range'])}"
         text += f" ({cell['expected']['source']})" if cell["reported"] is None else ""
     return text
+
+
+def not_a_result(scale: str) -> str:
+    """What marks numbers of a smaller scale wherever they are shown."""
+    return f"scale {scale}, not a result"
 
 
 def reached(ours: Mapping[str, Any] | None) -> str:
@@ -208,10 +217,12 @@ def markdown(
     made: Sequence[Mapping[str, Any]],
     sources: Mapping[str, str],
     verdicts: Sequence[Mapping[str, Any]] = (),
+    scale: str | None = None,
 ) -> str:
     """All tables as Markdown, with cells `reported / reproduced`, then all expectations."""
     about = "Each cell: reported / reproduced [95 % interval], and whether that is within the stated range."
-    lines = ["# The paper's tables", "", about, "", f"Replies: {doubts_meant()}.", ""]
+    mark = f" ({not_a_result(scale)})" if scale else ""
+    lines = [f"# The paper's tables{mark}", "", about, "", f"Replies: {doubts_meant()}.", ""]
     for table in made:
         lines += [f"## {table['title']}", "", f"Reported: {table['source']}.", ""]
         lines.append("| row | " + " | ".join(table["columns"]) + " |")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from reca.config.scale import split
 from reca.core import artifacts
 from reca.core.documents import fields
 from reca.evaluation import readings
 from reca.evaluation.files import SCORES
 from reca.report.paper_map import Metric, Run
 from reca.report.statistics import t_interval
+
+_log = logging.getLogger(__name__)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -25,19 +29,26 @@ def collect(results: Path, experiment: str | None = None) -> list[dict[str, Any]
     """All complete test scores below an experiment's folder, or below a folder of experiments.
 
     `experiment`: the experiment of these results (default: by the folder's name). In a row, `kind` is the benchmark's
-    kind and `benchmark` its name in the experiment.
+    kind and `benchmark` its name in the experiment. `scale` is that of the folder `results`, None for the published sizes; scores of
+    another scale in deeper folders are left out and counted, so that they never mix with results.
     """
-    found = []
+    found, left_out = [], 0
+    _, scale = split(results.name)
     for path in sorted(results.glob(f"**/test/scores/{artifacts.MANIFEST}")):
         parts = path.parent.relative_to(results).parts
-        named = experiment or (parts[-6] if len(parts) == 6 else results.name)
+        if any(split(part)[1] for part in parts[:-5]):
+            left_out += 1
+            continue
+        named = experiment or (parts[-6] if len(parts) == 6 else split(results.name)[0])
         model, run, benchmark = parts[-5:-2]
         arm, _, seed = run.rpartition("-")
         scores = read(path.parent)
         found.append(
             {"experiment": named, "model": model, "arm": arm, "seed": seed, "benchmark": benchmark,
-             "kind": scores["benchmark"], "folder": path.parent, "scores": scores}
+             "kind": scores["benchmark"], "folder": path.parent, "scores": scores, "scale": scale}
         )  # fmt: skip
+    if left_out:
+        _log.warning("%s: %d scores of a smaller scale are left out", results, left_out)
     return found
 
 
@@ -77,6 +88,7 @@ def reproduced(
         "partial": any(row["scores"]["partial"] for row in mine),
         "readings": _readings(mine),
         "experiment": experiments[0],
+        "scale": mine[0]["scale"],
     }
 
 

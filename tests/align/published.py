@@ -1,4 +1,4 @@
-"""The paper's experiments with nothing made smaller but the network, the data and the number of steps.
+"""The paper's experiments at scale tiny (docs/rehearsal.md), on a few images in the formats of the real data.
 
 Each is prepared and trained through the verbs that the workflow calls, from the readers to the saved model.
 """
@@ -10,6 +10,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,14 @@ from reca.cli import main
 from reca.config.compose import load
 from reca.config.schema import DataSource, Experiment, ModelConfig
 from reca.models.contract import UnifiedModel
-from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
+from tests.models import (
+    bagel_tiny,
+    byte_tokenizer,
+    harmon_tiny,
+    janus_tiny,
+    openuni_tiny,
+    showo_tiny,
+)
 
 CONFIGURED = Path(__file__).parents[2] / "config/experiment"
 EXPERIMENTS = sorted(
@@ -31,10 +39,9 @@ EXPERIMENTS = sorted(
     for path in CONFIGURED.glob(f"{kind}.yaml")
 )
 PICTURES = 6
-BATCH = 2  # samples of a micro-batch, where the recipe has more
-STEPS = 2
 CAPTION = "a red circle left of a blue square"
 TINY: dict[str, Any] = {
+    "showo": showo_tiny,
     "harmon": harmon_tiny,
     "bagel": bagel_tiny,
     "openuni": openuni_tiny,
@@ -42,9 +49,15 @@ TINY: dict[str, Any] = {
 }
 
 
+@cache
+def at_scale(name: str) -> Experiment:
+    """A published experiment at scale tiny."""
+    return load(name, ["scale=tiny"])
+
+
 def arms() -> list[tuple[str, str, str]]:
     """(experiment, model, trained arm) of every experiment of the paper."""
-    experiments = {name: load(name) for name in EXPERIMENTS}
+    experiments = {name: at_scale(name) for name in EXPERIMENTS}
     return [
         (name, model, arm)
         for name, experiment in experiments.items()
@@ -55,22 +68,11 @@ def arms() -> list[tuple[str, str, str]]:
 
 
 # ---- tiny models ---------------------------------------------------------------------------------
-def tiny_network(config: ModelConfig) -> dict[str, Any]:
-    """The family's tiny `network` section with the published options and lengths of text."""
-    published = config.network
-    options: dict[str, Any] = published.get("options", {})
-    if config.family == "showo":
-        lengths = {name: published[name] for name in ("max_text", "head_text") if name in published}
-        return showo_tiny.network(published["understanding"], **options) | lengths
-    return TINY[config.family].network(**options)
-
-
 def tiny_model(config: ModelConfig, folder: Path) -> UnifiedModel:
-    """The model of `tiny_network` with random weights; its tokenizer is written to `folder`."""
-    if config.family == "showo":
-        return showo_tiny.of_network(folder, tiny_network(config))
-    options: dict[str, Any] = config.network.get("options", {})
-    return TINY[config.family].model(folder, **options)
+    """The model of a network at scale tiny with random weights; its tokenizer is written to `folder`."""
+    files = byte_tokenizer.tokenizer_files(config.family)
+    built: UnifiedModel = TINY[config.family].of_network(folder, config.network, files)
+    return built
 
 
 # ---- tiny data in the formats of the real ones ------------------------------------------------------
@@ -134,24 +136,25 @@ class Rehearsal:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def train(self, name: str, model: str, arm: str) -> Path:
-        """Train one arm for `STEPS` steps as its recipe says; gives the folder that `reca align` wrote."""
-        experiment = load(name)
+    def train(self, name: str, model: str, arm: str, **changed: object) -> Path:
+        """Train one arm as its recipe says but for `changed` fields; gives the folder that `reca align` wrote."""
+        experiment = at_scale(name)
         config = experiment.models[model]
+        start = self.base(config)
         roles = config.data or {role: role for role in experiment.data}
         sources = {role: experiment.data[entry] for role, entry in roles.items()}
         tasks = config.align.active()
         uses = {"draw": "reconstruct"} | ({"read": "answer"} if "i2t" in tasks else {})
-        base, words = self.base(config), []
+        words: list[str] = []
         for use, role in uses.items():
-            cache = self.cache(config, base, use, role, sources[role])
+            cache = self.cache(config, start, use, role, sources[role])
             words += ["--cache", f"{use}={cache}"]
         for role, source in sources.items():
             words += ["--data", f"{role}={self.data(source)}"]
-        out = self.root / name / model / arm
+        out = self.root / name / model / "-".join([arm, *map(str, changed.values())])
         section = {
             "family": config.family,
-            "align": small(config),
+            "align": asdict(config.align) | changed,
             "data": {role: asdict(source) for role, source in sources.items()},
         }
         seed = seed_of(experiment, config)
@@ -159,7 +162,7 @@ class Rehearsal:
             "align",
             section,
             *words,
-            model=base,
+            model=self.exact(config, start) if changed.get("precision") == "fp32" else start,
             arm=arm,
             seed=seed,
             work=out / "work",
@@ -169,12 +172,24 @@ class Rehearsal:
 
     def base(self, config: ModelConfig) -> Path:
         """The base model, from a folder of tiny weights through `reca base`."""
-        network = tiny_network(config)
+        network = config.network
         out = self._place("base", config.family, network)
         if not out.exists():
             shipped = out.with_name(f"{out.name}-shipped")
             tiny_model(config, out.with_name(f"{out.name}-words")).save(shipped)
             weights = {"kind": "shipped", "path": str(shipped)}
+            run("base", {"family": config.family, "network": network, "weights": weights}, out=out)
+        return out
+
+    def exact(self, config: ModelConfig, base: Path) -> Path:
+        """The base model with its frozen weights in fp32, the same values: autocast alone mixes dtypes."""
+        options = config.network["options"]
+        if options.get("frozen_dtype", "float32") == "float32":
+            return base
+        network = {**config.network, "options": {**options, "frozen_dtype": "float32"}}
+        out = self._place("exact", str(base), network)
+        if not out.exists():
+            weights = {"kind": "shipped", "path": str(base)}
             run("base", {"family": config.family, "network": network, "weights": weights}, out=out)
         return out
 
@@ -206,14 +221,6 @@ class Rehearsal:
         from reca.core.artifacts import sha256_json
 
         return self.root / kind / sha256_json(list(described))[:12]
-
-
-def small(config: ModelConfig) -> dict[str, Any]:
-    """The published recipe with fewer steps and samples; every other field as it is."""
-    recipe = asdict(config.align)
-    for task in recipe["tasks"].values():
-        task["batch"] = min(task["batch"], BATCH)
-    return {**recipe, "steps": STEPS}
 
 
 def seed_of(experiment: Experiment, config: ModelConfig) -> int:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from reca.core.rng import numpy_generator
 from reca.models.harmon.model import HarmonModel
 from reca.models.registry import build_model
-from tests.models import showo_tiny
+from tests.models import showo_tiny, tiny_sizes
 
 TEXT = """a and are at bottom circle circles describe generate how image left many no of on one red right square
 the there thing this top two what yes blue green user an assistant : , . ?"""
@@ -36,48 +36,30 @@ def tokenizer_files() -> PreTrainedTokenizerFast:
 
 def network(**options: object) -> dict[str, Any]:
     """The `network` section: 16 pixels, 4 x 4 latents of 4 channels."""
-    return {
-        "resolution": 16,
+    own = {
         "end": END,
-        "llm": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "vocab_size": len(WORDS) + 1 + len(MARKS),
-            "max_position_embeddings": 256,
-        },
-        "mar": {
-            "encoder_width": 24,
-            "encoder_depth": 2,
-            "encoder_heads": 2,
-            "decoder_width": 32,
-            "decoder_depth": 2,
-            "decoder_heads": 2,
-            "latent_channels": 4,
-            "buffers": 3,
-            "table": 2,
-            "classes": 5,
-            "head_depth": 2,
-            "head_width": 32,
-            "repeats": 2,
-            "sampling_steps": 5,
-        },
-        "vae": {"width": 8, "multipliers": [1, 1, 2], "resnets": 1, "groups": 4, "scale": 0.5},
+        "llm": {"vocab_size": len(WORDS) + 1 + len(MARKS), "max_position_embeddings": 256},
+        "mar": {"repeats": 2, "sampling_steps": 5},
+        "vae": {"scale": 0.5},
         "options": options,
     }
+    return tiny_sizes.network("harmon", own)
 
 
 def model(folder: object, **options: object) -> HarmonModel:
+    return of_network(folder, network(**options), tokenizer_files())
+
+
+def of_network(folder: object, described: dict[str, Any], files: Any) -> HarmonModel:
+    """The model of a `network` section, with the tokenizer `files` in `folder`."""
     torch.manual_seed(0)
-    built = build_model("harmon", network(**options))
+    built = build_model("harmon", described)
     for (
         parameter
     ) in built.network.parameters():  # what starts small or at zero would hide the condition
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    tokenizer_files().save_pretrained(str(folder))
+    files.save_pretrained(str(folder))
     built.read_tokenizer(folder)
     return built.eval()
 

@@ -13,7 +13,7 @@ from reca.core.rng import numpy_generator
 from reca.models.janus.model import JanusModel
 from reca.models.janus.text import BEGIN, END, PAD
 from reca.models.registry import build_model
-from tests.models import showo_tiny
+from tests.models import showo_tiny, tiny_sizes
 
 WORDS = showo_tiny.WORDS
 BOS, EOS = "<bos>", "<eos>"
@@ -36,44 +36,31 @@ def tokenizer_files() -> PreTrainedTokenizerFast:
 
 def network(**options: object) -> dict[str, Any]:
     """The `network` section: 16 pixels, 4 x 4 of 32 codes, 4 understanding embeddings."""
-    return {
-        "resolution": 16,
+    own = {
         "system_prompt": "",
         "llm": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
             "num_key_value_heads": 1,
             "vocab_size": len(WORDS) + 1 + len(MARKS),
             "max_position_embeddings": 256,
             "initializer_range": 0.2,  # with small weights the condition would have no effect
         },
-        "vision": {
-            "hidden_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "patch_size": 8,
-        },
-        "vq": {
-            "num_embeddings": 32,
-            "embed_dim": 4,
-            "latent_channels": 8,
-            "base_channels": 32,
-            "channel_multiplier": [1, 1, 1],
-            "num_res_blocks": 1,
-        },
         "options": options,
     }
+    return tiny_sizes.network("janus", own)
 
 
 def model(folder: object, **options: object) -> JanusModel:
+    return of_network(folder, network(**options), tokenizer_files())
+
+
+def of_network(folder: object, described: dict[str, Any], files: Any) -> JanusModel:
+    """The model of a `network` section, with the tokenizer `files` in `folder`."""
     torch.manual_seed(0)
-    built = build_model("janus", network(**options))
+    built = build_model("janus", described)
     for parameter in built.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    tokenizer_files().save_pretrained(str(folder))
+    files.save_pretrained(str(folder))
     built.read_tokenizer(folder)
     return built.eval()
 

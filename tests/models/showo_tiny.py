@@ -14,6 +14,7 @@ from reca.core.rng import numpy_generator
 from reca.data.prompts import bank
 from reca.models.registry import build_model
 from reca.models.showo.model import ShowoModel
+from tests.models import tiny_sizes
 
 TEXT = """a and are at bottom circle circles describe how image left many no of on one red right square
 the there thing this top two what yes blue green user assistant : , . ?"""
@@ -36,48 +37,28 @@ def tokenizer_files() -> PreTrainedTokenizerFast:
 
 def network(understanding: str = "clip", **options: object) -> dict:
     """The `network` section: 16 pixels, 4 x 4 codes of 6 bits, 4 CLIP tokens or half-size codes."""
-    described = {
-        "resolution": 16,
+    own = {
         "understanding": understanding,
         "llm_vocab_size": len(WORDS) + 2,
         "endoftext": len(WORDS) + 1,
         "max_text": 24,
         "head_text": 24,
         "system_prompt": "",
-        "llm": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 128,
-        },
-        "vq": {
-            "ch": 8,
-            "enc_ch_mult": [1, 1, 2],
-            "enc_num_res_blocks": [1, 1, 1],
-            "dec_ch_mult": [1, 1, 2],
-            "dec_num_res_blocks": [1, 1, 1],
-            "z_channels": 6,
-        },
+        "llm": {"max_position_embeddings": 128},
         "options": options,
     }
-    if understanding == "clip":
-        tower = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
-        tower |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
-        described |= {"clip_vision": tower, "projector": [24, 32, 32]}
-    return described
+    return tiny_sizes.network("showo", own)
 
 
 def model(folder: object, understanding: str = "clip", **options: object) -> ShowoModel:
-    return of_network(folder, network(understanding, **options))
+    return of_network(folder, network(understanding, **options), tokenizer_files())
 
 
-def of_network(folder: object, described: dict) -> ShowoModel:
-    """The model of a `network` section, with its tokenizer in `folder`."""
+def of_network(folder: object, described: dict, files: PreTrainedTokenizerFast) -> ShowoModel:
+    """The model of a `network` section, with the tokenizer `files` in `folder`."""
     torch.manual_seed(0)
     built = build_model("showo", described)
-    tokenizer_files().save_pretrained(str(folder))
+    files.save_pretrained(str(folder))
     built.read_tokenizer(folder)
     return built.eval()
 

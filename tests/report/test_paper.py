@@ -249,6 +249,26 @@ def test_a_partial_score_or_one_of_another_experiment_is_not_compared(tmp_path):
     assert judged["counts"] == {"within tolerance": 0, "outside tolerance": 0, "not run": 2}
 
 
+def test_numbers_of_a_scale_are_marked_and_never_among_real_ones(tmp_path, caplog):
+    score(tmp_path, "reca-42", 0.85, experiment="paper_harmon_15b-tiny")
+    at = ("per_model", "Harmon-1.5B", "geneval_overall", "reca")
+    assert cell(tmp_path, *at)["status"] == "not run"
+    assert "1 scores of a smaller scale are left out" in caplog.text
+    own = tmp_path / "paper_harmon_15b-tiny"
+    assert paper.shown(cell(own, *at)) == "85.00 [84.00, 86.00] (scale tiny, not a result)"
+    expected = {
+        "model": "harmon_15b", "arm": "reca", "metric": "geneval.overall", "value": 0.1, "tolerance": 0.01,
+        "source": "us",
+    }  # fmt: skip
+    paper.build(own, tmp_path / "out", expect={"paper_harmon_15b": [expected]})
+    counts = json.loads((tmp_path / "out/expectations.json").read_text())["counts"]
+    assert counts["outside tolerance"] == 0 and counts["not run"] == 1
+    for name in ("index.html", "tables.md"):
+        assert "The paper&#39;s tables (scale tiny, not a result)".replace("&#39;", "'") in (
+            tmp_path / "out" / name
+        ).read_text().replace("&#39;", "'")
+
+
 def test_a_metric_that_no_score_has_is_named(tmp_path):
     score(tmp_path, "reca-42", 0.85)
     wrong = {"paper": [{**EXPECT["paper"][1], "metric": "geneval.overal"}]}

@@ -44,6 +44,31 @@ def test_the_paper_is_planned_without_network_and_without_torch(plans, tmp_path)
     assert jobs["fetch"] == len({name for _, name in needed_sources(load("paper_showo_512"))})
 
 
+def test_a_scale_has_folders_of_its_own(plans):
+    """What a tiny run writes and downloads is not where the real one does; BAGEL is sharded over two processes."""
+    said = plans.run(
+        "snakemake",
+        "--dry-run",
+        "--printshellcmds",
+        "--config",
+        "experiment=paper_bagel",
+        "scale=tiny",
+    )
+    commands = [line for line in said.splitlines() if " -m reca " in line]
+    assert commands and not any("results/paper_bagel/" in line for line in commands)
+    (align,) = [line for line in commands if " align " in line]
+    assert (
+        "--nproc-per-node=2" in align
+        and "--out results/paper_bagel-tiny/bagel_7b/reca/seed-0" in align
+    )
+    (fetch,) = [line for line in commands if " fetch bagel-7b-mot " in line]
+    assert "--out data/tiny/bagel-7b-mot" in fetch
+    (report,) = [line for line in commands if " reca report " in line]
+    assert "--experiment paper_bagel-tiny" in report
+    unknown = plans.run("snakemake", "-n", "--config", "scale=tyni", check=False)
+    assert "--config scale=tyni: allowed: tiny" in unknown
+
+
 def test_conversations_come_with_the_images_they_point_into(plans):
     said = plans.snakemake(
         "--dry-run", "--printshellcmds", "--until", "cache", experiment="paper_showo_512"

@@ -34,6 +34,8 @@ for name, value in {
 
 from reca.evaluation.registry import KINDS
 from reca.config.compose import SCHEMA_PATH, load, resolved
+from reca.config.scale import label
+from reca.config.schema import SCALES
 from reca.config.validate import sources_of
 from reca.core.structure import suggestion
 
@@ -46,17 +48,22 @@ def chosen(option, given, known):
     return list(given)
 
 
-chosen("", config, ["experiment", "models"])
-NAME = config.setdefault("experiment", "laptop")
+chosen("", config, ["experiment", "models", "scale"])
+SCALE = chosen("scale=", [config["scale"]] if "scale" in config else [], SCALES)
 try:
-    EXPERIMENT = load(NAME)
+    EXPERIMENT = load(
+        config.setdefault("experiment", "laptop"), [f"scale={name}" for name in SCALE]
+    )
 except ValueError as error:
     sys.exit(str(error))
 validate(
     resolved(EXPERIMENT), str(ROOT / SCHEMA_PATH), set_default=False
 )  # all are filled in
 
+# At a scale, folders of its own: neither results nor downloads of the real size are mixed with it.
+NAME = label(EXPERIMENT)
 RESULTS = f"results/{NAME}"
+DATA = f"data/{EXPERIMENT.scale}" if EXPERIMENT.scale else "data"
 # `--config models=showo_tiny,janus_tiny` keeps to some of the experiment's models.
 CHOSEN = chosen(
     "models=",

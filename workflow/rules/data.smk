@@ -1,6 +1,6 @@
 rule fetch:
     output:
-        "data/{source}/manifest.json",
+        f"{DATA}/{{source}}/manifest.json",
     log:
         "logs/fetch/{source}.log",
     benchmark:
@@ -17,8 +17,9 @@ rule fetch:
     params:
         section=lambda wc: section(pins()[wc.source]),
         options=lambda wc: fetch_options(),
+        out=subpath(output[0], parent=True),
     shell:
-        "python3 -m reca fetch {wildcards.source:q} --out data/{wildcards.source:q} {params.options:q}"
+        "python3 -m reca fetch {wildcards.source:q} --out {params.out:q} {params.options:q}"
         " 2>&1 | tee {log:q}"
 
 

@@ -11,7 +11,7 @@ def data_folder(role):
     """Where a role's images lie: a download, a rendered world (shared by equal roles), or the user's folder."""
     source = EXPERIMENT.data[role]
     if source.kind != "world":
-        return source.path or f"data/{source.source}"
+        return source.path or f"{DATA}/{source.source}"
     return f"data/{NAME}-{next(r for r, other in EXPERIMENT.data.items() if other == source)}"
 
 
@@ -27,7 +27,7 @@ def data_folders(roles):
 def companions_of(role):
     """Folders of images that a role's conversations point into, by the first part of their paths."""
     named = EXPERIMENT.data[role].companions
-    return {first: f"data/{name}" for first, name in named.items()}
+    return {first: f"{DATA}/{name}" for first, name in named.items()}
 
 
 def read_with(role):
@@ -82,7 +82,7 @@ def weight_inputs(model):
     """role -> folder of the downloads that the base model is made of."""
     weights = EXPERIMENT.models[model].weights
     named = ({"weights": weights.source} if weights.source else {}) | weights.companions
-    return {role: f"data/{name}" for role, name in named.items()}
+    return {role: f"{DATA}/{name}" for role, name in named.items()}
 
 
 def shipped_weights(model):
@@ -118,7 +118,7 @@ def benchmark_roles(name, stage):
         | named
         | {r: s for r, s in seen.items() if s}
     )
-    return {role: f"data/{source}" for role, source in named.items()}
+    return {role: f"{DATA}/{source}" for role, source in named.items()}
 
 
 def observed_here(name):

@@ -124,6 +124,8 @@ def of_report():
         }
         for name, m in found["models"].items()
     }
+    if found["scale"] is None:  # reports made before there were scales stay current
+        del found["scale"]
     return {**found, "models": models, "mirror": None}
 
 
