@@ -29,8 +29,8 @@ def collect(results: Path, experiment: str | None = None) -> list[dict[str, Any]
     """All complete test scores below an experiment's folder, or below a folder of experiments.
 
     `experiment`: the experiment of these results (default: by the folder's name). In a row, `kind` is the benchmark's
-    kind and `benchmark` its name in the experiment. `scale` is that of the folder `results`, None for the published sizes; scores of
-    another scale in deeper folders are left out and counted, so that they never mix with results.
+    kind and `benchmark` its name in the experiment. `scale` is that of the folder `results`, None for the published
+    sizes; scores of another scale in deeper folders are left out and counted, so that they never mix with results.
     """
     found, left_out = [], 0
     _, scale = split(results.name)
