@@ -6,6 +6,7 @@ neither resumes from nor publishes a step whose line is damaged on disk.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -125,6 +126,14 @@ def truncate(path: Path, step: int, *, complete: bool) -> None:
 def publish(log: Path, steps: int, target: str | Path) -> None:
     """Copy the lines of steps 1..`steps` to `target`; ValueError names a line that is missing or damaged."""
     write_atomic(target, _joined(_checked(log, steps)))
+
+
+def losses_at(log: Path, step: int) -> dict[str, float | None]:
+    """The losses that a step log has for `step` (counted from 1); empty for step 0."""
+    if step == 0:
+        return {}
+    record = json.loads(_checked(log, step)[-1])
+    return dict(record["loss"])
 
 
 def _checked(path: Path, step: int) -> list[bytes]:

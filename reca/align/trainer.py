@@ -26,7 +26,7 @@ from torch.nn.utils import get_total_norm
 from reca.align import checkpoint, distributed
 from reca.align.batches import TaskData, plan_step, with_features
 from reca.align.distributed import ProcessGroup
-from reca.align.log import LOG, TrainLog, publish
+from reca.align.log import LOG, TrainLog, losses_at, publish
 from reca.align.objective import MicroBatch, Objective
 from reca.align.preemption import Preempted, StopFlag
 from reca.align.schedule import learning_rate
@@ -66,7 +66,9 @@ class Summary:
     tokens: int
     samples: int
     skipped: int
-    loss: dict[str, float | None]  # of the last step of this session; None if it was not finite
+    loss: dict[
+        str, float | None
+    ]  # of the last step, also of an earlier session; None if it was not finite
     seconds: float  # of this session
     checkpoint: Path
 
@@ -145,11 +147,14 @@ def align(
             state.adopt_average()
             if log is not None and processes.first:
                 publish(work_dir / LOG, recipe.steps, log)
+    reached = finite_or_none(losses)
+    if start == end and processes.first:  # an earlier session took the last step
+        reached = losses_at(work_dir / LOG, end)
     return Summary(
         steps=end,
         resumed_from=start,
         **asdict(state.tally),
-        loss=finite_or_none(losses),
+        loss=reached,
         seconds=time.monotonic() - started,
         checkpoint=saved,
     )

@@ -93,7 +93,8 @@ def test_parts_learn_and_resume_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         train(network, recipe, folders["reconstruct"], **again)
     monkeypatch.setattr(fit, "_step", step)
-    train(network, recipe, folders["reconstruct"], **again)
+    assert train(network, recipe, folders["reconstruct"], **again) == last
+    assert train(network, recipe, folders["reconstruct"], **again) == last  # nothing left to train
     assert sha256_file(tmp_path / "out" / name) == sha256_file(tmp_path / "out2" / name)
     with pytest.raises(ValueError, match=r"recipe\.lr"):
         train(network, Fit(steps=9, batch=16, lr=1e-3), folders["reconstruct"], **again)

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from reca.align import checkpoint
 from reca.align.distributed import ProcessGroup
-from reca.align.log import TrainLog
+from reca.align.log import LOG, TrainLog, losses_at
 from reca.align.preemption import Preempted, StopFlag
 from reca.align.schedule import lr_factor
 from reca.align.state import TrainState
@@ -91,6 +91,12 @@ def fit(
                     stopped = Preempted(step + 1, stop.received)
                     logger.warning("%s", stopped)
                     raise stopped
+    if (
+        start == recipe.steps
+    ):  # killed after its last step: nothing to train, and still a loss to report
+        recorded = losses_at(work_dir / LOG, start)["total"]
+        assert recorded is not None  # `_step` refuses a loss that is not finite
+        return recorded
     return value
 
 
