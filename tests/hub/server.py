@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import huggingface_hub.constants
+import pytest
+
 from tests.loopback_server import LoopbackHandler, LoopbackServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -86,8 +89,12 @@ class Hub(LoopbackServer):
         self.broken: Callable[[HubHandler], None] | None = None
 
     @contextmanager
-    def serving(self) -> Iterator[Hub]:
-        """Answer requests in a thread."""
+    def serving(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+        """Answer requests in a thread, those of commands, too; no other hub is asked, for telemetry or a token."""
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setenv("HF_ENDPOINT", self.url)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
         thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

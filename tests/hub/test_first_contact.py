@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
 from PIL import Image
@@ -20,9 +18,9 @@ from reca.models.registry import load_model
 from reca.sources.catalogue import load_sources
 from reca.sources.fetch import LOCK_FILE, read_lock
 from tests.hub import checkpoints
+from tests.hub.conftest import CATALOGUE
 from tests.hub.server import SIGNATURE, Hub, Repository, sha
 
-CATALOGUE = Path(__file__).parents[2] / "config/sources.yaml"
 SOURCES = load_sources(CATALOGUE)
 MODELS = (
     "showo_clip_256",
@@ -38,23 +36,18 @@ FAMILIES = {"showo", "harmon", "bagel", "openuni", "openuni-sft", "harmon-plus",
 SMALL = "harmon-0.5b-reca"  # any source
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty hub, and a working folder with the real catalogue and no lock."""
-    (tmp_path / "config").mkdir()
-    shutil.copy(CATALOGUE, tmp_path / "config")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with Hub({}).serving() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        yield server
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_networks() -> Iterator[None]:
+    """The tiny networks have full vocabularies: they are not kept for the rest of the run."""
+    yield
+    checkpoints.network_of.cache_clear()
+    checkpoints.openuni_state.cache_clear()
 
 
-def offer(hub: Hub, *names: str) -> None:
+def offer(site: Hub, *names: str) -> None:
     """Put the repositories of sources on the hub."""
     for name in names:
-        hub.repositories[str(SOURCES[name].id)] = Repository.of(checkpoints.repository_of(name))
+        site.repositories[str(SOURCES[name].id)] = Repository.of(checkpoints.repository_of(name))
 
 
 def fetched(source: str) -> set[str]:
@@ -83,19 +76,19 @@ def test_every_checkpoint_of_the_families_has_a_layout_here() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_family_draws_from_its_hub(name: str, hub: Hub) -> None:
+def test_a_family_draws_from_its_hub(name: str, site: Hub) -> None:
     config = model_config(name)
     assert config.weights.source is not None
     roles = {"weights": config.weights.source, **config.weights.companions}
     names = sorted(set(roles.values()))
-    offer(hub, *names)
+    offer(site, *names)
     run("pin", *names)
     for source in names:
         run("fetch", source, "--out", f"data/{source}")
         patterns = [file.path for file in SOURCES[source].files]
         assert fetched(source) == {
             path
-            for path in hub.repositories[str(SOURCES[source].id)].files
+            for path in site.repositories[str(SOURCES[source].id)].files
             if any(fnmatchcase(path, pattern) for pattern in patterns)
         }
     network = checkpoints.tiny_network(config)
@@ -113,10 +106,10 @@ def test_a_family_draws_from_its_hub(name: str, hub: Hub) -> None:
 
 
 def test_a_pin_is_written_once_and_what_changed_since_is_refused(
-    hub: Hub, capsys: pytest.CaptureFixture[str]
+    site: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    offer(hub, SMALL)
-    repository = hub.repositories[str(SOURCES[SMALL].id)]
+    offer(site, SMALL)
+    repository = site.repositories[str(SOURCES[SMALL].id)]
     repository.commits[repository.main] = {"model.pth": b"weights", "README.md": b""}
     assert f"reca pin {SMALL}" in refusal(capsys, "fetch", SMALL, "--out", "data/x")
     run("pin", SMALL)
@@ -136,7 +129,7 @@ def test_a_pin_is_written_once_and_what_changed_since_is_refused(
     assert SIGNATURE not in capsys.readouterr().err, "logs are kept"
 
 
-def test_a_gated_source_is_one_line(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    hub.repositories["datasets/JourneyDB/JourneyDB"] = Repository.of({"a.json": b"{}"}, gated=True)
+def test_a_gated_source_is_one_line(site: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    site.repositories["datasets/JourneyDB/JourneyDB"] = Repository.of({"a.json": b"{}"}, gated=True)
     line = refusal(capsys, "pin", "journeydb")
     assert "https://huggingface.co/datasets/JourneyDB/JourneyDB and set HF_TOKEN" in line

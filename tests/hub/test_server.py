@@ -27,8 +27,7 @@ FILES = {"config.json": b"{}", "sub/deep/model.bin": b"weights" * 100}
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with Hub({"owner/name": Repository.of(FILES)}).serving() as server:
+    with Hub({"owner/name": Repository.of(FILES)}).serving(monkeypatch) as server:
         yield server
 
 

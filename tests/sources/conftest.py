@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import yaml
 
@@ -27,9 +26,7 @@ REPOSITORY = {
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with Hub({NAME: Repository.of(REPOSITORY)}).serving() as server:
+    with Hub({NAME: Repository.of(REPOSITORY)}).serving(monkeypatch) as server:
         yield server
 
 
