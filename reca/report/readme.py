@@ -23,6 +23,7 @@ PAGES = {
     "laptop": Path("README.md"),
     "laptop_harmon": Path("docs/laptop_harmon.md"),
     "laptop_openuni": Path("docs/laptop_openuni.md"),
+    "laptop_janus": Path("docs/laptop_janus.md"),
 }
 BEGIN, END = "<!-- results:begin (make readme) -->", "<!-- results:end -->"
 ARMS = ("base", "sft", "reca", "shuffled")
