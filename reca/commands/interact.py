@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,15 @@ SOFTWARE, DRAWN_BY = 0x0131, "reca"  # the EXIF field, by which an image is know
 
 
 def model_folder(named: str | None) -> Path:
-    """The folder named, else the newest aligned laptop model, else the shipped base weights."""
+    """The folder named, else the newest aligned laptop model, else the shipped base weights, which is then printed."""
     if named is not None:
         return Path(named)
     for pattern in (ALIGNED, FIRST, SHIPPED):
         found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
         if found:
-            return found[-1].parent
+            chosen = found[-1].parent
+            print(f"model: {chosen} (choose another with --model)", file=sys.stderr)
+            return chosen
     raise ValueError("no model here yet; run `make reproduce`, or name a model folder with --model")
 
 
