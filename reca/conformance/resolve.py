@@ -19,20 +19,16 @@ def subject_of(named: str, texts: Sequence[str] = ()) -> Subject:
     ValueError says what is missing.
     """
     turns = [(text, text) for text in texts]
-    model, source = found_model(named)
+    model, source = model_of(named)
     return Subject(model, texts=texts, turns=turns, source=source)
 
 
-def model_of(named: str) -> UnifiedModel:
+def model_of(named: str) -> tuple[UnifiedModel, str]:
     """The model of a folder that `save` wrote, of a file in `config/model/`, or the tiny model of a family.
 
-    A family's tiny model is what `tiny()` of its module gives, else `config/model/<family>_tiny.yaml`.
+    A family's tiny model is what `tiny()` of its module gives, else `config/model/<family>_tiny.yaml`. Gives also what
+    the model was made from, in words.
     """
-    return found_model(named)[0]
-
-
-def found_model(named: str) -> tuple[UnifiedModel, str]:
-    """The model of `model_of`, and what it was made from, in words."""
     path = Path(named)
     if (path / DESCRIPTION).is_file() or (path.is_dir() and not is_runnable(named)):
         return load_model(path), f"model folder {path}"
