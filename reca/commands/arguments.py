@@ -54,7 +54,11 @@ EXPERIMENT = arg("experiment", help="a name in config/experiment/")
 OVERRIDES = arg("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
 MIRROR = arg("--mirror", metavar="DIR", help="local folder to use instead of the network")
 UNPINNED = arg("--allow-unpinned", action="store_true", help="accept files without a known hash")
-MODEL = arg("--model", metavar="DIR", help="model folder (default: newest aligned laptop model)")
+MODEL = arg(
+    "--model",
+    metavar="DIR",
+    help="model folder, such as results/EXPERIMENT/MODEL/reca/seed-0 (default: newest aligned laptop model)",
+)
 STEPS = arg(
     "--steps",
     type=int,

@@ -29,7 +29,9 @@ def check_model(arguments: Namespace) -> int:
 def _run(arguments: Namespace, subject: Subject) -> int:
     from reca.conformance.suite import CHECKS, run
 
-    print(f"{arguments.model}: family {subject.model.family}, {type(subject.model).__name__}")
+    print(
+        f"{arguments.model}: family {subject.model.family}, {type(subject.model).__name__}; {subject.source}"
+    )
     found = {"passed": 0, "failed": 0, "skipped": 0}
     width = max(map(len, CHECKS))
     for outcome in run(subject, arguments.only):

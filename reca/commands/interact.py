@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ SOFTWARE, DRAWN_BY = 0x0131, "reca"  # the EXIF field that marks an image as gen
 
 
 def model_folder(named: str | None) -> Path:
-    """The given folder, else the newest aligned laptop model, else the shipped base weights.
+    """The given folder, else the newest aligned laptop model, else the shipped base weights; a chosen one is printed.
 
     ValueError if there is none.
     """
@@ -29,7 +30,9 @@ def model_folder(named: str | None) -> Path:
     for pattern in (ALIGNED, FIRST, SHIPPED):
         found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
         if found:
-            return found[-1].parent
+            chosen = found[-1].parent
+            print(f"model: {chosen} (choose another with --model)", file=sys.stderr)
+            return chosen
     raise ValueError("no model found; run `make reproduce`, or give a model folder with --model")
 
 

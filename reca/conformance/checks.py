@@ -17,31 +17,8 @@ from reca.conformance.subject import (
     snapshot,
     tensors_in,
 )
-from reca.core.fingerprints import installed
 from reca.core.rng import generator
-from reca.models.contract import Edits, Features, UnifiedModel, reconstruction_loss
-from reca.models.registry import find_family
-
-
-def entry(subject: Subject) -> None:
-    """The registry has an entry for the family that names its code and its abilities."""
-    model = subject.model
-    found = find_family(model.family)
-    demand(
-        found.edits == isinstance(model, Edits),
-        f"the entry of family {model.family!r} has edits={found.edits}, but isinstance(model, contract.Edits) is "
-        f"{isinstance(model, Edits)}; change the entry, or the methods",
-        model,
-        "encode",
-    )
-    demand(
-        installed().source(found.module) is not None,
-        f"there is no source file for module {found.module!r} of the entry, so stages cannot record its code; install "
-        "the package unzipped",
-        model,
-        "encode",
-    )
-
+from reca.models.contract import Features, UnifiedModel, reconstruction_loss
 
 ROUNDING = 3e-6  # relative rounding error of a float32 sum
 _DRAWING = ("reconstruction_loss", "text_to_image_loss")
@@ -96,34 +73,6 @@ def encode_ignores_the_batch(subject: Subject) -> None:
                 )
 
 
-def fingerprint_covers_encode(subject: Subject) -> None:
-    """The fingerprint is stable, and changes whenever changed weights change a row."""
-    for use in subject.uses:
-        model = subject.fresh()
-        before, rows = model.encoder_fingerprint(use), subject.features[use]
-        demand(
-            before == model.encoder_fingerprint(use) == subject.model.encoder_fingerprint(use),
-            f"encoder_fingerprint({use!r}) differs between two calls",
-            model,
-            "encoder_fingerprint",
-        )
-        trained = set(model.trainable_parameters())
-        for kind in ("frozen", "trained"):
-            with torch.no_grad():
-                for name, weight in model.named_parameters():
-                    if (name in trained) == (kind == "trained"):
-                        weight.mul_(1.5).add_(0.01)
-            changed = model.encode(subject.images, use)
-            same = all(close(changed[name], rows[name]) for name in rows)
-            demand(
-                same or model.encoder_fingerprint(use) != before,
-                f"{kind} weights changed the rows of encode(images, {use!r}), but not encoder_fingerprint({use!r}): "
-                "a stale cache would be used",
-                model,
-                "encoder_fingerprint",
-            )
-
-
 # ---- losses --------------------------------------------------------------------------------------
 def counts_before_losses(subject: Subject) -> None:
     """Each loss counts as many tokens as announced before it, and is a finite fp32 scalar."""
@@ -134,6 +83,12 @@ def counts_before_losses(subject: Subject) -> None:
         method = name.split(" ")[0]
         source = announced.get(method, "loss_count")
         method = method if hasattr(model, method) else "generation_loss"
+        demand(
+            isinstance(count, int),
+            f"{name}: {source} announces {count!r}; its attribute count must be a whole number of tokens",
+            model,
+            source,
+        )
         demand(
             found.count == count,
             f"{name} counts {found.count} tokens, but {source} announced {count}",
@@ -149,6 +104,23 @@ def counts_before_losses(subject: Subject) -> None:
             method,
         )
         demand(bool(torch.isfinite(found.total)), f"{name}.total is {found.total:g}", model, method)
+
+
+def questions_have_no_labels(subject: Subject) -> None:
+    """Labels are on answers and their ends alone: a longer question has no more of them."""
+    model = subject.model
+    for question, answer in subject.turns:
+        short, long = (
+            model.conversation([[(asked, answer)]]).count
+            for asked in (question, f"{question} {question}")
+        )
+        demand(
+            long <= short,
+            f"a conversation has {short} labels, and {long} where its question is twice as long; labels belong on "
+            "answers and their ends alone",
+            model,
+            "conversation",
+        )
 
 
 def losses_are_sums(subject: Subject) -> None:

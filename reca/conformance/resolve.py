@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from reca.config.compose import config_folders, model_config
-from reca.conformance.subject import Subject
+from reca.conformance.subject import Subject, last_place
 from reca.models.contract import UnifiedModel
 from reca.models.import_base import DESCRIPTION, check_network
-from reca.models.registry import build_model, family_module, is_runnable, load_model
+from reca.models.registry import build_model, implementation, is_runnable, load_model
 
 
 def subject_of(named: str, texts: Sequence[str] = ()) -> Subject:
@@ -19,17 +19,19 @@ def subject_of(named: str, texts: Sequence[str] = ()) -> Subject:
     ValueError if there is no such model.
     """
     turns = [(text, text) for text in texts]
-    return Subject(model_of(named), texts=texts, turns=turns)
+    model, source = model_of(named)
+    return Subject(model, texts=texts, turns=turns, source=source)
 
 
-def model_of(named: str) -> UnifiedModel:
+def model_of(named: str) -> tuple[UnifiedModel, str]:
     """The model in a folder written by `save`, of a file in `config/model/`, or the tiny model of a family.
 
     The tiny model of a family is the one returned by `tiny()` of its module, else `config/model/<family>_tiny.yaml`.
+    Also returns what the model was made from, in words.
     """
     path = Path(named)
     if (path / DESCRIPTION).is_file() or (path.is_dir() and not is_runnable(named)):
-        return load_model(path)
+        return load_model(path), f"model folder {path}"
     for candidate in (path, path.with_name(f"{path.name}.yaml")):
         if candidate.is_file():
             return _configured(candidate)
@@ -40,15 +42,34 @@ def model_of(named: str) -> UnifiedModel:
         )
     if (configured := _file_of(named)) is not None:
         return _configured(configured)
-    module = importlib.import_module(family_module(named))
+    module = implementation(named)
     if hasattr(module, "tiny"):
-        return module.tiny()
+        return _tiny(module), f"tiny() of {module.__name__}"
+    missing = f"define tiny() next to build(network) in {module.__name__}"
     if (configured := _file_of(f"{named}_tiny")) is None:
         raise ValueError(
-            f"family {named!r} has no tiny model: define tiny() next to build(network) in {family_module(named)}, or "
-            f"add config/model/{named}_tiny.yaml"
+            f"family {named!r} has no tiny model: {missing}, or add config/model/{named}_tiny.yaml"
         )
-    return _configured(configured)
+    try:
+        return _configured(configured)
+    except ValueError as error:
+        raise ValueError(f"{error}; or {missing}") from error
+
+
+def _tiny(module: ModuleType) -> UnifiedModel:
+    """The model of `tiny()`; whatever that raises is one line with its place, which is code of the package."""
+    try:
+        found = module.tiny()
+    except Exception as fault:
+        said = " ".join(f"{type(fault).__name__}: {fault}".split())
+        raise ValueError(
+            f"tiny() of {module.__name__} raised {said}; look at {last_place(fault)}"
+        ) from fault
+    if not isinstance(found, UnifiedModel):
+        raise ValueError(
+            f"tiny() of {module.__name__} gives {type(found).__name__}; it must be a UnifiedModel"
+        )
+    return found
 
 
 def _file_of(name: str) -> Path | None:
@@ -57,7 +78,7 @@ def _file_of(name: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _configured(path: Path) -> UnifiedModel:
+def _configured(path: Path) -> tuple[UnifiedModel, str]:
     """The model of a configuration, with its weights if they are in a folder on this machine."""
     known = _file_of(path.stem)
     if known is None or path.resolve() != known.resolve():
@@ -76,4 +97,4 @@ def _configured(path: Path) -> UnifiedModel:
     if (Path(folder) / DESCRIPTION).is_file():
         check_network(Path(folder), described.network, model)
     model.load(Path(folder))
-    return model
+    return model, f"configuration {path}, weights of {folder}"

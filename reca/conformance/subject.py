@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from reca.core.rng import generator, numpy_generator
+from reca.models.common.family import NoTokenizer
 from reca.models.contract import (
     Edits,
     Features,
@@ -66,7 +68,7 @@ class Subject:
 
     `texts` and `turns` (question, answer) replace the built-in ones for a model with another vocabulary. `images` are
     RGB; the default is noise of `side` pixels. `reconstructs`: `generate` accepts a condition with features.
-    `leave_out`: the names of checks to skip, with the reasons.
+    `leave_out`: the names of checks to skip, with the reasons. `source`: what the model was made from, in words.
     """
 
     model: UnifiedModel
@@ -76,6 +78,7 @@ class Subject:
     side: int = 32
     reconstructs: bool = True
     leave_out: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
 
     def __post_init__(self) -> None:
         self.model.eval()
@@ -163,6 +166,8 @@ class Subject:
         for one in offered:
             try:
                 use(one)
+            except NoTokenizer:
+                raise
             except ValueError as fault:
                 refused = fault
             else:
@@ -188,6 +193,15 @@ def place(model: UnifiedModel, method: str) -> str:
     path = Path(inspect.getsourcefile(found) or "?")
     line = inspect.getsourcelines(found)[1]
     return f"{type(model).__name__}.{method} ({path.parent.name}/{path.name}:{line})"
+
+
+def last_place(fault: Exception) -> str:
+    """The location in the model's code: the last frame outside of this suite, torch and transformers."""
+    frames = traceback.extract_tb(fault.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and "/conformance/" not in f.filename]  # fmt: skip
+    frame = (own or frames)[-1]
+    path = Path(frame.filename)
+    return f"{frame.name} ({path.parent.name}/{path.name}:{frame.lineno})"
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

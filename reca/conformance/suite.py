@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from reca.conformance import checks, moving, sampling, training
-from reca.conformance.subject import NonConformity, NotApplicable, Subject
+from reca.conformance import checks, moving, planning, sampling, training
+from reca.conformance.subject import NonConformity, NotApplicable, Subject, last_place
 from reca.core.structure import suggestion
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
     check.__name__: check
     for check in (
-        checks.entry,
+        planning.entry,
         checks.encode_is_deterministic,
         checks.encode_ignores_the_batch,
-        checks.fingerprint_covers_encode,
+        planning.fingerprint_covers_encode,
         checks.counts_before_losses,
+        checks.questions_have_no_labels,
         checks.losses_are_sums,
         checks.losses_ignore_the_batch,
         checks.losses_are_pure,
@@ -67,14 +66,5 @@ def run_check(subject: Subject, name: str) -> Outcome:
         return Outcome(name, "skipped", str(reason))
     except Exception as fault:
         said = " ".join(f"{type(fault).__name__}: {fault}".split())[:300]
-        return Outcome(name, "failed", f"raised {said}; look at {_last_place(fault)}")
+        return Outcome(name, "failed", f"raised {said}; look at {last_place(fault)}")
     return Outcome(name, "passed")
-
-
-def _last_place(fault: Exception) -> str:
-    """The location in the model's code: the last frame outside of this suite, torch and transformers."""
-    frames = traceback.extract_tb(fault.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and "/conformance/" not in f.filename]  # fmt: skip
-    frame = (own or frames)[-1]
-    path = Path(frame.filename)
-    return f"{frame.name} ({path.parent.name}/{path.name}:{frame.lineno})"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+    from types import ModuleType
 
     from reca.models.contract import UnifiedModel
 
@@ -104,7 +105,7 @@ def find_family(name: str) -> Family:
         others = ", ".join(sorted(_entry_points())) or "none is installed"
         raise ValueError(
             f"model family {name!r} is not known; choose one of: {', '.join(runnable())}; of other packages (entry "
-            f"point group {GROUP}): {others}"
+            f"point group {GROUP}): {others}; the attribute `family` of a model's class must be one of these names"
         )
     return found
 
@@ -162,6 +163,20 @@ def family_module(family: str) -> str:
     return find_family(family).module
 
 
+def implementation(family: str) -> ModuleType:
+    """Import a family's module; ValueError names the `Family` whose module does not exist."""
+    name = family_module(family)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # an import inside of the module
+        raise ValueError(
+            f"Family {family!r} ({entry_module(family) or 'reca.models.registry'}) has module={name!r}, but there is "
+            f"no module {error.name!r}; name the one with build(network), and reinstall the package"
+        ) from error
+
+
 def pretraining_module(family: str) -> str:
     """Module path of a family's pre-training; ValueError if it has none."""
     known = [name for name, one in FAMILIES.items() if one.pretraining]
@@ -174,7 +189,7 @@ def pretraining_module(family: str) -> str:
 
 def build_model(family: str, network: Mapping[str, Any]) -> UnifiedModel:
     """Build an untrained model of `family` from its network section (see `config/model/*.yaml`)."""
-    return importlib.import_module(family_module(family)).build(network)
+    return implementation(family).build(network)
 
 
 def load_model(directory: str | Path) -> UnifiedModel:

@@ -9,6 +9,7 @@ import pytest
 
 from reca.cli import main, parser
 from reca.commands import log_file
+from reca.commands.interact import model_folder
 from reca.commands.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -279,3 +280,13 @@ def test_log_file_is_written_beside_stderr(tmp_path):
     logging.getLogger("reca.test").info("a line")
     assert "reca.test: a line" in (tmp_path / "logs" / "x.log").read_text()
     logging.basicConfig(force=True)
+
+
+def test_a_model_that_nobody_named_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "weights/showo_tiny"
+    folder.mkdir(parents=True)
+    (folder / "reca_model.json").write_text("{}")
+    assert model_folder(None) == Path("weights/showo_tiny")
+    assert "model: weights/showo_tiny (choose another with --model)" in capsys.readouterr().err
+    assert model_folder("mine") == Path("mine") and not capsys.readouterr().err

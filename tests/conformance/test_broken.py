@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from reca.conformance import planning
 from reca.conformance.subject import Subject
 from reca.conformance.suite import CHECKS, run_check
 from reca.models import registry
+from reca.models.common.digest import digest
 from reca.models.contract import DecayGroups, Loss
 from tests.conformance import outside
 
@@ -187,6 +189,16 @@ def _mean_of_answers(base):
     return answer_loss
 
 
+def _labels_everywhere(base):
+    def conversation(self, turns, with_image=True):
+        found = base.conversation(self, turns, with_image)
+        labels = found.ids.roll(-1, 1).masked_fill(~found.real.roll(-1, 1), -100)
+        labels[:, -1] = -100
+        return replace(found, labels=labels, count=int((labels != -100).sum()))
+
+    return conversation
+
+
 def _mean(self, loss, target, condition):
     return Loss(loss.total / loss.count, loss.count)
 
@@ -205,6 +217,14 @@ BREAKS = {
             {"encoder_fingerprint": lambda base: lambda self, use: str(_calls(self))},
             "differs between two calls",
         ),
+        (
+            {
+                "encoder_fingerprint": lambda base: (
+                    lambda self, use: digest(dict(self.frozen.named_parameters()), {})
+                )
+            },
+            "another network.resolution (32 for 16) changes the rows of encode(images, 'draw')",
+        ),
     ],
     "counts_before_losses": [
         (
@@ -215,6 +235,9 @@ BREAKS = {
             {"generation_loss": _loss(lambda s, loss, t, c: Loss(loss.total.double(), 48))},
             "must be a float32 scalar",
         ),
+    ],
+    "questions_have_no_labels": [
+        ({"conversation": _labels_everywhere}, "where its question is twice as long"),
     ],
     "losses_are_sums": [
         ({"generation_loss": _loss(_mean)}, "not their mean"),
@@ -304,6 +327,30 @@ def test_an_entry_that_does_not_fit_its_code(example, monkeypatch):
     unknown = example.tiny()
     unknown.family = "another"
     assert "model family 'another' is not known" in run_check(Subject(unknown), "entry").line
+
+
+def test_an_entry_that_imports_torch(example, monkeypatch, tmp_path):
+    (tmp_path / "heavy_entry.py").write_text("import sys\n\nsys.modules['torch'] = sys\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(planning, "entry_module", lambda name: "heavy_entry")
+    outcome = run_check(Subject(example.tiny()), "entry")
+    assert outcome.status == "failed"
+    assert "importing heavy_entry, which holds the entry, imports torch, and" in outcome.line
+
+
+def test_counts_that_are_methods_are_named(example):
+    def sample_noise(self, batch, generator):
+        return ((batch,),)
+
+    outcome = run_check(
+        Subject(broken(example, sample_noise=lambda base: sample_noise)), "counts_before_losses"
+    )
+    assert "what sample_noise of Broken gives, tuple, needs an attribute count" in outcome.line
+
+
+def test_a_model_without_a_tokenizer_is_not_one_of_other_words(example):
+    with pytest.raises(ValueError, match=r"this My model has no tokenizer;.*set_tokenizer"):
+        Subject(example.build({}))
 
 
 def test_what_a_model_raises_is_one_line_with_its_place(example):

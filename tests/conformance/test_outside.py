@@ -13,6 +13,7 @@ from PIL import Image
 from reca.cli import main
 from reca.commands.code import stage_code
 from reca.config import compose
+from reca.conformance.resolve import model_of
 from reca.core.fingerprints import SourceTree
 from reca.models import registry
 from tests.conformance import outside
@@ -156,7 +157,9 @@ def test_check_model_prints_a_line_per_check(package, capsys, monkeypatch):
     only = ["--only", "entry", "counts_before_losses"]
     assert main(["check-model", "my_model", *only]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("my_model: family my_model, MyModel\n  passed  entry\n")
+    assert text.startswith(
+        "my_model: family my_model, MyModel; tiny() of my_model.model\n  passed  entry\n"
+    )
     assert text.endswith("2 passed, 0 failed, 0 skipped\n")
     wrong = registry.Family("my_model", "My model", module="my_model.model", edits=True)
     monkeypatch.setitem(registry.FAMILIES, "my_model", wrong)
@@ -179,3 +182,33 @@ def test_check_model_takes_folders_files_and_names(tmp_path, capsys, monkeypatch
         capsys.readouterr()
         assert main(["check-model", named, "--only", "entri"]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (("    with torch.random.fork", "    raise KeyError('words')\n    with torch.random.fork"),
+         r"tiny\(\) of my_model.model raised KeyError: 'words'; look at tiny \(my_model/model.py:\d+\)"),
+        (("    return model\n", "    return None\n"), r"tiny\(\) of my_model.model gives NoneType; it must be"),
+        (("def tiny", "def small"), r"weights.path = 'work/my_model' is no folder.*; or define tiny\(\) next to"),
+    ],
+)  # fmt: skip
+def test_what_tiny_does_wrong_is_said_of_tiny(package, tmp_path, monkeypatch, edit, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    code = package / "model.py"
+    assert edit[0] in code.read_text()
+    code.write_text(code.read_text().replace(*edit))
+    with pytest.raises(ValueError, match=said):
+        model_of("my_model")
+
+
+def test_a_module_that_does_not_exist_is_said_of_the_entry(package):
+    (package / "model.py").rename(package / "models.py")
+    with pytest.raises(
+        ValueError, match=r"Family 'my_model' \(my_model\) has module='my_model.model'"
+    ):
+        registry.build_model("my_model", {})
+    (package / "model.py").write_text("import nothing_there\n")
+    with pytest.raises(ModuleNotFoundError, match="nothing_there"):
+        registry.build_model("my_model", {})

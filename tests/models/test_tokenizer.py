@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from reca.models.common.options import check_generation
 from reca.models.common.plain_tokenizer import FILES, PlainTokenizer
-from reca.models.common.tokenizer import read_tokenizer
+from reca.models.common.tokenizer import TextFrontEnd, read_tokenizer
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 SHIPPED = WEIGHTS / "showo_tiny"
@@ -32,6 +33,24 @@ def test_odd_tokenizer_files_are_named(tmp_path, name):
             continue
         with pytest.raises(ValueError, match=f"{name}"):
             read_tokenizer(folder)
+
+
+def test_a_front_end_may_encode_texts_when_it_checks_its_tokenizer():
+    seen = []
+
+    class Text(TextFrontEnd):
+        def check(self, where):
+            seen.append((where, self.ids(["a red circle"]), self.config))
+
+    read = Text.read(SHIPPED, "sizes")
+    assert seen == [(str(SHIPPED), read.ids(["a red circle"]), "sizes")]
+
+
+def test_guidance_zero_is_none():
+    check_generation(1, ["generator"], None, 0.0)
+    check_generation(1, ["generator"], None)
+    with pytest.raises(ValueError, match=r"guidance 1 needs an unconditional"):
+        check_generation(1, ["generator"], None, 1.0)
 
 
 def library(folder):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # the sections of the configuration that affect the features of each use
 _DEPENDS: dict[Use, tuple[str, ...]] = {
-    "draw": ("vit", "vae", "resolution", "condition_resolution"),
+    "draw": ("vit", "vae", "resolution", "condition_resolution", "vit_max_num_patch_per_side"),
     "read": ("vit", "read_size", "vit_max_num_patch_per_side"),
     "edit": ("vit", "vae", "resolution", "edit_size", "vit_max_num_patch_per_side"),
 }

@@ -18,6 +18,10 @@ from reca.models.contract import UnifiedModel
 DESCRIPTION, FORMAT = "reca_model.json", 1
 
 
+class NoTokenizer(ValueError):
+    """A model without a tokenizer was given a text."""
+
+
 @dataclass(frozen=True)
 class WeightFile:
     """One weight file of a model folder.
@@ -52,8 +56,9 @@ class FamilyModel(UnifiedModel):
     def text(self) -> Any:
         """The text front end; ValueError if the model has no tokenizer."""
         if self._text is None:
-            raise ValueError(
-                f"this {self.title} has no tokenizer; load a model folder with a tokenizer.json"
+            raise NoTokenizer(
+                f"this {self.title} has no tokenizer; load a model folder with a tokenizer.json, or call set_tokenizer "
+                "(in tiny(), for instance)"
             )
         return self._text
 

@@ -81,8 +81,11 @@ def check_generation(
     unconditional: object | None = None,
     guidance: float | None = None,
 ) -> None:
-    """Raise ValueError unless each row has a generator and, with `guidance`, there is an unconditional condition."""
+    """Raise ValueError unless each row has a generator and, with guidance, there is an unconditional condition.
+
+    `guidance`: the scale; 0 and None are none.
+    """
     if len(generators) != rows:
         raise ValueError(f"{rows} images need as many generators, got {len(generators)}")
-    if guidance is not None and unconditional is None:
+    if guidance and unconditional is None:
         raise ValueError(f"sampling.guidance {guidance:g} needs an unconditional condition")

@@ -52,15 +52,16 @@ def without_image_tag(question: str) -> str:
 class TextFrontEnd:
     """Encodes and decodes text; families add their templates.
 
-    `end` ends a text. `check` raises ValueError if the tokenizer is not the one that the network was trained with.
+    `end` ends a text. `check` raises ValueError if the tokenizer is not the one that the network was trained with; it
+    may use all of this class: `self.tokenizer`, `self.config` (the network's), `self.ids`, `self.decoded`.
     """
 
     end: int
 
     def __init__(self, tokenizer: Any, config: Any, where: str = "tokenizer") -> None:
         self.tokenizer, self.config = tokenizer, config
-        self.check(where)
         self._unknown = tokenizer.get_vocab().get(UNKNOWN)
+        self.check(where)
 
     @classmethod
     def read(cls, folder: str | Path, config: Any) -> Self:
