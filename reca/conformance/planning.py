@@ -24,7 +24,7 @@ MOST_PARAMETERS = 50_000_000  # of a model that is built again for each field of
 
 
 def entry(subject: Subject) -> None:
-    """The registry has an entry for the family that says what its code is, and that plans read without torch."""
+    """The registry has an entry for the family that names its code and abilities and is imported without torch."""
     model = subject.model
     found = find_family(model.family)
     demand(
@@ -36,7 +36,7 @@ def entry(subject: Subject) -> None:
     )
     demand(
         installed().source(found.module) is not None,
-        f"no source file is found for module {found.module!r} of the entry, so stages cannot record its code; install "
+        f"there is no source file for module {found.module!r} of the entry, so stages cannot record its code; install "
         "the package unzipped",
         model,
         "encode",
@@ -83,21 +83,20 @@ def fingerprint_covers_encode(subject: Subject) -> None:
             same = all(close(changed[name], rows[name]) for name in rows)
             demand(
                 same or model.encoder_fingerprint(use) != before,
-                f"{kind} weights changed the rows of encode(images, {use!r}), but not encoder_fingerprint({use!r}): an "
-                "old cache would be used",
+                f"{kind} weights changed the rows of encode(images, {use!r}), but not encoder_fingerprint({use!r}): a "
+                "stale cache would be used",
                 model,
                 "encoder_fingerprint",
             )
-    own = type(
-        subject.model
-    )  # its methods, also where it is a class derived from what the family builds
+    # The subject may be of a class derived from what the family builds; its methods are the ones checked.
+    own = type(subject.model)
     for field, model in _rebuilt(subject.model):
         for use in subject.uses:
             if own.encoder_fingerprint(model, use) == subject.model.encoder_fingerprint(use):
                 demand(
                     _same_rows(subject, model, use),
                     f"another {field} changes the rows of encode(images, {use!r}), but not "
-                    f"encoder_fingerprint({use!r}): an old cache would be used",
+                    f"encoder_fingerprint({use!r}): a stale cache would be used",
                     model,
                     "encoder_fingerprint",
                 )

@@ -190,7 +190,7 @@ def test_check_model_takes_folders_files_and_names(tmp_path, capsys, monkeypatch
         (("    with torch.random.fork", "    raise KeyError('words')\n    with torch.random.fork"),
          r"tiny\(\) of my_model.model raised KeyError: 'words'; look at tiny \(my_model/model.py:\d+\)"),
         (("    return model\n", "    return None\n"), r"tiny\(\) of my_model.model gives NoneType; it must be"),
-        (("def tiny", "def small"), r"weights.path = 'work/my_model' is no folder.*; or define tiny\(\) next to"),
+        (("def tiny", "def small"), r"weights.path = 'work/my_model' is not a folder.*; or define tiny\(\) next to"),
     ],
 )  # fmt: skip
 def test_what_tiny_does_wrong_is_said_of_tiny(package, tmp_path, monkeypatch, edit, said):
