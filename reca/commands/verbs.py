@@ -181,12 +181,7 @@ VERBS = (
                 metavar="FIRST=DIR",
                 help="folder or archives of the images whose paths begin with FIRST/",
             ),
-            arg(
-                "--use",
-                required=True,
-                choices=("draw", "read", "edit"),
-                help="purpose of the images",
-            ),
+            arg("--use", required=True, choices=("draw", "read", "edit"), help="of the images"),
             DEVICE,
             WORK,
             OUT,
