@@ -108,7 +108,11 @@ class Recipe:
 
 
 def for_arm(recipe: Recipe, arm: str) -> Recipe:
-    """The recipe of one arm at equal compute: `sft` draws from captions, `shuffled` from another image's embeddings."""
+    """The recipe of one arm at equal compute: `sft` generates from captions, `shuffled` from another image's embeddings.
+
+    A recipe that keeps captions in the objective (task t2i) has as many images of both tasks in every arm: `sft` takes
+    those of reca as captions in addition to the kept ones.
+    """
     if arm == "reca":
         return recipe
     if arm == "shuffled":
@@ -120,4 +124,7 @@ def for_arm(recipe: Recipe, arm: str) -> Recipe:
             "arm 'sft' puts t2i in the place of reca, but the recipe has no task reca; add align.tasks.reca"
         )
     others = {name: task for name, task in recipe.tasks.items() if name not in ("reca", "t2i")}
-    return replace(recipe, tasks={**others, "t2i": recipe.tasks["reca"]})
+    reca, kept = recipe.tasks["reca"], recipe.active().get("t2i")
+    if kept is not None:
+        reca = TaskRecipe(weight=reca.weight + kept.weight, batch=reca.batch + kept.batch)
+    return replace(recipe, tasks={**others, "t2i": reca})

@@ -82,6 +82,14 @@ def test_arms_share_images_and_masks():
             assert torch.equal(own.noise.mask, other.noise.mask)
 
 
+def test_plain_training_has_the_kept_captions_in_addition():
+    tasks = {"reca": TaskRecipe(1.0, 4), "i2t": TaskRecipe(0.5, 2), "t2i": TaskRecipe(0.25, 2)}
+    expected = {"i2t": TaskRecipe(0.5, 2), "t2i": TaskRecipe(1.25, 6)}
+    assert for_arm(recipe(tasks=tasks), "sft").tasks == expected
+    unused = tasks | {"t2i": TaskRecipe(0.0, 2)}
+    assert for_arm(recipe(tasks=unused), "sft").tasks["t2i"] == tasks["reca"]
+
+
 def test_derangements_are_uniform_enough_and_never_fixed():
     drawn = generator(0, "test")
     seen = {tuple(derangement(4, drawn).tolist()) for _ in range(200)}
