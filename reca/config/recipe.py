@@ -108,7 +108,7 @@ class Recipe:
 
 
 def for_arm(recipe: Recipe, arm: str) -> Recipe:
-    """The recipe of one arm at equal compute: `sft` generates from captions, `shuffled` from another image's embeddings.
+    """The recipe of one arm at equal compute: `sft` trains on captions, `shuffled` on another image's embeddings.
 
     A recipe that keeps captions in the objective (task t2i) has as many images of both tasks in every arm: `sft` takes
     those of reca as captions in addition to the kept ones.
