@@ -62,13 +62,14 @@ MODEL = arg(
 STEPS = arg(
     "--steps",
     type=int,
-    help="sampling steps (default: as published, Show-o and BAGEL 50, Harmon 64; tiny Show-o 12)",
+    help="sampling steps (default: as published, Show-o and BAGEL 50, Harmon 64, OpenUni 20, Janus-Pro one per code; "
+    "tiny Show-o 12)",
 )
 GUIDANCE = arg(
     "--guidance",
     type=float,
     help="guidance scale; 0 disables guidance, for Harmon, BAGEL and Janus-Pro also 1 "
-    "(default: as published, Show-o and Janus-Pro 5, Harmon 3, BAGEL 4; tiny Show-o 2)",
+    "(default: as published, Show-o and Janus-Pro 5, OpenUni 4.5, Harmon 3, BAGEL 4; tiny Show-o 2, tiny Janus-Pro 1)",
 )
 DEVICE = arg(
     "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: the first GPU, if any)"

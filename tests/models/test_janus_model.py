@@ -325,7 +325,7 @@ def test_generation_checks_its_arguments(model: JanusModel, caplog) -> None:
         model.generate(condition, None, Sampling(2.0), two)
     with pytest.raises(ValueError, match=r"sampling.options.order = 'random': unknown option"):
         model.check_sampling(Sampling(options={"order": "random"}))
-    assert model.default_sampling() == Sampling(5.0, 16)
+    assert model.default_sampling() == Sampling(1.0, 16)
     model.generate(condition, None, Sampling(1.0, 16), two)
     assert not caplog.records
     model.generate(condition, None, Sampling(1.0, 3), two)

@@ -21,6 +21,7 @@ from reca.models.janus.text import TextFrontEnd
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_LEAST_CODES = 50  # of an image for the published guidance; the released models have 576
 _TEXT = 40  # typical number of tokens of a reconstruction prompt, for estimates
 
 
@@ -110,8 +111,9 @@ class JanusModel(FamilyModel):
         )
 
     def default_sampling(self) -> Sampling:
-        """The published settings (janus.md d), with one step per code."""
-        return Sampling(guidance=5.0, steps=self.config.num_codes)
+        """The published settings (janus.md d), with one step per code; a laptop model generates best without guidance."""
+        codes = self.config.num_codes
+        return Sampling(guidance=5.0 if codes >= _LEAST_CODES else 1.0, steps=codes)
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Raise ValueError for an unknown option or invalid value of `SamplerOptions`."""
