@@ -111,7 +111,7 @@ class JanusModel(FamilyModel):
         )
 
     def default_sampling(self) -> Sampling:
-        """The published settings (janus.md d), with one step per code; a laptop model generates best without guidance."""
+        """The published settings (janus.md d), one step per code; a laptop model generates best without guidance."""
         codes = self.config.num_codes
         return Sampling(guidance=5.0 if codes >= _LEAST_CODES else 1.0, steps=codes)
 
