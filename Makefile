@@ -12,7 +12,8 @@ TORCH_INDEX ?=
 EXPERIMENT ?= laptop
 CORES ?= all
 PIP_OPTIONS ?=
-PYTEST_OPTIONS ?= --numprocesses auto --dist loadfile
+# Files in the order of tests/conftest.py: reordered by number of tests, the longest, which have few, would come last.
+PYTEST_OPTIONS ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 VENV = .venv
 BIN = $(VENV)/bin
