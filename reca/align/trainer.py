@@ -66,9 +66,7 @@ class Summary:
     tokens: int
     samples: int
     skipped: int
-    loss: dict[
-        str, float | None
-    ]  # of the last step, also of an earlier session; None if it was not finite
+    loss: dict[str, float | None]  # of the last step, in whichever session; None: not finite
     seconds: float  # of this session
     checkpoint: Path
 

@@ -132,9 +132,8 @@ def _rebuilt(model: UnifiedModel) -> Iterator[tuple[str, UnifiedModel]]:
             if name in own and own[name].shape == tensor.shape
         }
         built.load_state_dict(fitting, strict=False)
-        if isinstance(
-            model, type(built)
-        ):  # else the family builds something else than what is checked
+        # The family may build another class than the one checked.
+        if isinstance(model, type(built)):
             yield field, built.eval()
 
 

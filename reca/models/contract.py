@@ -149,9 +149,8 @@ class UnifiedModel(nn.Module, ABC):
         `with_image`: the condition has understanding features (RecA). A family whose text-to-image loss covers
         more than the image (Show-o's boundary tokens) overrides this.
         """
-        if not isinstance(
-            count := getattr(noise, "count", None), int
-        ):  # a method of tuples and lists, for instance
+        count = getattr(noise, "count", None)
+        if not isinstance(count, int):  # of a tuple or a list it is a method
             raise ValueError(
                 f"what sample_noise of {type(self).__name__} gives, {type(noise).__name__}, needs an attribute count: "
                 f"the number of tokens of the loss, not {count!r}"
