@@ -5,7 +5,8 @@ Nothing here has state, so resuming or changing the number of micro-batches need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,18 +18,11 @@ from reca.config.recipe import ROLE_OF, Recipe
 from reca.core.artifacts import sha256_json
 from reca.core.rng import generator, seed_of
 from reca.data.order import Cursor, published_order
-from reca.data.role import USES, Role
+from reca.data.role import Role, stream_of
 from reca.models.contract import ON_HOST, Features, UnifiedModel, editor
 
 Conversation = Sequence[tuple[str, str]]
 """(question, answer) turns about one image."""
-
-
-# reca and t2i share data order and noise: the arms reca, shuffled and sft see the same images under the
-# same noise and differ only in the condition.
-def _stream(role: Role) -> str:
-    """The part of a random key that names the data."""
-    return USES.get(role, role.value)
 
 
 @dataclass(frozen=True)
@@ -76,12 +70,24 @@ class TaskData(Protocol):
 
 
 @dataclass(frozen=True)
+class Places:
+    """Which samples of a data set of `size` a cache holds: their `positions`, ascending."""
+
+    size: int
+    positions: Sequence[int]
+
+    def rows(self, samples: Sequence[int]) -> list[int]:
+        """The row of each sample; that of the next cached one, cyclically, where it was unreadable."""
+        return [bisect_left(self.positions, sample) % len(self.positions) for sample in samples]
+
+
+@dataclass(frozen=True)
 class FeatureData:
     """Feature caches joined with their texts: row i of a cache belongs to entry i of the lists.
 
     `draw` serves reca (with `prompts`) and t2i (with `draw_captions`); `read` serves i2t (with
     `read_conversations`, one or more per image); `text_conversations` serve the task text; `edits` point into the
-    images of `edit`.
+    images of `edit`. Where a cache holds only the images that the run reads, `places` has its place in the data set.
     """
 
     draw: FeatureRows | None = None
@@ -94,6 +100,7 @@ class FeatureData:
     edits: Sequence[EditRows] = ()
     identity: dict[str, str] = field(default_factory=dict)
     """Hashes that identify the caches (such as of their manifests); resuming with others is refused."""
+    places: Mapping[Role, Places] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _same_length("draw_captions", self.draw_captions, self.draw)
@@ -114,7 +121,7 @@ class FeatureData:
         return sha256_json([texts, turns, sizes, self.identity, *([edits] if edits else [])])
 
     def size(self, role: Role) -> int:
-        """Number of samples of a role; ValueError if there are none."""
+        """Number of samples of a role, cached or not; ValueError if there are none."""
         stored = {
             Role.RECONSTRUCT: self.draw,
             Role.ANSWER: self.read,
@@ -125,20 +132,24 @@ class FeatureData:
             raise ValueError(
                 f"the recipe has a task that needs data of role '{role}', but there is none"
             )
-        return len(stored)
+        return self.places[role].size if role in self.places else len(stored)
+
+    def _rows(self, role: Role, indices: Sequence[int]) -> Sequence[int]:
+        """The rows of these samples."""
+        return self.places[role].rows(indices) if role in self.places else indices
 
     def features(self, role: Role, indices: Sequence[int]) -> Features:
         """Cached features of these rows."""
         caches = {Role.RECONSTRUCT: self.draw, Role.ANSWER: self.read, Role.EDIT: self.edit}
         rows = caches[role]
         assert rows is not None, f"size({role!r}) is checked first"
-        return rows.rows(indices)
+        return rows.rows(self._rows(role, indices))
 
     def captions(self, indices: Sequence[int]) -> list[str]:
         """Captions of the images to reconstruct."""
         if not self.draw_captions:
             raise ValueError("the task t2i needs captions, but the data set has none")
-        return [self.draw_captions[index] for index in indices]
+        return [self.draw_captions[row] for row in self._rows(Role.RECONSTRUCT, indices)]
 
     def conversations(self, role: Role, indices: Sequence[int]) -> list[Sequence[Conversation]]:
         """All conversations of each sample."""
@@ -147,7 +158,7 @@ class FeatureData:
             raise ValueError(
                 f"the recipe needs conversations in data of role '{role}', but the data set has none"
             )
-        return [stored[index] for index in indices]
+        return [stored[row] for row in self._rows(role, indices)]
 
     def edits_of(self, indices: Sequence[int]) -> list[EditRows]:
         """The edits of the given rows; `size(Role.EDIT)` is checked first."""
@@ -221,7 +232,7 @@ def _plan(
     processes: ProcessGroup,
 ) -> MicroBatch:
     role, batch = ROLE_OF[task], recipe.tasks[task].batch
-    stream = _stream(role)
+    stream = stream_of(role)
     at = (step, micro)
     indices = samples(data.size(role), stream, recipe, batch, at, seed=seed, processes=processes)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from reca.config.recipe import Recipe
-    from reca.models.contract import MemoryProfile, UnifiedModel
+    from reca.models.contract import MemoryProfile, UnifiedModel, Use
 
 GIB = 2**30
 CACHED_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -25,6 +25,7 @@ RESERVE = 0.06  # share of a device's memory taken by its runtime, fragmentation
 PER_WIDTH, PER_INNER = 14, 4
 # Likewise per row and block of a head: shift, scale, gate, norm, inputs and outputs of two layers, autocast's copies.
 PER_HEAD = 12
+SQUARE = 1024  # pixels of the image whose features are counted; families resize it
 ON_GPU = 80.0  # GiB assumed for a GPU if this machine has none
 
 
@@ -36,7 +37,6 @@ class Footprint:
     trained: int
     gpus: int
     parts: Mapping[str, float]
-    features: int | None  # values cached on disk per image
 
     @property
     def total(self) -> float:
@@ -83,7 +83,7 @@ def footprint(model: UnifiedModel, recipe: Recipe, gpus: int, half: bool) -> Foo
     if load is not None:
         parts |= _activations(load, recipe, 2 if half else FULL)
     every = sum(w.numel() for w in named.values())
-    return Footprint(every, count, ranks, parts, (load.features or None) if load else None)
+    return Footprint(every, count, ranks, parts)
 
 
 def _largest_block(model: nn.Module) -> int:
@@ -119,6 +119,18 @@ def _activations(load: MemoryProfile, recipe: Recipe, size: int) -> dict[str, fl
     return parts
 
 
+def cached_bytes(model: UnifiedModel, use: Use, cache_dtype: str) -> int:
+    """Bytes of one square image in the feature cache: the shapes of its features on `meta`."""
+    from PIL import Image
+
+    features = model.encode([Image.new("RGB", (SQUARE, SQUARE))], use)
+    half = CACHED_BYTES[cache_dtype]
+    return sum(
+        rows.numel() * (half if rows.is_floating_point() else rows.element_size())
+        for rows in features.values()
+    )
+
+
 # ---- devices -----------------------------------------------------------------------------------
 def device_bytes(gpus: int) -> tuple[float, str]:
     """Memory of one device and its description: this machine's GPU, an assumed one, or this machine's memory."""
@@ -145,22 +157,16 @@ def least_gpus(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -
     return None
 
 
-def described(
-    name: str, footprint: Footprint, memory: float, device: str, cache_dtype: str | None = None
-) -> list[str]:
-    """The table that `reca plan` prints; with `cache_dtype` also the size of an image in the cache."""
+def described(name: str, footprint: Footprint, memory: float, device: str) -> list[str]:
+    """The table that `reca plan` prints."""
     places = f"each of {footprint.gpus} devices" if footprint.gpus > 1 else "one device"
     rows = [f"    {what:<30}{_gib(value)}" for what, value in footprint.parts.items()]
     verdict = "fits" if fits(footprint, memory) else "DOES NOT FIT"
-    lines = [
+    return [
         f"  models.{name}: {footprint.parameters:,} parameters, {footprint.trained:,} trained; on {places}:",
         *rows,
         f"    {'sum':<30}{_gib(footprint.total)}   of {_gib(memory).strip()} on {device}: {verdict}",
     ]
-    if footprint.features is not None and cache_dtype is not None:
-        size = footprint.features * CACHED_BYTES[cache_dtype] / 1e6
-        lines.append(f"    feature cache on disk: {size:.2f} MB per image in {cache_dtype}")
-    return lines
 
 
 def remedy(model: UnifiedModel, recipe: Recipe, memory: float, half: bool) -> str:

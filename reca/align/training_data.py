@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reca.align.batches import EditRows, FeatureData
-from reca.config.recipe import Recipe
+from reca.align.batches import EditRows, FeatureData, Places
+from reca.config.recipe import Recipe, visits
 from reca.core.artifacts import MANIFEST, sha256_file
 from reca.data.dataset import read_texts
 from reca.data.formats import max_unreadable
+from reca.data.order import Visits
 from reca.data.prompts import bank
 from reca.data.role import Role
 from reca.features.build import FeatureCache, open_cache
@@ -26,10 +27,14 @@ def feature_data(
     sources: Mapping[str, DataSource],
     folders: Mapping[str, Path],
     caches: Mapping[str, Path],
+    *,
+    seed: int,
+    ranks: int,
 ) -> FeatureData:
     """Open and join the data that the recipe's tasks need; ValueError names what is missing.
 
-    `folders` are data sets by role, `caches` feature caches by use (`draw`, `read`, `edit`).
+    `folders` are data sets by role, `caches` feature caches by use (`draw`, `read`, `edit`). A cache of the images that
+    runs read must have those of this `seed` and number of `ranks`.
     """
     tasks = recipe.active()
     generates, reads = {"reca", "t2i"} & set(tasks), "i2t" in tasks
@@ -48,6 +53,7 @@ def feature_data(
     if edited is not None:
         source, folder = _role(sources, folders, Role.EDIT)
         edits = edits_of(edited.ids, _samples(edited, source, folder), folder)
+    opened = {Role.RECONSTRUCT: draw, Role.ANSWER: read}
     return FeatureData(
         draw=draw,
         read=read,
@@ -58,7 +64,24 @@ def feature_data(
         edit=edited,
         edits=edits,
         identity={use: sha256_file(Path(folder) / MANIFEST) for use, folder in caches.items()},
+        places={
+            role: _places(cache, visits([recipe], role, [seed], ranks))
+            for role, cache in opened.items()
+            if cache is not None and cache.visits is not None
+        },
     )
+
+
+def _places(cache: FeatureCache, wanted: Visits) -> Places:
+    """Where the samples of a run are in a cache that has not all; ValueError if it lacks some."""
+    assert cache.visits is not None
+    if lacking := cache.visits.missing(wanted):
+        raise ValueError(
+            f"{cache.directory}: has the images that {cache.visits.samples:,} samples of seeds "
+            f"{list(cache.visits.seeds)} read, but this run reads {lacking}; build the cache for this run "
+            "(snakemake does when seeds, steps, batches or GPUs change), or set models.NAME.cache_rows=all"
+        )
+    return Places(cache.size, cache.positions.tolist())
 
 
 def edits_of(ids: Sequence[str], samples: Sequence[Sample], where: Path) -> list[EditRows]:

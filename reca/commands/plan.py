@@ -11,13 +11,24 @@ from reca.config import compose
 from reca.config.recipe import Recipe
 from reca.config.scale import label
 from reca.config.schema import ModelConfig
+from reca.config.validate import cache_visits, cached_uses
+from reca.data.order import Visits
 
 _log = logging.getLogger(__name__)
 
 
 def plan(arguments: Namespace) -> None:
     """Print each model's memory by part and the device's; ValueError (after printing) if a model does not fit."""
-    from reca.align.memory import GIB, described, device_bytes, fits, footprint, meta_model, remedy
+    from reca.align.memory import (
+        GIB,
+        cached_bytes,
+        described,
+        device_bytes,
+        fits,
+        footprint,
+        meta_model,
+        remedy,
+    )
     from reca.models.registry import is_runnable
 
     experiment = compose.load(arguments.experiment, arguments.overrides)
@@ -33,11 +44,23 @@ def plan(arguments: Namespace) -> None:
             memory, device = arguments.memory * GIB, f"a device of {arguments.memory:g} GiB"
         empty = meta_model(model.family, model.network)
         found = footprint(empty, model.align, gpus, half)
-        print("\n".join(described(name, found, memory, device, model.cache_dtype)))
+        print("\n".join(described(name, found, memory, device)))
+        for use in cached_uses(experiment, name):
+            size = cached_bytes(empty, use, model.cache_dtype)
+            print(_cache_line(use, size, cache_visits(experiment, name, use), model))
         if not fits(found, memory):
             refused.append(f"models.{name}: {remedy(empty, model.align, memory, half)}")
     if refused:
         raise ValueError(f"{experiment.name} does not fit; {'; '.join(refused)}")
+
+
+def _cache_line(use: str, size: int, visits: Visits | None, model: ModelConfig) -> str:
+    """Size on disk of one feature cache, as far as it is known before the images are here."""
+    each = f"    feature cache '{use}': {size / 1e6:.3g} MB per image in {model.cache_dtype}"
+    if visits is None:
+        return f"{each}, all images of the data set"
+    images = visits.samples * len(visits.seeds)
+    return f"{each}, at most {images:,} images: {images * size / 1e9:,.3g} GB"
 
 
 def _devices(model: ModelConfig) -> tuple[int, bool]:

@@ -16,6 +16,7 @@ from reca.config.compose import section
 from reca.config.recipe import Recipe, for_arm
 from reca.config.schema import DataSource, Fit, Weights
 from reca.core.artifacts import Stage, read_json, size_of
+from reca.data.order import Visits
 
 
 def import_base(arguments: Namespace) -> None:
@@ -48,6 +49,8 @@ def _chosen(folder: Path, file: str | None, role: str) -> Path:
 
 def cache(arguments: Namespace) -> None:
     """Encode a data set with the frozen encoders."""
+    import torch
+
     from reca.core.devices import placed
     from reca.data.formats import max_unreadable
     from reca.features.build import build
@@ -72,6 +75,8 @@ def cache(arguments: Namespace) -> None:
         code=stage_code("cache", family),
         dtype=plain.get("cache_dtype", "fp32"),
         max_unreadable=max_unreadable(source.options),
+        workers=workers if (workers := torch.get_num_threads()) > 1 else 0,
+        visits=section(Visits, plain["visits"], "visits") if "visits" in plain else None,
         work=work_folder(arguments, "cache", read.values()).path,
         inputs=records_of(read),
         reads=read.values(),
@@ -89,13 +94,17 @@ def align(arguments: Namespace) -> None:
     family, described, data = of_section(plain, "family", "align", "data")
     recipe = for_arm(section(Recipe, described), arguments.arm)
     recipe.validate()
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     folders, caches = pairs("--data", arguments.data), pairs("--cache", arguments.cache)
     model, started = Path(arguments.model), time.time()
     inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
     work = work_folder(arguments, "align", inputs.values())
 
     def train() -> Trained:
-        data_by_role = feature_data(recipe, sources_of(data), folders, caches)
+        sources = sources_of(data)
+        data_by_role = feature_data(
+            recipe, sources, folders, caches, seed=arguments.seed, ranks=ranks
+        )
         return run(model, data_by_role, recipe, seed=arguments.seed, work=work.path)
 
     if not is_first():
@@ -115,7 +124,7 @@ def align(arguments: Namespace) -> None:
         needs=size_of(model),
     )
     network = read_json(model / DESCRIPTION)["network"]
-    before_a_run(family, network, recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    before_a_run(family, network, recipe, ranks)
     with work, stage:
         trained = train()
         write(trained, model, work.path, stage.staging)

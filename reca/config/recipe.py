@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Interval, Len
 
 from reca.core.structure import Count, NonNegative, Positive, Share, Whole, build, problem
-from reca.data.role import Role
+from reca.data.order import Order, Visits
+from reca.data.role import Role, stream_of
 
 TASKS = ("reca", "i2t", "t2i", "text", "edit")
 ARMS = ("reca", "sft", "shuffled")
@@ -58,7 +60,7 @@ class Recipe:
     accumulation: Count = 1  # micro-batches of every task per optimiser step
     lr: Positive = 1e-4  # peak
     # Of samples: own, by (seed, step, rank); published, torch's endless permutations.
-    order: Literal["own", "published"] = "own"
+    order: Order = "own"
     # After the warm-up; published is Harmon's, by micro-batch.
     schedule: Literal["cosine", "constant", "published"] = "cosine"
     warmup: Whole = 0  # optimiser steps, linear from 0; micro-batches where schedule is `published`
@@ -128,3 +130,19 @@ def for_arm(recipe: Recipe, arm: str) -> Recipe:
     if kept is not None:
         reca = TaskRecipe(weight=reca.weight + kept.weight, batch=reca.batch + kept.batch)
     return replace(recipe, tasks={**others, "t2i": reca})
+
+
+def visits(recipes: Sequence[Recipe], role: Role, seeds: Iterable[int], ranks: int) -> Visits:
+    """The samples of a role that runs of these recipes read; the tasks of a role read the same ones."""
+    read = [
+        recipe.steps * recipe.accumulation * task.batch * ranks
+        for recipe in recipes
+        for name, task in recipe.active().items()
+        if ROLE_OF[name] is role
+    ]
+    return Visits(
+        order=recipes[0].order,
+        stream=stream_of(role),
+        seeds=tuple(seeds),
+        samples=max(read, default=0),
+    )

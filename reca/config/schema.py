@@ -35,6 +35,7 @@ BenchmarkKind = Literal[
     "reconstruction",
 ]
 CachePrecision = Literal["fp32", "fp16", "bf16"]
+CacheRows = Literal["all", "visited"]
 Scale = Literal["tiny"]
 SCALES: tuple[str, ...] = get_args(Scale)
 SeedSchedule = Literal["per_image", "sample_index", "prompt_reset", "process"]
@@ -112,6 +113,7 @@ class ModelConfig:
     resources: Resources = field(default_factory=Resources)
     seeds: list[Whole] = field(default_factory=list)  # empty: the experiment's
     cache_dtype: CachePrecision = "fp32"  # of floating-point features in the cache
+    cache_rows: CacheRows = "all"  # images in the cache; visited: those that a run reads
 
 
 @dataclass(kw_only=True)

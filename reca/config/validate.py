@@ -10,9 +10,9 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reca.config.recipe import ROLE_OF, for_arm
+from reca.config.recipe import ROLE_OF, for_arm, visits
 from reca.config.schema import (
     BenchmarkConfig,
     DataSource,
@@ -24,8 +24,12 @@ from reca.config.schema import (
 )
 from reca.core.documents import fields, read_yaml
 from reca.core.structure import problem, suggestion
-from reca.data.role import Role
+from reca.data.role import USES, Role
 from reca.models.registry import FAMILIES, GROUP, brought, editing, find_family
+
+if TYPE_CHECKING:
+    from reca.data.order import Visits
+    from reca.models.contract import Use
 
 ROLES = tuple(role.value for role in Role)
 CAPTION_FACTS = ("noise", "relation", "count", "two", "colour", "single_colour")
@@ -232,6 +236,24 @@ def aligned_roles(experiment: Experiment, name: str) -> dict[str, str]:
     recipes = [for_arm(model.align, arm) for arm in experiment.arms if arm != "base"]
     roles = dict.fromkeys(role for recipe in recipes for role in recipe.roles())
     return {role: model.data.get(role, role) for role in roles}
+
+
+def cached_uses(experiment: Experiment, name: str) -> dict[Use, Role]:
+    """Uses of a model's frozen encoders -> the role whose images they encode, for what its arms read."""
+    return {use: role for role, use in USES.items() if role in aligned_roles(experiment, name)}
+
+
+def cache_visits(experiment: Experiment, name: str, use: Use) -> Visits | None:
+    """What all arms and seeds of a model read of the images of a use; None where the cache holds every image.
+
+    Edits are pairs of images, so their cache holds all.
+    """
+    model, role = experiment.models[name], cached_uses(experiment, name)[use]
+    if model.cache_rows == "all" or use == "edit":
+        return None
+    recipes = [for_arm(model.align, arm) for arm in experiment.arms if arm != "base"]
+    ranks = max(1, model.resources.gpus) * model.resources.nodes
+    return visits(recipes, role, model.seeds or experiment.seeds, ranks)
 
 
 def pretrained_roles(pretrain: Pretrain) -> list[str]:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
-from reca.core.rng import numpy_generator
+from reca.core.rng import numpy_generator, seed_of
+
+Order = Literal["own", "published"]
 
 
 @lru_cache(maxsize=4)
@@ -75,3 +78,41 @@ def published_order(n: int, seed: int, positions: Sequence[int]) -> list[int]:
     epochs = max(positions, default=0) // n + 1
     stream = _published_epochs(n, seed, epochs)
     return [int(stream[position]) for position in positions]
+
+
+# ---- which samples a run reads at all ----------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class Visits:
+    """What runs read of one data set: the first `samples` positions of each seed's stream.
+
+    `stream` names the data in the key of the own order; the published one has the same for every source.
+    """
+
+    order: Order
+    stream: str
+    seeds: tuple[int, ...]
+    samples: int
+
+    def of(self, n: int) -> list[int]:
+        """The samples, out of `n`, that are read: ascending, each once."""
+        if self.samples >= n:  # at least one complete epoch
+            return list(range(n))
+        read = np.zeros(n, dtype=bool)
+        for seed in self.seeds:
+            read[self._epoch(n, seed)[: self.samples]] = True
+        return [int(index) for index in np.flatnonzero(read)]
+
+    def _epoch(self, n: int, seed: int) -> np.ndarray:
+        if self.order == "published":
+            return _published_epochs(n, seed, 1)
+        return epoch_order(n, seed_of(seed, "order", self.stream), 0)
+
+    def missing(self, wanted: Visits) -> str | None:
+        """What of `wanted` is not read, in words; None if all is."""
+        if (self.order, self.stream) != (wanted.order, wanted.stream):
+            return f"order {wanted.order!r} of {wanted.stream!r}"
+        if strangers := set(wanted.seeds) - set(self.seeds):
+            return f"seed {min(strangers)}"
+        if wanted.samples > self.samples:
+            return f"{wanted.samples:,} samples"
+        return None

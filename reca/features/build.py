@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,8 @@ from reca.core.atomic import disk_errors
 from reca.core.finite import demand, finite_rows, named
 from reca.core.unreadable import UnreadableSample
 from reca.data.dataset import MAX_UNREADABLE, Corrupt, Dataset, described, read_images
+from reca.data.order import Visits
+from reca.data.prefetch import in_order
 from reca.features.store import ABOUT, COLUMNS, INDEX, FeatureCache, open_cache
 from reca.features.workshop import Workshop
 
@@ -61,6 +64,8 @@ class Plan:
 
     covers: dict[str, Any]
     shard_bytes: int
+    visits: Visits | None = None  # None: all samples
+    size: int = 0  # samples of the data set
     samples: list[tuple[int, str, str]] = field(default_factory=list)  # position, id, image hash
     first: dict[str, int] = field(default_factory=dict)  # image hash -> its first row
     without_image: int = 0
@@ -69,21 +74,21 @@ class Plan:
     shard_rows: int = 0
     shards: list[Shard] = field(default_factory=list)
 
-    def read(self, dataset: Dataset, tally: Corrupt) -> None:
+    def read(self, dataset: Dataset, tally: Corrupt, workers: int) -> None:
         """Hash every image; whatever the reader or this loop skips is recorded."""
-        self.left_out = described(dataset.left_out)
-        for position in range(len(dataset)):
-            try:
-                sample = dataset[position]
-            except UnreadableSample as fault:
-                tally.add(fault)
-                self.unreadable.append(_left_out(fault.name, position, fault.reason))
+        self.left_out, self.size = described(dataset.left_out), len(dataset)
+        positions = range(self.size) if self.visits is None else self.visits.of(self.size)
+        found = in_order(partial(_hashed, dataset), iter(positions), workers)
+        for position, sample in zip(positions, found, strict=True):
+            if isinstance(sample, UnreadableSample):
+                tally.add(sample)
+                self.unreadable.append(_left_out(sample.name, position, sample.reason))
                 continue
-            if sample.image is None:
+            name, digest = sample
+            if digest is None:
                 self.without_image += 1
                 continue
-            digest = artifacts.sha256_bytes(sample.image)
-            self.samples.append((position, sample.id, digest))
+            self.samples.append((position, name, digest))
             self.first.setdefault(digest, position)
 
     def divide(self, shard_rows: int) -> None:
@@ -98,7 +103,17 @@ class Plan:
     def key(self) -> str:
         """The key of the cache."""
         shards = [shard.key for shard in self.shards]
-        return artifacts.sha256_json([self.covers, shards, self.samples, self.unreadable])
+        read = [asdict(self.visits), self.size] if self.visits else []
+        return artifacts.sha256_json([self.covers, shards, self.samples, self.unreadable, *read])
+
+
+def _hashed(dataset: Dataset, position: int) -> tuple[str, str | None] | UnreadableSample:
+    """Id of a sample and the hash of its image, if it has one."""
+    try:
+        sample = dataset[position]
+    except UnreadableSample as fault:
+        return fault
+    return sample.id, None if sample.image is None else artifacts.sha256_bytes(sample.image)
 
 
 def _left_out(name: str, position: int, reason: str) -> dict[str, Any]:
@@ -262,6 +277,8 @@ def _write(plan: Plan, records: Sequence[dict[str, Any]], workshop: Workshop, fo
         "without_image": plan.without_image,
         "left_out": plan.left_out,
     }
+    if plan.visits is not None:
+        about |= {"visits": asdict(plan.visits), "size": plan.size}
     artifacts.write_json(folder / ABOUT, about)
 
 
@@ -330,13 +347,14 @@ def build(
     shard_bytes: int = SHARD_BYTES,
     max_unreadable: float = MAX_UNREADABLE,
     workers: int = 0,
+    visits: Visits | None = None,
     work: str | Path | None = None,
     inputs: Mapping[str, str | Path] | None = None,
     reads: Iterable[str | Path] = (),
     section: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureCache:
-    """Encode every image of `dataset` once into a complete stage in `out_dir`; a cache hit does nothing.
+    """Encode the images of `dataset`, each once, into a complete stage in `out_dir`; a cache hit does nothing.
 
     Args:
         model: its frozen encoders are run.
@@ -349,6 +367,7 @@ def build(
         shard_bytes: approximate size of a shard.
         max_unreadable: share of the samples whose image or text may be unreadable.
         workers: threads that read and decode.
+        visits: the samples that are read at all, by default every one.
         work: folder for finished shards of an unfinished cache, by default a hidden folder next to
             `out_dir`; any number of processes may share it to build the same cache.
         inputs: the stage's inputs, by name.
@@ -361,8 +380,9 @@ def build(
     """
     out = Path(out_dir)
     workshop = Workshop(Path(work) if work is not None else out.parent / f".{out.name}.work")
-    plan = Plan(_covers(model, use, dtype, code), shard_bytes)
-    tally = Corrupt(len(dataset), max_unreadable)
+    plan = Plan(_covers(model, use, dtype, code), shard_bytes, visits)
+    read = len(dataset) if visits is None else len(visits.of(len(dataset)))
+    tally = Corrupt(read, max_unreadable)
     encoder = Encoder(model, dataset, use, PRECISIONS[dtype], batch_size, workers, tally)
     stage = artifacts.Stage(
         "cache", out, inputs=inputs or {}, section=section, code=code, reads=reads
@@ -380,7 +400,7 @@ def _build(
     progress: Callable[[int, int], None],
 ) -> None:
     out, described = stage.out, stage.described
-    plan.read(encoder.dataset, encoder.tally)
+    plan.read(encoder.dataset, encoder.tally, encoder.workers)
     plan.divide(_known_shard_rows(out, plan) or encoder.shard_rows(plan))
     key = plan.key
     with workshop.lock("complete", wait=True):

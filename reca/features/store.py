@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from reca.core import artifacts
 from reca.core.documents import fields, rows
+from reca.data.order import Visits
 
 if TYPE_CHECKING:
     from reca.models.contract import Features
@@ -57,6 +58,17 @@ class FeatureCache:
             "unreadable": len(self.about["unreadable"]),
             "without_image": self.about["without_image"],
         }
+
+    @property
+    def visits(self) -> Visits | None:
+        """The samples of the data set that were read, where these are not all."""
+        said = self.about.get("visits")
+        return None if said is None else Visits(**said | {"seeds": tuple(said["seeds"])})
+
+    @property
+    def size(self) -> int:
+        """Number of samples of the data set; of a cache of all, of those with a readable image."""
+        return int(self.about.get("size", len(self)))
 
     def rows(self, indices: Sequence[int]) -> Features:
         """Features of the given rows, in order; integers in the encoder's dtype, floats in the cache's.

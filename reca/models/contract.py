@@ -100,9 +100,8 @@ class MemoryProfile:
     """The memory that one training sample needs, as counts; `reca plan` converts them to bytes.
 
     `tokens` run with gradients through `layers` of `width` with gated or plain MLPs of `inner`. `prefix_tokens` run
-    without gradients and cache `kept_width` values per token and layer (two-phase steps). `features` is the number of
-    values cached per image. Afterwards `head_rows` run through a head of `head_layers` modulated MLP blocks of
-    `head_width`, at most `head_slice` at a time.
+    without gradients and cache `kept_width` values per token and layer (two-phase steps). Afterwards `head_rows` run
+    through a head of `head_layers` modulated MLP blocks of `head_width`, at most `head_slice` at a time.
     """
 
     tokens: int
@@ -111,7 +110,6 @@ class MemoryProfile:
     inner: int
     prefix_tokens: int = 0
     kept_width: int = 0
-    features: int = 0
     head_rows: int = 0
     head_layers: int = 0
     head_width: int = 0

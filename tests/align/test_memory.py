@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from reca.align import memory as plan
 from reca.align.distributed import recomputed, trained_blocks
@@ -117,14 +118,17 @@ def test_the_head_is_counted_and_computed_again(tmp_path, monkeypatch):
     assert kept[True] < kept[False] / 4  # not if shifts, scales and gates were kept
 
 
-def test_frozen_conditions_are_counted_on_disk():
-    read, both = (
-        plan.footprint(empty("harmon", frozen_condition=frozen), recipe(), 0, half=False).features
-        for frozen in (False, True)
-    )
-    network = harmon_tiny.network()
-    places = 4 * 4 + network["mar"]["buffers"]
-    assert both == read + places * network["llm"]["hidden_size"]
+@pytest.mark.parametrize("use", ["draw", "read"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_size_on_disk_is_that_of_the_features(family, use, tmp_path):
+    model = FAMILIES[family].model(tmp_path)
+    picture = Image.new("RGB", (plan.SQUARE, plan.SQUARE))
+    features = model.encode([picture], use)
+    exact = sum(rows.nbytes for rows in features.values())
+    halved = sum(rows.nbytes // 2 for rows in features.values() if rows.is_floating_point())
+    network = FAMILIES[family].network()
+    assert plan.cached_bytes(plan.meta_model(family, network), use, "fp32") == exact
+    assert plan.cached_bytes(plan.meta_model(family, network), use, "bf16") == exact - halved
 
 
 def test_more_devices_share_the_trained_state():
@@ -142,10 +146,12 @@ def test_the_verb_prints_and_refuses(capsys):
     text = capsys.readouterr().out
     assert "6,539,861,056 trained; on each of 6 devices" in text and "80.00 GiB" in text
     assert "cached keys and values" in text and ": fits" in text
-    assert "feature cache on disk: 1.64 MB per image in bf16" in text
+    assert "'draw': 1.64 MB per image in bf16, all images of the data set" in text
     wide = ["plan", "paper_bagel", "models.bagel_7b.cache_dtype=fp32", "--memory", "80"]
     assert main(wide) == 0
-    assert "feature cache on disk: 3.28 MB per image in fp32" in capsys.readouterr().out
+    assert "'draw': 3.28 MB per image in fp32" in capsys.readouterr().out
+    assert main(["plan", "paper_bagel", "models.bagel_7b.cache_rows=visited"]) == 0
+    assert "at most 48,000 images: 78.6 GB" in capsys.readouterr().out
     assert main(["plan", "paper_bagel", "--memory", "24"]) == 2
     said = capsys.readouterr()
     assert "DOES NOT FIT" in said.out

@@ -220,9 +220,9 @@ def test_schedule_is_the_published_formula():
 def test_a_task_without_its_data_is_named():
     told = recipe(tasks={"text": TaskRecipe(1.0, 4)})
     with pytest.raises(ValueError, match=r"role 'text', but the configuration has only \[\]; add"):
-        feature_data(told, {}, {}, {})
+        feature_data(told, {}, {}, {}, seed=0, ranks=1)
     with pytest.raises(ValueError, match="the recipe needs --data text=DIR"):
-        feature_data(told, {"text": DataSource(kind="folder")}, {}, {})
+        feature_data(told, {"text": DataSource(kind="folder")}, {}, {}, seed=0, ranks=1)
 
 
 def test_schedule_variants():

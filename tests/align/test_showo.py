@@ -83,7 +83,7 @@ def prepared(
         )
         assert len(built) == 6
     recipe = replace(RECIPE, prompts_file=str(root / "prompts.txt"))
-    return model, feature_data(recipe, sources, folders, caches), recipe
+    return model, feature_data(recipe, sources, folders, caches, seed=3, ranks=1), recipe
 
 
 @pytest.mark.parametrize("understanding", ["clip", "vq"])

@@ -160,7 +160,8 @@ def data_of(model, folder: Path, root: Path):
     )
     cache.build(model, open_dataset("folder", folder), root / "cache", use="edit", code="test")
     source = {"edit": DataSource(kind="folder", path=str(folder))}
-    return recipe, feature_data(recipe, source, {"edit": folder}, {"edit": root / "cache"})
+    caches = {"edit": root / "cache"}
+    return recipe, feature_data(recipe, source, {"edit": folder}, caches, seed=0, ranks=1)
 
 
 def test_a_folder_of_edits_trains_the_drawing_side(model, tmp_path):

@@ -11,7 +11,7 @@ rule cache:
     retries: 1
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: threads_of_one_gpu
     resources:
         gpu=one_gpu,
         mem_mb=memory,

@@ -10,6 +10,12 @@ def one_gpu(wc):
     return min(1, EXPERIMENT.models[wc.model].resources.gpus)
 
 
+def threads_of_one_gpu(wc):
+    """The share of a job's threads that belongs to one of its GPUs: they decode images while it encodes."""
+    asked = EXPERIMENT.models[wc.model].resources
+    return max(1, asked.threads // max(1, asked.gpus))
+
+
 def memory(wc, attempt):
     """Half as much again after every failure."""
     return EXPERIMENT.models[wc.model].resources.memory_mb * (1 + attempt) // 2

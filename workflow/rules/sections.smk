@@ -5,6 +5,7 @@ from dataclasses import asdict
 from functools import cache
 
 from reca.commands.code import stage_code
+from reca.config.validate import cache_visits
 from reca.models.registry import is_runnable
 from reca.sources.fetch import list_sources
 
@@ -44,12 +45,14 @@ def of_roles(entries):
 
 
 def of_cache(wc):
-    """What a cache depends on; a precision only where it is not the default, so that older caches stay current."""
+    """What a cache depends on; options only where they are not the default, so that older caches stay current."""
     dtype = EXPERIMENT.models[wc.model].cache_dtype
+    read = cache_visits(EXPERIMENT, wc.model, wc.use)
     return {
         **of_model(wc.model),
         **of_data(caches_of(wc.model)[wc.use]),
         **({} if dtype == "fp32" else {"cache_dtype": dtype}),
+        **({"visits": asdict(read)} if read else {}),
     }
 
 
@@ -120,7 +123,8 @@ def of_report():
         name: {
             k: v
             for k, v in m.items()
-            if k != "resources" and (k, v) != ("cache_dtype", "fp32")
+            if k != "resources"
+            and (k, v) not in (("cache_dtype", "fp32"), ("cache_rows", "all"))
         }
         for name, m in found["models"].items()
     }

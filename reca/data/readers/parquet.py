@@ -65,6 +65,9 @@ class ParquetDataset:
         self.files = _files(path)
         self._groups = _row_groups(self.files)
         self._ends = list(accumulate(rows for _, _, rows in self._groups))
+        self._first: dict[Path, int] = {}  # rows before each file
+        for (file, _, rows), end in zip(self._groups, self._ends, strict=True):
+            self._first.setdefault(file, end - rows)
         if not self._ends or self._ends[-1] == 0:
             raise ValueError(f"{path}: no rows in {len(self.files)} parquet files")
         named = {"image": image, "caption": caption, "id": id, "conversations": conversations}
@@ -127,9 +130,8 @@ class ParquetDataset:
     def _row_name(self, index: int) -> str:
         group = bisect.bisect_right(self._ends, index)
         file = self._groups[group][0]
-        first = next(at for at, (other, _, _) in enumerate(self._groups) if other == file)
-        before = self._ends[first - 1] if first else 0
-        return f"{file.relative_to(self.root).with_suffix('').as_posix()}/{index - before}"
+        row = index - self._first[file]
+        return f"{file.relative_to(self.root).with_suffix('').as_posix()}/{row}"
 
     def _table(self, group: int, images: bool) -> pa.Table:
         """One row group, with or without images, decoded once if it fits into the cache."""

@@ -205,14 +205,12 @@ class BagelModel(FamilyModel):
         config, llm, is_vit = self.config, self.config.llm, self.options.condition == "vit"
         stride = config.vit.patch_size if is_vit else config.stride
         seen = (config.condition_resolution // stride) ** 2
-        values = config.vit.hidden_size if is_vit else 2 * config.latent_width
         prefix, two_phases = seen + 2 + 42, self.options.step == "two_phase"
         return language_profile(
             vars(llm),
             config.latent_tokens + 2 + (0 if two_phases else prefix),
             prefix_tokens=prefix if two_phases else 0,
             kept_width=2 * llm.num_key_value_heads * llm.head_dim,
-            features=2 * config.latent_width * config.latent_tokens + seen * values,
         )
 
     def weight_files(self) -> list[WeightFile]:

@@ -190,7 +190,7 @@ class HarmonModel(FamilyModel):
         """One RecA sequence: condition, 40 tokens of text, visible latents at the mean mask rate (0.867), buffers.
 
         MAR's blocks count as language model layers that store as many values, and the head runs on the masked
-        positions, `repeats` times. With `frozen_condition` the understanding embeddings are cached, too.
+        positions, `repeats` times.
         """
         config, mar = self.config, self.config.mar
         seen = config.image_length
@@ -199,13 +199,11 @@ class HarmonModel(FamilyModel):
         width = config.llm_value("hidden_size")
         encoder = mar.encoder_depth * mar.encoder_width * (tokens - 40)
         decoder = mar.decoder_depth * mar.decoder_width * seen
-        read = seen * width if self.options.frozen_condition else 0
         sizes = QWEN2_5 | config.llm
         return language_profile(
             sizes,
             tokens,
             more_layers=round((encoder + decoder) / (tokens * width)),
-            features=config.tokens * mar.latent_channels + read,
             head_rows=mar.repeats * (config.tokens - visible),
             head_layers=mar.head_depth,
             head_width=mar.head_width,

@@ -153,8 +153,7 @@ class JanusModel(FamilyModel):
         """Sizes of one RecA sequence: input image, prompt and codes (janus.md e)."""
         config = self.config
         tokens = config.image_length + _TEXT + config.num_codes
-        features = config.num_codes + config.image_length * config.vision.hidden_size
-        return language_profile(LLAMA_1B | config.llm, tokens, features=features)
+        return language_profile(LLAMA_1B | config.llm, tokens)
 
     def weight_files(self) -> list[WeightFile]:
         """One file with all weights, as released."""

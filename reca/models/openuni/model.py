@@ -181,22 +181,18 @@ class OpenUniModel(FamilyModel):
         read, two_phases = config.vit.tokens, self.options.step == "two_phase"
         prefix = read + PROMPT
         tokens = config.queries + (0 if two_phases else prefix)
-        channels, side, _ = config.latent_shape
+        _, side, _ = config.latent_shape
         reader = llm.num_hidden_layers
         if two_phases and self.options.recompute:
             reader = 2  # the inputs of all, and the layer that is computed again
         generator = sana.num_layers * sana.width * side * side / (tokens * llm.hidden_size)
         connector = config.connector.num_hidden_layers * config.queries / tokens
-        seen = read * llm.hidden_size
-        if self.options.stochastic_depth:
-            seen = 3 * config.vit.image_size**2
         return language_profile(
             vars(llm),
             tokens,
             more_layers=round(generator + connector) + reader - llm.num_hidden_layers,
             prefix_tokens=prefix if two_phases else 0,
             kept_width=2 * llm.num_key_value_heads * llm.head_dim,
-            features=channels * side * side + seen,
         )
 
     def weight_files(self) -> list[WeightFile]:

@@ -98,7 +98,7 @@ def pretrain_base(
     losses: dict[str, dict[str, float | None]] = {}
     for name in sorted(phases):
         caches = encoded(model, sources, folders, work / "cache", code)
-        data = feature_data(phases[name], sources, folders, caches)
+        data = feature_data(phases[name], sources, folders, caches, seed=seed, ranks=1)
         identity = {"model": sha256_json([name, seed, model.encoder_fingerprint("draw")])}
         summary = align(
             model,
