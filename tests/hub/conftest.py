@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,25 @@ from tests.hub.server import Hub
 CATALOGUE = Path(__file__).parents[2] / "config/sources.yaml"
 
 
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty hub, and a working folder with the real catalogue and no lock."""
-    (tmp_path / "config").mkdir()
-    shutil.copy(CATALOGUE, tmp_path / "config")
-    monkeypatch.chdir(tmp_path)
+@contextmanager
+def site_in(folder: Path) -> Iterator[Hub]:
+    """An empty hub, and `folder` as a working folder with the real catalogue and no lock."""
+    (folder / "config").mkdir()
+    shutil.copy(CATALOGUE, folder / "config")
     asked, lookup = set(), socket.getaddrinfo
-    monkeypatch.setattr(
-        socket,
-        "getaddrinfo",
-        lambda host, *more, **named: asked.add(host) or lookup(host, *more, **named),
-    )
-    with Hub({}).serving(monkeypatch) as server:
-        yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(
+            socket,
+            "getaddrinfo",
+            lambda host, *more, **named: asked.add(host) or lookup(host, *more, **named),
+        )
+        with Hub({}).serving(patch) as server:
+            yield server
     assert asked <= {"127.0.0.1", "localhost"}, "the real hub is never asked"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Hub]:
+    with site_in(tmp_path) as server:
+        yield server
