@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub.client import served
 from tests.hub.server import Hub
 
 CATALOGUE = Path(__file__).parents[2] / "config/sources.yaml"
@@ -26,6 +27,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         "getaddrinfo",
         lambda host, *more, **named: asked.add(host) or lookup(host, *more, **named),
     )
-    with Hub({}).serving(monkeypatch) as server:
+    with served({}, monkeypatch) as server:
         yield server
     assert asked <= {"127.0.0.1", "localhost"}, "the real hub is never asked"
