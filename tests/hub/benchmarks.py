@@ -14,10 +14,10 @@ import yaml
 
 from reca.sources.catalogue import load_sources
 from tests.hub import prompt_sets, question_sets, training_sets
-from tests.hub.conftest import CATALOGUE
 from tests.hub.encoded import Files
 from tests.hub.server import Repository
 
+CATALOGUE = Path(__file__).parents[2] / "config/sources.yaml"
 KNOWN = ("sha256", "git_blob", "bytes")  # what a catalogue states of a file's content
 
 

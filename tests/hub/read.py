@@ -9,7 +9,7 @@ from reca.config.schema import DataSource
 from reca.core.documents import read_yaml
 from reca.data.dataset import Sample
 from reca.features.roles import open_role
-from tests.hub.conftest import CATALOGUE
+from tests.hub.benchmarks import CATALOGUE
 
 
 def samples(name: str) -> list[Sample]:

@@ -25,7 +25,9 @@ from reca.sources.fetch import list_sources
 from tests.align.published import at_scale
 from tests.evaluation.judges import judge_server as js
 from tests.hub import benchmarks, observers
-from tests.hub.conftest import CATALOGUE, site_in
+from tests.hub.benchmarks import CATALOGUE
+from tests.hub.client import served
+from tests.hub.conftest import work_in
 from tests.hub.encoded import image
 from tests.hub.read import samples
 from tests.hub.server import COMMIT, Hub
@@ -55,15 +57,16 @@ def test_every_source_of_a_published_experiment_is_offered() -> None:
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """A working folder in which all of them were pinned and fetched, into data/."""
-    with site_in(tmp_path_factory.mktemp("site")) as site:
-        site.repositories.update(benchmarks.repositories())
+    with pytest.MonkeyPatch.context() as patch:
+        work_in(tmp_path_factory.mktemp("site"), patch)
         benchmarks.write_mirror(Path("mirror"))
         benchmarks.write_catalogue(Path("config/sources.yaml"))
         names = sorted(needed())
-        assert main(["pin", *names, "--mirror", "mirror"]) == 0
-        for name in names:
-            assert main(["fetch", name, "--out", f"data/{name}", "--mirror", "mirror"]) == 0
-        yield site
+        with served(benchmarks.repositories(), patch) as site:
+            assert main(["pin", *names, "--mirror", "mirror"]) == 0
+            for name in names:
+                assert main(["fetch", name, "--out", f"data/{name}", "--mirror", "mirror"]) == 0
+            yield site
 
 
 def test_all_are_pinned_and_nothing_else_is_fetched(fetched: Hub) -> None:

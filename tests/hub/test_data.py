@@ -14,7 +14,7 @@ from reca.core.images import decode
 from reca.data.dataset import Sample
 from reca.evaluation.tasks import pope
 from reca.sources.catalogue import load_sources
-from tests.hub.conftest import CATALOGUE
+from tests.hub.benchmarks import CATALOGUE
 from tests.hub.encoded import packed, parquet, tar
 from tests.hub.read import samples
 from tests.hub.server import Hub, Repository
