@@ -16,6 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from reca.core.devices import device_of
 
+COMPILER = "inductor"
+"""The compiler of `align.compile`: a backend of torch.compile."""
+
 
 @dataclass(frozen=True)
 class ProcessGroup:
@@ -102,12 +105,23 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], processes: ProcessGrou
 
 
 @contextmanager
-def recomputed(blocks: Sequence[nn.Module], enabled: bool) -> Iterator[None]:
-    """Context in which the blocks' activations are dropped in the forward pass and recomputed in the backward pass.
+def wrapped(
+    blocks: Sequence[nn.Module], *, recompute: bool, compiled: bool = False
+) -> Iterator[None]:
+    """Context in which the blocks are compiled, and dropped activations are recomputed in the backward pass.
 
-    The bound `forward` is replaced instead of the module, so parameter names stay the official ones.
+    The bound `forward` is replaced instead of the module, so parameter names stay the official ones, and the hooks of
+    FSDP2 run outside of the compiled code, as does recomputation.
     """
-    for block in blocks if enabled else ():
+    if compiled:
+        # Shapes are symbols from the first call on, so that what is compiled does not depend on the batch that a run
+        # begins or resumes with. Blocks share their compiled code, unless their number is a constant of it.
+        torch._dynamo.config.recompile_limit = max(
+            torch._dynamo.config.recompile_limit, 2 * len(blocks)
+        )
+        for block in blocks:
+            block.forward = torch.compile(block.forward, backend=COMPILER, dynamic=True)
+    for block in blocks if recompute else ():
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
