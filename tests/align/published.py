@@ -138,6 +138,12 @@ class Rehearsal:
 
     def train(self, name: str, model: str, arm: str, **changed: object) -> Path:
         """Train one arm as its recipe says but for `changed` fields; gives the folder that `reca align` wrote."""
+        words, out = self.command(name, model, arm, **changed)
+        assert main(words) == 0, words
+        return out
+
+    def command(self, name: str, model: str, arm: str, **changed: object) -> tuple[list[str], Path]:
+        """What the workflow's rule gives to `reca` to train one arm, once its inputs are made; and the folder."""
         experiment = at_scale(name)
         config = experiment.models[model]
         start = self.base(config)
@@ -158,7 +164,7 @@ class Rehearsal:
             "data": {role: asdict(source) for role, source in sources.items()},
         }
         seed = seed_of(experiment, config)
-        run(
+        return words_of(
             "align",
             section,
             *words,
@@ -167,8 +173,7 @@ class Rehearsal:
             seed=seed,
             work=out / "work",
             out=out / "out",
-        )
-        return out / "out"
+        ), out / "out"
 
     def base(self, config: ModelConfig) -> Path:
         """The base model, from a folder of tiny weights through `reca base`."""
@@ -227,8 +232,13 @@ def seed_of(experiment: Experiment, config: ModelConfig) -> int:
     return (config.seeds or experiment.seeds)[0]
 
 
-def run(verb: str, section: dict[str, Any], *more: str, **options: object) -> None:
+def words_of(verb: str, section: dict[str, Any], *more: str, **options: object) -> list[str]:
     words = [verb, *more, "--section", json.dumps(section)]
     for name, value in options.items():
         words += [f"--{name}", str(value)]
+    return words
+
+
+def run(verb: str, section: dict[str, Any], *more: str, **options: object) -> None:
+    words = words_of(verb, section, *more, **options)
     assert main(words) == 0, words
