@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -113,21 +113,25 @@ def wrapped(
     The bound `forward` is replaced instead of the module, so parameter names stay the official ones, and the hooks of
     FSDP2 run outside of the compiled code, as does recomputation.
     """
-    if compiled:
+    for block in blocks if compiled else ():
         # Shapes are symbols from the first call on, so that what is compiled does not depend on the batch that a run
-        # begins or resumes with. Blocks share their compiled code, unless their number is a constant of it.
-        torch._dynamo.config.recompile_limit = max(
-            torch._dynamo.config.recompile_limit, 2 * len(blocks)
-        )
-        for block in blocks:
-            block.forward = torch.compile(block.forward, backend=COMPILER, dynamic=True)
+        # begins or resumes with.
+        block.forward = torch.compile(block.forward, backend=COMPILER, dynamic=True)
     for block in blocks if recompute else ():
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     try:
-        yield
+        with _compiles(2 * len(blocks)) if compiled else nullcontext():
+            yield
     finally:
         for block in blocks:
             block.__dict__.pop("forward", None)
+
+
+def _compiles(versions: int) -> AbstractContextManager[None]:
+    """Context in which a function may be compiled that often: blocks share it, but some read their own constants."""
+    limit = max(versions, torch._dynamo.config.recompile_limit)
+    found: AbstractContextManager[None] = torch._dynamo.config.patch(recompile_limit=limit)
+    return found
 
 
 # ---- tensors -----------------------------------------------------------------------------------

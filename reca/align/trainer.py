@@ -46,6 +46,7 @@ HOUSEKEEPING = (
 )  # recipe fields that do not affect the numbers
 SPANS = ("data", "forward", "backward", "optimizer")
 """The parts of a step, under which a profiler finds its operations (`reca profile`)."""
+SPAN = "reca/"  # begins the names of these parts in a trace
 
 
 class NonFiniteLoss(ValueError):
@@ -251,7 +252,7 @@ def wrapped(blocks: Sequence[torch.nn.Module], recipe: Recipe) -> AbstractContex
 def span(part: str) -> record_function:
     """A context whose operations a profiler attributes to one of `SPANS`."""
     assert part in SPANS
-    return record_function(f"reca/{part}")
+    return record_function(SPAN + part)
 
 
 def tokens_by_task(

@@ -1,4 +1,4 @@
-"""Two ranks under torchrun do what one does on the same samples; sharding finds the right blocks."""
+"""Two ranks under torchrun, compiled and recomputed, do what one does on the same samples."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def launcher(name: str, model: str) -> list[str]:
 def launched(words: list[str]) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
     )
 
 
