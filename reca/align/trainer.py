@@ -165,6 +165,8 @@ def run_identity(
 ) -> dict[str, Any]:
     """Everything that must match between two sessions for the second to resume the first."""
     section = {name: value for name, value in asdict(recipe).items() if name not in HOUSEKEEPING}
+    if not recipe.compile:  # runs that began before this field existed go on
+        del section["compile"]
     facts = {
         "seed": seed,
         "ranks": processes.size,

@@ -1,4 +1,4 @@
-"""Published recipes that several GPUs share, at scale tiny: launched as the workflow launches them, killed, resumed.
+"""Published recipes that several GPUs share, at scale tiny, launched as the workflow launches them; BAGEL's is killed.
 
 Two processes under FSDP2 must train what one process trains on the micro-batches of both.
 """
@@ -48,15 +48,6 @@ def launched(words: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_families_that_are_sharded() -> None:
-    sharded = {
-        experiment.models[model].family
-        for experiment, model in ((published.at_scale(n), m) for n, m, _ in published.arms())
-        if experiment.models[model].resources.gpus > 1
-    }
-    assert sharded == CASES.keys()
-
-
 @pytest.mark.parametrize("family", CASES)
 def test_two_processes_equal_one(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -67,11 +58,12 @@ def test_two_processes_equal_one(
     words, out = rehearsal.command(name, model, "reca")
     launch, work = launcher(name, model), out.with_name("work")
 
-    drawn = recipe.accumulation  # batches of images in a step
-    killing = ["tests.align.killed_rank" if word == "reca" else word for word in launch]
-    killed = launched([*killing, str(drawn), *words])
-    assert killed.returncode != 0 and not out.exists() and "SIGKILL" in killed.stderr
-    assert checkpoint.latest(work / trainer.CHECKPOINTS).step == 1, killed.stderr[-3000:]
+    if family == "bagel":
+        drawn = recipe.accumulation  # batches of images in a step
+        killing = ["tests.align.killed_rank" if word == "reca" else word for word in launch]
+        killed = launched([*killing, str(drawn), *words])
+        assert killed.returncode != 0 and not out.exists() and "SIGKILL" in killed.stderr
+        assert checkpoint.latest(work / trainer.CHECKPOINTS).step == 1, killed.stderr[-3000:]
 
     resumed = launched([*launch, *words])
     assert resumed.returncode == 0, resumed.stderr[-3000:]
