@@ -84,7 +84,12 @@ def _inputs(
         )
     from reca.conformance.resolve import subject_of
 
-    subject = subject_of(config.family)
+    try:
+        subject = subject_of(config.family)
+    except ValueError as error:
+        raise ValueError(
+            f"family {config.family} has no tiny model here; give --base, --cache and --data of a run ({error})"
+        ) from error
     tasks = {
         task: TaskRecipe(term.weight, min(term.batch, TINY_BATCH))
         for task, term in recipe.tasks.items()

@@ -110,12 +110,17 @@ def test_a_step_can_be_profiled(
     words, _ = rehearsal.command("paper_bagel", "bagel_7b", "reca")
     given = [w for w in words if w.startswith(("draw=", "reconstruct="))]
     inputs = ["--base", words[words.index("--model") + 1], "--cache", given[0], "--data", given[1]]
-    for number, more in enumerate((inputs, [])):
+    cases = {
+        "paper_bagel-tiny, models.bagel_7b": inputs,
+        "paper_showo_256, models.showo_clip_256": [],
+    }
+    for number, (shown, more) in enumerate(cases.items()):
         trace = tmp_path / f"{number}.json"
-        command = ["profile", "paper_bagel", "scale=tiny", "--steps", "1", "--out", str(trace)]
+        named = ["paper_bagel", "scale=tiny"] if more else ["paper_showo_256"]
+        command = ["profile", *named, "--steps", "1", "--out", str(trace)]
         assert main([*command, *more]) == 0
         said = capsys.readouterr().out
-        assert "paper_bagel-tiny, models.bagel_7b, arm reca: " in said
+        assert f"{shown}, arm reca: " in said
         assert ("on noise and" in said) == (not more)
         shares = [
             re.search(rf"^{part} +[0-9.]+ +([0-9.]+)%$", said, re.MULTILINE)
