@@ -15,6 +15,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from torch import Tensor
 
 from perf import processor
 from reca.align import distributed, trainer
-from reca.align.batches import FeatureData, plan_step
+from reca.align.batches import FeatureData, prepared_steps
 from reca.align.memory import footprint
-from reca.align.schedule import learning_rate
 from reca.align.state import freeze
 from reca.config import compose
 from reca.config.recipe import Recipe
@@ -158,27 +158,18 @@ class Run:
 
     def steps(self, count: int) -> Iterator[dict[str, Any]]:
         """Time, peak memory, losses and token counts of each step."""
-        with distributed.recomputed(self.blocks, self.recipe.activation_checkpointing):
+        recipe, world = self.recipe, self.world
+        plans = prepared_steps(self.model, self.data, recipe, range(count), seed=0, processes=world)
+        with trainer.wrapped(self.blocks, recipe), closing(plans):
             for step in range(count):
                 self._settled()
                 started = time.perf_counter()
-                line = self._step(step)
+                line = trainer.take_step(self.objective, self.state, plans, recipe, world, step)
                 line |= {"seconds": self._settled() - started}
                 if self.world.device.type == "cuda":
                     line["peak_bytes"] = torch.cuda.max_memory_allocated()
                     torch.cuda.reset_peak_memory_stats()
                 yield line
-
-    def _step(self, step: int) -> dict[str, Any]:
-        recipe, world = self.recipe, self.world
-        plan = plan_step(self.model, self.data, recipe, seed=0, step=step, processes=world)
-        counts = trainer.tokens_by_task(plan, recipe, world)
-        totals = trainer.backward(self.objective, self.data, plan, counts, recipe, world)
-        norm = trainer.gradient_norm(self.state)
-        losses = trainer.mean_losses(plan, totals, counts, recipe, world)
-        trainer.update(self.state, learning_rate(recipe, step), norm, recipe)
-        self.state.optimizer.zero_grad(set_to_none=True)
-        return {"loss": losses, "grad_norm": norm, "tokens": counts}
 
     def _settled(self) -> float:
         """The time after the device has finished all work."""

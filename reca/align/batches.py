@@ -6,7 +6,7 @@ Nothing here has state, so resuming or changing the number of micro-batches need
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -18,7 +18,9 @@ from reca.config.recipe import ROLE_OF, Recipe
 from reca.core.artifacts import sha256_json
 from reca.core.rng import generator, seed_of
 from reca.data.order import Cursor, published_order
+from reca.data.prefetch import in_order
 from reca.data.role import Role, stream_of
+from reca.models.common.batching import moved, pinned
 from reca.models.contract import ON_HOST, Features, UnifiedModel, editor
 
 Conversation = Sequence[tuple[str, str]]
@@ -292,17 +294,41 @@ def pick_turns(
     return picked
 
 
-def with_features(batch: MicroBatch, data: TaskData, device: torch.device) -> MicroBatch:
-    """The micro-batch with its cached rows on `device`, sizes excepted; the task text has none."""
+def prepared_steps(
+    model: UnifiedModel,
+    data: TaskData,
+    recipe: Recipe,
+    steps: Iterable[int],
+    *,
+    seed: int,
+    processes: ProcessGroup,
+) -> Generator[list[MicroBatch]]:
+    """The micro-batches of these steps with their cached rows, read by a thread while earlier steps are computed."""
+
+    def prepare(step: int) -> list[MicroBatch]:
+        plan = plan_step(model, data, recipe, seed=seed, step=step, processes=processes)
+        return [with_rows(batch, data, processes.device) for batch in plan]
+
+    return in_order(prepare, iter(steps), workers=1)
+
+
+def with_rows(batch: MicroBatch, data: TaskData, device: torch.device) -> MicroBatch:
+    """The micro-batch with its cached rows in host memory, pinned for a GPU; the task text has none."""
     if batch.task == "text":
         return batch
 
-    def moved(indices: Sequence[int]) -> Features:
+    def read(indices: Sequence[int]) -> Features:
         rows = data.features(ROLE_OF[batch.task], indices)
-        return {
-            name: row if name in ON_HOST else row.to(device, non_blocking=True)
-            for name, row in rows.items()
-        }
+        return {name: row if name in ON_HOST else pinned(row, device) for name, row in rows.items()}
 
-    source = moved(batch.sources) if batch.sources else {}
-    return replace(batch, features=moved(batch.indices), source=source)
+    source = read(batch.sources) if batch.sources else {}
+    return replace(batch, features=read(batch.indices), source=source)
+
+
+def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """The micro-batch with its cached rows on `device`, sizes excepted."""
+
+    def sent(rows: Features) -> Features:
+        return {name: row if name in ON_HOST else moved(row, device) for name, row in rows.items()}
+
+    return replace(batch, features=sent(batch.features), source=sent(batch.source))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from reca.core.devices import device_of
+
+COMPILER = "inductor"
+"""The compiler of `align.compile`: a backend of torch.compile."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +105,33 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], processes: ProcessGrou
 
 
 @contextmanager
-def recomputed(blocks: Sequence[nn.Module], enabled: bool) -> Iterator[None]:
-    """Context in which the blocks' activations are dropped in the forward pass and recomputed in the backward pass.
+def wrapped(
+    blocks: Sequence[nn.Module], *, recompute: bool, compiled: bool = False
+) -> Iterator[None]:
+    """Context in which the blocks are compiled, and dropped activations are recomputed in the backward pass.
 
-    The bound `forward` is replaced instead of the module, so parameter names stay the official ones.
+    The bound `forward` is replaced instead of the module, so parameter names stay the official ones, and the hooks of
+    FSDP2 run outside of the compiled code, as does recomputation.
     """
-    for block in blocks if enabled else ():
+    for block in blocks if compiled else ():
+        # Shapes are symbols from the first call on, so that what is compiled does not depend on the batch that a run
+        # begins or resumes with.
+        block.forward = torch.compile(block.forward, backend=COMPILER, dynamic=True)
+    for block in blocks if recompute else ():
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     try:
-        yield
+        with _compiles(2 * len(blocks)) if compiled else nullcontext():
+            yield
     finally:
         for block in blocks:
             block.__dict__.pop("forward", None)
+
+
+def _compiles(versions: int) -> AbstractContextManager[None]:
+    """Context in which a function may be compiled that often: blocks share it, but some read their own constants."""
+    limit = max(versions, torch._dynamo.config.recompile_limit)
+    found: AbstractContextManager[None] = torch._dynamo.config.patch(recompile_limit=limit)
+    return found
 
 
 # ---- tensors -----------------------------------------------------------------------------------

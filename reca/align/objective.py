@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reca.config.recipe import TASKS
+from reca.models.common.batching import moved
 from reca.models.contract import (
     Features,
     Loss,
@@ -68,10 +69,7 @@ def shuffled_loss(model: UnifiedModel, batch: MicroBatch, partner: Tensor) -> Lo
 
     `partner` [B]: for each row, the row whose embeddings it is conditioned on.
     """
-    other = {
-        name: rows[partner.to(rows.device, non_blocking=True)]
-        for name, rows in batch.features.items()
-    }
+    other = {name: rows[moved(partner, rows.device)] for name, rows in batch.features.items()}
     condition = model.condition(batch.texts, other)
     return model.generation_loss(batch.features, condition, batch.noise)
 

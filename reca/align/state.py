@@ -91,10 +91,14 @@ class TrainState:
         for key, tensor in checkpoint.read_tensors(path, "optimizer"):
             moment, name = key.split("/", 1)
             weight = self.weights[name]
-            # AdamW's step counter is a plain CPU scalar; its moments are placed like the weight
-            value = tensor if moment == "step" else like(tensor, weight)
-            self.optimizer.state[weight][moment] = value
+            self.optimizer.state[weight][moment] = self._placed(moment, tensor, weight)
         self.tally = Tally(**checkpoint.read_state(path)["tally"])
+
+    def _placed(self, moment: str, tensor: Tensor, weight: nn.Parameter) -> Tensor:
+        """A moment like its weight; AdamW's step counter is a plain scalar, on the device where AdamW is fused."""
+        if moment != "step":
+            return like(tensor, weight)
+        return tensor.to(weight.device) if self.optimizer.defaults["fused"] else tensor
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -144,11 +148,20 @@ def build_state(model: UnifiedModel, names: list[str], recipe: Recipe) -> TrainS
         lr=recipe.lr,
         betas=(recipe.betas[0], recipe.betas[1]),
         eps=recipe.eps,
+        fused=fuses(weights.values()),
     )
     average = None
     if recipe.ema is not None:
         average = {name: weight.detach().clone() for name, weight in weights.items()}
     return TrainState(weights, optimizer, average)
+
+
+def fuses(weights: Iterable[Tensor]) -> bool:
+    """Whether AdamW updates all weights in one kernel: on a GPU.
+
+    On a CPU it is 2 to 3 % of a step faster but rounds differently, and recorded runs keep their numbers.
+    """
+    return all(weight.device.type == "cuda" for weight in weights)
 
 
 def by_rank(weights: Mapping[str, Tensor]) -> DecayGroups:

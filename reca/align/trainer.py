@@ -12,19 +12,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler import record_function
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from reca.align import checkpoint, distributed
-from reca.align.batches import TaskData, plan_step, with_features
+from reca.align.batches import TaskData, on_device, prepared_steps
 from reca.align.distributed import ProcessGroup
 from reca.align.log import LOG, TrainLog, losses_at, publish
 from reca.align.objective import MicroBatch, Objective
@@ -43,6 +44,9 @@ HOUSEKEEPING = (
     "keep",
     "tensorboard",
 )  # recipe fields that do not affect the numbers
+SPANS = ("data", "forward", "backward", "optimizer")
+"""The parts of a step, under which a profiler finds its operations (`reca profile`)."""
+SPAN = "reca/"  # begins the names of these parts in a trace
 
 
 class NonFiniteLoss(ValueError):
@@ -99,14 +103,14 @@ def align(
         objective, state, blocks = set_up(model, names, recipe, processes)
         start = resume(work_dir / CHECKPOINTS, state, record, allow, processes)
         end = recipe.steps if stop_at is None else max(start, min(stop_at, recipe.steps))
-        saved, losses = work_dir / CHECKPOINTS / f"step-{start:010d}", {}
+        saved, reached = work_dir / CHECKPOINTS / f"step-{start:010d}", {}
         if processes.first and start < end:
             saves = sum(is_due(step, recipe, end) for step in range(start + 1, end + 1))
             size = state.checkpoint_bytes()
             checkpoint.check_room(work_dir / CHECKPOINTS, size, saves=saves, keep=recipe.keep)
         with (
             StopFlag() as stop,
-            distributed.recomputed(blocks, recipe.activation_checkpointing),
+            wrapped(blocks, recipe),
             TrainLog(
                 work_dir,
                 start=start,
@@ -114,24 +118,16 @@ def align(
                 enabled=processes.first,
                 tensorboard=recipe.tensorboard,
             ) as journal,
+            closing(
+                prepared_steps(
+                    model, data, recipe, range(start, end), seed=seed, processes=processes
+                )
+            ) as plans,
         ):
             for step in range(start, end):
-                plan = plan_step(model, data, recipe, seed=seed, step=step, processes=processes)
-                counts = tokens_by_task(plan, recipe, processes)
-                totals = backward(objective, data, plan, counts, recipe, processes)
-                norm = gradient_norm(state)
-                losses = mean_losses(plan, totals, counts, recipe, processes)
-                rate = learning_rate(recipe, step)
-                finite = all(map(math.isfinite, [*losses.values(), norm]))
-                if finite:
-                    update(state, rate, norm, recipe)
-                else:
-                    skip_or_raise(step + 1, plan, totals, state, recipe)
-                state.optimizer.zero_grad(set_to_none=True)
-                state.tally.tokens += sum(counts.values())
-                state.tally.samples += processes.size * sum(len(batch.indices) for batch in plan)
-                line = describe(step + 1, losses, norm, rate, counts, finite)
-                journal.write(line, sum(counts.values()))
+                line = take_step(objective, state, plans, recipe, processes, step)
+                reached = line["loss"]
+                journal.write(line, sum(line["tokens"].values()))
 
                 stopping = bool(processes.sum([stop.received is not None])[0])
                 if stopping or is_due(step + 1, recipe, end):
@@ -145,7 +141,6 @@ def align(
             state.adopt_average()
             if log is not None and processes.first:
                 publish(work_dir / LOG, recipe.steps, log)
-    reached = finite_or_none(losses)
     if start == end and processes.first:  # an earlier session took the last step
         reached = losses_at(work_dir / LOG, end)
     return Summary(
@@ -170,6 +165,8 @@ def run_identity(
 ) -> dict[str, Any]:
     """Everything that must match between two sessions for the second to resume the first."""
     section = {name: value for name, value in asdict(recipe).items() if name not in HOUSEKEEPING}
+    if not recipe.compile:  # runs that began before this field existed go on
+        del section["compile"]
     facts = {
         "seed": seed,
         "ranks": processes.size,
@@ -216,6 +213,50 @@ def is_due(step: int, recipe: Recipe, end: int) -> bool:
 
 
 # ---- one step ----------------------------------------------------------------------------------
+def take_step(
+    objective: Objective,
+    state: TrainState,
+    plans: Iterator[list[MicroBatch]],
+    recipe: Recipe,
+    processes: ProcessGroup,
+    step: int,
+) -> dict[str, Any]:
+    """Optimizer step `step` (0-based) on the next of `plans`; returns its line of the log.
+
+    The host waits for the device once, for the norm and the losses: they decide whether the weights change.
+    """
+    with span("data"):
+        plan = next(plans)
+    counts = tokens_by_task(plan, recipe, processes)
+    totals = backward(objective, plan, counts, recipe, processes)
+    with span("optimizer"):
+        norm = gradient_norm(state)
+        losses = mean_losses(plan, totals, counts, recipe, processes)
+        rate = learning_rate(recipe, step)
+        finite = all(map(math.isfinite, [*losses.values(), norm]))
+        if finite:
+            update(state, rate, norm, recipe)
+        else:
+            skip_or_raise(step + 1, plan, totals, state, recipe)
+        state.optimizer.zero_grad(set_to_none=True)
+    state.tally.tokens += sum(counts.values())
+    state.tally.samples += processes.size * sum(len(batch.indices) for batch in plan)
+    return describe(step + 1, losses, norm, rate, counts, finite)
+
+
+def wrapped(blocks: Sequence[torch.nn.Module], recipe: Recipe) -> AbstractContextManager[None]:
+    """Context in which the trained blocks run as the recipe says: recomputed, compiled or both."""
+    return distributed.wrapped(
+        blocks, recompute=recipe.activation_checkpointing, compiled=recipe.compile
+    )
+
+
+def span(part: str) -> record_function:
+    """A context whose operations a profiler attributes to one of `SPANS`."""
+    assert part in SPANS
+    return record_function(SPAN + part)
+
+
 def tokens_by_task(
     plan: Sequence[MicroBatch], recipe: Recipe, processes: ProcessGroup
 ) -> dict[str, int]:
@@ -226,7 +267,6 @@ def tokens_by_task(
 
 def backward(
     objective: Objective,
-    data: TaskData,
     plan: Sequence[MicroBatch],
     counts: Mapping[str, int],
     recipe: Recipe,
@@ -238,10 +278,13 @@ def backward(
     """
     totals = []
     for batch in plan:
-        with autocast(recipe, processes.device):
-            total = objective(with_features(batch, data, processes.device))
+        with span("data"):
+            placed = on_device(batch, processes.device)
+        with span("forward"), autocast(recipe, processes.device):
+            total = objective(placed)
         share = recipe.tasks[batch.task].weight * processes.size / max(counts[batch.task], 1)
-        (total * share).backward()
+        with span("backward"):
+            (total * share).backward()
         totals.append(total.detach())
     return totals
 

@@ -74,6 +74,36 @@ GUIDANCE = arg(
 DEVICE = arg(
     "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: the first GPU, if any)"
 )
+MEMORY = arg(
+    "--memory",
+    type=float,
+    metavar="GIB",
+    help="memory of one device (default: this machine's)",
+)
+MOST_TOKENS = arg(
+    "--max-new-tokens",
+    type=int,
+    default=256,
+    metavar="N",
+    help="maximum answer length in tokens (default 256); truncation is reported",
+)
+IMAGE_GUIDANCE = arg(
+    "--image-guidance",
+    type=float,
+    default=1.5,
+    metavar="SCALE",
+    help="image guidance scale; 1 disables it (default 1.5)",
+)
+DATA = arg("--data", action="append", default=[], metavar="ROLE=DIR", help="data by role")
+CACHE = arg("--cache", action="append", default=[], metavar="USE=DIR", help="cache by use")
+PROFILED = (
+    arg("--model", metavar="NAME", help="model of the experiment (default: its first)"),
+    arg("--steps", type=int, default=5, metavar="N", help="profiled steps (default 5)"),
+    arg("--base", metavar="DIR", help="model folder, with --data and --cache as for `reca align`"),
+    DATA,
+    CACHE,
+    arg("--out", metavar="FILE", help="trace (default: profile-EXPERIMENT-MODEL.json)"),
+)
 DRAW_SEED = arg("--seed", type=int, default=0, help="seed of the noise (default 0)")
 SOURCE = arg(
     "--source", action="append", default=[], metavar="ROLE=DIR", help="downloaded folder for a role"

@@ -73,6 +73,7 @@ class Recipe:
     ema: Average | None = None  # decay of the moving average; null: none
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # autocast; weights stay fp32
     activation_checkpointing: bool = False  # recompute blocks in the backward pass
+    compile: bool = False  # torch.compile of the trained blocks; equal up to rounding
     nonfinite: Literal["raise", "skip"] = "raise"  # a step whose loss or gradient is not finite
     nonfinite_limit: Whole = 10  # skipped steps of one run after which it raises all the same
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ AHEAD_PER_WORKER = 2
 
 def in_order(
     function: Callable[[Item], Result], items: Iterator[Item], workers: int
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Map `function` over `items` in background threads, results in the order of the items.
 
     `items` may be infinite: at most `AHEAD_PER_WORKER` items per worker are started ahead. An

@@ -27,6 +27,7 @@ from reca.core.images import decode
 from reca.core.rng import generator
 from reca.inference.imageset import Entry, ImageSetWriter, png
 from reca.inference.resume import ResumableImages
+from reca.models.common.batching import moved
 from reca.models.contract import editor, reader_of_several
 
 if TYPE_CHECKING:
@@ -388,7 +389,7 @@ def _read(model: UnifiedModel, names: Sequence[str], images: Mapping[str, Image]
     distinct = list(dict.fromkeys(names))
     features = model.encode([images[name] for name in distinct], "read")
     rows = torch.tensor([distinct.index(name) for name in names])
-    return {name: tensor[rows.to(tensor.device)] for name, tensor in features.items()}
+    return {name: tensor[moved(rows, tensor.device)] for name, tensor in features.items()}
 
 
 def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

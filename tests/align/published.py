@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from itertools import cycle
@@ -39,6 +39,7 @@ EXPERIMENTS = sorted(
     for path in CONFIGURED.glob(f"{kind}.yaml")
 )
 PICTURES = 6
+Options = Mapping[str, object] | None
 CAPTION = "a red circle left of a blue square"
 TINY: dict[str, Any] = {
     "showo": showo_tiny,
@@ -136,8 +137,21 @@ class Rehearsal:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def train(self, name: str, model: str, arm: str, **changed: object) -> Path:
-        """Train one arm as its recipe says but for `changed` fields; gives the folder that `reca align` wrote."""
+    def train(
+        self, name: str, model: str, arm: str, options: Options = None, **changed: object
+    ) -> Path:
+        """Train one arm as its recipe says but for `changed` fields; gives the folder that `reca align` wrote.
+
+        `options` of the network that differ, in training alone.
+        """
+        words, out = self.command(name, model, arm, options, **changed)
+        assert main(words) == 0, words
+        return out
+
+    def command(
+        self, name: str, model: str, arm: str, options: Options = None, **changed: object
+    ) -> tuple[list[str], Path]:
+        """What the workflow's rule gives to `reca` to train one arm, once its inputs are made; and the folder."""
         experiment = at_scale(name)
         config = experiment.models[model]
         start = self.base(config)
@@ -151,24 +165,27 @@ class Rehearsal:
             words += ["--cache", f"{use}={cache}"]
         for role, source in sources.items():
             words += ["--data", f"{role}={self.data(source)}"]
-        out = self.root / name / model / "-".join([arm, *map(str, changed.values())])
+        options = dict(options or {})
+        if changed.get("precision") == "fp32":  # autocast alone mixes dtypes
+            options["frozen_dtype"] = "float32"
+        named = map(str, [arm, *changed.values(), *options.values()])
+        out = self.root / name / model / "-".join(named).replace("/", "")
         section = {
             "family": config.family,
             "align": asdict(config.align) | changed,
             "data": {role: asdict(source) for role, source in sources.items()},
         }
         seed = seed_of(experiment, config)
-        run(
+        return words_of(
             "align",
             section,
             *words,
-            model=self.exact(config, start) if changed.get("precision") == "fp32" else start,
+            model=self.variant(config, start, options),
             arm=arm,
             seed=seed,
             work=out / "work",
             out=out / "out",
-        )
-        return out / "out"
+        ), out / "out"
 
     def base(self, config: ModelConfig) -> Path:
         """The base model, from a folder of tiny weights through `reca base`."""
@@ -181,13 +198,16 @@ class Rehearsal:
             run("base", {"family": config.family, "network": network, "weights": weights}, out=out)
         return out
 
-    def exact(self, config: ModelConfig, base: Path) -> Path:
-        """The base model with its frozen weights in fp32, the same values: autocast alone mixes dtypes."""
-        options = config.network["options"]
-        if options.get("frozen_dtype", "float32") == "float32":
+    def variant(self, config: ModelConfig, base: Path, options: Mapping[str, object]) -> Path:
+        """The base model with other options and weights of the same values."""
+        own = config.network["options"]
+        options = {
+            key: value for key, value in options.items() if key in own or key != "frozen_dtype"
+        }
+        if all(own.get(key) == value for key, value in options.items()):
             return base
-        network = {**config.network, "options": {**options, "frozen_dtype": "float32"}}
-        out = self._place("exact", str(base), network)
+        network = {**config.network, "options": {**own, **options}}
+        out = self._place("variant", str(base), network)
         if not out.exists():
             weights = {"kind": "shipped", "path": str(base)}
             run("base", {"family": config.family, "network": network, "weights": weights}, out=out)
@@ -227,8 +247,13 @@ def seed_of(experiment: Experiment, config: ModelConfig) -> int:
     return (config.seeds or experiment.seeds)[0]
 
 
-def run(verb: str, section: dict[str, Any], *more: str, **options: object) -> None:
+def words_of(verb: str, section: dict[str, Any], *more: str, **options: object) -> list[str]:
     words = [verb, *more, "--section", json.dumps(section)]
     for name, value in options.items():
         words += [f"--{name}", str(value)]
+    return words
+
+
+def run(verb: str, section: dict[str, Any], *more: str, **options: object) -> None:
+    words = words_of(verb, section, *more, **options)
     assert main(words) == 0, words

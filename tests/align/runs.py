@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from reca.align import checkpoint
-from reca.align.batches import FeatureData
+from reca.align import checkpoint, trainer
+from reca.align.objective import MicroBatch
 from reca.align.trainer import CHECKPOINTS, align
 from reca.config.recipe import Recipe, TaskRecipe
 from tests.align.toy import Toy, toy_data
@@ -56,34 +56,22 @@ def run(folder: Path, **options):
     return model, summary
 
 
-class KillingRows:
-    """Rows that kill the process by SIGKILL at the n-th read: in the middle of an accumulation."""
+def kill_at(batch: int) -> None:
+    """Kill this process by SIGKILL when the n-th batch of images to draw is sent to the device (it is read earlier)."""
+    send, left = trainer.on_device, iter(range(batch - 1, -1, -1))
 
-    def __init__(self, rows, reads: int) -> None:
-        self.inner, self.reads = rows, reads
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def rows(self, indices):
-        self.reads -= 1
-        if self.reads == 0:
+    def killing(micro: MicroBatch, device: torch.device) -> MicroBatch:
+        if micro.task in ("reca", "t2i") and next(left) == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return self.inner.rows(indices)
+        return send(micro, device)
+
+    trainer.on_device = killing
 
 
 def run_until_killed(folder: Path, reads: int) -> None:
     torch.set_num_threads(1)
-    data = toy_data()
-    killing = FeatureData(
-        draw=KillingRows(data.draw, reads),
-        read=data.read,
-        prompts=data.prompts,
-        draw_captions=data.draw_captions,
-        read_conversations=data.read_conversations,
-        text_conversations=data.text_conversations,
-    )
-    run(folder, data=killing)
+    kill_at(reads)
+    run(folder)
 
 
 def run_all(folder: Path, changes: dict) -> None:

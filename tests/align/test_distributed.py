@@ -1,4 +1,4 @@
-"""Two ranks under torchrun do what one does on the same samples; sharding finds the right blocks."""
+"""Two ranks under torchrun, compiled and recomputed, do what one does on the same samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reca.align.distributed import recomputed, trained_blocks
+from reca.align.distributed import trained_blocks, wrapped
 from reca.align.state import freeze, load_trained
 from reca.align.trainer import CHECKPOINTS, align
 from tests.align.runs import SEED, tensors_of
@@ -69,7 +69,7 @@ def test_recomputation_is_undone():
     freeze(model)
     x = torch.randn(2, 16)
     expected = model.blocks[0](x)
-    with recomputed(list(model.blocks), True):
+    with wrapped(list(model.blocks), recompute=True):
         again = model.blocks[0](x)
         assert "forward" in model.blocks[0].__dict__
     assert torch.equal(expected, again)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from reca.align import memory as plan
-from reca.align.distributed import recomputed, trained_blocks
+from reca.align.distributed import trained_blocks, wrapped
 from reca.align.state import build_state, freeze
 from reca.cli import main
 from reca.config.recipe import Recipe, TaskRecipe
@@ -108,7 +108,7 @@ def test_the_head_is_counted_and_computed_again(tmp_path, monkeypatch):
     freeze(model, [])
     empty, kept, estimate = plan.meta_model("harmon", network), {}, {}
     for again in (False, True):
-        with recomputed(trained_blocks(model), again):
+        with wrapped(trained_blocks(model), recompute=again):
             kept[again] = kept_for_drawing(model, 4)
         found = plan.footprint(empty, recipe(activation_checkpointing=again), 0, half=False)
         estimate[again] = found.parts["activations (estimate)"]

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import get_cosine_schedule_with_warmup
 
-from reca.align.batches import FeatureData, pick_prompts, pick_turns, plan_step, with_features
+from reca.align.batches import FeatureData, pick_prompts, pick_turns, plan_step, with_rows
 from reca.align.distributed import ProcessGroup
 from reca.align.objective import derangement, task_loss
 from reca.align.schedule import learning_rate
@@ -29,7 +29,7 @@ def planned(task: str, *, step: int = 0, processes: ProcessGroup | None = None, 
     model, data = Toy(), toy_data()
     chosen = recipe(**{"tasks": {task: TaskRecipe(1.0, 4)}, "accumulation": 1, **changes})
     plan = plan_step(model, data, chosen, seed=0, step=step, processes=processes or ProcessGroup())
-    return model, with_features(plan[0], data, CPU)
+    return model, with_rows(plan[0], data, CPU)
 
 
 def test_reca_draws_the_image_from_its_own_embeddings():

@@ -6,6 +6,7 @@ On the CPU autocast has CUDA's dtype, so what a recipe computes in bfloat16 is c
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from reca.align import distributed, trainer
 from reca.cli import main
 from reca.config.recipe import Recipe
 from reca.models.registry import runnable
-from tests.align import published
+from tests.align import published, test_sharded
 
 ARMS = published.arms()
 # How far the loss of a task in one step may be from that in fp32, as a share of it: twice and more the largest
@@ -34,6 +35,10 @@ def test_the_walk_leaves_no_experiment_out() -> None:
     assert {name for name, *_ in ARMS} == set(published.EXPERIMENTS) and len(ARMS) >= 19
     trained = {published.at_scale(name).models[model].family for name, model, _ in ARMS}
     assert set(runnable()) <= trained
+    models = [published.at_scale(name).models[model] for name, model, _ in ARMS]
+    assert {
+        model.family for model in models if model.resources.gpus > 1
+    } == test_sharded.CASES.keys()
 
 
 @pytest.mark.parametrize(("name", "model", "arm"), ARMS, ids=["-".join(one) for one in ARMS])
@@ -96,6 +101,39 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     monkeypatch.setattr(trainer, "autocast", noted)
     monkeypatch.setattr(distributed, "checkpoint", again)
     return seen
+
+
+def test_a_step_can_be_profiled(
+    rehearsal: published.Rehearsal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the published recipe on the inputs of a run, and of the family's tiny model without any."""
+    words, _ = rehearsal.command("paper_bagel", "bagel_7b", "reca")
+    given = [w for w in words if w.startswith(("draw=", "reconstruct="))]
+    inputs = ["--base", words[words.index("--model") + 1], "--cache", given[0], "--data", given[1]]
+    cases = {
+        "paper_bagel-tiny, models.bagel_7b": inputs,
+        "paper_showo_256, models.showo_clip_256": [],
+    }
+    for number, (shown, more) in enumerate(cases.items()):
+        trace = tmp_path / f"{number}.json"
+        named = ["paper_bagel", "scale=tiny"] if more else ["paper_showo_256"]
+        command = ["profile", *named, "--steps", "1", "--out", str(trace)]
+        assert main([*command, *more]) == 0
+        said = capsys.readouterr().out
+        assert f"{shown}, arm reca: " in said
+        assert ("on noise and" in said) == (not more)
+        shares = [
+            re.search(rf"^{part} +[0-9.]+ +([0-9.]+)%$", said, re.MULTILINE)
+            for part in (*trainer.SPANS, "other")
+        ]
+        assert sum(float(share[1]) for share in shares if share) == pytest.approx(100, abs=0.5)
+        operations = said.split("operation ")[1].split("\n\n")[0].splitlines()[1:]
+        assert len(operations) == 10 and any("aten::" in line for line in operations)
+        names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+        assert {trainer.SPAN + part for part in trainer.SPANS} <= names
+    trace.write_text("mine")
+    assert main([*command, *more]) == 2
+    assert "was not written by this command" in capsys.readouterr().err
 
 
 def test_out_folders_are_whole(rehearsal: published.Rehearsal) -> None:

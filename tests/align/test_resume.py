@@ -126,6 +126,15 @@ def test_a_full_work_folder_is_found_before_the_first_step(tmp_path, monkeypatch
     assert not (tmp_path / "second/log.jsonl").exists()
 
 
+def test_a_fused_optimizer_resumes_bit_for_bit(tmp_path, monkeypatch):
+    """As on a GPU, where its step counter lies with the weights."""
+    monkeypatch.setattr("reca.align.state.fuses", lambda weights: True)
+    for name, ends in (("straight", [4]), ("cut", [2, 4])):
+        for end in ends:
+            run(tmp_path / name, changes={"steps": 4, "checkpoint_every": 2}, stop_at=end)
+    assert_same_run(tmp_path / "straight", tmp_path / "cut")
+
+
 def test_handlers_are_restored(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     run(tmp_path, changes={"steps": 1})

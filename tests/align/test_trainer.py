@@ -10,7 +10,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reca.align import checkpoint
-from reca.align.batches import plan_step, with_features
+from reca.align.batches import plan_step, with_rows
 from reca.align.distributed import ProcessGroup
 from reca.align.log import truncate
 from reca.align.objective import task_loss
@@ -56,9 +56,7 @@ def test_a_step_is_adamw_on_the_token_mean(tmp_path):
         loss = 0.0
         for task, weight in (("reca", 1.0), ("i2t", 0.5)):
             batches = [batch for batch in plan if batch.task == task]
-            losses = [
-                task_loss(by_hand, with_features(b, data, torch.device("cpu"))) for b in batches
-            ]
+            losses = [task_loss(by_hand, with_rows(b, data, torch.device("cpu"))) for b in batches]
             loss += weight * sum(each.total for each in losses) / sum(each.count for each in losses)
         optimizer.zero_grad()
         loss.backward()

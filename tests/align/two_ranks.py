@@ -17,10 +17,11 @@ from tests.align.runs import SEED, recipe
 from tests.align.toy import Toy, toy_data
 
 
-def shared_recipe(batch: int):
+def shared_recipe(batch: int, **changed):
     """Per-rank batches of `batch`; nothing in it is drawn per rank but the samples."""
     tasks = {"reca": TaskRecipe(1.0, batch), "i2t": TaskRecipe(0.5, batch)}
-    return recipe(tasks=tasks, steps=4, lr=1e-3, warmup=0, turns_per_sample=None)
+    changed = {"tasks": tasks, "lr": 1e-3, "warmup": 0, "turns_per_sample": None} | changed
+    return recipe(steps=4, **changed)
 
 
 def shared_data():
@@ -31,10 +32,12 @@ def shared_data():
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    distributed.COMPILER = "aot_eager"  # all but the code generation, which takes its time
     arguments = {"seed": SEED, "work_dir": folder, "device": "cpu"}
     for end in (2, 4):
         model = Toy(hide_all=True)
-        summary = align(model, shared_data(), shared_recipe(2), stop_at=end, **arguments)
+        chosen = shared_recipe(2, compile=True, activation_checkpointing=True)
+        summary = align(model, shared_data(), chosen, stop_at=end, **arguments)
     facts = {
         "resumed_from": summary.resumed_from,
         "sharded": isinstance(model.blocks[0].linear.weight, DTensor),

@@ -12,7 +12,7 @@ import torch
 from reca.align.batches import FeatureData
 from reca.align.trainer import align
 from reca.config.recipe import Recipe, TaskRecipe
-from tests.align.runs import KillingRows
+from tests.align import runs
 from tests.align.test_harmon import Rows
 from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
 
@@ -28,7 +28,7 @@ PROMPTS = ["describe the image", "what are on the image ?"]
 # 8 images, 2 per micro-batch, 2 micro-batches per step: an epoch is 2 steps of 2 reads each
 STEPS, PICTURES = 5, 8
 CUTS = {"inside an accumulation": 6, "inside an epoch": 7, "between two epochs": 9}
-"""The read at which the process is killed; the checkpoint of the previous step exists."""
+"""The batch of images at which the process is killed; the checkpoint of the previous step exists."""
 
 
 def recipe(family: str) -> Recipe:
@@ -53,11 +53,9 @@ def data_of(family: str, root: Path) -> FeatureData:
     return replace(data, read=read, read_conversations=[talk] * PICTURES)
 
 
-def run(family: str, root: Path, work: Path, kill_at: int | None = None) -> int:
+def run(family: str, root: Path, work: Path) -> int:
     """Train a fresh model to the end, or until killed; the step it resumed from."""
     data = data_of(family, root)
-    if kill_at is not None:
-        data = replace(data, draw=KillingRows(data.draw, kill_at))
     model = FAMILIES[family].model(root / "words")
     return align(model, data, recipe(family), seed=3, work_dir=work).resumed_from
 
@@ -69,7 +67,8 @@ def run_killed(root: Path, cuts: dict[str, int]) -> None:
         for name, read in cuts.items():
             child = os.fork()
             if child == 0:
-                run(family, root / family, root / family / name, read)
+                runs.kill_at(read)
+                run(family, root / family, root / family / name)
                 os._exit(0)
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             assert code == -signal.SIGKILL, (

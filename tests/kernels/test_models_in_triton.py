@@ -1,7 +1,11 @@
-"""Golden losses and gradients of the families once more, with the Triton kernels instead of torch."""
+"""Golden losses and gradients of the families once more, with the Triton kernels instead of torch.
+
+And a step of their published recipes: bfloat16 autocast, blocks computed again in the backward pass.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from reca.config.compose import load
+from tests.align import published
 
 ROOT = Path(__file__).resolve().parents[2]
 # What runs in the interpreter. Show-o: the two RecA layouts, a conversation with its open condition, and
@@ -33,3 +40,34 @@ def test_golden_losses_with_triton(family: str) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= least
+
+
+# OpenUni's RecA step runs none of the kernels. Show-o's text is shorter here: its 128 tokens take minutes.
+STEPS = {
+    "showo": ("paper_showo_256", "showo_clip_256", ["models.showo_clip_256.network.max_text=12"]),
+    "harmon": ("paper_harmon_05b", "harmon_05b", []),
+    "janus": ("janus_pro_1b", "janus_pro_1b", []),
+    "bagel": ("paper_bagel", "bagel_7b", []),
+}
+
+
+@pytest.mark.parametrize("family", STEPS)
+def test_a_published_step_with_triton(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two roundings to bfloat16 apart, at most, from the step in torch."""
+    name, model, shorter = STEPS[family]
+    experiment = load(name, ["scale=tiny", *shorter])
+    monkeypatch.setattr(published, "at_scale", lambda named: {name: experiment}[named])
+    rehearsal, found = published.Rehearsal(tmp_path), {}
+    for implementation in ("torch", "triton"):
+        out = rehearsal.train(
+            name, model, "reca", {"implementation": implementation},
+            steps=1, accumulation=1, activation_checkpointing=True,
+        )  # fmt: skip
+        found[implementation] = json.loads((out / "log.jsonl").read_text())
+    assert experiment.models[model].align.precision == "bf16"
+    mine, theirs = found["triton"], found["torch"]
+    assert mine["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+    assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-3)
+    assert mine != theirs

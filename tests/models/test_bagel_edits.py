@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reca.align.batches import plan_step, with_features
+from reca.align.batches import plan_step, with_rows
 from reca.align.distributed import ProcessGroup
 from reca.align.objective import task_loss
 from reca.align.trainer import align
@@ -173,7 +173,7 @@ def test_a_folder_of_edits_trains_the_drawing_side(model, tmp_path):
         ("two.png", "two-edited.png", "there ?"),
     ]
     plan = plan_step(model, data, recipe, seed=0, step=0, processes=ProcessGroup())
-    batch = with_features(plan[0], data, torch.device("cpu"))
+    batch = with_rows(plan[0], data, torch.device("cpu"))
     wanted = model.encode(tiny.pictures(4), "edit")
     for row, (source, target) in enumerate(zip(batch.sources, batch.indices, strict=True)):
         at = {

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from reca.models.bagel.layout import Packed
 from reca.models.bagel.network import Heads
+from reca.models.common.batching import moved
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -35,7 +36,7 @@ class PackedAttention:
     ) -> None:
         at = torch.cat([packed.text_at, packed.vit_at, packed.latent_at])
         self.und = len(at) - len(packed.latent_at)
-        self.at, self.order = at.to(device), at.argsort().to(device)
+        self.at, self.order = moved(at, device), moved(at.argsort(), device)
         self.layout, self.implementation = packed.layout().to(device), implementation
 
     def __call__(self, read: Heads, drawn: Heads) -> tuple[Tensor, Tensor]:

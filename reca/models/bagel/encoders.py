@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from reca.core import images as pictures
 from reca.models.bagel import vision
 from reca.models.bagel.config import BagelConfig, BagelOptions, ImageSize, VaeConfig
-from reca.models.common.batching import chunks
+from reca.models.common.batching import chunks, moved
 from reca.models.common.digest import Fingerprints
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class FrozenVae(nn.Module):
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> means and log-variances [B, 2z, h, w]."""
-        return self.vae.get_submodule("encoder")(pixels.to(self.device, torch.float32))
+        return self.vae.get_submodule("encoder")(moved(pixels, self.device, torch.float32))
 
     def latents(self, moments: Tensor, noise: Tensor) -> Tensor:
         """Scaled posterior sample [B, z, h, w], float32."""
@@ -115,8 +115,8 @@ class Reader:
             grid, patches.shape[1], self.config.vit_max_num_patch_per_side
         )
         device = network.vae2llm.weight.device
-        moved = None if valid is None else valid.to(device)
-        states = network.vit_model(patches.to(device), ids.to(device), moved)
+        known = None if valid is None else moved(valid, device)
+        states = network.vit_model(moved(patches, device), moved(ids, device), known)
         return states, grid.prod(dim=1).tolist()
 
     # ---- identity --------------------------------------------------------------------------------

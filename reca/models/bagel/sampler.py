@@ -34,7 +34,7 @@ from reca.models.bagel.network import Bagel, shifted
 from reca.models.bagel.text import THINK_TO_DRAW, TextFrontEnd
 from reca.models.bagel.vision import position_ids, prepared, resized, unpatchify
 from reca.models.common import decoding
-from reca.models.common.batching import row_noise
+from reca.models.common.batching import moved, row_noise
 from reca.models.common.options import check_generation, sampler_options
 
 if TYPE_CHECKING:
@@ -199,9 +199,9 @@ def _latents(
 ) -> Tensor:
     """Latents [B, z, h, w] sampled after the full context; the other contexts are for guidance."""
     device = model.network.vae2llm.weight.device
-    ids = position_ids(grid, model.config.max_latent_size).to(device)
+    ids = moved(position_ids(grid, model.config.max_latent_size), device)
     drawn = GuidedVelocity(model.network, contexts[0], contexts[1:], ids)
-    x, _ = sample(drawn, noise.to(device), options)
+    x, _ = sample(drawn, moved(noise, device), options)
     demand(finite_rows(x), "latents")
     return unpatchify(x, grid, model.config.latent_patch_size)
 

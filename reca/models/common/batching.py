@@ -13,13 +13,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PINS = frozenset({"cuda"})
+"""Types of devices whose copies of pinned memory do not occupy the host."""
+
 
 def moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor [...] of the host on `device`, without waiting for what the device is doing.
+    """A tensor [...] on `device`, from the host without waiting for what the device is doing.
 
-    The driver stages bytes of ordinary memory before the copy returns, so the host may change them at once.
+    Nobody may write to the tensor afterwards: a copy of pinned memory may still be under way. It may be dropped:
+    PyTorch keeps pinned memory until the copy is done, and the driver stages bytes of ordinary memory.
     """
-    return tensor.to(device, dtype or tensor.dtype, non_blocking=True)
+    # The other way round nobody would wait either, and the host would read what has not arrived.
+    from_host = tensor.device.type == "cpu"
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=from_host)
+
+
+def pinned(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A host tensor [...] in memory from which a GPU `device` copies by itself; as it is for other devices.
+
+    It pays for large tensors, in a thread: pinning is a copy. A tensor that `device` already holds is left there.
+    """
+    if torch.device(device).type not in PINS or tensor.device.type != "cpu":
+        return tensor
+    return tensor.pin_memory()
 
 
 def padded(
@@ -48,7 +64,7 @@ def row_noise(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Noise [B, ...], row i from `generators[i]` alone (on the CPU): an image does not depend on its batch."""
-    return torch.stack([sample(generator) for generator in generators]).to(device)
+    return moved(torch.stack([sample(generator) for generator in generators]), device)
 
 
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reca.models.common import packing
+from reca.models.common.batching import moved
 from reca.models.harmon.diffusion import DiffusionHead, reverse, tables
 
 _HELD = {
@@ -45,7 +46,7 @@ class Denoiser:
         weight, bias = self._stacked()
         self.modulator = packing.linear(weight, bias)
         self.outputs = len(weight) - self.width * (3 * self.depth + 1)
-        self.times = net.time(self.schedule.timesteps.to(weight.device))  # [S, W]
+        self.times = net.time(moved(self.schedule.timesteps, weight.device))  # [S, W]
         self.blocks = [
             (
                 block.in_ln,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reca.core import images as pictures
 from reca.core.finite import rows_of
 from reca.models.common.autoencoder_kl import AutoencoderKL
-from reca.models.common.batching import chunks
+from reca.models.common.batching import chunks, moved
 from reca.models.common.digest import Fingerprints
 from reca.models.common.pixels import to_picture, to_pixels
 from reca.models.harmon.config import Drawing, HarmonConfig
@@ -86,7 +86,7 @@ class FrozenVae(nn.Module):
         parts = []
         for chunk in chunks(images, self.chunk):
             pixels = torch.stack([to_pixels(prepare(one, self.config.size)) for one in chunk])
-            parts.append(self.latents(pixels.to(self._device)))
+            parts.append(self.latents(moved(pixels, self._device)))
         return torch.cat(parts)
 
     def preparation(self, use: Use) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from reca.core.finite import demand, finite_rows
 from reca.models.common import decoding
 from reca.models.common.attention import KeyValueCache
-from reca.models.common.batching import row_noise
+from reca.models.common.batching import moved, row_noise
 from reca.models.common.options import check_generation, sampler_options
 from reca.models.harmon import layout as layouts
 from reca.models.harmon.denoiser import Denoiser
@@ -100,7 +100,7 @@ class RowNoise:
         for one in self.generators:
             first.append(torch.randn(count, self.channels, generator=one))
             later.append(torch.randn(self.steps, count, self.channels, generator=one))
-        return torch.cat(first).to(self.device), torch.cat(later, dim=1).to(self.device)
+        return moved(torch.cat(first), self.device), moved(torch.cat(later, dim=1), self.device)
 
 
 # ---- the network in the loop -----------------------------------------------------------------------
@@ -262,7 +262,7 @@ def prepare(network: Harmon, condition: Condition, unconditional: Condition | No
         prefixes.append(embed_prompts(network, texts, condition_image(network, part)))
         rows += [start + at for at in index]
     embeddings, mask = _side_by_side(network, prefixes)
-    mask = mask.to(network.device)
+    mask = moved(mask, network.device)
     return Drawing(
         network, network.config.grid, embeddings, mask, torch.tensor(rows, device=network.device)
     )
@@ -323,4 +323,5 @@ def answer(
     """`greedy` for questions as ids, about images with `latents` [B, m, n, C] or without images."""
     image = None if latents is None else read_image(network, latents)
     embeddings, mask = embed_prompts(network, texts, image)
-    return greedy(network, embeddings, mask.to(network.device), network.config.end, max_new_tokens)
+    mask = moved(mask, network.device)
+    return greedy(network, embeddings, mask, network.config.end, max_new_tokens)

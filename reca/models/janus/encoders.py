@@ -18,7 +18,7 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 from transformers.models.janus.modeling_janus import JanusVisionModel, JanusVQVAE
 
 from reca.core import images as pictures
-from reca.models.common.batching import encode_in_chunks
+from reca.models.common.batching import encode_in_chunks, moved
 from reca.models.common.digest import Fingerprints
 from reca.models.janus.config import JanusConfig
 
@@ -77,7 +77,7 @@ class FrozenEncoders(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> list[Image.Image]:
         """Images of codes [B, N], decoded `chunk` at a time."""
-        parts = codes.long().to(self._device).split(self.chunk)
+        parts = moved(codes.long(), self._device).split(self.chunk)
         return pictures.to_images(torch.cat([self.vqmodel.decode(part) for part in parts]))
 
     # ---- identity ------------------------------------------------------------------------------------
@@ -101,7 +101,8 @@ class FrozenEncoders(nn.Module):
     def _stack(self, images: Iterable[Image.Image]) -> Tensor:
         """Pixels [B, 3, H, W] in [-1, 1] on the encoders' device and in their dtype."""
         dtype = self.vqmodel.quantize.embedding.weight.dtype
-        return torch.stack([pictures.to_tensor(image) for image in images]).to(self._device, dtype)
+        pixels = torch.stack([pictures.to_tensor(image) for image in images])
+        return moved(pixels, self._device, dtype)
 
 
 def nearest(latents: Tensor, codebook: Tensor) -> Tensor:

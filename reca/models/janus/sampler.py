@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from reca.core.finite import demand, finite_rows
 from reca.models.common import decoding, packing
-from reca.models.common.batching import row_noise
+from reca.models.common.batching import moved, row_noise
 from reca.models.common.options import check_generation, sampler_options
 from reca.models.janus import layout as layouts
 
@@ -77,13 +77,13 @@ class Decoder:
         self.keys, self.values = (weight.new_empty(shape) for _ in range(2))
         self.past = 0
         after = torch.arange(1, length - prompt + 1) + layouts.positions(real)[:, -1:]
-        places = torch.cat([layouts.positions(real), after], dim=1).to(weight.device)  # [G, L]
-        tables = llama.rotary_emb(weight, places)  # [G, L, size] each
+        places = torch.cat([layouts.positions(real), after], dim=1)
+        tables = llama.rotary_emb(weight, moved(places, weight.device))  # [G, L, size] each
         self.cos, self.sin = (table.unsqueeze(1) for table in tables)
         self.real: Tensor | None = None
         if not bool(real.all()):
             real = F.pad(real, (0, length - prompt), value=True)
-            self.real = real.to(weight.device)
+            self.real = moved(real, weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Final states [G, S, D] of the next columns' input embeddings [G, S, D]."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reca.core.finite import rows_of
-from reca.models.common.batching import chunks
+from reca.models.common.batching import chunks, moved
 from reca.models.common.digest import Fingerprints
 from reca.models.common.pixels import square, to_picture, to_pixels
 from reca.models.openuni.config import Crop, OpenUniConfig, OpenUniOptions, VaeConfig
@@ -47,7 +47,10 @@ def prepared(image: Image.Image, side: int, crop: Crop) -> Image.Image:
 
 def vit_input(pixels: Tensor, side: int) -> Tensor:
     """ViT inputs [B, 3, S, S] of pixels [B, 3, H, W] in [-1, 1]: normalised, then resized bilinearly, no antialias."""
-    mean, std = (torch.tensor(values).view(3, 1, 1).to(pixels) for values in (MEAN, STD))
+    mean, std = (
+        moved(torch.tensor(values).view(3, 1, 1), pixels.device, pixels.dtype)
+        for values in (MEAN, STD)
+    )
     normal = ((pixels + 1) / 2 - mean) / std
     return F.interpolate(normal, size=(side, side), mode="bilinear", align_corners=False)
 
@@ -88,13 +91,13 @@ class FrozenVae(nn.Module):
     @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:
         """Scaled latents [B, C, h, w] of pixels [B, 3, H, W] in [-1, 1]; nothing is sampled."""
-        pixels = pixels.to(self.device, torch.float32)
+        pixels = moved(pixels, self.device, torch.float32)
         return self.vae.encode(pixels, return_dict=False)[0] * self.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] of scaled latents, not clamped."""
-        scaled = latents.to(self.device, torch.float32) / self.config.scaling_factor
+        scaled = moved(latents, self.device, torch.float32) / self.config.scaling_factor
         return self.vae.decode(scaled, return_dict=False)[0]
 
     def pictures(self, latents: Tensor) -> list[Image.Image]:

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from reca.core.finite import demand, finite_rows
 from reca.core.structure import Positive
 from reca.models.common import decoding
-from reca.models.common.batching import padded, row_noise
+from reca.models.common.batching import moved, padded, row_noise
 from reca.models.common.options import check_generation, sampler_options
 from reca.models.openuni import layout
 from reca.models.openuni.config import OpenUniConfig, OpenUniOptions
@@ -156,7 +156,7 @@ def sample(
     both = given if pushed is None else torch.cat([pushed, given])
     for t in run.timesteps:
         rows = x if pushed is None else torch.cat([x, x])
-        times = t.to(x.device).expand(len(rows))
+        times = moved(t, x.device).expand(len(rows))
         branches = network.velocity(rows.to(both.dtype), both, times).float()
         guided = branches
         if pushed is not None:
@@ -197,7 +197,7 @@ def answers(
     """Greedy answers after the images in order and the question, one per row, up to the first end."""
     text, network = model.text, model.network
     rows = [text.question(q, len(pictures), model.options.system) for q in questions]
-    read = [features["understanding"].to(network.device) for features in pictures]
+    read = [moved(features["understanding"], network.device) for features in pictures]
     images = torch.cat(read, dim=1) if read else None
     with autocast(network):
         steps = greedy(network, rows, images, max_new_tokens)
@@ -209,7 +209,7 @@ def greedy(
 ) -> decoding.Steps:
     """Logits [B, V] and the most likely ids [B] after prompts, token by token, until every row has ended."""
     end = network.config.special.end
-    ids, mask = (t.to(network.device) for t in padded(rows, end))
+    ids, mask = (moved(t, network.device) for t in padded(rows, end))
     mask, cache = mask.long(), DynamicCache()
     states = network.hidden(network.embed(ids, images), mask, layout.positions(mask), cache)
     position = mask.sum(dim=1, keepdim=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reca.core import images as pictures
-from reca.models.common.batching import encode_in_chunks
+from reca.models.common.batching import encode_in_chunks, moved
 from reca.models.common.digest import Fingerprints
 from reca.models.showo import clip
 from reca.models.showo.config import ShowoConfig
@@ -115,7 +115,7 @@ class FrozenEncoders(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> list[Image]:
         """Decode codes [B, N] to images."""
-        pixels = self.magvit.detokenise(codes.long().to(self._device))
+        pixels = self.magvit.detokenise(moved(codes.long(), self._device))
         return pictures.to_images(pixels)
 
     # ---- identity --------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class FrozenEncoders(nn.Module):
 
     def _stack(self, tensors: Iterable[Tensor]) -> Tensor:
         """Stack rows [...] into one tensor [B, ...] on the encoder's device."""
-        return torch.stack(list(tensors)).to(self._device)
+        return moved(torch.stack(list(tensors)), self._device)
 
 
 def _bilinear(pixels: Tensor, side: int) -> Tensor:

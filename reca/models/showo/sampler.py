@@ -19,6 +19,7 @@ from torch import Tensor
 from reca.core.finite import demand, finite_rows
 from reca.models.common import decoding
 from reca.models.common.attention import KeyValueCache
+from reca.models.common.batching import moved
 from reca.models.common.options import check_generation, sampler_options
 from reca.models.showo import layout as layouts
 from reca.models.showo.batch import Condition, cosine_ratio
@@ -99,7 +100,7 @@ class RowNoise:
             sample = torch.empty(int(unknown.sum()), self.codebook_size)
             exponential[row, unknown] = sample.exponential_(generator=generator)
             uniform[row].uniform_(generator=generator)
-        return exponential.to(masked.device), uniform.to(masked.device)
+        return moved(exponential, masked.device), moved(uniform, masked.device)
 
 
 def guided(conditional: Tensor, unconditional: Tensor | None, guidance: float) -> Tensor:
