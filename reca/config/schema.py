@@ -7,7 +7,7 @@ configuration and to write the JSON schema for Snakemake. No heavy import here: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from reca.config.recipe import Recipe
@@ -37,6 +37,7 @@ BenchmarkKind = Literal[
 CachePrecision = Literal["fp32", "fp16", "bf16"]
 Scale = Literal["tiny"]
 SCALES: tuple[str, ...] = get_args(Scale)
+SEED = "{seed}"  # in a path: one folder per seed
 SeedSchedule = Literal["per_image", "sample_index", "prompt_reset", "process"]
 
 
@@ -69,10 +70,19 @@ class Weights:
     """Where the base model's weights come from."""
 
     kind: Literal["shipped", "source", "pretrain"]
-    path: str | None = None  # shipped: folder of this repo; pretrain: results folder
+    # shipped: folder of this repo; pretrain: results folder. With {seed}: a base model for each seed
+    path: str | None = None
     source: str | None = None  # source: name in config/sources.yaml
     file: str | None = None  # source: which of its files, where it holds several checkpoints
     companions: dict[str, str] = field(default_factory=dict)  # role -> name in sources.yaml
+
+    def per_seed(self) -> bool:
+        """Whether every seed has a base model of its own: a seed is then another base, not only other noise."""
+        return self.path is not None and SEED in self.path
+
+    def of_seed(self, seed: int) -> Weights:
+        """The weights of one seed's base model."""
+        return replace(self, path=self.path and self.path.replace(SEED, str(seed)))
 
 
 @dataclass(kw_only=True)
@@ -209,7 +219,7 @@ class Fit:
 class Pretrain:
     """A laptop base model made from nothing, or from another one; the paper's models never need this."""
 
-    seed: int = 0
+    seed: int = 0  # of the one base; where `weights.path` has {seed}, base k is made from seed k
     start: str | None = None  # folder of a model to go on from, with its record; null: from nothing
     parts: dict[
         str, Fit

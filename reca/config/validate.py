@@ -14,6 +14,7 @@ from typing import Any
 
 from reca.config.recipe import ROLE_OF, for_arm
 from reca.config.schema import (
+    SEED,
     BenchmarkConfig,
     DataSource,
     Experiment,
@@ -48,7 +49,7 @@ def check(experiment: Experiment, config_dir: Path) -> None:
     for name, benchmark in experiment.benchmarks.items():
         _check_benchmark(f"benchmarks.{name}", benchmark)
     if experiment.pretrain is not None:
-        _check_pretrain(experiment.pretrain)
+        _check_pretrain(experiment)
     _check_roles(experiment)
     _check_resolutions(experiment)
     _check_guidance(experiment)
@@ -134,7 +135,9 @@ def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
             raise ValueError(f"models.{name}.{error}{where}") from error
 
 
-def _check_pretrain(pretrain: Pretrain) -> None:
+def _check_pretrain(experiment: Experiment) -> None:
+    pretrain = experiment.pretrain
+    assert pretrain is not None
     _names("pretrain.parts", pretrain.parts)
     _names("pretrain.phases", pretrain.phases)
     for name, recipe in pretrain.phases.items():
@@ -142,6 +145,10 @@ def _check_pretrain(pretrain: Pretrain) -> None:
             recipe.validate()
         except ValueError as error:
             raise ValueError(f"pretrain.phases.{name}.{error}") from error
+    for name, model in experiment.models.items():
+        if SEED in (pretrain.start or "") and not model.weights.per_seed():
+            allowed = f"must hold {SEED}, as pretrain.start does"
+            raise problem(f"models.{name}.weights.path", model.weights.path, allowed)
 
 
 # ---- data and benchmarks -------------------------------------------------------------------------

@@ -120,7 +120,8 @@ def edits_report(
 
 def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows of `log.jsonl` by run (such as `reca-0`), for arms with a complete stage."""
-    folders = sorted(path.parent for path in model.glob(f"*/seed-*/{artifacts.MANIFEST}"))
+    trained = (path.parent for path in model.glob(f"*/seed-*/{artifacts.MANIFEST}"))
+    folders = sorted(path for path in trained if path.parent.name != "base")
     return {
         f"{folder.parent.name}-{folder.name.removeprefix('seed-')}": read_lines(
             artifacts.verified(folder / LOG)
@@ -163,6 +164,7 @@ def model_report(
     logs = training_logs(model)
     return {
         "name": model.name,
+        "bases": len(list(model.glob(f"base/seed-*/{artifacts.MANIFEST}"))) or 1,
         "outcomes": [
             *outcomes(scores, choice["chosen"], by_item),
             *(edited["outcomes"] if edited else []),
@@ -201,5 +203,10 @@ def outcomes_json(
     models: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The machine-readable part: the numbers of the page, and the verdicts on expectations if there are any."""
-    found = [{name: model[name] for name in ("name", "outcomes")} for model in models]
+    found = [
+        {"name": model["name"]}
+        | ({"bases": model["bases"]} if model["bases"] > 1 else {})
+        | {"outcomes": model["outcomes"]}
+        for model in models
+    ]
     return {"models": found} | ({"expectations": list(verdicts)} if verdicts else {})

@@ -69,8 +69,9 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
         lines.append("")
     seeds = len(results["models"][0]["outcomes"][0]["reca"]["per_seed"])
     made = results["made"]
+    own = " with a base each" if results["models"][0].get("bases", 1) > 1 else ""
     lines += [
-        f"Mean and 95 % t interval over {seeds} seeds; the last column is paired by seed, in bold where",
+        f"Mean and 95 % t interval over {seeds} seeds{own}; the last column is paired by seed, in bold where",
         f"the interval leaves 0 out. From [{source}]({_link(source, page)}): {made['stages']} stages on",
         f"{made['machine']['cores']} cores, {made['cpu_seconds']} CPU seconds, at most",
         f"{made['peak_memory_mb']} MB each, torch {made['versions']['torch']}.",

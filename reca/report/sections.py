@@ -39,7 +39,10 @@ def view(experiment: Mapping[str, Any], model: Model, benchmark: str) -> dict[st
     recipe = section(Recipe, experiment["models"][model["name"]]["align"])
     trained = compute(recipe, model["logs"])
     return {
-        **{name: model[name] for name in ("name", "costs", "trail", "run", "chosen", "chance")},
+        **{
+            name: model[name]
+            for name in ("name", "bases", "costs", "trail", "run", "chosen", "chance")
+        },
         "arms": arms,
         "seeds": model["seeds"],
         "findings": wording.findings(model),

@@ -35,7 +35,7 @@ for name, value in {
 from reca.evaluation.registry import KINDS
 from reca.config.compose import SCHEMA_PATH, load, resolved
 from reca.config.scale import label
-from reca.config.schema import SCALES
+from reca.config.schema import SCALES, SEED
 from reca.config.validate import sources_of
 from reca.core.structure import suggestion
 
@@ -104,3 +104,4 @@ wildcard_constraints:
     split="development|test",
     shard=r"\d+-of-\d+",
     use="draw|read|edit",
+    place=r"(/seed-\d+)?",  # of a base model and of what its encoders see: one folder, or one per seed

@@ -20,6 +20,12 @@ def of_model(model, *fields):
     return {name: found[name] for name in ("family", *fields)}
 
 
+def of_base(model, place):
+    """A base model: its network, and the weights of this place."""
+    weights = asdict(weights_of(model, place))
+    return {**of_model(model, "network"), "weights": weights}
+
+
 @cache
 def pins():
     """What fixes the content of every download: its origin and its files, from sources.yaml and the lock."""
