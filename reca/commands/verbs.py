@@ -6,6 +6,7 @@ Imports only `arguments` from the package, so that `reca --help` loads nothing e
 from __future__ import annotations
 
 from reca.commands.arguments import (
+    ARMS,
     CHOSEN,
     DEVICE,
     DRAW_SEED,
@@ -201,7 +202,7 @@ VERBS = (
             folder("--model", "base model folder"),
             arg("--data", action="append", default=[], metavar="ROLE=DIR", help="data by role"),
             arg("--cache", action="append", default=[], metavar="USE=DIR", help="cache by use"),
-            arg("--arm", required=True, choices=("reca", "sft", "shuffled"), help="objective"),
+            arg("--arm", required=True, choices=ARMS, help="objective"),
             SEED,
             WORK,
             OUT,

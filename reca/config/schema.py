@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from reca.config.recipe import Recipe
 from reca.core.structure import Count, NonNegative, Positive, Share, Whole
 
-Arm = Literal["base", "reca", "sft", "shuffled"]
+Arm = Literal["base", "reca", "reca_only", "sft", "shuffled", "random_encoder", "template_only"]
 DataKind = Literal["world", "folder", "tar", "parquet", "llava"]
 BenchmarkKind = Literal[
     "laptop",
@@ -163,6 +163,8 @@ class BenchmarkConfig:
         False  # MMBench: every question in all rotations of its options (CircularEval)
     )
     reconstructions: Whole = 0  # held-out images drawn again from their own embeddings
+    base_guidance: bool = False  # laptop: test prompts also at the guidance that suits the base
+    curve_prompts: Whole = 0  # laptop: test prompts per task that are drawn at every guidance
     seed: Whole = 0  # laptop: of the prompts; else of the authors' seed schedules
     seed_schedule: SeedSchedule = "per_image"  # the others are the authors' scripts'
     sampler: dict[str, dict[str, Any]] = field(

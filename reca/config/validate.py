@@ -200,6 +200,9 @@ def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
     if benchmark.kind in TOYWORLD:
         if benchmark.prompts < 1:
             raise problem(f"{path}.prompts", benchmark.prompts, "must be at least 1")
+        if benchmark.curve_prompts > benchmark.prompts:
+            allowed = f"must be at most prompts, which is {benchmark.prompts}"
+            raise problem(f"{path}.curve_prompts", benchmark.curve_prompts, allowed)
     elif benchmark.source is None:
         raise problem(f"{path}.source", None, f"must be given where kind is {benchmark.kind}")
     if benchmark.kind in JUDGED and benchmark.judge is None:
@@ -275,6 +278,12 @@ def _check_resolutions(experiment: Experiment) -> None:
 
 def _check_guidance(experiment: Experiment) -> None:
     """A sweep needs prompts that are not the test's: guidance is never chosen on reported prompts."""
+    for name, benchmark in experiment.benchmarks.items():
+        if benchmark.base_guidance and benchmark.kind not in TOYWORLD:
+            raise problem(f"benchmarks.{name}.base_guidance", True, f"is for {', '.join(TOYWORLD)}")
+        if benchmark.base_guidance and "base" not in experiment.arms:
+            allowed = "needs the arm base, whose guidance it is"
+            raise problem(f"benchmarks.{name}.base_guidance", True, allowed)
     if any(benchmark.development_prompts for benchmark in experiment.benchmarks.values()):
         return
     for name, model in experiment.models.items():

@@ -32,7 +32,10 @@ def build(experiment: Mapping[str, Any], results: Path, out: Path) -> None:
     names = collect.scored_models(results, benchmark, experiment["models"])
     editing = edit_benchmark(experiment)
     chance = collect.chance_levels(experiment["benchmarks"])
-    models = [collect.model_report(results / name, benchmark, chance, editing) for name in names]
+    readings = experiment["benchmarks"]
+    models = [
+        collect.model_report(results / name, benchmark, chance, editing, readings) for name in names
+    ]
     name = experiment["name"]
     verdicts = expectations.judged(name, experiment["expect"], scores.collect(results, name))
     artifacts.write_json(out / OUTCOMES, collect.outcomes_json(models, verdicts))

@@ -14,10 +14,10 @@ from PIL import Image
 from reca.evaluation.choose import arm_of
 from reca.evaluation.tasks import laptop_prompts
 from reca.evaluation.tasks.laptop_edit import edits
-from reca.evaluation.tasks.laptop_prompts import reconstruction_key, sample_key
+from reca.evaluation.tasks.laptop_prompts import guidance_of, reconstruction_key, sample_key
 from reca.inference.imageset import ImageSet, png
 from reca.report.figures import NAMES
-from reca.report.outcomes import TITLES, guidance_of
+from reca.report.outcomes import TITLES
 from reca.toyworld.scenes import draw_pixels
 from reca.toyworld.text import dense_caption
 
@@ -50,7 +50,7 @@ def grids(model: Mapping[str, Any], benchmark: Mapping[str, Any]) -> dict[str, l
     items = {arm: model["items"][runs[arm]] for arm in sets}
     return {
         "again": _drawn_again(sets, items, benchmark),
-        "drawn": _drawn_from_prompts(sets, items, model["chosen"]),
+        "drawn": _drawn_from_prompts(sets, items, model["shown_at"]),
     }
 
 

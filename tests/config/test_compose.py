@@ -214,7 +214,8 @@ MISTAKES = {
     "title=7": "title = 7: must be a text",
     "cost=free": "cost = 'free': must be a section with hardware, hours, basis",
     # wrong choice
-    "arms=[base,recca]": "arms[1] = 'recca': must be one of base, reca, sft, shuffled",
+    "arms=[base,recca]": "arms[1] = 'recca': must be one of base, reca, reca_only, sft, shuffled, "
+    "random_encoder, template_only",
     f"{TINY}.family=shown": f"{TINY}.family = 'shown': must be one of showo, harmon, openuni, bagel, janus, "
     "or of an installed package (reca.models)",
     "benchmarks.laptop.kind=coco": "benchmarks.laptop.kind = 'coco': must be one of laptop, laptop_edit, geneval, "

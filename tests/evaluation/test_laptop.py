@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from reca.config.schema import BenchmarkConfig
+from reca.evaluation.choose import requested
 from reca.evaluation.observers import examiner as observer
 from reca.evaluation.observers.view import View
 from reca.evaluation.tasks import laptop, laptop_prompts
@@ -114,6 +115,90 @@ def test_counting_is_exact_but_extra_objects_are_forgiven_elsewhere() -> None:
     assert laptop.score_prompt(Prompt("p", "", "single_object", one), three) == 1
 
 
+def test_the_strict_rule_forgives_no_extra_object() -> None:
+    clutter = Scene((Thing(0, "bolt", "cyan"), Thing(1, "flag", "red")))
+    one = Prompt(
+        "p",
+        "",
+        "single_object",
+        {"tag": "single_object", "include": [{"class": "bolt", "count": 1}]},
+    )
+    for things, official, strict in (
+        (clutter.things, 1, 1 - 1),
+        (clutter.things[:1], 1, 1),
+        (clutter.things[1:], 0, 0),
+    ):
+        seen = examiner.detect(draw_pixels(Scene(things)))
+        assert (laptop.score_prompt(one, seen), laptop.strict_score(one, seen)) == (
+            official,
+            strict,
+        )
+    two = [
+        {"class": "bolt", "count": 1, "color": "cyan"},
+        {"class": "flag", "count": 1, "color": "red"},
+    ]
+    both = Prompt("p", "", "color_attr", {"tag": "color_attr", "include": two})
+    assert laptop.strict_score(both, examiner.detect(draw_pixels(clutter))) == 1
+    means = laptop.strict_means([(task, 0.5) for task in laptop_prompts.GENEVAL_TASKS])
+    assert means["geneval_strict"] == 0.5 and means["geneval_strict.counting"] == 0.5
+    assert "geneval_strict" not in laptop.strict_means([("counting", 1.0)])
+
+
+CHOICE = {
+    "chosen": {
+        "base": {"dense": 2.0, "geneval": 5.0, "geneval_strict": 1.0},
+        "reca": {"dense": 1.0, "geneval": 2.0, "geneval_strict": 2.0},
+    },
+    "levels": [1.0, 2.0, 5.0, 8.0],
+}
+
+
+def levels_by_task(
+    section: BenchmarkConfig, names: dict[str, float]
+) -> dict[str, list[tuple[float, int]]]:
+    """Task -> guidance level and how many of the task's test prompts are sampled there."""
+    found: dict[str, list[tuple[float, int]]] = {}
+    for level, asked in laptop_prompts.plan(section, "test", names).prompts.items():
+        for task in dict.fromkeys(prompt.task for prompt in asked):
+            found.setdefault(task, []).append((level, sum(p.task == task for p in asked)))
+    return found
+
+
+def test_test_prompts_are_sampled_at_the_chosen_guidance_and_where_else_it_is_asked() -> None:
+    plain = BenchmarkConfig(kind="laptop", prompts=4, seed=5)
+    found = levels_by_task(plain, requested(CHOICE, "reca"))
+    assert found["dense"] == found["dense_placed"] == [(1.0, 4)] and found["counting"] == [(2.0, 4)]
+    both = BenchmarkConfig(kind="laptop", prompts=4, seed=5, base_guidance=True)
+    found = levels_by_task(both, requested(CHOICE, "reca", at_base=True))
+    assert found["dense"] == [(1.0, 4), (2.0, 4)]
+    assert found["counting"] == [(1.0, 4), (2.0, 4), (5.0, 4)]
+    curved = BenchmarkConfig(kind="laptop", prompts=4, seed=5, curve_prompts=1)
+    found = levels_by_task(curved, requested(CHOICE, "reca", curve=True))
+    assert found["dense"] == [(1.0, 4), (2.0, 1), (5.0, 1), (8.0, 1)]
+
+
+def test_a_summary_is_at_the_guidance_chosen_for_the_arm() -> None:
+    section = BenchmarkConfig(kind="laptop", prompts=1, seed=5, base_guidance=True)
+    names = requested(CHOICE, "reca", at_base=True)
+    evidence = [
+        {
+            "id": key,
+            "sample": index,
+            "detections": [dict.fromkeys(("class", "color", "place", "box"), 0)] * int(level),
+        }
+        for key, index in laptop_prompts.plan(section, "test", names).entries()
+        for level in [float(key.split("/")[0])]
+    ]
+    for row in evidence:
+        for number, seen in enumerate(row["detections"]):
+            row["detections"][number] = {**seen, "score": 1.0, "box": [0, 0, 1, 1]}
+    sampled = {"split": "test", "chosen": names, "guidance": []}
+    graded = laptop.grade(section, sampled, evidence, {})
+    assert set(graded.by_guidance) == {"1.0", "2.0", "5.0"}
+    assert graded.summary["dense"] == graded.by_guidance["1.0"]["dense"]
+    assert graded.summary["geneval_strict"] == graded.by_guidance["2.0"]["geneval_strict"]
+
+
 def test_facts_are_matched_one_to_one() -> None:
     fact = {"class": "flag", "color": "red"}
     one = [{"class": "flag", "color": "red", "place": 0}]
@@ -136,7 +221,9 @@ def test_splits_are_fixed_and_apart() -> None:
 def test_chance_levels_are_low() -> None:
     chance = laptop.chance("test", 50, 0, pictures=600)
     assert chance["single_object"] < 0.35
+    assert chance["geneval_strict"] < chance["geneval"]
     assert all(chance[task] < 0.12 for task in chance if task not in ("single_object", "geneval"))
+    assert set(chance) >= {f"geneval_strict.{task}" for task in laptop_prompts.GENEVAL_TASKS}
 
 
 def test_questions_are_answered_by_their_scene() -> None:

@@ -64,12 +64,20 @@ SIZES = ("prompts", "questions", "rotations", "reconstructions")
 SAMPLED = (*SIZES, "images_per_prompt", "seed", "seed_schedule")
 OBSERVED = (*SIZES, "images_per_prompt", "crop_black", "scorer")
 SCORED = (*OBSERVED, "options")
+READINGS = ("base_guidance", "curve_prompts")  # where set, so that older results stay current
 DEVELOPED = ("development_prompts", "images_per_prompt", "seed", "seed_schedule")
 
 
 def of_kind(name, fields):
     found = asdict(EXPERIMENT.benchmarks[name])
     return {field: found[field] for field in ("kind", *fields)}
+
+
+def of_readings(name, split):
+    """At which guidance a small benchmark's test prompts are drawn besides the chosen one."""
+    found = asdict(EXPERIMENT.benchmarks[name])
+    wanted = READINGS if split == "test" and name in SMALL else ()
+    return {field: found[field] for field in wanted if found[field]}
 
 
 def of_sampling(model, run, name, split):
@@ -80,7 +88,7 @@ def of_sampling(model, run, name, split):
         del sampler["guidance"]
     fields = SAMPLED if split == "test" else DEVELOPED
     fields = fields if name in SMALL else (*fields, "batch_size")
-    described = of_kind(name, fields)
+    described = of_kind(name, fields) | of_readings(name, split)
     return {**found, "sampler": sampler, "run": run, "benchmark": described}
 
 
@@ -93,7 +101,7 @@ def of_scoring(name, split):
     if name not in SMALL:
         return of_kind(name, SCORED)
     sizes = SAMPLED if split == "test" else DEVELOPED
-    return of_kind(name, (*sizes, "crop_black", "options"))
+    return of_kind(name, (*sizes, "crop_black", "options")) | of_readings(name, split)
 
 
 def of_evaluation(wc):
