@@ -38,6 +38,7 @@ CachePrecision = Literal["fp32", "fp16", "bf16"]
 Scale = Literal["tiny"]
 SCALES: tuple[str, ...] = get_args(Scale)
 SEED = "{seed}"  # in a path: one folder per seed
+Tested = Literal["prompts", "scenes", "questions", "edits"]
 SeedSchedule = Literal["per_image", "sample_index", "prompt_reset", "process"]
 
 
@@ -166,6 +167,8 @@ class BenchmarkConfig:
     base_guidance: bool = False  # laptop: test prompts also at the guidance that suits the base
     curve_prompts: Whole = 0  # laptop: test prompts per task that are drawn at every guidance
     seed: Whole = 0  # laptop: of the prompts; else of the authors' seed schedules
+    # laptop: of the test split where not `seed`, which stays that of development (docs/laptop_protocol.md)
+    test_seeds: dict[Tested, Whole] = field(default_factory=dict)
     seed_schedule: SeedSchedule = "per_image"  # the others are the authors' scripts'
     sampler: dict[str, dict[str, Any]] = field(
         default_factory=dict

@@ -19,7 +19,7 @@ from reca.evaluation.tasks.laptop import CHANCE_PICTURES, CHANCE_PROMPTS
 from reca.evaluation.tasks.laptop import chance as chance_of_laptop
 from reca.evaluation.tasks.laptop_edit import SCORES as EDIT_SCORES
 from reca.evaluation.tasks.laptop_edit import chance as chance_of_edits
-from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS, STRICT, guidance_of
+from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS, STRICT, guidance_of, test_seed
 from reca.report import stages
 from reca.report.outcomes import (
     ARMS,
@@ -102,10 +102,10 @@ def chance_levels(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     found: dict[str, Any] = {}
     for name, entry in benchmarks.items():
         if entry["kind"] == "laptop":
-            sizes = CHANCE_PROMPTS, entry["seed"], CHANCE_PICTURES
+            sizes = CHANCE_PROMPTS, test_seed(entry, "prompts"), CHANCE_PICTURES
             found[name] = chance_of_laptop("test", *sizes)
         elif entry["kind"] == "laptop_edit":
-            found[name] = chance_of_edits("test", entry["prompts"], entry["seed"])
+            found[name] = chance_of_edits("test", entry["prompts"], test_seed(entry, "edits"))
     return found
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from reca.config.schema import BenchmarkConfig
+from reca.config.schema import BenchmarkConfig, Tested
 from reca.evaluation.choose import requested
 from reca.evaluation.observers import examiner as observer
 from reca.evaluation.observers.view import View
-from reca.evaluation.tasks import laptop, laptop_prompts
+from reca.evaluation.tasks import laptop, laptop_edit, laptop_prompts
 from reca.inference.items import Prompt
 from reca.toyworld import examiner
 from reca.toyworld.scenes import COLOURS, SHAPE_NAMES, SHAPES, Scene, Thing, draw_pixels, draw_scene
@@ -175,6 +178,47 @@ def test_test_prompts_are_sampled_at_the_chosen_guidance_and_where_else_it_is_as
     curved = BenchmarkConfig(kind="laptop", prompts=4, seed=5, curve_prompts=1)
     found = levels_by_task(curved, requested(CHOICE, "reca", curve=True))
     assert found["dense"] == [(1.0, 4), (2.0, 1), (5.0, 1), (8.0, 1)]
+
+
+def test_the_test_split_may_have_seeds_of_its_own() -> None:
+    sizes = {
+        "prompts": 2,
+        "development_prompts": 2,
+        "questions": 6,
+        "reconstructions": 2,
+        "seed": 5,
+    }
+    plain = BenchmarkConfig(kind="laptop", **sizes)
+    seeds = {"prompts": 6, "scenes": 7, "questions": 8}
+    other = BenchmarkConfig(kind="laptop", **sizes, test_seeds=seeds)
+    levels = [1.0]
+    assert laptop_prompts.plan(other, "development", levels) == laptop_prompts.plan(
+        plain, "development", levels
+    )
+    found = laptop_prompts.plan(other, "test", levels)
+    assert found.prompts[1.0] == laptop_prompts.prompts("test", 2, 6)
+    assert list(found.scenes) == laptop_prompts.held_out_scenes("test", 2, 7)
+    asked = laptop_prompts.held_out_questions(found.scenes, 3, "test", 8)
+    assert list(found.questions) == asked
+    edited = BenchmarkConfig(kind="laptop_edit", prompts=1, seed=5, test_seeds={"edits": 9})
+    assert laptop_edit.asked_for(edited, "test", [2.0])[1] == laptop_edit.edits("test", 1, 9)
+    both = laptop_edit.asked_for(edited, "test", {"edit": 2.0, "edit@base": 3.0, "dense": 1.0})
+    assert both[0] == [2.0, 3.0]
+
+
+def test_the_protocol_states_its_seeds_and_how_they_were_made() -> None:
+    """Nothing is drawn from them here: a recorded run is the first to do so."""
+    root = Path(__file__).parents[2]
+    page = (root / "docs/laptop_protocol.md").read_text()
+    found: dict[str, int] = {}
+    for name in ("laptop_protocol", "laptop_edit_protocol"):
+        plain = yaml.safe_load((root / f"config/benchmark/{name}.yaml").read_text())
+        found |= plain["test_seeds"]
+        assert plain["base_guidance"] and plain["defaults"][0] == name.removesuffix("_protocol")
+    assert set(found) == set(get_args(Tested))
+    for what, seed in found.items():
+        digest = hashlib.sha256(f"docs/laptop_protocol.md {what}".encode()).hexdigest()
+        assert seed == int(digest[:6], 16) and f"| {seed} |" in page
 
 
 def test_a_summary_is_at_the_guidance_chosen_for_the_arm() -> None:

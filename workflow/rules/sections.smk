@@ -64,7 +64,8 @@ SIZES = ("prompts", "questions", "rotations", "reconstructions")
 SAMPLED = (*SIZES, "images_per_prompt", "seed", "seed_schedule")
 OBSERVED = (*SIZES, "images_per_prompt", "crop_black", "scorer")
 SCORED = (*OBSERVED, "options")
-READINGS = ("base_guidance", "curve_prompts")  # where set, so that older results stay current
+# Only of test prompts, and only where set, so that older results stay current.
+TESTED = ("base_guidance", "curve_prompts", "test_seeds")
 DEVELOPED = ("development_prompts", "images_per_prompt", "seed", "seed_schedule")
 
 
@@ -73,10 +74,10 @@ def of_kind(name, fields):
     return {field: found[field] for field in ("kind", *fields)}
 
 
-def of_readings(name, split):
-    """At which guidance a small benchmark's test prompts are drawn besides the chosen one."""
+def of_test(name, split):
+    """The test prompts of a small benchmark: their own seeds, and other guidance than the chosen one."""
     found = asdict(EXPERIMENT.benchmarks[name])
-    wanted = READINGS if split == "test" and name in SMALL else ()
+    wanted = TESTED if split == "test" and name in SMALL else ()
     return {field: found[field] for field in wanted if found[field]}
 
 
@@ -88,7 +89,7 @@ def of_sampling(model, run, name, split):
         del sampler["guidance"]
     fields = SAMPLED if split == "test" else DEVELOPED
     fields = fields if name in SMALL else (*fields, "batch_size")
-    described = of_kind(name, fields) | of_readings(name, split)
+    described = of_kind(name, fields) | of_test(name, split)
     return {**found, "sampler": sampler, "run": run, "benchmark": described}
 
 
@@ -101,7 +102,7 @@ def of_scoring(name, split):
     if name not in SMALL:
         return of_kind(name, SCORED)
     sizes = SAMPLED if split == "test" else DEVELOPED
-    return of_kind(name, (*sizes, "crop_black", "options")) | of_readings(name, split)
+    return of_kind(name, (*sizes, "crop_black", "options")) | of_test(name, split)
 
 
 def of_evaluation(wc):

@@ -17,7 +17,7 @@ import numpy as np
 from reca.core.rng import numpy_generator
 from reca.evaluation.assignment import Assignment, ImagePass
 from reca.evaluation.graded import Graded, coverage_of, single_level
-from reca.evaluation.tasks.laptop_prompts import AT_BASE, SPLITS, sample_key, scene_png
+from reca.evaluation.tasks.laptop_prompts import AT_BASE, SPLITS, sample_key, scene_png, test_seed
 from reca.inference.items import Prompt
 from reca.toyworld import examiner
 from reca.toyworld.edits import EDITS, Edit, draw_edit
@@ -72,7 +72,8 @@ def asked_for(
             f"the test split is sampled at one guidance level, not at {levels}; run `reca choose` first"
         )
     per_kind = section.development_prompts if split == "development" else section.prompts
-    return levels, edits(split, per_kind, section.seed)
+    seed = test_seed(vars(section), "edits") if split == "test" else section.seed
+    return levels, edits(split, per_kind, seed)
 
 
 def assignment(benchmark: BenchmarkConfig, split: str, guidance: Guidance) -> Assignment:

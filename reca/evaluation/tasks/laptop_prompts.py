@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,6 +146,12 @@ def held_out_questions(
     return asked
 
 
+def test_seed(benchmark: Mapping[str, Any], what: str) -> int:
+    """The seed of `prompts`, `scenes`, `questions` or `edits` of the test split; `benchmark` is its configuration."""
+    seed: int = benchmark.get("test_seeds", {}).get(what, benchmark["seed"])
+    return seed
+
+
 # ---- what a split samples ---------------------------------------------------------------------------
 @dataclass(frozen=True)
 class SplitPlan:
@@ -194,17 +201,18 @@ def plan(
 
 
 def _test_plan(section: BenchmarkConfig, chosen: Mapping[str, float]) -> SplitPlan:
+    of = partial(test_seed, vars(section))
     asked = [
         (level, prompt)
-        for prompt in prompts("test", section.prompts, section.seed)
+        for prompt in prompts("test", section.prompts, of("prompts"))
         for level in _levels_of(prompt, chosen, section.curve_prompts)
     ]
     by_level: dict[float, list[Prompt]] = {level: [] for level in sorted({one for one, _ in asked})}
     for level, prompt in asked:
         by_level[level].append(prompt)
     shown = -(-section.questions // QUESTIONS_PER_SCENE)
-    scenes = held_out_scenes("test", max(shown, section.reconstructions), section.seed)
-    held_out = held_out_questions(scenes[:shown], QUESTIONS_PER_SCENE, "test", section.seed)
+    scenes = held_out_scenes("test", max(shown, section.reconstructions), of("scenes"))
+    held_out = held_out_questions(scenes[:shown], QUESTIONS_PER_SCENE, "test", of("questions"))
     return SplitPlan(
         by_level,
         section.images_per_prompt,
