@@ -2,9 +2,9 @@
 
 python -m reca.commands.bases --device auto
 
-An experiment with `pretrain:` makes the base models of its models: one, or with {seed} in `weights.path` one per seed.
-They are shipped in `weights/<model>` or `weights/<model>/<seed>`. An interrupted run resumes. The hashes are those of
-the shipped files on the same processor and versions; a GPU, or another processor, rounds differently.
+An experiment `laptop_pretrain*` makes the base model of its model, or with {seed} in `weights.path` one per seed. They
+are shipped in `weights/<model>` or `weights/<model>/<seed>`. An interrupted run resumes. The hashes are those of the
+shipped files on the same processor and versions; a GPU, or another processor, rounds differently.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from reca.config.schema import Experiment
 from reca.core.artifacts import MANIFEST, read_manifest
 from reca.core.devices import device_of
 
-SHIPPED = Path("weights")
+SHIPPED, PREFIX = Path("weights"), "laptop_pretrain"
 
 
 def pretraining() -> list[str]:
-    """The experiments that make a base model; one that goes on from another base comes after those from nothing."""
-    found = {name: load(name).pretrain for name in names() if "pretrain" in name}
+    """The experiments that make a shipped base model; one that goes on from another base comes last."""
+    found = {name: load(name).pretrain for name in names() if name.startswith(PREFIX)}
     known = {name: pretrain for name, pretrain in found.items() if pretrain is not None}
     return sorted(known, key=lambda name: (known[name].start is not None, name))
 

@@ -131,7 +131,8 @@ def for_arm(recipe: Recipe, arm: str) -> Recipe:
     others = {name: task for name, task in recipe.tasks.items() if name not in ("reca", "t2i")}
     reca, kept = recipe.tasks["reca"], recipe.active().get("t2i")
     if kept is not None:
-        reca = TaskRecipe(weight=reca.weight + kept.weight, batch=reca.batch + kept.batch)
+        weight = reca.weight + (kept.weight if arm == "sft" else 0)  # published: lambda_reca alone
+        reca = TaskRecipe(weight=weight, batch=reca.batch + kept.batch)
     elif arm == "reca_only":
         raise ValueError(
             "align.tasks.t2i = None: arm reca_only leaves out the captions that a recipe keeps; add the task, or leave "

@@ -122,6 +122,7 @@ class ModelConfig:
     sampler: Sampler = field(default_factory=Sampler)
     resources: Resources = field(default_factory=Resources)
     seeds: list[Whole] = field(default_factory=list)  # empty: the experiment's
+    arms: list[Arm] = field(default_factory=list)  # of the experiment's; empty: all of them
     cache_dtype: CachePrecision = "fp32"  # of floating-point features in the cache
 
 
@@ -179,6 +180,17 @@ class BenchmarkConfig:
     scorer: str | None = None  # which network sees or answers, where there is a choice
     judge: JudgeConfig | None = None
     options: dict[str, Any] = field(default_factory=dict)  # of the grading: named defects, partial
+
+
+@dataclass(kw_only=True)
+class Why:
+    """Which models the report's three figures on why RecA works compare (docs/laptop_protocol.md, section 9)."""
+
+    steps: list[str] = field(default_factory=list)  # one run, ended after more and more steps
+    understanding: list[str] = field(
+        default_factory=list
+    )  # bases whose reading ended earlier or later
+    conditions: str | None = None  # the one with the condition ablations among its arms
 
 
 @dataclass(kw_only=True)
@@ -248,5 +260,10 @@ class Experiment:
     allow_unpinned: bool = False  # run with sources whose sha256 is not known yet
     mirror: str | None = None  # folder used in place of downloads
     pretrain: Pretrain | None = None
+    why: Why | None = None
     expect: list[Expectation] = field(default_factory=list)
     cost: Cost
+
+    def arms_of(self, model: str) -> list[Arm]:
+        """The arms of one model: all of the experiment's unless it names some."""
+        return [arm for arm in self.arms if arm in (self.models[model].arms or self.arms)]

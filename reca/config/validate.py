@@ -54,6 +54,7 @@ def check(experiment: Experiment, config_dir: Path) -> None:
     _check_resolutions(experiment)
     _check_guidance(experiment)
     _check_expectations(experiment)
+    _check_why(experiment)
     _check_sources(experiment, config_dir)
 
 
@@ -122,12 +123,17 @@ def _down_sampling(network: dict[str, Any]) -> int:
 
 def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
     """Every arm's recipe must be whole before anything runs."""
-    if "reca" in experiment.arms and "reca" not in model.align.active():
+    for arm in model.arms:
+        if arm not in experiment.arms:
+            allowed = f"is no arm of this experiment; {suggestion(arm, experiment.arms)}"
+            raise problem(f"models.{name}.arms", arm, allowed)
+    arms = experiment.arms_of(name)
+    if "reca" in arms and "reca" not in model.align.active():
         tasks = list(model.align.active())
         raise problem(
             f"models.{name}.align.tasks", tasks, "arm reca needs task reca, weight above 0"
         )
-    for arm in ("reca", *(arm for arm in experiment.arms if arm not in ("base", "reca"))):
+    for arm in ("reca", *(arm for arm in arms if arm not in ("base", "reca"))):
         try:
             for_arm(model.align, arm).validate()
         except ValueError as error:
@@ -239,7 +245,7 @@ def _check_roles(experiment: Experiment) -> None:
 def aligned_roles(experiment: Experiment, name: str) -> dict[str, str]:
     """Role -> entry of `data` of what the arms of one model read: a task without weight reads nothing."""
     model = experiment.models[name]
-    recipes = [for_arm(model.align, arm) for arm in experiment.arms if arm != "base"]
+    recipes = [for_arm(model.align, arm) for arm in experiment.arms_of(name) if arm != "base"]
     roles = dict.fromkeys(role for recipe in recipes for role in recipe.roles())
     return {role: model.data.get(role, role) for role in roles}
 
@@ -278,10 +284,11 @@ def _check_resolutions(experiment: Experiment) -> None:
 
 def _check_guidance(experiment: Experiment) -> None:
     """A sweep needs prompts that are not the test's: guidance is never chosen on reported prompts."""
+    arms = [experiment.arms_of(model) for model in experiment.models]
     for name, benchmark in experiment.benchmarks.items():
         if benchmark.base_guidance and benchmark.kind not in TOYWORLD:
             raise problem(f"benchmarks.{name}.base_guidance", True, f"is for {', '.join(TOYWORLD)}")
-        if benchmark.base_guidance and "base" not in experiment.arms:
+        if benchmark.base_guidance and not all("base" in own for own in arms):
             allowed = "needs the arm base, whose guidance it is"
             raise problem(f"benchmarks.{name}.base_guidance", True, allowed)
     if any(benchmark.development_prompts for benchmark in experiment.benchmarks.values()):
@@ -303,9 +310,33 @@ def _check_expectations(experiment: Experiment) -> None:
                 f"must begin with a benchmark; {suggestion(expected.metric, experiment.benchmarks)}"
             )
             raise problem(f"{path}.metric", expected.metric, allowed)
-        if expected.arm not in experiment.arms:
+        if expected.arm not in experiment.arms_of(expected.model):
             allowed = f"is no arm of this experiment; {suggestion(expected.arm, experiment.arms)}"
             raise problem(f"{path}.arm", expected.arm, allowed)
+
+
+def _check_why(experiment: Experiment) -> None:
+    """The figures compare models of this experiment, which differ in what a figure varies and in nothing else."""
+    if experiment.why is None:
+        return
+    named = {
+        "steps": experiment.why.steps,
+        "understanding": experiment.why.understanding,
+        "conditions": [experiment.why.conditions] if experiment.why.conditions else [],
+    }
+    for what, names in named.items():
+        for name in names:
+            if name not in experiment.models:
+                allowed = f"unknown model; {suggestion(name, experiment.models)}"
+                raise problem(f"why.{what}", name, allowed)
+    recipes = {name: experiment.models[name].align for name in experiment.why.steps}
+    ends = {recipe.horizon or recipe.steps for recipe in recipes.values()}
+    for name, recipe in recipes.items():
+        if len(ends) > 1:
+            allowed = (
+                f"must be the same for all of why.steps, whose schedules end at {sorted(ends)}"
+            )
+            raise problem(f"models.{name}.align.horizon", recipe.horizon, allowed)
 
 
 # ---- sources -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reca.core import artifacts
-from reca.report import collect, expectations, figures, scores, sections, wording
+from reca.report import collect, expectations, figures, scores, sections, why, wording
 
 PAGE, OUTCOMES, TABLE = "index.html", "outcomes.json", "outcomes.csv"
 
@@ -77,6 +77,7 @@ def render(
             benchmark=experiment["benchmarks"][benchmark],
             models=[sections.view(experiment, model, benchmark) for model in models],
             headline=wording.headline(models),
+            argument=why.argument(experiment, models),
             expectations=verdicts,
             configuration=configuration,
             absent=[n for n in experiment["models"] if n not in {m["name"] for m in models}],

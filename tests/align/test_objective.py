@@ -162,7 +162,7 @@ def test_data_that_does_not_fit_is_refused(fields, message):
 def test_reca_only_reconstructs_what_others_keep_as_captions():
     tasks = {"reca": TaskRecipe(1.0, 4), "t2i": TaskRecipe(0.5, 2), "i2t": TaskRecipe(1.0, 3)}
     found = for_arm(recipe(tasks=tasks), "reca_only")
-    assert found.active() == {"reca": TaskRecipe(1.5, 6), "i2t": tasks["i2t"]}
+    assert found.active() == {"reca": TaskRecipe(1.0, 6), "i2t": tasks["i2t"]}
     assert for_arm(recipe(tasks=tasks), "sft").active()["t2i"] == TaskRecipe(1.5, 6)
     with pytest.raises(ValueError, match=r"align.tasks.t2i = None: arm reca_only leaves out"):
         for_arm(recipe(tasks={"reca": TaskRecipe(1.0, 4)}), "reca_only")

@@ -106,6 +106,17 @@ def test_base_k_is_made_from_seed_k(checkout):
         assert all(f"={part}" in base for part in parts) and f"--start=weights/two/{seed}" in base
 
 
+def test_a_model_may_have_some_of_the_arms(checkout):
+    """The experiment on why it works: seven arms of one model, three of those that it is compared with."""
+    for steps in (100, 300):
+        base = checkout.root / f"results/laptop_reading_{steps}/bagel_tiny/base"
+        shutil.copytree(checkout.root / "weights/bagel_tiny", base)
+    jobs = checkout.plan("laptop_why")
+    assert jobs["align"] == 3 * (6 + 5 * 2)
+    evaluated = 7 + 5 * 3  # an arm's seeds are one process
+    assert sum(jobs[n] for n in jobs if n.startswith("evaluate_test")) == evaluated
+
+
 def test_a_base_that_is_not_here_is_named(checkout):
     write(checkout, RUN)
     said = checkout.run("snakemake", "-n", "--config", "experiment=two_bases", check=False)

@@ -243,7 +243,8 @@ def checkpoint_manifests():
     return [
         f"{RESULTS}/{model}/{arm}/seed-{seed}/manifest.json"
         for model in MODELS
-        for arm in ALIGNED
+        for arm in ARMS[model]
+        if arm != "base"
         for seed in SEEDS[model]
     ]
 

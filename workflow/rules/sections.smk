@@ -135,12 +135,13 @@ def of_report():
         name: {
             k: v
             for k, v in m.items()
-            if k != "resources" and (k, v) != ("cache_dtype", "fp32")
+            if k != "resources" and (k, v) not in (("cache_dtype", "fp32"), ("arms", []))
         }
         for name, m in found["models"].items()
     }
-    if found["scale"] is None:  # reports made before there were scales stay current
-        del found["scale"]
+    for name in ("scale", "why"):  # reports made before there were any stay current
+        if found[name] is None:
+            del found[name]
     return {**found, "models": models, "mirror": None}
 
 
