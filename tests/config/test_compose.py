@@ -221,13 +221,17 @@ MISTAKES = {
     "benchmarks.laptop.kind=coco": "benchmarks.laptop.kind = 'coco': must be one of laptop, laptop_edit, geneval, "
     "dpg, wise, t2i_compbench, imgedit, gedit, mme, pope, gqa, mmmu, seed, mmbench, mmvp, mmvet, reconstruction",
     f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule = 'linear': must be one of cosine, constant, published",
-    f"{TINY}.arms=[reca_only]": f"{TINY}.arms = 'reca_only': is no arm of this experiment; allowed: base, reca, sft",
+    f"{TINY}.arms=[reca_only]": f"{TINY}.arms = 'reca_only': is no arm of this experiment; "
+    "did you mean 'reca'? allowed: base, reca, sft, shuffled",
     "arms=[base,reca,reca_only]": f"{TINY}.align.tasks.t2i = None: arm reca_only leaves out the captions that a recipe "
-    "keeps",
-    "benchmarks.laptop.curve_prompts=99": "benchmarks.laptop.curve_prompts = 99: must be at most prompts, which is",
-    "benchmarks.laptop.test_seeds.images=1": "benchmarks.laptop.test_seeds.images: unknown name; ",
-    "why.conditions=showo": "why.conditions = 'showo': unknown model; did you mean 'showo_tiny'?",
-    "why.steps=[nothing]": "why.steps = 'nothing': unknown model; ",
+    "keeps; add the task, or leave the arm out, which would be reca (arm reca_only)",
+    "benchmarks.laptop.curve_prompts=99": "benchmarks.laptop.curve_prompts = 99: must be at most prompts, "
+    "which is 40",
+    "benchmarks.laptop.test_seeds.images=1": "benchmarks.laptop.test_seeds.images: unknown name; "
+    "allowed: edits, prompts, questions, scenes",
+    "why.conditions=showo": "why.conditions = 'showo': unknown model; did you mean 'showo_tiny'? "
+    "allowed: bagel_tiny, showo_tiny",
+    "why.steps=[nothing]": "why.steps = 'nothing': unknown model; allowed: bagel_tiny, showo_tiny",
     # missing
     "~cost": "cost is missing: must be a section with hardware, hours, basis",
     f"~{TINY}.weights.kind": f"{TINY}.weights.kind is missing: must be one of shipped, source, pretrain",
