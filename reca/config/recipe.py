@@ -120,8 +120,10 @@ def for_arm(recipe: Recipe, arm: str) -> Recipe:
         return recipe
     if arm == "shuffled":
         return replace(recipe, shuffle_condition=True)
-    if arm in ("random_encoder", "template_only"):
-        return replace(recipe, ablation=arm)
+    if arm == "random_encoder":
+        return replace(recipe, ablation="random_encoder")
+    if arm == "template_only":
+        return replace(recipe, ablation="template_only")
     if arm not in ("sft", "reca_only"):
         raise ValueError(f"arm {arm!r} is not known; choose one of: {', '.join(ARMS)}")
     if "reca" not in recipe.tasks:

@@ -49,7 +49,7 @@ def _over_steps(models: Mapping[int, Model]) -> dict[str, Any]:
     for name, title in ((RECONSTRUCTION, "Objects kept"), (DENSE, "Dense prompts")):
         rows = {steps: _row(model, name) for steps, model in sorted(models.items())}
         first = next(iter(rows.values()))
-        series = {
+        series: dict[str, dict[float, Mapping[str, Any]]] = {
             arm: {0: first["base"], **{steps: row[arm] for steps, row in rows.items()}}
             for arm in ("sft", "reca")
             if all(arm in row for row in rows.values())

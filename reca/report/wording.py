@@ -97,9 +97,9 @@ def findings(model: Mapping[str, Any]) -> list[str]:
         _primary(row, chance.get(row["name"]), known) for row in rows.values() if row["primary"]
     ]
     parts += untrained(known)
-    reading = rows.get("understanding")
-    gap = reading["differences"].get("reca - base") if reading else None
-    return [*parts, *([_reading(reading, gap)] if reading and gap else [])]
+    read = rows.get("understanding")
+    gap = read["differences"].get("reca - base") if read else None
+    return [*parts, *([_reading(read, gap)] if read and gap else [])]
 
 
 def _primary(

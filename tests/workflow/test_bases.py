@@ -14,7 +14,7 @@ from tests.workflow.conftest import Checkout
 
 pytestmark = pytest.mark.workflow
 
-# Two bases and one arm of laptop_smoke; RecA alone and one guidance leave out what a seed's base does not change.
+# Two bases and one arm of laptop_smoke, read as docs/laptop_protocol.md says.
 RUN = {
     "defaults": ["laptop_smoke", "_self_"],
     "name": "two_bases",
@@ -26,8 +26,10 @@ RUN = {
         "showo_tiny": {
             "weights": {"kind": "shipped", "path": "weights/two/{seed}"},
             "align": {"tasks": {"i2t": {"weight": 0.0}}},
-            "sampler": {"guidance": [2.0]},
         }
+    },
+    "benchmarks": {
+        "laptop": {"base_guidance": True, "curve_prompts": 2, "test_seeds": {"prompts": 77}}
     },
 }
 PRETRAIN = {
@@ -77,9 +79,18 @@ def test_seed_k_starts_from_base_k(checkout):
         assert trained["cache.draw"]["path"].endswith(f"cache/seed-{seed}/draw/manifest.json")
         sampled = read_manifest(model / f"base-{seed}/laptop/test/samples")["inputs"]
         assert sampled["model"]["path"].endswith(f"base/seed-{seed}/manifest.json")
+        levels = read_json(model / f"reca-{seed}/laptop/test/samples/samples.json")["chosen"]
+        chosen = read_json(model / "guidance/guidance.json")["chosen"]
+        assert levels["dense"] == chosen["reca"]["dense"]
+        assert levels["geneval_strict@base"] == chosen["base"]["geneval_strict"]
+        assert levels["curve@0.0"] == 0 and levels["curve@2.0"] == 2
     report = checkout.root / "results/two_bases/report"
     (numbers,) = read_json(report / "outcomes.json")["models"]
     assert numbers["bases"] == 2 and len(numbers["outcomes"][0]["base"]["per_seed"]) == 2
+    strict = next(row for row in numbers["outcomes"] if row["name"] == "geneval_strict")
+    assert strict["primary"] and len(strict["at_base_guidance"]["reca"]["per_seed"]) == 2
+    assert list(numbers["curve"]["dense"]["reca"]) == ["0.0", "2.0"]
+    assert set(numbers["trained"]) == {"reca"}
     page = re.sub(r"<[^>]*>", "", (report / "index.html").read_text())
     assert "two seeds, each with a base model of its own" in page
     assert "192 rows" in page  # 96 images, seen by the encoders of both

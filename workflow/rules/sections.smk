@@ -135,7 +135,8 @@ def of_report():
         name: {
             k: v
             for k, v in m.items()
-            if k != "resources" and (k, v) not in (("cache_dtype", "fp32"), ("arms", []))
+            if k != "resources"
+            and (k, v) not in (("cache_dtype", "fp32"), ("arms", []))
         }
         for name, m in found["models"].items()
     }

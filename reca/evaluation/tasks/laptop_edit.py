@@ -64,9 +64,10 @@ def asked_for(
     ValueError for several levels of the test split without a choice.
     """
     chosen = isinstance(guidance, Mapping)
-    names = [name for name in ("edit", f"edit{AT_BASE}") if chosen and name in guidance]
-    given = dict.fromkeys(guidance[name] for name in names) if chosen else guidance
-    levels = [float(level) for level in given]
+    if isinstance(guidance, Mapping):
+        names = ("edit", f"edit{AT_BASE}")
+        guidance = list(dict.fromkeys(guidance[name] for name in names if name in guidance))
+    levels = [float(level) for level in guidance]
     if split == "test" and not chosen and len(levels) != 1:
         raise ValueError(
             f"the test split is sampled at one guidance level, not at {levels}; run `reca choose` first"
@@ -109,7 +110,7 @@ def grade(
         by_level[str(item["guidance"])].append((item["task"], {n: item[n] for n in SCORES}))
     found = {level: means(rows) for level, rows in by_level.items()}
     own = found.get(str(float(guidance["edit"])), {}) if isinstance(guidance, Mapping) else {}
-    return Graded(single_level(found) | own, items, coverage, by_guidance=found)
+    return Graded({**single_level(found), **own}, items, coverage, by_guidance=found)
 
 
 def _item(asked: Asked, level: float, seen: Detections) -> dict[str, Any]:
