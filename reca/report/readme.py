@@ -80,11 +80,13 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
     seeds = len(results["models"][0]["outcomes"][0]["reca"]["per_seed"])
     made = results["made"]
     own = " with a base each" if results["models"][0].get("bases", 1) > 1 else ""
+    paired = "the last column is"
     if any(AT_BASE in row for row in results["models"][0]["outcomes"]):
+        paired = "the last two columns are"
         lines.append("All arms at the guidance that is best for the base on development prompts;")
         lines.append("the last column has each arm at its own best.")
     lines += [
-        f"Mean and 95 % t interval over {seeds} seeds{own}; the last column is paired by seed, in bold where",
+        f"Mean and 95 % t interval over {seeds} seeds{own}; {paired} paired by seed, in bold where",
         f"the interval leaves 0 out. From [{source}]({_link(source, page)}): {made['stages']} stages on",
         f"{made['machine']['cores']} cores, {made['cpu_seconds']} CPU seconds, at most",
         f"{made['peak_memory_mb']} MB each, torch {made['versions']['torch']}.",
