@@ -66,6 +66,7 @@ def two_weights(checkout: Checkout) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_seed_k_starts_from_base_k(checkout):
     write(checkout, RUN)
     two_weights(checkout)
