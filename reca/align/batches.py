@@ -265,8 +265,12 @@ def _plan(
     shuffle = recipe.shuffle_condition and task == "reca"
     partner = derangement(batch, generator_for("shuffle")) if shuffle else None
     noise = model.sample_noise(batch, generator_for("draws"))
-    count = model.loss_count(noise, with_image=task == "reca")
-    return MicroBatch(task, indices, count, texts=texts, noise=noise, partner=partner)
+    ablation = recipe.ablation if task == "reca" else None
+    with_image = task == "reca" and ablation != "template_only"
+    count = model.loss_count(noise, with_image=with_image)
+    return MicroBatch(
+        task, indices, count, texts=texts, noise=noise, partner=partner, ablation=ablation
+    )
 
 
 def pick_prompts(

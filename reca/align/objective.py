@@ -33,7 +33,8 @@ class MicroBatch:
     """The inputs of one forward pass of one task; everything random in it is already sampled.
 
     `count` is the number of tokens with a loss, known before the pass. `partner` is set in the shuffled
-    control only: row i is conditioned on the embeddings of row `partner[i]`, never its own.
+    control only: row i is conditioned on the embeddings of row `partner[i]`, never its own. `ablation` is that of the
+    recipe.
     """
 
     task: str
@@ -43,6 +44,7 @@ class MicroBatch:
     noise: Any = None
     conversation: Any = None
     partner: Tensor | None = None
+    ablation: str | None = None
     features: Features = field(default_factory=dict)  # empty until loaded, and for the task `text`
     # for `edit`: rows of the source images (`indices` are those of the targets), and their features
     sources: Sequence[int] = ()
@@ -53,6 +55,12 @@ def task_loss(model: UnifiedModel, batch: MicroBatch) -> Loss:
     """The summed loss of one micro-batch."""
     if batch.task == "reca" and batch.partner is not None:
         return shuffled_loss(model, batch, batch.partner)
+    if batch.task == "reca" and batch.ablation == "random_encoder":
+        seen = in_random_basis(batch.features)
+        condition = model.condition(batch.texts, seen)
+        return model.generation_loss(batch.features, condition, batch.noise)
+    if batch.task == "reca" and batch.ablation == "template_only":
+        return text_to_image_loss(model, batch.texts, batch.features, batch.noise)
     if batch.task == "reca":
         return reconstruction_loss(model, batch.texts, batch.features, batch.noise)
     if batch.task == "t2i":
@@ -72,6 +80,23 @@ def shuffled_loss(model: UnifiedModel, batch: MicroBatch, partner: Tensor) -> Lo
     other = {name: rows[moved(partner, rows.device)] for name, rows in batch.features.items()}
     condition = model.condition(batch.texts, other)
     return model.generation_loss(batch.features, condition, batch.noise)
+
+
+def in_random_basis(features: Features) -> Features:
+    """The control `random_encoder`: embeddings [B, ..., D] turned by one fixed random rotation of their D axes.
+
+    They tell as much about the image as before, like those of an untrained encoder, but not in the space that the model
+    understands. ValueError where the cache holds no embeddings: codes, or the input of an encoder that is trained.
+    """
+    own = features.get("understanding")
+    if own is None or not own.is_floating_point():
+        raise ValueError(
+            "arm random_encoder turns cached understanding embeddings, but this model caches none; leave the arm out"
+        )
+    width = own.shape[-1]
+    generator = torch.Generator().manual_seed(width)
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+    return {**features, "understanding": own @ rotation.to(own.device, own.dtype)}
 
 
 def derangement(size: int, generator: torch.Generator) -> Tensor:

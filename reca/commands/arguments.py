@@ -36,6 +36,8 @@ def folder(name: str, text: str) -> Argument:
     return arg(name, required=True, metavar="DIR", help=text)
 
 
+# `reca.config.recipe.ARMS`, without its imports; a test compares them.
+ARMS = ("reca", "reca_only", "sft", "shuffled", "random_encoder", "template_only")
 TINY = "results/laptop/showo_tiny"  # where `make reproduce` leaves what the examples use
 OUT = folder("--out", "output folder, written atomically")
 SECTION = arg(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from reca.config import compose as config
@@ -79,15 +80,18 @@ def _models(experiment: Experiment) -> list[str]:
             lines.append(f"  models.{name}: {why}")
             continue
         try:
-            size = _parameters(model)
+            size = _parameters(model, _shipped(model, experiment.seeds))
         except (TypeError, ValueError) as error:
             raise ValueError(f"experiment {experiment.name!r}: models.{name}: {error}") from error
         lines.append(f"  models.{name}: network fits family {model.family}, {size:,} parameters")
     return lines
 
 
-def _parameters(model: ModelConfig) -> int:
-    """The number of parameters of a network, built without memory; this also runs the family's strict validation."""
+def _parameters(model: ModelConfig, shipped: Sequence[Path]) -> int:
+    """The number of parameters of a network, built without memory; this also runs the family's strict validation.
+
+    It must be the network of the `shipped` weights.
+    """
     import torch
 
     from reca.models.contract import Sampling
@@ -96,9 +100,9 @@ def _parameters(model: ModelConfig) -> int:
 
     with torch.device("meta"):
         built = build_model(model.family, model.network)
-    weights = model.weights
-    if weights.kind == "shipped" and weights.path and (Path(weights.path) / DESCRIPTION).is_file():
-        check_network(Path(weights.path), model.network, built)
+    for folder in shipped:
+        if (folder / DESCRIPTION).is_file():
+            check_network(folder, model.network, built)
     sampler = model.sampler
     for level in sampler.guidance:
         built.check_sampling(Sampling(level, sampler.steps, sampler.temperature, sampler.options))
@@ -116,9 +120,17 @@ def _data(experiment: Experiment) -> None:
         except ValueError as error:
             raise ValueError(f"data.{role}.options: {error}") from error
     for name, model in experiment.models.items():
-        path = model.weights.path
-        if model.weights.kind == "shipped" and path and not Path(path).is_dir():
-            raise ValueError(f"models.{name}.weights.path = {path!r}: no such folder")
+        for path in _shipped(model, experiment.seeds):
+            if not path.is_dir():
+                raise ValueError(f"models.{name}.weights.path = {str(path)!r}: no such folder")
+
+
+def _shipped(model: ModelConfig, seeds: Sequence[int]) -> list[Path]:
+    """The folders of a model's shipped weights: one, or one per seed."""
+    if model.weights.kind != "shipped":
+        return []
+    paths = (model.weights.of_seed(seed).path for seed in model.seeds or seeds)
+    return [Path(path) for path in dict.fromkeys(paths) if path]
 
 
 def _sources(experiment: Experiment) -> list[str]:

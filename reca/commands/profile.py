@@ -76,7 +76,8 @@ def _inputs(
 
         entries = {role: config.data.get(role, role) for role in map(str, recipe.roles())}
         sources = sources_of({r: asdict(experiment.data[entry]) for r, entry in entries.items()})
-        data = feature_data(recipe, sources, folders, caches)
+        seed = (config.seeds or experiment.seeds)[0]
+        data = feature_data(recipe, sources, folders, caches, seed=seed, ranks=1)
         return load_model(Path(arguments.base)), data, recipe, f"model folder {arguments.base}"
     if folders or caches:
         raise ValueError(

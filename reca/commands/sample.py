@@ -15,7 +15,7 @@ from reca.config.compose import section
 from reca.config.schema import BenchmarkConfig, Sampler
 from reca.core.artifacts import Stage, read_json, read_manifest, sha256_json
 from reca.core.documents import fields
-from reca.evaluation.choose import arm_of
+from reca.evaluation.choose import arm_of, requested
 
 if TYPE_CHECKING:
     from reca.models.contract import UnifiedModel
@@ -87,7 +87,7 @@ def sample_stage(
         reads=read.values(),
         former=("generate", "draw"),
     )
-    guidance = _guidance(request.guidance, run)
+    guidance = _guidance(request.guidance, run, benchmark)
     if not again and stage.is_current():
         return
     from reca.evaluation.sample import sample as sample_shard
@@ -137,14 +137,16 @@ def _chosen(file: Path | None) -> dict[str, Path]:
     return {"guidance": file}
 
 
-def _guidance(file: Path | None, run: str) -> dict[str, float] | None:
-    """The guidance chosen for the arm of this run; None to use the configured levels."""
+def _guidance(file: Path | None, run: str, benchmark: BenchmarkConfig) -> dict[str, float] | None:
+    """The guidance levels for the arm of this run by name; None to use the configured levels."""
     if file is None:
         return None
-    chosen, arm = fields(read_json(file), file, chosen=dict)["chosen"], arm_of(run)
-    if arm not in chosen:
-        raise ValueError(
-            f"{file}: no guidance for arm {arm!r}, only for {sorted(chosen)}; run `reca choose` with its scores"
-        )
-    found: dict[str, float] = chosen[arm]
-    return found
+    at_base, curve = benchmark.base_guidance, benchmark.curve_prompts > 0
+    choice = fields(read_json(file), file, chosen=dict, **({"levels": list} if curve else {}))
+    for arm in (arm_of(run), *(["base"] if at_base else [])):
+        if arm not in choice["chosen"]:
+            raise ValueError(
+                f"{file}: no guidance for arm {arm!r}, only for {sorted(choice['chosen'])}; run `reca choose` with its "
+                "scores"
+            )
+    return requested(choice, arm_of(run), at_base=at_base, curve=curve)

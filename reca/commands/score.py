@@ -83,7 +83,7 @@ def choose(arguments: Namespace) -> None:
         raise ValueError(f"--out {out}: this name is reserved for the manifest; give another file")
     with Stage("choose", out.parent, inputs=inputs, section={}, code=code) as stage:
         chosen = choose_guidance(development(folder / SCORES) for folder in folders)
-        write_json(stage.staging / out.name, {"chosen": chosen["chosen"]})
+        write_json(stage.staging / out.name, {name: chosen[name] for name in ("chosen", "levels")})
         write_json(stage.staging / SWEEP, {"sweep": chosen["sweep"]})
 
 

@@ -6,6 +6,7 @@ Imports only `arguments` from the package, so that `reca --help` loads nothing e
 from __future__ import annotations
 
 from reca.commands.arguments import (
+    ARMS,
     CACHE,
     CHOSEN,
     DATA,
@@ -209,7 +210,7 @@ VERBS = (
             folder("--model", "base model folder"),
             DATA,
             CACHE,
-            arg("--arm", required=True, choices=("reca", "sft", "shuffled"), help="objective"),
+            arg("--arm", required=True, choices=ARMS, help="objective"),
             SEED,
             WORK,
             OUT,

@@ -13,7 +13,7 @@ from reca.data.order import Order, Visits
 from reca.data.role import Role, stream_of
 
 TASKS = ("reca", "i2t", "t2i", "text", "edit")
-ARMS = ("reca", "sft", "shuffled")
+ARMS = ("reca", "reca_only", "sft", "shuffled", "random_encoder", "template_only")
 # The role of the data that a task reads.
 ROLE_OF = {
     "reca": Role.RECONSTRUCT,
@@ -51,6 +51,8 @@ class Recipe:
     tasks: dict[Task, TaskRecipe] = field(default_factory=_reca_only)
     trains: list[str] = field(default_factory=list)  # name patterns; empty: what the family trains
     shuffle_condition: bool = False  # control arm: the embeddings of another image of the batch
+    # Control arms: embeddings in a random basis, or no embeddings, only the prompt.
+    ablation: Literal["random_encoder", "template_only"] | None = None
     prompts: Literal["paper_like", "single", "laptop", "file"] = "paper_like"  # bank of templates
     prompts_file: str | None = None  # for the bank `file`: a list of prompts
     prompt_per: Literal["sample", "batch"] = "sample"  # how often a template is sampled
@@ -114,23 +116,34 @@ def for_arm(recipe: Recipe, arm: str) -> Recipe:
     """The recipe of one arm at equal compute: `sft` trains on captions, `shuffled` on another image's embeddings.
 
     A recipe that keeps captions in the objective (task t2i) has as many images of both tasks in every arm: `sft` takes
-    those of reca as captions in addition to the kept ones.
+    those of reca as captions in addition to the kept ones, `reca_only` reconstructs them, as in the published objective
+    with lambda_t2i = 0.
     """
     if arm == "reca":
         return recipe
     if arm == "shuffled":
         return replace(recipe, shuffle_condition=True)
-    if arm != "sft":
+    if arm == "random_encoder":
+        return replace(recipe, ablation="random_encoder")
+    if arm == "template_only":
+        return replace(recipe, ablation="template_only")
+    if arm not in ("sft", "reca_only"):
         raise ValueError(f"arm {arm!r} is not known; choose one of: {', '.join(ARMS)}")
     if "reca" not in recipe.tasks:
         raise ValueError(
-            "arm 'sft' puts t2i in the place of reca, but the recipe has no task reca; add align.tasks.reca"
+            f"arm {arm!r} trades the tasks reca and t2i, but the recipe has no task reca; add align.tasks.reca"
         )
     others = {name: task for name, task in recipe.tasks.items() if name not in ("reca", "t2i")}
     reca, kept = recipe.tasks["reca"], recipe.active().get("t2i")
     if kept is not None:
-        reca = TaskRecipe(weight=reca.weight + kept.weight, batch=reca.batch + kept.batch)
-    return replace(recipe, tasks={**others, "t2i": reca})
+        weight = reca.weight + (kept.weight if arm == "sft" else 0)  # published: lambda_reca alone
+        reca = TaskRecipe(weight=weight, batch=reca.batch + kept.batch)
+    elif arm == "reca_only":
+        raise ValueError(
+            "align.tasks.t2i = None: arm reca_only leaves out the captions that a recipe keeps; add the task, or leave "
+            "the arm out, which would be reca"
+        )
+    return replace(recipe, tasks={**others, "t2i" if arm == "sft" else "reca": reca})
 
 
 def visits(recipes: Sequence[Recipe], role: Role, seeds: Iterable[int], ranks: int) -> Visits:

@@ -7,13 +7,13 @@ configuration and to write the JSON schema for Snakemake. No heavy import here: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from reca.config.recipe import Recipe
 from reca.core.structure import Count, NonNegative, Positive, Share, Whole
 
-Arm = Literal["base", "reca", "sft", "shuffled"]
+Arm = Literal["base", "reca", "reca_only", "sft", "shuffled", "random_encoder", "template_only"]
 DataKind = Literal["world", "folder", "tar", "parquet", "llava"]
 BenchmarkKind = Literal[
     "laptop",
@@ -38,6 +38,8 @@ CachePrecision = Literal["fp32", "fp16", "bf16"]
 CacheRows = Literal["all", "visited"]
 Scale = Literal["tiny"]
 SCALES: tuple[str, ...] = get_args(Scale)
+SEED = "{seed}"  # in a path: one folder per seed
+Tested = Literal["prompts", "scenes", "questions", "edits"]
 SeedSchedule = Literal["per_image", "sample_index", "prompt_reset", "process"]
 
 
@@ -70,10 +72,19 @@ class Weights:
     """Where the base model's weights come from."""
 
     kind: Literal["shipped", "source", "pretrain"]
-    path: str | None = None  # shipped: folder of this repo; pretrain: results folder
+    # shipped: folder of this repo; pretrain: results folder. With {seed}: a base model for each seed
+    path: str | None = None
     source: str | None = None  # source: name in config/sources.yaml
     file: str | None = None  # source: which of its files, where it holds several checkpoints
     companions: dict[str, str] = field(default_factory=dict)  # role -> name in sources.yaml
+
+    def per_seed(self) -> bool:
+        """Whether every seed has a base model of its own: a seed is then another base, not only other noise."""
+        return self.path is not None and SEED in self.path
+
+    def of_seed(self, seed: int) -> Weights:
+        """The weights of one seed's base model."""
+        return replace(self, path=self.path and self.path.replace(SEED, str(seed)))
 
 
 @dataclass(kw_only=True)
@@ -112,6 +123,7 @@ class ModelConfig:
     sampler: Sampler = field(default_factory=Sampler)
     resources: Resources = field(default_factory=Resources)
     seeds: list[Whole] = field(default_factory=list)  # empty: the experiment's
+    arms: list[Arm] = field(default_factory=list)  # of the experiment's; empty: all of them
     cache_dtype: CachePrecision = "fp32"  # of floating-point features in the cache
     cache_rows: CacheRows = "all"  # images in the cache; visited: those that a run reads
 
@@ -155,7 +167,11 @@ class BenchmarkConfig:
         False  # MMBench: every question in all rotations of its options (CircularEval)
     )
     reconstructions: Whole = 0  # held-out images drawn again from their own embeddings
+    base_guidance: bool = False  # laptop: test prompts also at the guidance that suits the base
+    curve_prompts: Whole = 0  # laptop: test prompts per task that are drawn at every guidance
     seed: Whole = 0  # laptop: of the prompts; else of the authors' seed schedules
+    # laptop: of the test split where not `seed`, which stays that of development (docs/laptop_protocol.md)
+    test_seeds: dict[Tested, Whole] = field(default_factory=dict)
     seed_schedule: SeedSchedule = "per_image"  # the others are the authors' scripts'
     sampler: dict[str, dict[str, Any]] = field(
         default_factory=dict
@@ -166,6 +182,17 @@ class BenchmarkConfig:
     scorer: str | None = None  # which network sees or answers, where there is a choice
     judge: JudgeConfig | None = None
     options: dict[str, Any] = field(default_factory=dict)  # of the grading: named defects, partial
+
+
+@dataclass(kw_only=True)
+class Why:
+    """Which models the report's three figures on why RecA works compare (docs/laptop_protocol.md, section 9)."""
+
+    steps: list[str] = field(default_factory=list)  # one run, ended after more and more steps
+    understanding: list[str] = field(
+        default_factory=list
+    )  # bases whose reading ended earlier or later
+    conditions: str | None = None  # the one with the condition ablations among its arms
 
 
 @dataclass(kw_only=True)
@@ -211,7 +238,7 @@ class Fit:
 class Pretrain:
     """A laptop base model made from nothing, or from another one; the paper's models never need this."""
 
-    seed: int = 0
+    seed: int = 0  # of the one base; where `weights.path` has {seed}, base k is made from seed k
     start: str | None = None  # folder of a model to go on from, with its record; null: from nothing
     parts: dict[
         str, Fit
@@ -235,5 +262,10 @@ class Experiment:
     allow_unpinned: bool = False  # run with sources whose sha256 is not known yet
     mirror: str | None = None  # folder used in place of downloads
     pretrain: Pretrain | None = None
+    why: Why | None = None
     expect: list[Expectation] = field(default_factory=list)
     cost: Cost
+
+    def arms_of(self, model: str) -> list[Arm]:
+        """The arms of one model: all of the experiment's unless it names some."""
+        return [arm for arm in self.arms if arm in (self.models[model].arms or self.arms)]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from reca.config.recipe import ROLE_OF, for_arm, visits
 from reca.config.schema import (
+    SEED,
     BenchmarkConfig,
     DataSource,
     Experiment,
@@ -52,11 +53,12 @@ def check(experiment: Experiment, config_dir: Path) -> None:
     for name, benchmark in experiment.benchmarks.items():
         _check_benchmark(f"benchmarks.{name}", benchmark)
     if experiment.pretrain is not None:
-        _check_pretrain(experiment.pretrain)
+        _check_pretrain(experiment)
     _check_roles(experiment)
     _check_resolutions(experiment)
     _check_guidance(experiment)
     _check_expectations(experiment)
+    _check_why(experiment)
     _check_sources(experiment, config_dir)
 
 
@@ -125,12 +127,17 @@ def _down_sampling(network: dict[str, Any]) -> int:
 
 def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
     """Every arm's recipe must be whole before anything runs."""
-    if "reca" in experiment.arms and "reca" not in model.align.active():
+    for arm in model.arms:
+        if arm not in experiment.arms:
+            allowed = f"is no arm of this experiment; {suggestion(arm, experiment.arms)}"
+            raise problem(f"models.{name}.arms", arm, allowed)
+    arms = experiment.arms_of(name)
+    if "reca" in arms and "reca" not in model.align.active():
         tasks = list(model.align.active())
         raise problem(
             f"models.{name}.align.tasks", tasks, "arm reca needs task reca, weight above 0"
         )
-    for arm in ("reca", *(arm for arm in experiment.arms if arm not in ("base", "reca"))):
+    for arm in ("reca", *(arm for arm in arms if arm not in ("base", "reca"))):
         try:
             for_arm(model.align, arm).validate()
         except ValueError as error:
@@ -138,7 +145,9 @@ def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
             raise ValueError(f"models.{name}.{error}{where}") from error
 
 
-def _check_pretrain(pretrain: Pretrain) -> None:
+def _check_pretrain(experiment: Experiment) -> None:
+    pretrain = experiment.pretrain
+    assert pretrain is not None
     _names("pretrain.parts", pretrain.parts)
     _names("pretrain.phases", pretrain.phases)
     for name, recipe in pretrain.phases.items():
@@ -146,6 +155,10 @@ def _check_pretrain(pretrain: Pretrain) -> None:
             recipe.validate()
         except ValueError as error:
             raise ValueError(f"pretrain.phases.{name}.{error}") from error
+    for name, model in experiment.models.items():
+        if SEED in (pretrain.start or "") and not model.weights.per_seed():
+            allowed = f"must hold {SEED}, as pretrain.start does"
+            raise problem(f"models.{name}.weights.path", model.weights.path, allowed)
 
 
 # ---- data and benchmarks -------------------------------------------------------------------------
@@ -197,6 +210,9 @@ def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
     if benchmark.kind in TOYWORLD:
         if benchmark.prompts < 1:
             raise problem(f"{path}.prompts", benchmark.prompts, "must be at least 1")
+        if benchmark.curve_prompts > benchmark.prompts:
+            allowed = f"must be at most prompts, which is {benchmark.prompts}"
+            raise problem(f"{path}.curve_prompts", benchmark.curve_prompts, allowed)
     elif benchmark.source is None:
         raise problem(f"{path}.source", None, f"must be given where kind is {benchmark.kind}")
     if benchmark.kind in JUDGED and benchmark.judge is None:
@@ -233,7 +249,7 @@ def _check_roles(experiment: Experiment) -> None:
 def aligned_roles(experiment: Experiment, name: str) -> dict[str, str]:
     """Role -> entry of `data` of what the arms of one model read: a task without weight reads nothing."""
     model = experiment.models[name]
-    recipes = [for_arm(model.align, arm) for arm in experiment.arms if arm != "base"]
+    recipes = [for_arm(model.align, arm) for arm in experiment.arms_of(name) if arm != "base"]
     roles = dict.fromkeys(role for recipe in recipes for role in recipe.roles())
     return {role: model.data.get(role, role) for role in roles}
 
@@ -243,17 +259,19 @@ def cached_uses(experiment: Experiment, name: str) -> dict[Use, Role]:
     return {use: role for role, use in USES.items() if role in aligned_roles(experiment, name)}
 
 
-def cache_visits(experiment: Experiment, name: str, use: Use) -> Visits | None:
-    """What all arms and seeds of a model read of the images of a use; None where the cache holds every image.
+def cache_visits(
+    experiment: Experiment, name: str, use: Use, seeds: Sequence[int] | None = None
+) -> Visits | None:
+    """What all arms of a model read of the images of a use with `seeds`; None where the cache holds every image.
 
     Edits are pairs of images, so their cache holds all.
     """
     model, role = experiment.models[name], cached_uses(experiment, name)[use]
     if model.cache_rows == "all" or use == "edit":
         return None
-    recipes = [for_arm(model.align, arm) for arm in experiment.arms if arm != "base"]
+    recipes = [for_arm(model.align, arm) for arm in experiment.arms_of(name) if arm != "base"]
     ranks = max(1, model.resources.gpus) * model.resources.nodes
-    return visits(recipes, role, model.seeds or experiment.seeds, ranks)
+    return visits(recipes, role, seeds or model.seeds or experiment.seeds, ranks)
 
 
 def pretrained_roles(pretrain: Pretrain) -> list[str]:
@@ -290,6 +308,13 @@ def _check_resolutions(experiment: Experiment) -> None:
 
 def _check_guidance(experiment: Experiment) -> None:
     """A sweep needs prompts that are not the test's: guidance is never chosen on reported prompts."""
+    arms = [experiment.arms_of(model) for model in experiment.models]
+    for name, benchmark in experiment.benchmarks.items():
+        if benchmark.base_guidance and benchmark.kind not in TOYWORLD:
+            raise problem(f"benchmarks.{name}.base_guidance", True, f"is for {', '.join(TOYWORLD)}")
+        if benchmark.base_guidance and not all("base" in own for own in arms):
+            allowed = "needs the arm base, whose guidance it is"
+            raise problem(f"benchmarks.{name}.base_guidance", True, allowed)
     if any(benchmark.development_prompts for benchmark in experiment.benchmarks.values()):
         return
     for name, model in experiment.models.items():
@@ -309,9 +334,33 @@ def _check_expectations(experiment: Experiment) -> None:
                 f"must begin with a benchmark; {suggestion(expected.metric, experiment.benchmarks)}"
             )
             raise problem(f"{path}.metric", expected.metric, allowed)
-        if expected.arm not in experiment.arms:
+        if expected.arm not in experiment.arms_of(expected.model):
             allowed = f"is no arm of this experiment; {suggestion(expected.arm, experiment.arms)}"
             raise problem(f"{path}.arm", expected.arm, allowed)
+
+
+def _check_why(experiment: Experiment) -> None:
+    """The figures compare models of this experiment, which differ in what a figure varies and in nothing else."""
+    if experiment.why is None:
+        return
+    named = {
+        "steps": experiment.why.steps,
+        "understanding": experiment.why.understanding,
+        "conditions": [experiment.why.conditions] if experiment.why.conditions else [],
+    }
+    for what, names in named.items():
+        for name in names:
+            if name not in experiment.models:
+                allowed = f"unknown model; {suggestion(name, experiment.models)}"
+                raise problem(f"why.{what}", name, allowed)
+    recipes = {name: experiment.models[name].align for name in experiment.why.steps}
+    ends = {recipe.horizon or recipe.steps for recipe in recipes.values()}
+    for name, recipe in recipes.items():
+        if len(ends) > 1:
+            allowed = (
+                f"must be the same for all of why.steps, whose schedules end at {sorted(ends)}"
+            )
+            raise problem(f"models.{name}.align.horizon", recipe.horizon, allowed)
 
 
 # ---- sources -------------------------------------------------------------------------------------

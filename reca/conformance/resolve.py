@@ -87,7 +87,7 @@ def _configured(path: Path) -> tuple[UnifiedModel, str]:
             "directory, or of a package that adds a family"
         )
     described = model_config(path.stem)
-    folder = described.weights.path
+    folder = described.weights.of_seed(0).path
     if folder is None or not Path(folder).is_dir():
         raise ValueError(
             f"{path}: weights.path = {folder!r} is not a folder; check-model needs the weights and the tokenizer of "

@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-CHOSEN_BY = ("dense", "geneval", "edit")
+from reca.evaluation.tasks.laptop_prompts import AT_BASE, CURVE, STRICT
+
+CHOSEN_BY = ("dense", "geneval", STRICT, "edit")
 
 
 def arm_of(run: str) -> str:
@@ -18,8 +20,8 @@ def choose(scores: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The guidance with the best mean over seeds, per arm and outcome; ties go to the smallest level.
 
     `scores` are `scores.json` of development runs: `{"run", "split", "by_guidance": {level: {outcome:
-    value}}}`. Returns `{"chosen": {arm: {outcome: level}}, "sweep": {arm: {outcome: {level: [values
-    by seed]}}}}`. ValueError for a test run.
+    value}}}`. Returns `{"chosen": {arm: {outcome: level}}, "levels": [level], "sweep": {arm: {outcome: {level: [values
+    by seed]}}}}`, where `levels` are those of prompts, not of edits. ValueError for a test run.
     """
     sweep: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for score in sorted(scores, key=lambda s: s["run"]):
@@ -38,7 +40,31 @@ def choose(scores: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         }
         for arm, outcomes in sweep.items()
     }
-    return {"chosen": chosen, "sweep": {arm: _plain(outcomes) for arm, outcomes in sweep.items()}}
+    levels = {
+        level for arm in sweep.values() for name in arm for level in arm[name] if name != "edit"
+    }
+    return {
+        "chosen": chosen,
+        "levels": sorted(levels),
+        "sweep": {arm: _plain(outcomes) for arm, outcomes in sweep.items()},
+    }
+
+
+def requested(
+    choice: Mapping[str, Any], arm: str, *, at_base: bool = False, curve: bool = False
+) -> dict[str, float]:
+    """The guidance levels at which an arm's test prompts are sampled, by name; `choice` as `choose` returns it.
+
+    An outcome's name: the level chosen for the arm. `at_base` adds `<outcome>@base`, the level chosen for the base, and
+    a choice by the strict rule; `curve` adds every level as `curve@<level>`.
+    """
+    chosen = choice["chosen"]
+    found = {name: level for name, level in chosen[arm].items() if at_base or name != STRICT}
+    if at_base:
+        found |= {name + AT_BASE: level for name, level in chosen["base"].items()}
+    if curve:
+        found |= {f"{CURVE}{level}": level for level in choice["levels"]}
+    return found
 
 
 def _plain(

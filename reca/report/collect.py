@@ -19,10 +19,18 @@ from reca.evaluation.tasks.laptop import CHANCE_PICTURES, CHANCE_PROMPTS
 from reca.evaluation.tasks.laptop import chance as chance_of_laptop
 from reca.evaluation.tasks.laptop_edit import SCORES as EDIT_SCORES
 from reca.evaluation.tasks.laptop_edit import chance as chance_of_edits
-from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS
+from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS, STRICT, guidance_of, test_seed
 from reca.report import stages
-from reca.report.outcomes import ARMS, guidance_of, only_guidance, outcomes, understanding_by_kind
+from reca.report.outcomes import (
+    ARMS,
+    curves,
+    only_guidance,
+    outcomes,
+    understanding_by_kind,
+    with_second_reading,
+)
 from reca.report.scores import read
+from reca.report.trained import trained_arms
 
 LOG = "log.jsonl"
 
@@ -57,20 +65,24 @@ def item_scores(
     """The mean scores of a run by outcome and item (prompt, question, scene); prompts at the chosen guidance."""
     found: dict[str, dict[str, list[float]]] = {}
     for item in rows:
-        if item["kind"] == "question":
-            name, value = "understanding", item["score"]
-        elif item["kind"] == "reconstruction":
-            name, value = "reconstruction", item["objects"]
-        elif item["guidance"] == guidance_of(item["task"], chosen):
-            name = "geneval" if item["task"] in GENEVAL_TASKS else item["task"]
-            value = item["score"]
-        else:
-            continue
-        found.setdefault(name, {}).setdefault(item["id"], []).append(value)
+        for name, value in _values(item):
+            if guidance_of(name, chosen) in (None, item.get("guidance")):
+                found.setdefault(name, {}).setdefault(item["id"], []).append(value)
     return {
         name: {item: sum(values) / len(values) for item, values in by_item.items()}
         for name, by_item in found.items()
     }
+
+
+def _values(item: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The outcomes that one row of `items.jsonl` belongs to, with its score."""
+    if item["kind"] == "question":
+        return [("understanding", item["score"])]
+    if item["kind"] == "reconstruction":
+        return [("reconstruction", item["objects"])]
+    name = "geneval" if item["task"] in GENEVAL_TASKS else item["task"]
+    strict = [(STRICT, item["strict"])] if "strict" in item else []
+    return [(name, item["score"]), *strict]
 
 
 def edit_item_scores(
@@ -90,27 +102,41 @@ def chance_levels(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     found: dict[str, Any] = {}
     for name, entry in benchmarks.items():
         if entry["kind"] == "laptop":
-            sizes = CHANCE_PROMPTS, entry["seed"], CHANCE_PICTURES
+            sizes = CHANCE_PROMPTS, test_seed(entry, "prompts"), CHANCE_PICTURES
             found[name] = chance_of_laptop("test", *sizes)
         elif entry["kind"] == "laptop_edit":
-            found[name] = chance_of_edits("test", entry["prompts"], entry["seed"])
+            found[name] = chance_of_edits("test", entry["prompts"], test_seed(entry, "edits"))
     return found
 
 
 def edits_report(
-    model: Path, benchmark: str, chosen: Mapping[str, Any], chance: Mapping[str, Any]
+    model: Path,
+    benchmark: str,
+    chosen: Mapping[str, Any],
+    chance: Mapping[str, Any],
+    *,
+    at_base: bool = False,
 ) -> dict[str, Any]:
-    """Outcomes, chance levels, items and images of a model's edits, and the folders that they come from."""
+    """Outcomes, chance levels, items and images of a model's edits, and the folders that they come from.
+
+    `at_base`: they were also sampled at the guidance chosen for the base.
+    """
     folders = test_folders(model, benchmark)
     scores = [read(folder) for folder in folders]
     runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
     items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in runs.items()}
     one = only_guidance(scores) if "edit" not in next(iter(chosen.values())) else chosen
-    by_item = {run: edit_item_scores(rows, one[arm_of(run)]["edit"]) for run, rows in items.items()}
     pictures = {run: folder.parent / "samples" / IMAGES for run, folder in runs.items()}
+
+    def read_at(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
+        level = {run: levels[arm_of(run)]["edit"] for run in items}
+        by_item = {run: edit_item_scores(rows, level[run]) for run, rows in items.items()}
+        return outcomes(scores, levels, by_item)
+
+    own, shared = read_at(one), of_base(one)
     return {
-        "outcomes": outcomes(scores, one, by_item),
-        "chosen": one,
+        "outcomes": with_second_reading(own, read_at(shared)) if at_base else own,
+        "chosen": shared if at_base else one,
         "chance": chance[benchmark],
         "items": items,
         "samples": {run: artifacts.verified(path) for run, path in pictures.items()},
@@ -120,7 +146,8 @@ def edits_report(
 
 def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows of `log.jsonl` by run (such as `reca-0`), for arms with a complete stage."""
-    folders = sorted(path.parent for path in model.glob(f"*/seed-*/{artifacts.MANIFEST}"))
+    trained = (path.parent for path in model.glob(f"*/seed-*/{artifacts.MANIFEST}"))
+    folders = sorted(path for path in trained if path.parent.name != "base")
     return {
         f"{folder.parent.name}-{folder.name.removeprefix('seed-')}": read_lines(
             artifacts.verified(folder / LOG)
@@ -138,12 +165,22 @@ def guidance_choice(model: Path, scores: Sequence[Mapping[str, Any]]) -> dict[st
     return {"chosen": only_guidance(scores), "sweep": {}}
 
 
+def of_base(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The guidance chosen for the base, for every arm."""
+    return dict.fromkeys(chosen, chosen.get("base"))
+
+
 def model_report(
-    model: Path, benchmark: str, chance: Mapping[str, Any], editing: str | None = None
+    model: Path,
+    benchmark: str,
+    chance: Mapping[str, Any],
+    editing: str | None = None,
+    readings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything about one model: outcomes, sweep, understanding, training logs, items, stages and their costs.
 
-    `chance`: levels by benchmark (`chance_levels`); `editing`: the name of the edit benchmark, if there is one.
+    `chance`: levels by benchmark (`chance_levels`); `editing`: the name of the edit benchmark, if there is one;
+    `readings`: the benchmarks' configuration by name, which says at which guidance test prompts were sampled.
     """
     folders = test_folders(model, benchmark)
     scores = [read(folder) for folder in folders]
@@ -151,8 +188,24 @@ def model_report(
     items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in runs.items()}
     pictures = {run: folder.parent / "samples" / IMAGES for run, folder in runs.items()}
     choice = guidance_choice(model, scores)
-    by_item = {r: item_scores(rows, choice["chosen"][arm_of(r)]) for r, rows in items.items()}
-    edited = None if editing is None else edits_report(model, editing, choice["chosen"], chance)
+    asked = (readings or {}).get(benchmark, {})
+    at_base, on_curve = asked.get("base_guidance", False), asked.get("curve_prompts", 0)
+    if not at_base:  # the strict rule judges the images that were sampled for GenEval's
+        kept = {a: {n: v for n, v in c.items() if n != STRICT} for a, c in choice["chosen"].items()}
+        choice = {**choice, "chosen": kept}
+    chosen = choice["chosen"]
+
+    def read_at(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
+        by_item = {run: item_scores(rows, levels[arm_of(run)]) for run, rows in items.items()}
+        return outcomes(scores, levels, by_item)
+
+    found = read_at(chosen)
+    if at_base:
+        found = with_second_reading(found, read_at(of_base(chosen)))
+    edited = None
+    if editing is not None:
+        both = (readings or {}).get(editing, {}).get("base_guidance", False)
+        edited = edits_report(model, editing, chosen, chance, at_base=both)
     more = edited["folders"] if edited else []
     complete = [
         *folders,
@@ -163,10 +216,11 @@ def model_report(
     logs = training_logs(model)
     return {
         "name": model.name,
-        "outcomes": [
-            *outcomes(scores, choice["chosen"], by_item),
-            *(edited["outcomes"] if edited else []),
-        ],
+        "bases": len(list(model.glob(f"base/seed-*/{artifacts.MANIFEST}"))) or 1,
+        "outcomes": [*found, *(edited["outcomes"] if edited else [])],
+        "trained": trained_arms(logs, found),
+        "curve": curves(scores, items, on_curve) if on_curve else {},
+        "shown_at": of_base(chosen) if at_base else chosen,
         "edits": edited,
         **choice,
         "chance": chance[benchmark],
@@ -201,5 +255,11 @@ def outcomes_json(
     models: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The machine-readable part: the numbers of the page, and the verdicts on expectations if there are any."""
-    found = [{name: model[name] for name in ("name", "outcomes")} for model in models]
+    found = [
+        {"name": model["name"]}
+        | ({"bases": model["bases"]} if model["bases"] > 1 else {})
+        | {"outcomes": model["outcomes"]}
+        | {name: model[name] for name in ("trained", "curve") if model[name]}
+        for model in models
+    ]
     return {"models": found} | ({"expectations": list(verdicts)} if verdicts else {})

@@ -14,7 +14,15 @@ from typing import Any
 # Close to the width of a phone screen, so that labels keep their size there.
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 42
-NAMES = {"base": "Base", "sft": "Plain training", "reca": "RecA", "shuffled": "Shuffled"}
+NAMES = {
+    "base": "Base",
+    "sft": "Plain training",
+    "reca": "RecA",
+    "reca_only": "RecA only",
+    "shuffled": "Shuffled",
+    "random_encoder": "Random basis",
+    "template_only": "Template only",
+}
 
 Point = tuple[float, float]
 
@@ -103,6 +111,32 @@ def sweep(
                 )
                 spoken.append(f"{NAMES[arm]} is best at guidance {level:g} with {mean:.3f}")
     return _svg(parts, f"{label}. {'; '.join(spoken)}.")
+
+
+def bands(series: Mapping[str, Mapping[float, Mapping[str, Any]]], axis: str, label: str) -> str:
+    """A score along a number, one line per arm with the mean and the interval over seeds at every point.
+
+    `series[arm][x]` has `mean` and `ci95` (None: no bar); `axis` names the number.
+    """
+    points = [(at, row) for line in series.values() for at, row in line.items()]
+    shown = [value for _, row in points for value in (row["mean"], *(row["ci95"] or ()))]
+    positions = sorted({at for at, _ in points})
+    x = Axis(*spread(positions), LEFT, WIDTH - RIGHT)
+    y = Axis(*spread([max(value, 0.0) for value in shown], 0.0), HEIGHT - BOTTOM, TOP)
+    ticks = positions if len(positions) <= 6 else x.ticks()
+    parts, spoken = _frame(x, y, axis, ticks), []
+    for arm, line in series.items():
+        means = [(at, line[at]["mean"]) for at in sorted(line)]
+        parts.append(_line([(x(at), y(mean)) for at, mean in means], arm))
+        for at, mean in means:
+            if line[at]["ci95"]:
+                low, high = (y(max(value, y.low)) for value in line[at]["ci95"])
+                parts.append(_rule(f"bar {arm}", x(at), x(at), low, high))
+            title = f"{NAMES.get(arm, arm)}, {axis} {at:g}: {mean:.3f}"
+            parts.append(_mark(x(at), y(mean), arm, title))
+        ends = " to ".join(f"{mean:.3f} at {at:g}" for at, mean in (means[0], means[-1]))
+        spoken.append(f"{NAMES.get(arm, arm)} from {ends}")
+    return _svg(parts, f"{label}, by {axis}. {'; '.join(spoken)}.")
 
 
 def curves(series: Mapping[str, Mapping[str, Sequence[Point]]], label: str) -> str:
@@ -197,11 +231,14 @@ def _line(points: Sequence[Point], kind: str, title: str = "") -> str:
 
 
 def _mark(x: float, y: float, arm: str, title: str, r: float = 4.5) -> str:
-    """The marker of an arm: a circle, square, diamond or triangle."""
+    """The marker of an arm: a circle, square, diamond, triangle or bar."""
     corners = {
         "sft": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
         "reca": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
+        "reca_only": [(-1.3, -0.7), (1.3, -0.7), (1.3, 0.7), (-1.3, 0.7)],
         "shuffled": [(0, -1.15), (1.1, 0.85), (-1.1, 0.85)],
+        "random_encoder": [(0, 1.15), (1.1, -0.85), (-1.1, -0.85)],
+        "template_only": [(-0.7, -1.3), (0.7, -1.3), (0.7, 1.3), (-0.7, 1.3)],
     }
     if arm not in corners:
         at = f'cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"'

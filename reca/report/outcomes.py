@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from reca.evaluation.choose import arm_of
-from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS
+from reca.evaluation.tasks.laptop import strict_means, task_means
+from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS, STRICT, guidance_of, number_of
 from reca.report import statistics
 from reca.toyworld.edits import EDITS
 
 PRIMARY = ("dense", "geneval")
+STRICT_PRIMARY = ("dense", STRICT)  # where arms are also read at the base's guidance
 SECONDARY = (
     "understanding",
     "reconstruction",
@@ -18,6 +20,8 @@ SECONDARY = (
     "dense_placed",
     *GENEVAL_TASKS,
 )
+# GenEval's tasks with nothing more in the image than the prompt asks for, which the official rule forgives.
+STRICTLY = (STRICT, *(f"{STRICT}.{task}" for task in GENEVAL_TASKS))
 # For experiments that score edits: correct edits, requested changes, preserved objects, and correct edits by kind.
 EDITED = ("edit", "edit_followed", "edit_kept", *(f"edit_{kind}" for kind in EDITS))
 TITLES = {
@@ -38,11 +42,26 @@ TITLES = {
     "position": "Position",
     "color_attr": "Colour of two objects",
 }
-ARMS = ("base", "sft", "reca", "shuffled")
-COMPARED = (("reca", "sft"), ("reca", "base"), ("reca", "shuffled"), ("sft", "base"))
+TITLES |= {STRICT: "GenEval's six tasks, and nothing more in the image"}
+TITLES |= {f"{STRICT}.{task}": f"{TITLES[task]}, and nothing more" for task in GENEVAL_TASKS}
+AT_BASE = "at_base_guidance"  # of an outcome: all arms at the guidance chosen for the base
+ARMS = ("base", "sft", "reca", "reca_only", "shuffled", "random_encoder", "template_only")
+COMPARED = (
+    ("reca", "sft"),
+    ("reca", "base"),
+    ("reca", "reca_only"),
+    ("reca", "shuffled"),
+    ("reca", "random_encoder"),
+    ("reca", "template_only"),
+    ("reca_only", "sft"),
+    ("reca_only", "base"),
+    ("sft", "base"),
+)
 
+Item = Mapping[str, Any]  # a row of items.jsonl
 Scores = Mapping[str, Any]  # one run's scores.json
 Chosen = Mapping[str, Mapping[str, float]]  # arm -> dense | geneval -> guidance
+Curve = dict[str, dict[str, dict[str, Any]]]  # outcome -> arm -> guidance -> summary
 Items = Mapping[str, Mapping[str, Mapping[str, float]]]  # run -> outcome -> item -> score
 
 
@@ -61,15 +80,6 @@ def only_guidance(scores: Iterable[Scores]) -> dict[str, dict[str, float]]:
     return chosen
 
 
-def guidance_of(name: str, chosen: Mapping[str, float]) -> float | None:
-    """The guidance at which an outcome is reported: one choice for GenEval's tasks, another for dense prompts."""
-    if name.startswith("dense"):
-        return chosen["dense"]
-    if name in EDITED:
-        return chosen["edit"]
-    return chosen["geneval"] if name == "geneval" or name in GENEVAL_TASKS else None
-
-
 def scores_by_arm(scores: Iterable[Scores]) -> dict[str, list[Scores]]:
     """Runs by arm, base first, in order of their seeds; arms without runs are omitted."""
     ordered = sorted(scores, key=lambda score: score["seed"])
@@ -78,7 +88,7 @@ def scores_by_arm(scores: Iterable[Scores]) -> dict[str, list[Scores]]:
 
 
 def outcomes(scores: Sequence[Scores], chosen: Chosen, items: Items) -> list[dict[str, Any]]:
-    """All measured outcomes of a model, primary ones first.
+    """All measured outcomes of a model at the `chosen` guidance, primary ones first.
 
     Differences between arms have an interval over seeds, and one over items if scores per item are known.
     """
@@ -93,12 +103,66 @@ def outcomes(scores: Sequence[Scores], chosen: Chosen, items: Items) -> list[dic
     return rows
 
 
+def with_second_reading(
+    own: Sequence[dict[str, Any]], at_base: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The outcomes with each arm at its own guidance, and as `at_base_guidance` with all arms at the base's.
+
+    The paper changes nothing but the weights, so the second is primary: of dense prompts and of GenEval's strict rule.
+    """
+    rows = []
+    for row, other in zip(own, at_base, strict=True):
+        primary = row["name"] in (*STRICT_PRIMARY, "edit")
+        second = {
+            key: value for key, value in other.items() if key not in ("name", "title", "primary")
+        }
+        guided = other.get("base", {}).get("guidance") is not None
+        rows.append({**row, "primary": primary} | ({AT_BASE: second} if guided else {}))
+    return sorted(rows, key=lambda row: not row["primary"])
+
+
+def reading(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The primary reading of an outcome: at the base's guidance if it was read there, else at each arm's own."""
+    found: Mapping[str, Any] = row.get(AT_BASE, row)
+    return found
+
+
+def curves(scores: Sequence[Scores], items: Mapping[str, Sequence[Item]], prompts: int) -> Curve:
+    """Primary outcomes of the first `prompts` test prompts of every task by guidance, with intervals over seeds."""
+    found: Curve = {}
+    for arm, runs in scores_by_arm(scores).items():
+        rows = [_by_level(items[run["run"]], prompts) for run in runs]
+        for name in (*PRIMARY, STRICT):
+            levels = {
+                level: statistics.summary([row[level][name] for row in rows])
+                for level in sorted(rows[0])
+                if all(name in row.get(level, {}) for row in rows)
+            }
+            if levels:
+                by_level = {str(level): summary for level, summary in levels.items()}
+                found.setdefault(name, {})[arm] = by_level
+    return found
+
+
+def _by_level(items: Sequence[Item], prompts: int) -> dict[float, dict[str, float]]:
+    """Outcomes of one run by guidance, over the first prompts of every task."""
+    first = [i for i in items if i["kind"] == "prompt" and number_of(i["id"]) < prompts]
+    found = {}
+    for level in {item["guidance"] for item in first}:
+        here = [item for item in first if item["guidance"] == level]
+        strict = [(item["task"], item["strict"]) for item in here if "strict" in item]
+        means = task_means((item["task"], item["score"]) for item in here)
+        found[level] = means | strict_means(strict)
+    return found
+
+
 def measured(scores: Sequence[Scores]) -> list[str]:
     """Names of the measured outcomes; benchmarks may have no questions or no reconstructions."""
     absent = {
         name for name in ("understanding", "reconstruction") if name not in scores[0]["summary"]
     }
-    return [name for name in (*PRIMARY, *SECONDARY) if name.split("_")[0] not in absent]
+    strict = [name for name in STRICTLY if name in scores[0]["summary"]]
+    return [n for n in (*PRIMARY, *SECONDARY, *strict) if n.split("_")[0] not in absent]
 
 
 def _outcome(name: str, by_arm: Mapping[str, list[Scores]], chosen: Chosen) -> dict[str, Any]:
@@ -109,7 +173,7 @@ def _outcome(name: str, by_arm: Mapping[str, list[Scores]], chosen: Chosen) -> d
     }
     for arm, found in by_arm.items():
         level = guidance_of(name, chosen[arm])
-        values = [score["summary"][name] for score in found]
+        values = [_score_at(score, name, level) for score in found]
         row[arm] = {**statistics.summary(values), "guidance": level}
     row["differences"] = {
         f"{a} - {b}": statistics.difference(row[a]["per_seed"], row[b]["per_seed"])
@@ -117,6 +181,13 @@ def _outcome(name: str, by_arm: Mapping[str, list[Scores]], chosen: Chosen) -> d
         if a in row and b in row
     }
     return row
+
+
+def _score_at(score: Scores, name: str, level: float | None) -> float:
+    """One run's outcome at a guidance level, or the only one there is."""
+    at: Mapping[str, float] = {} if level is None else score["by_guidance"].get(str(level), {})
+    found: float = at[name] if name in at else score["summary"][name]
+    return found
 
 
 def _matrix(items: Items, runs: Sequence[Scores], name: str) -> list[list[float]]:

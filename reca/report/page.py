@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reca.core import artifacts
-from reca.report import collect, expectations, figures, scores, sections, wording
+from reca.report import collect, expectations, figures, scores, sections, why, wording
 
 PAGE, OUTCOMES, TABLE = "index.html", "outcomes.json", "outcomes.csv"
 
@@ -32,7 +32,10 @@ def build(experiment: Mapping[str, Any], results: Path, out: Path) -> None:
     names = collect.scored_models(results, benchmark, experiment["models"])
     editing = edit_benchmark(experiment)
     chance = collect.chance_levels(experiment["benchmarks"])
-    models = [collect.model_report(results / name, benchmark, chance, editing) for name in names]
+    readings = experiment["benchmarks"]
+    models = [
+        collect.model_report(results / name, benchmark, chance, editing, readings) for name in names
+    ]
     name = experiment["name"]
     verdicts = expectations.judged(name, experiment["expect"], scores.collect(results, name))
     artifacts.write_json(out / OUTCOMES, collect.outcomes_json(models, verdicts))
@@ -74,6 +77,7 @@ def render(
             benchmark=experiment["benchmarks"][benchmark],
             models=[sections.view(experiment, model, benchmark) for model in models],
             headline=wording.headline(models),
+            argument=why.argument(experiment, models),
             expectations=verdicts,
             configuration=configuration,
             absent=[n for n in experiment["models"] if n not in {m["name"] for m in models}],

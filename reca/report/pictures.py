@@ -14,10 +14,15 @@ from PIL import Image
 from reca.evaluation.choose import arm_of
 from reca.evaluation.tasks import laptop_prompts
 from reca.evaluation.tasks.laptop_edit import edits
-from reca.evaluation.tasks.laptop_prompts import reconstruction_key, sample_key
+from reca.evaluation.tasks.laptop_prompts import (
+    guidance_of,
+    reconstruction_key,
+    sample_key,
+    test_seed,
+)
 from reca.inference.imageset import ImageSet, png
 from reca.report.figures import NAMES
-from reca.report.outcomes import TITLES, guidance_of
+from reca.report.outcomes import TITLES
 from reca.toyworld.scenes import draw_pixels
 from reca.toyworld.text import dense_caption
 
@@ -50,7 +55,7 @@ def grids(model: Mapping[str, Any], benchmark: Mapping[str, Any]) -> dict[str, l
     items = {arm: model["items"][runs[arm]] for arm in sets}
     return {
         "again": _drawn_again(sets, items, benchmark),
-        "drawn": _drawn_from_prompts(sets, items, model["chosen"]),
+        "drawn": _drawn_from_prompts(sets, items, model["shown_at"]),
     }
 
 
@@ -59,7 +64,8 @@ def edited(found: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[Row]:
     runs = first_runs(found)
     sets = {arm: ImageSet(found["samples"][runs[arm]]) for arm in EDITED_BY if arm in runs}
     rows: dict[str, list[Any]] = {}
-    for asked in edits("test", min(EDITS_PER_KIND, benchmark["prompts"]), benchmark["seed"]):
+    count = min(EDITS_PER_KIND, benchmark["prompts"])
+    for asked in edits("test", count, test_seed(benchmark, "edits")):
         wording = asked.edit.instruction
         source = data_uri(Image.fromarray(draw_pixels(asked.edit.source)))
         shown = [{"name": "Source", "uri": source, "score": None, "alt": f"To change: {wording}"}]
@@ -78,7 +84,8 @@ def _drawn_again(
 ) -> list[Row]:
     cards = []
     count = min(SCENES, benchmark["reconstructions"])
-    for index, scene in enumerate(laptop_prompts.held_out_scenes("test", count, benchmark["seed"])):
+    seed = test_seed(benchmark, "scenes")
+    for index, scene in enumerate(laptop_prompts.held_out_scenes("test", count, seed)):
         name, wording = f"scene-{index:04d}", dense_caption(scene)
         target = data_uri(Image.fromarray(draw_pixels(scene)))
         shown = [{"name": "Target", "uri": target, "score": None, "alt": f"Target: {wording}"}]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from reca.core import artifacts
-from reca.report import standalone
+from reca.report import standalone, wording
+from reca.report.outcomes import ARMS, AT_BASE, reading
 
 RESULTS = Path("docs/results")
 # The page with an experiment's table, relative to the root of the repository.
@@ -26,10 +27,10 @@ PAGES = {
     "laptop_janus": Path("docs/laptop_janus.md"),
 }
 BEGIN, END = "<!-- results:begin (make readme) -->", "<!-- results:end -->"
-ARMS = ("base", "sft", "reca", "shuffled")
 FIGURES = {"laptop": Path("docs/results/laptop.svg")}  # shown on the page of the same experiment
 PLOTTED = ("dense", "reconstruction")
-SHOWN = ("dense", "geneval", "reconstruction", "understanding")
+SHOWN = ("dense", "geneval_strict", "geneval", "reconstruction", "understanding")
+STRICT_ON = "geneval_strict"  # shown where it is primary: with both readings
 
 
 def adopted(experiment: str) -> Path:
@@ -58,19 +59,34 @@ def take(results: Path) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
-    """The Markdown block for `page`: outcomes by arm with intervals over seeds, and the paired gain of RecA."""
-    head = " | ".join(f"`{arm}`" for arm in ARMS) + " | RecA - plain training |"
+    """The Markdown block for `page`: outcomes by arm with intervals over seeds, and the paired gain of RecA.
+
+    With two readings of guidance the cells are those at the base's, and the gain at each arm's own has a column.
+    """
+    arms = arms_of(results)
     lines = []
     for model in results["models"]:
-        lines += [f"| **{model['name']}** | {head}", "|---" * (len(ARMS) + 2) + "|"]
-        for outcome in (row for row in model["outcomes"] if row["name"] in SHOWN):
-            cells = [_cell(outcome[arm]) for arm in ARMS]
-            lines.append(f"| {outcome['title']} | {' | '.join(cells)} | {_gap(outcome)} |")
-        lines.append("")
+        both = any(AT_BASE in row for row in model["outcomes"])
+        gaps = ["RecA - plain training", *(["the same, own guidance"] if both else [])]
+        heads = [*(f"`{arm}`" for arm in arms), *gaps]
+        lines += [f"| **{model['name']}** | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+        for row in (r for r in model["outcomes"] if r["name"] in SHOWN):
+            if row["name"] == STRICT_ON and not both:
+                continue
+            cells = [_cell(reading(row)[arm]) for arm in arms]
+            found = [_gap(reading(row)), *([_gap(row) if AT_BASE in row else ""] if both else [])]
+            lines.append(f"| {' | '.join([row['title'], *cells, *found])} |")
+        lines += [*_untrained(model), ""]
     seeds = len(results["models"][0]["outcomes"][0]["reca"]["per_seed"])
     made = results["made"]
+    own = " with a base each" if results["models"][0].get("bases", 1) > 1 else ""
+    paired = "the last column is"
+    if any(AT_BASE in row for row in results["models"][0]["outcomes"]):
+        paired = "the last two columns are"
+        lines.append("All arms at the guidance that is best for the base on development prompts;")
+        lines.append("the last column has each arm at its own best.")
     lines += [
-        f"Mean and 95 % t interval over {seeds} seeds; the last column is paired by seed, in bold where",
+        f"Mean and 95 % t interval over {seeds} seeds{own}; {paired} paired by seed, in bold where",
         f"the interval leaves 0 out. From [{source}]({_link(source, page)}): {made['stages']} stages on",
         f"{made['machine']['cores']} cores, {made['cpu_seconds']} CPU seconds, at most",
         f"{made['peak_memory_mb']} MB each, torch {made['versions']['torch']}.",
@@ -78,9 +94,20 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
     return "\n".join(lines)
 
 
+def arms_of(results: Mapping[str, Any]) -> list[str]:
+    """The arms that every model has."""
+    return [arm for arm in ARMS if all(arm in m["outcomes"][0] for m in results["models"])]
+
+
+def _untrained(model: Mapping[str, Any]) -> list[str]:
+    """A line on the arms that do not count as trained, after the table."""
+    found = wording.untrained(model.get("trained", {}))
+    return ["", *found] if found else []
+
+
 def figure(results: Mapping[str, Any]) -> str:
     """The figure of an experiment's main outcomes, as the text of an SVG file."""
-    return standalone.panels(results, PLOTTED, ARMS)
+    return standalone.panels(results, PLOTTED, tuple(arms_of(results)))
 
 
 def _link(target: Path, page: Path) -> str:

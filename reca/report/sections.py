@@ -11,13 +11,13 @@ from reca.config.compose import section
 from reca.config.recipe import ARMS as TRAINED
 from reca.config.recipe import Recipe, for_arm
 from reca.evaluation.choose import CHOSEN_BY
-from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS
+from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS, STRICT
 from reca.report import figures, pictures, wording
-from reca.report.outcomes import ARMS, EDITED, TITLES
+from reca.report.outcomes import ARMS, AT_BASE, EDITED, STRICTLY, TITLES, reading
+from reca.report.trained import DRAWING
 
-SHOWN = ("dense", "geneval", "understanding", "reconstruction")  # laptop report, part 1.4
-BY_TASK = ("geneval", *GENEVAL_TASKS, "dense", "dense_placed")
-DRAWING = ("reca", "t2i")  # two conditions, one loss
+SHOWN = ("dense", "geneval", STRICT, "understanding", "reconstruction")  # laptop report, part 1.4
+BY_TASK = ("geneval", *GENEVAL_TASKS, *STRICTLY, "dense", "dense_placed")
 READING = {"i2t": "Answering questions about images", "text": "Text only"}
 TASK_NAMES = {
     "reca": "generated from embeddings",
@@ -39,17 +39,27 @@ def view(experiment: Mapping[str, Any], model: Model, benchmark: str) -> dict[st
     recipe = section(Recipe, experiment["models"][model["name"]]["align"])
     trained = compute(recipe, model["logs"])
     return {
-        **{name: model[name] for name in ("name", "costs", "trail", "run", "chosen", "chance")},
+        **{
+            name: model[name]
+            for name in ("name", "bases", "costs", "trail", "run", "chosen", "chance")
+        },
         "arms": arms,
         "seeds": model["seeds"],
         "findings": wording.findings(model),
+        "kept": list(recipe.active()),
         "primary": [
-            _outcome(rows[name], arms, model["chance"].get(name)) for name in SHOWN if name in rows
+            _outcome(rows[name], arms, model["chance"].get(name))
+            for name in sorted(SHOWN, key=lambda name: not rows.get(name, {}).get("primary"))
+            if name in rows
         ],
+        "two_readings": any(AT_BASE in row for row in rows.values()),
+        "curve": [_curve(name, line) for name, line in model["curve"].items()],
         "sweep": [_sweep(name, model) for name in swept],
         "edits": None if edits is None else _edits(model, rows, arms, edits),
         "grids": pictures.grids(model, experiment["benchmarks"][benchmark]),
-        "tasks": [_task(rows[name], arms, model["chance"].get(name)) for name in BY_TASK],
+        "tasks": [
+            _task(rows[name], arms, model["chance"].get(name)) for name in BY_TASK if name in rows
+        ],
         "understanding": [
             {"title": kind, "cells": [cells[arm] for arm in arms]}
             for kind, cells in model["understanding"].items()
@@ -76,7 +86,7 @@ def _edits(
             "title": rows[name]["title"].removeprefix("Edits: ").split(":")[-1].strip(),
             "name": name,
             "chances": [found["chance"][kind][name] for kind in ("unchanged", "random")],
-            "cells": [rows[name][arm] for arm in arms],
+            "cells": [reading(rows[name])[arm] for arm in arms],
         }
         for name in EDITED
     ]
@@ -86,18 +96,42 @@ def _edits(
 
 # ---- outcomes ------------------------------------------------------------------------------------
 def _outcome(row: Mapping[str, Any], arms: Sequence[str], chance: float | None) -> dict[str, Any]:
-    figure = figures.intervals({arm: row[arm] for arm in arms}, row["title"], chance)
-    gaps = [
+    main = reading(row)
+    figure = figures.intervals({arm: main[arm] for arm in arms}, row["title"], chance)
+    own = {"cells": [row[arm] for arm in arms], "gap": row["differences"].get("reca - sft")}
+    return {
+        "title": row["title"],
+        "primary": row["primary"],
+        "figure": Markup(figure),
+        "gaps": _gaps(main),
+        "own": own if AT_BASE in row else None,
+    }
+
+
+def _gaps(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
         {"first": first, "second": second, **gap}
         for pair, gap in row["differences"].items()
         for first, second in [pair.split(" - ")]
     ]
-    return {**row, "figure": Markup(figure), "gaps": gaps, "cells": [(a, row[a]) for a in arms]}
+
+
+def _curve(name: str, line: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A figure of one outcome on test prompts by guidance."""
+    title = TITLES[name].split(":")[0]
+    by_level = {
+        arm: {float(level): summary for level, summary in levels.items()}
+        for arm, levels in line.items()
+    }
+    figure = figures.bands(by_level, "guidance", f"{title}, test prompts")
+    return {"title": title, "figure": Markup(figure)}
 
 
 def _task(row: Mapping[str, Any], arms: Sequence[str], chance: float | None) -> dict[str, Any]:
-    title = "All six tasks" if row["name"] == "geneval" else TITLES[row["name"]].split(":")[0]
-    return {"title": title, "name": row["name"], "chance": chance, "cells": [row[a] for a in arms]}
+    names = {"geneval": "All six tasks", STRICT: "All six tasks, and nothing more"}
+    title = names.get(row["name"], TITLES[row["name"]].split(":")[0])
+    cells = [reading(row)[arm] for arm in arms]
+    return {"title": title, "name": row["name"], "chance": chance, "cells": cells}
 
 
 def _sweep(name: str, model: Model) -> dict[str, Any]:

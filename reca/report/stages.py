@@ -61,16 +61,21 @@ def costs(graph: Graph) -> list[dict[str, Any]]:
 
 
 def caches(graph: Graph) -> list[dict[str, Any]]:
-    """Use, rows, bytes and encoding time in seconds of every feature cache."""
-    found = []
+    """Use, rows, bytes and encoding time in seconds of the feature caches; those of several bases are one."""
+    found: dict[str, dict[str, Any]] = {}
     for folder, manifest in graph.items():
         if manifest["stage"] == "cache":
             about = artifacts.read_json(artifacts.verified(folder / "cache.json"))
             run = artifacts.read_run(folder)
             size = sum(entry["bytes"] for entry in manifest["outputs"].values())
-            row = {"use": folder.name, "rows": about["rows"], "bytes": size}
-            found.append({**row, "seconds": run.get("encode_seconds")})
-    return found
+            row = found.setdefault(
+                folder.name, {"use": folder.name, "rows": 0, "bytes": 0, "seconds": 0}
+            )
+            row["rows"] += about["rows"]
+            row["bytes"] += size
+            seconds = run.get("encode_seconds")
+            row["seconds"] = None if None in (seconds, row["seconds"]) else row["seconds"] + seconds
+    return list(found.values())
 
 
 def trail(graph: Graph) -> list[dict[str, Any]]:

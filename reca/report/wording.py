@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reca.report.outcomes import PRIMARY
+from reca.report import trained
+from reca.report.figures import NAMES
+from reca.report.outcomes import AT_BASE, reading
 
-SUBJECT = {"dense": "dense prompts", "geneval": "GenEval's six tasks", "edit": "edits"}
+SUBJECT = {
+    "dense": "dense prompts",
+    "geneval": "GenEval's six tasks",
+    "geneval_strict": "GenEval's six tasks with nothing more in the image",
+    "edit": "edits",
+}
 OTHERS = {"sft": "plain training at equal compute", "base": "base model", "shuffled": "shuffled"}
 SEEDS_NEEDED = "With a single seed there is no interval over seeds, so no conclusion is drawn."
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -42,38 +49,63 @@ def headline(models: Sequence[Mapping[str, Any]]) -> str:
     """The main result in one line: RecA compared with plain training on the primary outcomes."""
     lines = []
     for model in models:
-        parts = "; ".join(_short(row) for row in model["outcomes"] if row["primary"]) + "."
+        known = model.get("trained", {})
+        parts = "; ".join(_short(row, known) for row in model["outcomes"] if row["primary"]) + "."
         lines.append(
             f"{model['name']}: {parts}" if len(models) > 1 else parts[0].upper() + parts[1:]
         )
     return " ".join(lines)
 
 
-def _short(row: Mapping[str, Any]) -> str:
-    subject, gap = SUBJECT[row["name"]], row["differences"].get("reca - sft")
+def _short(row: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    subject, gap = SUBJECT[row["name"]], reading(row)["differences"].get("reca - sft")
     if gap is None:
         return f"on {subject}, there is no control to compare with"
     return {
         "better": f"on {subject}, yes",
         "worse": f"on {subject}, no, it is worse",
-        "unclear": f"on {subject}, there is no significant difference",
+        "unclear": f"on {subject}, {_unclear(known)}",
         "single": f"on {subject}, one seed is not enough to decide",
     }[verdict(gap)]
+
+
+def _unclear(known: Mapping[str, Any]) -> str:
+    """No difference between arms of which one is not trained says nothing."""
+    names = {"reca": "RecA", "sft": "plain training"}
+    missing = [name for arm, name in names.items() if arm in known and not known[arm]["trained"]]
+    if missing:
+        return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not trained"
+    return "there is no significant difference"
+
+
+def untrained(known: Mapping[str, Any]) -> list[str]:
+    """One sentence for each arm that does not count as trained."""
+    return [
+        f"{NAMES[arm]} is not trained: {trained.why_not(row)}; its results say nothing about its objective."
+        for arm, row in known.items()
+        if not row["trained"]
+    ]
 
 
 def findings(model: Mapping[str, Any]) -> list[str]:
     """A few sentences per primary outcome and one on understanding, from the outcomes of one model."""
     rows = {row["name"]: row for row in model["outcomes"]}
-    parts = [_primary(rows[name], model["chance"].get(name)) for name in PRIMARY]
-    if "edit" in rows:
-        parts.append(_primary(rows["edit"], model["edits"]["chance"]["random"]["edit"]))
-    reading = rows.get("understanding")
-    gap = reading["differences"].get("reca - base") if reading else None
-    return [*parts, *([_reading(reading, gap)] if reading and gap else [])]
+    known = model.get("trained", {})
+    edits = {"edit": model["edits"]["chance"]["random"]["edit"]} if "edit" in rows else {}
+    chance = {**model["chance"], **edits}
+    parts = [
+        _primary(row, chance.get(row["name"]), known) for row in rows.values() if row["primary"]
+    ]
+    parts += untrained(known)
+    read = rows.get("understanding")
+    gap = read["differences"].get("reca - base") if read else None
+    return [*parts, *([_reading(read, gap)] if read and gap else [])]
 
 
-def _primary(row: Mapping[str, Any], chance: float | None) -> str:
-    subject = SUBJECT[row["name"]]
+def _primary(
+    outcome: Mapping[str, Any], chance: float | None, known: Mapping[str, Any] | None = None
+) -> str:
+    subject, row = SUBJECT[outcome["name"]], reading(outcome)
     if "reca" not in row:
         return f"On {subject}, RecA was not run."
     others = [(OTHERS[arm], row[arm]["mean"]) for arm in OTHERS if arm in row]
@@ -85,24 +117,38 @@ def _primary(row: Mapping[str, Any], chance: float | None) -> str:
         if gap and (
             arm == "sft" or "reca - sft" not in row["differences"] or verdict(gap) == "worse"
         ):
-            parts.append(_against(name, gap))
+            parts.append(_against(name, gap, known or {}))
+    if AT_BASE in outcome:
+        parts.append(_at_own(outcome["differences"].get("reca - sft")))
     return " ".join(parts)
 
 
-def _against(name: str, gap: Mapping[str, Any]) -> str:
+def _at_own(gap: Mapping[str, Any] | None) -> str:
+    """The second reading in one sentence."""
+    start = "All arms were read at the guidance that is best for the base"
+    if gap is None or gap["ci95"] is None:
+        return f"{start}."
+    return (
+        f"{start}; with each arm at its own best guidance, the difference from plain training is "
+        f"{signed(gap['mean'])} ({interval(gap['ci95'])})."
+    )
+
+
+def _against(name: str, gap: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     start = f"The difference from {name} is {signed(gap['mean'])}."
     if gap["ci95"] is None:
         return f"{start} {SEEDS_NEEDED}{_over_prompts(gap)}"
     seeds = counted(len(gap["per_seed"]), "seed")
     bounds = f"The 95 % interval over {seeds} is {interval(gap['ci95'])}"
-    return f"{start} {bounds}{_judged(gap)}{_over_prompts(gap)}"
+    return f"{start} {bounds}{_judged(gap, known)}{_over_prompts(gap)}"
 
 
-def _judged(gap: Mapping[str, Any]) -> str:
+def _judged(gap: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    said = _unclear(known)
     return {
         "better": " and excludes 0: RecA is better.",
         "worse": " and excludes 0: RecA is worse.",
-        "unclear": " and includes 0: no significant difference.",
+        "unclear": f" and includes 0: {said.removeprefix('there is ')}.",
     }[verdict(gap)]
 
 

@@ -11,10 +11,11 @@ from transformers import get_cosine_schedule_with_warmup
 
 from reca.align.batches import FeatureData, pick_prompts, pick_turns, plan_step, with_rows
 from reca.align.distributed import ProcessGroup
-from reca.align.objective import derangement, task_loss
+from reca.align.objective import derangement, in_random_basis, task_loss
 from reca.align.schedule import learning_rate
 from reca.align.training_data import feature_data
-from reca.config.recipe import Recipe, TaskRecipe, for_arm
+from reca.commands import arguments
+from reca.config.recipe import ARMS, Recipe, TaskRecipe, for_arm
 from reca.config.schema import DataSource
 from reca.core.rng import generator
 from reca.core.structure import build
@@ -156,6 +157,43 @@ def test_turns_are_subsampled_in_order():
 def test_data_that_does_not_fit_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         FeatureData(**fields)
+
+
+def test_reca_only_reconstructs_what_others_keep_as_captions():
+    tasks = {"reca": TaskRecipe(1.0, 4), "t2i": TaskRecipe(0.5, 2), "i2t": TaskRecipe(1.0, 3)}
+    found = for_arm(recipe(tasks=tasks), "reca_only")
+    assert found.active() == {"reca": TaskRecipe(1.0, 6), "i2t": tasks["i2t"]}
+    assert for_arm(recipe(tasks=tasks), "sft").active()["t2i"] == TaskRecipe(1.5, 6)
+    with pytest.raises(ValueError, match=r"align.tasks.t2i = None: arm reca_only leaves out"):
+        for_arm(recipe(tasks={"reca": TaskRecipe(1.0, 4)}), "reca_only")
+    assert arguments.ARMS == ARMS
+
+
+def test_template_only_is_told_nothing_of_the_image():
+    _, own = planned("reca")
+    model, batch = planned("reca", ablation="template_only")
+    assert (batch.indices, batch.texts) == (own.indices, own.texts)
+    told = text_to_image_loss(model, batch.texts, batch.features, batch.noise)
+    assert torch.equal(task_loss(model, batch).total, told.total)
+    assert planned("t2i", ablation="template_only")[1].ablation is None
+
+
+def test_a_random_basis_keeps_the_information_and_loses_the_meaning():
+    rows = {"target": torch.zeros(2, 3), "understanding": torch.randn(2, 5, 8)}
+    turned = in_random_basis(rows)
+    again = in_random_basis({"understanding": rows["understanding"].clone()})
+    assert torch.equal(turned["understanding"], again["understanding"])  # the same for every batch
+    products = [x["understanding"] @ x["understanding"].transpose(1, 2) for x in (rows, turned)]
+    assert torch.allclose(*products, atol=1e-4)  # a rotation
+    assert not torch.allclose(turned["understanding"], rows["understanding"])
+    assert torch.equal(turned["target"], rows["target"])
+    for without in ({"target": rows["target"]}, {"understanding": torch.ones(2, 3).long()}):
+        with pytest.raises(ValueError, match="caches none; leave the arm out"):
+            in_random_basis(without)
+    model, batch = planned("reca", ablation="random_encoder")
+    swapped = model.condition(batch.texts, in_random_basis(batch.features))
+    expected = model.generation_loss(batch.features, swapped, batch.noise)
+    assert torch.equal(task_loss(model, batch).total, expected.total)
 
 
 def test_missing_data_is_named():

@@ -210,16 +210,28 @@ MISTAKES = {
     "seeds=3": "seeds = 3: must be a list, each a whole number",
     "seeds=[a]": "seeds[0] = 'a': must be a whole number",
     "models=showo": "models = 'showo': must be a mapping from names, each a section with family, "
-    "network, weights, align, data, benchmarks, sampler, resources, seeds, cache_dtype",
+    "network, weights, align, data, benchmarks, sampler, resources, seeds, arms, cache_dtype",
     "title=7": "title = 7: must be a text",
     "cost=free": "cost = 'free': must be a section with hardware, hours, basis",
     # wrong choice
-    "arms=[base,recca]": "arms[1] = 'recca': must be one of base, reca, sft, shuffled",
+    "arms=[base,recca]": "arms[1] = 'recca': must be one of base, reca, reca_only, sft, shuffled, "
+    "random_encoder, template_only",
     f"{TINY}.family=shown": f"{TINY}.family = 'shown': must be one of showo, harmon, openuni, bagel, janus, "
     "or of an installed package (reca.models)",
     "benchmarks.laptop.kind=coco": "benchmarks.laptop.kind = 'coco': must be one of laptop, laptop_edit, geneval, "
     "dpg, wise, t2i_compbench, imgedit, gedit, mme, pope, gqa, mmmu, seed, mmbench, mmvp, mmvet, reconstruction",
     f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule = 'linear': must be one of cosine, constant, published",
+    f"{TINY}.arms=[reca_only]": f"{TINY}.arms = 'reca_only': is no arm of this experiment; "
+    "did you mean 'reca'? allowed: base, reca, sft, shuffled",
+    "arms=[base,reca,reca_only]": f"{TINY}.align.tasks.t2i = None: arm reca_only leaves out the captions that a recipe "
+    "keeps; add the task, or leave the arm out, which would be reca (arm reca_only)",
+    "benchmarks.laptop.curve_prompts=99": "benchmarks.laptop.curve_prompts = 99: must be at most prompts, "
+    "which is 40",
+    "benchmarks.laptop.test_seeds.images=1": "benchmarks.laptop.test_seeds.images: unknown name; "
+    "allowed: edits, prompts, questions, scenes",
+    "why.conditions=showo": "why.conditions = 'showo': unknown model; did you mean 'showo_tiny'? "
+    "allowed: bagel_tiny, showo_tiny",
+    "why.steps=[nothing]": "why.steps = 'nothing': unknown model; allowed: bagel_tiny, showo_tiny",
     # missing
     "~cost": "cost is missing: must be a section with hardware, hours, basis",
     f"~{TINY}.weights.kind": f"{TINY}.weights.kind is missing: must be one of shipped, source, pretrain",

@@ -262,6 +262,49 @@ def test_one_seed_one_guidance_two_arms(tmp_path: Path, monkeypatch: pytest.Monk
     assert "Not run: bagel_tiny, another." in words
 
 
+def test_two_readings_of_guidance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the base's guidance all arms are read first; each at its own best is the second reading, beside a curve."""
+    monkeypatch.chdir(tmp_path)
+    plain = experiment()
+    plain["benchmarks"]["laptop"] |= {"base_guidance": True, "curve_prompts": 4}
+    text, numbers = make(tmp_path, plain)
+    (model,) = numbers["models"]
+    chosen = artifacts.read_json(Path("results/laptop") / MODEL / "guidance/guidance.json")[
+        "chosen"
+    ]
+    rows = {row["name"]: row for row in model["outcomes"]}
+    assert [r["name"] for r in model["outcomes"] if r["primary"]] == ["dense", "geneval_strict"]
+    for name in ("dense", "geneval_strict"):
+        second = rows[name]["at_base_guidance"]
+        for arm in SKILL:
+            assert second[arm]["guidance"] == chosen["base"][name]
+            assert rows[name][arm]["guidance"] == chosen[arm][name]
+            folder = Path("results/laptop") / MODEL
+            values = [
+                artifacts.read_json(folder / f"{arm}-{seed}/laptop/test/scores/scores.json")[
+                    "by_guidance"
+                ]
+                for seed in range(3)
+            ]
+            at = str(second[arm]["guidance"])
+            assert second[arm]["per_seed"] == [value[at][name] for value in values]
+        assert second["base"] == {k: v for k, v in rows[name]["base"].items() if k != "differences"}
+        gap = second["differences"]["reca - sft"]
+        assert gap["over_items"]["mean"] == pytest.approx(gap["mean"])
+    assert "at_base_guidance" not in rows["understanding"]
+    assert set(model["curve"]) == {"dense", "geneval", "geneval_strict"}
+    assert list(model["curve"]["dense"]["reca"]) == ["0.0", "1.0", "2.0", "4.0"]
+    reader = Reader(text)
+    assert not reader.open
+    assert "each arm at its own best guidance, chosen on development prompts" in reader.text
+    assert "All arms were read at the guidance that is best for the base" in reader.text
+    assert "the first 4 of every task, with 95 % intervals over seeds" in reader.text
+    figures = [
+        values for tag, values in reader.tags if tag == "svg" and values.get("role") == "img"
+    ]
+    assert len(figures) == 5 + 3 + 3 + 2
+
+
 def test_a_loss_is_called_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plain = experiment(arms=["base", "sft", "reca"])

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from reca.core.artifacts import read_json
-from reca.report import readme
+from reca.report import readme, statistics
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +41,39 @@ def test_a_figure_shows_the_adopted_results(experiment: str) -> None:
 def test_a_page_has_a_place_for_its_table(experiment: str) -> None:
     page = readme.PAGES[experiment]
     assert "block" in readme.rewritten((ROOT / page).read_text(), "block", page)
+
+
+def test_both_readings_are_in_the_table() -> None:
+    def cells(value: float) -> dict:
+        arms = {arm: statistics.summary([value, value + 0.01]) for arm in ("base", "sft", "reca")}
+        gap = statistics.difference([value, value + 0.01], [0.1, 0.1])
+        return arms | {"differences": {"reca - sft": gap}}
+
+    rows = [
+        {"name": name, "title": name, **cells(0.5), **second}
+        for name, second in {
+            "dense": {"at_base_guidance": cells(0.3)},
+            "geneval_strict": {"at_base_guidance": cells(0.2)},
+            "understanding": {},
+        }.items()
+    ]
+    fallen = {"trained": False, "flat": False, "fall": 0.2, "reconstructs": None}
+    model = {"name": "m", "bases": 2, "outcomes": rows, "trained": {"sft": fallen}}
+    made = {"stages": 1, "machine": {"cores": 2}, "cpu_seconds": 3, "peak_memory_mb": 4}
+    results = {"models": [model], "made": made | {"versions": {"torch": "2"}}}
+    text = readme.table(results, Path("docs/results/m.json"), Path("README.md"))
+    lines = text.splitlines()
+    assert (
+        lines[0]
+        == "| **m** | `base` | `sft` | `reca` | RecA - plain training | the same, own guidance |"
+    )
+    assert lines[2].startswith("| dense | 0.305 ± ") and "+0.205" in lines[2]
+    assert lines[2].endswith("+0.405 [+0.341, +0.469]** |")
+    assert lines[3].startswith("| geneval_strict | 0.205")
+    assert lines[4].startswith("| understanding | 0.505") and lines[4].endswith("|  |")
+    assert "Plain training is not trained: its loss still fell by 20.0% at the end" in text
+    assert "2 seeds with a base each; the last two columns are paired by seed" in text
+    assert "`reca`" in text and readme.arms_of(results) == ["base", "sft", "reca"]
 
 
 def test_a_readme_without_marks_is_refused() -> None:

@@ -15,9 +15,10 @@ from reca.core import artifacts
 from reca.core.rng import numpy_generator
 from reca.evaluation.choose import choose
 from reca.evaluation.graded import single_level
-from reca.evaluation.tasks.laptop import task_means
+from reca.evaluation.tasks.laptop import strict_means, task_means
 from reca.evaluation.tasks.laptop_prompts import (
     GENEVAL_TASKS,
+    STRICT,
     prompts,
     reconstruction_key,
     sample_key,
@@ -114,7 +115,8 @@ class Tree:
         with artifacts.Stage(
             "choose", self.model / "guidance", inputs=inputs, section={}, code=CODE
         ) as stage:
-            artifacts.write_json(stage.staging / "guidance.json", {"chosen": found["chosen"]})
+            chosen = {name: found[name] for name in ("chosen", "levels")}
+            artifacts.write_json(stage.staging / "guidance.json", chosen)
             artifacts.write_json(stage.staging / "sweep.json", {"sweep": found["sweep"]})
         return found["chosen"]
 
@@ -142,14 +144,14 @@ class Tree:
         return prompts(split, size, self.benchmark["seed"])
 
     def levels_of(self, arm: str, split: str) -> list[float]:
-        """Every level on development prompts, the chosen ones on the test's."""
-        if split == "development" or len(self.levels) == 1:
+        """Every level on development prompts, the chosen ones on the test's, and all where there is a curve."""
+        if split == "development" or len(self.levels) == 1 or self.benchmark["curve_prompts"]:
             return self.levels
         return sorted(set(self.chosen[arm].values()))
 
     def is_at(self, task: str, arm: str, split: str, level: float) -> bool:
         """Whether a task is scored at a level: on test prompts at the one that was chosen."""
-        if split == "development" or not self.chosen:
+        if split == "development" or not self.chosen or self.benchmark["curve_prompts"]:
             return True
         return self.chosen[arm]["geneval" if task in GENEVAL_TASKS else "dense"] == level
 
@@ -198,6 +200,11 @@ class Tree:
             ]
             items += rows
             by_level[str(level)] = task_means((r["task"], r["score"]) for r in rows)
+            if self.benchmark["base_guidance"]:
+                for row in (r for r in rows if r["task"] in GENEVAL_TASKS):
+                    row["strict"] = row["score"] * float(generator.random() < 0.7)
+                strict = [(r["task"], r["strict"]) for r in rows if "strict" in r]
+                by_level[str(level)] |= strict_means(strict)
         for index in range(self.benchmark["reconstructions"]):
             share = float(generator.choice([0.0, 0.5, 1.0]))
             items.append(
@@ -217,6 +224,10 @@ class Tree:
         summary = single_level(by_level) | {f"understanding.{k}": v for k, v in kinds.items()}
         summary |= {"understanding": sum(kinds.values()) / len(kinds)}
         summary |= {"reconstruction_exact": skill / 2, "reconstruction": skill}
+        if self.chosen and self.benchmark["base_guidance"] and split == "test":
+            own = {n: str(level) for n, level in self.chosen[arm].items()}
+            summary |= {n: by_level[level][n] for n, level in own.items()}
+            summary |= dict.fromkeys((f"{STRICT}.{task}" for task in GENEVAL_TASKS), skill)
         found = {
             "benchmark": "laptop",
             "run": f"{arm}-{seed}",

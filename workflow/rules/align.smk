@@ -1,13 +1,13 @@
 rule cache:
     input:
-        f"{RESULTS}/{{model}}/base/manifest.json",
+        f"{RESULTS}/{{model}}/base{{place}}/manifest.json",
         lambda wc: manifests(read_with(caches_of(wc.model)[wc.use])),
     output:
-        f"{RESULTS}/{{model}}/cache/{{use}}/manifest.json",
+        f"{RESULTS}/{{model}}/cache{{place}}/{{use}}/manifest.json",
     log:
-        f"logs/{NAME}/{{model}}/cache-{{use}}.log",
+        f"logs/{NAME}/{{model}}/cache{{place}}-{{use}}.log",
     benchmark:
-        f"benchmarks/{NAME}/{{model}}/cache-{{use}}.tsv"
+        f"benchmarks/{NAME}/{{model}}/cache{{place}}-{{use}}.tsv"
     retries: 1
     conda:
         ENVIRONMENT
@@ -24,7 +24,7 @@ rule cache:
         companions=lambda wc: pairs(
             "companion", companions_of(caches_of(wc.model)[wc.use])
         ),
-        work=f"work/{NAME}/{{model}}/cache-{{use}}",
+        work=f"work/{NAME}/{{model}}/cache{{place}}-{{use}}",
         out=subpath(output[0], parent=True),
     shell:
         "OMP_NUM_THREADS={threads} python3 -m reca cache --section {params.section:q} --model {params.model:q}"
@@ -34,13 +34,9 @@ rule cache:
 
 rule align:
     input:
-        f"{RESULTS}/{{model}}/base/manifest.json",
+        lambda wc: f"{base_folder(wc.model, wc.seed)}/manifest.json",
         lambda wc: data_manifests(roles_of(wc.model).values()),
-        lambda wc: expand(
-            f"{RESULTS}/{{model}}/cache/{{use}}/manifest.json",
-            model=wc.model,
-            use=caches_of(wc.model),
-        ),
+        lambda wc: records_in(cache_folders(wc.model, wc.seed).values()),
     output:
         f"{RESULTS}/{{model}}/{{arm}}/seed-{{seed}}/manifest.json",
     log:
@@ -70,10 +66,7 @@ rule align:
             "data",
             {role: data_folder(name) for role, name in roles_of(wc.model).items()},
         ),
-        cache=lambda wc: pairs(
-            "cache",
-            {use: f"{RESULTS}/{wc.model}/cache/{use}" for use in caches_of(wc.model)},
-        ),
+        cache=lambda wc: pairs("cache", cache_folders(wc.model, wc.seed)),
         work=f"work/{NAME}/{{model}}/{{arm}}-{{seed}}",
         out=subpath(output[0], parent=True),
     shell:

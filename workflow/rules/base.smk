@@ -1,13 +1,13 @@
 rule base:
     input:
         lambda wc: manifests(weight_inputs(wc.model).values())
-        + listed(shipped_weights(wc.model)),
+        + listed(shipped_weights(wc.model, wc.place)),
     output:
-        f"{RESULTS}/{{model}}/base/manifest.json",
+        f"{RESULTS}/{{model}}/base{{place}}/manifest.json",
     log:
-        f"logs/{NAME}/{{model}}/base.log",
+        f"logs/{NAME}/{{model}}/base{{place}}.log",
     benchmark:
-        f"benchmarks/{NAME}/{{model}}/base.tsv"
+        f"benchmarks/{NAME}/{{model}}/base{{place}}.tsv"
     retries: 1
     conda:
         ENVIRONMENT
@@ -16,9 +16,9 @@ rule base:
         mem_mb=memory,
         runtime=240,
     params:
-        section=lambda wc: section(of_model(wc.model, "network", "weights")),
+        section=lambda wc: section(of_base(wc.model, wc.place)),
         code=lambda wc: code("base", wc.model),
-        records=lambda wc: unlisted(shipped_weights(wc.model)),
+        records=lambda wc: unlisted(shipped_weights(wc.model, wc.place)),
         out=subpath(output[0], parent=True),
         inputs=lambda wc: pairs("input", weight_inputs(wc.model)),
     shell:

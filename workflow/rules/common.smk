@@ -35,7 +35,7 @@ for name, value in {
 from reca.evaluation.registry import KINDS
 from reca.config.compose import SCHEMA_PATH, load, resolved
 from reca.config.scale import label
-from reca.config.schema import SCALES
+from reca.config.schema import SCALES, SEED
 from reca.config.validate import sources_of
 from reca.core.structure import suggestion
 
@@ -71,10 +71,10 @@ CHOSEN = chosen(
     EXPERIMENT.models,
 )
 MODELS = [model for model in EXPERIMENT.models if model in CHOSEN]
-ALIGNED = [arm for arm in EXPERIMENT.arms if arm != "base"]
+ARMS = {model: EXPERIMENT.arms_of(model) for model in EXPERIMENT.models}
 SEEDS = {name: m.seeds or EXPERIMENT.seeds for name, m in EXPERIMENT.models.items()}
 RUNS = {
-    name: [f"{arm}-{seed}" for arm in EXPERIMENT.arms for seed in seeds]
+    name: [f"{arm}-{seed}" for arm in ARMS[name] for seed in seeds]
     for name, seeds in SEEDS.items()
 }
 # Guidance is swept where a model lists several values: on development prompts, never on the test's.
@@ -97,10 +97,11 @@ def one_of(names):
 
 wildcard_constraints:
     model=one_of(MODELS),
-    arm=one_of(ALIGNED),
+    arm=one_of(arm for arm in EXPERIMENT.arms if arm != "base"),
     seed=one_of(sorted(set(chain(*SEEDS.values())))),
     run=one_of(sorted(set(chain(*RUNS.values())))),
     benchmark=one_of(EXPERIMENT.benchmarks),
     split="development|test",
     shard=r"\d+-of-\d+",
     use="draw|read|edit",
+    place=r"(/seed-\d+)?",  # of a base model and of what its encoders see: one folder, or one per seed

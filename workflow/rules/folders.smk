@@ -73,9 +73,36 @@ def caches_of(model):
     return {use: roles[role] for role, use in USES.items() if role in roles}
 
 
+def place_of(model, seed):
+    """Where a seed's base model lies below `base` and its caches below `cache`; seeds may share one."""
+    return f"/seed-{seed}" if EXPERIMENT.models[model].weights.per_seed() else ""
+
+
+def places_of(model):
+    return list(dict.fromkeys(place_of(model, seed) for seed in SEEDS[model]))
+
+
+def weights_of(model, place):
+    """The weights of the base model in one place."""
+    weights = EXPERIMENT.models[model].weights
+    return weights.of_seed(int(place.removeprefix("/seed-"))) if place else weights
+
+
+def base_folder(model, seed):
+    return f"{RESULTS}/{model}/base{place_of(model, seed)}"
+
+
+def cache_folders(model, seed):
+    """use -> folder of what the frozen encoders of a seed's base model see."""
+    place = f"{RESULTS}/{model}/cache{place_of(model, seed)}"
+    return {use: f"{place}/{use}" for use in caches_of(model)}
+
+
 def checkpoint_folder(model, run):
     arm, seed = run.rsplit("-", 1)
-    return f"{RESULTS}/{model}/" + ("base" if arm == "base" else f"{arm}/seed-{seed}")
+    if arm == "base":
+        return base_folder(model, seed)
+    return f"{RESULTS}/{model}/{arm}/seed-{seed}"
 
 
 def weight_inputs(model):
@@ -85,11 +112,11 @@ def weight_inputs(model):
     return {role: f"{DATA}/{name}" for role, name in named.items()}
 
 
-def shipped_weights(model):
+def shipped_weights(model, place):
     """The record of weights that come with this repository, or of another experiment's result; of a model folder
     without a record, which somebody made by themselves, its files.
     """
-    weights = EXPERIMENT.models[model].weights
+    weights = weights_of(model, place)
     folder = weights.path
     records = records_in([folder])
     if folder and weights.kind == "shipped" and not os.path.isdir(folder):
@@ -170,7 +197,7 @@ def runs_of(model, arm):
 
 
 def checkpoints_of(wc):
-    """run -> model folder of an arm; the base model is the same for every seed."""
+    """run -> model folder of an arm; the base model may be the same for every seed."""
     return {run: checkpoint_folder(wc.model, run) for run in runs_of(wc.model, wc.arm)}
 
 
@@ -196,13 +223,18 @@ def data_manifests(entries=tuple(needed_data(EXPERIMENT, MODELS))):
 
 
 def base_manifests():
-    return expand(f"{RESULTS}/{{model}}/base/manifest.json", model=MODELS)
+    return [
+        f"{RESULTS}/{model}/base{place}/manifest.json"
+        for model in MODELS
+        for place in places_of(model)
+    ]
 
 
 def cache_manifests():
     return [
-        f"{RESULTS}/{m}/cache/{use}/manifest.json"
+        f"{RESULTS}/{m}/cache{place}/{use}/manifest.json"
         for m in MODELS
+        for place in places_of(m)
         for use in caches_of(m)
     ]
 
@@ -211,7 +243,8 @@ def checkpoint_manifests():
     return [
         f"{RESULTS}/{model}/{arm}/seed-{seed}/manifest.json"
         for model in MODELS
-        for arm in ALIGNED
+        for arm in ARMS[model]
+        if arm != "base"
         for seed in SEEDS[model]
     ]
 

@@ -7,9 +7,19 @@ from dataclasses import asdict
 
 from reca.config.validate import pretrained_roles
 
-START = records_in([EXPERIMENT.pretrain.start])
 READ = pretrained_roles(EXPERIMENT.pretrain)
-PARTS = f"{RESULTS}/{{model}}/pretrain/{{part}}"
+PARTS = f"{RESULTS}/{{model}}/pretrain{{place}}/{{part}}"
+
+
+def start_of(place):
+    """The record of the model to go on from, if any."""
+    start = EXPERIMENT.pretrain.start
+    return records_in([start and start.replace(SEED, str(seed_of(place)))])
+
+
+def seed_of(place):
+    """Base k is made from seed k; the one base from the seed of its own."""
+    return int(place.removeprefix("/seed-")) if place else EXPERIMENT.pretrain.seed
 
 
 rule pretrain_part:
@@ -18,9 +28,9 @@ rule pretrain_part:
     output:
         f"{PARTS}/manifest.json",
     log:
-        f"logs/{NAME}/{{model}}/pretrain-{{part}}.log",
+        f"logs/{NAME}/{{model}}/pretrain{{place}}-{{part}}.log",
     benchmark:
-        f"benchmarks/{NAME}/{{model}}/pretrain-{{part}}.tsv"
+        f"benchmarks/{NAME}/{{model}}/pretrain{{place}}-{{part}}.tsv"
     wildcard_constraints:
         part=one_of(EXPERIMENT.pretrain.parts),
     retries: 3
@@ -37,8 +47,8 @@ rule pretrain_part:
         ),
         code=lambda wc: code("pretrain", wc.model),
         data=lambda wc: pairs("data", data_folders(["reconstruct"])),
-        seed=EXPERIMENT.pretrain.seed,
-        work=f"work/{NAME}/{{model}}/pretrain-{{part}}",
+        seed=lambda wc: seed_of(wc.place),
+        work=f"work/{NAME}/{{model}}/pretrain{{place}}-{{part}}",
         out=subpath(output[0], parent=True),
     shell:
         "OMP_NUM_THREADS={threads} python3 -m reca pretrain {wildcards.part:q} --section {params.section:q}"
@@ -53,13 +63,13 @@ rule pretrain_base:
             allow_missing=True,
         ),
         lambda wc: data_manifests(READ),
-        lambda wc: listed(START),
+        lambda wc: listed(start_of(wc.place)),
     output:
-        f"{RESULTS}/{{model}}/base/manifest.json",
+        f"{RESULTS}/{{model}}/base{{place}}/manifest.json",
     log:
-        f"logs/{NAME}/{{model}}/base.log",
+        f"logs/{NAME}/{{model}}/base{{place}}.log",
     benchmark:
-        f"benchmarks/{NAME}/{{model}}/base.tsv"
+        f"benchmarks/{NAME}/{{model}}/base{{place}}.tsv"
     retries: 3
     conda:
         ENVIRONMENT
@@ -79,17 +89,19 @@ rule pretrain_base:
         ),
         code=lambda wc: code("pretrain", wc.model),
         data=lambda wc: pairs("data", data_folders(READ)),
-        seed=EXPERIMENT.pretrain.seed,
+        seed=lambda wc: seed_of(wc.place),
         parts=lambda wc: pairs(
             "input",
             {
-                part: f"{RESULTS}/{wc.model}/pretrain/{part}"
+                part: f"{RESULTS}/{wc.model}/pretrain{wc.place}/{part}"
                 for part in EXPERIMENT.pretrain.parts
             },
         ),
-        records=lambda wc: unlisted(START),
-        start=lambda wc: [f"--start={os.path.dirname(path)}" for path in START],
-        work=f"work/{NAME}/{{model}}/pretrain-base",
+        records=lambda wc: unlisted(start_of(wc.place)),
+        start=lambda wc: [
+            f"--start={os.path.dirname(path)}" for path in start_of(wc.place)
+        ],
+        work=f"work/{NAME}/{{model}}/pretrain{{place}}-base",
         out=subpath(output[0], parent=True),
     shell:
         "OMP_NUM_THREADS={threads} python3 -m reca pretrain base --section {params.section:q} {params.data:q}"

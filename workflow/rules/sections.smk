@@ -21,6 +21,12 @@ def of_model(model, *fields):
     return {name: found[name] for name in ("family", *fields)}
 
 
+def of_base(model, place):
+    """A base model: its network, and the weights of this place."""
+    weights = asdict(weights_of(model, place))
+    return {**of_model(model, "network"), "weights": weights}
+
+
 @cache
 def pins():
     """What fixes the content of every download: its origin and its files, from sources.yaml and the lock."""
@@ -47,7 +53,8 @@ def of_roles(entries):
 def of_cache(wc):
     """What a cache depends on; options only where they are not the default, so that older caches stay current."""
     dtype = EXPERIMENT.models[wc.model].cache_dtype
-    read = cache_visits(EXPERIMENT, wc.model, wc.use)
+    seeds = [seed for seed in SEEDS[wc.model] if place_of(wc.model, seed) == wc.place]
+    read = cache_visits(EXPERIMENT, wc.model, wc.use, seeds)
     return {
         **of_model(wc.model),
         **of_data(caches_of(wc.model)[wc.use]),
@@ -61,12 +68,21 @@ SIZES = ("prompts", "questions", "rotations", "reconstructions")
 SAMPLED = (*SIZES, "images_per_prompt", "seed", "seed_schedule")
 OBSERVED = (*SIZES, "images_per_prompt", "crop_black", "scorer")
 SCORED = (*OBSERVED, "options")
+# Only of test prompts, and only where set, so that older results stay current.
+TESTED = ("base_guidance", "curve_prompts", "test_seeds")
 DEVELOPED = ("development_prompts", "images_per_prompt", "seed", "seed_schedule")
 
 
 def of_kind(name, fields):
     found = asdict(EXPERIMENT.benchmarks[name])
     return {field: found[field] for field in ("kind", *fields)}
+
+
+def of_test(name, split):
+    """The test prompts of a small benchmark: their own seeds, and other guidance than the chosen one."""
+    found = asdict(EXPERIMENT.benchmarks[name])
+    wanted = TESTED if split == "test" and name in SMALL else ()
+    return {field: found[field] for field in wanted if found[field]}
 
 
 def of_sampling(model, run, name, split):
@@ -77,7 +93,7 @@ def of_sampling(model, run, name, split):
         del sampler["guidance"]
     fields = SAMPLED if split == "test" else DEVELOPED
     fields = fields if name in SMALL else (*fields, "batch_size")
-    described = of_kind(name, fields)
+    described = of_kind(name, fields) | of_test(name, split)
     return {**found, "sampler": sampler, "run": run, "benchmark": described}
 
 
@@ -92,7 +108,7 @@ def of_scoring(name, split):
     if name not in SMALL:
         return of_kind(name, SCORED)
     sizes = SAMPLED if split == "test" else DEVELOPED
-    return of_kind(name, (*sizes, "crop_black", "options"))
+    return of_kind(name, (*sizes, "crop_black", "options")) | of_test(name, split)
 
 
 def of_evaluation(wc):
@@ -126,12 +142,14 @@ def of_report():
             k: v
             for k, v in m.items()
             if k != "resources"
-            and (k, v) not in (("cache_dtype", "fp32"), ("cache_rows", "all"))
+            and (k, v)
+            not in (("cache_dtype", "fp32"), ("cache_rows", "all"), ("arms", []))
         }
         for name, m in found["models"].items()
     }
-    if found["scale"] is None:  # reports made before there were scales stay current
-        del found["scale"]
+    for name in ("scale", "why"):  # reports made before there were any stay current
+        if found[name] is None:
+            del found[name]
     return {**found, "models": models, "mirror": None}
 
 

@@ -16,8 +16,10 @@ from reca.evaluation.graded import Graded, coverage_of, single_level
 from reca.evaluation.tasks import geneval_rules
 from reca.evaluation.tasks.laptop_prompts import (
     GENEVAL_TASKS,
+    STRICT,
     SplitPlan,
     assignment,
+    guidance_of,
     plan,
     prompts,
     reconstruction_key,
@@ -51,8 +53,8 @@ def grade(
 ) -> Graded:
     """Grade the detections `{"id", "sample", "detections"}` and answers of one split.
 
-    `sampled` is the run's `samples.json`. `summary` has the outcomes that were sampled at one guidance level,
-    `by_guidance` the outcomes of every level.
+    `sampled` is the run's `samples.json`. `summary` has the outcomes at the guidance that was chosen for the arm, or
+    that were sampled at one level only; `by_guidance` the outcomes of every level.
     """
     asked = plan(benchmark, sampled["split"], sampled["chosen"] or sampled["guidance"])
     seen = {(row["id"], int(row["sample"])): row["detections"] for row in evidence}
@@ -71,8 +73,18 @@ def grade(
         *_question_items(asked, answers),
     ]
     levels = _by_guidance(items)
-    summary = single_level(levels) | _held_out(items)
+    chosen = sampled["chosen"] or {}
+    summary = single_level(levels) | _at_choice(levels, chosen) | _held_out(items)
     return Graded(summary, items, coverage, by_guidance=levels)
+
+
+def _at_choice(
+    levels: Mapping[str, Mapping[str, float]], chosen: Mapping[str, float]
+) -> dict[str, float]:
+    """Every outcome at the guidance that was chosen for it; empty where nothing was chosen."""
+    names = {name for means in levels.values() for name in means} if chosen else set()
+    at = {name: str(level) for name in names if (level := guidance_of(name, chosen)) is not None}
+    return {name: levels[level][name] for name, level in sorted(at.items()) if level in levels}
 
 
 def _prompt_items(asked: SplitPlan, seen: Detections) -> Iterable[Item]:
@@ -88,8 +100,13 @@ def _prompt_items(asked: SplitPlan, seen: Detections) -> Iterable[Item]:
                         "task": prompt.task,
                         "guidance": level,
                         "score": score_prompt(prompt, found),
+                        **_strict(prompt, found),
                         "objects": len(found),
                     }
+
+
+def _strict(prompt: Prompt, found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {"strict": strict_score(prompt, found)} if prompt.task in GENEVAL_TASKS else {}
 
 
 def _reconstruction_items(asked: SplitPlan, seen: Detections) -> Iterable[Item]:
@@ -109,13 +126,21 @@ def _question_items(asked: SplitPlan, answers: Mapping[str, str]) -> Iterable[It
 
 def _by_guidance(items: Sequence[Item]) -> dict[str, dict[str, float]]:
     levels: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    strict: dict[str, list[tuple[str, float]]] = defaultdict(list)
     objects: dict[str, list[int]] = defaultdict(list)
     for item in items:
         if item["kind"] == "prompt":
-            levels[str(item["guidance"])].append((item["task"], item["score"]))
-            objects[str(item["guidance"])].append(item["objects"])
+            level = str(item["guidance"])
+            levels[level].append((item["task"], item["score"]))
+            objects[level].append(item["objects"])
+            if "strict" in item:
+                strict[level].append((item["task"], item["strict"]))
     return {
-        level: {**task_means(rows), "objects": float(np.mean(objects[level]))}
+        level: {
+            **task_means(rows),
+            **strict_means(strict[level]),
+            "objects": float(np.mean(objects[level])),
+        }
         for level, rows in levels.items()
     }
 
@@ -139,6 +164,15 @@ def score_prompt(prompt: Prompt, detections: Sequence[Mapping[str, Any]]) -> flo
     if prompt.task in GENEVAL_TASKS:
         return float(geneval_rules.judge(prompt.facts, detections)[0])
     return share_of_facts(prompt.facts["facts"], detections)
+
+
+def strict_score(prompt: Prompt, detections: Sequence[Mapping[str, Any]]) -> float:
+    """GenEval's verdict, and 1 only if the image has no other object than those that the prompt asks for.
+
+    GenEval forgives extra objects, so that a cluttered image matches by chance; the examiner sees all objects.
+    """
+    asked = sum(clause["count"] for clause in prompt.facts["include"])
+    return score_prompt(prompt, detections) if len(detections) == asked else 0.0
 
 
 def share_of_facts(
@@ -172,6 +206,13 @@ def task_means(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
     return means
 
 
+def strict_means(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Mean strict scores of GenEval's tasks as `geneval_strict.<task>`, and `geneval_strict` over all six."""
+    means = task_means(rows)
+    overall = {STRICT: means.pop("geneval")} if "geneval" in means else {}
+    return overall | {f"{STRICT}.{task}": value for task, value in means.items()}
+
+
 def same_answer(given: str, truth: str) -> bool:
     """Whether two answers are equal, ignoring case and whitespace; understanding is scored by this exact match."""
     return " ".join(given.lower().split()) == " ".join(truth.lower().split())
@@ -192,7 +233,6 @@ def chance(split: str, per_task: int, seed: int, pictures: int = 2000) -> dict[s
     seen = [examiner.detect(draw_pixels(draw_scene(generator))) for _ in range(pictures)]
     asked = prompts(split, per_task, seed)
     picks = generator.integers(len(seen), size=(len(asked), 8))
-    rows = [
-        (p.task, score_prompt(p, seen[i])) for p, row in zip(asked, picks, strict=True) for i in row
-    ]
-    return task_means(rows)
+    pairs = [(p, seen[i]) for p, row in zip(asked, picks, strict=True) for i in row]
+    strict = [(p.task, strict_score(p, found)) for p, found in pairs if p.task in GENEVAL_TASKS]
+    return task_means((p.task, score_prompt(p, found)) for p, found in pairs) | strict_means(strict)

@@ -17,7 +17,7 @@ import numpy as np
 from reca.core.rng import numpy_generator
 from reca.evaluation.assignment import Assignment, ImagePass
 from reca.evaluation.graded import Graded, coverage_of, single_level
-from reca.evaluation.tasks.laptop_prompts import SPLITS, sample_key, scene_png
+from reca.evaluation.tasks.laptop_prompts import AT_BASE, SPLITS, sample_key, scene_png, test_seed
 from reca.inference.items import Prompt
 from reca.toyworld import examiner
 from reca.toyworld.edits import EDITS, Edit, draw_edit
@@ -58,18 +58,23 @@ def edits(split: str, per_kind: int, seed: int) -> list[Asked]:
 def asked_for(
     section: BenchmarkConfig, split: str, guidance: Guidance
 ) -> tuple[list[float], list[Asked]]:
-    """Guidance levels and edits: all levels for the development split, the level chosen for `edit` for the test split.
+    """Guidance levels and edits: all levels for the development split, those chosen for `edit` for the test split: of
+    the arm, and of the base if requested.
 
-    ValueError for several levels of the test split.
+    ValueError for several levels of the test split without a choice.
     """
-    given = [guidance["edit"]] if isinstance(guidance, Mapping) else guidance
-    levels = [float(level) for level in given]
-    if split == "test" and len(levels) != 1:
+    chosen = isinstance(guidance, Mapping)
+    if isinstance(guidance, Mapping):
+        names = ("edit", f"edit{AT_BASE}")
+        guidance = list(dict.fromkeys(guidance[name] for name in names if name in guidance))
+    levels = [float(level) for level in guidance]
+    if split == "test" and not chosen and len(levels) != 1:
         raise ValueError(
             f"the test split is sampled at one guidance level, not at {levels}; run `reca choose` first"
         )
     per_kind = section.development_prompts if split == "development" else section.prompts
-    return levels, edits(split, per_kind, section.seed)
+    seed = test_seed(vars(section), "edits") if split == "test" else section.seed
+    return levels, edits(split, per_kind, seed)
 
 
 def assignment(benchmark: BenchmarkConfig, split: str, guidance: Guidance) -> Assignment:
@@ -104,7 +109,8 @@ def grade(
     for item in items:
         by_level[str(item["guidance"])].append((item["task"], {n: item[n] for n in SCORES}))
     found = {level: means(rows) for level, rows in by_level.items()}
-    return Graded(single_level(found), items, coverage, by_guidance=found)
+    own = found.get(str(float(guidance["edit"])), {}) if isinstance(guidance, Mapping) else {}
+    return Graded({**single_level(found), **own}, items, coverage, by_guidance=found)
 
 
 def _item(asked: Asked, level: float, seen: Detections) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,10 @@ Generator = np.random.Generator
 GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 DENSE_TASKS = ("dense", "dense_placed")
 SPLITS = ("development", "test")
+STRICT = "geneval_strict"  # GenEval's tasks, and nothing more in the image than the prompt asks for
+AT_BASE, CURVE = "@base", "curve@"  # in names of guidance levels: the base's choice, one of a curve
+# Outcomes whose choices of guidance a task's prompts are sampled for.
+CHOICES = dict.fromkeys(DENSE_TASKS, ("dense",)) | dict.fromkeys(GENEVAL_TASKS, ("geneval", STRICT))
 QUESTIONS_PER_SCENE = 3
 BATCH = 128  # images of 16 x 16 pixels per model call
 LONGEST = 48  # tokens per answer; the description of four objects has 36
@@ -141,6 +146,12 @@ def held_out_questions(
     return asked
 
 
+def test_seed(benchmark: Mapping[str, Any], what: str) -> int:
+    """The seed of `prompts`, `scenes`, `questions` or `edits` of the test split; `benchmark` is its configuration."""
+    seed: int = benchmark.get("test_seeds", {}).get(what, benchmark["seed"])
+    return seed
+
+
 # ---- what a split samples ---------------------------------------------------------------------------
 @dataclass(frozen=True)
 class SplitPlan:
@@ -167,9 +178,10 @@ def plan(
     section: BenchmarkConfig, split: str, guidance: Sequence[float] | Mapping[str, float]
 ) -> SplitPlan:
     """What a split samples. Development: GenEval's tasks and dense prompts at every level of a sweep. Test: every task
-    at its chosen level, reconstructions and questions.
+    at its chosen levels, reconstructions and questions.
 
-    `guidance` is a list of levels, or the choice `{"dense": level, "geneval": level}`.
+    `guidance` is a list of levels, or levels by name: `{"dense": level, "geneval": level}` and what else
+    `reca.evaluation.choose.requested` adds.
     """
     if isinstance(guidance, Mapping):
         return _test_plan(section, {name: float(level) for name, level in guidance.items()})
@@ -189,13 +201,18 @@ def plan(
 
 
 def _test_plan(section: BenchmarkConfig, chosen: Mapping[str, float]) -> SplitPlan:
-    levels = {chosen["dense"], chosen["geneval"]}
-    by_level: dict[float, list[Prompt]] = {level: [] for level in sorted(levels)}
-    for prompt in prompts("test", section.prompts, section.seed):
-        by_level[chosen["dense" if prompt.task in DENSE_TASKS else "geneval"]].append(prompt)
-    asked = -(-section.questions // QUESTIONS_PER_SCENE)
-    scenes = held_out_scenes("test", max(asked, section.reconstructions), section.seed)
-    held_out = held_out_questions(scenes[:asked], QUESTIONS_PER_SCENE, "test", section.seed)
+    of = partial(test_seed, vars(section))
+    asked = [
+        (level, prompt)
+        for prompt in prompts("test", section.prompts, of("prompts"))
+        for level in _levels_of(prompt, chosen, section.curve_prompts)
+    ]
+    by_level: dict[float, list[Prompt]] = {level: [] for level in sorted({one for one, _ in asked})}
+    for level, prompt in asked:
+        by_level[level].append(prompt)
+    shown = -(-section.questions // QUESTIONS_PER_SCENE)
+    scenes = held_out_scenes("test", max(shown, section.reconstructions), of("scenes"))
+    held_out = held_out_questions(scenes[:shown], QUESTIONS_PER_SCENE, "test", of("questions"))
     return SplitPlan(
         by_level,
         section.images_per_prompt,
@@ -203,6 +220,35 @@ def _test_plan(section: BenchmarkConfig, chosen: Mapping[str, float]) -> SplitPl
         section.reconstructions,
         held_out[: section.questions],
     )
+
+
+def _levels_of(prompt: Prompt, chosen: Mapping[str, float], curve_prompts: int) -> set[float]:
+    """The levels at which a test prompt is sampled; the first of every task also at those of the curve."""
+    names = {f"{name}{end}" for name in CHOICES[prompt.task] for end in ("", AT_BASE)}
+    on_curve = number_of(prompt.id) < curve_prompts
+    return {
+        level
+        for name, level in chosen.items()
+        if name in names or (on_curve and name.startswith(CURVE))
+    }
+
+
+def number_of(prompt_id: str) -> int:
+    """The number of a prompt within its task: 3 for `dense-0003`."""
+    return int(prompt_id.rsplit("-", 1)[1])
+
+
+def guidance_of(name: str, chosen: Mapping[str, float]) -> float | None:
+    """The guidance at which an outcome is reported; None for one that has no guidance.
+
+    Places and single tasks follow the outcome that they belong to. The strict rule has a choice of its own where its
+    images were sampled, and judges GenEval's images where not.
+    """
+    if name.split("_")[0] in ("dense", "edit"):
+        return chosen[name.split("_")[0]]
+    if name.split(".")[0] == STRICT:
+        return chosen.get(STRICT, chosen["geneval"])
+    return chosen["geneval"] if name == "geneval" or name in GENEVAL_TASKS else None
 
 
 def sample_key(level: float, prompt: str) -> str:
