@@ -208,9 +208,14 @@ def load_checkpoint(
 
 
 def _checkpoint_file(path: Path) -> Path:
-    """A folder's checkpoint: an index, else a safetensors file, else a pickle; ValueError if ambiguous."""
+    """A folder's checkpoint: an index, else a safetensors file, else a pickle; ValueError if ambiguous.
+
+    A safetensors file that is named, but was released in shards, is their index.
+    """
     if not path.is_dir():
-        return path
+        index = path.with_name(f"{path.stem}{_INDEX}")
+        in_shards = path.suffix == ".safetensors" and not path.exists() and index.is_file()
+        return index if in_shards else path
     pickles = (f"*{_PICKLE_INDEX}", *(f"*{suffix}" for suffix in PICKLES))
     for pattern in (f"*{_INDEX}", "*.safetensors", *pickles):
         found = sorted(path.glob(pattern))

@@ -171,7 +171,7 @@ def test_the_difference_can_be_printed(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["compose", "paper_bagel", "scale=tiny", "--diff"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"{BAGEL}.align.steps: 1000 -> 3  # number of optimiser steps" in lines
-    assert any(line.startswith(f"{BAGEL}.network.special.bos: (default) -> 1024") for line in lines)
+    assert any(line.startswith(f"{BAGEL}.network.special.bos: (default) -> 1025") for line in lines)
     assert all("  # " in line for line in lines)
     assert main(["compose", "paper_bagel-tiny", "--diff"]) == 0
     assert capsys.readouterr().out.splitlines() == lines

@@ -1,7 +1,8 @@
 """Tiny checkpoints in the released layouts, by source of `config/sources.yaml`.
 
-File names, tensor names, dtypes, pickles and shards are those of the releases, networks the families' tiny ones with
-the released vocabularies. Names and dtypes are compared with the manifests of the releases, layer numbers left out.
+File names, tensor names, dtypes, pickles and shards are those of the releases; names and dtypes are compared with the
+manifests of the releases, layer numbers left out. What a released configuration says of sizes is left as it is: we do
+not read it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,97 +19,25 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from reca.config.compose import model_config
-from reca.config.schema import ModelConfig
+from reca.models.janus.config import Layout
 from reca.models.janus.weights import NAMING, unread_shapes
 from reca.models.openuni import weights as openuni_weights
-from reca.models.registry import build_model
 from tests.hub import vocabularies
+from tests.hub.networks import Networks, released
 from tests.hub.vocabularies import Files
-from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
-from tests.reference.golden_cases import manifest
 
-TINY: dict[str, Any] = {
-    "showo": showo_tiny,
-    "harmon": harmon_tiny,
-    "bagel": bagel_tiny,
-    "openuni": openuni_tiny,
-    "janus": janus_tiny,
-}
 SHOWO = "showo_clip_256"  # whose companions are those of every Show-o
-# What a tiny configuration has for its closed vocabulary; here the released values stay
-OF_VOCABULARY = ("llm_vocab_size", "endoftext", "max_text", "head_text", "special", "end")
 OTHERS = {"README.md": b"---\nlicense: other\n---\n", "modeling_remote.py": b"raise SystemExit\n"}
-# Levels of several widths, whose first blocks have a shortcut of their own
-LEVELS = {
-    "bagel": {"vae": {"ch_mult": [1, 1, 2]}},
-    "janus": {"vq": {"channel_multiplier": [1, 1, 2]}},
-}
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 QWEN = (*TOKENIZER, "vocab.json", "merges.txt")
 MAPS = ("added_tokens.json", "special_tokens_map.json")
 
 
-# ---- networks ------------------------------------------------------------------------------------
-def tiny_network(config: ModelConfig) -> dict[str, Any]:
-    """The configured `network` section with the sizes of the family's tiny one; vocabulary and options stay."""
-    named = {"understanding": config.network["understanding"]} if config.family == "showo" else {}
-    tiny = TINY[config.family].network(**named)
-    for key in (*OF_VOCABULARY, "system_prompt", "options"):
-        tiny.pop(key, None)
-    tiny["llm"].pop("vocab_size", None)
-    tiny["llm"].pop("max_position_embeddings", None)
-    return merged(config.network, merged(tiny, LEVELS.get(config.family, {})))
-
-
-def merged(full: Mapping[str, Any], tiny: Mapping[str, Any]) -> dict[str, Any]:
-    """`full` with the values of `tiny`, section by section."""
-    inner = {key for key in tiny if isinstance(tiny[key], dict) and isinstance(full.get(key), dict)}
-    return {**full, **tiny, **{key: merged(full[key], tiny[key]) for key in inner}}
-
-
-@cache
-def network_of(name: str) -> Any:
-    """The tiny network of a configured model, with random weights."""
-    config = model_config(name)
-    torch.manual_seed(0)
-    built: Any = build_model(config.family, tiny_network(config))
-    if config.family == "showo" and name != SHOWO:  # all have one image tokenizer
-        built.frozen.magvit.load_state_dict(network_of(SHOWO).frozen.magvit.state_dict())
-    return built
-
-
-def state_of(name: str, role: str = "weights") -> dict[str, Tensor]:
-    """The tensors of one of a model's files under their released names."""
-    model = network_of(name)
-    (file,) = (file for file in model.weight_files() if file.role == role)
-    return file.naming.state(file.module)
-
-
-def released(state: Mapping[str, Tensor], where: str, inside: str = "") -> dict[str, Tensor]:
-    """`state` in the dtypes of a manifest (`family/name`), after comparing the names but for the numbers in them."""
-    full = {
-        n.removeprefix(inside): kind
-        for n, (_, kind) in manifest(*where.split("/")).items()
-        if n.startswith(inside)
-    }
-    kinds = {unnumbered(name): kind for name, kind in full.items()}
-    strangers = kinds.keys() ^ {unnumbered(name) for name in state}
-    assert not strangers, f"{where}: {sorted(strangers)}"
-    return {
-        name: tensor.to(getattr(torch, kinds[unnumbered(name)])) for name, tensor in state.items()
-    }
-
-
-def unnumbered(name: str) -> str:
-    return re.sub(r"\.\d+(?=\.|$)", ".#", name)
-
-
+# ---- files ---------------------------------------------------------------------------------------
 def part(tensors: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
 
 
-# ---- files ---------------------------------------------------------------------------------------
 def document(**content: Any) -> bytes:
     return json.dumps(content, indent=2).encode()
 
@@ -151,9 +80,10 @@ def sharded(
 
 
 # ---- Show-o --------------------------------------------------------------------------------------
-def showo(model: str, reca: bool = False) -> Files:
-    is_clip, config = "clip" in model, network_of(model).config
-    tensors = released(state_of(model), f"showo/show-o{'-w-clip-vit' if is_clip else ''}")
+def showo(networks: Networks, model: str, reca: str | None = None) -> Files:
+    is_clip, config = "clip" in model, networks.of(model, reca).config
+    where = f"showo/show-o{'-w-clip-vit' if is_clip else ''}"
+    tensors = released(networks.state(model, trained=reca), where)
     described = document(
         _class_name="Showo", codebook_size=config.codebook_size, llm_model_path="microsoft/phi-1_5",
         llm_vocab_size=config.llm_vocab_size, mask_token_id=config.ids.mask,
@@ -164,16 +94,16 @@ def showo(model: str, reca: bool = False) -> Files:
     return {"config.json": described, "pytorch_model.safetensors": safetensors(tensors)}
 
 
-def magvit() -> Files:
-    tensors = released(state_of(SHOWO, "image_tokenizer"), "showo/magvitv2")
+def magvit(networks: Networks) -> Files:
+    tensors = released(networks.state(SHOWO, "image_tokenizer"), "showo/magvitv2")
     config = document(_class_name="MAGVITv2")
     return {"config.json": config, "pytorch_model.safetensors": safetensors(tensors)}
 
 
-def clip() -> Files:
+def clip(networks: Networks) -> Files:
     """CLIP's vision tower with the text model, the projections and the position ids beside it."""
     name = "showo/clip-vit-large-patch14-336-vision"
-    tensors = released(state_of(SHOWO, "vision"), name)
+    tensors = released(networks.state(SHOWO, "vision"), name)
     count = len(tensors["vision_model.embeddings.position_embedding.weight"])
     tensors |= {
         "logit_scale": torch.tensor(4.6),
@@ -188,109 +118,112 @@ def clip() -> Files:
         "preprocessor_config.json": document(crop_size=336, do_resize=True, size=336),
         "pytorch_model.bin": pickle_of(tensors),
         "tf_model.h5": b"never fetched",
-        **vocabularies.clip((*QWEN, "special_tokens_map.json")),
+        **vocabularies.clip((*QWEN, "special_tokens_map.json"), networks.scale),
     }
 
 
-def phi() -> Files:
+def phi(networks: Networks) -> Files:
     config = document(
         model_type="phi", architectures=["PhiForCausalLM"], qk_layernorm=False, vocab_size=51200
     )
-    return {"config.json": config, **vocabularies.phi((*QWEN, *MAPS))}
+    return {"config.json": config, **vocabularies.phi((*QWEN, *MAPS), networks.scale)}
 
 
 # ---- Harmon --------------------------------------------------------------------------------------
-def harmon_state(model: str, inside: bool = False) -> dict[str, Tensor]:
+def harmon_state(
+    networks: Networks, model: str, trained: str | None = None, inside: bool = False
+) -> dict[str, Tensor]:
     """The network as released; with the autoencoder `inside`, as on its own hub."""
-    vae = {f"vae.{name}": t for name, t in state_of(model, "image_tokenizer").items()}
+    vae = {f"vae.{name}": t for name, t in networks.state(model, "image_tokenizer").items()}
     size = "0.5b" if "05b" in model else "1.5b"
-    tensors = released(state_of(model) | vae, f"harmon/harmon_{size}")
+    tensors = released(networks.state(model, trained=trained) | vae, f"harmon/harmon_{size}")
     return tensors if inside else {n: t for n, t in tensors.items() if not n.startswith("vae.")}
 
 
-def harmon() -> Files:
-    vae = detached(state_of("harmon_15b", "image_tokenizer"))
-    large = detached(harmon_state("harmon_15b"))
+def harmon(networks: Networks) -> Files:
+    vae = detached(networks.state("harmon_15b", "image_tokenizer"))
+    large = detached(harmon_state(networks, "harmon_15b"))
     return {
         "kl16.ckpt": pickled({"model": vae}),
-        "harmon_0.5b.pth": pickle_of(harmon_state("harmon_05b")),
+        "harmon_0.5b.pth": pickle_of(harmon_state(networks, "harmon_05b")),
         "harmon_1.5b.pth": pickled({"state_dict": large}),
-        "harmon_1.5b-o.pth": pickle_of(large),
+        "harmon_1.5b-o.pth": pickle_of(harmon_state(networks, "harmon_15b", "1.5b-o")),
     }
 
 
-def harmon_hub(model: str) -> Files:
-    tensors = harmon_state(model, inside=True)
+def harmon_hub(networks: Networks, model: str) -> Files:
+    tensors = harmon_state(networks, model, inside=True)
     files = {"config.json": document(model_type="harmon", llm={}, mar={"type": "mar_base"})}
     if model == "harmon_05b":
         return files | {"model.safetensors": safetensors(tensors)}
     return files | sharded(tensors, "model", ".safetensors", safetensors)
 
 
-def harmon_reca(model: str) -> Files:
-    return {"model.pth": pickle_of(harmon_state(model))}
+def harmon_reca(networks: Networks, model: str, name: str = "reca") -> Files:
+    return {"model.pth": pickle_of(harmon_state(networks, model, name))}
 
 
-def qwen() -> Files:
+def qwen(networks: Networks) -> Files:
     config = document(model_type="qwen2", architectures=["Qwen2ForCausalLM"], vocab_size=151936)
     return {"config.json": config, "generation_config.json": document(eos_token_id=[151645, 151643]),
-            **vocabularies.qwen(QWEN)}  # fmt: skip
+            **vocabularies.qwen(QWEN, scale=networks.scale)}  # fmt: skip
 
 
 # ---- BAGEL ---------------------------------------------------------------------------------------
-def bagel_state() -> dict[str, Tensor]:
-    return released(state_of("bagel_7b"), "bagel/BAGEL-RecA_model_bf16")
+def bagel_state(networks: Networks, reca: str | None = None) -> dict[str, Tensor]:
+    state = networks.state("bagel_7b", trained=reca)
+    return released(state, "bagel/BAGEL-RecA_model_bf16")
 
 
-def bagel() -> Files:
+def bagel(networks: Networks) -> Files:
     """Without a config.json that says what the tokenizer is."""
-    vae = released(state_of("bagel_7b", "vae"), "bagel/BAGEL-7B-MoT_ae")
+    vae = released(networks.state("bagel_7b", "vae"), "bagel/BAGEL-7B-MoT_ae")
     return {
         "llm_config.json": document(model_type="qwen2", vocab_size=152064),
         "vit_config.json": document(
             model_type="siglip_vision_model", image_size=980, patch_size=14
         ),
-        "ema.safetensors": safetensors(bagel_state()),
+        "ema.safetensors": safetensors(bagel_state(networks)),
         "ae.safetensors": safetensors(vae),
-        **vocabularies.qwen(QWEN),
+        **vocabularies.qwen(QWEN, scale=networks.scale),
     }
 
 
-def bagel_reca() -> Files:
-    return {"model_bf16.safetensors": safetensors(bagel_state())}
+def bagel_reca(networks: Networks) -> Files:
+    return {"model_bf16.safetensors": safetensors(bagel_state(networks, "reca"))}
 
 
 # ---- OpenUni -------------------------------------------------------------------------------------
 OPENUNI = {"openuni_b_512": "b_internvl3_1b_sana_0_6b_512", "openuni_l_512": "l_internvl3_2b_sana_1_6b_512",
            "openuni_l_1024": "l_internvl3_2b_sana_1_6b_1024"}  # fmt: skip
+STAGE_2 = "blip3o60k"
 
 
-@cache
-def openuni_state(model: str) -> dict[str, Tensor]:
+def openuni_state(networks: Networks, model: str, trained: str | None = None) -> dict[str, Tensor]:
     """The whole network and the autoencoder, in the released dtypes."""
-    network = network_of(model)
-    state = state_of(model) | state_of(model, "vision")
-    state |= {f"vae.{name}": tensor for name, tensor in state_of(model, "image_tokenizer").items()}
-    assert network.config.llm.vocab_size == 151674
+    vae = networks.state(model, "image_tokenizer")
+    state = networks.state(model, trained=trained) | networks.state(model, "vision")
+    state |= {f"vae.{name}": tensor for name, tensor in vae.items()}
     return released(state, f"openuni/{model}")
 
 
-def openuni() -> Files:
+def openuni(networks: Networks) -> Files:
     """Stage 1 without SANA, stage 2 with it."""
     files = {}
     for model, name in OPENUNI.items():
-        state = openuni_state(model)
-        stages = {"text2image23m": openuni_weights.STAGE_1, "blip3o60k": openuni_weights.TRAINED}
-        for stage, prefixes in stages.items():
-            files[f"openuni_{name}_hf_{stage}.pth"] = pickle_of(part(state, *prefixes))
+        first = part(openuni_state(networks, model), *openuni_weights.STAGE_1)
+        second = part(openuni_state(networks, model, STAGE_2), *openuni_weights.TRAINED)
+        files[f"openuni_{name}_hf_text2image23m.pth"] = pickle_of(first)
+        files[f"openuni_{name}_hf_{STAGE_2}.pth"] = pickle_of(second)
     return files
 
 
-def openuni_reca(model: str) -> Files:
-    return {"model.pth": pickle_of(part(openuni_state(model), *openuni_weights.TRAINED))}
+def openuni_reca(networks: Networks, model: str) -> Files:
+    tensors = openuni_state(networks, model, "reca")
+    return {"model.pth": pickle_of(part(tensors, *openuni_weights.TRAINED))}
 
 
-def internvl(model: str) -> Files:
+def internvl(networks: Networks, model: str) -> Files:
     """InternVL3 under the names of the transformers that its hub's files were written with."""
     renamed = (
         (r"^model\.language_model\.", "language_model.model."),
@@ -298,7 +231,7 @@ def internvl(model: str) -> Files:
         (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
     )
     tensors = {}
-    for name, tensor in network_of(model).network.lmm.state_dict().items():
+    for name, tensor in networks.of(model).network.lmm.state_dict().items():
         for pattern, older in renamed:
             name = re.sub(pattern, older, name)
         tensors[name] = tensor.to(torch.bfloat16)
@@ -313,15 +246,14 @@ def internvl(model: str) -> Files:
         ),
         "chat_template.jinja": b"{% for message in messages %}{{ message }}{% endfor %}",
         "model.safetensors": safetensors(tensors),
-        **vocabularies.qwen((*QWEN, *MAPS), vocabularies.INTERNVL),
+        **vocabularies.qwen((*QWEN, *MAPS), vocabularies.INTERNVL, networks.scale),
     }
 
 
-def sana(model: str, shards: bool) -> Files:
+def sana(networks: Networks, model: str, shards: bool) -> Files:
     prefix, stem = openuni_weights.GENERATOR, "transformer/diffusion_pytorch_model"
-    tensors = {
-        name.removeprefix(prefix): t for name, t in part(openuni_state(model), prefix).items()
-    }
+    state = part(openuni_state(networks, model), prefix)
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     files = {
         "model_index.json": document(_class_name="SanaPipeline"),
         "transformer/config.json": document(_class_name="SanaTransformer2DModel"),
@@ -334,16 +266,16 @@ def sana(model: str, shards: bool) -> Files:
     return files | {f"{stem}.safetensors": safetensors(tensors)}
 
 
-def dc_ae() -> Files:
-    tensors = part(openuni_state("openuni_b_512"), "vae.")
+def dc_ae(networks: Networks) -> Files:
+    tensors = part(openuni_state(networks, "openuni_b_512"), "vae.")
     tensors = {name.removeprefix("vae."): tensor for name, tensor in tensors.items()}
     config = document(_class_name="AutoencoderDC", scaling_factor=0.41407)
     return {"config.json": config, "diffusion_pytorch_model.safetensors": safetensors(tensors)}
 
 
 # ---- Janus-Pro -----------------------------------------------------------------------------------
-def janus(model: str, layout: str) -> Files:
-    network = network_of(model)
+def janus(networks: Networks, model: str, layout: Layout) -> Files:
+    network = networks.of(model)
     network.unread = {name: torch.zeros(shape) for name, shape in unread_shapes(network.config)}
     size = model.removeprefix("janus_pro_")
     tensors = released(NAMING[layout].state(network), f"janus/janus_pro_{size}_{layout}")
@@ -354,7 +286,7 @@ def janus(model: str, layout: str) -> Files:
             image_size=384, image_mean=[0.5] * 3, image_std=[0.5] * 3
         ),
         "processor_config.json": document(num_image_tokens=576),
-        **vocabularies.deepseek((*TOKENIZER, "special_tokens_map.json")),
+        **vocabularies.deepseek((*TOKENIZER, "special_tokens_map.json"), networks.scale),
     }
     if not is_official:
         files |= {"chat_template.jinja": b"", "generation_config.json": document()}
@@ -369,42 +301,42 @@ def janus(model: str, layout: str) -> Files:
 
 
 # ---- by source -----------------------------------------------------------------------------------
-WRITERS: dict[str, Callable[[], Files]] = {
-    "show-o": partial(showo, "showo_vq_256"),
-    "show-o-512x512": partial(showo, "showo_vq_512"),
-    "show-o-w-clip-vit": partial(showo, "showo_clip_256"),
-    "show-o-w-clip-vit-512x512": partial(showo, "showo_clip_512"),
-    "show-o-reca": partial(showo, "showo_clip_256", reca=True),
-    "show-o-512x512-reca": partial(showo, "showo_clip_512", reca=True),
+WRITERS: dict[str, Callable[[Networks], Files]] = {
+    "show-o": partial(showo, model="showo_vq_256"),
+    "show-o-512x512": partial(showo, model="showo_vq_512"),
+    "show-o-w-clip-vit": partial(showo, model="showo_clip_256"),
+    "show-o-w-clip-vit-512x512": partial(showo, model="showo_clip_512"),
+    "show-o-reca": partial(showo, model="showo_clip_256", reca="reca"),
+    "show-o-512x512-reca": partial(showo, model="showo_clip_512", reca="reca"),
     "magvitv2": magvit,
     "clip-vit-large-patch14-336": clip,
     "phi-1.5": phi,
     "harmon": harmon,
-    "harmon-0.5b": partial(harmon_hub, "harmon_05b"),
-    "harmon-1.5b": partial(harmon_hub, "harmon_15b"),
-    "harmon-0.5b-reca": partial(harmon_reca, "harmon_05b"),
-    "harmon-1.5b-reca": partial(harmon_reca, "harmon_15b"),
-    "harmon-1.5b-reca-plus": partial(harmon_reca, "harmon_15b"),
+    "harmon-0.5b": partial(harmon_hub, model="harmon_05b"),
+    "harmon-1.5b": partial(harmon_hub, model="harmon_15b"),
+    "harmon-0.5b-reca": partial(harmon_reca, model="harmon_05b"),
+    "harmon-1.5b-reca": partial(harmon_reca, model="harmon_15b"),
+    "harmon-1.5b-reca-plus": partial(harmon_reca, model="harmon_15b", name="reca-plus"),
     "qwen2.5-0.5b-instruct": qwen,
     "qwen2.5-1.5b-instruct": qwen,
     "bagel-7b-mot": bagel,
     "bagel-reca": bagel_reca,
     "openuni": openuni,
-    "openuni-1-0.6b-reca": partial(openuni_reca, "openuni_b_512"),
-    "openuni-reca": partial(openuni_reca, "openuni_l_512"),
-    "internvl3-1b": partial(internvl, "openuni_b_512"),
-    "internvl3-2b": partial(internvl, "openuni_l_512"),
-    "sana-600m-512": partial(sana, "openuni_b_512", shards=False),
-    "sana-1600m-512": partial(sana, "openuni_l_512", shards=True),
-    "sana1.5-1.6b-1024": partial(sana, "openuni_l_1024", shards=True),
+    "openuni-1-0.6b-reca": partial(openuni_reca, model="openuni_b_512"),
+    "openuni-reca": partial(openuni_reca, model="openuni_l_512"),
+    "internvl3-1b": partial(internvl, model="openuni_b_512"),
+    "internvl3-2b": partial(internvl, model="openuni_l_512"),
+    "sana-600m-512": partial(sana, model="openuni_b_512", shards=False),
+    "sana-1600m-512": partial(sana, model="openuni_l_512", shards=True),
+    "sana1.5-1.6b-1024": partial(sana, model="openuni_l_1024", shards=True),
     "dc-ae-f32c32-sana-1.1": dc_ae,
-    "janus-pro-1b": partial(janus, "janus_pro_1b", "official"),
-    "janus-pro-7b": partial(janus, "janus_pro_7b", "official"),
-    "janus-pro-1b-transformers": partial(janus, "janus_pro_1b", "transformers"),
-    "janus-pro-7b-transformers": partial(janus, "janus_pro_7b", "transformers"),
+    "janus-pro-1b": partial(janus, model="janus_pro_1b", layout="official"),
+    "janus-pro-7b": partial(janus, model="janus_pro_7b", layout="official"),
+    "janus-pro-1b-transformers": partial(janus, model="janus_pro_1b", layout="transformers"),
+    "janus-pro-7b-transformers": partial(janus, model="janus_pro_7b", layout="transformers"),
 }
 
 
-def repository_of(source: str) -> Files:
+def repository_of(source: str, networks: Networks) -> Files:
     """All files of a source's repository."""
-    return {**OTHERS, **WRITERS[source]()}
+    return {**OTHERS, **WRITERS[source](networks)}

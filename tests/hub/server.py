@@ -17,9 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-import huggingface_hub.constants
-import pytest
-
 from tests.loopback_server import LoopbackHandler, LoopbackServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -76,8 +73,8 @@ class Repository:
 class Hub(LoopbackServer):
     """Repositories by id, those of data sets with `datasets/` before it, and ways in which answers go wrong."""
 
-    def __init__(self, repositories: Mapping[str, Repository]) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
+    def __init__(self, repositories: Mapping[str, Repository], port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), HubHandler)
         self.repositories: dict[str, Repository] = dict(repositories)
         self.moved: dict[str, str] = {}  # former id -> id
         self.requests: list[str] = []  # paths that were read, the store's left out
@@ -88,13 +85,18 @@ class Hub(LoopbackServer):
         self.xet: dict[str, str] = {}  # more headers of files
         self.broken: Callable[[HubHandler], None] | None = None
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables with which a command of another process asks this hub."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+
     @contextmanager
-    def serving(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-        """Answer requests in a thread, those of commands, too; no other hub is asked, for telemetry or a token."""
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        monkeypatch.setenv("HF_ENDPOINT", self.url)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    def serving(self) -> Iterator[Hub]:
+        """Answer requests in a thread until the block ends."""
         thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -22,7 +22,7 @@ from reca.data.dataset import Sample
 from reca.evaluation.tasks import pope
 from reca.features.roles import open_role
 from reca.sources.catalogue import load_sources
-from tests.hub.conftest import CATALOGUE
+from tests.hub.models_at_scale import CATALOGUE
 from tests.hub.server import Hub, Repository
 
 TURNS = [

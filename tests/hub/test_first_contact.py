@@ -1,62 +1,77 @@
-"""Every family from its hub to its first image, by the commands that a user types: pin, fetch, base, draw."""
+"""Every model from its hub to its first image, by the commands that a user types: pin, fetch, base, draw."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from reca.cli import main
-from reca.config.compose import model_config
+from reca.config.schema import ModelConfig, Weights
+from reca.core.artifacts import sha256_json
+from reca.models.openuni.weights import STAGE_1
 from reca.models.registry import load_model
 from reca.sources.catalogue import load_sources
 from reca.sources.fetch import LOCK_FILE, read_lock
+from tests.align.published import EXPERIMENTS, at_scale
 from tests.hub import checkpoints
-from tests.hub.conftest import CATALOGUE
+from tests.hub.client import served
+from tests.hub.conftest import work_in
+from tests.hub.models_at_scale import CATALOGUE, repositories
+from tests.hub.networks import Networks, configured
 from tests.hub.server import SIGNATURE, Hub, Repository, sha
 
 SOURCES = load_sources(CATALOGUE)
-MODELS = (
-    "showo_clip_256",
-    "showo_vq_512",
-    "harmon_05b",
-    "bagel_7b",
-    "openuni_b_512",  # SANA in one file
-    "openuni_l_512",  # and in shards
-    "janus_pro_1b",  # a pickle
-    "janus_pro_7b",  # and several
-)
 FAMILIES = {"showo", "harmon", "bagel", "openuni", "openuni-sft", "harmon-plus", "janus"}
 SMALL = "harmon-0.5b-reca"  # any source
+SANA = "transformer/diffusion_pytorch_model.safetensors"
+# What each source of weights holds: a configured model, what was trained of it, and what `weights` has for it
+BASES: tuple[tuple[str, str, str | None, dict[str, Any]], ...] = (
+    ("show-o", "showo_vq_256", None, {}),
+    ("show-o-512x512", "showo_vq_512", None, {}),
+    ("show-o-w-clip-vit", "showo_clip_256", None, {}),
+    ("show-o-w-clip-vit-512x512", "showo_clip_512", None, {}),
+    ("show-o-reca", "showo_clip_256", "reca", {}),
+    ("show-o-512x512-reca", "showo_clip_512", "reca", {}),
+    ("harmon", "harmon_05b", None, {}),
+    ("harmon", "harmon_15b", None, {}),
+    ("harmon", "harmon_15b", "1.5b-o", {"file": "harmon_1.5b-o.pth"}),
+    ("harmon-0.5b", "harmon_05b", None, {"file": None, "companions": {"tokenizer": "qwen2.5-0.5b-instruct"}}),
+    ("harmon-1.5b", "harmon_15b", None, {"file": None, "companions": {"tokenizer": "qwen2.5-1.5b-instruct"}}),
+    ("harmon-0.5b-reca", "harmon_05b", "reca", {"file": None}),
+    ("harmon-1.5b-reca", "harmon_15b", "reca", {"file": None}),
+    ("harmon-1.5b-reca-plus", "harmon_15b", "reca-plus", {"file": None}),
+    ("bagel-7b-mot", "bagel_7b", None, {}),
+    ("bagel-reca", "bagel_7b", "reca",
+     {"file": "model_bf16.safetensors", "companions": dict.fromkeys(("vae", "tokenizer"), "bagel-7b-mot")}),
+    *(("openuni", model, trained, {"file": f"openuni_{name}_hf_{stage}.pth"})
+      for model, name in checkpoints.OPENUNI.items()
+      for trained, stage in ((None, "text2image23m"), ("blip3o60k", "blip3o60k"))),
+    ("openuni-1-0.6b-reca", "openuni_b_512", "reca", {"file": None}),
+    ("openuni-reca", "openuni_l_512", "reca", {"file": None}),
+    ("sana-600m-512", "openuni_b_512", "start", {"file": SANA}),  # in one file
+    ("sana-1600m-512", "openuni_l_512", "start", {"file": SANA}),  # in shards
+    ("janus-pro-1b", "janus_pro_1b", None, {}),  # a pickle
+    ("janus-pro-7b", "janus_pro_7b", None, {}),  # and several
+    ("janus-pro-1b-transformers", "janus_pro_1b", None, {"companions": {"tokenizer": "janus-pro-1b-transformers"}}),
+    ("janus-pro-7b-transformers", "janus_pro_7b", None, {"companions": {"tokenizer": "janus-pro-7b-transformers"}}),
+)  # fmt: skip
+DRAWN = ("showo_clip_256", "harmon_05b", "bagel_7b", "openuni_b_512", "janus_pro_1b")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forgotten_networks() -> Iterator[None]:
-    """The tiny networks have full vocabularies: they are not kept for the rest of the run."""
-    yield
-    checkpoints.network_of.cache_clear()
-    checkpoints.openuni_state.cache_clear()
-
-
-def offer(site: Hub, *names: str) -> None:
-    """Put the repositories of sources on the hub."""
-    for name in names:
-        site.repositories[str(SOURCES[name].id)] = Repository.of(checkpoints.repository_of(name))
-
-
-def fetched(source: str) -> set[str]:
-    """The files that came with a source, without our records."""
-    folder = Path("data") / source
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    return found - {"manifest.json", "run.json"}
-
-
+# ---- commands ------------------------------------------------------------------------------------
 def run(*words: str) -> None:
     assert main(list(words)) == 0, words
 
@@ -70,47 +85,160 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return line
 
 
+def sources_of(weights: Weights) -> dict[str, str]:
+    """Source by role, as the workflow hands them to `reca base`."""
+    return {"weights": str(weights.source), **weights.companions}
+
+
+def import_base(family: str, network: Mapping[str, Any], weights: Weights, out: str) -> None:
+    """`reca base` with the section and the words of the workflow's rule."""
+    section = {"family": family, "network": network, "weights": asdict(weights)}
+    inputs: list[str] = []
+    if weights.kind == "source":
+        inputs = [f"--input={role}=data/{name}" for role, name in sources_of(weights).items()]
+    run("base", "--section", json.dumps(section), *inputs, "--out", out)
+
+
+def same_weights(base: str, given: Any, new: tuple[str, ...] = ()) -> None:
+    """Compare a base with a network; weights whose names start with `new` were started anew."""
+    made, wanted = load_model(Path(base)).state_dict(), given.state_dict()
+    assert made.keys() == wanted.keys()
+    for key, tensor in made.items():  # released in bfloat16, or not
+        if not key.startswith(new or "-"):
+            torch.testing.assert_close(tensor.float(), wanted[key].float(), rtol=1e-2, atol=1e-2)
+
+
+# ---- at scale tiny -------------------------------------------------------------------------------
+class Shop:
+    """All sources of models at scale tiny, fetched, and the bases that were made of them."""
+
+    def __init__(self, networks: Networks) -> None:
+        self.networks = networks
+        self._bases: set[str] = set()
+
+    def base(self, config: ModelConfig, network: Mapping[str, Any] | None = None) -> str:
+        """The folder of the base model of a configuration, made once for all that are alike."""
+        network = network or self.networks.section(config)
+        out = f"bases/{sha256_json([config.family, network, asdict(config.weights)])[:16]}"
+        if out not in self._bases:
+            import_base(config.family, network, config.weights, out)
+            self._bases.add(out)
+        return out
+
+    def published(self, experiment: str) -> list[str]:
+        """The bases of an experiment, which may be results of another one, here that one's base."""
+        found = []
+        for config in at_scale(experiment).models.values():
+            if config.weights.kind == "shipped":
+                result = Path(str(config.weights.path))
+                (earlier,) = self.published(result.parts[1].removesuffix("-tiny"))
+                shutil.copytree(earlier, result, dirs_exist_ok=True)
+            found.append(self.base(config, config.network))
+        return found
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        work_in(tmp_path_factory.mktemp("shop"), monkeypatch)
+        with served(repositories("tiny"), monkeypatch) as hub:
+            run("pin", *checkpoints.WRITERS)
+            for name in checkpoints.WRITERS:
+                run("fetch", name, "--out", f"data/{name}")
+                assert fetched(name) == wanted(name, hub)
+        yield Shop(Networks("tiny"))
+
+
+def fetched(source: str) -> set[str]:
+    """The files that came with a source, without our records."""
+    folder = Path("data") / source
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return found - {"manifest.json", "run.json"}
+
+
+def wanted(source: str, hub: Hub) -> set[str]:
+    """The files of a repository that the catalogue names."""
+    patterns = [file.path for file in SOURCES[source].files]
+    files = hub.repositories[str(SOURCES[source].id)].files
+    return {path for path in files if any(fnmatchcase(path, pattern) for pattern in patterns)}
+
+
 def test_every_checkpoint_of_the_families_has_a_layout_here() -> None:
     models = {n: s for n, s in SOURCES.items() if s.kind == "hub" and s.repo == "model"}
     assert set(checkpoints.WRITERS) == {n for n, s in models.items() if FAMILIES & set(s.used_by)}
+    used = {source for source, *_ in BASES}
+    for _, model, _, changed in BASES:
+        used |= set(replace(configured(model).weights, **changed).companions.values())
+    assert used >= set(checkpoints.WRITERS), "every source is part of a base below"
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_family_draws_from_its_hub(name: str, site: Hub) -> None:
-    config = model_config(name)
-    assert config.weights.source is not None
-    roles = {"weights": config.weights.source, **config.weights.companions}
-    names = sorted(set(roles.values()))
-    offer(site, *names)
-    run("pin", *names)
-    for source in names:
-        run("fetch", source, "--out", f"data/{source}")
-        patterns = [file.path for file in SOURCES[source].files]
-        assert fetched(source) == {
-            path
-            for path in site.repositories[str(SOURCES[source].id)].files
-            if any(fnmatchcase(path, pattern) for pattern in patterns)
-        }
-    network = checkpoints.tiny_network(config)
-    section = {"family": config.family, "network": network, "weights": asdict(config.weights)}
-    inputs = [f"--input={role}=data/{source}" for role, source in roles.items()]
-    run("base", "--section", json.dumps(section), *inputs, "--out", "base")
-    given, made = checkpoints.network_of(name).state_dict(), load_model(Path("base")).state_dict()
-    assert made.keys() == given.keys()
-    for key, tensor in made.items():  # released in bfloat16, or not
-        torch.testing.assert_close(tensor.float(), given[key].float(), rtol=1e-2, atol=1e-2)
+@pytest.mark.parametrize(("source", "model", "trained", "changed"), BASES)
+def test_a_base_has_the_weights_of_its_sources(
+    source: str, model: str, trained: str | None, changed: dict[str, Any], shop: Shop
+) -> None:
+    config = configured(model)
+    config = replace(config, weights=replace(config.weights, source=source, **changed))
+    starts = trained == "start"  # with SANA's own weights alone
+    given = shop.networks.of(model, None if starts else trained)
+    new = tuple(f"network.{name}" for name in STAGE_1) if starts else ()
+    same_weights(shop.base(config), given, new)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_published_model_has_its_base(experiment: str, shop: Shop) -> None:
+    assert all(Path(base, "reca_model.json").is_file() for base in shop.published(experiment))
+
+
+@pytest.mark.parametrize("model", DRAWN)
+def test_a_family_draws_from_its_hub(model: str, shop: Shop) -> None:
+    config = configured(model)
     steps = [] if config.family == "janus" else ["--steps=2"]  # Janus samples every code by itself
-    run("draw", "a red circle", "--model", "base", *steps, "--out", "drawn.png")
-    side = network["resolution"]
-    assert Image.open("drawn.png").size == (side, side)
+    out = f"{model}.png"
+    run("draw", "a red circle", "--model", shop.base(config), *steps, "--out", out)
+    assert Image.open(out).size == (16, 16)
 
 
+def test_every_start_of_the_hub_offers_the_same_bytes() -> None:
+    """Else a pin of one start would refuse the files of the next. One source of each way to write."""
+    names = ("phi-1.5", "harmon", "internvl3-1b", "janus-pro-7b")
+    script = (
+        "import hashlib, sys; from tests.hub.checkpoints import repository_of\n"
+        "from tests.hub.networks import Networks, configured; networks = Networks('tiny')\n"
+        "for name in sys.argv[1:]:\n"
+        "    for path, data in repository_of(name, networks).items():\n"
+        "        print(path, hashlib.sha256(data).hexdigest())"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-c", script, *names]
+    other = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    torch.manual_seed(3)
+    networks = Networks("tiny")
+    files = [item for name in names for item in checkpoints.repository_of(name, networks).items()]
+    here = [f"{path} {hashlib.sha256(data).hexdigest()}" for path, data in files]
+    assert other.stdout.splitlines() == here
+
+
+# ---- with the released vocabularies ----------------------------------------------------------------
+@pytest.mark.parametrize("model", DRAWN)
+def test_released_vocabularies_fit_the_released_networks(model: str, site: Hub) -> None:
+    config, networks = configured(model), Networks()
+    names = sorted(set(sources_of(config.weights).values()))
+    for name in names:
+        files = checkpoints.repository_of(name, networks)
+        site.repositories[str(SOURCES[name].id)] = Repository.of(files)
+    run("pin", *names)
+    for name in names:
+        run("fetch", name, "--out", f"data/{name}")
+    import_base(config.family, networks.section(config), config.weights, "base")
+    same_weights("base", networks.of(model))
+
+
+# ---- pins ------------------------------------------------------------------------------------------
 def test_a_pin_is_written_once_and_what_changed_since_is_refused(
     site: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    offer(site, SMALL)
-    repository = site.repositories[str(SOURCES[SMALL].id)]
-    repository.commits[repository.main] = {"model.pth": b"weights", "README.md": b""}
+    repository = Repository.of({"model.pth": b"weights", "README.md": b""})
+    site.repositories[str(SOURCES[SMALL].id)] = repository
     assert f"reca pin {SMALL}" in refusal(capsys, "fetch", SMALL, "--out", "data/x")
     run("pin", SMALL)
     locked = read_lock(LOCK_FILE)[SMALL]

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import http_get
 
+from tests.hub.client import served
 from tests.hub.server import COMMIT, PAGE, Hub, Repository, blob, sha
 
 NEXT = "f" * 40
@@ -27,7 +28,7 @@ FILES = {"config.json": b"{}", "sub/deep/model.bin": b"weights" * 100}
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub({"owner/name": Repository.of(FILES)}).serving(monkeypatch) as server:
+    with served({"owner/name": Repository.of(FILES)}, monkeypatch) as server:
         yield server
 
 

@@ -1,13 +1,15 @@
-"""Tokenizer files of the released kinds: byte-level BPE with the real number of entries, special tokens and ids.
+"""Tokenizer files of the released kinds: byte-level BPE with the real special tokens.
 
-The merges are few: they join the words of the templates and a few more, and all other text stays bytes. An entry that
-no merge reaches is a filler.
+Without a scale, numbers of entries and ids are real, too. The merges are few: they join the words of the templates and
+a few more, and all other text stays bytes. An entry that no merge reaches is a filler. At a scale, a vocabulary is 256
+bytes, 768 pieces of the published prompts and the special tokens, whose ids config/scales/ states.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from tokenizers import (
@@ -19,7 +21,12 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
     processors,
+    trainers,
 )
+
+from reca.data.prompts import bank
+from reca.models.janus.config import SYSTEM_PROMPT
+from reca.models.showo.config import VICUNA_SYSTEM_PROMPT
 
 WORDS = (
     "\u0120a",
@@ -64,7 +71,12 @@ BOS, EOS, PAD = (
     for name in ("begin\u2581of\u2581sentence", "end\u2581of\u2581sentence", "\u2581pad\u2581")
 )
 
+PIECES = 1024  # entries at a scale, before the special tokens
+OFTEN = 1000  # times that a word comes in the text, enough for it to become one piece
+
 Files = dict[str, bytes]
+Entries = tuple[dict[str, int], list[tuple[str, str]]]
+"""A vocabulary and its merges."""
 
 
 def alphabet() -> list[str]:
@@ -73,7 +85,27 @@ def alphabet() -> list[str]:
     return [*map(chr, shown), *(chr(256 + number) for number in range(256 - len(shown)))]
 
 
-def byte_pairs(size: int, ids: Mapping[str, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+@cache
+def pieces() -> Entries:
+    """The bytes and the pieces that the published prompts have most; speakers and the blank line are one token each.
+
+    With fewer, the longest prompt would not fit the 128 tokens of Show-o's head.
+    """
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=PIECES, initial_alphabet=alphabet(), show_progress=False
+    )
+    words = [word.replace("\u010a", "\n") for word in QWEN_IDS]
+    prompts = [VICUNA_SYSTEM_PROMPT, SYSTEM_PROMPT, *bank("paper_like")]
+    core.train_from_iterator([*prompts, *words * OFTEN], trainer)
+    model = json.loads(core.to_str())["model"]
+    vocabulary = model["vocab"]
+    assert len(vocabulary) == PIECES and vocabulary.keys() >= QWEN_IDS.keys()
+    return vocabulary, [(first, second) for first, second in model["merges"]]
+
+
+def byte_pairs(size: int, ids: Mapping[str, int]) -> Entries:
     """A vocabulary of `size` entries that holds `ids`, and merges that build these and `WORDS` letter by letter."""
     vocabulary = {letter: id_ for id_, letter in enumerate(alphabet())} | dict(ids)
     free = iter(sorted(set(range(size)) - set(vocabulary.values())))
@@ -115,12 +147,9 @@ def files(
     return {name: found[name] for name in names}
 
 
-def byte_level(
-    size: int, ids: Mapping[str, int], split: Sequence[Any], added: Sequence[AddedToken]
-) -> Tokenizer:
+def byte_level(entries: Entries, split: Sequence[Any], added: Sequence[AddedToken]) -> Tokenizer:
     """Byte-level BPE after a split, with `added` tokens."""
-    vocabulary, merges = byte_pairs(size, ids)
-    core = Tokenizer(models.BPE(vocabulary, merges))
+    core = Tokenizer(models.BPE(*entries))
     core.pre_tokenizer = pre_tokenizers.Sequence(list(split))
     core.decoder = decoders.ByteLevel()
     core.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -128,7 +157,7 @@ def byte_level(
     return core
 
 
-def qwen(names: Iterable[str], more: Sequence[str] = ()) -> Files:
+def qwen(names: Iterable[str], more: Sequence[str] = (), scale: str | None = None) -> Files:
     """Qwen2.5's: 151643 entries, 22 added ones from `<|endoftext|>` on, and `more`."""
     added = [AddedToken(mark, special=True, normalized=False) for mark in QWEN_SPECIAL]
     added += [AddedToken(mark, special=False, normalized=False) for mark in QWEN_PLAIN]
@@ -137,7 +166,7 @@ def qwen(names: Iterable[str], more: Sequence[str] = ()) -> Files:
         pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
-    core = byte_level(151643, QWEN_IDS, split, added)
+    core = byte_level(pieces() if scale else byte_pairs(151643, QWEN_IDS), split, added)
     core.normalizer = normalizers.NFC()
     config = {
         "add_bos_token": False,
@@ -156,13 +185,15 @@ def qwen(names: Iterable[str], more: Sequence[str] = ()) -> Files:
     return files(core, config, added, names)
 
 
-def phi(names: Iterable[str]) -> Files:
+def phi(names: Iterable[str], scale: str | None = None) -> Files:
     """Phi-1.5's, which is CodeGen's: GPT-2's 50257 entries, and 38 runs of blanks and tabs (showo.md 1.4)."""
     runs = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
     end = AddedToken("<|endoftext|>", special=True, normalized=False)
     added = [end, *(AddedToken(run, special=False, normalized=True) for run in runs)]
     split = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    core = byte_level(50257, {"<|endoftext|>": 50256}, split, added)
+    core = byte_level(
+        pieces() if scale else byte_pairs(50257, {"<|endoftext|>": 50256}), split, added
+    )
     config = {
         "add_prefix_space": False,
         "bos_token": "<|endoftext|>",
@@ -175,14 +206,14 @@ def phi(names: Iterable[str]) -> Files:
     return files(core, config, added, names)
 
 
-def deepseek(names: Iterable[str]) -> Files:
-    """Janus-Pro's: 100000 entries, then marks at the ids of janus.md a with placeholders between them."""
+def deepseek(names: Iterable[str], scale: str | None = None) -> Files:
+    """Janus-Pro's: 100000 entries, marks at the ids of janus.md a, placeholders between; at a scale, only marks."""
     marks = {0: BOS, 1: EOS, 2: PAD, 16: "<begin_of_image>", 581: "<image_placeholder>"}
     marks |= {591: "<|User|>", 592: "<|Assistant|>", 593: "<end_of_image>"}
     holder = "<\uff5cplace\u2581holder\u2581no\u2581{}\uff5c>".format
     added = [
         AddedToken(marks.get(n, holder(n)), special=n in marks, normalized=False)
-        for n in range(594)
+        for n in (marks if scale else range(594))
     ]
     split = [
         pre_tokenizers.Split(Regex("[\r\n]"), "isolated"),
@@ -191,7 +222,7 @@ def deepseek(names: Iterable[str]) -> Files:
         pre_tokenizers.Digits(individual_digits=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
-    core = byte_level(100000, {}, split, added)
+    core = byte_level(pieces() if scale else byte_pairs(100000, {}), split, added)
     plain = {
         "__type": "AddedToken",
         "lstrip": False,
@@ -225,14 +256,14 @@ def deepseek(names: Iterable[str]) -> Files:
     return {name: made[name] for name in names}
 
 
-def clip(names: Iterable[str]) -> Files:
-    """CLIP's: lower-case BPE whose last letters end a word, 49408 entries."""
-    letters = alphabet()
+def clip(names: Iterable[str], scale: str | None = None) -> Files:
+    """CLIP's: lower-case BPE whose last letters end a word, 49408 entries; we do not read it."""
+    letters, size = alphabet(), PIECES if scale else 49408
     ids = {
         letter: i for i, letter in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])
     }
-    ids |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
-    ids |= {f"filler-{n}": n for n in range(len(letters) * 2, 49406)}
+    ids |= {"<|startoftext|>": size - 2, "<|endoftext|>": size - 1}
+    ids |= {f"filler-{n}": n for n in range(len(letters) * 2, size - 2)}
     core = Tokenizer(models.BPE(ids, [], end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

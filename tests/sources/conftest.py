@@ -10,6 +10,7 @@ import yaml
 
 from reca.sources.fetch import Endpoints, fetch, pin
 from reca.sources.parts import Policy
+from tests.hub.client import served
 from tests.hub.server import Hub, Repository, sha
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ REPOSITORY = {
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub({NAME: Repository.of(REPOSITORY)}).serving(monkeypatch) as server:
+    with served({NAME: Repository.of(REPOSITORY)}, monkeypatch) as server:
         yield server
 
 
