@@ -1,15 +1,24 @@
-"""A judge on the loopback host that does what the script of a test says, and remembers what it was asked."""
+"""A judge on the loopback host that does what a script says, and remembers what it was asked.
+
+As a process of its own it answers by rule, and may fail in the middle:
+
+    python -m tests.evaluation.judges.judge_server --port-file FILE [--fail-after N]
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from reca.config.schema import JudgeConfig
+from reca.core.artifacts import write_atomic
+from tests.evaluation.judges import rules
 from tests.loopback_server import Handler, Server
 
 KEY = "canary-key-0123456789-nobody-may-see"
@@ -47,11 +56,16 @@ class JudgeServer(Server):
 Answer = Callable[[JudgeHandler], None]
 
 
-@contextmanager
-def serving(*script: Answer) -> Iterator[JudgeServer]:
-    server = JudgeServer(("127.0.0.1", 0), JudgeHandler)
+def server_of(script: Sequence[Answer], port: int = 0) -> JudgeServer:
+    server = JudgeServer(("127.0.0.1", port), JudgeHandler)
     server.script, server.requests, server.asked = list(script), [], []
     server.lock = threading.Lock()
+    return server
+
+
+@contextmanager
+def serving(*script: Answer) -> Iterator[JudgeServer]:
+    server = server_of(script)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -140,3 +154,52 @@ def after(seconds: float, answer: Answer) -> Answer:
         answer(handler)
 
     return waits
+
+
+def by_rule(handler: JudgeHandler) -> None:
+    """What `rules` says of the request; 400 where it is none that a benchmark makes."""
+    try:
+        handler.say(rules.reply(handler.asked), model=handler.asked["model"])
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        handler.reply(
+            400, json.dumps({"error": {"message": f"not understood: {error!r}"}}).encode()
+        )
+
+
+# ---- a process of its own ------------------------------------------------------------------------
+FAILURES: dict[str, Answer] = {"500": status(500, b"{}"), "cut": cut_short, "hang-up": hangs_up}
+
+
+def failing(after: int, times: int, how: Answer) -> list[Answer]:
+    """A script that answers `after` requests by rule, fails `times` in a row, and answers all others."""
+    return [by_rule] * after + [how] * times + [by_rule]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Serve until the process is ended."""
+    parser = argparse.ArgumentParser(prog="python -m tests.evaluation.judges.judge_server")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument(
+        "--port-file", type=Path, help="where the port is written once requests are answered"
+    )
+    parser.add_argument(
+        "--fail-after", type=int, default=None, metavar="N", help="answer N requests, then fail"
+    )
+    parser.add_argument(
+        "--failures", type=int, default=20, metavar="N", help="requests that fail then"
+    )
+    parser.add_argument("--failure", choices=FAILURES, default="500", help="how")
+    given = parser.parse_args(words)
+    script = [by_rule]
+    if given.fail_after is not None:
+        script = failing(given.fail_after, given.failures, FAILURES[given.failure])
+    server = server_of(script, given.port)
+    if given.port_file:
+        write_atomic(given.port_file, str(server.server_port).encode())
+    print(f"judge at {server.url}/v1", flush=True)
+    with suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
