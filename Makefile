@@ -6,6 +6,8 @@
 #   CORES=all                   cores that the workflow may use
 #   PIP_OPTIONS=                more options for pip install
 #   PYTEST_OPTIONS=             more options for pytest
+#   EXPERIMENTS=                what `make rehearse` runs (default: every published experiment)
+#   FRESH=1 FIRST_RUN=1 SLURM=1 FAULTS=1 RECORD=1   more of `make rehearse`: docs/rehearsal.md
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -23,15 +25,16 @@ RUN = PATH="$$PWD/$(BIN):$$PATH"
 SNAKEMAKE = $(RUN) python3 -m snakemake --cores "$$CORES"
 RECORDED = laptop
 # Values reach the shell as its variables, so none is read as a command.
-export CORES EXPERIMENT RECORDED TORCH_INDEX
+export CORES EXPERIMENT EXPERIMENTS FAULTS FIRST_RUN FRESH RECORD RECORDED SLURM TORCH_INDEX
 
-.PHONY: help setup reproduce smoke test reliability lint record pull readme clean
+.PHONY: help setup reproduce smoke rehearse test reliability lint record pull readme clean
 
 help:
 	@echo "make setup      virtual environment in $(VENV) with the pinned packages"
 	@echo "make reproduce  setup, then experiment $$EXPERIMENT; prints where the report is"
 	@echo "make test       setup, then the tests"
 	@echo "make reliability  setup, then the fault campaign in full (15 minutes); writes docs/reliability.md"
+	@echo "make rehearse   setup, then every published experiment in miniature, on the loopback host (20 minutes)"
 	@echo "make smoke      setup, then the laptop experiment in its smallest size"
 	@echo "make lint       format, style, type, import and dead-code checks of code and workflow"
 	@echo "make record     hand finished results of experiment $$RECORDED to DVC"
@@ -60,6 +63,10 @@ reproduce: setup
 smoke: setup
 	@$(SNAKEMAKE) --config experiment=laptop_smoke
 	@echo "The report is $$PWD/results/laptop_smoke/report/index.html"
+
+# Every published experiment at scale tiny, from pins to tables, in build/rehearsal; no other host is reached.
+rehearse: setup
+	@$(RUN) python3 -m tests.rehearsal
 
 test: setup
 	@$(RUN) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python3 -m pytest $(PYTEST_OPTIONS)

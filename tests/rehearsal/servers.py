@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,8 @@ from urllib.parse import unquote
 
 from reca.sources.catalogue import load_sources
 from reca.sources.fetch import Endpoints, origin_url
+from tests.evaluation.judges import judge_server
+from tests.evaluation.judges.judge_server import Answer, JudgeServer
 from tests.hub import benchmarks, models_at_scale
 from tests.hub.server import Hub
 from tests.rehearsal.web import Web
@@ -24,7 +26,7 @@ class Servers:
 
     hub: Hub
     web: Web
-    judge: benchmarks.Judge
+    judge: JudgeServer
     mirror: Path
 
     @property
@@ -33,8 +35,13 @@ class Servers:
 
 
 @contextmanager
-def serving(folder: Path, catalogue: Path, scale: str) -> Iterator[Servers]:
-    """All servers, with their files below `folder`; `catalogue` is written, without hashes of real files."""
+def serving(
+    folder: Path, catalogue: Path, scale: str, answers: Sequence[Answer] = ()
+) -> Iterator[Servers]:
+    """All servers, with their files below `folder`; `catalogue` is written, without hashes of real files.
+
+    `answers`: what the judge does, request by request (default: it answers by rule).
+    """
     mirror = folder / "mirror"
     benchmarks.write_catalogue(catalogue)
     benchmarks.write_mirror(mirror)
@@ -42,7 +49,7 @@ def serving(folder: Path, catalogue: Path, scale: str) -> Iterator[Servers]:
     hub = Hub(repositories)
     with ExitStack() as stack:
         stack.enter_context(hub.serving())
-        judge = stack.enter_context(benchmarks.judging())
+        judge = stack.enter_context(judge_server.serving(*(answers or [judge_server.by_rule])))
         web = Web(pages(catalogue, mirror), {JUDGE_HOST: judge.url}, folder)
         stack.enter_context(web.serving())
         yield Servers(hub, web, judge, mirror)

@@ -6,8 +6,11 @@ touched.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -20,7 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 LINKS = ("reca", "kernels", "workflow", "slurm", "weights", "environment.yml", "pyproject.toml")
 # The caller's accounts and settings, of which a user's shell has none; without bytecode every job would compile anew.
 OWN = ("PYTEST", "PYTHONDONTWRITEBYTECODE", "SNAKEMAKE", "RECA", "HF_", "SLURM", "OPENAI")
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 LOGS = "rehearsal-logs"
+
+
+def ends_with_parent() -> None:
+    """In a new process: end when the parent dies, even by SIGKILL; without its servers a run could only fail."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass
@@ -56,7 +66,7 @@ class Workspace:
     def run(self, *command: str, log: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; its output is in the result, and in a file of that name if `log` is given."""
         done = subprocess.run(
-            command, cwd=self.root, env=self.environment, text=True, check=False,
+            command, cwd=self.root, env=self.environment, text=True, check=False, preexec_fn=ends_with_parent,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         if log is not None:
