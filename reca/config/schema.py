@@ -145,7 +145,7 @@ class BenchmarkConfig:
     kind: BenchmarkKind
     source: str | None = None  # name in config/sources.yaml, for its prompts
     companions: dict[str, str] = field(default_factory=dict)  # role -> name in sources.yaml
-    prompts: Whole = 0  # laptop: per task; 0 = all the benchmark has
+    prompts: Whole = 0  # laptop: per task; else spread over the tasks; 0 = all the benchmark has
     development_prompts: Whole = 0  # per task, to choose guidance; never reported as a result
     images_per_prompt: Count = 1
     questions: Whole = 0  # understanding questions asked before and after

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,28 @@ def shard_of(items: Sequence[Item], shard: tuple[int, int], together: int = 1) -
     """Every n-th item, starting with the i-th; `together` consecutive items (question pairs) share a shard."""
     index, count = shard
     return [item for place, item in enumerate(items) if place // together % count == index]
+
+
+def spread(
+    items: Sequence[Item], count: int, task: Callable[[Item], str], together: int = 1
+) -> list[Item]:
+    """At most `count` items (0: all) in their order: the first of every task, then the second of every task, and so on.
+
+    If a turn does not fit, its evenly spaced tasks are taken. `together` consecutive items count as one of that many.
+    """
+    if not count:
+        return list(items)
+    units = [items[start : start + together] for start in range(0, len(items), together)]
+    turns: dict[int, list[int]] = {}  # how many of its task come before -> places of units
+    seen: Counter[str] = Counter()
+    for place, unit in enumerate(units):
+        turns.setdefault(seen[task(unit[0])], []).append(place)
+        seen[task(unit[0])] += 1
+    chosen: list[int] = []
+    for places in turns.values():
+        taken = min(len(places), max(1, count // together) - len(chosen))
+        chosen += [places[number * len(places) // taken] for number in range(taken)]
+    return [item for place in sorted(chosen) for item in units[place]]
 
 
 def assignment(
@@ -63,7 +86,7 @@ def assignment(
 def _image_pass(
     benchmark: BenchmarkConfig, data: Mapping[str, Path], guidance: float, shard: tuple[int, int]
 ) -> ImagePass:
-    """All prompts, or only the first `prompts`; scores of a truncated benchmark are marked as partial."""
+    """All prompts, or only `prompts` of them; scores of a limited benchmark are marked as partial."""
     (need,) = registry.kind(benchmark.kind).needs
     if need == "reconstruct":
         from reca.evaluation.tasks.reconstruction import pictures
@@ -74,7 +97,7 @@ def _image_pass(
             "reconstruct", prompts, guidance, sources={p.id: file for p, file in originals}
         )
     listed: list[Prompt] = registry.module(benchmark.kind).prompts(data)
-    mine = shard_of(listed[: benchmark.prompts] if benchmark.prompts else listed, shard)
+    mine = shard_of(spread(listed, benchmark.prompts, _task), shard)
     if need == "edit":
         sources = edit_sources(benchmark.kind, mine, data)
         return ImagePass("edit", mine, guidance, sources=sources)
@@ -84,7 +107,7 @@ def _image_pass(
 
 # ---- prompts and questions -------------------------------------------------------------------------
 def items_of(kind: str, data: Mapping[str, Path], limit: int = 0) -> list[Prompt]:
-    """The prompts of an image benchmark; for reconstruction, one per original image."""
+    """The prompts of an image benchmark, or `limit` of them; for reconstruction, one per original image."""
     if kind == "reconstruction":
         from reca.evaluation.tasks.reconstruction import pictures
 
@@ -93,17 +116,22 @@ def items_of(kind: str, data: Mapping[str, Path], limit: int = 0) -> list[Prompt
     ids, folder = Ids(), Path(data["prompts"])
     for prompt in found:  # readers check ids per file; this covers readers that do not
         ids.add(prompt.id, folder)
-    return found[:limit] if limit else found
+    return spread(found, limit, _task)
+
+
+def _task(prompt: Prompt) -> str:
+    return prompt.task
 
 
 def questions_of(benchmark: BenchmarkConfig, data: Mapping[str, Path]) -> list[Question]:
-    """The questions of a benchmark, or only the first ones; in all rotations of the options if configured."""
+    """The questions of a benchmark, or some of them; in all rotations of the options if configured."""
     module = registry.module(benchmark.kind)
     found: list[Question] = module.questions(data)
     ids, folder = Ids(), Path(data["questions"])
     for question in found:
         ids.add(question.id, folder)
-    found = found[: benchmark.questions] if benchmark.questions else found
+    together = getattr(module, "TOGETHER", 1)
+    found = spread(found, benchmark.questions, lambda question: question.kind, together)
     if not benchmark.rotations:
         return found
     if not hasattr(module, "rotated"):

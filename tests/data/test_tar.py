@@ -62,6 +62,17 @@ def test_samples_by_index_in_natural_order_of_shards(shards):
         assert sample.extra == {"words": f"word {i}", "n": i}
 
 
+def test_shards_lie_in_the_folders_of_their_hub(shards):
+    flat = [sample.id for sample in map(open_dataset("tar", shards).texts, range(3))]
+    assert flat == ["s9/0000", "s9/0001", "s9/0002"]
+    for number, folder in ((9, "b"), (10, "a")):
+        (shards / folder).mkdir()
+        (shards / f"s{number}.tar").rename(shards / folder / "s.tar")  # equal names
+    dataset = open_dataset("tar", shards)
+    assert len(dataset) == 20
+    assert [dataset[index].id for index in (0, 10)] == ["a/s/0010", "b/s/0000"]
+
+
 def test_the_caption_key_is_an_option(shards):
     sample = open_dataset("tar", shards / "s9.tar", caption="words")[2]
     assert sample.caption == "word 2" and sample.extra == {"caption": "no 2", "n": 2}

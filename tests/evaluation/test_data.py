@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from reca.evaluation import benchmark_data, registry
-from reca.evaluation.benchmark_data import shard_of
+from reca.evaluation.benchmark_data import shard_of, spread
 from reca.evaluation.graded import coverage_of, interval
 from reca.evaluation.judges.requests import Picture
 from reca.evaluation.pictures import of_folder, samples_in
@@ -329,6 +329,22 @@ def test_shards_make_the_whole_and_keep_neighbours_together(count):
     pairs = [shard_of(items, (index, count), together=2) for index in range(count)]
     assert sorted(chain(*pairs)) == items
     assert all(part[::2] == [i for i in part if i % 2 == 0] for part in pairs)
+
+
+def test_a_limited_benchmark_is_spread_over_its_tasks():
+    items = ["a0", "a1", "a2", "a3", "b0", "c0", "c1", "d0"]  # sorted by task, as GenEval's are
+
+    def of(count, together=1):
+        return " ".join(spread(items, count, lambda item: item[0], together))
+
+    assert of(0) == of(99) == " ".join(items)
+    assert of(4) == "a0 b0 c0 d0"
+    assert of(6) == "a0 a1 b0 c0 c1 d0"
+    assert of(5) == "a0 a1 b0 c0 d0"
+    assert of(2) == "a0 c0"  # evenly spaced
+    assert of(4, together=2) == of(5, together=2) == "a0 a1 b0 c0"
+    assert of(1, together=2) == "a0 a1"
+    assert " ".join(spread("vwxyz", 3, str.isalpha)) == "v w x"  # of one task: the first ones
 
 
 def test_coverage_names_what_is_missing():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub.benchmarks import CATALOGUE
 from tests.hub.client import served
-from tests.hub.models_at_scale import CATALOGUE
 from tests.hub.server import Hub
 
 

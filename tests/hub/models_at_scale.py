@@ -12,10 +12,7 @@ from tests.hub.server import Repository
 CATALOGUE = Path(__file__).parents[2] / "config/sources.yaml"
 
 
-def repositories(scale: str | None = None) -> dict[str, Repository]:
-    """By hub id, weights, companions and tokenizers of the five families, the same bytes in every process.
-
-    `scale`: that of the experiments which use them; None for networks as tiny, but with the released vocabularies.
-    """
+def repositories(scale: str) -> dict[str, Repository]:
+    """By hub id, weights, companions and tokenizers of all families at a scale, the same bytes in every process."""
     sources, networks = load_sources(CATALOGUE), Networks(scale)
     return {str(sources[name].id): Repository.of(repository_of(name, networks)) for name in WRITERS}

@@ -17,41 +17,28 @@ from reca.config.schema import ModelConfig
 from reca.core.documents import read_yaml
 from reca.core.rng import generator
 from reca.models.registry import build_model
-from tests.models import bagel_tiny, harmon_tiny, janus_tiny, openuni_tiny, showo_tiny
 from tests.reference.golden_cases import manifest
 
-TINY: dict[str, Any] = {
-    "showo": showo_tiny,
-    "harmon": harmon_tiny,
-    "bagel": bagel_tiny,
-    "openuni": openuni_tiny,
-    "janus": janus_tiny,
-}
 SCALES = Path(__file__).parents[2] / "config/scales"
-# What a tiny configuration has for its closed vocabulary; here the released values stay
-OF_VOCABULARY = ("llm_vocab_size", "endoftext", "max_text", "head_text", "special", "end")
-
-
 configured = cache(model_config)
 
 
 class Networks:
-    """The networks of configured models at a scale; without one, of the same sizes but with released vocabularies.
+    """The networks of configured models at the sizes of a scale.
 
     Every weight is drawn by its name and that of the file that it is in, so pins of one run fit the files of the next,
     models that read the same companion have its weights, and all other files differ.
     """
 
-    def __init__(self, scale: str | None = None) -> None:
-        self.scale = scale
+    def __init__(self, scale: str) -> None:
+        self.scale, self._file = scale, SCALES / f"{scale}.yaml"
+        self._numbers = read_yaml(self._file)
         self._built: dict[tuple[str, str | None], Any] = {}
 
     def section(self, config: ModelConfig) -> dict[str, Any]:
         """The `network` section of a configuration at these sizes."""
-        if self.scale is None:
-            return merged(config.network, _without_vocabulary(config))
-        path = SCALES / f"{self.scale}.yaml"
-        return merged(config.network, sizes(config.family, config.network, read_yaml(path), path))
+        changed = sizes(config.family, config.network, self._numbers, self._file)
+        return merged(config.network, changed)
 
     def of(self, name: str, trained: str | None = None) -> Any:
         """The network of a configured model; `trained` names weights that training made of it, a RecA result, say."""
@@ -80,17 +67,6 @@ def merged(full: Mapping[str, Any], tiny: Mapping[str, Any]) -> dict[str, Any]:
     """`full` with the values of `tiny`, section by section."""
     inner = {key for key in tiny if isinstance(tiny[key], dict) and isinstance(full.get(key), dict)}
     return {**full, **tiny, **{key: merged(full[key], tiny[key]) for key in inner}}
-
-
-def _without_vocabulary(config: ModelConfig) -> dict[str, Any]:
-    """The family's tiny sizes but for the vocabulary and options."""
-    named = {"understanding": config.network["understanding"]} if config.family == "showo" else {}
-    tiny: dict[str, Any] = TINY[config.family].network(**named)
-    for key in (*OF_VOCABULARY, "system_prompt", "options"):
-        tiny.pop(key, None)
-    tiny["llm"].pop("vocab_size", None)
-    tiny["llm"].pop("max_position_embeddings", None)
-    return tiny
 
 
 def _parts(

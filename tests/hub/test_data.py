@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from reca.cli import main
-from reca.config.compose import section
-from reca.config.schema import DataSource
-from reca.core.documents import read_yaml
 from reca.core.images import decode
 from reca.data.dataset import Sample
 from reca.evaluation.tasks import pope
-from reca.features.roles import open_role
 from reca.sources.catalogue import load_sources
-from tests.hub.models_at_scale import CATALOGUE
+from tests.hub.benchmarks import CATALOGUE
+from tests.hub.encoded import packed, parquet, tar
+from tests.hub.read import samples
 from tests.hub.server import Hub, Repository
 
 TURNS = [
@@ -36,30 +30,6 @@ TURNS = [
 def jpeg(grey: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (grey, grey, grey)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def parquet(rows: list[dict[str, Any]]) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer)
-    return buffer.getvalue()
-
-
-def tar(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def packed(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
     return buffer.getvalue()
 
 
@@ -82,14 +52,6 @@ def bring(site: Hub, files: dict[str, dict[str, bytes]]) -> None:
     assert main(["pin", *files, "--mirror", "mirror"]) == 0
     for name in files:
         assert main(["fetch", name, "--out", f"data/{name}", "--mirror", "mirror"]) == 0
-
-
-def samples(name: str) -> list[Sample]:
-    """What the configured reader makes of `config/data/NAME.yaml`."""
-    source = section(DataSource, read_yaml(CATALOGUE.parent / f"data/{name}.yaml"))
-    companions = {first: Path("data", folder) for first, folder in source.companions.items()}
-    dataset = open_role(source, Path("data", str(source.source)), companions)
-    return [dataset[index] for index in range(len(dataset))]
 
 
 def grey(sample: Sample) -> int:

@@ -8,7 +8,7 @@ bytes, 768 pieces of the published prompts and the special tokens, whose ids con
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -281,3 +281,14 @@ def clip(names: Iterable[str], scale: str | None = None) -> Files:
         "unk_token": "<|endoftext|>",
     }
     return files(core, config, added, names)
+
+
+_READ = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# By family, what it reads of its tokenizer, from a scale or None
+TOKENIZERS: dict[str, Callable[[str | None], Files]] = {
+    "showo": lambda scale: phi(_READ, scale),
+    "bagel": lambda scale: qwen(_READ, scale=scale),
+    "harmon": lambda scale: qwen(_READ, scale=scale),
+    "openuni": lambda scale: qwen(_READ, INTERNVL, scale),
+    "janus": lambda scale: deepseek(_READ, scale),
+}

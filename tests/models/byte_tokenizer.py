@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from tests.hub import vocabularies
-from tests.hub.vocabularies import Files
-
-NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-BY_FAMILY: dict[str, Callable[..., Files]] = {
-    "showo": vocabularies.phi,
-    "bagel": vocabularies.qwen,
-    "harmon": vocabularies.qwen,
-    "openuni": partial(vocabularies.qwen, more=vocabularies.INTERNVL),
-    "janus": vocabularies.deepseek,
-}
+from tests.hub.vocabularies import TOKENIZERS, Files
 
 
 @dataclass(frozen=True)
@@ -33,4 +21,4 @@ class TokenizerFiles:
 
 def tokenizer_files(family: str) -> TokenizerFiles:
     """The tokenizer of a family's tiny network."""
-    return TokenizerFiles(BY_FAMILY[family](NAMES, scale="tiny"))
+    return TokenizerFiles(TOKENIZERS[family]("tiny"))

@@ -1,4 +1,4 @@
-"""A stage of every rule killed by SIGKILL, and the driver too: the next run ends with the hashes of an undisturbed one."""
+"""A stage of every rule killed by SIGKILL, the driver too: the next run ends with the hashes of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Kill:
 def killed_everywhere(space: Workspace, command: Sequence[str]) -> list[Kill]:
     """Run the workflow again and again, killing one stage of each rule; the last run is left alone.
 
-    With every second rule Snakemake dies, too, so that one half of the stages is retried and the other half resumed; the
-    jobs of a dead Snakemake live on until the next run ends them.
+    With every second rule Snakemake dies, too, so that one half of the stages is retried and the other half resumed.
+    The jobs of a dead Snakemake live on until the next run ends them.
     """
     kills = []
     for number, rule in enumerate(RULES):

@@ -79,8 +79,10 @@ def of_sampling(model, run, name, split):
 
 
 def of_observing(name):
-    """The examiner sees all that is there; others look for what a benchmark asks."""
-    return of_kind(name, ("crop_black",) if name in SMALL else (*OBSERVED, "judge"))
+    """The examiner sees all that is there; others look for what a benchmark asks, and may do without some of it."""
+    found = of_kind(name, ("crop_black",) if name in SMALL else (*OBSERVED, "judge"))
+    partial = EXPERIMENT.benchmarks[name].options.get("partial")
+    return found | ({"options": {"partial": partial}} if partial else {})
 
 
 def of_scoring(name, split):

@@ -52,13 +52,8 @@ class Entry:
     """One sample of a shard: its members by extension."""
 
     shard: Path
-    key: str
+    name: str  # shard and key, unique in the data set
     members: dict[str, Member]  # by extension
-
-    @property
-    def name(self) -> str:
-        """Shard and key, unique in the data set."""
-        return f"{self.shard.stem}/{self.key}"
 
     def read(self, extension: str) -> bytes:
         """The bytes of one member; `UnreadableImage` if the shard no longer contains them."""
@@ -66,7 +61,7 @@ class Entry:
 
 
 class TarDataset:
-    """The samples of `*.tar` in a folder (or of one file), in natural order of the shard names.
+    """The samples of `*.tar` in a folder and its subfolders (or of one file), in natural order of the shards' paths.
 
     The caption is the member `txt`, or the string under `caption` in the member `json`, whose other
     keys become `extra`. Keys without an image are counted in `without_image`, other members in `not_read`.
@@ -81,6 +76,7 @@ class TarDataset:
     ) -> None:
         self.caption = caption
         self.shards = _shards(path)
+        self.root = path.parent if path.is_file() else path
         self.entries: list[Entry] = []
         self.hashes: list[tuple[str, str]] = []
         self.left_out: dict[str, list[str]] = {}
@@ -119,12 +115,13 @@ class TarDataset:
         return sha256_json([self.caption, self.hashes])
 
     def _add(self, shard: Path, index: dict[str, Any]) -> None:
-        self.hashes.append((shard.name, index["sha256"]))
+        at = shard.relative_to(self.root).as_posix()
+        self.hashes.append((at, index["sha256"]))
         for key, members in _by_key(shard, index["members"]).items():
             images = _image_extensions(members)
             if len(images) > 1:
                 raise ValueError(f"{shard}: key {key} has several images ({', '.join(images)})")
-            entry = Entry(shard, key, members)
+            entry = Entry(shard, f"{at.removesuffix('.tar')}/{key}", members)
             if images or _dotted(members):
                 self.entries.append(entry)
             else:
@@ -252,9 +249,10 @@ def _check_end(shard: Path, end: int) -> None:
 def _shards(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    shards = sorted(path.glob("*.tar"), key=lambda shard: natural_key(shard.name))
+    # A hub's folders are kept: text-to-image-2M has its shard in data_1024_10K/.
+    shards = sorted(path.rglob("*.tar"), key=lambda shard: natural_key(shard.as_posix()))
     if not shards:
-        raise ValueError(f"{path}: no *.tar in this folder")
+        raise ValueError(f"{path}: no *.tar in this folder; fetch its source, or set the path")
     return shards
 
 
@@ -282,7 +280,7 @@ def _dotted(members: dict[str, Member]) -> list[str]:
 
 def _dotted_reason(entry: Entry) -> str:
     extension = _dotted(entry.members)[0]
-    name = f"{entry.key.rpartition('/')[2]}.{extension}"
+    name = f"{entry.name.rpartition('/')[2]}.{extension}"
     return (
         f"the member {name!r} has dots in its stem: WebDataset ends a key at the first dot and reads "
         f"{extension!r} as the extension; rename it without dots"

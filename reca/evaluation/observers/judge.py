@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def observe(view: View) -> dict[str, Any]:
-    """Send the requests that are not in the judge's ledger, and write the outcome of every request."""
+    """Send the requests that are not in the judge's ledger, and write the outcome of every request.
+
+    ConnectionError, after all others, if requests got no reply: evidence without them would be current, and a later run
+    would not send them. With the option `partial` they count as failed.
+    """
     module = registry.module(view.benchmark.kind)
     judge = open_judge(view.benchmark, view.data)
     if not registry.kind(view.benchmark.kind).images:
@@ -41,6 +45,12 @@ def observe(view: View) -> dict[str, Any]:
             readable=readable,
         )
         fixed = judge.determinants(view.benchmark.kind, module.VERSION)
+        if counts["failed"] and not view.benchmark.options.get("partial"):
+            raise ConnectionError(
+                f"{view.benchmark.kind}: {counts['failed']} of {len(requests)} requests got no reply from "
+                f"{fixed['provider']} (reasons: above); all other replies are in {view.ledger}, so run again to send "
+                "only these, or set benchmarks.<name>.options.partial"
+            )
         attempts = judge.config.attempts
         found = verdicts(requests, fixed, book, attempts=attempts, readable=readable)
         summed = totals(book)

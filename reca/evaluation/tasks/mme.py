@@ -15,7 +15,7 @@ from reca.inference.items import Question
 VERSION = "InternVL rules"
 ROLES = ("questions",)
 TABLES = Tables("data", "test")
-PER_PICTURE = 2  # questions
+PER_PICTURE = TOGETHER = 2  # questions, which are scored as a pair, too
 NEEDED = ("question_id", "question", "answer", "category")  # columns of the hub's tables
 SUFFIX = " Answer the question using a single word or phrase."
 PERCEPTION = (

@@ -24,6 +24,7 @@ from reca.inference.items import Question
 
 VERSION = "letter rule, pairs"
 ROLES = ("questions",)
+TOGETHER = 2  # questions, which are scored as a pair
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 _OPTION = re.compile(r"\(([a-z])\)\s*([^()]*)")
 
