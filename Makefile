@@ -7,7 +7,7 @@
 #   PIP_OPTIONS=                more options for pip install
 #   PYTEST_OPTIONS=             more options for pytest
 #   EXPERIMENTS=                what `make rehearse` runs (default: every published experiment)
-#   FRESH=1 FIRST_RUN=1 SLURM=1 FAULTS=1 RECORD=1   more of `make rehearse`: docs/rehearsal.md
+#   FRESH=1 SLURM=1 FAULTS=1 RECORD=1   more of `make rehearse`: docs/rehearsal.md
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -25,7 +25,7 @@ RUN = PATH="$$PWD/$(BIN):$$PATH"
 SNAKEMAKE = $(RUN) python3 -m snakemake --cores "$$CORES"
 RECORDED = laptop
 # Values reach the shell as its variables, so none is read as a command.
-export CORES EXPERIMENT EXPERIMENTS FAULTS FIRST_RUN FRESH RECORD RECORDED SLURM TORCH_INDEX
+export CORES EXPERIMENT EXPERIMENTS FAULTS FRESH RECORD RECORDED SLURM TORCH_INDEX
 
 .PHONY: help setup reproduce smoke rehearse test reliability lint record pull readme clean
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,9 @@ from reca.config.schema import Experiment
 from reca.core.artifacts import read_json, write_json
 from reca.sources.catalogue import SOURCES_FILE, load_sources
 from reca.sources.fetch import LOCK_FILE
-from tests.rehearsal import plan
+from tests.rehearsal import first_run, plan
 from tests.rehearsal.servers import Servers
+from tests.rehearsal.usage import Used, used
 from tests.rehearsal.workspace import Workspace
 
 SUMMARY = Path("summary")
@@ -39,6 +41,7 @@ class Outcome:
 
     jobs: int = 0
     seconds: float = 0.0
+    cpu: float = 0.0  # of all its processes
     audit: str = ""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -55,17 +58,19 @@ class Rehearsal:
     def run(self, wanted: Sequence[str]) -> dict[str, Any]:
         """Rehearse the experiments, in order of dependency; returns the summary."""
         started = time.monotonic()
-        experiments = plan.chosen(wanted, self.scale)
+        experiments = plan.chosen(wanted, self.scale, self.space.root / "config")
         done = self.state()
+        page = first_run.experiment()
+        if page in experiments and page not in done:
+            done[page] = self.first_run(page)
+            self.keep(done)
         self.pin(plan.sources(experiments))
         width = max(map(len, experiments))
         for number, (name, experiment) in enumerate(experiments.items(), 1):
-            before = done.get(name, Outcome())
-            now = self.experiment(experiment, before)
-            done[name] = now
-            write_json(self.space.root / STATE, {n: asdict(one) for n, one in done.items()})
-            jobs = f"{now.jobs:4d} jobs {now.seconds:6.0f} s"
-            say(f"[{number}/{len(experiments)}] {name:<{width}} {jobs}   audit: {now.audit}")
+            done[name] = now = self.experiment(experiment, done.get(name, Outcome()))
+            self.keep(done)
+            took = f"{now.jobs:4d} jobs {now.seconds:6.0f} s ({now.cpu:.0f} s of CPU)"
+            say(f"[{number}/{len(experiments)}] {name:<{width}} {took}   audit: {now.audit}")
         outcomes = {name: done[name] for name in experiments}
         summary = summed(outcomes) | {"tables": self.tables(experiments)}
         summary["seconds"] = round(time.monotonic() - started, 1)
@@ -77,6 +82,9 @@ class Rehearsal:
         path = self.space.root / STATE
         known = read_json(path) if path.is_file() else {}
         return {name: Outcome(**fields) for name, fields in known.items()}
+
+    def keep(self, done: Mapping[str, Outcome]) -> None:
+        write_json(self.space.root / STATE, {name: asdict(one) for name, one in done.items()})
 
     # ---- steps ---------------------------------------------------------------------------------
     def pin(self, sources: set[str]) -> None:
@@ -92,21 +100,36 @@ class Rehearsal:
             self.command("pin-mirror", "reca", "pin", *alone, mirror)
         say(f"{len(sources)} sources in {LOCK_FILE}, {len(missing)} of them pinned now")
 
+    def first_run(self, name: str) -> Outcome:
+        """The commands of docs/first_run.md, in the folder as it is before anything is pinned; Failed at a fault."""
+        found = f"{name}-{self.scale}"
+        for folder in ("results", "work"):
+            shutil.rmtree(self.space.root / folder / found, ignore_errors=True)
+        outcome = Outcome()
+        commands = first_run.run(self.space, self.scale, slurm=bool(self.profile))
+        for number, (step, spent, wrong) in enumerate(commands):
+            log, at = first_run.log_of(self.space, number), f"docs/first_run.md:{step.line}"
+            if wrong:
+                raise Failed(f"{at}: {step.command}: {wrong}\nall output: {log}")
+            say(f"{at:<22} {spent.seconds:6.1f} s   {step.command.splitlines()[0]}")
+            if jobs := jobs_of(log.read_text()):
+                outcome = Outcome(jobs, round(spent.seconds, 1), round(spent.cpu, 1))
+        return outcome
+
     def experiment(self, experiment: Experiment, before: Outcome) -> Outcome:
         """Check an experiment, write its difference to the published one, run and audit it."""
         name = label(experiment)
         self.command(f"{name}-check", "reca", "check", name)
         difference = self.command(f"{name}-diff", "reca", "compose", name, "--diff")
         (self.space.root / SUMMARY / f"{name}.diff").write_text(difference)
-        started = time.monotonic()
-        said = self.command(name, *self.snakemake(name))
-        found = DONE.findall(said)
-        jobs = int(found[-1][1]) if found else 0
-        seconds = time.monotonic() - started if jobs else 0.0
+        with used() as spent:
+            jobs = jobs_of(self.command(name, *self.snakemake(name)))
+        now = spent if jobs else Used()
         audit = self.command(f"{name}-audit", "reca", "audit", plan.results_of(experiment))
         return Outcome(
             before.jobs + jobs,
-            round(before.seconds + seconds, 1),
+            round(before.seconds + now.seconds, 1),
+            round(before.cpu + now.cpu, 1),
             audit.splitlines()[-1],
             self.stages(name),
         )
@@ -151,11 +174,16 @@ class Rehearsal:
         return {stage: rounded(counted) for stage, counted in sorted(found.items())}
 
 
+def jobs_of(said: str) -> int:
+    """The number of jobs that Snakemake says it has done; 0 where there was nothing to be done."""
+    found = DONE.findall(said)
+    return int(found[-1][1]) if found else 0
+
+
 def measured(path: Path) -> dict[str, Any]:
-    """Wall and CPU seconds of a job; the latter are 0 where it was too short for Snakemake to see."""
+    """Seconds of a job."""
     with path.open() as file:
-        row = next(csv.DictReader(file, delimiter="\t"))
-    return {"seconds": float(row["s"]), "cpu": float(row["cpu_time"].replace("NA", "0") or 0)}
+        return {"seconds": float(next(csv.DictReader(file, delimiter="\t"))["s"])}
 
 
 def rounded(counted: Mapping[str, float]) -> dict[str, float]:
@@ -182,6 +210,7 @@ def summed(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
         "experiments": {name: asdict(one) for name, one in outcomes.items()},
         "jobs": sum(one.jobs for one in outcomes.values()),
         "run_seconds": round(sum(one.seconds for one in outcomes.values()), 1),
+        "cpu_seconds": round(sum(one.cpu for one in outcomes.values()), 1),
         "stages": {stage: rounded(counted) for stage, counted in slowest},
     }
 

@@ -8,16 +8,19 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from tests.rehearsal.driver import Failed, Rehearsal, say
 from tests.rehearsal.workspace import Workspace
 
 # Verb of each rule of the workflow that runs a command; an alignment on several devices starts it through torchrun.
 RULES = ("fetch", "base", "cache", "align", "sample", "observe", "score", "report")
+EXPERIMENT = "paper_showo_vq"  # has every rule, detectors and a judge
 POLL = 0.05
 AFTER = 1.5  # seconds into a stage: past Python's start, before most stages end
 
@@ -89,6 +92,32 @@ def _children(stage: psutil.Process) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         return list(stage.children(recursive=True))
     return []
+
+
+def rehearsed(rehearsal: Rehearsal, name: str = EXPERIMENT) -> dict[str, Any]:
+    """Kill a stage of each rule in a folder of its own; Failed unless all ends as in the undisturbed folder."""
+    straight = rehearsal.space
+    rehearsal.run([name])
+    disturbed = begun_anew(straight.root / "faults", straight)
+    labelled = f"{name}-{rehearsal.scale}"
+    command = rehearsal.snakemake(labelled)
+    asked = len(rehearsal.servers.judge.asked)
+    kills = killed_everywhere(disturbed, command)
+    done = disturbed.run(*command, log=labelled)
+    differ = differences(straight, disturbed, labelled)
+    missed = [kill.rule for kill in kills if not kill.happened]
+    paid = len(rehearsal.servers.judge.asked) - asked
+    hit = f"{len(kills) - len(missed)} of {len(kills)} rules killed"
+    said = f"{hit}, {len(differ)} stages differ, {paid} judge requests"
+    say(f"kills, {name}: {said}")
+    if done.returncode or differ or missed:
+        raise Failed(f"kills, {name}: exit status {done.returncode}; {said}; {missed} {differ[:3]}")
+    return {
+        "experiment": name,
+        "kills": [asdict(kill) for kill in kills],
+        "judge_requests": paid,
+        "stages_that_differ": 0,
+    }
 
 
 def differences(straight: Workspace, disturbed: Workspace, experiment: str) -> list[str]:

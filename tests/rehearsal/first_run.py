@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.rehearsal.usage import Used, used
 from tests.rehearsal.workspace import ROOT, Workspace
 
 PAGE = ROOT / "docs/first_run.md"
@@ -31,6 +30,14 @@ class Step:
     command: str
     expected: tuple[str, ...]
     line: int
+
+
+def experiment(page: str | None = None) -> str:
+    """The experiment that the page runs."""
+    named = EXPERIMENT.search(page or PAGE.read_text())
+    if named is None:
+        raise ValueError(f"{PAGE}: no command has --config experiment=NAME; the page must run one")
+    return named[1]
 
 
 def steps(page: str) -> list[Step]:
@@ -52,10 +59,8 @@ def steps(page: str) -> list[Step]:
 
 def rehearsed(page: str, scale: str, has_slurm: bool) -> str:
     """The page with the experiment at a scale, and without the profile where there is no Slurm."""
-    named = EXPERIMENT.search(page)
-    if named is None:
-        raise ValueError(f"{PAGE}: no command has --config experiment=NAME; the page must run one")
-    page = re.sub(rf"\b{named[1]}\b", f"{named[1]}-{scale}", page)
+    name = experiment(page)
+    page = re.sub(rf"\b{name}\b", f"{name}-{scale}", page)
     return page if has_slurm else page.replace(PROFILE, "")
 
 
@@ -71,26 +76,23 @@ def absent(expected: tuple[str, ...], said: str) -> str | None:
 
 def run(
     space: Workspace, scale: str, page: str | None = None, slurm: bool = False
-) -> Iterator[tuple[Step, float, str | None]]:
-    """Each command of the page with its seconds, and what is wrong with it or None; ends after the first fault.
+) -> Iterator[tuple[Step, Used, str | None]]:
+    """Each command of the page with what it used, and what is wrong with it or None; ends after the first fault.
 
     Variables that a command exports hold for those after it.
     """
     text = rehearsed(page or PAGE.read_text(), scale, slurm and shutil.which("sbatch") is not None)
     exports: list[str] = []
     for number, step in enumerate(steps(text)):
-        started = time.monotonic()
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", "\n".join([*exports, step.command])],
-            cwd=space.root, env=space.environment, text=True, check=False,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        space.log(f"first_run-{number:02d}").write_text(f"$ {step.command}\n{done.stdout}")
+        with used() as spent:
+            script = "\n".join([*exports, step.command])
+            done = space.run("bash", "-euo", "pipefail", "-c", script)
+        log_of(space, number).write_text(f"$ {step.command}\n{done.stdout}")
         exports += [line for line in step.command.splitlines() if line.startswith("export ")]
         wrong = f"exit status {done.returncode}" if done.returncode else None
         if wrong is None and (line := absent(step.expected, done.stdout)) is not None:
             wrong = f"does not print: {line}"
-        yield step, time.monotonic() - started, wrong
+        yield step, spent, wrong
         if wrong is not None:
             return
 

@@ -29,7 +29,7 @@ def published() -> list[str]:
     return [name for name in names() if name.startswith(PUBLISHED) and name not in COMBINED]
 
 
-def chosen(wanted: Iterable[str], scale: str) -> dict[str, Experiment]:
+def chosen(wanted: Iterable[str], scale: str, config: Path | None = None) -> dict[str, Experiment]:
     """The wanted experiments at a scale, by name, after those that they start from; ValueError for an unknown one."""
     found: dict[str, Experiment] = {}
     todo = list(wanted)
@@ -37,9 +37,9 @@ def chosen(wanted: Iterable[str], scale: str) -> dict[str, Experiment]:
         name = todo.pop()
         if name in found:
             continue
-        if name not in names():
+        if name not in names(config):
             raise ValueError(f"EXPERIMENTS={name}: {suggestion(name, published())}")
-        found[name] = load(name, [f"scale={scale}"])
+        found[name] = load(name, [f"scale={scale}"], config)
         todo += starts(found[name])
     order = TopologicalSorter({name: starts(one) for name, one in sorted(found.items())})
     return {name: found[name] for name in order.static_order()}
