@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,80 +17,31 @@ import psutil
 from tests.rehearsal.driver import Failed, Rehearsal, say
 from tests.rehearsal.workspace import Workspace
 
-# Verb of each rule of the workflow that runs a command; an alignment on several devices starts it through torchrun.
-RULES = ("fetch", "base", "cache", "align", "sample", "observe", "score", "report")
+# Verbs of the rules, and whether Snakemake is killed with the stage: it is retried in one half, resumed in the other.
+# The jobs of a dead Snakemake live on until the next run ends them.
+RULES = {
+    "fetch": False,
+    "base": True,
+    "cache": False,
+    "align": True,
+    "sample": False,
+    "observe": True,
+    "score": False,
+    "report": True,
+}
 EXPERIMENT = "paper_showo_vq"  # has every rule, detectors and a judge
-POLL = 0.05
-AFTER = 1.5  # seconds into a stage: past Python's start, before most stages end
+POLL = 0.02
+SHARE = 0.6  # of a stage's usual seconds, after which it is killed
+FETCH = 0.8  # seconds; downloads are not among an experiment's measurements
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A killed stage: its rule, and whether Snakemake itself was killed with it."""
+    """A stage that was killed: its rule, seconds after its start, and whether Snakemake died with it."""
 
     rule: str
+    after: float
     driver_too: bool
-    happened: bool
-
-
-def killed_everywhere(space: Workspace, command: Sequence[str]) -> list[Kill]:
-    """Run the workflow again and again, killing one stage of each rule; the last run is left alone.
-
-    With every second rule Snakemake dies, too, so that one half of the stages is retried and the other half resumed.
-    The jobs of a dead Snakemake live on until the next run ends them.
-    """
-    kills = []
-    for number, rule in enumerate(RULES):
-        driver_too = number % 2 == 1
-        kills.append(Kill(rule, driver_too, _killed(space, command, rule, driver_too)))
-    return kills
-
-
-def _killed(space: Workspace, command: Sequence[str], rule: str, driver_too: bool) -> bool:
-    """Whether a stage of the rule was seen and killed; without the driver, the run goes on to its end."""
-    with (
-        space.log(f"kill-{rule}").open("w") as log,
-        subprocess.Popen(
-            command, cwd=space.root, env=space.environment, stdin=subprocess.DEVNULL,
-            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        ) as driver,
-    ):  # fmt: skip
-        stage = None
-        while driver.poll() is None and stage is None:
-            time.sleep(POLL)
-            stage = _stage(driver.pid, rule)
-        if stage is None:
-            return False
-        _wait_for_start(stage)
-        family = [stage, *_children(stage)]
-        if driver_too:
-            driver.send_signal(signal.SIGKILL)
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-    return True
-
-
-def _stage(driver: int, rule: str) -> psutil.Process | None:
-    """A running command of a rule below the driver."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(driver).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                words = process.cmdline()
-                if words and "python" in words[0] and ("reca", rule) in pairwise(words):
-                    return process
-    return None
-
-
-def _wait_for_start(stage: psutil.Process) -> None:
-    with contextlib.suppress(psutil.TimeoutExpired):
-        stage.wait(AFTER)
-
-
-def _children(stage: psutil.Process) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return list(stage.children(recursive=True))
-    return []
 
 
 def rehearsed(rehearsal: Rehearsal, name: str = EXPERIMENT) -> dict[str, Any]:
@@ -101,23 +51,77 @@ def rehearsed(rehearsal: Rehearsal, name: str = EXPERIMENT) -> dict[str, Any]:
     disturbed = begun_anew(straight.root / "faults", straight)
     labelled = f"{name}-{rehearsal.scale}"
     command = rehearsal.snakemake(labelled)
+    usual = {rule: s["seconds"] / s["jobs"] for rule, s in rehearsal.stages(labelled).items()}
     asked = len(rehearsal.servers.judge.asked)
-    kills = killed_everywhere(disturbed, command)
+    kills = killed_everywhere(disturbed, command, {"fetch": FETCH, **usual})
     done = disturbed.run(*command, log=labelled)
     differ = differences(straight, disturbed, labelled)
-    missed = [kill.rule for kill in kills if not kill.happened]
+    missed = sorted(RULES.keys() - {kill.rule for kill in kills})
     paid = len(rehearsal.servers.judge.asked) - asked
-    hit = f"{len(kills) - len(missed)} of {len(kills)} rules killed"
-    said = f"{hit}, {len(differ)} stages differ, {paid} judge requests"
-    say(f"kills, {name}: {said}")
+    said = f"{len(kills)} of {len(RULES)} rules killed, {len(differ)} stages differ"
     if done.returncode or differ or missed:
         raise Failed(f"kills, {name}: exit status {done.returncode}; {said}; {missed} {differ[:3]}")
-    return {
-        "experiment": name,
-        "kills": [asdict(kill) for kill in kills],
-        "judge_requests": paid,
-        "stages_that_differ": 0,
-    }
+    say(f"kills, {name}: {said}, {paid} requests to the judge")
+    return {"experiment": name, "stages_that_differ": len(differ), "judge_requests": paid,
+            "killed": [asdict(kill) for kill in kills]}  # fmt: skip
+
+
+def killed_everywhere(
+    space: Workspace, command: Sequence[str], usual: Mapping[str, float]
+) -> list[Kill]:
+    """Run the workflow until one stage of each rule has been killed, or it ends; starts it anew after its own death."""
+    kills: list[Kill] = []
+    for attempt in range(1 + sum(RULES.values())):
+        log = space.log(f"kills-{attempt}")
+        with (
+            log.open("w") as file,
+            subprocess.Popen(
+                command, cwd=space.root, env=space.environment, stdin=subprocess.DEVNULL,
+                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            ) as driver,
+        ):  # fmt: skip
+            while driver.poll() is None:
+                time.sleep(POLL)
+                todo = RULES.keys() - {kill.rule for kill in kills}
+                if not (kill := _killed(driver.pid, todo, usual)):
+                    continue
+                kills.append(kill)
+                if kill.driver_too:
+                    driver.kill()
+                    break
+            else:
+                return kills
+    return kills
+
+
+def _killed(driver: int, rules: set[str], usual: Mapping[str, float]) -> Kill | None:
+    """Kill the first stage below the driver that is of one of the rules; None if there is none or it ended first."""
+    found = _stage(driver, rules)
+    if found is None:
+        return None
+    rule, stage = found
+    with contextlib.suppress(psutil.NoSuchProcess):
+        after = SHARE * usual[rule]
+        with contextlib.suppress(psutil.TimeoutExpired):
+            stage.wait(max(0.0, after - (time.time() - stage.create_time())))
+            return None
+        for process in (stage, *stage.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        return Kill(rule, round(time.time() - stage.create_time(), 2), RULES[rule])
+    return None
+
+
+def _stage(driver: int, rules: set[str]) -> tuple[str, psutil.Process] | None:
+    """A running command below the driver, and its rule."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(driver).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                words = process.cmdline()
+                verbs = {verb for word, verb in pairwise(words) if word == "reca"} & rules
+                if words and "python" in words[0] and verbs:
+                    return verbs.pop(), process
+    return None
 
 
 def differences(straight: Workspace, disturbed: Workspace, experiment: str) -> list[str]:

@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import requests
 
 from reca.sources.catalogue import SOURCES_FILE
 from tests.rehearsal import first_run, plan
 from tests.rehearsal.driver import Rehearsal
 from tests.rehearsal.servers import serving
+from tests.rehearsal.web import Web
 from tests.rehearsal.workspace import Workspace
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -44,6 +46,19 @@ def test_a_published_experiment_runs_from_the_hub_to_its_table(tmp_path: Path) -
     assert "scale tiny, not a result" in tables
     difference = (space.root / f"summary/{NAME}-tiny.diff").read_text()
     assert "# number of optimiser steps" in difference
+
+
+def test_published_addresses_are_answered_and_every_other_host_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    page.write_bytes(b"0123456789")
+    with Web({"files.example.org/a b.json": page}, {}, tmp_path).serving() as web:
+        through = {"proxies": {"https": web.url}, "verify": str(web.authority), "timeout": 10}
+        for head, body in ({}, b"0123456789"), ({"Range": "bytes=4-"}, b"456789"):
+            got = requests.get("https://files.example.org/a%20b.json", headers=head, **through)
+            assert got.content == body
+        with pytest.raises(requests.exceptions.ProxyError, match="403"):
+            requests.get("https://huggingface.co/api/models", **through)
+    assert web.refused == {"huggingface.co"}
 
 
 def test_the_page_of_the_first_run_is_read_as_it_says() -> None:
