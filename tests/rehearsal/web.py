@@ -92,8 +92,12 @@ class WebHandler(LoopbackHandler):
             return
         data = page.read_bytes()
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        headers = {"Content_Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
-        self.reply(206 if start else 200, data[start:], **headers)
+        if start:
+            self.reply(
+                206, data[start:], Content_Range=f"bytes {start}-{len(data) - 1}/{len(data)}"
+            )
+        else:
+            self.reply(200, data)
 
     def do_POST(self) -> None:
         host, path = self._address()
