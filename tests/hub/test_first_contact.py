@@ -174,7 +174,11 @@ def test_every_checkpoint_of_the_families_has_a_layout_here() -> None:
     assert used >= set(checkpoints.WRITERS), "every source is part of a base below"
 
 
-@pytest.mark.parametrize(("source", "model", "trained", "changed"), BASES)
+@pytest.mark.parametrize(
+    ("source", "model", "trained", "changed"),
+    BASES,
+    ids=["-".join((source, model, trained or "released")) for source, model, trained, _ in BASES],
+)
 def test_a_base_has_the_weights_of_its_sources(
     source: str, model: str, trained: str | None, changed: dict[str, Any], shop: Shop
 ) -> None:

@@ -15,6 +15,7 @@ class TokenizerFiles:
     files: Files
 
     def save_pretrained(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         for name, data in self.files.items():
             (Path(folder) / name).write_bytes(data)
 

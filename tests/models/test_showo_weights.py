@@ -123,6 +123,9 @@ def test_shards_load_by_their_index(build, tmp_path):
     index.write_text(json.dumps({"weight_map": weight_map}))
     load_official(other, tmp_path)
     assert_equal(module, other)
+    again = build()
+    load_official(again, tmp_path / "model.safetensors")  # which this release has in shards
+    assert_equal(module, again)
 
     index.write_text(json.dumps({"weight_map": weight_map | {"ghost": "a.safetensors"}}))
     with pytest.raises(ValueError, match=r"1 missing \(ghost\)"):
