@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from reca.data.prompts import bank
 from reca.evaluation import registry
 from reca.evaluation.assignment import Assignment, ImagePass
-from reca.evaluation.reading import Ids, Tables, columns
+from reca.evaluation.reading import Ids, Tables, columns, demand_some
 from reca.inference.items import Prompt, Question
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ def _image_pass(
         return ImagePass(
             "reconstruct", prompts, guidance, sources={p.id: file for p, file in originals}
         )
-    listed: list[Prompt] = registry.module(benchmark.kind).prompts(data)
-    mine = shard_of(spread(listed, benchmark.prompts, _task), shard)
+    mine = shard_of(items_of(benchmark.kind, data, benchmark.prompts), shard)
     if need == "edit":
         sources = edit_sources(benchmark.kind, mine, data)
         return ImagePass("edit", mine, guidance, sources=sources)
@@ -116,6 +115,7 @@ def items_of(kind: str, data: Mapping[str, Path], limit: int = 0) -> list[Prompt
     ids, folder = Ids(), Path(data["prompts"])
     for prompt in found:  # readers check ids per file; this covers readers that do not
         ids.add(prompt.id, folder)
+    demand_some(folder, found)
     return spread(found, limit, _task)
 
 
@@ -130,6 +130,7 @@ def questions_of(benchmark: BenchmarkConfig, data: Mapping[str, Path]) -> list[Q
     ids, folder = Ids(), Path(data["questions"])
     for question in found:
         ids.add(question.id, folder)
+    demand_some(folder, found)
     together = getattr(module, "TOGETHER", 1)
     found = spread(found, benchmark.questions, lambda question: question.kind, together)
     if not benchmark.rotations:
@@ -273,11 +274,13 @@ def _of_mmmu(tables: Sequence[Path], wanted: set[str]) -> dict[str, bytes]:
 
 
 def _tables_seen(tables: Sequence[Path], column: str) -> str:
-    """The part of an error message that says that no table has the image columns; empty if one has."""
-    if not tables or any(_index(str(path), column) for path in tables):
-        return ""
-    wanted = f"{column} and {' or '.join(_PIXELS)}"
-    return f": no table has columns {wanted}; {tables[0]} has {', '.join(columns(tables[0]))}"
+    """The part of an error message that names a table without the image columns; empty if all have them."""
+    for path in tables:
+        there = columns(path)
+        if column not in there or not set(_PIXELS) & set(there):
+            wanted = f"{column} and {' or '.join(_PIXELS)}"
+            return f": expected columns {wanted}; {path} has {', '.join(there)}"
+    return ""
 
 
 def _from_tables(

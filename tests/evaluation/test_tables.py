@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from reca.config.schema import BenchmarkConfig
 from reca.evaluation import benchmark_data, registry
 from reca.evaluation.reading import Tables
-from reca.evaluation.tasks import gqa, mmbench, mme, mmmu, mmvp, pope
+from reca.evaluation.tasks import dpg, gqa, mmbench, mme, mmmu, mmvp, pope
 from reca.sources.fetch import _selects, load_sources
 from tests.evaluation import small_benchmarks as small
 from tests.evaluation.test_data import HUB, cell, place, table
@@ -251,6 +252,38 @@ def test_ids_of_prompts_that_come_again_are_refused(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"train-0\.parquet: k occurs twice"):
         benchmark_data.items_of("gedit", {"prompts": table(tmp_path / "g/train-0.parquet", edits)})
+
+
+@pytest.mark.parametrize("needed", dpg.NEEDED)
+def test_a_question_table_of_dpg_without_a_column_is_refused(tmp_path, needed):
+    """Not only when the column is read, which is after all images were generated."""
+    path = small.dpg(tmp_path / "dpg") / "dpg_bench.csv"
+    path.write_text(path.read_text().replace(needed, f"new_{needed}", 1))
+    with pytest.raises(ValueError, match=rf"dpg_bench\.csv: has no column {needed};"):
+        dpg.questions({"questions": path.parent})
+
+
+def test_a_prompt_of_geneval_without_objects_is_refused(tmp_path):
+    """It would count as right for every image."""
+    folder = small.geneval(tmp_path / "geneval")
+    path = folder / "evaluation_metadata.jsonl"
+    path.write_text(path.read_text().replace('"include"', '"includes"'))
+    with pytest.raises(ValueError, match="line 1: the key 'include' is missing"):
+        benchmark_data.items_of("geneval", {"prompts": folder})
+
+
+def test_a_benchmark_without_prompts_or_questions_is_refused(tmp_path):
+    """Its score would be complete, and empty."""
+    (tmp_path / "val_comp.json").write_text("[]")
+    with pytest.raises(ValueError, match="contains no questions or prompts"):
+        benchmark_data.items_of("t2i_compbench", {"prompts": tmp_path})
+    row, *_ = HUB["pope"]
+    data = {"questions": tmp_path}
+    path = tmp_path / place("pope")
+    path.parent.mkdir()
+    pq.write_table(pa.Table.from_pylist([row]).slice(1), path)
+    with pytest.raises(ValueError, match="contains no questions or prompts"):
+        benchmark_data.questions_of(BenchmarkConfig(kind="pope"), data)
 
 
 def test_two_files_of_one_name_that_differ_are_refused(tmp_path):

@@ -82,7 +82,7 @@ def shards(tensors: Mapping[str, Tensor]) -> Files:
 
 def blocks(side: int) -> Tensor:
     """Four images of coloured blocks [4, 3, side, side], normalised: what the networks are balanced on."""
-    small = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    small = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     return nn.functional.interpolate(small, (side, side))
 
 
@@ -105,8 +105,9 @@ def detector() -> Files:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
     stages = ["stage1", "stage2", "stage3", "stage4"]
-    swin = SwinConfig(
-        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=7, out_features=stages
+    swin = SwinConfig(  # patches of 16 pixels, not 4: images are enlarged to 800
+        embed_dim=8, patch_size=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=7,
+        out_features=stages,
     )  # fmt: skip
     names = {number: SPELT.get(name, name) for number, name in enumerate(COCO)}
     config = Mask2FormerConfig(
@@ -119,7 +120,7 @@ def detector() -> Files:
     random_weights(model, 1.0)
     seen, head = [COCO.index(name) for name in SEEN], model.class_predictor
     with torch.no_grad():
-        usual = model.eval()(blocks(128)).transformer_decoder_last_hidden_state.mean((0, 1))
+        usual = model.eval()(blocks(800)).transformer_decoder_last_hidden_state.mean((0, 1))
         head.weight *= 8
         head.bias.fill_(-100.0)
         head.bias[seen] = -(head.weight @ usual)[seen]  # no class is preferred on the whole

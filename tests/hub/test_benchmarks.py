@@ -9,12 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from reca.cli import main
 from reca.config.schema import BenchmarkConfig
 from reca.core.artifacts import write_json
+from reca.data.formats import open_dataset
 from reca.evaluation import registry
 from reca.evaluation.benchmark_data import assignment, edit_sources, items_of, questions_of
 from reca.evaluation.graded import Graded
@@ -172,18 +174,11 @@ def judged_by(server: js.JudgeServer, benchmark: BenchmarkConfig, **more: Any) -
     return replace(benchmark, judge=replace(benchmark.judge, base_url=f"{server.url}/v1", **more))
 
 
-# Fewer images for the networks, which examine them at full size.
-SEEN = {
-    "geneval": {"prompts": 6, "images_per_prompt": 1},
-    "dpg": {"prompts": 4, "images_per_prompt": 1},
-}
-
-
 @pytest.mark.parametrize("name", [*PICTURES, *QUESTIONS])
 def test_every_score_of_a_benchmark_has_a_value(
     name: str, fetched: Hub, judge: js.JudgeServer, tmp_path: Path
 ) -> None:
-    benchmark = benchmark_of(name, **SEEN.get(name, {}))
+    benchmark = benchmark_of(name, images_per_prompt=1)
     if benchmark.judge:
         benchmark = judged_by(judge, benchmark)
     found = scored(benchmark, tmp_path / "run")
@@ -228,3 +223,15 @@ def test_files_are_the_same_each_time() -> None:
     assert benchmarks.texts() == first
     observers.blip_vqa.cache_clear()
     assert observers.blip_vqa() == benchmarks.files()["blip-vqa"]
+
+
+def test_a_training_column_that_is_missing_on_the_hub_is_one_line(fetched: Hub) -> None:
+    """As it is after a change of the data set: the experiment that reads the column says so before it starts."""
+    folder = Path("data/changed/data")
+    folder.mkdir(parents=True)
+    for path in Path("data/midjourney-v6-llava/data").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["llava"]), folder / path.name)
+    columns = {"image": "image", "caption": "llava"}  # of paper_harmon_dense
+    line = r"no column 'llava' \(caption\); it has .*'prompt'.*; set data\.<name>\.options\.caption"
+    with pytest.raises(ValueError, match=line):
+        open_dataset("parquet", folder, **columns)

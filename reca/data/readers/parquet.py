@@ -268,7 +268,10 @@ def _schema_names(files: list[Path]) -> list[str]:
     names = [pq.read_schema(file).names for file in files]
     for file, other in zip(files, names, strict=True):
         if other != names[0]:
-            raise ValueError(f"{file}: columns {other} differ from {names[0]} of {files[0].name}")
+            raise ValueError(
+                f"{file}: columns {other} differ from {names[0]} of {files[0].name}; fetch the pinned revision of its "
+                "source into a folder of its own"
+            )
     return names[0]
 
 
@@ -276,7 +279,10 @@ def _choose_columns(path: Path, present: list[str], named: dict[str, str | None]
     columns = {}
     for role, name in named.items():
         if name is not None and name not in present:
-            raise ValueError(f"{path}: no column {name!r} ({role}); it has {present}")
+            raise ValueError(
+                f"{path}: no column {name!r} ({role}); it has {present}; set data.<name>.options.{role}, or fetch the "
+                "pinned revision of its source"
+            )
         chosen = name or DEFAULT_COLUMNS[role]
         if chosen in present:
             columns[role] = chosen

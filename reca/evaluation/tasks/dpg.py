@@ -14,13 +14,20 @@ from typing import Any
 from reca.core.documents import read_json, texts
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, coverage_of, interval, mean
-from reca.evaluation.reading import Ids, csv_rows, one_file
+from reca.evaluation.reading import Ids, csv_rows, demand_columns, one_file
 from reca.inference.items import Prompt
 
 VERSION = "ELLA 3c228f1"
 IMAGES_PER_PROMPT = 4
 YES = "yes"
 ROLES = ("prompts", "questions")
+NEEDED = (
+    "item_id",
+    "proposition_id",
+    "dependency",
+    "tuple",
+    "question_natural_language",
+)  # columns
 
 Row = Mapping[str, Any]
 Answers = Mapping[int, str]  # of one image: proposition id -> answer
@@ -43,11 +50,12 @@ def questions(data: Mapping[str, Path]) -> list[dict[str, Any]]:
     path = one_file(data["questions"], "dpg_bench.csv", "the source of DPG-Bench")
     rows, ids = [], Ids()
     for number, row in csv_rows(path):
+        demand_columns(path, list(row), NEEDED)
         try:
             rows.append({**row, "proposition_id": int(row["proposition_id"])})
             parents(row)
             name = f"{row['item_id']}, proposition {int(row['proposition_id'])}"
-        except (KeyError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"{path}, line {number}: not a question ({error}); fetch its source again"
             ) from error

@@ -28,7 +28,7 @@ def prompts(data: Mapping[str, Path]) -> list[Prompt]:
     path = one_file(data["prompts"], METADATA, "source geneval")
     return [
         Prompt(f"{number:05d}", facts["prompt"], facts["tag"], facts)
-        for number, facts in enumerate(lines(path, prompt=str, tag=str))
+        for number, facts in enumerate(lines(path, prompt=str, tag=str, include=list))
     ]
 
 
