@@ -68,9 +68,11 @@ def rehearse(space: Workspace, servers: Servers, wanted: list[str]) -> None:
 
 
 def keep(space: Workspace, found: dict[str, Any]) -> None:
-    """Add to the summary, and with RECORD=1 to the repository's record."""
-    for path in (space.root / SUMMARY / "rehearsal.json", *([RECORD] if _set("RECORD") else [])):
-        write_json(path, {**(read_json(path) if path.is_file() else {}), **found})
+    """Add to the summary of this folder; with RECORD=1 it is the repository's record, too."""
+    path = space.root / SUMMARY / "rehearsal.json"
+    whole = {**(read_json(path) if path.is_file() else {}), **found}
+    for target in (path, *([RECORD] if _set("RECORD") else [])):
+        write_json(target, whole)
 
 
 def _set(option: str) -> bool:

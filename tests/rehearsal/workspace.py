@@ -28,9 +28,12 @@ LOGS = "rehearsal-logs"
 
 
 def ends_with_parent() -> None:
-    """In a new process: end when the parent dies, even by SIGKILL; without its servers a run could only fail."""
+    """In a new process: die with the parent, without whose servers a run could only fail.
+
+    By SIGKILL: after a gentler signal Snakemake would wait for its jobs, and the next run for Snakemake.
+    """
     with contextlib.suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass
