@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from reca.sources.catalogue import SOURCES_FILE
+from tests.rehearsal import plan
 from tests.rehearsal.driver import Failed, Rehearsal, say
 from tests.rehearsal.workspace import Workspace
 
@@ -49,6 +51,8 @@ def rehearsed(rehearsal: Rehearsal, name: str = EXPERIMENT) -> dict[str, Any]:
     straight = rehearsal.space
     rehearsal.run([name])
     disturbed = begun_anew(straight.root / "faults", straight)
+    experiments = plan.chosen([name], rehearsal.scale, straight.root / "config")
+    replace(rehearsal, space=disturbed).pin(plan.sources(experiments))
     labelled = f"{name}-{rehearsal.scale}"
     command = rehearsal.snakemake(labelled)
     usual = {rule: s["seconds"] / s["jobs"] for rule, s in rehearsal.stages(labelled).items()}
@@ -130,11 +134,10 @@ def differences(straight: Workspace, disturbed: Workspace, experiment: str) -> l
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def begun_anew(root: Path, pinned: Workspace) -> Workspace:
-    """A second working folder with the same pins and servers, and nothing else."""
+def begun_anew(root: Path, other: Workspace) -> Workspace:
+    """A second working folder with the same servers, in which nothing is pinned yet."""
     shutil.rmtree(root, ignore_errors=True)
     space = Workspace.made(root)
-    for name in ("sources.lock", "sources.yaml"):
-        shutil.copy(pinned.root / "config" / name, space.root / "config" / name)
-    space.variables = dict(pinned.variables)
+    shutil.copy(other.root / SOURCES_FILE, space.root / SOURCES_FILE)
+    space.variables = dict(other.variables)
     return space
