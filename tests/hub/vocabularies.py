@@ -140,11 +140,14 @@ def files(
         "added_tokens.json": ids,
         "special_tokens_map.json": {role: config[role] for role in roles if config.get(role)},
     }
-    found = {
-        name: json.dumps(document, ensure_ascii=False).encode() for name, document in made.items()
+    merges = "\n".join(["#version: 0.2", *lines, ""])
+    return {
+        name: (merges if name == "merges.txt" else _json(made[name])).encode() for name in names
     }
-    found["merges.txt"] = "\n".join(["#version: 0.2", *lines, ""]).encode()
-    return {name: found[name] for name in names}
+
+
+def _json(document: object) -> str:
+    return json.dumps(document, ensure_ascii=False)
 
 
 def byte_level(entries: Entries, split: Sequence[Any], added: Sequence[AddedToken]) -> Tokenizer:
