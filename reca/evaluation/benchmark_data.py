@@ -35,7 +35,8 @@ def spread(
 ) -> list[Item]:
     """At most `count` items (0: all) in their order: the first of every task, then the second of every task, and so on.
 
-    If a turn does not fit, its evenly spaced tasks are taken. `together` consecutive items count as one of that many.
+    If a turn does not fit, its evenly spaced tasks are taken. `together` consecutive items are never parted, so that a
+    pair is the least.
     """
     if not count:
         return list(items)

@@ -115,13 +115,13 @@ class TarDataset:
         return sha256_json([self.caption, self.hashes])
 
     def _add(self, shard: Path, index: dict[str, Any]) -> None:
-        at = shard.relative_to(self.root).as_posix()
-        self.hashes.append((at, index["sha256"]))
+        at = shard.relative_to(self.root)
+        self.hashes.append((at.as_posix(), index["sha256"]))
         for key, members in _by_key(shard, index["members"]).items():
             images = _image_extensions(members)
             if len(images) > 1:
                 raise ValueError(f"{shard}: key {key} has several images ({', '.join(images)})")
-            entry = Entry(shard, f"{at.removesuffix('.tar')}/{key}", members)
+            entry = Entry(shard, f"{at.with_suffix('').as_posix()}/{key}", members)
             if images or _dotted(members):
                 self.entries.append(entry)
             else:
