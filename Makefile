@@ -7,6 +7,8 @@
 #   DEVICE=auto                 where `make bases` trains: auto, cpu or cuda
 #   PIP_OPTIONS=                more options for pip install
 #   PYTEST_OPTIONS=             more options for pytest
+#   EXPERIMENTS=                what `make rehearse` runs (default: every published experiment)
+#   FRESH=1 SLURM=1 FAULTS=1 RECORD=1   more of `make rehearse`: docs/rehearsal.md
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -25,9 +27,9 @@ RUN = PATH="$$PWD/$(BIN):$$PATH"
 SNAKEMAKE = $(RUN) python3 -m snakemake --cores "$$CORES"
 RECORDED = laptop
 # Values reach the shell as its variables, so none is read as a command.
-export CORES DEVICE EXPERIMENT RECORDED TORCH_INDEX
+export CORES DEVICE EXPERIMENT EXPERIMENTS FAULTS FRESH RECORD RECORDED SLURM TORCH_INDEX
 
-.PHONY: help setup reproduce bases smoke test reliability lint record pull readme clean
+.PHONY: help setup reproduce bases smoke rehearse test reliability lint record pull readme clean
 
 help:
 	@echo "make setup      virtual environment in $(VENV) with the pinned packages"
@@ -35,6 +37,7 @@ help:
 	@echo "make bases      setup, then trains every shipped base model from nothing and compares the hashes (hours)"
 	@echo "make test       setup, then the tests"
 	@echo "make reliability  setup, then the fault campaign in full (15 minutes); writes docs/reliability.md"
+	@echo "make rehearse   setup, then every published experiment in miniature, on the loopback host (20 minutes)"
 	@echo "make smoke      setup, then the laptop experiment in its smallest size"
 	@echo "make lint       format, style, type, import and dead-code checks of code and workflow"
 	@echo "make record     hand finished results of experiment $$RECORDED to DVC"
@@ -67,6 +70,10 @@ bases: setup
 smoke: setup
 	@$(SNAKEMAKE) --config experiment=laptop_smoke
 	@echo "The report is $$PWD/results/laptop_smoke/report/index.html"
+
+# Every published experiment at scale tiny, from pins to tables, in build/rehearsal; no other host is reached.
+rehearse: setup
+	@$(RUN) python3 -m tests.rehearsal
 
 test: setup
 	@$(RUN) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python3 -m pytest $(PYTEST_OPTIONS)

@@ -10,9 +10,10 @@ from typing import Any
 from reca.commands.code import stage_code
 from reca.commands.inputs import records_of
 from reca.config.scale import label
-from reca.config.schema import Experiment
+from reca.config.schema import SCALES, Experiment
 from reca.core.artifacts import Stage
 from reca.core.documents import fields, read_yaml
+from reca.core.structure import suggestion
 from reca.evaluation.files import SCORES
 
 
@@ -62,15 +63,17 @@ def paper(arguments: Namespace) -> int:
     from reca.report.expectations import OUTSIDE
     from reca.report.paper import EXPECTED, build, collect
 
+    if arguments.scale not in (None, *SCALES):
+        raise ValueError(f"--scale {arguments.scale}: {suggestion(arguments.scale, SCALES)}")
     results = Path(arguments.results)
-    scores = collect(results)
+    scores = collect(results, scale=arguments.scale)
     folders = {str(row["folder"]): row["folder"] for row in scores}
     expect = _expectations(arguments.experiment, {row["experiment"] for row in scores})
     code, section_ = stage_code("paper"), {"expect": expect}
     with Stage(
         "paper", arguments.out, inputs=records_of(folders), section=section_, code=code
     ) as stage:
-        cells = build(results, stage.staging, expect=expect)
+        cells = build(results, stage.staging, expect=expect, scale=arguments.scale)
         judged = read_json(stage.staging / EXPECTED)
         stage.note(cells=cells, expectations=judged["counts"])
     said = ", ".join(f"{count} {status}" for status, count in sorted(cells.items()))

@@ -395,6 +395,11 @@ VERBS = (
         (
             folder("--results", "an experiment's results, or the folder of all"),
             arg(
+                "--scale",
+                metavar="SCALE",
+                help="tables of a rehearsal: take the scores of this scale, and no others",
+            ),
+            arg(
                 "--experiment",
                 nargs="+",
                 metavar="NAME",

@@ -98,6 +98,7 @@ def overrides(experiment: Experiment, config_dir: Path) -> list[str]:
     assert experiment.scale is not None
     path = config_dir / "scales" / f"{experiment.scale}.yaml"
     kinds = {"steps": int, "batch": int, "benchmark": dict, "resources": dict, "cost": dict}
+    kinds |= {"shards": dict}
     numbers = fields(
         read_yaml(path), path, **kinds, networks=dict, variants=list, sampler_steps=dict
     )
@@ -107,7 +108,10 @@ def overrides(experiment: Experiment, config_dir: Path) -> list[str]:
         found = _of_model(model, f"models.{name}", numbers, path, experiment.scale)
         changed |= {f"models.{name}.{key}": value for key, value in found.items()}
     for name, benchmark in experiment.benchmarks.items():
-        found = _of_benchmark(benchmark, numbers["benchmark"])
+        most = numbers["benchmark"]
+        found = _of_benchmark(
+            benchmark, most | {"shards": numbers["shards"].get(name, most["shards"])}
+        )
         changed |= {f"benchmarks.{name}.{key}": value for key, value in found.items()}
     for key, value in changed.items():
         if reason(key) is None:

@@ -140,12 +140,13 @@ def build(
     out: Path,
     title: str = "The paper's tables",
     expect: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    scale: str | None = None,
 ) -> dict[str, int]:
     """Write `tables.json`, `expectations.json`, `tables.md` and `index.html` to `out`; returns cell counts by status.
 
-    `expect`: the expectations by experiment name.
+    `expect`: the expectations by experiment name. `scale`: whose scores to take (default: as `collect`).
     """
-    found = collect(results)
+    found = collect(results, scale=scale)
     verdicts = [
         one
         for name, all_ in (expect or {}).items()

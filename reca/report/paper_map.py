@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Run:
-    """One arm of one model; `experiment` is set if the same model name is used for different runs."""
+    """One arm of one model; `experiment` is set where it is not the published recipe of that model."""
 
     model: str
     arm: str
@@ -30,6 +30,31 @@ class Metric:
 
 
 PLUS = "paper_harmon_plus"
+# Experiments that use a model's name for other recipes or other base weights than the rows of that model mean.
+VARIANTS = frozenset(
+    {
+        PLUS,
+        "paper_harmon_plus_stage1",
+        "paper_harmon_plus_released",
+        "paper_harmon_sft",
+        "paper_harmon_dense",
+        "paper_harmon_frozen",
+        "paper_harmon_reca_then_sft",
+        "paper_harmon_sft_then_reca",
+        "paper_openuni_b_stage1",
+        "paper_openuni_b_stage2",
+        "paper_openuni_l_stage1",
+        "paper_openuni_l_stage2",
+        "ablation_bagel_vit_224",
+    }
+)
+# Arms of variants that are the published recipe, for comparison: used only where nothing else has run it. In order.
+REPEATED = {
+    "paper_harmon_sft": ("base", "reca"),
+    "paper_harmon_dense": ("base",),
+    "paper_harmon_frozen": ("base",),
+    "ablation_bagel_vit_224": ("base", "reca"),
+}
 SHARE, PERCENT = 1.0, 100.0
 
 
@@ -147,10 +172,25 @@ ROWS: dict[tuple[str, str], Run] = {
     ("ablation_encoder_resolution_bagel", "ViT (understanding encoder) 224"): Run(
         "bagel_7b", "reca"
     ),
+    ("ablation_encoder_resolution_bagel", "VAE (generation encoder) 256"): Run(
+        "bagel_7b_vae_256", "reca"
+    ),
+    ("ablation_encoder_resolution_bagel", "ViT 512"): Run("bagel_7b_vit_512", "reca"),
     ("ablation_showo_vqgan", "baseline (no RecA)"): Run("showo_vq_512", "base"),
     ("ablation_showo_vqgan", "256x256 input"): Run("showo_vq_512", "reca"),
-    ("ablation_sft_vs_reca_harmon", "MidjourneyV6 + SFT"): Run("harmon_15b", "sft"),
+    ("ablation_sft_vs_reca_harmon", "MidjourneyV6 + SFT"): Run(
+        "harmon_15b", "sft", "paper_harmon_sft"
+    ),
+    ("ablation_sft_vs_reca_harmon", "MidjourneyV6 dense caption + SFT"): Run(
+        "harmon_15b", "sft", "paper_harmon_dense"
+    ),
     ("ablation_sft_vs_reca_harmon", "MidjourneyV6 + RecA"): Run("harmon_15b", "reca"),
+    ("ablation_order_harmon", "BLIP3o-60k: RecA then SFT"): Run(
+        "harmon_15b", "sft", "paper_harmon_reca_then_sft"
+    ),
+    ("ablation_order_harmon", "BLIP3o-60k: SFT then RecA"): Run(
+        "harmon_15b", "reca", "paper_harmon_sft_then_reca"
+    ),
     ("ablation_order_harmon", "SFT (GPT-4o data) then RecA on MidjourneyV6 (best recipe)"): Run(
         "harmon_15b", "reca", PLUS
     ),

@@ -13,7 +13,7 @@ from reca.core import artifacts
 from reca.core.documents import fields
 from reca.evaluation import readings
 from reca.evaluation.files import SCORES
-from reca.report.paper_map import Metric, Run
+from reca.report.paper_map import REPEATED, VARIANTS, Metric, Run
 from reca.report.statistics import t_interval
 
 _log = logging.getLogger(__name__)
@@ -25,21 +25,24 @@ def read(folder: Path) -> dict[str, Any]:
     return fields(artifacts.read_json(path), path, benchmark=str, summary=dict, coverage=dict)
 
 
-def collect(results: Path, experiment: str | None = None) -> list[dict[str, Any]]:
+def collect(
+    results: Path, experiment: str | None = None, scale: str | None = None
+) -> list[dict[str, Any]]:
     """All complete test scores below an experiment's folder, or below a folder of experiments.
 
     `experiment`: the experiment of these results (default: by the folder's name). In a row, `kind` is the benchmark's
-    kind and `benchmark` its name in the experiment. `scale` is that of the folder `results`, None for the published
-    sizes; scores of another scale in deeper folders are left out and counted, so that they never mix with results.
+    kind and `benchmark` its name in the experiment. `scale` is given, else that of the folder `results`, None for the
+    published sizes; scores of other scales in deeper folders are left out and counted, so that they never mix.
     """
     found, left_out = [], 0
-    _, scale = split(results.name)
+    scale = scale or split(results.name)[1]
     for path in sorted(results.glob(f"**/test/scores/{artifacts.MANIFEST}")):
         parts = path.parent.relative_to(results).parts
-        if any(split(part)[1] for part in parts[:-5]):
+        at = [split(part)[1] for part in (results.name, *parts[:-5])]
+        if next(filter(None, at[::-1]), None) != scale:
             left_out += 1
             continue
-        named = experiment or (parts[-6] if len(parts) == 6 else split(results.name)[0])
+        named = experiment or split(parts[-6] if len(parts) == 6 else results.name)[0]
         model, run, benchmark = parts[-5:-2]
         arm, _, seed = run.rpartition("-")
         scores = read(path.parent)
@@ -48,7 +51,8 @@ def collect(results: Path, experiment: str | None = None) -> list[dict[str, Any]
              "kind": scores["benchmark"], "folder": path.parent, "scores": scores, "scale": scale}
         )  # fmt: skip
     if left_out:
-        _log.warning("%s: %d scores of a smaller scale are left out", results, left_out)
+        of = f"scales other than {scale}" if scale else "a smaller scale"
+        _log.warning("%s: %d scores of %s are left out", results, left_out, of)
     return found
 
 
@@ -64,8 +68,12 @@ def reproduced(
         row
         for row in found
         if (row["model"], row["arm"], row["benchmark"]) == (run.model, run.arm, metric.benchmark)
-        and (row["experiment"] == run.experiment if run.experiment else not _special(row))
     ]
+    mine = (
+        [row for row in mine if row["experiment"] == run.experiment]
+        if run.experiment
+        else _published(mine, run)
+    )
     experiments = sorted({row["experiment"] for row in mine})
     if len(experiments) > 1:
         raise ValueError(
@@ -100,6 +108,11 @@ def _readings(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return dict(found)
 
 
-def _special(row: Mapping[str, Any]) -> bool:
-    """Whether the experiment of a row uses model names for different runs."""
-    return bool(str(row["experiment"]).endswith("_plus"))
+def _published(rows: Iterable[Mapping[str, Any]], run: Run) -> list[Mapping[str, Any]]:
+    """Those of a model's rows that are of its published recipe; of a variant that repeats it if nothing else is."""
+    rows = list(rows)
+    found = [row for row in rows if row["experiment"] not in VARIANTS]
+    for name, arms in REPEATED.items():
+        if not found and run.arm in arms:
+            found = [row for row in rows if row["experiment"] == name]
+    return found

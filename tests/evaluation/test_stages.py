@@ -171,9 +171,13 @@ def test_wise_from_prompts_to_scores_with_a_judge(inside):
         assert all(
             body["temperature"] == 0.0 and body["max_tokens"] == 2000 for body in server.asked
         )
+        made = {path.name: path.read_bytes() for path in Path("wise/evidence").glob("*.jsonl")}
         shutil.rmtree("wise/evidence")
+        ledger = Path("ledgers/wise.jsonl")  # as if replies had arrived in another order
+        ledger.write_bytes(b"".join(reversed(ledger.read_bytes().splitlines(keepends=True))))
         run("observe", *paired(sources), **options, out="wise/evidence")
         assert len(server.asked) == 7  # the ledger knows
+        assert made == {p.name: p.read_bytes() for p in Path("wise/evidence").glob("*.jsonl")}
     run("score", "--samples", "wise/samples", "--evidence", "wise/evidence", *paired(sources),
         section=section, out="wise/scores")  # fmt: skip
     found = read_json("wise/scores/scores.json")

@@ -10,7 +10,17 @@ import yaml
 
 from reca.core.artifacts import Stage, sha256_file, write_json
 from reca.report import paper
-from reca.report.paper_map import COLUMNS, OWN_BENCHMARKS, OWN_MODELS, ROWS, own_rows, reported_rows
+from reca.report.paper_map import (
+    COLUMNS,
+    OWN_BENCHMARKS,
+    OWN_MODELS,
+    REPEATED,
+    ROWS,
+    VARIANTS,
+    own_rows,
+    reported_rows,
+)
+from tests.rehearsal.plan import published
 
 DATA = Path(paper.__file__).parent / "paper_results.json"
 ROOT = Path(__file__).parents[2]
@@ -63,8 +73,26 @@ def test_rows_that_are_mapped_exist():
 
 
 def test_the_models_of_the_map_are_those_of_the_experiments():
-    known = set(yaml.safe_load((ROOT / "config/experiment/paper.yaml").read_text())["models"])
+    from reca.config import compose
+
+    known = set(compose.load("paper").models)
+    variants = ("bagel_7b_vae_256", "bagel_7b_vit_512")
+    for name in variants:
+        known |= set(compose.load(name.replace("bagel_7b", "ablation_bagel")).models)
     assert {run.model for run in ROWS.values()} <= known
+    assert {run.experiment for run in ROWS.values()} - {None} <= VARIANTS
+
+
+def test_every_published_experiment_runs_models_of_its_own_or_is_a_variant():
+    """After all of them have run, every row of the tables has one run."""
+    runs: list[tuple[str, str]] = []
+    for name in sorted(set(published()) - VARIANTS):
+        plain = yaml.safe_load((ROOT / f"config/experiment/{name}.yaml").read_text())
+        named = [key for entry in plain["defaults"] for key in entry if "/model@" in key]
+        runs += [(name, key.rpartition(".")[2]) for key in named]
+    models = [model for _, model in runs]
+    assert len(models) == len(set(models)) and len(models) == 12, runs
+    assert set(published()) >= VARIANTS and REPEATED.keys() <= VARIANTS
 
 
 def test_one_seed_has_the_interval_over_prompts(tmp_path):
@@ -108,6 +136,21 @@ def test_the_same_model_of_another_experiment_is_another_row(tmp_path):
     score(tmp_path, "reca-42", 0.90, experiment="paper_harmon_plus")
     assert cell(tmp_path, "table1", "RecA (GPT-4o data)", "overall")["reproduced"]["value"] == 0.90
     assert cell(tmp_path, "table1", "RecA (Harmon-1.5B)", "overall")["status"] == "not run"
+
+
+def test_a_variant_of_a_recipe_is_never_taken_for_the_published_one(tmp_path):
+    """Of the paper's experiments, eight train Harmon-1.5B: all of them may lie beside each other."""
+    at = ("table1", "RecA (Harmon-1.5B)", "overall")
+    order = ("ablation_order_harmon", "BLIP3o-60k: SFT then RecA", "geneval")
+    score(tmp_path, "reca-42", 0.89, experiment="paper_harmon_sft_then_reca")
+    assert cell(tmp_path, *at)["status"] == "not run"
+    score(
+        tmp_path, "reca-42", 0.84, experiment="paper_harmon_sft"
+    )  # the published recipe, for comparison
+    assert cell(tmp_path, *at)["reproduced"]["value"] == 0.84
+    score(tmp_path, "reca-42", 0.85, experiment="paper_harmon_15b")
+    assert cell(tmp_path, *at)["reproduced"]["value"] == 0.85
+    assert cell(tmp_path, *order)["reproduced"]["value"] == pytest.approx(89.0)
 
 
 def test_two_experiments_with_the_same_run_are_not_mixed(tmp_path):
@@ -254,6 +297,9 @@ def test_numbers_of_a_scale_are_marked_and_never_among_real_ones(tmp_path, caplo
     at = ("per_model", "Harmon-1.5B", "geneval_overall", "reca")
     assert cell(tmp_path, *at)["status"] == "not run"
     assert "1 scores of a smaller scale are left out" in caplog.text
+    made = {t["name"]: t for t in paper.tables(paper.collect(tmp_path, scale="tiny"))}
+    shown = [paper.shown(c) for r in made["table1"]["rows"] for c in r["cells"] if c["reproduced"]]
+    assert shown == ["0.850 [0.840, 0.860] (scale tiny, not a result)"]
     own = tmp_path / "paper_harmon_15b-tiny"
     assert paper.shown(cell(own, *at)) == "85.00 [84.00, 86.00] (scale tiny, not a result)"
     expected = {

@@ -15,6 +15,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import fsum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -223,7 +224,7 @@ def totals(entries: Mapping[str, Entry] | Ledger) -> dict[str, Any]:
     return {
         "replies": sum(entry.status == "reply" for entry in found),
         "refused": sum(entry.status == "refused" for entry in found),
-        "cost": sum(entry.cost for entry in found),
+        "cost": fsum(entry.cost for entry in found),  # in any order the same
         "tokens": {
             name: sum(entry.usage.get(name, 0) for entry in found)
             for name in ("prompt_tokens", "completion_tokens")

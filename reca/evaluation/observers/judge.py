@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reca.core.artifacts import write_json
+from reca.core.artifacts import write_atomic, write_json
 from reca.evaluation import registry
 from reca.evaluation.files import JUDGE, LEDGER
 from reca.evaluation.judges.collect import collect, verdicts
@@ -56,7 +55,9 @@ def observe(view: View) -> dict[str, Any]:
         summed = totals(book)
     rows = [{"id": name, "status": s, "reply": reply} for name, (s, reply) in found.items()]
     view.write(rows)
-    shutil.copyfile(view.ledger, view.out / LEDGER)
+    # In order of keys: that of arrival differs from run to run, and equal evidence must have equal bytes.
+    replies = sorted(view.ledger.read_bytes().splitlines(keepends=True))
+    write_atomic(view.out / LEDGER, b"".join(replies))
     card = {"determinants": fixed, "totals": summed, "encoding": "as the official script sends"}
     write_json(view.out / JUDGE, card)
     return {**counts, **summed}
