@@ -35,7 +35,7 @@ def view(experiment: Mapping[str, Any], model: Model, benchmark: str) -> dict[st
     rows = {row["name"]: row for row in model["outcomes"]}
     arms = [arm for arm in ARMS if arm in rows["dense"]]
     edits = next((b for b in experiment["benchmarks"].values() if b["kind"] == "laptop_edit"), None)
-    swept = [n for n in CHOSEN_BY if model["sweep"] and n in model["sweep"][arms[0]]]
+    swept = [n for n in CHOSEN_BY if model["sweep"] and n in model["chosen"][arms[0]]]
     recipe = section(Recipe, experiment["models"][model["name"]]["align"])
     trained = compute(recipe, model["logs"])
     return {

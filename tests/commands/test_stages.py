@@ -258,7 +258,8 @@ def evaluated(chain):
 
 def test_evaluation_from_samples_to_scores_to_the_chosen_guidance(inside, evaluated):
     chosen = read_json("guidance/guidance.json")["chosen"]
-    assert set(chosen) == {"base", "reca"} and set(chosen["reca"]) == {"dense", "geneval"}
+    assert set(chosen) == {"base", "reca"}
+    assert set(chosen["reca"]) == {"dense", "geneval", "geneval_strict"}
     found = read_json("reca-0/test/scores/scores.json")
     assert found["coverage"]["scored"] == found["coverage"]["expected"] == 8 + 4 + 2
     assert set(found["by_guidance"]) <= {"0.0", "2.0"} and found["label"] == "laptop(examiner)"

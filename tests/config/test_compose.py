@@ -210,7 +210,7 @@ MISTAKES = {
     "seeds=3": "seeds = 3: must be a list, each a whole number",
     "seeds=[a]": "seeds[0] = 'a': must be a whole number",
     "models=showo": "models = 'showo': must be a mapping from names, each a section with family, "
-    "network, weights, align, data, benchmarks, sampler, resources, seeds, arms, cache_dtype",
+    "network, weights, align, data, benchmarks, sampler, resources, seeds, arms, cache_dtype, cache_rows",
     "title=7": "title = 7: must be a text",
     "cost=free": "cost = 'free': must be a section with hardware, hours, basis",
     # wrong choice

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reca.align.batches import samples
+from reca.align.batches import samples, with_rows
 from reca.align.distributed import ProcessGroup
 from reca.align.objective import MicroBatch, Objective
 from reca.align.schedule import learning_rate, published_rate
@@ -82,7 +82,8 @@ def test_whole_optimiser_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         for batch in data.plan(step):
             # every micro-batch by its own count: the published mean is one of micro-batches (docs/differences.md)
             counts = {batch.task: batch.count * recipe.accumulation}
-            (total,) = backward(objective, data, [batch], counts, recipe, world)  # type: ignore[arg-type]
+            rows = with_rows(batch, data, world.device)  # type: ignore[arg-type]
+            (total,) = backward(objective, [rows], counts, recipe, world)
             at = f"{step}/micro{batch.indices[0]}"
             golden.assert_same(at, (total / batch.count).reshape(1), stored[f"{at}/loss"])
         norm = gradient_norm(state)

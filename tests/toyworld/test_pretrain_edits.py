@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from reca.config import compose
-from reca.config.recipe import TaskRecipe
+from reca.config.recipe import Recipe, TaskRecipe
 from reca.config.schema import DataSource, ToyWorld
 from reca.core.artifacts import read_manifest, sha256_file, verify
 from reca.core.rng import numpy_generator
+from reca.core.structure import build
 from reca.models.bagel.weights import is_trained
 from reca.models.registry import load_model
 from reca.toyworld.edits import EDITS, WORDS, draw_edit
@@ -83,9 +84,10 @@ def test_the_shipped_base_knows_every_instruction_and_reads_as_its_start():
 def test_the_shipped_record_is_that_of_the_experiment():
     verify(SHIPPED)
     manifest, (pretrain, network) = read_manifest(SHIPPED), experiment()
-    from dataclasses import asdict
-
-    assert manifest["section"]["phases"] == {n: asdict(p) for n, p in pretrain.phases.items()}
+    recorded = {n: build(Recipe, p) for n, p in manifest["section"]["phases"].items()}
+    assert recorded == dict(pretrain.phases), (
+        "fields that the record does not have are at their default"
+    )
     assert manifest["section"]["network"] == network and manifest["seed"] == pretrain.seed
     start = sha256_file(START / "manifest.json")
     assert manifest["inputs"]["start"]["sha256"] == start

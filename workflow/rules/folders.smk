@@ -75,7 +75,8 @@ def caches_of(model):
 
 def place_of(model, seed):
     """Where a seed's base model lies below `base` and its caches below `cache`; seeds may share one."""
-    return f"/seed-{seed}" if EXPERIMENT.models[model].weights.per_seed() else ""
+    shared = not EXPERIMENT.models[model].weights.per_seed()
+    return "" if shared else f"{os.sep}seed-{seed}"
 
 
 def places_of(model):
@@ -85,7 +86,7 @@ def places_of(model):
 def weights_of(model, place):
     """The weights of the base model in one place."""
     weights = EXPERIMENT.models[model].weights
-    return weights.of_seed(int(place.removeprefix("/seed-"))) if place else weights
+    return weights.of_seed(int(place.rpartition("-")[2])) if place else weights
 
 
 def base_folder(model, seed):

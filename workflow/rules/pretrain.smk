@@ -19,7 +19,7 @@ def start_of(place):
 
 def seed_of(place):
     """Base k is made from seed k; the one base from the seed of its own."""
-    return int(place.removeprefix("/seed-")) if place else EXPERIMENT.pretrain.seed
+    return int(place.rpartition("-")[2]) if place else EXPERIMENT.pretrain.seed
 
 
 rule pretrain_part:
