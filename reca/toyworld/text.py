@@ -169,14 +169,45 @@ def questions(scene: Scene, generator: np.random.Generator) -> dict[str, Turn]:
     return {kind: turn for kind, turn in questions.items() if turn is not None}
 
 
+def bound_questions(scene: Scene, generator: np.random.Generator) -> list[Turn]:
+    """Questions that lists of a scene's shapes, colours and places do not answer, only which belong together.
+
+    For training; the held-out questions are of the kinds in `QUESTIONS`.
+    """
+    things = scene.things
+    thing, other = _pick(things, generator), _pick(things, generator)
+    place = PLACES[thing.place]
+    exists = any((t.colour, t.shape) == (thing.colour, other.shape) for t in things)
+    turns = [
+        (f"what is at the {place} ?", phrase(thing)),
+        (f"what color is the {thing.shape} at the {place} ?", thing.colour),
+        (f"is there a {thing.colour} {other.shape} ?", "yes" if exists else "no"),
+    ]
+    for key in ("shape", "colour"):
+        for one in _unique(things, lambda t, key=key: getattr(t, key))[:1]:
+            named = f"the {one.shape}" if key == "shape" else one.colour
+            turns.append((f"where is {named} ?", f"at the {PLACES[one.place]}"))
+    known = _unique(things, lambda t: (t.colour, t.shape))
+    pairs = [(a, b) for a in things for b in known if a is not b and relation(a, b)]
+    if pairs:
+        first, second = pairs[int(generator.integers(len(pairs)))]
+        asked = f"what is {relation(first, second)} the {second.colour} {second.shape} ?"
+        turns.append((asked, phrase(first)))
+    return turns
+
+
 def image_conversation(
-    scene: Scene, generator: np.random.Generator, describes: float = 1.0
+    scene: Scene, generator: np.random.Generator, describes: float = 1.0, binding: float = 0.0
 ) -> list[Turn]:
     """An image-to-text sample: the dense description, alone or after two questions.
 
     The description comes last because it would give the answers away. A share `describes` of the samples has it; the
-    others are up to three questions, whose short answers are otherwise a small part of the tokens of a loss.
+    others are up to three questions, whose short answers are otherwise a small part of the tokens of a loss. In a share
+    `binding` of the samples the three are of `bound_questions`, too.
     """
+    if binding and generator.random() < binding:
+        turns = [*bound_questions(scene, generator), *questions(scene, generator).values()]
+        return _some(turns, 3, generator)
     if describes < 1 and generator.random() >= describes:
         return _some(list(questions(scene, generator).values()), 3, generator)
     describe = (DESCRIBE, dense_caption(scene))
@@ -189,8 +220,33 @@ def _some(turns: Sequence[Turn], most: int, generator: np.random.Generator) -> l
     return [turns[i] for i in generator.permutation(len(turns))[:most]]
 
 
-def text_conversation(generator: np.random.Generator) -> list[Turn]:
-    """Text-only turns about a scene that the first question describes in the style of prompts; they teach the words."""
+def told_conversation(generator: np.random.Generator) -> list[Turn]:
+    """Text-only turns about a scene told with every place, before or after its object, in any order.
+
+    A place that comes first lets the noun's state hold everything about its object, as the token of a picture does.
+    """
+    scene = draw_scene(generator)
+    parts = [
+        f"at the {PLACES[t.place]} {phrase(t)}"
+        if generator.random() < 0.5
+        else phrase(t, place=True)
+        for t in (scene.things[i] for i in generator.permutation(len(scene.things)))
+    ]
+    turns = [*bound_questions(scene, generator), *questions(scene, generator).values()]
+    turns = _some(turns, 3, generator)
+    if generator.random() < 0.3:
+        turns.append((DESCRIBE, dense_caption(scene)))
+    (question, answer), *others = turns
+    return [(f"{' and '.join(parts)} . {question}", answer), *others]
+
+
+def text_conversation(generator: np.random.Generator, binding: float = 0.0) -> list[Turn]:
+    """Text-only turns about a scene that the first question describes in the style of prompts; they teach the words.
+
+    A share `binding` of them is of `told_conversation`.
+    """
+    if binding and generator.random() < binding:
+        return told_conversation(generator)
     scene = draw_scene(generator, count=int(generator.integers(1, 4)))
     things = [scene.things[i] for i in generator.permutation(len(scene.things))]
     context, known = _context(scene, things, generator)

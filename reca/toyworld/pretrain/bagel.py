@@ -26,6 +26,7 @@ from reca.models.bagel.weights import VAE, load_vae
 from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safetensors
 from reca.models.common.tokenizer import read_tokenizer
 from reca.models.registry import build_model, load_model
+from reca.toyworld.pretrain.binding import bind as bind
 from reca.toyworld.pretrain.fit import fit, seeded
 from reca.toyworld.pretrain.matching import Matcher, caption_ids
 from reca.toyworld.pretrain.pictures import read_world

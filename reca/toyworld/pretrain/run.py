@@ -87,14 +87,17 @@ def pretrain_base(
     out: Path,
     code: str,
     begin: Path | None = None,
+    binding: float = 0.0,
 ) -> dict[str, dict[str, float | None]]:
     """Run the phases in the order of their names; writes the base model and its logs to `out`.
 
-    `begin` is a model folder to continue from, instead of `parts`. Returns the last losses by phase. Caches and
-    checkpoints are in `work`, so a killed run resumes inside its phase.
+    `begin` is a model folder to continue from, instead of `parts`; `binding` the weight of the term of `binding.bind`.
+    Returns the last losses by phase. Caches and checkpoints are in `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
+    if binding:
+        bind_words(family, model, binding)
     losses: dict[str, dict[str, float | None]] = {}
     for name in sorted(phases):
         caches = encoded(model, sources, folders, work / "cache", code)
@@ -149,6 +152,16 @@ def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int
             f"pretrain.start is {str(begin)!r}, but {family} cannot continue from a model; set it to null"
         )
     return cast("UnifiedModel", go_on(network, begin, words=WORDS, seed=seed))
+
+
+def bind_words(family: str, model: UnifiedModel, weight: float) -> None:
+    """Add the family's binding term to the answer losses of `model`; ValueError for a family that has none."""
+    bind = getattr(pretraining_of(family), "bind", None)
+    if bind is None:
+        raise ValueError(
+            f"pretrain.binding is {weight}, but {family} has no such term; set it to 0"
+        )
+    bind(model, weight)
 
 
 def encoded(
