@@ -4,8 +4,8 @@
     python -m perf.laptop_search arm --experiment laptop_bagel --base work/search/a/d_draw --arm reca \
         --record docs/results/laptop_bagel_development.jsonl [key=value ...]
 
-`base` makes every part and phase of a pretraining experiment below `--work`, a model folder after each phase, and resumes
-there; a phase whose folder exists is not repeated. `arm` trains one arm (`base`: none) and appends one row of its
+`base` makes every part and phase of a pretraining experiment below `--work`, a model folder after each phase, and
+resumes; a finished phase is not repeated. `arm` trains one arm (`base`: none) and appends one row of its
 scores. `key=value` are Hydra overrides of the experiment; the row has them, so that the command can be repeated.
 Test prompts, scenes and questions are never sampled: every score uses split `development` with a seed of its own.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import tempfile
 import time
@@ -177,9 +178,11 @@ def train_base(arguments: argparse.Namespace) -> None:
             (out / "done").touch()
     before = work / "start"
     if not before.is_dir():
+        shutil.rmtree(unfinished := work / "start.unfinished", ignore_errors=True)
         pretraining_of(family).assemble(
-            config.network, prompts=bank("laptop"), seed=arguments.seed, parts=parts, out=before
+            config.network, prompts=bank("laptop"), seed=arguments.seed, parts=parts, out=unfinished
         )
+        unfinished.rename(before)
     for phase in sorted(pretraining.phases):
         if phase == arguments.until:
             break
@@ -223,8 +226,10 @@ def _phase(
         row["bridge"] = bridge(model)
     if "t2i" in recipe.active():
         row |= scores(model, config.sampler, arguments.levels, arguments.prompts)
+    shutil.rmtree(unfinished := after.with_suffix(".unfinished"), ignore_errors=True)
+    model.save(unfinished)
     _record(row, arguments.record)
-    model.save(after)
+    unfinished.rename(after)
 
 
 def train_arm(arguments: argparse.Namespace) -> None:

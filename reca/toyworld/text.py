@@ -14,6 +14,7 @@ from reca.toyworld.scenes import COLOUR_NAMES, PLACES, SHAPE_NAMES, Scene, Thing
 NUMBERS = ("zero", "one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
 DESCRIBE = "describe the picture ."
+LOOKED_UP = ("colour", "place", "relation")  # kinds of question that models learn last
 Turn = tuple[str, str]
 
 
@@ -206,14 +207,23 @@ def image_conversation(
     `binding` of the samples the three are of `bound_questions`, too.
     """
     if binding and generator.random() < binding:
-        turns = [*bound_questions(scene, generator), *questions(scene, generator).values()]
-        return _some(turns, 3, generator)
+        return _binding_turns(scene, generator)
     if describes < 1 and generator.random() >= describes:
         return _some(list(questions(scene, generator).values()), 3, generator)
     describe = (DESCRIBE, dense_caption(scene))
     if generator.random() < 0.5:
         return [describe]
     return [*_some(list(questions(scene, generator).values()), 2, generator), describe]
+
+
+def _binding_turns(scene: Scene, generator: np.random.Generator) -> list[Turn]:
+    """Up to three questions, those that look an attribute of a named object up three times as often as others."""
+    asked = questions(scene, generator)
+    kinds = [*asked, *["bound"] * len(bound := bound_questions(scene, generator))]
+    turns = [*asked.values(), *bound]
+    odds = np.array([3.0 if kind in LOOKED_UP else 1.0 for kind in kinds])
+    size = min(3, len(turns))
+    return [turns[i] for i in generator.choice(len(turns), size, False, odds / odds.sum())]
 
 
 def _some(turns: Sequence[Turn], most: int, generator: np.random.Generator) -> list[Turn]:
@@ -232,9 +242,8 @@ def told_conversation(generator: np.random.Generator) -> list[Turn]:
         else phrase(t, place=True)
         for t in (scene.things[i] for i in generator.permutation(len(scene.things)))
     ]
-    turns = [*bound_questions(scene, generator), *questions(scene, generator).values()]
-    turns = _some(turns, 3, generator)
-    if generator.random() < 0.3:
+    turns = _binding_turns(scene, generator)
+    if generator.random() < 0.1:
         turns.append((DESCRIBE, dense_caption(scene)))
     (question, answer), *others = turns
     return [(f"{' and '.join(parts)} . {question}", answer), *others]
