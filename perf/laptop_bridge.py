@@ -1,123 +1,92 @@
-"""How far do a tiny BAGEL's states of words coincide with its states of a picture?
+"""How far do a laptop reader's states of words coincide with its states of a picture?
 
     python -m perf.laptop_bridge weights/bagel_tiny
 
 Linear probes (ridge regression on one-hot labels) for shape, colour and place are trained on the values (V of
-attention, per layer) of a picture's four tokens and read at the words of told held-out scenes: at the noun and, for the
-description with places, at its last word. Values are centred and scaled by kind of token. A probe that reads a colour
-at the noun finds the state that reconstruction teaches the gen expert to draw.
+attention, per layer) of a picture's four tokens and read at the words of told development scenes: at the noun, where
+the scene is told without places, with places after the objects or before them, and at a phrase's last word. Values are
+centred and scaled by kind of token; `noun, own probe` is a probe trained at the noun. A probe that reads a colour at
+the noun finds the state that reconstruction teaches the generator to draw.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reca.core.images import decode
 from reca.evaluation.tasks.laptop_prompts import held_out_scenes, scene_png
-from reca.models.bagel.context import empty, extend, text_block, vit_block
 from reca.models.registry import load_model
-from reca.toyworld.scenes import COLOUR_NAMES, PLACES, SHAPE_NAMES, Scene
-from reca.toyworld.text import phrase
+from reca.toyworld.pretrain.binding import FORMS, told
+from reca.toyworld.pretrain.run import pretraining_of
+from reca.toyworld.scenes import COLOUR_NAMES, PLACES, SHAPE_NAMES
 
 if TYPE_CHECKING:
-    from reca.models.bagel.model import BagelModel
+    from reca.models.contract import UnifiedModel
 
 SCENES, TRAIN, SEED, RIDGE = 900, 600, 778, 1.0
-NAMES = {"shape": SHAPE_NAMES, "colour": COLOUR_NAMES, "place": tuple(PLACES)}
-
-
-def _labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    things = [thing for scene in scenes for thing in scene.things]
-    return {
-        "shape": torch.tensor([SHAPE_NAMES.index(thing.shape) for thing in things]),
-        "colour": torch.tensor([COLOUR_NAMES.index(thing.colour) for thing in things]),
-        "place": torch.tensor([thing.place for thing in things]),
-    }
+NAMES = {"shape": SHAPE_NAMES, "colour": COLOUR_NAMES, "place": tuple(range(len(PLACES)))}
+PLACE_WORDS = 4  # "at the top left"
 
 
 def _standard(values: Tensor) -> Tensor:
-    return (values - values.mean(0)) / (values.std(0) + 1e-6)
+    """Values [N, D] with a one, centred and scaled, float64 [N, D + 1]."""
+    scaled = (values - values.mean(0)) / (values.std(0) + 1e-6)
+    return torch.cat([scaled, scaled.new_ones(len(scaled), 1)], dim=1).double()
 
 
-def _probe(values: Tensor, labels: Tensor, classes: int) -> Tensor:
-    x = torch.cat([values, values.new_ones(len(values), 1)], dim=1).double()
+def _probe(x: Tensor, labels: Tensor, classes: int) -> Tensor:
     y = torch.nn.functional.one_hot(labels, classes).double()
     return torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
 
 
-def _right(probe: Tensor, values: Tensor, labels: Tensor) -> float:
-    x = torch.cat([values, values.new_ones(len(values), 1)], dim=1).double()
+def _right(probe: Tensor, x: Tensor, labels: Tensor) -> float:
     return round(float(((x @ probe).argmax(1) == labels).double().mean()), 2)
 
 
-def _told(
-    model: BagelModel, scenes: Sequence[Scene], form: str
-) -> tuple[list[Tensor], list[tuple[int, int]], list[tuple[int, int]]]:
-    """Values by layer of described scenes, and the positions (scene, token) of every noun and of every phrase's end."""
-    texts, nouns, ends = [], [], []
-    for number, scene in enumerate(scenes):
-        words: list[str] = []
-        for thing in scene.things:
-            words += ["and"] if words else []
-            own = phrase(thing, place=form == "last").split()
-            if form == "first":
-                own = ["at", "the", *PLACES[thing.place].split(), *own]
-            start = 1 + len(words)  # BOS comes first
-            nouns.append((number, start + own.index(thing.shape)))
-            words += own
-            ends.append((number, len(words)))
-        texts.append(" ".join(words))
-    network = model.network
-    block = text_block(network, model.text.ids(texts))
-    context, _ = extend(network, empty(network, len(scenes)), [block])
-    return [value.flatten(2) for _, value in context.kept], nouns, ends
-
-
 @torch.no_grad()
-def bridge(model: BagelModel, scenes: int = SCENES, train: int = TRAIN) -> dict[str, Any]:
-    """Accuracy by layer of probes trained on picture tokens, at pictures, nouns and ends of phrases."""
+def bridge(
+    model: UnifiedModel, scenes: int = SCENES, train: int = TRAIN
+) -> dict[str, dict[str, list[float]]]:
+    """Accuracy by attribute, kind of token and layer of probes trained on picture tokens."""
     drawn = held_out_scenes("development", scenes, SEED)
-    network = model.network
-    seen: list[list[Tensor]] = []
-    for first in range(0, scenes, 100):
-        part = drawn[first : first + 100]
-        features = model.encode([decode(scene_png(s), name="scene") for s in part], "read")
-        block = vit_block(network, features["understanding"], features["grid"])
-        context, _ = extend(network, empty(network, len(part)), [block])
-        seen.append([value.flatten(2)[:, 1:5] for _, value in context.kept])  # SOI comes first
-    labels = _labels(drawn)
-    rows = torch.tensor([n for n, scene in enumerate(drawn) for _ in scene.things])
-    fit = rows < train
-    told = {form: _told(model, drawn, form) for form in ("plain", "last", "first")}
-    found: dict[str, Any] = {}
-    for layer in range(len(seen[0])):
-        pictures = torch.cat([part[layer] for part in seen])
-        values = _standard(pictures[rows, labels["place"]])
-        places = {
-            "noun": ("plain", 1), "noun_placed": ("last", 1), "noun_place_first": ("first", 1),
-            "end": ("last", 2),
-        }  # fmt: skip
-        states = {
-            name: _standard(
-                torch.stack([told[form][0][layer][n, at] for n, at in told[form][which]])
-            )
-            for name, (form, which) in places.items()
-        }
-        for name, classes in NAMES.items():
-            probe = _probe(values[fit], labels[name][fit], len(classes))
-            own = _probe(states["noun"][fit], labels[name][fit], len(classes))
-            line = {"picture": _right(probe, values[~fit], labels[name][~fit])}
-            line |= {
-                where: _right(probe, state[~fit], labels[name][~fit])
-                for where, state in states.items()
-            }
-            line["noun_own"] = _right(own, states["noun"][~fit], labels[name][~fit])
+    images = [decode(scene_png(scene), name="scene") for scene in drawn]
+    values = pretraining_of(model.family).attention_values
+    states: dict[str, list[Tensor]] = {}
+    objects: dict[str, list[tuple[int, int]]] = {}  # scene and place of every row
+    for form in FORMS:
+        generator = np.random.default_rng(SEED)
+        texts, nouns = zip(*(told(scene, form, generator) for scene in drawn), strict=True)
+        seen, words, first = values(model, images, texts)
+        rows = torch.tensor([n for n, found in enumerate(nouns) for _ in found])
+        places = torch.tensor([place for found in nouns for place, _ in found])
+        at = torch.tensor([first + index for found in nouns for _, index in found])
+        states[f"noun, {form}"] = [layer[rows, at] for layer in words]
+        if form == "plain":
+            states["picture"] = [layer[rows, places] for layer in seen]
+        if form == "place last":
+            states["end, place last"] = [layer[rows, at + PLACE_WORDS] for layer in words]
+        objects[form] = list(zip(rows.tolist(), places.tolist(), strict=True))
+    assert len({tuple(order) for order in objects.values()}) == 1  # one order for all forms
+    things = [
+        next(thing for thing in drawn[n].things if thing.place == place)
+        for n, place in objects[FORMS[0]]
+    ]
+    fit = torch.tensor([n < train for n, _ in objects[FORMS[0]]])
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, classes in NAMES.items():
+        labels = torch.tensor([classes.index(getattr(t, name)) for t in things])  # type: ignore[attr-defined]
+        for layer in range(len(states["picture"])):
+            x = {where: _standard(layers[layer]) for where, layers in states.items()}
+            probe = _probe(x["picture"][fit], labels[fit], len(classes))
+            own = _probe(x["noun, plain"][fit], labels[fit], len(classes))
+            line = {where: _right(probe, v[~fit], labels[~fit]) for where, v in x.items()}
+            line["noun, own probe"] = _right(own, x["noun, plain"][~fit], labels[~fit])
             for where, value in line.items():
                 found.setdefault(name, {}).setdefault(where, []).append(value)
     return found
@@ -128,8 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     torch.set_num_threads(1)
-    model: Any = load_model(parser.parse_args().model)
-    for name, lines in bridge(model).items():
+    for name, lines in bridge(load_model(parser.parse_args().model)).items():
         for where, values in lines.items():
             print(f"{name:7}{where:18}", *(f"{value:.2f}" for value in values))
 

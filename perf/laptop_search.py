@@ -222,7 +222,7 @@ def _phase(
         "loss": {task: round(value or 0.0, 3) for task, value in done.loss.items()},
     }
     row["questions"] = question_scores(model)
-    if config.family == "bagel":
+    if hasattr(pretraining_of(config.family), "attention_values"):
         row["bridge"] = bridge(model)
     if "t2i" in recipe.active():
         row |= scores(model, config.sampler, arguments.levels, arguments.prompts)

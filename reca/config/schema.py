@@ -216,7 +216,8 @@ class Pretrain:
         str, Fit
     ]  # frozen parts that are fitted on their own: reca/toyworld/pretrain/<family>.py
     phases: dict[str, Recipe]  # of what is left, in the order of their names
-    # Weight of the term that gives words and pictures the same states, in phases that read pictures (BAGEL only).
+    # Weight of the term that gives words and pictures the same states (BAGEL, OpenUni), in phases
+    # that read pictures.
     binding: NonNegative = 0.0
 
 

@@ -46,5 +46,5 @@ def test_a_row_has_both_rules_and_never_samples_the_test_split(
 def test_the_shipped_base_binds_no_colour_to_its_noun() -> None:
     found = laptop_bridge.bridge(load_model(BASE), scenes=80, train=60)
     assert min(found["colour"]["picture"]) > 0.8
-    assert max(found["colour"]["noun"][:2]) < 0.4
-    assert found["shape"]["noun"][2] > 0.8
+    assert max(found["colour"]["noun, plain"][:2]) < 0.4
+    assert found["shape"]["noun, plain"][2] > 0.8

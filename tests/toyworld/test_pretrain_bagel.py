@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,11 +18,9 @@ from reca.core.artifacts import sha256_file
 from reca.data.prompts import bank
 from reca.models.bagel.encoders import FrozenVae
 from reca.models.bagel.weights import is_trained
-from reca.models.contract import Loss
 from reca.models.registry import build_model, load_model
-from reca.toyworld.pretrain import bagel, binding, fit, run
+from reca.toyworld.pretrain import bagel, fit, run
 from reca.toyworld.render import render
-from reca.toyworld.scenes import draw_scene
 
 ROOT = Path(__file__).parents[2]
 CAPTION = {"noise": 0.1, "relation": 0.1, "count": 0.1, "two": 0.2, "colour": 0.3}
@@ -160,43 +156,3 @@ def test_the_gen_expert_starts_as_the_und_expert(network, parts, tmp_path):
     twins = {name: name.replace("_moe_gen", "") for name in state if "_moe_gen" in name}
     assert len(twins) == 2 * 14 + 1
     assert all(torch.equal(state[name], state[twin]) for name, twin in twins.items())
-
-
-# ---- words and pictures in the same states -----------------------------------------------------------
-def test_the_noun_of_a_told_object_is_found_by_its_place() -> None:
-    for index in range(50):
-        generator = np.random.default_rng(index)
-        scene = draw_scene(generator)
-        text, nouns = binding.told(scene, binding.FORMS[index % 3], generator)
-        found = {place: text.split()[at - 1 : at + 1] for place, at in nouns}
-        assert found == {thing.place: [thing.colour, thing.shape] for thing in scene.things}
-
-
-def test_the_binding_term_trains_the_und_side_and_is_the_same_again() -> None:
-    model = load_model(ROOT / "weights/bagel_tiny")
-    freeze(model, ["network.*"])
-    first, second = (binding.difference(model, np.random.default_rng(3), 4) for _ in range(2))
-    assert first == second > 0
-    first.backward()
-    layers = model.network.language_model.model.layers
-    assert layers[-1].self_attn.v_proj.weight.grad.abs().sum() > 0
-    assert model.network.connector.fc1.weight.grad.abs().sum() > 0
-    drawn = [p for name, p in model.named_parameters() if is_trained(name)]
-    assert all(p.grad is None or not p.grad.any() for p in drawn)
-
-
-def test_binding_is_added_to_answers_about_pictures_only(network, monkeypatch) -> None:
-    model = build_model("bagel", network)
-    monkeypatch.setattr(binding, "difference", lambda *_: torch.tensor(2.0))
-    monkeypatch.setattr(
-        type(model), "answer_loss", lambda *_: Loss(torch.tensor(5.0), 10), raising=True
-    )
-    run.bind_words("bagel", model, 0.5)
-    conversation = SimpleNamespace(ids=torch.ones(2, 3, dtype=torch.long))
-    assert model.answer_loss(conversation, None).mean == 0.5
-    assert model.answer_loss(conversation, {"understanding": torch.ones(1)}).mean == 1.5
-
-
-def test_binding_of_a_family_without_the_term_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"pretrain\.binding is 0\.5, but showo has no such term"):
-        run.bind_words("showo", None, 0.5)

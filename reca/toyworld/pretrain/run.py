@@ -27,6 +27,7 @@ from reca.features.roles import open_role
 from reca.models.contract import UnifiedModel
 from reca.models.registry import load_model, pretraining_module
 from reca.toyworld.edits import WORDS
+from reca.toyworld.pretrain.binding import bind
 
 if TYPE_CHECKING:
     from reca.config.schema import DataSource, Fit
@@ -155,13 +156,13 @@ def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int
 
 
 def bind_words(family: str, model: UnifiedModel, weight: float) -> None:
-    """Add the family's binding term to the answer losses of `model`; ValueError for a family that has none."""
-    bind = getattr(pretraining_of(family), "bind", None)
-    if bind is None:
+    """Add the binding term to the answer losses of `model`; ValueError for a family that does not have it."""
+    values = getattr(pretraining_of(family), "attention_values", None)
+    if values is None:
         raise ValueError(
             f"pretrain.binding is {weight}, but {family} has no such term; set it to 0"
         )
-    bind(model, weight)
+    bind(values, model, weight)
 
 
 def encoded(
