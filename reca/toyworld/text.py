@@ -6,6 +6,7 @@ The difference is the paper's premise: captions leave most of the image undescri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 import numpy as np
 
@@ -185,7 +186,7 @@ def bound_questions(scene: Scene, generator: np.random.Generator) -> list[Turn]:
         (f"is there a {thing.colour} {other.shape} ?", "yes" if exists else "no"),
     ]
     for key in ("shape", "colour"):
-        for one in _unique(things, lambda t, key=key: getattr(t, key))[:1]:
+        for one in _unique(things, attrgetter(key))[:1]:
             named = f"the {one.shape}" if key == "shape" else one.colour
             turns.append((f"where is {named} ?", f"at the {PLACES[one.place]}"))
     known = _unique(things, lambda t: (t.colour, t.shape))
@@ -217,11 +218,11 @@ def image_conversation(
 
 
 def _binding_turns(scene: Scene, generator: np.random.Generator) -> list[Turn]:
-    """Up to three questions, those that look an attribute of a named object up three times as often as others."""
+    """Up to three questions, those that look up a fact of a named object six times as often as others."""
     asked = questions(scene, generator)
     kinds = [*asked, *["bound"] * len(bound := bound_questions(scene, generator))]
     turns = [*asked.values(), *bound]
-    odds = np.array([3.0 if kind in LOOKED_UP else 1.0 for kind in kinds])
+    odds = np.array([6.0 if kind in LOOKED_UP else 1.0 for kind in kinds])
     size = min(3, len(turns))
     return [turns[i] for i in generator.choice(len(turns), size, False, odds / odds.sum())]
 
