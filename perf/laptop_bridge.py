@@ -23,7 +23,7 @@ from reca.core.images import decode
 from reca.evaluation.tasks.laptop_prompts import held_out_scenes, scene_png
 from reca.models.registry import load_model
 from reca.toyworld.pretrain.binding import FORMS, told
-from reca.toyworld.pretrain.run import pretraining_of
+from reca.toyworld.pretrain.run import values_of
 from reca.toyworld.scenes import COLOUR_NAMES, PLACES, SHAPE_NAMES
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def bridge(
     """Accuracy by attribute, kind of token and layer of probes trained on picture tokens."""
     drawn = held_out_scenes("development", scenes, SEED)
     images = [decode(scene_png(scene), name="scene") for scene in drawn]
-    values = pretraining_of(model.family).attention_values
+    values = values_of(model.family)
+    if values is None:
+        raise ValueError(f"no values of words and pictures are read of {model.family}")
     states: dict[str, list[Tensor]] = {}
     objects: dict[str, list[tuple[int, int]]] = {}  # scene and place of every row
     for form in FORMS:
@@ -80,7 +82,7 @@ def bridge(
     fit = torch.tensor([n < train for n, _ in objects[FORMS[0]]])
     found: dict[str, dict[str, list[float]]] = {}
     for name, classes in NAMES.items():
-        labels = torch.tensor([classes.index(getattr(t, name)) for t in things])  # type: ignore[attr-defined]
+        labels = torch.tensor([classes.index(getattr(t, name)) for t in things])
         for layer in range(len(states["picture"])):
             x = {where: _standard(layers[layer]) for where, layers in states.items()}
             probe = _probe(x["picture"][fit], labels[fit], len(classes))

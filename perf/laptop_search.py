@@ -49,7 +49,7 @@ from reca.models.contract import Sampling
 from reca.models.import_base import make_base
 from reca.models.registry import load_model
 from reca.toyworld import examiner
-from reca.toyworld.pretrain.run import bind_words, encoded, pretrain_part, pretraining_of
+from reca.toyworld.pretrain.run import bind_words, encoded, pretrain_part, pretraining_of, values_of
 from reca.toyworld.render import render
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _phase(
         "loss": {task: round(value or 0.0, 3) for task, value in done.loss.items()},
     }
     row["questions"] = question_scores(model)
-    if hasattr(pretraining_of(config.family), "attention_values"):
+    if values_of(config.family):
         row["bridge"] = bridge(model)
     if "t2i" in recipe.active():
         row |= scores(model, config.sampler, arguments.levels, arguments.prompts)

@@ -36,7 +36,8 @@ def test_the_noun_of_a_told_object_is_found_by_its_place() -> None:
 def test_the_term_trains_the_reader_and_is_the_same_again(family: str) -> None:
     model, name = load_model(WEIGHTS / f"{family}_tiny"), READERS[family]
     freeze(model, [name])
-    values = run.pretraining_of(family).attention_values  # type: ignore[attr-defined]
+    values = run.values_of(family)
+    assert values is not None
     first, second = (
         binding.difference(values, model, np.random.default_rng(3), 4) for _ in range(2)
     )

@@ -27,7 +27,7 @@ from reca.features.roles import open_role
 from reca.models.contract import UnifiedModel
 from reca.models.registry import load_model, pretraining_module
 from reca.toyworld.edits import WORDS
-from reca.toyworld.pretrain.binding import bind
+from reca.toyworld.pretrain.binding import Values, bind
 
 if TYPE_CHECKING:
     from reca.config.schema import DataSource, Fit
@@ -157,12 +157,17 @@ def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int
 
 def bind_words(family: str, model: UnifiedModel, weight: float) -> None:
     """Add the binding term to the answer losses of `model`; ValueError for a family that does not have it."""
-    values = getattr(pretraining_of(family), "attention_values", None)
+    values = values_of(family)
     if values is None:
         raise ValueError(
             f"pretrain.binding is {weight}, but {family} has no such term; set it to 0"
         )
     bind(values, model, weight)
+
+
+def values_of(family: str) -> Values | None:
+    """How to read a family's values of words and pictures; None for a family without the binding term."""
+    return getattr(pretraining_of(family), "attention_values", None)
 
 
 def encoded(
