@@ -53,6 +53,7 @@ class ToyWorld:
     single_object_share: Share = 0.0  # share of scenes with one object; the rest have one to four
     caption: dict[str, Share] = field(default_factory=dict)  # what a sparse caption tells, by p
     describes: Share = 1.0  # share of an image's conversations with its dense description
+    binding: Share = 0.0  # share of conversations that ask which attributes belong together
 
 
 @dataclass(kw_only=True)
@@ -244,6 +245,9 @@ class Pretrain:
         str, Fit
     ]  # frozen parts that are fitted on their own: reca/toyworld/pretrain/<family>.py
     phases: dict[str, Recipe]  # of what is left, in the order of their names
+    # Weight of the term that gives words and pictures the same states (BAGEL, OpenUni), in phases
+    # that read pictures.
+    binding: NonNegative = 0.0
 
 
 @dataclass(kw_only=True)

@@ -51,14 +51,16 @@ def image_row(index: int, scene: Scene, world: ToyWorld) -> dict[str, Any]:
         "id": f"scene-{index:06d}",
         "image": {"bytes": png(draw_pixels(scene)), "path": None},
         "prompt": sparse_caption(scene, world.caption, generator),
-        "conversations": json.dumps([image_conversation(scene, generator, world.describes)]),
+        "conversations": json.dumps(
+            [image_conversation(scene, generator, world.describes, world.binding)]
+        ),
         "scene": json.dumps(scene.to_json()),
     }
 
 
-def text_row(index: int, seed: int) -> dict[str, Any]:
+def text_row(index: int, seed: int, binding: float = 0.0) -> dict[str, Any]:
     """One row of a text-only set."""
-    turns = text_conversation(numpy_generator("world", seed, index, "text"))
+    turns = text_conversation(numpy_generator("world", seed, index, "text"), binding)
     return {"id": f"text-{index:06d}", "conversations": json.dumps([turns])}
 
 
@@ -84,7 +86,7 @@ def render(world: ToyWorld, out: Path) -> int:
     import pyarrow.parquet as pq
 
     if world.kind == "text":
-        rows = [text_row(index, world.seed) for index in range(world.images)]
+        rows = [text_row(index, world.seed, world.binding) for index in range(world.images)]
     elif world.kind == "edits":
         rows = [row for index in range(world.images) for row in edit_rows(index, world.seed)]
     else:

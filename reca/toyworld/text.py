@@ -6,6 +6,7 @@ The difference is the paper's premise: captions leave most of the image undescri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from reca.toyworld.scenes import COLOUR_NAMES, PLACES, SHAPE_NAMES, Scene, Thing
 NUMBERS = ("zero", "one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
 DESCRIBE = "describe the picture ."
+LOOKED_UP = ("colour", "place", "relation")  # kinds of question that models learn last
 Turn = tuple[str, str]
 
 
@@ -169,14 +171,44 @@ def questions(scene: Scene, generator: np.random.Generator) -> dict[str, Turn]:
     return {kind: turn for kind, turn in questions.items() if turn is not None}
 
 
+def bound_questions(scene: Scene, generator: np.random.Generator) -> list[Turn]:
+    """Questions that lists of a scene's shapes, colours and places do not answer, only which belong together.
+
+    For training; the held-out questions are of the kinds in `QUESTIONS`.
+    """
+    things = scene.things
+    thing, other = _pick(things, generator), _pick(things, generator)
+    place = PLACES[thing.place]
+    exists = any((t.colour, t.shape) == (thing.colour, other.shape) for t in things)
+    turns = [
+        (f"what is at the {place} ?", phrase(thing)),
+        (f"what color is the {thing.shape} at the {place} ?", thing.colour),
+        (f"is there a {thing.colour} {other.shape} ?", "yes" if exists else "no"),
+    ]
+    for key in ("shape", "colour"):
+        for one in _unique(things, attrgetter(key))[:1]:
+            named = f"the {one.shape}" if key == "shape" else one.colour
+            turns.append((f"where is {named} ?", f"at the {PLACES[one.place]}"))
+    known = _unique(things, lambda t: (t.colour, t.shape))
+    pairs = [(a, b) for a in things for b in known if a is not b and relation(a, b)]
+    if pairs:
+        first, second = pairs[int(generator.integers(len(pairs)))]
+        asked = f"what is {relation(first, second)} the {second.colour} {second.shape} ?"
+        turns.append((asked, phrase(first)))
+    return turns
+
+
 def image_conversation(
-    scene: Scene, generator: np.random.Generator, describes: float = 1.0
+    scene: Scene, generator: np.random.Generator, describes: float = 1.0, binding: float = 0.0
 ) -> list[Turn]:
     """An image-to-text sample: the dense description, alone or after two questions.
 
     The description comes last because it would give the answers away. A share `describes` of the samples has it; the
-    others are up to three questions, whose short answers are otherwise a small part of the tokens of a loss.
+    others are up to three questions, whose short answers are otherwise a small part of the tokens of a loss. In a share
+    `binding` of the samples the three are of `bound_questions`, too.
     """
+    if binding and generator.random() < binding:
+        return _binding_turns(scene, generator)
     if describes < 1 and generator.random() >= describes:
         return _some(list(questions(scene, generator).values()), 3, generator)
     describe = (DESCRIBE, dense_caption(scene))
@@ -185,12 +217,46 @@ def image_conversation(
     return [*_some(list(questions(scene, generator).values()), 2, generator), describe]
 
 
+def _binding_turns(scene: Scene, generator: np.random.Generator) -> list[Turn]:
+    """Up to three questions, those that look up a fact of a named object six times as often as others."""
+    asked = questions(scene, generator)
+    kinds = [*asked, *["bound"] * len(bound := bound_questions(scene, generator))]
+    turns = [*asked.values(), *bound]
+    odds = np.array([6.0 if kind in LOOKED_UP else 1.0 for kind in kinds])
+    size = min(3, len(turns))
+    return [turns[i] for i in generator.choice(len(turns), size, False, odds / odds.sum())]
+
+
 def _some(turns: Sequence[Turn], most: int, generator: np.random.Generator) -> list[Turn]:
     return [turns[i] for i in generator.permutation(len(turns))[:most]]
 
 
-def text_conversation(generator: np.random.Generator) -> list[Turn]:
-    """Text-only turns about a scene that the first question describes in the style of prompts; they teach the words."""
+def told_conversation(generator: np.random.Generator) -> list[Turn]:
+    """Text-only turns about a scene told with every place, before or after its object, in any order.
+
+    A place that comes first lets the noun's state hold everything about its object, as the token of a picture does.
+    """
+    scene = draw_scene(generator)
+    parts = [
+        f"at the {PLACES[t.place]} {phrase(t)}"
+        if generator.random() < 0.5
+        else phrase(t, place=True)
+        for t in (scene.things[i] for i in generator.permutation(len(scene.things)))
+    ]
+    turns = _binding_turns(scene, generator)
+    if generator.random() < 0.1:
+        turns.append((DESCRIBE, dense_caption(scene)))
+    (question, answer), *others = turns
+    return [(f"{' and '.join(parts)} . {question}", answer), *others]
+
+
+def text_conversation(generator: np.random.Generator, binding: float = 0.0) -> list[Turn]:
+    """Text-only turns about a scene that the first question describes in the style of prompts; they teach the words.
+
+    A share `binding` of them is of `told_conversation`.
+    """
+    if binding and generator.random() < binding:
+        return told_conversation(generator)
     scene = draw_scene(generator, count=int(generator.integers(1, 4)))
     things = [scene.things[i] for i in generator.permutation(len(scene.things))]
     context, known = _context(scene, things, generator)

@@ -16,12 +16,14 @@ from reca.toyworld.scenes import PLACES, Scene, Thing, draw_pixels, draw_scene
 from reca.toyworld.text import (
     DESCRIBE,
     NUMBERS,
+    bound_questions,
     dense_caption,
     image_conversation,
     questions,
     relation,
     sparse_caption,
     text_conversation,
+    told_conversation,
     vocabulary,
 )
 
@@ -125,11 +127,53 @@ def test_relations_need_a_shared_row_or_column() -> None:
     assert relation(corners[0], corners[3]) is None
 
 
+def test_bound_questions_have_the_answers_of_the_scene() -> None:
+    red, blue = Thing(0, "circle", "red"), Thing(1, "flag", "blue")
+    found = {}
+    for index in range(60):
+        found |= dict(bound_questions(Scene((red, blue)), np.random.default_rng(index)))
+    assert found == {
+        "what is at the top left ?": "a red circle",
+        "what is at the top right ?": "a blue flag",
+        "what color is the circle at the top left ?": "red",
+        "what color is the flag at the top right ?": "blue",
+        "is there a red circle ?": "yes",
+        "is there a blue flag ?": "yes",
+        "is there a red flag ?": "no",  # both words are true of the scene
+        "is there a blue circle ?": "no",
+        "where is the circle ?": "at the top left",
+        "where is red ?": "at the top left",
+        "what is left of the blue flag ?": "a red circle",
+        "what is right of the red circle ?": "a blue flag",
+    }
+
+
+def test_a_told_scene_names_every_place_before_or_after_its_object() -> None:
+    orders = set()
+    for index in range(200):
+        (told, _), *_ = told_conversation(np.random.default_rng(index))
+        for part in told.partition(" . ")[0].split(" and "):
+            words = part.split()
+            orders.add(words[0])
+            assert len(words) == 7
+            assert " ".join(words[2:4] if words[0] == "at" else words[-2:]) in PLACES
+    assert orders == {"a", "at"}
+
+
+def test_worlds_without_bound_questions_stay_the_same() -> None:
+    talks = []
+    for share in ((), (0.0,)):
+        generator = np.random.default_rng(5)
+        talk = text_conversation(generator, *share)
+        talks.append([*talk, *image_conversation(draw_scene(generator), generator, 0.3, *share)])
+    assert talks[0] == talks[1]
+
+
 def test_conversations_use_the_closed_vocabulary() -> None:
     generator = np.random.default_rng(4)
     known = {*vocabulary(), *(f"{word}s" for word in vocabulary())}
-    for _ in range(300):
-        for question, answer in text_conversation(generator):
+    for index in range(300):
+        for question, answer in text_conversation(generator, binding=float(index % 2)):
             assert {*question.split(), *answer.split()} <= known
 
 

@@ -85,6 +85,11 @@ rule pretrain_base:
                 phases={
                     n: asdict(phase) for n, phase in EXPERIMENT.pretrain.phases.items()
                 },
+                **(
+                    {"binding": EXPERIMENT.pretrain.binding}
+                    if EXPERIMENT.pretrain.binding
+                    else {}
+                ),
             )
         ),
         code=lambda wc: code("pretrain", wc.model),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from reca.core.rng import seed_of
 from reca.models.bagel.config import BagelConfig, parse
+from reca.models.bagel.context import empty, extend, text_block, vit_block
 from reca.models.bagel.encoders import FrozenVae
 from reca.models.bagel.model import BagelModel
 from reca.models.bagel.network import GEN
@@ -33,6 +34,7 @@ from reca.toyworld.pretrain.words import build_tokenizer
 from reca.toyworld.text import dense_caption
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PreTrainedTokenizerFast
 
     from reca.config.schema import Fit
@@ -145,6 +147,22 @@ def pretrain_vision(
 
 
 PARTS = {"vae": pretrain_vae, "vision": pretrain_vision}
+
+
+# ---- words and pictures ---------------------------------------------------------------------------
+def attention_values(
+    model: BagelModel, images: Sequence[Image], texts: Sequence[str]
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """See `binding.Values`."""
+    network = model.network
+    features = model.encode(images, "read")
+    pictures = vit_block(network, features["understanding"], features["grid"])
+    seen, told = (
+        extend(network, empty(network, len(texts)), [block])[0].kept
+        for block in (pictures, text_block(network, model.text.ids(list(texts))))
+    )
+    tokens = slice(1, 1 + pictures.und.shape[1] - 2)  # between the marks of the image
+    return [v.flatten(2)[:, tokens] for _, v in seen], [v.flatten(2) for _, v in told], 1
 
 
 # ---- continuing from a complete model ---------------------------------------------------------------

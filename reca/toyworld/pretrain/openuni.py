@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from reca.core.rng import generator
 from reca.models.checkpoint_io import load_checkpoint, load_strictly, save_safetensors
+from reca.models.common.batching import padded
 from reca.models.common.tokenizer import read_tokenizer
+from reca.models.openuni import layout
 from reca.models.openuni.config import OpenUniConfig, parse
 from reca.models.openuni.encoders import build_vae, vit_input
 from reca.models.openuni.model import OpenUniModel
@@ -32,6 +34,7 @@ from reca.toyworld.pretrain.words import build_chat_tokenizer, build_tokenizer
 from reca.toyworld.text import dense_caption
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PreTrainedTokenizerFast
 
     from reca.config.schema import Fit
@@ -135,6 +138,40 @@ def pretrain_vision(
 
 
 PARTS = {"vae": pretrain_vae, "vision": pretrain_vision}
+
+
+# ---- words and pictures ---------------------------------------------------------------------------
+def attention_values(
+    model: OpenUniModel, images: Sequence[Image], texts: Sequence[str]
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """See `binding.Values`."""
+    text, image = model.text, model.config.special.image
+    shown = text.reconstruction()
+    read = model.encode(images, "read")["understanding"]
+    seen = _values(model.network, [shown] * len(texts), read)
+    tokens = torch.tensor([index for index, token in enumerate(shown) if token == image])
+    told = [text.caption(caption) for caption in texts]
+    words = text.ids([texts[0]])[0]
+    first = next(i for i in range(len(told[0])) if told[0][i : i + len(words)] == words)
+    return [v[:, tokens] for v in seen], _values(model.network, told), first
+
+
+def _values(
+    network: OpenUni, rows: Sequence[Sequence[int]], read: Tensor | None = None
+) -> list[Tensor]:
+    """The values [B, T, D] of every layer of the language model, of prompts with their images."""
+    found: list[Tensor] = []
+    hooks = [
+        layer.self_attn.v_proj.register_forward_hook(lambda _, __, out: found.append(out))
+        for layer in network.language.layers
+    ]
+    try:
+        ids, mask = padded(rows, network.config.special.end)
+        network.hidden(network.embed(ids, read), mask, layout.positions(mask))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 # ---- together ----------------------------------------------------------------------------------

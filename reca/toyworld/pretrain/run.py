@@ -27,6 +27,7 @@ from reca.features.roles import open_role
 from reca.models.contract import UnifiedModel
 from reca.models.registry import load_model, pretraining_module
 from reca.toyworld.edits import WORDS
+from reca.toyworld.pretrain.binding import Values, bind
 
 if TYPE_CHECKING:
     from reca.config.schema import DataSource, Fit
@@ -87,14 +88,17 @@ def pretrain_base(
     out: Path,
     code: str,
     begin: Path | None = None,
+    binding: float = 0.0,
 ) -> dict[str, dict[str, float | None]]:
     """Run the phases in the order of their names; writes the base model and its logs to `out`.
 
-    `begin` is a model folder to continue from, instead of `parts`. Returns the last losses by phase. Caches and
-    checkpoints are in `work`, so a killed run resumes inside its phase.
+    `begin` is a model folder to continue from, instead of `parts`; `binding` the weight of the term of `binding.bind`.
+    Returns the last losses by phase. Caches and checkpoints are in `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
+    if binding:
+        bind_words(family, model, binding)
     losses: dict[str, dict[str, float | None]] = {}
     for name in sorted(phases):
         caches = encoded(model, sources, folders, work / "cache", code)
@@ -149,6 +153,21 @@ def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int
             f"pretrain.start is {str(begin)!r}, but {family} cannot continue from a model; set it to null"
         )
     return cast("UnifiedModel", go_on(network, begin, words=WORDS, seed=seed))
+
+
+def bind_words(family: str, model: UnifiedModel, weight: float) -> None:
+    """Add the binding term to the answer losses of `model`; ValueError for a family that does not have it."""
+    values = values_of(family)
+    if values is None:
+        raise ValueError(
+            f"pretrain.binding is {weight}, but {family} has no such term; set it to 0"
+        )
+    bind(values, model, weight)
+
+
+def values_of(family: str) -> Values | None:
+    """How to read a family's values of words and pictures; None for a family without the binding term."""
+    return getattr(pretraining_of(family), "attention_values", None)
 
 
 def encoded(

@@ -1,0 +1,103 @@
+"""A term that makes the noun of a told object and the token of a pictured one the same state.
+
+A picture's token carries shape, colour and place of its object. A word's state may hold the same facts in directions
+that no picture uses, and what reconstruction teaches a generator then never meets a word (`perf/laptop_bridge.py`). The
+term is the squared difference of the values (V of attention) of both in the upper layers, so that a generator, which
+reads values, finds the same under a word as under a picture. A family has it if its module has `attention_values`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reca.core.images import decode
+from reca.models.contract import Loss, UnifiedModel
+from reca.toyworld.render import png
+from reca.toyworld.scenes import PLACES, Scene, draw_pixels, draw_scene
+from reca.toyworld.text import phrase
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from reca.models.contract import Features
+
+Layers = list[Tensor]
+# From a model, pictures and texts: the values by layer of the pictures' four tokens [B, 4, D] and of the texts' tokens
+# [B, T, D], and the index of a text's first word among its tokens.
+Values = Callable[[Any, "Sequence[Image]", Sequence[str]], tuple[Layers, Layers, int]]
+SCENES = 12
+FORMS = ("plain", "place last", "place first")
+
+
+def told(
+    scene: Scene, form: str, generator: np.random.Generator
+) -> tuple[str, list[tuple[int, int]]]:
+    """A scene told in any order in one of `FORMS`, and (place, index of its noun among the words) of every object."""
+    words: list[str] = []
+    nouns = []
+    for thing in (scene.things[i] for i in generator.permutation(len(scene.things))):
+        place = ["at", "the", *PLACES[thing.place].split()]
+        words += ["and"] if words else []
+        words += place if form == "place first" else []
+        words += phrase(thing).split()
+        nouns.append((thing.place, len(words) - 1))
+        words += place if form == "place last" else []
+    return " ".join(words), nouns
+
+
+def difference(
+    values: Values, model: UnifiedModel, generator: np.random.Generator, scenes: int = SCENES
+) -> Tensor:
+    """Mean over the upper half of the layers of the squared difference of values, relative to the nouns', [].
+
+    Lower layers are left out: a noun has not collected its colour there. Both kinds of token are centred, by place
+    where the noun cannot know it.
+    """
+    drawn = [draw_scene(generator) for _ in range(scenes)]
+    form = FORMS[int(generator.integers(len(FORMS)))]
+    texts, nouns = zip(*(told(scene, form, generator) for scene in drawn), strict=True)
+    images = [decode(png(draw_pixels(scene)), name="scene") for scene in drawn]
+    seen, words, first = values(model, images, list(texts))
+    rows = torch.tensor([n for n, found in enumerate(nouns) for _ in found])
+    places = torch.tensor([place for found in nouns for place, _ in found])
+    ends = torch.tensor([first + index for found in nouns for _, index in found])
+    groups = places if form != "place first" else torch.zeros_like(places)
+    membership = torch.nn.functional.one_hot(groups).float()
+    averaging = membership / membership.sum(0).clamp(min=1)
+    membership, averaging = (part.to(words[0].device) for part in (membership, averaging))
+    parts = []
+    for picture, text in list(zip(seen, words, strict=True))[len(seen) // 2 :]:
+        own, other = (
+            state - membership @ (averaging.T @ state)
+            for state in (picture[rows, places], text[rows, ends])
+        )
+        parts.append((own - other).square().mean() / other.detach().square().mean())
+    return torch.stack(parts).mean()
+
+
+def bind(values: Values, model: UnifiedModel, weight: float) -> None:
+    """Add the term, times `weight`, to every answer loss of `model` about pictures.
+
+    Its scenes are drawn from the batch's tokens, so that a resumed run draws the same.
+    """
+    plain = model.answer_loss
+
+    def answer_loss(conversation: Any, features: Features | None) -> Loss:
+        loss = plain(conversation, features)
+        if features is None:
+            return loss
+        generator = np.random.default_rng(_number(conversation.ids))
+        term = weight * difference(values, model, generator)
+        return Loss(loss.total + loss.count * term, loss.count)
+
+    model.answer_loss = answer_loss  # type: ignore[method-assign]
+
+
+def _number(ids: Tensor | Sequence[Sequence[int]]) -> int:
+    """The sum of a batch's tokens."""
+    return int(ids.sum()) if isinstance(ids, Tensor) else sum(sum(row) for row in ids)

@@ -1,0 +1,50 @@
+"""The search for a laptop recipe: the strict rule, and scores of development prompts only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perf import laptop_bridge, laptop_search
+from reca.config.schema import Sampler
+from reca.evaluation.tasks import laptop_prompts
+from reca.models.registry import load_model
+
+BASE = Path(__file__).parents[2] / "weights/bagel_tiny"
+
+
+def test_strict_counts_what_was_not_asked_for() -> None:
+    facts = {"include": [{"class": "circle", "count": 2}, {"class": "flag", "count": 1}]}
+    assert laptop_search.strict(facts, [{}] * 3, 1.0) == 1
+    assert laptop_search.strict(facts, [{}] * 4, 1.0) == 0
+    assert laptop_search.strict(facts, [{}] * 3, 0.0) == 0
+
+
+def test_a_row_has_both_rules_and_never_samples_the_test_split(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    splits = []
+    for name in ("prompts", "held_out_scenes"):
+        made: Any = getattr(laptop_prompts, name)
+
+        def spied(split: str, *others: Any, made: Any = made) -> Any:
+            splits.append(split)
+            return made(split, *others)
+
+        monkeypatch.setattr(laptop_search.asked, name, spied)
+    monkeypatch.setattr(laptop_search, "RECONSTRUCTIONS", 2)
+    sampler = Sampler(steps=2, guidance=[2.0], options={"timestep_shift": 3.0})
+    found = laptop_search.scores(load_model(BASE), sampler, [2.0], 1)
+    assert set(splits) == {"development"}
+    assert {"dense", "geneval", "strict", "objects"} <= set(found["by_guidance"]["2.0"])
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_shipped_base_binds_no_colour_to_its_noun() -> None:
+    found = laptop_bridge.bridge(load_model(BASE), scenes=80, train=60)
+    assert min(found["colour"]["picture"]) > 0.8
+    assert max(found["colour"]["noun, plain"][:2]) < 0.4
+    assert found["shape"]["noun, plain"][2] > 0.8

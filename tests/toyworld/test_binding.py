@@ -1,0 +1,82 @@
+"""The term that gives words and pictures the same states: what it compares and trains, which families have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reca.align.state import freeze
+from reca.models.contract import Loss
+from reca.models.registry import load_model
+from reca.toyworld.pretrain import binding, run
+from reca.toyworld.scenes import PLACES, SHAPE_NAMES, draw_scene
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+READERS = {  # of the weights that the term trains
+    "bagel": "network.language_model.model.layers.3.self_attn.v_proj.weight",
+    "openuni": "network.lmm.model.language_model.layers.3.self_attn.v_proj.weight",
+}
+
+
+def test_the_noun_of_a_told_object_is_found_by_its_place() -> None:
+    for index in range(60):
+        generator = np.random.default_rng(index)
+        scene = draw_scene(generator)
+        text, nouns = binding.told(scene, binding.FORMS[index % 3], generator)
+        found = {place: text.split()[at - 1 : at + 1] for place, at in nouns}
+        assert found == {thing.place: [thing.colour, thing.shape] for thing in scene.things}
+
+
+@pytest.mark.parametrize("family", READERS)
+def test_the_term_trains_the_reader_and_is_the_same_again(family: str) -> None:
+    model, name = load_model(WEIGHTS / f"{family}_tiny"), READERS[family]
+    freeze(model, [name])
+    values = run.values_of(family)
+    assert values is not None
+    first, second = (
+        binding.difference(values, model, np.random.default_rng(3), 4) for _ in range(2)
+    )
+    assert first == second > 0
+    first.backward()
+    gradient = dict(model.named_parameters())[name].grad
+    assert gradient is not None and gradient.abs().sum() > 0
+
+
+def test_a_constant_of_the_kind_of_token_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = torch.Generator().manual_seed(0)
+
+    def values(_: Any, images: Any, texts: list[str]) -> Any:
+        told = torch.zeros(len(texts), 40, 8)
+        seen = torch.full((len(texts), 4, 8), 3.0)  # the constant
+        for row, text in enumerate(texts):
+            words = text.split()
+            for at in (n for n, word in enumerate(words) if word in SHAPE_NAMES):
+                told[row, at] = torch.randn(8, generator=objects)
+                before = PLACES.index(" ".join(words[at - 4 : at - 2]))
+                seen[row, before] += told[row, at]
+        return [seen] * 2, [told] * 2, 0
+
+    monkeypatch.setattr(binding, "FORMS", ("place first",))
+    model: Any = None
+    assert binding.difference(values, model, np.random.default_rng(0)) < 1e-10
+
+
+def test_the_term_is_added_to_answers_about_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binding, "difference", lambda *_: torch.tensor(2.0))
+    model: Any = SimpleNamespace(answer_loss=lambda *_: Loss(torch.tensor(5.0), 10))
+    run.bind_words("bagel", model, 0.5)
+    for ids in (torch.ones(2, 3, dtype=torch.long), [[1, 2], [3]]):
+        conversation = SimpleNamespace(ids=ids)
+        assert model.answer_loss(conversation, None).mean == 0.5
+        assert model.answer_loss(conversation, {"understanding": torch.ones(1)}).mean == 1.5
+
+
+def test_binding_of_a_family_without_the_term_is_an_error() -> None:
+    model: Any = None
+    with pytest.raises(ValueError, match=r"pretrain\.binding is 0\.5, but showo has no such term"):
+        run.bind_words("showo", model, 0.5)
