@@ -206,7 +206,7 @@ def _phase(
     ((_, config),) = experiment.models.items()
     model, started = load_model(before), time.process_time()
     caches = encoded(model, experiment.data, folders, arguments.work / "cache", "search")
-    data = feature_data(recipe, experiment.data, folders, caches)
+    data = feature_data(recipe, experiment.data, folders, caches, seed=arguments.seed, ranks=1)
     identity = {"model": sha256_json([phase, arguments.seed, model.encoder_fingerprint("draw")])}
     place = arguments.work / "work" / phase
     if experiment.pretrain.binding:
@@ -253,7 +253,7 @@ def train_arm(arguments: argparse.Namespace) -> None:
         folders = _worlds(experiment, arguments.data)
         root = arguments.data / "cache" / sha256_json(str(arguments.base))[:8]
         caches = encoded(model, experiment.data, folders, root, "search")
-        data = feature_data(recipe, experiment.data, folders, caches)
+        data = feature_data(recipe, experiment.data, folders, caches, seed=arguments.seed, ranks=1)
         identity = {"model": str(arguments.base)}
         with tempfile.TemporaryDirectory() as place:
             done = align(
