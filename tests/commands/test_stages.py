@@ -468,7 +468,10 @@ def test_a_flipped_bit_stops_whatever_reads_it(inside, evaluated, capfd, case):
     finally:
         (inside / file).write_bytes(sound)
     error = capfd.readouterr().err.splitlines()
-    assert f"{file}: " in error[-1] and "git restore" in error[-1]
+    assert f"{file}: " in error[-1]
+    assert "git restore" in error[-1] or "run the stage again" in error[-1], (
+        "a record may not parse"
+    )
     assert not (inside / "x").exists() and not list(inside.glob("work/x*"))
 
 
