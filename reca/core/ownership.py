@@ -16,7 +16,9 @@ from types import TracebackType
 
 from reca.core.atomic import disk_errors
 
-DERIVED = ".reca-"  # indexes that readers keep next to data; they can be made again at any time
+# Indexes that readers keep next to data, and such files before they have their name (`atomic.replacing`): another job
+# may be writing one, or was killed meanwhile. They can be made again at any time.
+DERIVED = (".reca-", "..reca-")
 MARK = ".reca-work-"  # in a work folder, followed by the name of its stage
 _ATOMIC = re.compile(r"(.*/)?\.([^/]+)\.[0-9a-f]{16}")  # as `reca.core.atomic` names what it writes
 _MARK_TEXT = "Unfinished work of a reca stage: it goes on from here, and removes it when it ends.\n"

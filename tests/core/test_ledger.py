@@ -11,6 +11,7 @@ from PIL import Image
 from reca.commands.inputs import records_of
 from reca.core import artifacts, ledger
 from reca.core.artifacts import MANIFEST, Stage
+from reca.core.atomic import replacing
 from reca.core.lineage import audit
 from reca.data.readers.folder import FolderDataset
 
@@ -46,6 +47,13 @@ def test_a_second_job_hashes_nothing_again(made, hashed):
     assert hashed == ["a.bin", "b.bin", "a.bin"]
     artifacts.verify(made)  # the ledger is no part of the result
     assert audit([made]).sound
+
+
+def test_a_ledger_that_another_job_is_writing_is_no_part_of_the_result(made):
+    with replacing(made / ledger.LEDGER) as unfinished:
+        assert unfinished.parent == made
+        records_of({"data": made})
+        assert audit([made]).sound
 
 
 @pytest.mark.parametrize("inside", ["", "pictures"])
