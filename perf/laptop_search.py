@@ -1,4 +1,4 @@
-"""The search for a laptop model's recipe: bases phase by phase, their marks, and arms,.
+"""The search for a laptop model's recipe: bases phase by phase, their marks, and arms.
 
     python -m perf.laptop_search base --experiment laptop_pretrain_bagel --seed 0 --work work/search/a [key=value ...]
     python -m perf.laptop_search arm --experiment laptop_bagel --base work/search/a/d_draw --arm reca \
@@ -42,6 +42,7 @@ from reca.evaluation.tasks.laptop import (
     same_answer,
     score_prompt,
     share_of_facts,
+    strict_score,
     task_means,
 )
 from reca.inference.generate import answers, draw, inference
@@ -63,11 +64,6 @@ QUESTION_SCENES, RECONSTRUCTIONS, BATCH = 300, 96, 80
 
 
 # ---- scores ------------------------------------------------------------------------------------------
-def strict(facts: Mapping[str, Any], detections: Sequence[Any], right: float) -> float:
-    """GenEval's verdict `right`, and 0 if the image shows more objects than the prompt asks for."""
-    return right * float(len(detections) <= sum(one["count"] for one in facts["include"]))
-
-
 def _examine(images: Sequence[Image]) -> list[list[dict[str, Any]]]:
     return [examiner.detect(np.asarray(image.convert("RGB"))) for image in images]
 
@@ -92,7 +88,7 @@ def prompt_scores(
                     facts = [{key: fact[key]} for fact in prompt.facts["facts"]]
                     rows.append((f"dense {key}", share_of_facts(facts, found)))
             if prompt.task in asked.GENEVAL_TASKS:
-                exact.append((prompt.task, strict(prompt.facts, found, score)))
+                exact.append((prompt.task, strict_score(prompt, found)))
     means = {**task_means(rows), "strict": task_means(exact)["geneval"]}
     return {name: round(value, 3) for name, value in means.items()} | {
         "objects": round(float(np.mean(objects)), 2)

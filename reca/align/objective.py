@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -93,10 +94,17 @@ def in_random_basis(features: Features) -> Features:
         raise ValueError(
             "arm random_encoder turns cached understanding embeddings, but this model caches none; leave the arm out"
         )
-    width = own.shape[-1]
+    return {
+        **features,
+        "understanding": own @ moved(_rotation(own.shape[-1]), own.device, own.dtype),
+    }
+
+
+@cache
+def _rotation(width: int) -> Tensor:
+    """A random rotation [width, width], the same in every run; decomposed once, not in every step."""
     generator = torch.Generator().manual_seed(width)
-    rotation = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
-    return {**features, "understanding": own @ rotation.to(own.device, own.dtype)}
+    return torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
 
 
 def derangement(size: int, generator: torch.Generator) -> Tensor:
