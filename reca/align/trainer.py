@@ -44,6 +44,8 @@ HOUSEKEEPING = (
     "keep",
     "tensorboard",
 )  # recipe fields that do not affect the numbers
+NEWER: dict[str, Any] = {"compile": False, "ablation": None}
+"""Recipe fields that came later, with the value that changes nothing."""
 SPANS = ("data", "forward", "backward", "optimizer")
 """The parts of a step, under which a profiler finds its operations (`reca profile`)."""
 SPAN = "reca/"  # begins the names of these parts in a trace
@@ -165,8 +167,9 @@ def run_identity(
 ) -> dict[str, Any]:
     """Everything that must match between two sessions for the second to resume the first."""
     section = {name: value for name, value in asdict(recipe).items() if name not in HOUSEKEEPING}
-    if not recipe.compile:  # runs that began before this field existed go on
-        del section["compile"]
+    for name, default in NEWER.items():  # runs that began before these fields existed go on
+        if section[name] == default:
+            del section[name]
     facts = {
         "seed": seed,
         "ranks": processes.size,

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from reca.align import checkpoint
+from reca.align.distributed import ProcessGroup
 from reca.align.preemption import REQUEUE_EXIT_CODE
-from reca.align.trainer import CHECKPOINTS
+from reca.align.trainer import CHECKPOINTS, run_identity
 from reca.config.recipe import TaskRecipe
 from tests.align import runs
 from tests.align.runs import STEPS, assert_same_run, run
@@ -190,3 +191,15 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
         pytest.raises(ValueError, match="another process is training here"),
     ):
         run(tmp_path, stop_at=1)
+
+
+def test_fields_that_came_later_and_change_nothing_are_no_part_of_a_runs_identity():
+    """Else no run that began before an upgrade could go on after it."""
+
+    def told(**changes):
+        given = {"seed": 0, "processes": ProcessGroup(), "given": None}
+        return run_identity(Toy(), toy_data(), runs.recipe(**changes), **given)["recipe"]
+
+    assert not {"compile", "ablation"} & told().keys()
+    changed = {"compile": True, "ablation": "template_only"}
+    assert changed.items() <= told(**changed).items()
