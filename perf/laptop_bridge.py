@@ -64,7 +64,8 @@ def bridge(
     for form in FORMS:
         generator = np.random.default_rng(SEED)
         texts, nouns = zip(*(told(scene, form, generator) for scene in drawn), strict=True)
-        seen, words, first = values(model, images, texts)
+        *layers, first = values(model, images, texts)
+        seen, words = ([layer.cpu() for layer in side] for side in layers)
         rows = torch.tensor([n for n, found in enumerate(nouns) for _ in found])
         places = torch.tensor([place for found in nouns for place, _ in found])
         at = torch.tensor([first + index for found in nouns for _, index in found])

@@ -33,6 +33,7 @@ from reca.align.training_data import feature_data
 from reca.config.compose import load
 from reca.config.recipe import for_arm
 from reca.core.artifacts import sha256_json
+from reca.core.devices import placed
 from reca.core.images import decode
 from reca.core.rng import generator
 from reca.data.prompts import bank
@@ -50,7 +51,8 @@ from reca.models.contract import Sampling
 from reca.models.import_base import make_base
 from reca.models.registry import load_model
 from reca.toyworld import examiner
-from reca.toyworld.pretrain.run import bind_words, encoded, pretrain_part, pretraining_of, values_of
+from reca.toyworld.pretrain.binding import bound
+from reca.toyworld.pretrain.run import encoded, pretrain_part, pretraining_of, values_of
 from reca.toyworld.render import render
 
 if TYPE_CHECKING:
@@ -200,14 +202,14 @@ def _phase(
     assert experiment.pretrain is not None
     recipe = experiment.pretrain.phases[phase]
     ((_, config),) = experiment.models.items()
-    model, started = load_model(before), time.process_time()
+    model, started = placed(load_model(before)), time.process_time()
     caches = encoded(model, experiment.data, folders, arguments.work / "cache", "search")
     data = feature_data(recipe, experiment.data, folders, caches, seed=arguments.seed, ranks=1)
     identity = {"model": sha256_json([phase, arguments.seed, model.encoder_fingerprint("draw")])}
     place = arguments.work / "work" / phase
-    if experiment.pretrain.binding:
-        bind_words(config.family, model, experiment.pretrain.binding)
-    done = align(model, data, recipe, seed=arguments.seed, work_dir=place, identity=identity)
+    weight = experiment.pretrain.binding.get(phase, 0.0)
+    with bound(values_of(config.family), model, weight):
+        done = align(model, data, recipe, seed=arguments.seed, work_dir=place, identity=identity)
     row = {
         "base": arguments.experiment,
         "phase": phase,
@@ -234,7 +236,7 @@ def train_arm(arguments: argparse.Namespace) -> None:
     ((_, config),) = experiment.models.items()
     with tempfile.TemporaryDirectory() as place:  # the base with the options of this experiment
         make_base(config.family, config.network, Path(place) / "base", folder=arguments.base)
-        model = load_model(Path(place) / "base")
+        model = placed(load_model(Path(place) / "base"))
     started = time.process_time()
     row: dict[str, Any] = {
         "arm": arguments.arm,

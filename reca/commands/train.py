@@ -175,6 +175,6 @@ def pretrain(arguments: Namespace) -> None:
                 role: DataSource(kind="world") for role in data
             }  # the only kind that it supports
             places |= {"folders": data, "parts": parts, "code": code, "begin": begin}
-            places["binding"] = plain.get("binding", 0.0)
+            places["binding"] = plain.get("binding", {})
             loss = pretrain_base(family, network, recipes, worlds, **places)
         stage.note(loss=loss)

@@ -245,9 +245,9 @@ class Pretrain:
         str, Fit
     ]  # frozen parts that are fitted on their own: reca/toyworld/pretrain/<family>.py
     phases: dict[str, Recipe]  # of what is left, in the order of their names
-    # Weight of the term that gives words and pictures the same states (BAGEL, OpenUni), in phases
-    # that read pictures.
-    binding: NonNegative = 0.0
+    # By phase, the weight of the term that gives words and pictures the same states (BAGEL, OpenUni);
+    # only phases that read pictures have it.
+    binding: dict[str, NonNegative] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

@@ -69,14 +69,20 @@ def test_a_constant_of_the_kind_of_token_is_no_difference(monkeypatch: pytest.Mo
 def test_the_term_is_added_to_answers_about_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binding, "difference", lambda *_: torch.tensor(2.0))
     model: Any = SimpleNamespace(answer_loss=lambda *_: Loss(torch.tensor(5.0), 10))
-    run.bind_words("bagel", model, 0.5)
+    pictures = {"understanding": torch.ones(1)}
     for ids in (torch.ones(2, 3, dtype=torch.long), [[1, 2], [3]]):
         conversation = SimpleNamespace(ids=ids)
-        assert model.answer_loss(conversation, None).mean == 0.5
-        assert model.answer_loss(conversation, {"understanding": torch.ones(1)}).mean == 1.5
+        with binding.bound(run.values_of("bagel"), model, 0.5):
+            assert model.answer_loss(conversation, None).mean == 0.5
+            assert model.answer_loss(conversation, pictures).mean == 1.5
+        assert model.answer_loss(conversation, pictures).mean == 0.5  # the next phase is without
 
 
 def test_binding_of_a_family_without_the_term_is_an_error() -> None:
-    model: Any = None
-    with pytest.raises(ValueError, match=r"pretrain\.binding is 0\.5, but showo has no such term"):
-        run.bind_words("showo", model, 0.5)
+    with pytest.raises(ValueError, match=r"pretrain\.binding is .*, but showo has no such term"):
+        run.check_binding("showo", {"c_joint": 0.5}, ["c_joint"])
+
+
+def test_binding_of_an_unknown_phase_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"names c_joins, but the phases are b_ask, c_joint"):
+        run.check_binding("bagel", {"c_joins": 0.5}, ["c_joint", "b_ask"])

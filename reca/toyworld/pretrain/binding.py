@@ -8,7 +8,8 @@ reads values, finds the same under a word as under a picture. A family has it if
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,11 +81,16 @@ def difference(
     return torch.stack(parts).mean()
 
 
-def bind(values: Values, model: UnifiedModel, weight: float) -> None:
-    """Add the term, times `weight`, to every answer loss of `model` about pictures.
+@contextmanager
+def bound(values: Values | None, model: UnifiedModel, weight: float) -> Iterator[None]:
+    """For the block, add the term, times `weight`, to every answer loss of `model` about pictures.
 
     Its scenes are drawn from the batch's tokens, so that a resumed run draws the same.
     """
+    if not weight:
+        yield
+        return
+    assert values is not None  # checked with the configuration
     plain = model.answer_loss
 
     def answer_loss(conversation: Any, features: Features | None) -> Loss:
@@ -96,6 +102,10 @@ def bind(values: Values, model: UnifiedModel, weight: float) -> None:
         return Loss(loss.total + loss.count * term, loss.count)
 
     model.answer_loss = answer_loss  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        model.answer_loss = plain  # type: ignore[method-assign]
 
 
 def _number(ids: Tensor | Sequence[Sequence[int]]) -> int:

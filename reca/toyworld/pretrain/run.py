@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -27,7 +27,7 @@ from reca.features.roles import open_role
 from reca.models.contract import UnifiedModel
 from reca.models.registry import load_model, pretraining_module
 from reca.toyworld.edits import WORDS
-from reca.toyworld.pretrain.binding import Values, bind
+from reca.toyworld.pretrain.binding import Values, bound
 
 if TYPE_CHECKING:
     from reca.config.schema import DataSource, Fit
@@ -88,31 +88,31 @@ def pretrain_base(
     out: Path,
     code: str,
     begin: Path | None = None,
-    binding: float = 0.0,
+    binding: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Run the phases in the order of their names; writes the base model and its logs to `out`.
 
-    `begin` is a model folder to continue from, instead of `parts`; `binding` the weight of the term of `binding.bind`.
+    `begin` is a model folder to continue from, instead of `parts`; `binding` has by phase the weight of the term of `binding.bound`.
     Returns the last losses by phase. Caches and checkpoints are in `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
-    if binding:
-        bind_words(family, model, binding)
+    check_binding(family, binding := binding or {}, phases)
     losses: dict[str, dict[str, float | None]] = {}
     for name in sorted(phases):
         caches = encoded(model, sources, folders, work / "cache", code)
         data = feature_data(phases[name], sources, folders, caches, seed=seed, ranks=1)
         identity = {"model": sha256_json([name, seed, model.encoder_fingerprint("draw")])}
-        summary = align(
-            model,
-            data,
-            phases[name],
-            seed=seed,
-            work_dir=work / name,
-            log=out / f"{name}.jsonl",
-            identity=identity,
-        )
+        with bound(values_of(family), model, binding.get(name, 0.0)):
+            summary = align(
+                model,
+                data,
+                phases[name],
+                seed=seed,
+                work_dir=work / name,
+                log=out / f"{name}.jsonl",
+                identity=identity,
+            )
         losses[name] = summary.loss
     model.save(out)
     return losses
@@ -155,14 +155,14 @@ def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int
     return cast("UnifiedModel", go_on(network, begin, words=WORDS, seed=seed))
 
 
-def bind_words(family: str, model: UnifiedModel, weight: float) -> None:
-    """Add the binding term to the answer losses of `model`; ValueError for a family that does not have it."""
-    values = values_of(family)
-    if values is None:
+def check_binding(family: str, binding: Mapping[str, float], phases: Iterable[str]) -> None:
+    """ValueError for a phase that does not exist and for a family without the binding term."""
+    if unknown := sorted(set(binding) - set(phases)):
         raise ValueError(
-            f"pretrain.binding is {weight}, but {family} has no such term; set it to 0"
+            f"pretrain.binding names {', '.join(unknown)}, but the phases are {', '.join(sorted(phases))}"
         )
-    bind(values, model, weight)
+    if any(binding.values()) and values_of(family) is None:
+        raise ValueError(f"pretrain.binding is {dict(binding)}, but {family} has no such term; set it to {{}}")
 
 
 def values_of(family: str) -> Values | None:
