@@ -205,10 +205,13 @@ def image_conversation(
 
     The description comes last because it would give the answers away. A share `describes` of the samples has it; the
     others are up to three questions, whose short answers are otherwise a small part of the tokens of a loss. In a share
-    `binding` of the samples the three are of `bound_questions`, too.
+    `binding` of the samples the three are of `bound_questions`, too; the description is then alone in the others, so that
+    conversations are about equally long.
     """
-    if binding and generator.random() < binding:
-        return _binding_turns(scene, generator)
+    if binding:
+        if generator.random() < binding:
+            return _binding_turns(scene, generator)
+        return [(DESCRIBE, dense_caption(scene))]
     if describes < 1 and generator.random() >= describes:
         return _some(list(questions(scene, generator).values()), 3, generator)
     describe = (DESCRIBE, dense_caption(scene))
