@@ -176,5 +176,6 @@ def pretrain(arguments: Namespace) -> None:
             }  # the only kind that it supports
             places |= {"folders": data, "parts": parts, "code": code, "begin": begin}
             places["binding"] = plain.get("binding", {})
+            places["storage"] = plain.get("storage", "float32")
             loss = pretrain_base(family, network, recipes, worlds, **places)
         stage.note(loss=loss)

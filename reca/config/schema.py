@@ -248,6 +248,8 @@ class Pretrain:
     # By phase, the weight of the term that gives words and pictures the same states (BAGEL, OpenUni);
     # only phases that read pictures have it.
     binding: dict[str, NonNegative] = field(default_factory=dict)
+    # Dtype of the written weights: half of the bytes for models that ship with the repository.
+    storage: Literal["float32", "float16"] = "float32"
 
 
 @dataclass(kw_only=True)

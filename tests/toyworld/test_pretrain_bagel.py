@@ -18,6 +18,7 @@ from reca.core.artifacts import sha256_file
 from reca.data.prompts import bank
 from reca.models.bagel.encoders import FrozenVae
 from reca.models.bagel.weights import is_trained
+from reca.models.checkpoint_io import load_safetensors
 from reca.models.registry import build_model, load_model
 from reca.toyworld.pretrain import bagel, fit, run
 from reca.toyworld.render import render
@@ -117,12 +118,16 @@ def test_the_base_model_rebuilds_and_each_phase_trains_its_own(network, folders,
         run.pretrain_base(
             "bagel", network, phases, sources, folders=folders, parts=parts, seed=0,
             work=tmp_path / turn / "work", out=out, code="test",
+            binding={"c_joint": 0.3}, storage="float16",
         )  # fmt: skip
         hashes.add(tuple(sha256_file(path) for path in sorted(out.glob("*.safetensors"))))
+        stored = load_safetensors(out / "model.safetensors")
+        assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     assert len(hashes) == 1
     start, end = (load_model(tmp_path / "a" / name) for name in ("work/start", "out"))
     before = start.state_dict()
-    changed = {n for n, w in end.state_dict().items() if not torch.equal(w, before[n])}
+    kept = {name: weight.half().float() for name, weight in before.items()}  # what is stored
+    changed = {n for n, w in end.state_dict().items() if not torch.equal(w, kept[n])}
     assert not any("vit_model" in name or name.startswith("frozen.") for name in changed)
     assert any(is_trained(name) for name in changed)
     assert any("connector" in name for name in changed)

@@ -85,11 +85,7 @@ rule pretrain_base:
                 phases={
                     n: asdict(phase) for n, phase in EXPERIMENT.pretrain.phases.items()
                 },
-                **(
-                    {"binding": EXPERIMENT.pretrain.binding}
-                    if EXPERIMENT.pretrain.binding
-                    else {}
-                ),
+                **options_of_pretraining(),
             )
         ),
         code=lambda wc: code("pretrain", wc.model),

@@ -153,6 +153,14 @@ def of_report():
     return {**found, "models": models, "mirror": None}
 
 
+def options_of_pretraining():
+    """What `pretrain:` sets besides its phases; a default is left out, so that older bases stay current."""
+    chosen = {"binding": EXPERIMENT.pretrain.binding}
+    if EXPERIMENT.pretrain.storage != "float32":
+        chosen["storage"] = EXPERIMENT.pretrain.storage
+    return {name: value for name, value in chosen.items() if value}
+
+
 def of_pretraining(model, **recipe):
     """The network, and what of the pretraining recipe a job reads."""
     return {

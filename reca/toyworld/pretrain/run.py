@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import torch
+
 from reca.align.trainer import align
 from reca.align.training_data import feature_data
 from reca.config.recipe import Recipe
@@ -24,6 +26,7 @@ from reca.data.prompts import bank
 from reca.data.role import USES
 from reca.features import build as cache
 from reca.features.roles import open_role
+from reca.models.checkpoint_io import load_safetensors, save_safetensors
 from reca.models.contract import UnifiedModel
 from reca.models.registry import load_model, pretraining_module
 from reca.toyworld.edits import WORDS
@@ -89,10 +92,12 @@ def pretrain_base(
     code: str,
     begin: Path | None = None,
     binding: Mapping[str, float] | None = None,
+    storage: str = "float32",
 ) -> dict[str, dict[str, float | None]]:
     """Run the phases in the order of their names; writes the base model and its logs to `out`.
 
-    `begin` is a model folder to continue from, instead of `parts`; `binding` has by phase the weight of the term of `binding.bound`.
+    `begin` is a model folder to continue from, instead of `parts`; `binding` has by phase the weight of the term of `binding.bound`,
+    `storage` is the dtype of the written weights.
     Returns the last losses by phase. Caches and checkpoints are in `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
@@ -115,7 +120,18 @@ def pretrain_base(
             )
         losses[name] = summary.loss
     model.save(out)
+    if storage != "float32":
+        rounded(out, getattr(torch, storage))
     return losses
+
+
+def rounded(folder: Path, dtype: torch.dtype) -> None:
+    """Store the floating-point tensors of a model folder in `dtype`; ValueError if a value is out of its range."""
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors = load_safetensors(file)
+        save_safetensors(
+            {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}, file
+        )
 
 
 def _start(
