@@ -205,7 +205,7 @@ def image_conversation(
 
     The description comes last because it would give the answers away. A share `describes` of the samples has it; the
     others are up to three questions, whose short answers are otherwise a small part of the tokens of a loss. In a share
-    `binding` of the samples the three are of `bound_questions`, too; the description is then alone in the others, so that
+    `binding` of the samples the three are of `bound_questions`, too, and the others are the description alone, so that
     conversations are about equally long.
     """
     if binding:

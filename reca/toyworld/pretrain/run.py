@@ -96,9 +96,8 @@ def pretrain_base(
 ) -> dict[str, dict[str, float | None]]:
     """Run the phases in the order of their names; writes the base model and its logs to `out`.
 
-    `begin` is a model folder to continue from, instead of `parts`; `binding` has by phase the weight of the term of `binding.bound`,
-    `storage` is the dtype of the written weights.
-    Returns the last losses by phase. Caches and checkpoints are in `work`, so a killed run resumes inside its phase.
+    `begin` is a model folder to continue from, instead of `parts`; `binding` has by phase the weight of the term of
+    `binding.bound`; `storage` is the dtype of the written weights. Returns the last losses by phase. Caches and checkpoints are in `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
@@ -178,7 +177,9 @@ def check_binding(family: str, binding: Mapping[str, float], phases: Iterable[st
             f"pretrain.binding names {', '.join(unknown)}, but the phases are {', '.join(sorted(phases))}"
         )
     if any(binding.values()) and values_of(family) is None:
-        raise ValueError(f"pretrain.binding is {dict(binding)}, but {family} has no such term; set it to {{}}")
+        raise ValueError(
+            f"pretrain.binding is {dict(binding)}, but {family} has no such term; set it to {{}}"
+        )
 
 
 def values_of(family: str) -> Values | None:
