@@ -97,7 +97,8 @@ def pretrain_base(
     """Run the phases in the order of their names; writes the base model and its logs to `out`.
 
     `begin` is a model folder to continue from, instead of `parts`; `binding` has by phase the weight of the term of
-    `binding.bound`; `storage` is the dtype of the written weights. Returns the last losses by phase. Caches and checkpoints are in `work`, so a killed run resumes inside its phase.
+    `binding.bound`; `storage` is the dtype of the written weights. Returns the last losses by phase. Caches and
+    checkpoints are in `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
