@@ -31,7 +31,7 @@ from reca.models.registry import load_model
 from reca.toyworld import text
 from reca.toyworld.pretrain.binding import bound
 from reca.toyworld.pretrain.run import values_of
-from reca.toyworld.scenes import PLACES, Scene, draw_scene
+from reca.toyworld.scenes import Scene, draw_scene
 
 if TYPE_CHECKING:
     from reca.models.contract import Features, UnifiedModel
@@ -39,16 +39,6 @@ if TYPE_CHECKING:
 EXPERIMENT, PHASE = "laptop_pretrain_bound", "b_ask"  # which weights are trained
 HELD_OUT, EVERY, ENCODED = 500, 200, 250
 Ask = Callable[[Scene, np.random.Generator], "text.Turn | None"]
-
-
-def place_by_shape(scene: Scene, generator: np.random.Generator) -> text.Turn | None:
-    """Asks for the place of a shape that occurs once: one lookup, where `place` needs colour and shape."""
-    shapes = [thing.shape for thing in scene.things]
-    once = [thing for thing in scene.things if shapes.count(thing.shape) == 1]
-    if not once:
-        return None
-    thing = once[int(generator.integers(len(once)))]
-    return f"where is the {thing.shape} ?", f"at the {PLACES[thing.place]}"
 
 
 def bound_question(scene: Scene, generator: np.random.Generator) -> text.Turn:
@@ -63,9 +53,8 @@ def describe(scene: Scene, _: np.random.Generator) -> text.Turn:
 
 
 KINDS: dict[str, Ask] = {
-    **text.QUESTIONS,
+    **text.ASKED,
     "describe": describe,
-    "place_by_shape": place_by_shape,
     "bound": bound_question,
 }
 ALL = (*text.QUESTIONS, "describe")

@@ -52,7 +52,13 @@ from reca.models.import_base import make_base
 from reca.models.registry import load_model
 from reca.toyworld import examiner
 from reca.toyworld.pretrain.binding import bound
-from reca.toyworld.pretrain.run import encoded, pretrain_part, pretraining_of, values_of
+from reca.toyworld.pretrain.run import (
+    encoded,
+    phase_data,
+    pretrain_part,
+    pretraining_of,
+    values_of,
+)
 from reca.toyworld.render import render
 
 if TYPE_CHECKING:
@@ -203,8 +209,9 @@ def _phase(
     recipe = experiment.pretrain.phases[phase]
     ((_, config),) = experiment.models.items()
     model, started = placed(load_model(before)), time.process_time()
-    caches = encoded(model, experiment.data, folders, arguments.work / "cache", "search")
-    data = feature_data(recipe, experiment.data, folders, caches, seed=arguments.seed, ranks=1)
+    read = phase_data(experiment.data, folders, experiment.pretrain.answers.get(phase))
+    caches = encoded(model, *read, arguments.work / "cache", "search")
+    data = feature_data(recipe, *read, caches, seed=arguments.seed, ranks=1)
     identity = {"model": sha256_json([phase, arguments.seed, model.encoder_fingerprint("draw")])}
     place = arguments.work / "work" / phase
     weight = experiment.pretrain.binding.get(phase, 0.0)

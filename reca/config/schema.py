@@ -54,6 +54,8 @@ class ToyWorld:
     caption: dict[str, Share] = field(default_factory=dict)  # what a sparse caption tells, by p
     describes: Share = 1.0  # share of an image's conversations with its dense description
     binding: Share = 0.0  # share of conversations that ask which attributes belong together
+    # A conversation is one question of these kinds (reca/toyworld/text.py); empty: of all, and descriptions
+    asks: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -248,6 +250,8 @@ class Pretrain:
     # By phase, the weight of the term that gives words and pictures the same states (BAGEL, OpenUni);
     # only phases that read pictures have it.
     binding: dict[str, NonNegative] = field(default_factory=dict)
+    # By phase, the entry of `data` whose questions it reads instead of `answer`: what is learned last goes first.
+    answers: dict[str, str] = field(default_factory=dict)
     # Dtype of the written weights: half of the bytes for models that ship with the repository.
     storage: Literal["float32", "float16"] = "float32"
 

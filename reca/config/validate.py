@@ -48,6 +48,7 @@ def check(experiment: Experiment, config_dir: Path) -> None:
         _check_model(f"models.{name}", model)
         _check_arms(experiment, name, model)
     entries = {name for model in experiment.models.values() for name in model.data.values()}
+    entries |= set(experiment.pretrain.answers.values() if experiment.pretrain else ())
     for role, source in experiment.data.items():
         _check_data(f"data.{role}", role, source, entries)
     for name, benchmark in experiment.benchmarks.items():
@@ -155,6 +156,11 @@ def _check_pretrain(experiment: Experiment) -> None:
             recipe.validate()
         except ValueError as error:
             raise ValueError(f"pretrain.phases.{name}.{error}") from error
+    for section in ("binding", "answers"):
+        for name in getattr(pretrain, section):
+            if name not in pretrain.phases:
+                allowed = f"is no phase; {suggestion(name, pretrain.phases)}"
+                raise problem(f"pretrain.{section}", name, allowed)
     for name, model in experiment.models.items():
         if SEED in (pretrain.start or "") and not model.weights.per_seed():
             allowed = f"must hold {SEED}, as pretrain.start does"
@@ -275,10 +281,13 @@ def cache_visits(
 
 
 def pretrained_roles(pretrain: Pretrain) -> list[str]:
-    """The roles that pretraining reads: its parts look at pictures, its phases at what their tasks do."""
-    parts = [Role.RECONSTRUCT] if pretrain.parts else []
-    phases = [role for recipe in pretrain.phases.values() for role in recipe.roles()]
-    return [role.value for role in dict.fromkeys(parts + phases)]
+    """The entries of `data` that pretraining reads: its parts look at pictures, its phases at what their tasks do."""
+    entries = [Role.RECONSTRUCT.value] if pretrain.parts else []
+    for name, recipe in pretrain.phases.items():
+        for role in recipe.roles():
+            own = pretrain.answers.get(name) if role is Role.ANSWER else None
+            entries.append(own or role.value)
+    return list(dict.fromkeys(entries))
 
 
 def needed_data(experiment: Experiment, models: Iterable[str] | None = None) -> list[str]:

@@ -19,7 +19,12 @@ import numpy as np
 from reca.core.rng import numpy_generator
 from reca.toyworld.edits import EDITS, draw_edit
 from reca.toyworld.scenes import Scene, draw_pixels, draw_scene
-from reca.toyworld.text import image_conversation, sparse_caption, text_conversation
+from reca.toyworld.text import (
+    image_conversation,
+    one_question,
+    sparse_caption,
+    text_conversation,
+)
 
 if TYPE_CHECKING:
     from reca.config.schema import ToyWorld
@@ -47,13 +52,16 @@ def scenes(count: int, seed: int, single: float) -> Iterator[Scene]:
 def image_row(index: int, scene: Scene, world: ToyWorld) -> dict[str, Any]:
     """One row of an image set."""
     generator = numpy_generator("world", world.seed, index, "words")
+    prompt = sparse_caption(scene, world.caption, generator)
+    if world.asks:
+        turns = one_question(scene, world.asks, generator)
+    else:
+        turns = image_conversation(scene, generator, world.describes, world.binding)
     return {
         "id": f"scene-{index:06d}",
         "image": {"bytes": png(draw_pixels(scene)), "path": None},
-        "prompt": sparse_caption(scene, world.caption, generator),
-        "conversations": json.dumps(
-            [image_conversation(scene, generator, world.describes, world.binding)]
-        ),
+        "prompt": prompt,
+        "conversations": json.dumps([turns]),
         "scene": json.dumps(scene.to_json()),
     }
 

@@ -165,6 +165,27 @@ QUESTIONS = {
 }
 
 
+def place_by_shape_question(scene: Scene, generator: np.random.Generator) -> Turn | None:
+    """Asks for the place of a shape that occurs once: one lookup, where `place` needs colour and shape."""
+    things = _unique(scene.things, attrgetter("shape"))
+    thing = _pick(things, generator) if things else None
+    return (f"where is the {thing.shape} ?", f"at the {PLACES[thing.place]}") if thing else None
+
+
+ASKED = {**QUESTIONS, "place_by_shape": place_by_shape_question}  # what `world.asks` may name
+
+
+def one_question(scene: Scene, kinds: Sequence[str], generator: np.random.Generator) -> list[Turn]:
+    """A conversation of one question of `kinds`, equally likely; of any kind if the scene allows none of them."""
+    if unknown := sorted(set(kinds) - set(ASKED)):
+        raise ValueError(
+            f"world.asks = {', '.join(unknown)}: unknown kind of question; choose from {', '.join(ASKED)}"
+        )
+    chosen = [kinds[i] for i in generator.permutation(len(kinds))]
+    turns = (ASKED[kind](scene, generator) for kind in (*chosen, *QUESTIONS))
+    return [next(turn for turn in turns if turn is not None)]
+
+
 def questions(scene: Scene, generator: np.random.Generator) -> dict[str, Turn]:
     """One question of every kind that the scene allows, by kind."""
     questions = {kind: ask(scene, generator) for kind, ask in QUESTIONS.items()}
@@ -221,11 +242,11 @@ def image_conversation(
 
 
 def _binding_turns(scene: Scene, generator: np.random.Generator) -> list[Turn]:
-    """Up to three questions, those that look up a fact of a named object six times as often as others."""
+    """Up to three questions, those that look up a fact of a named object three times as often as others."""
     asked = questions(scene, generator)
     kinds = [*asked, *["bound"] * len(bound := bound_questions(scene, generator))]
     turns = [*asked.values(), *bound]
-    odds = np.array([6.0 if kind in LOOKED_UP else 1.0 for kind in kinds])
+    odds = np.array([3.0 if kind in LOOKED_UP else 1.0 for kind in kinds])
     size = min(3, len(turns))
     return [turns[i] for i in generator.choice(len(turns), size, False, odds / odds.sum())]
 

@@ -155,9 +155,10 @@ def of_report():
 
 def options_of_pretraining():
     """What `pretrain:` sets besides its phases; a default is left out, so that older bases stay current."""
-    chosen = {"binding": EXPERIMENT.pretrain.binding}
-    if EXPERIMENT.pretrain.storage != "float32":
-        chosen["storage"] = EXPERIMENT.pretrain.storage
+    pretrain = EXPERIMENT.pretrain
+    chosen = {"binding": pretrain.binding, "answers": pretrain.answers}
+    if pretrain.storage != "float32":
+        chosen["storage"] = pretrain.storage
     return {name: value for name, value in chosen.items() if value}
 
 

@@ -23,7 +23,7 @@ from reca.core.artifacts import describe_files, sha256_json, write_atomic
 from reca.core.devices import placed
 from reca.core.sealed import seal, unseal
 from reca.data.prompts import bank
-from reca.data.role import USES
+from reca.data.role import USES, Role
 from reca.features import build as cache
 from reca.features.roles import open_role
 from reca.models.checkpoint_io import load_safetensors, save_safetensors
@@ -92,21 +92,24 @@ def pretrain_base(
     code: str,
     begin: Path | None = None,
     binding: Mapping[str, float] | None = None,
+    answers: Mapping[str, str] | None = None,
     storage: str = "float32",
 ) -> dict[str, dict[str, float | None]]:
     """Run the phases in the order of their names; writes the base model and its logs to `out`.
 
     `begin` is a model folder to continue from, instead of `parts`; `binding` has by phase the weight of the term of
-    `binding.bound`; `storage` is the dtype of the written weights. Returns the last losses by phase. Caches and
-    checkpoints are in `work`, so a killed run resumes inside its phase.
+    `binding.bound`, `answers` the entry of `sources` and `folders` whose questions it reads instead of `answer`;
+    `storage` is the dtype of the written weights. Returns the last losses by phase. Caches and checkpoints are in
+    `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
     check_binding(family, binding := binding or {}, phases)
     losses: dict[str, dict[str, float | None]] = {}
     for name in sorted(phases):
-        caches = encoded(model, sources, folders, work / "cache", code)
-        data = feature_data(phases[name], sources, folders, caches, seed=seed, ranks=1)
+        read = phase_data(sources, folders, (answers or {}).get(name))
+        caches = encoded(model, *read, work / "cache", code)
+        data = feature_data(phases[name], *read, caches, seed=seed, ranks=1)
         identity = {"model": sha256_json([name, seed, model.encoder_fingerprint("draw")])}
         with bound(values_of(family), model, binding.get(name, 0.0)):
             summary = align(
@@ -171,6 +174,19 @@ def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int
     return cast("UnifiedModel", go_on(network, begin, words=WORDS, seed=seed))
 
 
+def phase_data(
+    sources: Mapping[str, DataSource], folders: Mapping[str, Path], answers: str | None
+) -> tuple[dict[str, DataSource], dict[str, Path]]:
+    """Sources and folders by role of a phase, `answers` the entry that it reads as role `answer`, if not that one."""
+    entries = {role.value: role.value for role in Role} | {
+        Role.ANSWER.value: answers or Role.ANSWER.value
+    }
+    return (
+        {role: sources[entry] for role, entry in entries.items() if entry in sources},
+        {role: folders[entry] for role, entry in entries.items() if entry in folders},
+    )
+
+
 def check_binding(family: str, binding: Mapping[str, float], phases: Iterable[str]) -> None:
     """ValueError for a phase that does not exist and for a family without the binding term."""
     if unknown := sorted(set(binding) - set(phases)):
@@ -200,7 +216,9 @@ def encoded(
     for role, use in USES.items():
         if role not in folders:
             continue  # a recipe that needs it raises an error
-        caches[str(use)] = root / f"{use}-{model.encoder_fingerprint(use)[:16]}"
+        # a phase may read other images than the one before
+        place = sha256_json([model.encoder_fingerprint(use), str(folders[role])])
+        caches[str(use)] = root / f"{use}-{place[:16]}"
         images = open_role(sources[role], folders[role])
         cache.build(model, images, caches[use], use=use, code=code)
     return caches
