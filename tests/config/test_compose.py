@@ -199,7 +199,7 @@ MISTAKES = {
     f"{TINY}.resources.gpu=1": f"{TINY}.resources.gpu = 1: unknown key; did you mean 'gpus'? "
     "allowed: gpus, memory_mb, nodes, runtime_minutes, threads",
     "data.reconstruct.world.imagez=1": "data.reconstruct.world.imagez = 1: unknown key; "
-    "did you mean 'images'? allowed: binding, caption, describes, images, kind, seed, single_object_share",
+    "did you mean 'images'? allowed: asks, binding, caption, describes, images, kind, seed, single_object_share",
     # wrong type
     f"{TINY}.align.steps=many": f"{TINY}.align.steps = 'many': must be a whole number",
     f"{TINY}.align.steps=1.5": f"{TINY}.align.steps = 1.5: must be a whole number",

@@ -109,6 +109,18 @@ def test_roles_follow_the_arms_that_run_and_the_models_own_entries():
     assert needed_data(compose.load("laptop", ["arms=[base]", "expect=[]"], FOLDER)) == []
 
 
+def test_a_phase_may_read_questions_of_its_own():
+    bound = compose.load("laptop_pretrain_bound", [], FOLDER)
+    assert needed_data(bound) == ["reconstruct", "text", "answer", "colour", "place"]
+    name = "laptop_pretrain_bound"
+    with pytest.raises(
+        ValueError, match=r"pretrain.answers = 'c_color': is no phase; did you mean 'c_colour'"
+    ):
+        compose.load(name, ["pretrain.answers={c_color: colour}"], FOLDER)
+    with pytest.raises(ValueError, match=r"data.colours = None: pretraining reads it"):
+        compose.load(name, ["pretrain.answers={c_colour: colours}"], FOLDER)
+
+
 def test_pretraining_without_the_data_of_a_phase_is_refused(plain):
     data = {role: entry for role, entry in plain["data"].items() if role != "text"}
     with pytest.raises(ValueError, match=r"^data.text = None: pretraining reads it$"):

@@ -43,7 +43,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("worlds")
     render(ToyWorld(images=48, seed=1, caption=CAPTION), root / "pictures")
     render(ToyWorld(kind="text", images=24, seed=2), root / "text")
-    return {"reconstruct": root / "pictures", "answer": root / "pictures", "text": root / "text"}
+    render(ToyWorld(images=40, seed=3, caption=CAPTION, asks=["colour"]), root / "colours")
+    return {
+        "reconstruct": root / "pictures",
+        "answer": root / "pictures",
+        "text": root / "text",
+        "colour": root / "colours",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +124,14 @@ def test_the_base_model_rebuilds_and_each_phase_trains_its_own(network, folders,
         run.pretrain_base(
             "bagel", network, phases, sources, folders=folders, parts=parts, seed=0,
             work=tmp_path / turn / "work", out=out, code="test",
-            binding={"c_joint": 0.3}, storage="float16",
+            binding={"c_joint": 0.3}, answers={"b_align": "colour"}, storage="float16",
         )  # fmt: skip
         hashes.add(tuple(sha256_file(path) for path in sorted(out.glob("*.safetensors"))))
         stored = load_safetensors(out / "model.safetensors")
         assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     assert len(hashes) == 1
+    caches = (tmp_path / "a" / "work" / "cache").glob("read-*/manifest.json")
+    assert len(list(caches)) == 2  # phase b_align read pictures of its own
     start, end = (load_model(tmp_path / "a" / name) for name in ("work/start", "out"))
     before = start.state_dict()
     kept = {name: weight.half().float() for name, weight in before.items()}  # what is stored

@@ -19,6 +19,7 @@ from reca.toyworld.text import (
     bound_questions,
     dense_caption,
     image_conversation,
+    one_question,
     questions,
     relation,
     sparse_caption,
@@ -158,6 +159,27 @@ def test_a_told_scene_names_every_place_before_or_after_its_object() -> None:
             assert len(words) == 7
             assert " ".join(words[2:4] if words[0] == "at" else words[-2:]) in PLACES
     assert orders == {"a", "at"}
+
+
+def test_a_world_that_asks_for_kinds_has_one_question_of_them() -> None:
+    generator = np.random.default_rng(3)
+    starts = {"colour": "what color is the", "place_by_shape": "where is the"}
+    seen = set()
+    for _ in range(100):
+        scene = draw_scene(generator, count=2)
+        ((question, answer),) = one_question(scene, list(starts), generator)
+        shapes = [thing.shape for thing in scene.things]
+        if len(set(shapes)) == 2:
+            (kind,) = (kind for kind, start in starts.items() if question.startswith(start))
+            (thing,) = (thing for thing in scene.things if f"the {thing.shape} ?" in question)
+            right = {"colour": thing.colour, "place_by_shape": f"at the {PLACES[thing.place]}"}
+            assert answer == right[kind]
+            seen.add(kind)
+        else:  # no shape occurs once: any other kind
+            assert not question.startswith(starts["colour"])
+    assert seen == set(starts)
+    with pytest.raises(ValueError, match=r"world\.asks = color: unknown kind .* colour, shape"):
+        one_question(scene, ["color"], generator)
 
 
 def test_worlds_without_bound_questions_stay_the_same() -> None:
