@@ -117,8 +117,8 @@ def test_a_phase_may_read_questions_of_its_own():
         ValueError, match=r"pretrain.answers = 'c_color': is no phase; did you mean 'c_colour'"
     ):
         compose.load(name, ["pretrain.answers={c_color: colour}"], FOLDER)
-    with pytest.raises(ValueError, match=r"data.colours = None: pretraining reads it"):
-        compose.load(name, ["pretrain.answers={c_colour: colours}"], FOLDER)
+    with pytest.raises(ValueError, match=r"data.colour = None: pretraining reads it"):
+        compose.load(name, ["~data.colour"], FOLDER)
 
 
 def test_pretraining_without_the_data_of_a_phase_is_refused(plain):
