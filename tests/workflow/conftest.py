@@ -8,16 +8,26 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.workflow.planner import Planner
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".snakemake", "results", "logs", "build", "work", "dist",
     "__pycache__", ".*_cache", "*.egg-info", "golden", "tmp", "cache",
 )  # fmt: skip
+PLANNER = Planner()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _planner_ends() -> Iterator[None]:
+    yield
+    PLANNER.close()
 
 
 @dataclass
@@ -52,9 +62,17 @@ class Checkout:
     def snakemake(self, *options: str, experiment: str = "laptop_smoke", **more: str) -> str:
         return self.run("snakemake", *options, "--config", f"experiment={experiment}", **more)
 
+    def look(self, *options: str, check: bool = True, **environment: str) -> str:
+        """What `snakemake` says with options that run no job; its start is left out (`planner.py`)."""
+        status, said = PLANNER.run(
+            options, folder=self.root, environment=self.environment(**environment)
+        )
+        assert not check or status == 0, f"snakemake {options}\n{said}"
+        return said
+
     def plan(self, experiment: str = "laptop_smoke", **environment: str) -> dict[str, int]:
         """Jobs by rule of a dry run, `all` left out; empty when there is nothing to be done."""
-        said = self.snakemake("--dry-run", experiment=experiment, **environment)
+        said = self.look("--dry-run", "--config", f"experiment={experiment}", **environment)
         if "Nothing to be done" in said:
             return {}
         table = said.split("Job stats:")[1].split("total")[0]
