@@ -19,7 +19,7 @@ from tests.workflow.planner import Planner
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".snakemake", "results", "logs", "build", "work", "dist",
-    "__pycache__", ".*_cache", "*.egg-info", "golden", "tmp", "cache",
+    "*-pytest-*.pyc", "fingerprints.*.json", ".*_cache", "*.egg-info", "golden", "tmp", "cache",
 )  # fmt: skip
 PLANNER = Planner()
 
@@ -98,9 +98,17 @@ class Checkout:
 
 
 def copy_to(target: Path, source: Path = ROOT) -> Checkout:
-    """A checkout as a user has it: what git tracks or would track, nothing that a run wrote."""
+    """A checkout as a user has it: what git tracks or would track, nothing that a run wrote but compiled modules."""
     shutil.copytree(source, target, symlinks=True, ignore=_leave_out)
     return Checkout(target)
+
+
+def smoke_copy_to(target: Path) -> Checkout:
+    """A copy whose smoke experiment trains two arms: a third one's jobs are like theirs, and `make smoke` has it."""
+    made = copy_to(target)
+    file = "config/experiment/laptop_smoke.yaml"
+    made.edit(file, "seeds: [0]\n", "seeds: [0]\narms: [base, reca, sft]\n")
+    return made
 
 
 def _leave_out(folder: str, names: list[str]) -> set[str]:
@@ -123,7 +131,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A copy in which the smoke experiment ran to its end, on one core."""
-    made = copy_to(tmp_path_factory.mktemp("finished") / "clone")
+    made = smoke_copy_to(tmp_path_factory.mktemp("finished") / "clone")
     made.snakemake("--cores", "1")
     return made
 
