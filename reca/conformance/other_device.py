@@ -6,13 +6,14 @@ have real values, so code that depends on them (`.item()`, sampling loops) works
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from reca_kernels import dispatch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 DEVICE = torch.device("cuda", 0)
 
@@ -48,14 +49,13 @@ class OnDevice(torch.Tensor):
     ) -> Any:
         kwargs = dict(kwargs or {})
         target = kwargs.get("device")
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-        strangers = [x for x in tensors if _is_stranger(x)]
+        strangers = [x for x in _leaves((args, kwargs)) if _is_stranger(x)]
         # like on a GPU, indices, sources of copies and 0-d tensors may be on the CPU
         if strangers and func is not torch.ops.aten.copy_.default and not _indexes(func, args):
             raise RuntimeError(f"{func}: expected all tensors on {DEVICE}, found one on cpu")
         if target is not None and torch.device(target).type == DEVICE.type:
             kwargs["device"] = torch.device("cpu")
-        given_args, given_kwargs = tree_map(_opened, (args, kwargs))
+        given_args, given_kwargs = _mapped(_opened, (args, kwargs))
         found = func(*given_args, **given_kwargs)
         if target is not None and torch.device(target).type == "cpu":
             return found.clone()
@@ -64,7 +64,29 @@ class OnDevice(torch.Tensor):
         name = func._schema.name.split("::")[1]
         if name.endswith("_") and not name.startswith("_"):
             return args[0]
-        return tree_map(_closed, found)
+        return _mapped(_closed, found)
+
+
+# What operations are given and return is nested in tuples, lists and dictionaries alone; torch's functions for trees of
+# any type take longer than most operations on tiny tensors.
+def _leaves(x: Any) -> Iterator[Any]:
+    if isinstance(x, dict):
+        x = x.values()
+    elif not isinstance(x, (tuple, list)):
+        yield x
+        return
+    for one in x:
+        yield from _leaves(one)
+
+
+def _mapped(function: Callable[[Any], Any], x: Any) -> Any:
+    if type(x) is tuple:
+        return tuple([_mapped(function, one) for one in x])
+    if type(x) is list:
+        return [_mapped(function, one) for one in x]
+    if type(x) is dict:
+        return {name: _mapped(function, one) for name, one in x.items()}
+    return function(x)
 
 
 def _indexes(func: Any, args: Any) -> bool:
@@ -148,8 +170,9 @@ class _Factories(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        known = any(isinstance(x, OnDevice) for x in tree_flatten((args, kwargs))[0])
-        if known or not _is_ours(kwargs.get("device")):
+        if not _is_ours(kwargs.get("device")):
+            return func(*args, **kwargs)
+        if any(isinstance(x, OnDevice) for x in _leaves((args, kwargs))):
             return func(*args, **kwargs)
         return _closed(func(*args, **(kwargs | {"device": torch.device("cpu")})))
 

@@ -56,16 +56,10 @@ def at_scale(name: str) -> Experiment:
     return load(name, ["scale=tiny"])
 
 
-def arms() -> list[tuple[str, str, str]]:
-    """(experiment, model, trained arm) of every experiment of the paper."""
-    experiments = {name: at_scale(name) for name in EXPERIMENTS}
-    return [
-        (name, model, arm)
-        for name, experiment in experiments.items()
-        for model in experiment.models
-        for arm in experiment.arms
-        if arm != "base"
-    ]
+def arms(name: str) -> list[tuple[str, str]]:
+    """(model, trained arm) of a published experiment."""
+    experiment = at_scale(name)
+    return [(model, arm) for model in experiment.models for arm in experiment.arms if arm != "base"]
 
 
 # ---- tiny models ---------------------------------------------------------------------------------

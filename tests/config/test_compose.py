@@ -473,4 +473,4 @@ def test_odd_yaml_that_an_experiment_inherits_is_named(tmp_path, text):
 
 
 def test_an_override_that_is_nested_too_deeply_is_named():
-    assert message("title=" + "[" * 9999 + "]" * 9999).startswith("override 'title=[[")
+    assert message("title=" + "[" * 999 + "]" * 999).startswith("override 'title=[[")

@@ -194,7 +194,7 @@ def in_range(value, low, high):
     return not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(replies)
 def test_a_score_in_range_or_none(reply):
     for read, (low, high) in RANGES.values():
@@ -267,7 +267,7 @@ def test_what_cannot_be_read_is_counted_by_every_grader(said, name):
 choices = st.dictionaries(st.sampled_from("ABCDE"), st.text(min_size=1, max_size=6), min_size=2)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     st.one_of(replies, st.sampled_from(["A", "(B)", "C.", "The answer is D", ""])),
     choices,
@@ -294,7 +294,7 @@ def test_a_choice_is_named_by_the_reply_or_wrong(reply, options, data):
         mmmu.grade(asked, {})
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(replies, st.sampled_from(["7", "0.5", "1,000", "oak", "a", "['x', 'y']"]))
 def test_a_short_answer_is_right_only_if_the_reply_offers_it(reply, gold):
     asked = [Question("q_art_1", "i", "t", gold, "art", {"options": {}, "gold": [gold]})]

@@ -8,9 +8,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +27,7 @@ from reca.features.workshop import narrowed
 from tests.toy_model import CODE, DrawingToy, Pictures, png
 
 SHARD = 300  # bytes: 4 rows of 6 int64 and 5 fp32
-ROOT = Path(__file__).parents[2]
+FORKS = multiprocessing.get_context("fork")
 
 
 def make(folder: Path, model=None, dataset=None, **options):
@@ -264,8 +261,7 @@ def _write_slowly(folder: Path, seed: int) -> None:
 
 
 def test_four_writers_give_one_cache(tmp_path):
-    processes = multiprocessing.get_context("fork")
-    writers = [processes.Process(target=_write_slowly, args=(tmp_path / "c", i)) for i in range(4)]
+    writers = [FORKS.Process(target=_write_slowly, args=(tmp_path / "c", i)) for i in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -277,24 +273,16 @@ def test_four_writers_give_one_cache(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "c"]
 
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    from reca.features.build import build
-    from tests.toy_model import CODE, DrawingToy, Pictures
-
+def test_a_killed_build_resumes_where_it_was(tmp_path):
     def kill(done, total):
         if done == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    build(DrawingToy(), Pictures(10), Path(sys.argv[1]), use="draw", code=CODE, shard_bytes=300,
-          work=Path(sys.argv[2]), progress=kill)
-"""
-
-
-def test_a_killed_build_resumes_where_it_was(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), tmp_path / "c", tmp_path / "w"]
-    assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == -signal.SIGKILL
+    more = {"work": tmp_path / "w", "progress": kill}
+    child = FORKS.Process(target=make, args=(tmp_path / "c",), kwargs=more)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
     assert not (tmp_path / "c").exists()
     model = DrawingToy()
     make(tmp_path / "c", model, work=tmp_path / "w")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,30 +96,17 @@ def test_the_recipe_describes_how_an_image_was_generated(tmp_path):
     }
 
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    from reca.inference.generate import generate
-    from reca.inference.imageset import ImageSetWriter
-    from reca.models.contract import Sampling
-    from tests.inference.test_generate import ORIGIN, PROMPTS
-    from tests.toy_model import DrawingToy
-
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
     def kill(done, total):
         if done == 4:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with ImageSetWriter(Path(sys.argv[1])) as writer:
-        generate(DrawingToy(), PROMPTS, writer, ORIGIN, Sampling(), batch_size=2,
-                 work=Path(sys.argv[2]), progress=kill)
-"""
-
-
-def test_a_killed_run_goes_on_where_it_was(tmp_path):
     out, work = tmp_path / "s.tar", tmp_path / "w"
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), out, work]
-    code = subprocess.run(command, cwd=ROOT, timeout=200, check=False).returncode
-    assert code == -signal.SIGKILL
+    options = {"batch_size": 2, "work": work, "progress": kill}
+    child = multiprocessing.get_context("fork").Process(target=draw, args=(out,), kwargs=options)
+    child.start()
+    child.join(200)
+    assert child.exitcode == -signal.SIGKILL
     assert not out.exists()
     model = DrawingToy()
     _, drawn = draw(out, model, work=work, batch_size=2)

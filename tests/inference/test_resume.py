@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from reca.core.artifacts import sha256_file
+from reca.inference import resume
 from reca.inference.generate import Origin, generate
 from reca.inference.imageset import Entry, ImageSet, ImageSetWriter
 from reca.inference.items import Prompt
 from reca.inference.resume import ResumableImages, ResumableRows
 from reca.models.contract import Sampling
 from reca.models.registry import load_model
+from tests.align import runs
 from tests.inference.test_generate import pixels
 from tests.toy_model import DrawingToy
 
@@ -37,25 +37,18 @@ def draw(model, path, schedule="per_image", **options):
                         batch_size=5, **options)  # fmt: skip
 
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    from reca.inference import resume
-    from reca.models.registry import load_model
-    from tests.inference.test_resume import draw
-
+def draw_until_killed(family, out, work, schedule):
+    """In a process of its own, which ends when two of five pictures are written; the second has no sidecar yet."""
     written, real = [], resume.write_atomic
 
     def write(path, data, **options):
         written.append(path)
-        if len(written) == 4:  # two of five pictures are written, the second has no sidecar yet
+        if len(written) == 4:
             os.kill(os.getpid(), signal.SIGKILL)
         real(path, data, **options)
 
     resume.write_atomic = write
-    family, out, work, schedule = sys.argv[1:]
-    draw(load_model(f"weights/{family}_tiny"), Path(out), schedule, work=Path(work))
-"""
+    draw(load_model(ROOT / f"weights/{family}_tiny"), out, schedule, work=work)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +59,9 @@ def test_a_kill_inside_a_batch_changes_no_byte_and_repeats_no_picture(
     tmp_path, family, schedule, caplog
 ):
     out, work = tmp_path / "s.tar", tmp_path / "w"
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), family, out, work, schedule]
-    code = subprocess.run(command, cwd=ROOT, timeout=200, check=False).returncode
-    assert code == -signal.SIGKILL and not out.exists()
+    child = runs.start(draw_until_killed, family, out, work, schedule)
+    child.join(200)
+    assert child.exitcode == -signal.SIGKILL and not out.exists()
     (finished,) = [path.with_suffix(".png") for path in work.rglob("*.json")]
     assert len(list(work.rglob("[0-9]*.png"))) == 2
     stamp = finished.stat().st_mtime_ns

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+REPEATED = 20 if DEVICE == "cuda" else 4  # the interpreter takes blocks one after another
 TYPES = tuple(TOLERANCE)
 
 

@@ -12,7 +12,7 @@ from reca_kernels.selfcheck import plain_attention
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.kernels.cases import DEVICE, TYPES, assert_no_worse, normal, seed_of
+from tests.kernels.cases import DEVICE, REPEATED, TYPES, assert_no_worse, normal, seed_of
 
 BOTH = ("torch", "triton")
 PACKS = {
@@ -133,10 +133,10 @@ def test_nan_comes_out(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", BOTH)
-def test_twenty_runs_are_bitwise_equal(implementation: str) -> None:
+def test_repeated_runs_are_bitwise_equal(implementation: str) -> None:
     pack = [[("causal", 3), ("open", 13), ("causal", 4), ("noise", 13)]]
     first: list[Tensor] = []
-    for _ in range(20):
+    for _ in range(REPEATED):
         leaves = [normal(torch.bfloat16, 33, h, 16, seed=h).requires_grad_() for h in (2, 1, 1)]
         layout = Layout.packed(pack, DEVICE)
         out = block_attention(*leaves, layout, implementation=implementation)

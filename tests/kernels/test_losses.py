@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.kernels.cases import (
     DEVICE,
+    REPEATED,
     TYPES,
     assert_no_worse,
     normal,
@@ -354,12 +355,12 @@ def test_the_chunks_of_flow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---- equal bits, memory, learning ----------------------------------------------------------------
 @pytest.mark.parametrize("implementation", BOTH)
-def test_twenty_runs_are_bitwise_equal(implementation: str) -> None:
+def test_repeated_runs_are_bitwise_equal(implementation: str) -> None:
     hidden, weight = normal(torch.bfloat16, 35, 40), normal(torch.bfloat16, 70, 40, seed=1)
     targets = drawn_targets(35, 0, 70, 0)
     data = normal(torch.float32, 2, 35, 70).unbind(0)
     first: list[Tensor] = []
-    for _ in range(20):
+    for _ in range(REPEATED):
         leaves = [t.clone().requires_grad_() for t in (hidden, weight)]
         losses = [
             linear_cross_entropy(*leaves, targets, implementation=implementation),

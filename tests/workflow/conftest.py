@@ -8,16 +8,26 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.workflow.planner import Planner
+
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".snakemake", "results", "logs", "build", "work", "dist",
-    "__pycache__", ".*_cache", "*.egg-info", "golden", "tmp", "cache",
+    "*-pytest-*.pyc", "fingerprints.*.json", ".*_cache", "*.egg-info", "golden", "tmp", "cache",
 )  # fmt: skip
+PLANNER = Planner()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _planner_ends() -> Iterator[None]:
+    yield
+    PLANNER.close()
 
 
 @dataclass
@@ -52,9 +62,17 @@ class Checkout:
     def snakemake(self, *options: str, experiment: str = "laptop_smoke", **more: str) -> str:
         return self.run("snakemake", *options, "--config", f"experiment={experiment}", **more)
 
+    def look(self, *options: str, check: bool = True, **environment: str) -> str:
+        """What `snakemake` says with options that run no job; its start is left out (`planner.py`)."""
+        status, said = PLANNER.run(
+            options, folder=self.root, environment=self.environment(**environment)
+        )
+        assert not check or status == 0, f"snakemake {options}\n{said}"
+        return said
+
     def plan(self, experiment: str = "laptop_smoke", **environment: str) -> dict[str, int]:
         """Jobs by rule of a dry run, `all` left out; empty when there is nothing to be done."""
-        said = self.snakemake("--dry-run", experiment=experiment, **environment)
+        said = self.look("--dry-run", "--config", f"experiment={experiment}", **environment)
         if "Nothing to be done" in said:
             return {}
         table = said.split("Job stats:")[1].split("total")[0]
@@ -80,9 +98,17 @@ class Checkout:
 
 
 def copy_to(target: Path, source: Path = ROOT) -> Checkout:
-    """A checkout as a user has it: what git tracks or would track, nothing that a run wrote."""
+    """A checkout as a user has it: what git tracks or would track, nothing that a run wrote but compiled modules."""
     shutil.copytree(source, target, symlinks=True, ignore=_leave_out)
     return Checkout(target)
+
+
+def smoke_copy_to(target: Path) -> Checkout:
+    """A copy whose smoke experiment trains two arms: a third one's jobs are like theirs, and `make smoke` has it."""
+    made = copy_to(target)
+    file = "config/experiment/laptop_smoke.yaml"
+    made.edit(file, "seeds: [0]\n", "seeds: [0]\narms: [base, reca, sft]\n")
+    return made
 
 
 def _leave_out(folder: str, names: list[str]) -> set[str]:
@@ -105,7 +131,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A copy in which the smoke experiment ran to its end, on one core."""
-    made = copy_to(tmp_path_factory.mktemp("finished") / "clone")
+    made = smoke_copy_to(tmp_path_factory.mktemp("finished") / "clone")
     made.snakemake("--cores", "1")
     return made
 

@@ -105,7 +105,7 @@ def test_base_k_is_made_from_seed_k(checkout):
     write(checkout, PRETRAIN)
     for seed in (3, 4):
         shutil.copytree(checkout.root / "weights/showo_tiny", checkout.root / f"weights/two/{seed}")
-    said = checkout.snakemake("--dry-run", "--printshellcmds", experiment="two_pretrain")
+    said = checkout.look("--dry-run", "--printshellcmds", "--config", "experiment=two_pretrain")
     commands = [line for line in said.splitlines() if " reca pretrain " in line]
     assert len(commands) == 2 * 3  # two parts and the rest of each base
     model = "results/two_pretrain/showo_tiny"
@@ -131,7 +131,7 @@ def test_a_model_may_have_some_of_the_arms(checkout):
 
 def test_a_base_that_is_not_here_is_named(checkout):
     write(checkout, RUN)
-    said = checkout.run("snakemake", "-n", "--config", "experiment=two_bases", check=False)
+    said = checkout.look("-n", "--config", "experiment=two_bases", check=False)
     assert "weights.path = 'weights/two/0': no such folder; make the base model first" in said
     said = checkout.run("python3", "-m", "reca", "check", "two_bases", check=False)
     assert "models.showo_tiny.weights.path = 'weights/two/0': no such folder" in said

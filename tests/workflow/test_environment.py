@@ -61,7 +61,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_config_is_one_line_with_what_is_allowed(plans, mistake):
     """Never a plan for something else: an unknown key would fall back to the default experiment."""
-    said = plans.run("snakemake", "--dry-run", "--config", mistake, check=False).splitlines()
+    said = plans.look("--dry-run", "--config", mistake, check=False).splitlines()
     (line,) = [line for line in said if not line.startswith("Using workflow specific profile")]
     assert line.startswith(MISTAKES[mistake])
 
@@ -100,7 +100,7 @@ def test_looking_at_a_folder_ends_and_removes_nothing_and_a_run_says_whose_it_is
     with subprocess.Popen(wait, env=checkout.environment(RECA_RUN=dead)) as job:
         try:
             for options in LOOKS:
-                checkout.snakemake(*options)
+                checkout.look(*options, "--config", "experiment=laptop_smoke")
                 assert job.poll() is None and (marks / dead).exists(), options
                 assert options == ["--unlock"] or list(locks.iterdir()), options
             lock()

@@ -108,7 +108,7 @@ def test_the_model_that_pretraining_goes_on_from_may_lie_in_such_a_folder(hostil
     experiment = "laptop_pretrain_bagel_edit"
     named = f"start: {json.dumps(str(start))}"
     hostile.edit(f"config/experiment/{experiment}.yaml", "start: weights/bagel_tiny", named)
-    said = hostile.snakemake("-n", "-p", experiment=experiment)
+    said = hostile.look("-n", "-p", "--config", f"experiment={experiment}")
     (command,) = [line for line in said.splitlines() if " pretrain base " in line]
     assert f"--start={start}" in shlex.split(command)
 

@@ -46,13 +46,8 @@ def test_the_paper_is_planned_without_network_and_without_torch(plans, tmp_path)
 
 def test_a_scale_has_folders_of_its_own(plans):
     """What a tiny run writes and downloads is not where the real one does; BAGEL is sharded over two processes."""
-    said = plans.run(
-        "snakemake",
-        "--dry-run",
-        "--printshellcmds",
-        "--config",
-        "experiment=paper_bagel",
-        "scale=tiny",
+    said = plans.look(
+        "--dry-run", "--printshellcmds", "--config", "experiment=paper_bagel", "scale=tiny"
     )
     commands = [line for line in said.splitlines() if " -m reca " in line]
     assert commands and not any("results/paper_bagel/" in line for line in commands)
@@ -65,13 +60,18 @@ def test_a_scale_has_folders_of_its_own(plans):
     assert "--out data/tiny/bagel-7b-mot" in fetch
     (report,) = [line for line in commands if " reca report " in line]
     assert "--experiment paper_bagel-tiny" in report
-    unknown = plans.run("snakemake", "-n", "--config", "scale=tyni", check=False)
+    unknown = plans.look("-n", "--config", "scale=tyni", check=False)
     assert "--config scale=tyni: allowed: tiny" in unknown
 
 
 def test_conversations_come_with_the_images_they_point_into(plans):
-    said = plans.snakemake(
-        "--dry-run", "--printshellcmds", "--until", "cache", experiment="paper_showo_512"
+    said = plans.look(
+        "--dry-run",
+        "--printshellcmds",
+        "--until",
+        "cache",
+        "--config",
+        "experiment=paper_showo_512",
     )
     (read,) = [line for line in said.splitlines() if "--use read" in line]
     for first in ("coco", "gqa", "ocr_vqa", "textvqa", "vg"):
@@ -82,7 +82,7 @@ def test_conversations_come_with_the_images_they_point_into(plans):
 def test_a_task_without_weight_fetches_caches_and_reads_nothing(checkout):
     """Of 64 GB of conversations and their images not one file."""
     checkout.edit("config/align/showo_clip_512.yaml", "i2t: {weight: 1.0", "i2t: {weight: 0.0")
-    said = checkout.snakemake("--dry-run", "--printshellcmds", experiment="paper_showo_512")
+    said = checkout.look("--dry-run", "--printshellcmds", "--config", "experiment=paper_showo_512")
     commands = [line for line in said.splitlines() if " -m reca " in line]
     unwanted = ("data/llava-", "fetch llava-", "=answer=")
     assert not [command for command in commands for word in unwanted if word in command]
@@ -93,8 +93,13 @@ def test_a_task_without_weight_fetches_caches_and_reads_nothing(checkout):
 
 def test_a_precision_of_caches_is_said_only_where_it_is_not_the_default(plans):
     def sections(experiment):
-        said = plans.snakemake(
-            "--dry-run", "--printshellcmds", "--until", "cache", experiment=experiment
+        said = plans.look(
+            "--dry-run",
+            "--printshellcmds",
+            "--until",
+            "cache",
+            "--config",
+            f"experiment={experiment}",
         )
         return [line for line in said.splitlines() if " reca cache " in line]
 
@@ -146,7 +151,7 @@ def test_every_published_recipe_has_a_plan(plans, experiment):
     models = load(experiment).models
     earlier = [m.weights.path for m in models.values() if str(m.weights.path).startswith("results")]
     if earlier:
-        said = plans.run("snakemake", "-n", "--config", f"experiment={experiment}", check=False)
+        said = plans.look("-n", "--config", f"experiment={experiment}", check=False)
         assert f"weights.path = {earlier[0]!r}: no such folder; make the base model first" in said
         assert plans.plan(earlier[0].split("/")[1])["align"]  # and that one has a plan
     else:
@@ -154,7 +159,7 @@ def test_every_published_recipe_has_a_plan(plans, experiment):
 
 
 def test_the_tables_of_the_paper_are_a_target(plans):
-    said = plans.run("snakemake", "paper_tables", "-n", "--config", "experiment=paper_showo_512")
+    said = plans.look("paper_tables", "-n", "--config", "experiment=paper_showo_512")
     assert "paper_tables" in said and "results/paper_showo_512/paper/manifest.json" in said
 
 
@@ -175,7 +180,7 @@ def test_the_plan_is_said_at_once(plans):
 
 
 def test_lint_and_format_are_clean(plans):
-    plans.run("snakemake", "--lint")
+    plans.look("--lint")
     plans.run("snakefmt", "--check", "workflow")
 
 
@@ -187,9 +192,10 @@ def test_the_profile_is_found_and_gives_way_to_the_command_line(plans):
     assert profile["config"] == ["experiment=paper"]
     default = yaml.safe_load((plans.root / "workflow/profiles/default/config.yaml").read_text())
     assert not set(default) & set(profile)  # the default profile would win
-    said = plans.snakemake(
-        "--cores", "all", "--profile", "slurm", "--executor", "dryrun", "--dry-run"
-    )
+    said = plans.look(
+        "--cores", "all", "--profile", "slurm", "--executor", "dryrun", "--dry-run",
+        "--config", "experiment=laptop_smoke",
+    )  # fmt: skip
     assert "results/laptop_smoke/report/index.html" in said and "results/paper" not in said
 
 

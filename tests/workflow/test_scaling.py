@@ -37,7 +37,7 @@ CASES = {
 def test_an_alignment_starts_as_its_resources_say(checkout, case):
     asked, rule, resources, command = CASES[case]
     checkout.edit(MODEL, ASKED, asked)
-    said = checkout.snakemake("--dry-run", "--printshellcmds", experiment=EXPERIMENT)
+    said = checkout.look("--dry-run", "--printshellcmds", "--config", f"experiment={EXPERIMENT}")
     block = next(b for b in re.split(r"\n *rule ", said) if b.startswith(f"{rule}:"))
     listed = re.search(r"resources: (.*)", block).group(1)
     stated = dict(pair.split("=", 1) for pair in listed.split(", ") if "=" in pair)
@@ -48,7 +48,7 @@ def test_an_alignment_starts_as_its_resources_say(checkout, case):
 
 def test_encoding_and_drawing_ask_for_one_gpu_each(checkout):
     checkout.edit(MODEL, ASKED, "gpus: 8,")
-    said = checkout.snakemake("--dry-run", experiment=EXPERIMENT)
+    said = checkout.look("--dry-run", "--config", f"experiment={EXPERIMENT}")
     for rule in ("cache", "sample"):
         block = next(b for b in re.split(r"\n *rule ", said) if b.startswith(f"{rule}:"))
         assert re.search(r"resources: .*\bgpu=1\b", block)

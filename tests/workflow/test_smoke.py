@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -15,16 +16,16 @@ import yaml
 from reca.cli import main
 from reca.commands.verbs import VERBS
 from reca.core.artifacts import read_manifest
-from tests.workflow.conftest import Checkout, copy_to
+from tests.workflow.conftest import Checkout, smoke_copy_to
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 REPORT = "results/laptop_smoke/report"
 # what hangs on every checkpoint but the base model
-TESTS = {"evaluate_test": 4, "report": 1}
-CHOICE = {"evaluate_development": 4, "choose": 1, **TESTS}
+TESTS = {"evaluate_test": 3, "report": 1}
+CHOICE = {"evaluate_development": 3, "choose": 1, **TESTS}
 # the base's scores on development prompts stay, but a choice is among all arms
-ARMS = {"align": 3, **CHOICE, "evaluate_development": 3}
+ARMS = {"align": 2, **CHOICE, "evaluate_development": 2}
 
 CODE = (
     "from __future__ import annotations\n",
@@ -46,7 +47,7 @@ EDITS = {
     ),
     "a seed more": (
         "config/experiment/laptop_smoke.yaml", "seeds: [0]", "seeds: [0, 1]",
-        {"align": 3, **CHOICE},  # in which what is current is not made again
+        {"align": 2, **CHOICE},  # in which what is current is not made again
     ),
     "resources": ("config/model/showo_tiny.yaml", "memory_mb: 2000", "memory_mb: 2500", {}),
     "command line": ("reca/cli.py", *CODE, {}),
@@ -58,7 +59,7 @@ EDITS = {
     "scoring": ("reca/evaluation/tasks/laptop.py", *CODE, CHOICE),
     "network": (
         "reca/models/showo/network.py", *CODE,
-        {"base": 1, "cache": 2, "align": 3, **CHOICE},
+        {"base": 1, "cache": 2, "align": 2, **CHOICE},
     ),
     "world": (
         "reca/toyworld/render.py", *CODE, {"render": 1, "cache": 2, **ARMS},
@@ -104,7 +105,7 @@ def test_killed_again_and_again_it_ends_with_the_same_hashes(tmp_path, finished,
 
     So `dvc repro` gives what `snakemake` gave on one core, and the second time does nothing.
     """
-    made = under_dvc(copy_to(tmp_path / "clone"))
+    made = under_dvc(smoke_copy_to(tmp_path / "clone"))
     kill_at(made, "base.log", after=2)
     kill_at(made, "*-0.log", after=3, driver_only=True)  # an alignment, whichever comes first
     kill_at(made, "*-development.log", after=2, driver_only=True)
@@ -143,7 +144,7 @@ def kill_at(checkout: Checkout, logs: str, *, after: float, driver_only: bool = 
 def test_killed_at_random_times_it_ends_with_the_same_hashes(tmp_path, campaign, request):
     if not campaign.full:
         pytest.skip("ten kills at random times belong to `make reliability`")
-    made = copy_to(tmp_path / "clone")
+    made = smoke_copy_to(tmp_path / "clone")
     for number, rng in enumerate(campaign.draws(0, full=10)):
         kill_at(made, "**/*.log", after=rng.uniform(0, 6), driver_only=number % 2 == 0)
         campaign.count(1)
@@ -235,16 +236,26 @@ def s3(monkeypatch):
     server.stop()
 
 
-def test_dvc_takes_over_what_snakemake_made(finished_copy, tmp_path, s3):
-    """record -> status clean, repro does nothing; push to a folder and to S3 -> clones pull and train nothing."""
-    here = under_dvc(finished_copy)
+@pytest.fixture(scope="module")
+def shelved(finished, tmp_path_factory):
+    """The finished experiment handed to DVC and pushed to a folder, beside it."""
+    folder = tmp_path_factory.mktemp("shelved")
+    shutil.copytree(finished.root, folder / "clone", symlinks=True)
+    here = under_dvc(Checkout(folder / "clone"))
     make(here, "record")
+    here.run("dvc", "remote", "add", "--default", "shelf", str(folder / "shelf"))
+    here.run("dvc", "push")
+    commit(here)
+    return here
+
+
+def test_dvc_takes_over_what_snakemake_made(shelved, tmp_path, s3):
+    """record -> status clean, repro does nothing; push to a folder and to S3 -> clones pull and train nothing."""
+    here = shelved
     assert "up to date" in here.run("dvc", "status")
     assert "Running stage" not in here.run("dvc", "repro")
-    here.run("dvc", "remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
     here.run("dvc", "remote", "add", "cloud", "s3://reca/results")
     here.run("dvc", "remote", "modify", "cloud", "endpointurl", s3)
-    here.run("dvc", "push")
     here.run("dvc", "push", "--remote", "cloud")
     commit(here)
 
@@ -264,18 +275,15 @@ def test_dvc_takes_over_what_snakemake_made(finished_copy, tmp_path, s3):
     assert from_cloud.hashes() == here.hashes()
 
 
-def test_a_damaged_remote_is_found_by_the_pull(finished_copy, tmp_path):
-    here = under_dvc(finished_copy)
-    make(here, "record")
-    here.run("dvc", "remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
-    here.run("dvc", "push")
-    commit(here)
-    largest = max((tmp_path / "shelf").rglob("*"), key=lambda path: path.stat().st_size)
+def test_a_damaged_remote_is_found_by_the_pull(shelved, tmp_path):
+    shelf = shutil.copytree(shelved.root.with_name("shelf"), tmp_path / "shelf")
+    largest = max(shelf.rglob("*"), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.chmod(0o644)
     largest.write_bytes(data)
-    there = clone(here, tmp_path / "there")
+    there = clone(shelved, tmp_path / "there")
+    there.run("dvc", "remote", "modify", "--local", "shelf", "url", str(shelf))
     with pytest.raises(AssertionError, match=r"broken: results/.*content differs"):
         make(there, "pull")
     assert there.plan() != {}  # nothing was declared to be up to date
