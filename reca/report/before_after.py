@@ -36,7 +36,7 @@ from reca.toyworld.scenes import Scene, Thing, draw_pixels
 TARGET = "target"
 ROWS = 6  # scenes, and dense prompts; GenEval has six tasks
 # Pixels of the file; pages show it at about half its size, so that it is sharp on screens of any density.
-CELL, GAP, ROW, MARGIN, BETWEEN, FRAME = 80, 8, 92, 28, 56, 5
+CELL, GAP, ROW, MARGIN, BETWEEN, FRAME = 80, 12, 94, 28, 48, 4
 NAME, HEAD = 50, 76  # heights of a model's name and of a block's titles
 TEXT, LINE, SMALL, TITLE = 22, 25, 20, 28  # font sizes, and the distance of lines
 PAPER, INK, FAINT, EDGE, ACCEPTED = "#ffffff", "#1a1a1a", "#5a5a5a", "#c8ccd2", "#12a150"
@@ -236,7 +236,8 @@ def _height(band: Sequence[Block]) -> int:
 def _draw(image: Image.Image, pen: ImageDraw.ImageDraw, block: Block, left: int, top: int) -> None:
     pen.text((left, top), block.title, INK, _font(TEXT))
     if block.guidance:
-        levels = dict.fromkeys(f"{level:g}" for level in block.guidance.values())
+        levels = [f"{level:g}" for level in block.guidance.values()]
+        levels = levels[:1] if len(set(levels)) == 1 else levels
         x = left + _font(TEXT).getlength(block.title) + 14
         pen.text((x, top + 2), f"guidance {', '.join(levels)}", FAINT, _font(SMALL))
     for place, column in enumerate(block.columns):

@@ -129,12 +129,13 @@ def picture(results: Mapping[str, Any], experiment: str, page: Path) -> str:
     file, source = pictures_of(experiment), adopted(experiment)
     seeds = sorted({run.rsplit("-", 1)[1] for model in models for run in model["images"]})
     rows = {block["outcome"]: block["rows"] for block in models[0]["blocks"]}
+    kinds = {"reconstruction": "held-out images", "dense": "dense prompts"}
+    first = [f"the first {rows[name]} {kind}" for name, kind in kinds.items() if name in rows]
     at_base = any(AT_BASE in row for model in results["models"] for row in model["outcomes"])
     lines = [
         f"![{' '.join(_counted(model) for model in models)}]({_link(file, page)})",
         "",
-        f"*Of the test split the first {rows.get('reconstruction', 0)} held-out images, the first {rows['dense']}",
-        "dense prompts and the first prompt of each of GenEval's tasks, none left out;",
+        f"*Of the test split {', '.join(first)} and the first prompt of each of GenEval's tasks, none left out;",
         f"seed {' and '.join(seeds)}, at the guidance that is best for {'the base' if at_base else 'each arm'} on",
         "development prompts. Framed in green: the examiner found everything that was asked for. From the recorded run",
         f"[{source}]({_link(source, page)}), which has the hashes of the images.*",

@@ -52,6 +52,17 @@ def blocks(tree: Tree) -> list[before_after.Block]:
     return before_after.blocks(test, tree.benchmark)
 
 
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """A finished run of two arms, each at its own guidance, whose seeds do not begin with 0."""
+    monkeypatch.chdir(tmp_path)
+    plain = experiment(arms=["base", "reca"], seeds=[4, 11])
+    plain["benchmarks"]["laptop"] |= {"prompts": 2, "reconstructions": 0}
+    made = Tree(plain)
+    made.write()
+    return made
+
+
 def equal(cell: before_after.Cell, image: Image.Image) -> bool:
     return bool(np.array_equal(np.asarray(cell.image), np.asarray(image)))
 
@@ -76,6 +87,19 @@ def test_cells_are_the_first_images_at_the_guidance_that_is_read(
             assert equal(row.cells[arm], images.image(sample_key(chosen["dense"], prompt.id)))
         for row, prompt in zip(geneval.rows, first, strict=True):
             assert equal(row.cells[arm], images.image(sample_key(chosen[STRICT], prompt.id)))
+
+
+def test_each_arm_at_its_own_guidance(own: Tree) -> None:
+    chosen = artifacts.read_json(own.model / "guidance/guidance.json")["chosen"]
+    test = collect.evaluated(own.model, "laptop", at_base=False)
+    dense, geneval = before_after.blocks(test, own.benchmark)
+    assert (dense.outcome, geneval.outcome) == ("dense", "geneval")
+    assert geneval.columns == ["base", "reca"] and len(dense.rows) == 2 and len(geneval.rows) == 6
+    for arm in ("base", "reca"):
+        assert geneval.guidance[arm] == chosen[arm]["geneval"]
+        images = ImageSet(own.model / f"{arm}-4/laptop/test/samples/images.tar")
+        key = sample_key(chosen[arm]["geneval"], "single_object-0000")
+        assert equal(geneval.rows[0].cells[arm], images.image(key))
 
 
 def test_verdicts_are_the_examiners(tree: Tree, blocks: list[before_after.Block]) -> None:
@@ -141,7 +165,10 @@ def test_make_readme_writes_the_picture_and_shows_it(
     assert about["sha256"] == artifacts.sha256_bytes(first)
     assert Image.open(io.BytesIO(first)).mode == "RGB" and len(first) < 300_000
     assert "](results/laptop_pictures.png)" in text and "[docs/results/laptop.json](" in text
-    assert "the first 3 held-out images, the first 6" in text and "seed 0, at" in text
+    assert (
+        "the first 3 held-out images, the first 6 dense prompts and the" in text
+        and "seed 0, at" in text
+    )
     assert "best for the base" in text and "Plain training" in text
     (model,) = about["models"]
     assert model["name"] == MODEL and set(model["images"]) == {"base-0", "sft-0", "reca-0"}
