@@ -132,12 +132,14 @@ def picture(results: Mapping[str, Any], experiment: str, page: Path) -> str:
     kinds = {"reconstruction": "held-out images", "dense": "dense prompts"}
     first = [f"the first {rows[name]} {kind}" for name, kind in kinds.items() if name in rows]
     at_base = any(AT_BASE in row for model in results["models"] for row in model["outcomes"])
+    more = ", and in GenEval's tasks nothing more" if STRICT_ON in rows else ""
     lines = [
         f"![{' '.join(_counted(model) for model in models)}]({_link(file, page)})",
         "",
         f"*Of the test split {', '.join(first)} and the first prompt of each of GenEval's tasks, none left out;",
         f"seed {' and '.join(seeds)}, at the guidance that is best for {'the base' if at_base else 'each arm'} on",
-        "development prompts. Framed in green: the examiner found everything that was asked for. From the recorded run",
+        f"development prompts. Framed in green: the examiner found everything that was asked for{more}.",
+        "The target of a dense prompt is one of the arrangements that it allows. From the recorded run",
         f"[{source}]({_link(source, page)}), which has the hashes of the images.*",
     ]
     return "\n".join(lines)
