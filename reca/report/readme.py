@@ -149,7 +149,9 @@ def _counted(model: Mapping[str, Any]) -> str:
     """One sentence on a model's images for the alternative text."""
     parts = [
         f"{JUDGED[block['outcome']]}: "
-        + ", ".join(f"{NAMES[arm]} {count}" for arm, count in block["accepted"].items())
+        + ", ".join(
+            f"{NAMES[arm]} {n}" for arm in ARMS if (n := block["accepted"].get(arm)) is not None
+        )
         + f" of {block['rows']}"
         for block in model["blocks"]
     ]

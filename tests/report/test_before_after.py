@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -57,7 +58,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     """A finished run of two arms, each at its own guidance, whose seeds do not begin with 0."""
     monkeypatch.chdir(tmp_path)
     plain = experiment(arms=["base", "reca"], seeds=[4, 11])
-    plain["benchmarks"]["laptop"] |= {"prompts": 2, "reconstructions": 0}
+    sizes = {"prompts": 2, "reconstructions": 0, "curve_prompts": 0}
+    plain["benchmarks"]["laptop"] |= sizes | {"base_guidance": False}
     made = Tree(plain)
     made.write()
     return made
@@ -169,7 +171,8 @@ def test_make_readme_writes_the_picture_and_shows_it(
         "the first 3 held-out images, the first 6 dense prompts and the" in text
         and "seed 0, at" in text
     )
-    assert "best for the base" in text and "Plain training" in text
+    assert "best for the base" in text
+    assert re.search(r"dense prompts: Base \d, Plain training \d, RecA \d of 6; GenEval", text)
     (model,) = about["models"]
     assert model["name"] == MODEL and set(model["images"]) == {"base-0", "sft-0", "reca-0"}
     for image in model["images"].values():
