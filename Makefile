@@ -42,7 +42,7 @@ help:
 	@echo "make lint       format, style, type, import and dead-code checks of code and workflow"
 	@echo "make record     hand finished results of experiment $$RECORDED to DVC"
 	@echo "make pull       bring recorded results from the DVC remote; nothing is computed again"
-	@echo "make readme     take the numbers of finished experiment $$RECORDED into README or docs"
+	@echo "make readme     take numbers and pictures of finished experiment $$RECORDED into README or docs"
 	@echo "make clean      remove the environment and what the workflow wrote (DVC's cache stays)"
 
 # The environment is made anew only when the pins or the package's own description change.

@@ -170,6 +170,31 @@ def of_base(chosen: Mapping[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(chosen, chosen.get("base"))
 
 
+def evaluated(model: Path, benchmark: str, *, at_base: bool) -> dict[str, Any]:
+    """A model's test runs: `folders`, `scores`, and by run `items` and `samples` (its images); the choice of guidance
+    as of `guidance_choice`, and `shown_at`, the guidance that is read first.
+
+    `at_base`: arms are read first at the guidance chosen for the base.
+    """
+    folders = test_folders(model, benchmark)
+    scores = [read(folder) for folder in folders]
+    runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
+    items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in runs.items()}
+    pictures = {run: folder.parent / "samples" / IMAGES for run, folder in runs.items()}
+    choice = guidance_choice(model, scores)
+    if not at_base:  # the strict rule judges the images that were sampled for GenEval's
+        kept = {a: {n: v for n, v in c.items() if n != STRICT} for a, c in choice["chosen"].items()}
+        choice = {**choice, "chosen": kept}
+    return {
+        "folders": folders,
+        "scores": scores,
+        "items": items,
+        "samples": {run: artifacts.verified(path) for run, path in pictures.items()},
+        **choice,
+        "shown_at": of_base(choice["chosen"]) if at_base else choice["chosen"],
+    }
+
+
 def model_report(
     model: Path,
     benchmark: str,
@@ -182,18 +207,11 @@ def model_report(
     `chance`: levels by benchmark (`chance_levels`); `editing`: the name of the edit benchmark, if there is one;
     `readings`: the benchmarks' configuration by name, which says at which guidance test prompts were sampled.
     """
-    folders = test_folders(model, benchmark)
-    scores = [read(folder) for folder in folders]
-    runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
-    items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in runs.items()}
-    pictures = {run: folder.parent / "samples" / IMAGES for run, folder in runs.items()}
-    choice = guidance_choice(model, scores)
     asked = (readings or {}).get(benchmark, {})
     at_base, on_curve = asked.get("base_guidance", False), asked.get("curve_prompts", 0)
-    if not at_base:  # the strict rule judges the images that were sampled for GenEval's
-        kept = {a: {n: v for n, v in c.items() if n != STRICT} for a, c in choice["chosen"].items()}
-        choice = {**choice, "chosen": kept}
-    chosen = choice["chosen"]
+    test = evaluated(model, benchmark, at_base=at_base)
+    folders, scores, items = test["folders"], test["scores"], test["items"]
+    chosen = test["chosen"]
 
     def read_at(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
         by_item = {run: item_scores(rows, levels[arm_of(run)]) for run, rows in items.items()}
@@ -220,14 +238,11 @@ def model_report(
         "outcomes": [*found, *(edited["outcomes"] if edited else [])],
         "trained": trained_arms(logs, found),
         "curve": curves(scores, items, on_curve) if on_curve else {},
-        "shown_at": of_base(chosen) if at_base else chosen,
         "edits": edited,
-        **choice,
+        **{name: test[name] for name in ("chosen", "sweep", "items", "samples", "shown_at")},
         "chance": chance[benchmark],
         "understanding": understanding_by_kind(scores),
         "seeds": sorted({score["seed"] for score in scores}),
-        "items": items,
-        "samples": {run: artifacts.verified(path) for run, path in pictures.items()},
         "logs": logs,
         "costs": stages.costs(graph),
         "caches": stages.caches(graph),

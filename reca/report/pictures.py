@@ -6,7 +6,7 @@ The first scenes and the first prompts of every task are shown, without selectio
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from PIL import Image
@@ -71,7 +71,7 @@ def edited(found: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[Row]:
         shown = [{"name": "Source", "uri": source, "score": None, "alt": f"To change: {wording}"}]
         for arm, pictures in sets.items():
             level = found["chosen"][arm]["edit"]
-            row = _item(found["items"][runs[arm]], "edit", asked.id, level)
+            row = item_of(found["items"][runs[arm]], "edit", asked.id, level)
             if row:
                 key = sample_key(level, asked.id)
                 shown.append(_picture(arm, pictures, key, row["edit"], wording))
@@ -90,7 +90,7 @@ def _drawn_again(
         target = data_uri(Image.fromarray(draw_pixels(scene)))
         shown = [{"name": "Target", "uri": target, "score": None, "alt": f"Target: {wording}"}]
         for arm in AGAIN_BY:
-            row = _item(items.get(arm, []), "reconstruction", name)
+            row = item_of(items.get(arm, []), "reconstruction", name)
             if row:
                 key = reconstruction_key(index)
                 shown.append(_picture(arm, sets[arm], key, row["objects"], "reconstruction"))
@@ -120,7 +120,7 @@ def _prompt_card(
     card: dict[str, Any] = {"caption": "", "pictures": []}
     for arm in sets:
         level = guidance_of(task, chosen[arm])
-        row = _item(items[arm], "prompt", name, level)
+        row = item_of(items[arm], "prompt", name, level)
         if row:
             key = sample_key(row["guidance"], name)
             card["caption"] = sets[arm].recipe(key)["prompt"]
@@ -128,13 +128,14 @@ def _prompt_card(
     return card
 
 
-def _item(
-    rows: list[Any], kind: str, name: str, level: float | None = None
+def item_of(
+    rows: Iterable[Mapping[str, Any]], kind: str, name: str, level: float | None = None
 ) -> Mapping[str, Any] | None:
+    """The row of `items.jsonl` for a prompt, scene or edit; of several images, at `level` if given, the first one's."""
     for row in rows:
         right_level = level is None or row["guidance"] == level
         if row["kind"] == kind and row["id"] == name and right_level:
-            return row  # the first image of a prompt
+            return row
     return None
 
 

@@ -1,9 +1,10 @@
-"""Results in the README and docs: tables and a figure, generated from `docs/results/` and never edited by hand.
+"""Results in the README and docs: tables, a figure and pictures, generated from `docs/results/`, never edited by hand.
 
 python -m reca.report.readme --take results/laptop      # adopt a finished run, then rewrite the pages
 python -m reca.report.readme                            # rewrite the pages from the adopted numbers
 
-Any finished experiment can be adopted as `docs/results/<name>.json`; those in `PAGES` have a table on a page.
+Any finished experiment can be adopted as `docs/results/<name>.json`; those in `PAGES` have a table on a page, and a
+picture of the run's own images, `docs/results/<name>_pictures.png`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from reca.core import artifacts
-from reca.report import standalone, wording
+from reca.report import before_after, standalone, wording
+from reca.report.figures import NAMES
 from reca.report.outcomes import ARMS, AT_BASE, reading
 
 RESULTS = Path("docs/results")
@@ -26,16 +28,38 @@ PAGES = {
     "laptop_openuni": Path("docs/laptop_openuni.md"),
     "laptop_janus": Path("docs/laptop_janus.md"),
 }
-BEGIN, END = "<!-- results:begin (make readme) -->", "<!-- results:end -->"
+BEGIN, END = "<!-- {}:begin (make readme) -->", "<!-- {}:end -->"
+TABLE, PICTURE = "results", "picture"  # what stands between two markers of this name
 FIGURES = {"laptop": Path("docs/results/laptop.svg")}  # shown on the page of the same experiment
 PLOTTED = ("dense", "reconstruction")
 SHOWN = ("dense", "geneval_strict", "geneval", "reconstruction", "understanding")
+JUDGED = {  # blocks of the picture, in its alternative text
+    "reconstruction": "reconstructions",
+    "dense": "dense prompts",
+    "geneval": "GenEval's tasks",
+    "geneval_strict": "GenEval's tasks and nothing more in the image",
+}
 STRICT_ON = "geneval_strict"  # shown where it is primary: with both readings
 
 
 def adopted(experiment: str) -> Path:
     """The file with the adopted numbers of an experiment."""
     return RESULTS / f"{experiment}.json"
+
+
+def pictures_of(experiment: str) -> Path:
+    """The file with images of an experiment's adopted run."""
+    return RESULTS / f"{experiment}_pictures.png"
+
+
+def adopt(results: Path) -> None:
+    """Write what `docs/results/` keeps of a finished experiment: its numbers, and images where a page shows them."""
+    name, found = results.name, take(results)
+    if name in PAGES:
+        data, about = before_after.picture(results, [model["name"] for model in found["models"]])
+        artifacts.write_atomic(pictures_of(name), data)
+        found["pictures"] = about
+    artifacts.write_json(adopted(name), found)
 
 
 def take(results: Path) -> dict[str, Any]:
@@ -94,6 +118,46 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
     return "\n".join(lines)
 
 
+def picture(results: Mapping[str, Any], experiment: str, page: Path) -> str:
+    """The Markdown block with the images of an adopted run and how they were chosen; empty for a run without any.
+
+    The alternative text counts for each arm how many of the images the examiner accepted.
+    """
+    if "pictures" not in results:
+        return ""
+    models = results["pictures"]["models"]
+    file, source = pictures_of(experiment), adopted(experiment)
+    seeds = sorted({run.rsplit("-", 1)[1] for model in models for run in model["images"]})
+    rows = {block["outcome"]: block["rows"] for block in models[0]["blocks"]}
+    kinds = {"reconstruction": "held-out images", "dense": "dense prompts"}
+    first = [f"the first {rows[name]} {kind}" for name, kind in kinds.items() if name in rows]
+    at_base = any(AT_BASE in row for model in results["models"] for row in model["outcomes"])
+    more = ", and in GenEval's tasks nothing more" if STRICT_ON in rows else ""
+    lines = [
+        f"![{' '.join(_counted(model) for model in models)}]({_link(file, page)})",
+        "",
+        f"*Of the test split {', '.join(first)} and the first prompt of each of GenEval's tasks, none left out;",
+        f"seed {' and '.join(seeds)}, at the guidance that is best for {'the base' if at_base else 'each arm'} on",
+        f"development prompts. Framed in green: the examiner found everything that was asked for{more}.",
+        "The target of a dense prompt is one of the arrangements that it allows. From the recorded run",
+        f"[{source}]({_link(source, page)}), which has the hashes of the images.*",
+    ]
+    return "\n".join(lines)
+
+
+def _counted(model: Mapping[str, Any]) -> str:
+    """One sentence on a model's images for the alternative text."""
+    parts = [
+        f"{JUDGED[block['outcome']]}: "
+        + ", ".join(
+            f"{NAMES[arm]} {n}" for arm in ARMS if (n := block["accepted"].get(arm)) is not None
+        )
+        + f" of {block['rows']}"
+        for block in model["blocks"]
+    ]
+    return f"Images of {model['name']} beside their targets; accepted by the examiner: {'; '.join(parts)}."
+
+
 def arms_of(results: Mapping[str, Any]) -> list[str]:
     """The arms that every model has."""
     return [arm for arm in ARMS if all(arm in m["outcomes"][0] for m in results["models"])]
@@ -127,12 +191,22 @@ def _gap(outcome: Mapping[str, Any]) -> str:
     return f"**{text}**" if gap["significant"] else text
 
 
-def rewritten(text: str, block: str, page: Path) -> str:
-    """The text of `page` with `block` between its two markers; ValueError if a marker is missing."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page}: must contain exactly one {BEGIN!r} and one {END!r}; add them")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}"
+def rewritten(text: str, block: str, page: Path, name: str = TABLE) -> str:
+    """The text of `page` with `block` between the two markers of `name`; ValueError if a marker is missing."""
+    begin, end = BEGIN.format(name), END.format(name)
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page}: must contain exactly one {begin!r} and one {end!r}; add them")
+    before, rest = text.split(begin)
+    lines = [begin, *([block] if block else []), end]
+    return before + "\n".join(lines) + rest.split(end)[1]
+
+
+def page_text(text: str, experiment: str) -> str:
+    """The text of an experiment's page with its table and picture from the adopted numbers."""
+    page, source = PAGES[experiment], adopted(experiment)
+    results = artifacts.read_json(source)
+    shown = rewritten(text, table(results, source, page), page)
+    return rewritten(shown, picture(results, experiment, page), page, PICTURE)
 
 
 def main() -> None:
@@ -141,13 +215,12 @@ def main() -> None:
     parser.add_argument("--take", type=Path, metavar="DIR", help="results of a finished experiment")
     arguments = parser.parse_args()
     if arguments.take:
-        artifacts.write_json(adopted(arguments.take.name), take(arguments.take))
+        adopt(arguments.take)
     for experiment, page in PAGES.items():
         source = adopted(experiment)
         if not source.is_file():  # nothing adopted: the page keeps its text
             continue
-        block = table(artifacts.read_json(source), source, page)
-        artifacts.write_atomic(page, rewritten(page.read_text(), block, page))
+        artifacts.write_atomic(page, page_text(page.read_text(), experiment))
         if experiment in FIGURES:
             artifacts.write_atomic(FIGURES[experiment], figure(artifacts.read_json(source)))
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reca.core.artifacts import read_json
+from reca.core.artifacts import read_json, sha256_file
 from reca.report import readme, statistics
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +24,9 @@ def test_the_default_experiment_is_adopted() -> None:
 def test_a_page_shows_the_adopted_results(experiment: str) -> None:
     page, source = readme.PAGES[experiment], readme.adopted(experiment)
     text = (ROOT / page).read_text()
-    block = readme.table(read_json(ROOT / source), source, page)
-    assert readme.rewritten(text, block, page) == text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert readme.page_text(text, experiment) == text
     assert (ROOT / page.parent / readme._link(source, page)).samefile(ROOT / source)
 
 
@@ -37,10 +38,22 @@ def test_a_figure_shows_the_adopted_results(experiment: str) -> None:
     assert readme.FIGURES[experiment].name in (ROOT / readme.PAGES[experiment]).read_text()
 
 
+@pytest.mark.parametrize("experiment", ADOPTED)
+def test_adopted_pictures_are_those_of_the_run(experiment: str) -> None:
+    """Numbers that were adopted without images have no file either."""
+    about = read_json(ROOT / readme.adopted(experiment)).get("pictures")
+    file = ROOT / readme.pictures_of(experiment)
+    assert (sha256_file(file) if file.exists() else None) == (about and about["sha256"])
+
+
+@pytest.mark.parametrize("name", [readme.TABLE, readme.PICTURE])
 @pytest.mark.parametrize("experiment", readme.PAGES)
-def test_a_page_has_a_place_for_its_table(experiment: str) -> None:
+def test_a_page_has_a_place_for_what_is_generated(experiment: str, name: str) -> None:
     page = readme.PAGES[experiment]
-    assert "block" in readme.rewritten((ROOT / page).read_text(), "block", page)
+    text = (ROOT / page).read_text()
+    shown = readme.rewritten(text, "a block", page, name)
+    assert "a block" in shown
+    assert readme.rewritten(shown, "", page, name).count("\n") <= text.count("\n")
 
 
 def test_both_readings_are_in_the_table() -> None:

@@ -24,6 +24,7 @@ from reca.evaluation.tasks.laptop_prompts import (
     sample_key,
 )
 from reca.inference.imageset import ImageSetWriter
+from reca.report import page
 from reca.toyworld.scenes import draw_pixels, draw_scene
 
 MODEL, CODE = "showo_tiny", "c0de" * 16
@@ -34,7 +35,9 @@ KINDS = ("describe", "colour", "count", "exist", "place", "relation", "shape")
 def experiment(**changes: Any) -> dict[str, Any]:
     """The laptop experiment, resolved, made small."""
     found = resolved(load("laptop"))
-    found["benchmarks"]["laptop"] |= {"prompts": 6, "development_prompts": 2, "reconstructions": 3}
+    small = {"prompts": 6, "development_prompts": 2, "reconstructions": 3}
+    # Only a recorded run draws the protocol's test prompts.
+    found["benchmarks"]["laptop"] |= small | {"test_seeds": {}}
     found["models"][MODEL]["align"]["steps"] = 12
     return found | changes
 
@@ -68,11 +71,26 @@ class Tree:
             self.scores("test")
         return self.root
 
+    def report(self) -> None:
+        """The report's stage, after `write`."""
+        with (
+            mock.patch.object(artifacts, "git_commit", return_value="c" * 40),
+            self.stage("report", self.root / "report", []) as stage,
+        ):
+            page.build(self.plain, self.root, stage.staging)
+
     def stage(
-        self, name: str, out: Path, reads: Sequence[Path], seed: int | None = None
+        self,
+        name: str,
+        out: Path,
+        reads: Sequence[Path],
+        seed: int | None = None,
+        section: dict[str, Any] | None = None,
     ) -> artifacts.Stage:
         inputs = {folder.name: folder / artifacts.MANIFEST for folder in reads}
-        return artifacts.Stage(name, out, inputs=inputs, section={}, seed=seed, code=CODE)
+        return artifacts.Stage(
+            name, out, inputs=inputs, section=section or {}, seed=seed, code=CODE
+        )
 
     # ---- stages --------------------------------------------------------------------------------------------------
     def upstream(self) -> None:
@@ -131,6 +149,7 @@ class Tree:
                 self.folder(arm, seed, split, "scores"),
                 [self.folder(arm, seed, split, "samples")],
                 seed,
+                self.benchmark,
             ) as stage:
                 found, items = self.score_of(arm, seed, split)
                 artifacts.write_json(stage.staging / "scores.json", found)
