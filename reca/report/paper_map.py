@@ -38,6 +38,7 @@ VARIANTS = frozenset(
         "paper_harmon_plus_released",
         "paper_harmon_sft",
         "paper_harmon_dense",
+        "paper_harmon_blip3o",
         "paper_harmon_frozen",
         "paper_harmon_reca_then_sft",
         "paper_harmon_sft_then_reca",
@@ -52,6 +53,7 @@ VARIANTS = frozenset(
 REPEATED = {
     "paper_harmon_sft": ("base", "reca"),
     "paper_harmon_dense": ("base",),
+    "paper_harmon_blip3o": ("base",),
     "paper_harmon_frozen": ("base",),
     "ablation_bagel_vit_224": ("base", "reca"),
 }
@@ -177,7 +179,10 @@ ROWS: dict[tuple[str, str], Run] = {
     ),
     ("ablation_encoder_resolution_bagel", "ViT 512"): Run("bagel_7b_vit_512", "reca"),
     ("ablation_showo_vqgan", "baseline (no RecA)"): Run("showo_vq_512", "base"),
+    ("ablation_showo_vqgan", "512x512 input"): Run("showo_vq_512_full", "reca"),
     ("ablation_showo_vqgan", "256x256 input"): Run("showo_vq_512", "reca"),
+    ("ablation_showo_vqgan", "128x128 input"): Run("showo_vq_512_quarter", "reca"),
+    ("ablation_showo_vqgan", "blur (8x down/up)"): Run("showo_vq_512_blur8", "reca"),
     ("ablation_sft_vs_reca_harmon", "MidjourneyV6 + SFT"): Run(
         "harmon_15b", "sft", "paper_harmon_sft"
     ),
@@ -185,6 +190,12 @@ ROWS: dict[tuple[str, str], Run] = {
         "harmon_15b", "sft", "paper_harmon_dense"
     ),
     ("ablation_sft_vs_reca_harmon", "MidjourneyV6 + RecA"): Run("harmon_15b", "reca"),
+    ("ablation_sft_vs_reca_harmon", "BLIP3o-60k without GenEval-like prompts + SFT"): Run(
+        "harmon_15b", "sft", "paper_harmon_blip3o"
+    ),
+    ("ablation_sft_vs_reca_harmon", "BLIP3o-60k without GenEval-like prompts + RecA"): Run(
+        "harmon_15b", "reca", "paper_harmon_blip3o"
+    ),
     ("ablation_order_harmon", "BLIP3o-60k: RecA then SFT"): Run(
         "harmon_15b", "sft", "paper_harmon_reca_then_sft"
     ),

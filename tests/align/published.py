@@ -92,14 +92,16 @@ def write_parquet(folder: Path, source: DataSource) -> None:
 
 
 def write_tar(folder: Path, source: DataSource) -> None:
-    """A WebDataset shard of pictures and captions."""
-    with tarfile.open(folder / "data_000000.tar", "w") as archive:
-        for number, image in enumerate(showo_tiny.pictures(PICTURES, 32)):
-            members = {"jpg": encoded(image, "JPEG"), "txt": CAPTION.encode()}
-            for ending, data in members.items():
-                info = tarfile.TarInfo(f"{number:06}.{ending}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
+    """A WebDataset shard of pictures and captions, and one for each pattern of shards to leave out."""
+    unread = [pattern.replace("*", "x") for pattern in source.options.get("exclude", [])]
+    for name in ("data_000000", *unread):
+        with tarfile.open(folder / f"{name}.tar", "w") as archive:
+            for number, image in enumerate(showo_tiny.pictures(PICTURES, 32)):
+                members = {"jpg": encoded(image, "JPEG"), "txt": CAPTION.encode()}
+                for ending, data in members.items():
+                    info = tarfile.TarInfo(f"{number:06}.{ending}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
 
 
 def write_llava(folder: Path, source: DataSource) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from reca.core.unreadable import UnreadableImage, UnreadableText
 from reca.data.formats import open_dataset
 from reca.data.order import Cursor
-from reca.data.readers.tar import INDEX_PREFIX
+from reca.data.readers.tar import EXCLUDED, INDEX_PREFIX
 from tests.data.stream import iterate
 
 
@@ -76,6 +76,29 @@ def test_shards_lie_in_the_folders_of_their_hub(shards):
 def test_the_caption_key_is_an_option(shards):
     sample = open_dataset("tar", shards / "s9.tar", caption="words")[2]
     assert sample.caption == "word 2" and sample.extra == {"caption": "no 2", "n": 2}
+
+
+def test_shards_can_be_left_out_by_name(shards):
+    without = open_dataset("tar", shards, exclude=["*10.tar"])
+    assert [without[index].id for index in range(len(without))] == [f"s9/{n:04}" for n in range(10)]
+    assert without.left_out == {EXCLUDED: ["s10.tar"]}
+    whole = open_dataset("tar", shards)
+    assert not whole.left_out and whole.fingerprint() != without.fingerprint()
+    (shards / "s10.tar").unlink()
+    assert without.fingerprint() == open_dataset("tar", shards).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("exclude", "message"),
+    [
+        (["s1*", "geneval*"], r"exclude = 'geneval\*' matches no shard of s9\.tar, s10\.tar"),
+        (["*"], "matches all shards"),
+        ("s1*", "must be a list of patterns"),
+    ],
+)
+def test_a_pattern_that_leaves_out_nothing_or_everything_is_refused(shards, exclude, message):
+    with pytest.raises(ValueError, match=message):
+        open_dataset("tar", shards, exclude=exclude)
 
 
 @pytest.mark.parametrize("cut", [1, 4, 9, 10, 11, 17, 33])

@@ -46,6 +46,21 @@ def test_features(model: ShowoModel, drawn: dict[str, torch.Tensor]) -> None:
     assert read["understanding"].shape == ((2, 4, 24) if clip else (2, 16))
 
 
+@pytest.mark.parametrize(
+    ("named", "side"), [("full", 16), ("half", 8), ("quarter", 4), ("blur8", 16)]
+)
+def test_the_condition_of_codes_is_what_its_name_says(named: str, side: int) -> None:
+    frozen = showo.build(tiny.network("vq") | {"vq_condition": named}).frozen
+    pixels = torch.rand(2, 3, 16, 16, generator=generator("showo condition", 0)) * 2 - 1
+    made = frozen.vq_condition(pixels)
+    assert made.shape == (2, 3, side, side)
+    assert torch.equal(made, pixels) == (named == "full")
+    if named == "blur8":  # two columns and rows are left, and what is between them
+        assert torch.linalg.matrix_rank(made.double(), tol=1e-4).max() <= 2
+    features = frozen.encode(tiny.pictures(2), "draw")
+    assert features["understanding"].shape == (2, (side // 4) ** 2)
+
+
 def test_chunks_do_not_change_features(
     model: ShowoModel, drawn: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -266,7 +266,7 @@ def test_a_config_survives_json(understanding):
         ({"vq": {"ch": 10, "enc_ch_mult": [1, 1.25, 1, 1, 1]}}, "not a valid number of channels"),
         ({"resolution": 250}, "not a multiple"),
         ({"understanding": "both"}, "must be one of clip, vq"),
-        ({"vq_condition": "third"}, "half, blur8, full"),
+        ({"vq_condition": "third"}, "half, quarter, blur8, full"),
         ({"understanding": "clip"}, "clip_vision is missing"),
         ({"projector": [4, 8]}, "leave them out"),
         ({"endoftext": 60000}, "is not a text id"),

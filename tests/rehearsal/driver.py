@@ -41,7 +41,7 @@ class Outcome:
 
     jobs: int = 0
     seconds: float = 0.0
-    cpu: float = 0.0  # of all its processes
+    cpu: float = 0.0  # of all its processes, but for Slurm's, which are not below this one
     audit: str = ""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -69,7 +69,8 @@ class Rehearsal:
         for number, (name, experiment) in enumerate(experiments.items(), 1):
             done[name] = now = self.experiment(experiment, done.get(name, Outcome()))
             self.keep(done)
-            took = f"{now.jobs:4d} jobs {now.seconds:6.0f} s ({now.cpu:.0f} s of CPU)"
+            took = f"{now.jobs:4d} jobs {now.seconds:6.0f} s"
+            took += "" if self.profile else f" ({now.cpu:.0f} s of CPU)"
             say(f"[{number}/{len(experiments)}] {name:<{width}} {took}   audit: {now.audit}")
         outcomes = {name: done[name] for name in experiments}
         summary = summed(outcomes) | {"tables": self.tables(experiments)}

@@ -55,4 +55,11 @@ def rehearsed(rehearsal: Rehearsal, wanted: Sequence[str]) -> dict[str, Any]:
     (space.root / SUMMARY).mkdir()
     chosen = [name for name in plan.OF_FAMILY.values() if name in wanted]
     with node():
-        return replace(rehearsal, space=space, profile=PROFILE).run(chosen)
+        return without_cpu(replace(rehearsal, space=space, profile=PROFILE).run(chosen))
+
+
+def without_cpu(found: dict[str, Any]) -> dict[str, Any]:
+    """A summary without CPU seconds: they are Snakemake's alone, as its jobs are processes of slurmd."""
+    one_by_one = found["experiments"].items()
+    experiments = {name: {k: v for k, v in one.items() if k != "cpu"} for name, one in one_by_one}
+    return {k: v for k, v in found.items() if k != "cpu_seconds"} | {"experiments": experiments}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -72,6 +73,13 @@ def test_scripts_are_executable_and_parse(plans, script):
     path = plans.root / script
     assert os.access(path, os.X_OK)
     plans.run("bash", "-n", str(path))
+
+
+def test_the_one_node_slurm_has_all_cpus_whatever_the_threads_of_a_process(plans):
+    script = (plans.root / "workflow/slurm_node/start.sh").read_text()
+    (counted,) = re.findall(r"cpus=(\$\(.+?\))", script)
+    said = plans.run("bash", "-c", f"echo {counted}", OMP_NUM_THREADS="1", OMP_THREAD_LIMIT="1")
+    assert int(said) == len(os.sched_getaffinity(0))
 
 
 def test_every_target_of_the_makefile_is_explained(plans):

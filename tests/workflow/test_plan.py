@@ -37,9 +37,9 @@ def test_the_paper_is_planned_without_network_and_without_torch(plans, tmp_path)
     nowhere = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")}
     blocked = f"{tmp_path}:{plans.root}:{plans.root}/kernels"
     jobs = plans.plan("paper_showo_512", PYTHONPATH=blocked, **nowhere)
-    # base and RecA on GenEval and DPG-Bench in 8 shards, WISE in 4
+    # base and RecA on GenEval and DPG-Bench in 8 shards, WISE and T2I-CompBench in 4
     assert {name: jobs[name] for name in jobs if name != "fetch"} == {
-        "base": 1, "cache": 2, "align": 1, "sample": 40, "observe": 40, "score": 6, "report": 1,
+        "base": 1, "cache": 2, "align": 1, "sample": 48, "observe": 48, "score": 8, "report": 1,
     }  # fmt: skip
     assert jobs["fetch"] == len({name for _, name in needed_sources(load("paper_showo_512"))})
 
@@ -145,7 +145,7 @@ def test_the_whole_paper_takes_the_seeds_of_the_families_own_recipes():
         assert (model.seeds or paper.seeds) == found[name], name
 
 
-@pytest.mark.parametrize("experiment", [n for n in names() if n.startswith(("paper_", "janus"))])
+@pytest.mark.parametrize("experiment", [n for n in names() if n.startswith(("paper_", "ablation_", "janus"))])
 def test_every_published_recipe_has_a_plan(plans, experiment):
     """One that goes on where another ended says which result it needs first."""
     models = load(experiment).models

@@ -9,8 +9,8 @@ import pytest
 import requests
 
 from reca.sources.catalogue import SOURCES_FILE
-from tests.rehearsal import first_run, plan
-from tests.rehearsal.driver import Rehearsal
+from tests.rehearsal import first_run, plan, slurm
+from tests.rehearsal.driver import Outcome, Rehearsal, summed
 from tests.rehearsal.servers import serving
 from tests.rehearsal.web import Web
 from tests.rehearsal.workspace import Workspace
@@ -97,3 +97,10 @@ def test_every_published_experiment_is_rehearsed_after_those_it_starts_from() ->
     with pytest.raises(ValueError, match="EXPERIMENTS=paper_bagle: did you mean 'paper_bagel'"):
         plan.chosen(["paper_bagle"], SCALE)
     assert set(plan.OF_FAMILY.values()) <= set(plan.published())
+
+
+def test_a_summary_of_runs_through_slurm_claims_no_cpu_seconds() -> None:
+    found = summed({"one": Outcome(jobs=3, seconds=9.0, cpu=1.0, audit="clean")})
+    assert found["cpu_seconds"] and found["experiments"]["one"]["cpu"]
+    found = slurm.without_cpu(found)
+    assert found["jobs"] == 3 and "cpu" not in str(found)

@@ -48,14 +48,15 @@ start_munge() {
 }
 
 configure() {
-  local host memory file
+  local host cpus memory file
   host=$(hostname -s)
+  cpus=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # with them nproc counts a process's threads
   memory=$(awk '/MemTotal/ {print int($2 / 1024) - 512}' /proc/meminfo)
   install -d /etc/slurm
   for i in 0 1; do [ -e "$dir/gpu$i" ] || mknod "$dir/gpu$i" c 1 3; done
   for file in slurm.conf gres.conf; do
     # the configuration's default place: the job step forgets SLURM_CONF
-    sed -e "s#@DIR@#$dir#g; s#@HOST@#$host#g; s#@CPUS@#$(nproc)#g; s#@MEMORY@#$memory#g" \
+    sed -e "s#@DIR@#$dir#g; s#@HOST@#$host#g; s#@CPUS@#$cpus#g; s#@MEMORY@#$memory#g" \
       "$here/$file.in" > "/etc/slurm/$file"
   done
   : > /etc/slurm/cgroup.conf

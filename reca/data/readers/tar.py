@@ -12,8 +12,9 @@ import io
 import logging
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ MAX_MEMBER_BYTES = 256 << 20
 BLOCK = tarfile.BLOCKSIZE
 NO_IMAGE = "keys without an image"
 NOT_READ = "members that are neither image nor txt nor json"
+EXCLUDED = "shards that the option exclude names"
 
 
 class Member(NamedTuple):
@@ -65,21 +67,26 @@ class TarDataset:
 
     The caption is the member `txt`, or the string under `caption` in the member `json`, whose other
     keys become `extra`. Keys without an image are counted in `without_image`, other members in `not_read`.
+    Shards whose path in the folder matches a shell pattern of `exclude` are left out.
 
     Raises:
         ValueError: a shard is damaged or compressed, or contains paths that leave it, links, devices,
-            sparse or oversized members, or duplicate names.
+            sparse or oversized members, or duplicate names; a pattern matches no shard, or they match all.
     """
 
     def __init__(
-        self, path: Path, caption: str = "caption", max_member_bytes: int = MAX_MEMBER_BYTES
+        self,
+        path: Path,
+        caption: str = "caption",
+        max_member_bytes: int = MAX_MEMBER_BYTES,
+        exclude: Sequence[str] = (),
     ) -> None:
         self.caption = caption
-        self.shards = _shards(path)
         self.root = path.parent if path.is_file() else path
+        self.shards, excluded = _without(_shards(path), self.root, exclude)
         self.entries: list[Entry] = []
         self.hashes: list[tuple[str, str]] = []
-        self.left_out: dict[str, list[str]] = {}
+        self.left_out: dict[str, list[str]] = {EXCLUDED: excluded} if excluded else {}
         for shard in self.shards:
             self._add(shard, read_index(shard, max_member_bytes))
         if not self.entries:
@@ -254,6 +261,27 @@ def _shards(path: Path) -> list[Path]:
     if not shards:
         raise ValueError(f"{path}: no *.tar in this folder; fetch its source, or set the path")
     return shards
+
+
+def _without(
+    shards: list[Path], root: Path, patterns: Sequence[str]
+) -> tuple[list[Path], list[str]]:
+    """The shards that no pattern matches, and the names of the others; ValueError for a pattern without a shard."""
+    if isinstance(patterns, str):
+        raise ValueError(
+            f"exclude = {patterns!r}: must be a list of patterns, such as [{patterns!r}]"
+        )
+    names = {shard: shard.relative_to(root).as_posix() for shard in shards}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names.values()):
+            raise ValueError(
+                f"{root}: exclude = {pattern!r} matches no shard of {', '.join(names.values())}; "
+                "name the shards to leave out"
+            )
+    kept = [s for s in shards if not any(fnmatchcase(names[s], pattern) for pattern in patterns)]
+    if not kept:
+        raise ValueError(f"{root}: exclude = {list(patterns)} matches all shards; leave some")
+    return kept, [name for shard, name in names.items() if shard not in kept]
 
 
 def _by_key(shard: Path, members: list[list]) -> dict[str, dict[str, Member]]:

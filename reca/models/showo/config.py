@@ -135,7 +135,7 @@ class ShowoConfig:
     head_text: Count = 128
     system_prompt: str = VICUNA_SYSTEM_PROMPT
     clip_condition_normalise: bool = False
-    vq_condition: Literal["half", "blur8", "full"] = "half"
+    vq_condition: Literal["half", "quarter", "blur8", "full"] = "half"
 
     def __post_init__(self) -> None:
         common.check_numbers("network.llm", self.llm, PHI_1_5)

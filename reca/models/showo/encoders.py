@@ -86,13 +86,17 @@ class FrozenEncoders(nn.Module):
         return ((scaled + 1) / 2 - mean) / std
 
     def vq_condition(self, pixels: Tensor) -> Tensor:
-        """The RecA condition [B, 3, h, w] for VQ: half the resolution, blurred through an eighth, or the target."""
+        """The RecA condition [B, 3, h, w] for VQ: the target, or at half or a quarter of its side, or blurred."""
         side = self.config.resolution
-        if self.config.vq_condition == "full":
-            return pixels
-        if self.config.vq_condition == "half":
-            return _bilinear(pixels, side // 2)
-        return _bilinear(_bilinear(pixels, side // 8), side)
+        match self.config.vq_condition:
+            case "full":
+                return pixels
+            case "half":
+                return _bilinear(pixels, side // 2)
+            case "quarter":
+                return _bilinear(pixels, side // 4)
+            case "blur8":
+                return _bilinear(_bilinear(pixels, side // 8), side)
 
     def clip_crops(self, images: Sequence[Image]) -> list[Tensor]:
         """Images as CLIP itself prepares them, for reading; each [3, S, S]."""
