@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -209,13 +210,22 @@ def page_text(text: str, experiment: str) -> str:
     return rewritten(shown, picture(results, experiment, page), page, PICTURE)
 
 
-def main() -> None:
-    """Adopt a run if requested, then rewrite the pages from the adopted numbers."""
+def main() -> int:
+    """Adopt a run if requested, rewrite the pages from the adopted numbers; 2 and one line if that fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--take", type=Path, metavar="DIR", help="results of a finished experiment")
     arguments = parser.parse_args()
-    if arguments.take:
-        adopt(arguments.take)
+    try:
+        if arguments.take:
+            adopt(arguments.take)
+        _rewrite()
+    except (ValueError, OSError) as error:
+        print(f"make readme: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _rewrite() -> None:
     for experiment, page in PAGES.items():
         source = adopted(experiment)
         if not source.is_file():  # nothing adopted: the page keeps its text
@@ -226,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -149,7 +149,7 @@ def test_words_stay_in_their_column(blocks: list[before_after.Block]) -> None:
 
 
 def test_make_readme_writes_the_picture_and_shows_it(
-    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same run gives the same bytes; a page whose run was adopted without images keeps none."""
     monkeypatch.chdir(tmp_path)
@@ -185,6 +185,9 @@ def test_make_readme_writes_the_picture_and_shows_it(
     monkeypatch.setattr(sys, "argv", ["readme"])
     readme.main()
     assert "pictures.png" not in page.read_text() and "| **showo_tiny** |" in page.read_text()
+    monkeypatch.setattr(sys, "argv", ["readme", "--take", str(tmp_path / "nothing")])
+    assert readme.main() == 2
+    assert re.fullmatch(r"make readme: .*nothing.*\n", capsys.readouterr().err)
 
 
 def test_one_band_per_model(blocks: list[before_after.Block]) -> None:
