@@ -1,5 +1,6 @@
 """Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton loads."""
 
+import gc
 import os
 
 import pytest
@@ -15,3 +16,8 @@ pytest_plugins = ["tests.faults.campaign", "reca.conformance.plugin"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: with one file per worker, none is left alone with them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("workflow") is None)  # keeps the order else
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: the garbage collector does not walk through them again and again."""
+    gc.freeze()

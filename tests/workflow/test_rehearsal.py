@@ -18,20 +18,25 @@ from tests.rehearsal.workspace import Workspace
 pytestmark = [pytest.mark.workflow, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAME, SCALE = "paper_showo_vq", "tiny"
-LEFT_OUT = re.compile(r"^.*(geneval|dpg).*\n", re.MULTILINE)
+LEFT_OUT = re.compile(r"^.*(geneval|dpg|arm: base).*\n", re.MULTILINE)
 
 
 def test_a_published_experiment_runs_from_the_hub_to_its_table(tmp_path: Path) -> None:
-    """WISE alone: a judge, two shards, and no detector, which takes as long to load as all else."""
+    """RecA on WISE alone: a judge, two shards, and no detector, which takes as long to load as all else.
+
+    `test_paper_run.py` runs the base model on two benchmarks, with a detector.
+    """
     space = Workspace.made(tmp_path / "rehearsal")
     path = space.root / f"config/experiment/{NAME}.yaml"
-    path.write_text(LEFT_OUT.sub("", path.read_text()))
+    text = LEFT_OUT.sub("", path.read_text())
+    assert "arms: [base, reca]" in text
+    path.write_text(text.replace("arms: [base, reca]", "arms: [reca]"))
     (space.root / "summary").mkdir()
     with serving(tmp_path / "served", space.root / SOURCES_FILE, SCALE) as servers:
         space.variables = servers.environment
         found = Rehearsal(space, servers, SCALE).run([NAME])
         assert not servers.web.refused and servers.hub.requests and servers.judge.asked
-    assert found["tables"]["expectations_with_scores"] == 2 and found["refused_hosts"] == []
+    assert found["tables"]["expectations_with_scores"] == 1 and found["refused_hosts"] == []
     assert found["experiments"][NAME]["audit"].endswith("0 broken, 0 orphans")
     assert found["stages"].keys() == {
         "base",
