@@ -110,9 +110,9 @@ def test_roles_follow_the_arms_that_run_and_the_models_own_entries():
 
 
 def test_a_phase_may_read_questions_of_its_own():
-    bound = compose.load("laptop_pretrain_bound", [], FOLDER)
+    bound = compose.load("laptop_bound_bagel", [], FOLDER)
     assert needed_data(bound) == ["reconstruct", "text", "answer", "colour", "place"]
-    name = "laptop_pretrain_bound"
+    name = "laptop_bound_bagel"
     with pytest.raises(
         ValueError, match=r"pretrain.answers = 'c_color': is no phase; did you mean 'c_colour'"
     ):
