@@ -145,7 +145,9 @@ def test_the_whole_paper_takes_the_seeds_of_the_families_own_recipes():
         assert (model.seeds or paper.seeds) == found[name], name
 
 
-@pytest.mark.parametrize("experiment", [n for n in names() if n.startswith(("paper_", "ablation_", "janus"))])
+@pytest.mark.parametrize(
+    "experiment", [n for n in names() if n.startswith(("paper_", "ablation_", "janus"))]
+)
 def test_every_published_recipe_has_a_plan(plans, experiment):
     """One that goes on where another ended says which result it needs first."""
     models = load(experiment).models
