@@ -6,12 +6,14 @@
 #   CORES=all                   cores that the workflow may use
 #   PIP_OPTIONS=                more options for pip install
 #   PYTEST_OPTIONS=             more options for pytest
+#   GPU_OPTIONS=                options of `make gpu-check`
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 EXPERIMENT ?= laptop
 CORES ?= all
 PIP_OPTIONS ?=
+GPU_OPTIONS ?=
 # Files in the order of tests/conftest.py: reordered by number of tests, the longest, which have few, would come last.
 PYTEST_OPTIONS ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
@@ -25,13 +27,14 @@ RECORDED = laptop
 # Values reach the shell as its variables, so none is read as a command.
 export CORES EXPERIMENT RECORDED TORCH_INDEX
 
-.PHONY: help setup reproduce smoke test reliability lint record pull readme clean
+.PHONY: help setup reproduce smoke test gpu-check reliability lint record pull readme clean
 
 help:
 	@echo "make setup      virtual environment in $(VENV) with the pinned packages"
 	@echo "make reproduce  setup, then experiment $$EXPERIMENT; prints where the report is"
 	@echo "make test       setup, then the tests"
 	@echo "make reliability  setup, then the fault campaign in full (15 minutes); writes docs/reliability.md"
+	@echo "make gpu-check  what to run first on a GPU: tests, checks, times, six minutes at most (GPU_OPTIONS=--dry-run: on a CPU)"
 	@echo "make smoke      setup, then the laptop experiment in its smallest size"
 	@echo "make lint       format, style, type, import and dead-code checks of code and workflow"
 	@echo "make record     hand finished results of experiment $$RECORDED to DVC"
@@ -63,6 +66,11 @@ smoke: setup
 
 test: setup
 	@$(RUN) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python3 -m pytest $(PYTEST_OPTIONS)
+
+# Needs torch, triton, transformers and pytest only, so it also runs without `make setup`, in the interpreter PYTHON.
+gpu-check:
+	@PYTHONPATH="$$PWD:$$PWD/kernels" $$([ -x "$(BIN)/python" ] && echo "$(BIN)/python" || echo "$(PYTHON)") \
+		-m perf.gpu_check $(GPU_OPTIONS)
 
 # Kills, changed bytes, hostile files and more, each kind with its figures; seeds in docs/reliability.md.
 reliability: setup
