@@ -11,8 +11,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,12 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
+def attend(leaves: Sequence[Tensor], layout: Layout, how: Any) -> Tensor:
+    """Block attention of q, k and v by the named implementation."""
+    q, k, v = leaves
+    return rk.block_attention(q, k, v, layout, implementation=how)
+
+
 # ---- self-check ------------------------------------------------------------------------------------
 def check_kernels(stage: Stage) -> None:
     """Every quantity of the package's own comparison, and what `auto` chooses when first asked under no_grad."""
@@ -109,7 +115,7 @@ def _aligned(stage: Stage, dtype: torch.dtype) -> None:
     targets = torch.arange(rows, device=stage.device) * 7 % ids
     targets[::5] = -100
     exact = [t.detach().double().requires_grad_() for t in (hidden, weight)]
-    truth = F.cross_entropy(F.linear(*exact), targets)
+    truth = F.cross_entropy(F.linear(exact[0], exact[1]), targets)
     wanted = torch.autograd.grad(truth, exact)
 
     def errors(loss: Tensor) -> list[float]:
@@ -117,7 +123,8 @@ def _aligned(stage: Stage, dtype: torch.dtype) -> None:
         return [relative(one, other) for one, other in zip(found, wanted, strict=True)]
 
     plain = errors(F.cross_entropy(F.linear(hidden, weight).float(), targets))
-    for how in ("torch", "triton"):
+    hows: tuple[rk.Implementation, ...] = ("torch", "triton")
+    for how in hows:
         ours = errors(rk.linear_cross_entropy(hidden, weight, targets, implementation=how))
         passed = all(a <= 1.5 * b + 1e-5 for a, b in zip(ours, plain, strict=True))
         shown = {"ours": _brief(ours), "eager": _brief(plain)}
@@ -132,12 +139,13 @@ def _heads(stage: Stage, width: int) -> None:
     layout = Layout.packed(_PACK_DRY if stage.dry else _PACK, stage.device)
     leaves = [stage.normal(layout.tokens, heads, width) for heads in (4, 2, 2)]
     exact = [t.detach().double().requires_grad_() for t in leaves]
-    truth = selfcheck.plain_attention(*exact, layout.dense(), width**-0.5)
+    q, k, v = exact
+    truth = selfcheck.plain_attention(q, k, v, layout.dense(), width**-0.5)
     incoming = stage.normal(*truth.shape).detach()
     wanted = [truth, *torch.autograd.grad(truth, exact, incoming.double())]
     found = {}
     for how in ("torch", "triton"):
-        out = rk.block_attention(*leaves, layout, implementation=how)
+        out = attend(leaves, layout, how)
         gradients = torch.autograd.grad(out, leaves, incoming)
         found[how] = [relative(a, b) for a, b in zip((out, *gradients), wanted, strict=True)]
     passed = all(a <= 1.5 * b + 1e-3 for a, b in zip(found["triton"], found["torch"], strict=True))
@@ -153,7 +161,7 @@ def _equal_bits(stage: Stage) -> None:
     first: list[Tensor] = []
     for _ in range(3):
         loss = rk.linear_cross_entropy(hidden, weight, targets, implementation="triton")
-        out = rk.block_attention(*leaves, layout, implementation="triton")
+        out = attend(leaves, layout, "triton")
         found = [*torch.autograd.grad(loss, (hidden, weight))]
         found += torch.autograd.grad(out.float().square().sum(), leaves)
         first = first or found
@@ -238,8 +246,8 @@ def _far_pack(stage: Stage) -> None:
     ]
     leaves = [leaf.requires_grad_() for leaf in leaves]
     last = [leaf.detach()[-one.tokens :].clone().requires_grad_() for leaf in leaves]
-    out = rk.block_attention(*leaves, layout, implementation="triton")
-    expected = rk.block_attention(*last, one, implementation="torch")
+    out = attend(leaves, layout, "triton")
+    expected = attend(last, one, "torch")
     incoming = torch.zeros_like(out)
     incoming[-one.tokens :] = 1
     found = [out[-one.tokens :]]
@@ -353,7 +361,7 @@ def _aligned_family(stage: Stage, folder: Path, family: str, name: str, model: s
     for how in ("torch", "triton"):
         words = ["scale=tiny", f"++models.{model}.network.options.implementation={how}"]
         experiment = load(name, words)
-        published.at_scale = lambda _, experiment=experiment: experiment
+        published.at_scale = cache(lambda _, experiment=experiment: experiment)
         out = published.Rehearsal(folder / how).train(
             name, model, "reca", steps=_STEPS, precision="bf16"
         )
