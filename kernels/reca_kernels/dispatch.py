@@ -23,7 +23,6 @@ _CHECKING = threading.Lock()
 TRITON_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-@torch.compiler.assume_constant_result
 def chosen(
     kernel: str,
     implementation: str,
@@ -36,6 +35,20 @@ def chosen(
     While torch.compile traces a graph, the answer becomes a constant of it. ValueError for an unknown
     implementation, and if `triton` is requested but cannot run.
     """
+    if torch.compiler.is_compiling():
+        from reca_kernels import traced
+
+        return traced.constant(_chosen, kernel, implementation, device, dtype, obstacle)
+    return _chosen(kernel, implementation, device, dtype, obstacle)
+
+
+def _chosen(
+    kernel: str,
+    implementation: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    obstacle: str | None,
+) -> str:
     if implementation not in get_args(Implementation):
         raise ValueError(
             f"implementation is {implementation!r}; choose one of: {', '.join(get_args(Implementation))}"

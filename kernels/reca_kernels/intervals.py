@@ -37,7 +37,8 @@ class Interval:
         """The interval with its mask on `device`, copied without a wait."""
         if self.mask is None:
             return self
-        return replace(self, mask=self.mask.pin_memory().to(device, non_blocking=True))
+        mask = self.mask.pin_memory() if torch.cuda.is_available() else self.mask
+        return replace(self, mask=mask.to(device, non_blocking=True))
 
     def seen(self, number: int) -> Tensor:
         """Which columns each row of sample `number` of the group sees, bool [rows, columns]."""

@@ -7,11 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reca_kernels import attention, operators, tuning
+from reca_kernels import attention, tuning
 from reca_kernels.dispatch import Implementation, chosen
 from reca_kernels.inputs import autocast, check_linear, check_reduction, needed
 from reca_kernels.intervals import suits_library
 from reca_kernels.layout import Layout
+from reca_kernels.operators import attention as attention_operator
+from reca_kernels.operators import cross_entropy as cross_entropy_operator
+from reca_kernels.operators import flow as flow_operator
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -47,7 +50,7 @@ def linear_cross_entropy(
     bias = None if bias is None else autocast(bias)
     start, stop = vocab or (0, weight.shape[0])
     which = chosen("linear_cross_entropy", implementation, hidden.device, hidden.dtype)
-    loss, *_ = operators.linear_cross_entropy(
+    loss, *_ = cross_entropy_operator.linear_cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]), weight, bias, targets.reshape(-1).long(),
         None if all_valid else ignore_index, start, stop, float(label_smoothing), reduction, which,
         needed(hidden, weight, bias),
@@ -108,7 +111,7 @@ def flow_matching_loss(
         obstacle = f"{weight.shape[0]} channels are more than {tuning.MOST_CHANNELS}"
     which = chosen("flow_matching_loss", implementation, hidden.device, hidden.dtype, obstacle)
     flat, *data = (t.reshape(-1, t.shape[-1]) for t in (hidden, clean, noise))
-    loss, *_ = operators.flow_matching_loss(
+    loss, *_ = flow_operator.flow_matching_loss(
         flat, weight, bias, *data, None if mask is None else mask.reshape(-1), reduction, which,
         needed(hidden, weight, bias),
     )  # fmt: skip
@@ -178,7 +181,7 @@ def block_attention(
             which = "torch"
         if which == "torch":
             return attention.by_intervals(q, k, v, layout, scale)
-    return operators.attended(q, k, v, layout, scale, which)
+    return attention_operator.attended(q, k, v, layout, scale, which)
 
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:

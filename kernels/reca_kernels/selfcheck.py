@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reca_kernels import operators
 from reca_kernels.language import current_device
 from reca_kernels.layout import Layout
+from reca_kernels.operators.attention import attended
+from reca_kernels.operators.cross_entropy import linear_cross_entropy
+from reca_kernels.operators.flow import flow_matching_loss
 from reca_kernels.runtime import interpreted
 
 TOLERANCE = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -131,7 +133,7 @@ def _cross_entropy(all_rows: bool, dtype: torch.dtype, device: torch.device) -> 
         return losses / 8 if all_rows else losses
 
     def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return scaled(operators.linear_cross_entropy(hidden, weight, bias, targets, *options)[0])
+        return scaled(linear_cross_entropy(hidden, weight, bias, targets, *options)[0])
 
     def plain(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         logits = F.linear(hidden, weight[start:stop], bias[start:stop])
@@ -152,7 +154,7 @@ def _flow(all_rows: bool, dtype: torch.dtype, device: torch.device) -> _Case:
 
     def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         arguments = (hidden, weight, bias, clean, noise, mask, "none", "triton", [True] * 3)
-        return operators.flow_matching_loss(*arguments)[0]
+        return flow_matching_loss(*arguments)[0]
 
     def plain(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         velocity = F.linear(hidden, weight, bias)
@@ -176,7 +178,7 @@ def _attention(width: int, dtype: torch.dtype, device: torch.device) -> _Case:
     )
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return operators.attended(q, k, v, layout, 1.0, "triton")
+        return attended(q, k, v, layout, 1.0, "triton")
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return plain_attention(q, k, v, layout.dense(), 1.0)

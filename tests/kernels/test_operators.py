@@ -12,8 +12,9 @@ from reca_kernels import (
     block_attention,
     flow_matching_loss,
     linear_cross_entropy,
-    operators,
+    traced,
 )
+from reca_kernels.operators import attention, cross_entropy, flow, operation
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -116,20 +117,21 @@ def test_what_torch_asks_of_an_operator(how: str) -> None:
     x, w = leaves()
     needs = [True, True, False]
     calls = {
-        operators.linear_cross_entropy: [
+        cross_entropy.linear_cross_entropy: [
             (x, w, None, TARGETS_SOME, -100, 0, 30, 0.0, "sum", how, needs),
             (x, w, None, TARGETS, None, 0, 30, 0.1, "none", how, needs),
         ],
-        operators.flow_matching_loss: [
+        flow.flow_matching_loss: [
             (x, w, None, *DATA, MASK, "mean", how, needs),
             (x, w, None, *DATA, None, "none", how, needs),
         ],
     }
     q = normal(torch.float32, 40, 2, 8).requires_grad_()
     tokens = (LAYOUT.sample, LAYOUT.tag, LAYOUT.query_positions)
-    calls[operators.block_attention] = [(q, q[:, :1], q[:, 1:], *tokens, 0.3, how)]
+    calls[attention.block_attention] = [(q, q[:, :1], q[:, 1:], *tokens, 0.3, how)]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    for operator, given in calls.items():
+    for one, given in calls.items():
+        operator = getattr(torch.ops.reca_kernels, traced.registered(one)).default
         for arguments in given:
             torch.library.opcheck(operator, arguments, test_utils=tests)
 
@@ -140,14 +142,11 @@ WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::mask
 
 
 class Waits(TorchDispatchMode):
-    """Counts operations whose result the host needs, in our operators too."""
+    """Counts operations whose result the host needs."""
 
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func.namespace == "reca_kernels":
-            with self:
-                return getattr(operators, func._opname)._init_fn(*args, **(kwargs or {}))
         self.count += func._schema.name in WAITS and not known(args[0])
         return func(*args, **(kwargs or {}))
 
@@ -159,7 +158,7 @@ def known(tensor: Tensor) -> bool:
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are found as on a GPU, where finding them by `nonzero` would be a wait."""
-    monkeypatch.setattr(operators, "_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(operation, "on_gpu", lambda tensor: True)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ def test_nothing_waits_where_no_count_depends_on_data(how: str) -> None:
         linear_cross_entropy(*given, TARGETS, all_valid=True, implementation=how).backward()
         flow_matching_loss(*given, None, *DATA, implementation=how).backward()
         if how == "triton":
-            operators.block_attention(q, q, q, *tokens, 0.3, how)[0].sum().backward()
+            attention.block_attention(q, q, q, *tokens, 0.3, how)[0].sum().backward()
     assert seen.count == 0
 
 
@@ -244,14 +243,16 @@ def test_no_gradient_is_made_under_no_grad(
     name: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    for operator in ("linear_cross_entropy", "flow_matching_loss"):
-        function = getattr(operators, operator)
+    for module, operator in (
+        (cross_entropy, "linear_cross_entropy"), (flow, "flow_matching_loss"),
+    ):  # fmt: skip
+        function = getattr(module, operator)
 
         def note(*arguments: object, function: Callable[..., object] = function) -> object:
             asked.append((arguments[-1], [len(t) for t in function(*arguments)[3:]]))
             return function(*arguments)
 
-        monkeypatch.setattr(operators, operator, note)
+        monkeypatch.setattr(module, operator, note)
     with torch.no_grad():
         CALLS[name](*leaves(), how)
     frozen = [t.detach() for t in leaves()]
