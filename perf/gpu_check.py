@@ -1,10 +1,11 @@
-"""What to run first on a machine with a GPU: tests, self-checks, edges, times, one alignment of each family.
+"""What to run first on a machine with a GPU: tests, self-checks, edges, alignments of every family, times.
 
     make gpu-check                         # six minutes at most; writes docs/results/gpu_<device>.json
     python -m perf.gpu_check --dry-run     # tiny sizes on a CPU, in Triton's interpreter
 
-Every stage is a process with a limit of its own, and one that fails or runs out of time stops no other. Torch, triton,
-transformers and pytest suffice; what needs more of reca's packages is skipped and named.
+Every stage is a process with a limit of its own, and one that fails or runs out of time stops no other. What is checked
+runs side by side, then what is timed runs alone. Torch, triton, transformers and pytest suffice; stages that need more
+of reca's packages are skipped and named. Rows are appended to gpu_<device>.jsonl while stages run.
 """
 
 from __future__ import annotations
@@ -14,29 +15,48 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 360  # seconds for everything
-# stage -> its limit in seconds, and whether it needs the packages of reca
+FAMILIES = ("showo", "harmon", "bagel", "openuni", "janus")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Its limit in seconds; whether it runs alone on the device; whether it needs the packages of reca."""
+
+    limit: int
+    alone: bool = False
+    whole: bool = False
+
+
 STAGES = {
-    "tests": (110, False),
-    "selfcheck": (45, False),
-    "edges": (60, False),
-    "overflow": (45, False),
-    "bench": (100, False),
-    "align": (120, True),
-    "step": (60, True),
+    "tests": Stage(150),
+    "selfcheck": Stage(90),
+    "edges": Stage(90),
+    "graphs": Stage(120),
+    "far_weights": Stage(60),
+    "far_pack": Stage(60),
+    "far_heads": Stage(60),
+    **{f"align_{family}": Stage(150, whole=True) for family in FAMILIES},
+    "bench_losses": Stage(60, alone=True),
+    "bench_attention": Stage(75, alone=True),
+    "step": Stage(60, alone=True, whole=True),
 }
 TESTS = ("test_losses", "test_attention", "test_masks", "test_operators", "test_devices")
 DRY_TESTS = ("test_devices", "tf32 or precision or launch")  # a file, and those of its tests
+TEST_PROCESSES = 6  # compiling kernels takes most of their time; the other stages compile, too
 SEED = 0
 
 
@@ -51,10 +71,46 @@ class Outcome:
     said: str = ""
 
 
-def command(stage: str, dry: bool, folder: Path) -> list[str]:
-    """The process of a stage, which writes its rows to `folder`/`stage`.jsonl."""
+class Check:
+    """One run of all stages: its time, the file of rows, the outcomes so far."""
+
+    def __init__(self, out: Path, dry: bool) -> None:
+        self.dry, self.started = dry, time.monotonic()
+        self.about = machine()
+        name = re.sub(r"\W+", "_", self.about.get("device", "dry_run").lower())
+        out.mkdir(parents=True, exist_ok=True)
+        self.rows, self.result = out / f"gpu_{name}.jsonl", out / f"gpu_{name}.json"
+        self.rows.unlink(missing_ok=True)
+        self.outcomes: dict[str, Outcome] = {}
+
+    def left(self) -> float:
+        """Seconds of the six minutes that are left."""
+        return TOTAL - (time.monotonic() - self.started)
+
+    def run(self, stages: Sequence[str]) -> None:
+        """Run what checks side by side (one after another in a dry run), then what takes times."""
+        together = [name for name in stages if not STAGES[name].alone]
+        with ThreadPoolExecutor(1 if self.dry else max(len(together), 1)) as threads:
+            list(threads.map(self._stage, together))
+        for name in (name for name in stages if STAGES[name].alone):
+            self._stage(name)
+
+    def _stage(self, name: str) -> None:
+        print(f"=== {time.monotonic() - self.started:.0f} s: {name}", file=sys.stderr, flush=True)
+        outcome = run_stage(name, self.dry, self.rows, self.left())
+        self.outcomes[name] = outcome
+        print(f"=== {time.monotonic() - self.started:.0f} s: {name} {outcome.outcome}",
+              file=sys.stderr, flush=True)  # fmt: skip
+        if outcome.outcome in ("failed", "out of time"):
+            print(outcome.said, file=sys.stderr, flush=True)
+        found = {"machine": self.about, "stages": [asdict(one) for one in self.outcomes.values()]}
+        self.result.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def command(stage: str, dry: bool, rows: Path) -> list[str]:
+    """The process of a stage, which appends its rows to the file `rows`."""
     if stage != "tests":
-        words = ["-m", "perf.gpu_stages", stage, "--out", str(folder), "--seed", str(SEED)]
+        words = ["-m", "perf.gpu.stages", stage, "--rows", str(rows), "--seed", str(SEED)]
         return [sys.executable, *words, *(["--dry-run"] if dry else [])]
     # without the configuration and plug-ins of the whole suite, which import all of reca
     words = ["-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(ROOT), "--noconftest",
@@ -63,55 +119,74 @@ def command(stage: str, dry: bool, folder: Path) -> list[str]:
         file, chosen = DRY_TESTS
         return [sys.executable, *words, f"tests/kernels/{file}.py", "-k", chosen]
     if importlib.util.find_spec("xdist"):
-        words += ["-n", str(min(os.cpu_count() or 1, 10))]
+        words += ["-n", str(min(os.cpu_count() or 1, TEST_PROCESSES))]
     # one file compares with masks of a model
     names = [name for name in TESTS if name != "test_masks" or not missing_packages()]
     return [sys.executable, *words, *(f"tests/kernels/{name}.py" for name in names)]
 
 
-def run_stage(stage: str, dry: bool, folder: Path, left: float) -> Outcome:
+def run_stage(stage: str, dry: bool, rows: Path, left: float) -> Outcome:
     """Run one stage within its limit and the time that is left."""
-    limit, whole = STAGES[stage]
-    if whole and dry:
+    limit = STAGES[stage].limit
+    if STAGES[stage].whole and dry:
         return Outcome(stage, "skipped", said="a dry run: tests/align/test_published.py covers it")
-    if whole and (missing := missing_packages()):
+    if STAGES[stage].whole and (missing := missing_packages()):
         return Outcome(stage, "skipped", said=f"not installed: {', '.join(missing)}")
+    if left < 5 and not dry:
+        return Outcome(stage, "out of time", said="the six minutes are over")
     started = time.monotonic()
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+        ),
         "TRITON_INTERPRET": "1" if dry else "0",
         "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",  # as many processes as cores
     }
-    process = subprocess.Popen(
-        command(stage, dry, folder), cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        # a dry run may share its processor
-        said, _ = process.communicate(timeout=10 * limit if dry else max(min(limit, left), 1))
-        outcome = "passed" if process.returncode == 0 else "failed"
-    except subprocess.TimeoutExpired:
-        process.kill()
-        said, _ = process.communicate()
-        outcome = "out of time"
-    (folder / f"{stage}.log").write_text(said)
-    rows = read_rows(folder / f"{stage}.jsonl")
-    if outcome == "passed" and any(row.get("verdict") == "failed" for row in rows):
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command(stage, dry, rows), cwd=ROOT, env=environment, text=True,
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            # a dry run may share its processor
+            process.wait(timeout=10 * limit if dry else max(min(limit, left), 1))
+            outcome = "passed" if process.returncode == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            outcome = "out of time"
+        _kill(process)
+        log.seek(0)
+        said = log.read()
+    found = read_rows(rows, stage)
+    if outcome == "passed" and any(row.get("verdict") == "failed" for row in found):
         outcome = "failed"
     last = [line for line in said.splitlines() if line.strip()][-1:]
-    return Outcome(stage, outcome, round(time.monotonic() - started, 1), rows, "".join(last)[:200])
+    said = "".join(last)[:200] if outcome == "passed" else said[-3000:]
+    return Outcome(stage, outcome, round(time.monotonic() - started, 1), found, said)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a stage and what it started: a compiler or a test process would disturb the times."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def read_rows(path: Path, stage: str) -> list[dict[str, Any]]:
     """The rows that a stage had written when it ended."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [
+        {key: value for key, value in row.items() if key != "stage"}
+        for row in rows
+        if row["stage"] == stage
+    ]
 
 
 def missing_packages() -> list[str]:
     """What the stages that train need besides torch, triton, transformers and pytest."""
-    needed = ("pydantic", "omegaconf", "hydra", "pyarrow", "PIL", "yaml", "jsonschema", "diffusers")
+    needed = ("pydantic", "omegaconf", "hydra", "pyarrow", "PIL", "yaml", "diffusers")
     return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
@@ -134,7 +209,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """One line per row of every stage, under a line per stage."""
     lines = []
     for one in outcomes:
-        lines.append(f"{one.stage:10} {one.outcome:12} {one.seconds:6.1f} s  {one.said}")
+        last = one.said.splitlines()[-1:]
+        lines.append(f"{one.stage:16} {one.outcome:12} {one.seconds:6.1f} s  {''.join(last)}")
         for row in one.rows:
             named = " ".join(f"{key} {value}" for key, value in row.items() if key != "name")
             lines.append(f"  {row['name']:58} {named}")
@@ -148,28 +224,15 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results", help="folder")
     options = parser.parse_args(words)
-    about = machine()
-    if "device" not in about and not options.dry_run:
+    if "device" not in machine() and not options.dry_run:
         print("gpu-check: torch sees no CUDA device; try --dry-run", file=sys.stderr)
         return 2
-    started, outcomes = time.monotonic(), []
-    with tempfile.TemporaryDirectory() as folder:
-        for stage in options.stages:
-            left = TOTAL - (time.monotonic() - started)
-            if left < 5 and not options.dry_run:
-                outcomes.append(Outcome(stage, "out of time", said="the six minutes are over"))
-                continue
-            print(f"=== {time.monotonic() - started:.0f} s: {stage}", file=sys.stderr, flush=True)
-            outcomes.append(run_stage(stage, options.dry_run, Path(folder), left))
-            if outcomes[-1].outcome in ("failed", "out of time"):
-                print(Path(folder, f"{stage}.log").read_text()[-2000:], file=sys.stderr)
+    check = Check(options.out, options.dry_run)
+    check.run(options.stages)
+    outcomes = [check.outcomes[name] for name in options.stages]
     print(table(outcomes))
-    name = re.sub(r"\W+", "_", about.get("device", "dry_run").lower())
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"gpu_{name}.json"
-    found = {"machine": about, "stages": [asdict(one) for one in outcomes]}
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"written: {path}")
+    print(f"written: {check.result}")
+    check.rows.unlink(missing_ok=True)
     return int(any(one.outcome in ("failed", "out of time") for one in outcomes))
 
 

@@ -165,17 +165,18 @@ def _flow(all_rows: bool, dtype: torch.dtype, device: torch.device) -> _Case:
 
 
 def _attention(width: int, dtype: torch.dtype, device: torch.device) -> _Case:
-    times = _times()
-    first = [("pad", 5 * times), ("causal", 16 * times), ("full", 32 * times)]
+    times = 2 * _times() - 1
+    first = [("pad", 3 * times), ("causal", 9 * times), ("full", 17 * times)]
     second = [
-        ("open", 14 * times), ("hidden", 2 * times), ("causal", 9 * times), ("noise", 30 * times),
+        ("open", 8 * times), ("hidden", 2 * times), ("causal", 5 * times), ("noise", 15 * times),
         ("causal", 3),
     ]  # fmt: skip
-    layout = Layout.packed([first, second, [("hidden", 13)]], device)
-    tokens = layout.tokens
+    layout = Layout.packed([first, second, [("hidden", 7)]], device)
+    tokens, heads = layout.tokens, 2 if interpreted() else 4
     inputs = _random(
-        dtype, device, q=(tokens, 4, width), k=(tokens, 2, width), v=(tokens, 2, width)
-    )
+        dtype, device, q=(tokens, heads, width), k=(tokens, heads // 2, width),
+        v=(tokens, heads // 2, width),
+    )  # fmt: skip
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attended(q, k, v, layout, 1.0, "triton")

@@ -22,12 +22,12 @@ from reca_kernels import (
     flow_matching_loss,
     intervals,
     linear_cross_entropy,
-    operators,
     ops,
     selfcheck,
     tuning,
 )
 from reca_kernels import flow as flow_kernels
+from reca_kernels.operators import attention as attention_operator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -200,7 +200,7 @@ def test_the_faster_route_is_taken_by_auto_only(
     taken: list[str] = []
     assert dispatch.automatic("block_attention", 0)[0] == "triton"
     monkeypatch.setattr(ops, "suits_library", lambda layout: True)
-    for name, value in (("by_intervals", attention), ("attended", operators)):
+    for name, value in (("by_intervals", attention), ("attended", attention_operator)):
         monkeypatch.setattr(value, name, lambda q, *_, name=name: taken.append(name) or q)
     layout = Layout.packed([[("causal", 5)]], DEVICE)
     for dtype, how in (("bfloat16", "auto"), ("float32", "auto"), ("bfloat16", "triton")):

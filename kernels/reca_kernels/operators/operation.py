@@ -40,11 +40,11 @@ class Operation:
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         """The outputs; an implementation is among the arguments."""
         if not _traced(arguments):
-            return self._eager.apply(*arguments)  # type: ignore[no-any-return]
+            return self._eager.apply(*arguments)
         from reca_kernels import traced
 
         name = traced.constant(traced.registered, self)
-        return getattr(torch.ops.reca_kernels, name)(*arguments)  # type: ignore[no-any-return]
+        return getattr(torch.ops.reca_kernels, name)(*arguments)
 
     def remember(self, ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
         """Prepare the backward pass."""
