@@ -79,7 +79,7 @@ def _cross_entropy(
             F.linear_cross_entropy, hidden, weight, targets
         )
     if device.type == "cuda":
-        steps["torch.compile"] = torch.compile(eager)
+        steps["torch.compile"] = torch.compile(eager, dynamic=False)
         steps["reca triton"] = partial(ours, implementation="triton")
         steps |= _other_kernels(hidden, weight, targets)
     return [hidden, weight], steps
@@ -127,7 +127,7 @@ def _flow(
         "reca torch": partial(ours, implementation="torch"),
     }
     if device.type == "cuda":
-        steps["torch.compile"] = torch.compile(eager)
+        steps["torch.compile"] = torch.compile(eager, dynamic=False)
         steps["reca triton"] = partial(ours, implementation="triton")
     return leaves, steps
 
