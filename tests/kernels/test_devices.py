@@ -24,11 +24,12 @@ def test_heads_first_beyond_two_to_the_31_elements(heads: tuple[int, int]) -> No
     layout = Layout.packed([[("causal", 3), ("full", 6)]], DEVICE)
     tokens, stride = layout.tokens, 2**30
 
-    def far(count: int, seed: int) -> torch.Tensor:
-        # pages that nothing is written to take no memory on a CPU
-        room = torch.empty((count - 1) * stride + tokens * 16, dtype=torch.float16, device=DEVICE)
-        view = room.as_strided((tokens, count, 16), (16, stride, 1))
-        return view.copy_(normal(torch.float16, tokens, count, 16, seed=seed))
+    # pages that nothing is written to take no memory on a CPU; on a GPU the three views share their 6 GiB
+    room = torch.empty(3 * stride + 3 * tokens * 16, dtype=torch.float16, device=DEVICE)
+
+    def far(count: int, number: int) -> torch.Tensor:
+        view = room.as_strided((tokens, count, 16), (16, stride, 1), number * tokens * 16)
+        return view.copy_(normal(torch.float16, tokens, count, 16, seed=number))
 
     given = [far(heads[0], 0), far(heads[1], 1), far(heads[1], 2)]
     found = []
