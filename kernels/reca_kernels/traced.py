@@ -17,7 +17,10 @@ _REGISTERED: dict[str, tuple[Any, Any]] = {}
 
 @torch.compiler.assume_constant_result
 def constant(function: Callable[..., Result], *arguments: Any) -> Result:
-    """`function(*arguments)`, run while the graph is traced, and a constant of it."""
+    """`function(*arguments)`, run while the graph is traced, and a constant of it.
+
+    The arguments are text, numbers, devices and types: torch 2.11 refuses frozen dataclasses there.
+    """
     return function(*arguments)
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 Gradients = tuple[Tensor | None, ...]
+# every operation by its name: what crosses into a graph that is traced must be text, numbers or tensors
+OPERATIONS: dict[str, Operation] = {}
 NO_GRADIENTS: Gradients = (None, None, None)
 
 
@@ -37,13 +39,17 @@ class Operation:
     save: Callable[[Any, tuple[Any, ...], tuple[Tensor, ...]], None]
     backward: Callable[[Any, Callable[..., tuple[Tensor, ...]], Tensor], tuple[Any, ...]]
 
+    def __post_init__(self) -> None:
+        OPERATIONS[self.name] = self
+
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         """The outputs; an implementation is among the arguments."""
         if not _traced(arguments):
             return self._eager.apply(*arguments)
         from reca_kernels import traced
 
-        name = traced.constant(traced.registered, self)
+        # by its name: torch 2.11 makes no constant of a frozen dataclass, which this operation is
+        name = traced.constant(_registered, self.name)
         return getattr(torch.ops.reca_kernels, name)(*arguments)
 
     def remember(self, ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
@@ -81,6 +87,12 @@ class Operation:
                 return operation.differentiate(ctx, operation.gradients, *incoming)
 
         return Eager
+
+
+def _registered(name: str) -> str:
+    from reca_kernels import traced
+
+    return traced.registered(OPERATIONS[name])
 
 
 def _traced(arguments: Sequence[Any]) -> bool:
