@@ -15,4 +15,5 @@ export PYTHONPATH="$old:$PWD:$PWD/kernels" TRITON_INTERPRET=1 PYTHONDONTWRITEBYT
 print("torch", torch.__version__, "triton", triton.__version__, "numpy", numpy.__version__)
 assert triton.__version__ == "3.6.0"'
 "$PYTHON" -m pytest -q -c /dev/null --rootdir . --noconftest --import-mode=importlib -p no:cacheprovider \
-  tests/kernels/test_losses.py tests/kernels/test_attention.py -k "${TESTS:-triton}"
+  tests/kernels/test_losses.py tests/kernels/test_attention.py ${TORCH:+tests/kernels/test_operators.py} \
+  -k "${TESTS:-triton}"

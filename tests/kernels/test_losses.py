@@ -117,7 +117,8 @@ def test_slabs_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     from reca_kernels import cross_entropy
 
     monkeypatch.setattr(cross_entropy, "_SLAB_BYTES", 1)  # slabs of 128 columns, the least
-    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", 1)  # chunks of 16 rows, the least
+    for name in ("_CHUNK_BYTES", "_CHUNK_BYTES_GPU"):
+        monkeypatch.setattr(cross_entropy, name, 1)  # chunks of 16 rows, the least
     for implementation in BOTH:
         check_cross_entropy((37, 20, 400), implementation)
 
@@ -371,7 +372,8 @@ def test_flow_in_triton(shape: tuple[int, int, int]) -> None:
 def test_the_chunks_of_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     from reca_kernels import flow
 
-    monkeypatch.setattr(flow, "_CHUNK_ROWS", 7)
+    for name in ("_CHUNK_ROWS", "_CHUNK_ROWS_GPU"):
+        monkeypatch.setattr(flow, name, 7)
     check_flow((41, 20, 5), "torch")
 
 
@@ -416,9 +418,13 @@ def test_no_logits_and_no_velocities_in_memory(
     from reca_kernels import cross_entropy, flow
 
     for module, name, value in (
-        (cross_entropy, "_CHUNK_BYTES", 16 * 200 * 4), (cross_entropy, "_SLAB_BYTES", 1),
-        (cross_entropy, "_FUSED_BYTES", (1, 1)), (flow, "_CHUNK_ROWS", 16),
-    ):  # fmt: skip
+        (cross_entropy, "_CHUNK_BYTES", 16 * 200 * 4),
+        (cross_entropy, "_CHUNK_BYTES_GPU", 16 * 200 * 4),
+        (cross_entropy, "_SLAB_BYTES", 1),
+        (cross_entropy, "_FUSED_BYTES", (1, 1)),
+        (flow, "_CHUNK_ROWS", 16),
+        (flow, "_CHUNK_ROWS_GPU", 16),
+    ):
         monkeypatch.setattr(module, name, value)
     rows, width, vocabulary, channels = 480, 8, 200, 24
     leaves = [
@@ -437,6 +443,26 @@ def test_no_logits_and_no_velocities_in_memory(
     made = [shape for shape in seen.shapes if shape == (rows, channels)]
     # Triton keeps one row of derivatives per row, and scales it
     assert len(made) <= (implementation == "triton"), "velocities or targets stood in memory"
+
+
+def test_logits_smaller_than_the_sum_of_chunks_are_one_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two chunks would need half of the logits, and the gradient of the weights in fp32."""
+    from reca_kernels import cross_entropy
+
+    monkeypatch.setattr(cross_entropy, "_FUSED_BYTES", (1, 1))
+    weight = normal(torch.bfloat16, 128, 256).requires_grad_()
+    for rows, one_chunk in (
+        (500, True),
+        (1500, False),
+    ):  # 128 and 384 kB of logits; the sum has 128 kB
+        hidden = normal(torch.bfloat16, rows, 256)
+        with Made() as seen:
+            targets = torch.arange(rows, device=DEVICE) % 128
+            linear_cross_entropy(hidden, weight, targets, implementation="triton").backward()
+        assert ((rows, 128) in seen.shapes) == one_chunk
+        assert ((128, 128) in seen.shapes) != one_chunk
 
 
 def test_a_small_model_learns_the_same() -> None:
