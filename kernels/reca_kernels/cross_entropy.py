@@ -318,8 +318,9 @@ def fused(
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Losses [M] and, as `needs` asks, gradients of hidden, weight and bias times `scale`: 6 N D V operations.
 
-    A chunk of logits takes about as many bytes as the weights, whose gradient every chunk adds to. A slice of the
-    vocabulary that is no multiple of 64 is copied into one that is: libraries have no fast product otherwise.
+    A chunk of logits takes about as many bytes as the weights, whose gradient every chunk adds to; all logits are one
+    chunk where they take no more memory than a smaller one and that sum. A slice of the vocabulary that is no
+    multiple of 64 is copied into one that is: libraries have no fast product otherwise.
     """
     (start, stop), m = vocab, len(targets)
     columns, width = stop - start, hidden.shape[1]
@@ -334,6 +335,9 @@ def fused(
     d_bias = hidden.new_zeros(wide, dtype=torch.float32) if needs[2] else None
     size = hidden.element_size()
     room_bytes = min(max(wide * width * size, _FUSED_BYTES[0]), _FUSED_BYTES[1])
+    if d_weight is not None and wide == columns and hidden.dtype != torch.float32:
+        whole, summed = m * wide * size, 4 * wide * width
+        room_bytes = whole if whole <= room_bytes + summed else room_bytes
     chunks = max(ceil_div(m, max(room_bytes // (wide * size), 1)), 1)
     step = max(ceil_div(m, chunks * 128) * 128, 128)
     room = hidden.new_empty(min(step, m), wide)

@@ -176,7 +176,7 @@ def block_attention(
             which == "triton"
             and implementation == "auto"
             and q.dtype != torch.float32
-            and suits_library(layout)
+            and suits_library(layout, tuning.capability(q.device))
         ):
             which = "torch"
         if which == "torch":

@@ -191,7 +191,12 @@ SHOWO_RECA = [("causal", 2), ("open", 576), ("causal", 61), ("hidden", 64), ("ca
 def test_attention_takes_the_route_that_was_faster_on_an_h100(
     sample: list[tuple[str, int]], count: int, library: bool
 ) -> None:
-    assert intervals.suits_library(Layout.packed([sample] * count)) == library
+    layout = Layout.packed([sample] * count)
+    assert intervals.suits_library(layout, (9, 0)) == library
+    # neither an A100 nor a B200 was timed
+    assert not intervals.suits_library(layout, (8, 0)) and not intervals.suits_library(
+        layout, (10, 0)
+    )
 
 
 def test_the_faster_route_is_taken_by_auto_only(
@@ -199,7 +204,7 @@ def test_the_faster_route_is_taken_by_auto_only(
 ) -> None:
     taken: list[str] = []
     assert dispatch.automatic("block_attention", 0)[0] == "triton"
-    monkeypatch.setattr(ops, "suits_library", lambda layout: True)
+    monkeypatch.setattr(ops, "suits_library", lambda *_: True)
     for name, value in (("by_intervals", attention), ("attended", attention_operator)):
         monkeypatch.setattr(value, name, lambda q, *_, name=name: taken.append(name) or q)
     layout = Layout.packed([[("causal", 5)]], DEVICE)
