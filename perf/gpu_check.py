@@ -142,6 +142,7 @@ def run_stage(stage: str, dry: bool, rows: Path, left: float) -> Outcome:
         "TRITON_INTERPRET": "1" if dry else "0",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",  # as many processes as cores
+        "COLUMNS": "240",  # pytest's summary says why a test failed, if that fits into the line
     }
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -161,7 +162,7 @@ def run_stage(stage: str, dry: bool, rows: Path, left: float) -> Outcome:
     if outcome == "passed" and any(row.get("verdict") == "failed" for row in found):
         outcome = "failed"
     last = [line for line in said.splitlines() if line.strip()][-1:]
-    said = "".join(last)[:200] if outcome == "passed" else said[-3000:]
+    said = "".join(last)[:200] if outcome == "passed" else said[-6000:]
     return Outcome(stage, outcome, round(time.monotonic() - started, 1), found, said)
 
 
