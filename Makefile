@@ -9,6 +9,7 @@
 #   PYTEST_OPTIONS=             more options for pytest
 #   EXPERIMENTS=                what `make rehearse` runs (default: every published experiment)
 #   FRESH=1 SLURM=1 FAULTS=1 RECORD=1   more of `make rehearse`: docs/rehearsal.md
+#   GPU_OPTIONS=                options of `make gpu-check`
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -16,6 +17,7 @@ EXPERIMENT ?= laptop
 CORES ?= all
 DEVICE ?= auto
 PIP_OPTIONS ?=
+GPU_OPTIONS ?=
 # Files in the order of tests/conftest.py: reordered by number of tests, the longest, which have few, would come last.
 PYTEST_OPTIONS ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
@@ -29,7 +31,7 @@ RECORDED = laptop
 # Values reach the shell as its variables, so none is read as a command.
 export CORES DEVICE EXPERIMENT EXPERIMENTS FAULTS FRESH RECORD RECORDED SLURM TORCH_INDEX
 
-.PHONY: help setup reproduce bases smoke rehearse test reliability lint record pull readme clean
+.PHONY: help setup reproduce bases smoke rehearse test gpu-check reliability lint record pull readme clean
 
 help:
 	@echo "make setup      virtual environment in $(VENV) with the pinned packages"
@@ -38,6 +40,7 @@ help:
 	@echo "make test       setup, then the tests"
 	@echo "make reliability  setup, then the fault campaign in full (15 minutes); writes docs/reliability.md"
 	@echo "make rehearse   setup, then every published experiment in miniature, on the loopback host (20 minutes)"
+	@echo "make gpu-check  what to run first on a GPU: tests, checks, times, six minutes at most (GPU_OPTIONS=--dry-run: on a CPU)"
 	@echo "make smoke      setup, then the laptop experiment in its smallest size"
 	@echo "make lint       format, style, type, import and dead-code checks of code and workflow"
 	@echo "make record     hand finished results of experiment $$RECORDED to DVC"
@@ -77,6 +80,11 @@ rehearse: setup
 
 test: setup
 	@$(RUN) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python3 -m pytest $(PYTEST_OPTIONS)
+
+# Needs torch, triton, transformers and pytest only, so it also runs without `make setup`, in the interpreter PYTHON.
+gpu-check:
+	@PYTHONPATH="$$PWD:$$PWD/kernels" $$([ -x "$(BIN)/python" ] && echo "$(BIN)/python" || echo "$(PYTHON)") \
+		-m perf.gpu_check $(GPU_OPTIONS)
 
 # Kills, changed bytes, hostile files and more, each kind with its figures; seeds in docs/reliability.md.
 reliability: setup

@@ -1,21 +1,18 @@
 """Attention over packed samples. The mask is described per token (`Layout`), never dense on a GPU.
 
-Contents: the torch implementation (SDPA per interval of rows), the Triton kernels, their autograd
-wrapper. Letters: T tokens, Q queries, H heads, K key/value heads, E head width.
+Contents: the torch implementation (SDPA per interval of rows) and the Triton kernels. `operators.py` gives both their
+gradients. Letters: T tokens, Q queries, H heads, K key/value heads, E head width.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from reca_kernels import tuning
 from reca_kernels.intervals import Group, intervals
-from reca_kernels.language import ceil_div, jit, tl
+from reca_kernels.language import ceil_div, jit, launch, tl
 from reca_kernels.layout import Layout
 
 _LOG2_E = 1.4426950408889634
@@ -53,6 +50,51 @@ def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tenso
     ]
     output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return output.transpose(1, 2).flatten(0, 1)
+
+
+_SCORE_BYTES = 32 * 2**20  # of the fp32 scores that the backward pass below holds at a time
+
+
+def interval_gradients(
+    q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, layout: Layout, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q [Q, H, E], k and v [T, K, E], written out, for graphs that autograd does not see into.
+
+    Scores are made again in fp32 (fp64 for such inputs), a few rows at a time.
+    """
+    share, dtype = q.shape[1] // k.shape[1], q.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    d_q = torch.zeros(q.shape, dtype=wide, device=q.device)
+    d_k, d_v = (torch.zeros(k.shape, dtype=wide, device=k.device) for _ in range(2))
+    q, k, v, d_out = (t.to(wide) for t in (q, k, v, d_out))
+    for group in intervals(layout, torch.float32):
+        for number in range(group.batch):
+            first_query = group.first_query + number * group.rows
+            first_key = group.first_key + number * group.columns
+            for interval in group.intervals:
+                seen = interval.seen(number).to(q.device)
+                columns = slice(
+                    first_key + interval.columns.start, first_key + interval.columns.stop
+                )
+                keys, values = (t[columns].repeat_interleave(share, 1) for t in (k, v))
+                step = max(_SCORE_BYTES // (4 * max(len(keys) * q.shape[1], 1)), 1)
+                for start in range(interval.rows.start, interval.rows.stop, step):
+                    stop = min(start + step, interval.rows.stop)
+                    rows = slice(first_query + start, first_query + stop)
+                    part = seen[start - interval.rows.start : stop - interval.rows.start]
+                    scores = torch.einsum("qhe,khe->hqk", q[rows], keys) * scale
+                    weights = scores.masked_fill(~part, torch.finfo(wide).min).softmax(-1)
+                    weights = weights * part.any(1)[:, None]
+                    d_weights = torch.einsum("qhe,khe->hqk", d_out[rows], values)
+                    delta = (weights * d_weights).sum(-1, keepdim=True)
+                    d_scores = weights * (d_weights - delta) * scale
+                    d_q[rows] += torch.einsum("hqk,khe->qhe", d_scores, keys)
+                    for total, left, right in (
+                        (d_k, d_scores, q[rows]), (d_v, weights, d_out[rows]),
+                    ):  # fmt: skip
+                        by_head = torch.einsum("hqk,qhe->khe", left, right)
+                        total[columns] += by_head.unflatten(1, (-1, share)).sum(2)
+    return d_q.to(dtype), d_k.to(dtype), d_v.to(dtype)
 
 
 # ---- Triton: flash attention over the tiles that the layout lists --------------------------------
@@ -115,13 +157,13 @@ def forward_tiles(
 
 @jit
 def forward_kernel(
-    Q, K, V, OUT, LSE, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, COLUMNS, queries, tokens, scale,
+    Q, K, V, OUT, LSE, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, STOPS, COLUMNS, queries, tokens, scale,
     q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, SHARE,
     PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """OUT [BQ, E] for one query tile and head, and LSE [BQ] (+inf for rows without a visible key)."""
-    tile, head = tl.program_id(0), tl.program_id(1)
+    tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)  # offsets may pass 2^31
     row, lane = tile * BQ + tl.arange(0, BQ), tl.arange(0, BE)
     inside = row < queries
     position = tl.load(POSITIONS + row, mask=inside, other=0)
@@ -135,7 +177,7 @@ def forward_kernel(
     start, middle, stop = (
         tl.load(STARTS + tile),
         tl.load(MIDDLES + tile),
-        tl.load(STARTS + tile + 1),
+        tl.load(STOPS + tile),
     )
     top, mass, total = forward_tiles(
         q, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, position, inside, tokens, scale,
@@ -179,13 +221,13 @@ def query_gradient_tiles(
 
 @jit
 def query_gradient_kernel(
-    Q, K, V, DOUT, LSE, DELTA, DQ, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, COLUMNS, queries, tokens,
+    Q, K, V, DOUT, LSE, DELTA, DQ, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, STOPS, COLUMNS, queries, tokens,
     scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, SHARE,
     PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """DQ [BQ, E] for one query tile and head."""
-    tile, head = tl.program_id(0), tl.program_id(1)
+    tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)  # offsets may pass 2^31
     row, lane = tile * BQ + tl.arange(0, BQ), tl.arange(0, BE)
     inside = row < queries
     position = tl.load(POSITIONS + row, mask=inside, other=0)
@@ -200,7 +242,7 @@ def query_gradient_kernel(
     start, middle, stop = (
         tl.load(STARTS + tile),
         tl.load(MIDDLES + tile),
-        tl.load(STARTS + tile + 1),
+        tl.load(STOPS + tile),
     )
     total = query_gradient_tiles(
         q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, position, inside, tokens, scale,
@@ -215,6 +257,30 @@ def query_gradient_kernel(
 
 
 @jit
+def key_scores_tile(
+    k, q_t, SAMPLE, TAG, position, column, inside, tokens, scale,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`scores_tile` transposed, [BK, BQ]: its weights are then operands in registers of the next products."""
+    s = tl.dot(k, q_t, input_precision=PRECISION) * scale
+    if MASKED:
+        known = column < tokens
+        sample_q = tl.load(SAMPLE + position, mask=inside, other=-1)
+        sample_k = tl.load(SAMPLE + column, mask=known, other=-2)
+        tag_q = tl.load(TAG + position, mask=inside, other=0)
+        tag_k = tl.load(TAG + column, mask=known, other=0)
+        kind_q, kind_k = tag_q % 8, tag_k % 8  # values of layout.Kind
+        passed = ((kind_k >= 2) & (kind_k <= 4))[:, None]
+        passed = passed | ((kind_k == 1)[:, None] & (kind_q == 1)[None, :])
+        seen = passed & (column[:, None] <= position[None, :])
+        seen = seen | ((kind_k >= 3)[:, None] & (tag_q[None, :] == tag_k[:, None]))
+        seen = seen | (kind_k == 4)[:, None]
+        seen = seen & (sample_q[None, :] == sample_k[:, None])
+        s = tl.where(seen, s, float("-inf"))
+    return s
+
+
+@jit
 def key_gradient_tiles(
     k, v, Q, DOUT, LSE, DELTA, POSITIONS, SAMPLE, TAG, ROWS, first, stop, column, queries, tokens,
     scale, q_token, o_token, d_k, d_v, MASKED: tl.constexpr, PRECISION: tl.constexpr,
@@ -226,32 +292,37 @@ def key_gradient_tiles(
         row = tl.load(ROWS + j) * BQ + tl.arange(0, BQ)
         inside = row < queries
         position = tl.load(POSITIONS + row, mask=inside, other=0)
-        valid = inside[:, None] & (lane < E)[None, :]
-        far = row.to(tl.int64)[:, None]
-        q = tl.load(Q + far * q_token + lane[None, :], mask=valid, other=0.0)
-        d_out = tl.load(DOUT + far * o_token + lane[None, :], mask=valid, other=0.0)
+        far = row.to(tl.int64)
+        q_t = tl.load(
+            Q + far[None, :] * q_token + lane[:, None],
+            mask=inside[None, :] & (lane < E)[:, None], other=0.0,
+        )  # fmt: skip
+        d_out = tl.load(
+            DOUT + far[:, None] * o_token + lane[None, :],
+            mask=inside[:, None] & (lane < E)[None, :], other=0.0,
+        )  # fmt: skip
         lse = tl.load(LSE + row, mask=inside, other=float("inf"))
         delta = tl.load(DELTA + row, mask=inside, other=0.0)
-        s = scores_tile(
-            q, tl.trans(k), SAMPLE, TAG, position, column, inside, tokens, scale, MASKED, PRECISION
+        s = key_scores_tile(
+            k, q_t, SAMPLE, TAG, position, column, inside, tokens, scale, MASKED, PRECISION
         )
-        p = tl.exp2(s - lse[:, None])
-        d_v = tl.dot(tl.trans(p.to(d_out.dtype)), d_out, d_v, input_precision=PRECISION)
-        d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
-        d_s = (p * (d_p - delta[:, None])).to(q.dtype)
-        d_k = tl.dot(tl.trans(d_s), q, d_k, input_precision=PRECISION)
+        p = tl.exp2(s - lse[None, :])
+        d_v = tl.dot(p.to(d_out.dtype), d_out, d_v, input_precision=PRECISION)
+        d_p = tl.dot(v, tl.trans(d_out), input_precision=PRECISION)
+        d_s = (p * (d_p - delta[None, :])).to(q_t.dtype)
+        d_k = tl.dot(d_s, tl.trans(q_t), d_k, input_precision=PRECISION)
     return d_k, d_v
 
 
 @jit
 def key_gradient_kernel(
-    Q, K, V, DOUT, LSE, DELTA, DK, DV, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, ROWS, queries, tokens,
-    scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head,
+    Q, K, V, DOUT, LSE, DELTA, DK, DV, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, STOPS, ROWS, queries,
+    tokens, scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head,
     d_token, d_head, SHARE, PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """DK and DV [BK, E] for one key tile and key head, summed over its query heads in a fixed order."""
-    tile, group = tl.program_id(0), tl.program_id(1)
+    tile, group = tl.program_id(0), tl.program_id(1).to(tl.int64)  # offsets may pass 2^31
     column, lane = tile * BK + tl.arange(0, BK), tl.arange(0, BE)
     valid = (column < tokens)[:, None] & (lane < E)[None, :]
     far = column.to(tl.int64)[:, None]
@@ -262,9 +333,10 @@ def key_gradient_kernel(
     start, middle, stop = (
         tl.load(STARTS + tile),
         tl.load(MIDDLES + tile),
-        tl.load(STARTS + tile + 1),
+        tl.load(STOPS + tile),
     )
-    for head in range(group * SHARE, (group + 1) * SHARE):
+    for member in range(0, SHARE):
+        head = group * SHARE + member
         q_base, o_base = Q + head * q_head, DOUT + head * o_head
         lse_base, delta_base = LSE + head * queries, DELTA + head * queries
         d_k, d_v = key_gradient_tiles(
@@ -280,56 +352,83 @@ def key_gradient_kernel(
     tl.store(DV + place, d_v.to(DV.dtype.element_ty), mask=valid)
 
 
-class Triton(torch.autograd.Function):
-    """Saves the outputs and one log-sum-exp per row and head; backward recomputes the scores."""
+@jit
+def delta_kernel(
+    OUT, DOUT, DELTA, queries, out_token, out_head, d_token, d_head,
+    E: tl.constexpr, BE: tl.constexpr, BQ: tl.constexpr,
+):  # fmt: skip
+    """DELTA [BQ] of one query tile and head: each row's product of the output and its gradient."""
+    row, head = tl.program_id(0) * BQ + tl.arange(0, BQ), tl.program_id(1).to(tl.int64)
+    lane, far = tl.arange(0, BE), row.to(tl.int64)[:, None]
+    valid = (row < queries)[:, None] & (lane < E)[None, :]
+    out = tl.load(OUT + far * out_token + head * out_head + lane[None, :], mask=valid, other=0.0)
+    d_out = tl.load(DOUT + far * d_token + head * d_head + lane[None, :], mask=valid, other=0.0)
+    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+    tl.store(DELTA + head * queries + row, delta, mask=row < queries)
 
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
-        """Outputs [Q, H, E] for q [Q, H, E], k and v [T, K, E]."""
-        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
-        (queries, heads, width), block = q.shape, tuning.attention("forward", q.dtype, q.shape[2])
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        lse = torch.empty(heads, queries, dtype=torch.float32, device=q.device)
-        if queries:
-            lists = layout.tiles(block["BQ"], block["BK"])
-            forward_kernel[(ceil_div(queries, block["BQ"]), heads)](
-                q, k, v, out, lse, layout.query_positions, layout.sample, layout.tag, lists.starts,
-                lists.middles, lists.columns, queries, layout.tokens, scale * _LOG2_E,
-                *_strides(q, k, v, out), heads // k.shape[1], PRECISION=tuning.precision(), E=width,
-                **block,
-            )  # fmt: skip
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.layout, ctx.scale = layout, scale
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of q [Q, H, E], k and v [T, K, E]; no two programs write the same result."""
-        q, k, v, out, lse = ctx.saved_tensors
-        layout, (queries, heads, width) = ctx.layout, q.shape
-        d_out = d_out.contiguous()
-        delta = (d_out.float() * out.float()).sum(-1).T.contiguous()
-        d_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        d_k, d_v = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
-        share = heads // k.shape[1]
-        scales = (ctx.scale * _LOG2_E, ctx.scale)
-        if queries:
-            block = tuning.attention("query", q.dtype, width)
-            lists = layout.tiles(block["BQ"], block["BK"])
-            query_gradient_kernel[(ceil_div(queries, block["BQ"]), heads)](
-                q, k, v, d_out, lse, delta, d_q, layout.query_positions, layout.sample, layout.tag,
-                lists.starts, lists.middles, lists.columns, queries, layout.tokens, *scales,
-                *_strides(q, k, v, d_out), share, PRECISION=tuning.precision(), E=width, **block,
-            )  # fmt: skip
-            block = tuning.attention("key", q.dtype, width)
-            lists = layout.tiles(block["BQ"], block["BK"], by_key=True)
-            key_gradient_kernel[(ceil_div(layout.tokens, block["BK"]), k.shape[1])](
-                q, k, v, d_out, lse, delta, d_k, d_v, layout.query_positions, layout.sample, layout.tag,
-                lists.starts, lists.middles, lists.columns, queries, layout.tokens, *scales,
-                *_strides(q, k, v, d_out, d_k), share, PRECISION=tuning.precision(), E=width, **block,
-            )  # fmt: skip
-        return d_q, d_k, d_v, None, None
+def tiled(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tuple[Tensor, Tensor]:
+    """Outputs [Q, H, E] and log-sum-exps [H, Q] (base 2) for q [Q, H, E], k and v [T, K, E]."""
+    q, k, v = (_dense(t) for t in (q, k, v))
+    (queries, heads, width), block = (
+        q.shape,
+        tuning.attention("forward", q.dtype, q.shape[2], q.device),
+    )
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(heads, queries, dtype=torch.float32, device=q.device)
+    if queries:
+        lists = layout.tiles(block["BQ"], block["BK"])
+        launch(
+            forward_kernel, (ceil_div(queries, block["BQ"]), heads), q, k, v, out, lse,
+            layout.query_positions, layout.sample, layout.tag, lists.starts, lists.middles,
+            lists.stops, lists.columns, queries, layout.tokens, scale * _LOG2_E,
+            *_strides(q, k, v, out), heads // k.shape[1], PRECISION=tuning.precision(), E=width,
+            **block,
+        )  # fmt: skip
+    return out, lse
+
+
+def tiled_gradients(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: Layout,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q [Q, H, E], k and v [T, K, E]; no two programs write the same result."""
+    d_out, q, k, v = (_dense(t) for t in (d_out, q, k, v))
+    queries, heads, width = q.shape
+    d_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    d_k, d_v = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
+    if not queries:
+        return d_q, d_k, d_v
+    share, scales = heads // k.shape[1], (scale * _LOG2_E, scale)
+    delta = torch.empty_like(lse)
+    block = tuning.delta(width)
+    launch(
+        delta_kernel, (ceil_div(queries, block["BQ"]), heads), out, d_out, delta, queries,
+        *_strides(out, d_out), E=width, **block,
+    )  # fmt: skip
+    tokens = (layout.query_positions, layout.sample, layout.tag)
+    block = tuning.attention("query", q.dtype, width, q.device)
+    lists = layout.tiles(block["BQ"], block["BK"])
+    launch(
+        query_gradient_kernel, (ceil_div(queries, block["BQ"]), heads), q, k, v, d_out, lse, delta,
+        d_q, *tokens, lists.starts, lists.middles, lists.stops, lists.columns, queries,
+        layout.tokens, *scales, *_strides(q, k, v, d_out), share, PRECISION=tuning.precision(),
+        E=width, **block,
+    )  # fmt: skip
+    block = tuning.attention("key", q.dtype, width, q.device)
+    lists = layout.tiles(block["BQ"], block["BK"], by_key=True)
+    launch(
+        key_gradient_kernel, (ceil_div(layout.tokens, block["BK"]), k.shape[1]), q, k, v, d_out, lse,
+        delta, d_k, d_v, *tokens, lists.starts, lists.middles, lists.stops, lists.columns, queries,
+        layout.tokens, *scales, *_strides(q, k, v, d_out, d_k), share,
+        PRECISION=tuning.precision(), E=width, **block,
+    )  # fmt: skip
+    return d_q, d_k, d_v
+
+
+def _dense(t: Tensor) -> Tensor:
+    """The tensor with a dense last dimension, copied only if necessary."""
+    return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def _strides(*tensors: Tensor) -> list[int]:

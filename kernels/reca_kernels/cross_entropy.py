@@ -1,75 +1,29 @@
-"""Fused linear layer and cross-entropy; the logits are never stored.
+"""Fused linear layer and cross-entropy; the logits are never stored whole.
 
-Contents: the torch implementation (chunks of rows), the Triton kernels, their autograd
-wrapper. Letters: N rows, M rows that carry a loss, D width, V width of the vocabulary slice.
+Contents: the torch implementation (chunks of rows), the Triton kernels (tiles for losses alone and for losses by row,
+library products with one kernel between them for a scalar loss with its gradients). `operators.py` gives both their
+gradients. Letters: N rows, M rows that carry a loss, D width, V width of the vocabulary slice.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from reca_kernels import tuning
-from reca_kernels.inputs import dense_rows
-from reca_kernels.language import ceil_div, jit, tl
+from reca_kernels.language import ceil_div, jit, launch, tl
 from reca_kernels.product import product
 
-_CHUNK_BYTES = (
-    24 * 2**20
-)  # bytes of fp32 logits: larger is hardly faster, and it must stay small next to weight
+# bytes of fp32 logits on a CPU: larger is hardly faster, and it must stay small next to weight
+_CHUNK_BYTES = 24 * 2**20
+_CHUNK_BYTES_GPU = 256 * 2**20  # a GPU is idle in small products, and between their launches
 
 
-# ---- torch: chunks of rows; the gradient of a scalar loss is computed in forward -----------------
-class Torch(torch.autograd.Function):
-    """Plain torch, 6 N D V operations, with one chunk of logits in memory at a time."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        rows: Tensor | None,
-        targets: Tensor,
-        vocab: tuple[int, int],
-        smoothing: float,
-        reduction: str,
-    ) -> Tensor:
-        """The scalar loss, or losses [M], of hidden [N, D] against `targets` [M]."""
-        ctx.save_for_backward(hidden, weight, bias, rows, targets)
-        ctx.rest = (vocab, smoothing)
-        ctx.scale = 1 / max(len(targets), 1) if reduction == "mean" else 1.0
-        ctx.scalar = reduction != "none"
-        needs = ctx.needs_input_grad[:3] if ctx.scalar else (False,) * 3
-        losses, ctx.gradients = _chunked(
-            hidden, weight, bias, rows, targets, vocab, smoothing, None, needs, ctx.scale
-        )
-        return losses.sum() * ctx.scale if ctx.scalar else losses
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of hidden [N, D], weight [vocabulary, D] and bias [vocabulary].
-
-        For a scalar loss forward has computed them already; otherwise they are computed here.
-        """
-        gradients, ctx.gradients = ctx.gradients, None
-        needs = ctx.needs_input_grad[:3]
-        if not ctx.scalar or gradients is None:
-            by_row = None if ctx.scalar else incoming
-            rest = (*ctx.rest, by_row, needs, ctx.scale)
-            _, gradients = _chunked(*ctx.saved_tensors, *rest)
-        if ctx.scalar:
-            for gradient in gradients:
-                if gradient is not None:
-                    gradient.mul_(incoming)
-        return (*gradients, None, None, None, None, None)
-
-
-def _chunked(
+# ---- torch: chunks of rows, with losses and gradients computed together --------------------------
+def chunked(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -78,7 +32,7 @@ def _chunked(
     vocab: tuple[int, int],
     smoothing: float,
     by_row: Tensor | None,
-    needs: tuple[bool, ...],
+    needs: Sequence[bool],
     scale: float,
 ) -> tuple[Tensor, tuple[Tensor | None, ...] | None]:
     """Losses [M] and, if requested by `needs`, gradients of hidden, weight and bias times `scale`.
@@ -93,7 +47,8 @@ def _chunked(
     d_hidden = torch.zeros_like(hidden) if needs[0] else None
     d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs[1] else None
     d_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs[2] else None
-    step = min(max(_CHUNK_BYTES // (4 * (stop - start)), 16), max(len(targets), 1))
+    room_bytes = _CHUNK_BYTES_GPU if hidden.is_cuda else _CHUNK_BYTES
+    step = min(max(room_bytes // (4 * (stop - start)), 16), max(len(targets), 1))
     room = hidden.new_empty(step, stop - start)  # one buffer, reused for every chunk
     for first in range(0, len(targets), step):
         part = slice(first, min(first + step, len(targets)))
@@ -153,9 +108,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 # ---- Triton: log-sum-exp by tiles; backward recomputes the tiles, one slab of columns at a time --
-_SLAB_BYTES = (
-    64 * 2**20
-)  # bytes of the derivative with respect to the logits; only one slab of it is ever stored
+# bytes of the derivative with respect to the logits; only one slab of it is ever stored
+_SLAB_BYTES = 64 * 2**20
 
 
 @jit
@@ -240,45 +194,7 @@ def residual_kernel(
     tl.store(place, g.to(G.dtype.element_ty), mask=inside[:, None] & known[None, :])
 
 
-class Triton(torch.autograd.Function):
-    """Saves one log-sum-exp per row; forward takes 2 N D V operations, backward 6 N D V."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        rows: Tensor | None,
-        targets: Tensor,
-        vocab: tuple[int, int],
-        smoothing: float,
-        reduction: str,
-    ) -> Tensor:
-        """The scalar loss, or losses [M], of hidden [N, D] against `targets` [M]."""
-        hidden, weight = dense_rows(hidden), dense_rows(weight)
-        bias = None if bias is None else bias.contiguous()
-        lse, losses = _log_sums(hidden, weight, bias, rows, targets, vocab, smoothing)
-        ctx.save_for_backward(hidden, weight, bias, rows, targets, lse)
-        ctx.rest = (vocab, smoothing)
-        ctx.scale = 1 / max(len(targets), 1) if reduction == "mean" else 1.0
-        ctx.scalar = reduction != "none"
-        return losses.sum() * ctx.scale if ctx.scalar else losses
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        """For each slab, the derivative of the logits [M, slab] and its products with weight and hidden."""
-        scale = torch.full((1,), ctx.scale, dtype=torch.float32, device=incoming.device)
-        if ctx.scalar:
-            scale = scale * incoming.float()
-        weigh = None if ctx.scalar else incoming.float().contiguous()
-        rest = (*ctx.rest, weigh, scale, ctx.needs_input_grad)
-        gradients = _slabs(*ctx.saved_tensors, *rest)
-        return (*gradients, None, None, None, None, None)
-
-
-def _log_sums(
+def log_sums(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -296,7 +212,8 @@ def _log_sums(
     splits = ceil_div(stop - start, span)
     top, mass, hit, total = hidden.new_zeros(4, splits, m, dtype=torch.float32).unbind(0)
     if m:
-        log_sum_kernel[(row_tiles, splits)](
+        launch(
+            log_sum_kernel, (row_tiles, splits),
             hidden, weight[start:stop], None if bias is None else bias[start:stop], rows, targets,
             top, mass, hit, total, m, hidden.shape[1], stop - start, hidden.stride(0),
             weight.stride(0), span, HAS_ROWS=rows is not None, HAS_BIAS=bias is not None,
@@ -307,7 +224,7 @@ def _log_sums(
     return lse, lse - (1 - smoothing) * hit.sum(0) - smoothing * mean
 
 
-def _slabs(
+def slabs(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -318,7 +235,7 @@ def _slabs(
     smoothing: float,
     weigh: Tensor | None,
     scale: Tensor,
-    needs: tuple[bool, ...],
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of hidden [N, D], weight [vocabulary, D] and bias [vocabulary]; None if not needed."""
     (start, stop), m, block = vocab, len(targets), tuning.cross_entropy(hidden.dtype)
@@ -330,7 +247,8 @@ def _slabs(
         width = min(slab, stop - start - first)
         part = slice(start + first, start + first + width)
         g = hidden.new_empty(m, width)
-        residual_kernel[(ceil_div(m, block["BM"]), ceil_div(width, block["BV"]))](
+        launch(
+            residual_kernel, (ceil_div(m, block["BM"]), ceil_div(width, block["BV"])),
             hidden, weight[part], None if bias is None else bias[part], rows, targets - first, lse,
             weigh, g, m, hidden.shape[1], stop - start, hidden.stride(0), weight.stride(0),
             width, float(smoothing), HAS_ROWS=rows is not None, HAS_BIAS=bias is not None,
@@ -346,3 +264,121 @@ def _slabs(
     if d_hidden is not None and rows is not None:
         d_hidden = torch.zeros_like(hidden).index_copy_(0, rows, d_hidden)
     return d_hidden, d_weight, d_bias
+
+
+# ---- a scalar loss with its gradients: library products, and one kernel in place between them ------
+_FUSED_BYTES = (64 * 2**20, 512 * 2**20)  # least and most bytes of a chunk of logits
+
+
+@jit
+def softmax_kernel(
+    Z, AIM, LOSS, V, width, z_row, smoothing,
+    SMOOTH: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """In place, per row: logits Z[V] become the derivative of LOSS[row], and 0 from V to `width`."""
+    row = tl.program_id(0)
+    base = Z + row.to(tl.int64) * z_row
+    aim = tl.load(AIM + row)
+    top, mass, hit, total = float("-inf"), 0.0, 0.0, 0.0
+    for first in range(0, V, BV):
+        column = first + tl.arange(0, BV)
+        known = column < V
+        z = tl.load(base + column, mask=known, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(top, tl.max(z, 0))
+        safe = tl.where(higher == float("-inf"), 0.0, higher)  # only banned columns so far
+        mass = mass * tl.exp(top - safe) + tl.sum(tl.exp(z - safe), 0)
+        top = higher
+        # by a sum over all threads: one that read Z[aim] alone could come after another's store below
+        hit += tl.sum(tl.where(column == aim, z, 0.0), 0)
+        if SMOOTH:
+            total += tl.sum(tl.where(known, z, 0.0), 0)
+    lse = top + tl.log(mass)
+    loss = lse - (1.0 - smoothing) * hit
+    if SMOOTH:
+        loss -= smoothing * (total / V)
+    tl.store(LOSS + row, loss)
+    for first in range(0, width, BV):
+        column = first + tl.arange(0, BV)
+        z = tl.load(base + column, mask=column < V, other=float("-inf")).to(tl.float32)
+        g = tl.exp(z - lse) - smoothing / V - tl.where(column == aim, 1.0 - smoothing, 0.0)
+        g = tl.where(column < V, g, 0.0)
+        tl.store(base + column, g.to(Z.dtype.element_ty), mask=column < width)
+
+
+def fused(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    targets: Tensor,
+    vocab: tuple[int, int],
+    smoothing: float,
+    needs: Sequence[bool],
+    scale: float,
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Losses [M] and, as `needs` asks, gradients of hidden, weight and bias times `scale`: 6 N D V operations.
+
+    A chunk of logits takes about as many bytes as the weights, whose gradient every chunk adds to; all logits are one
+    chunk where they take no more memory than a smaller one and that sum. A slice of the vocabulary that is no
+    multiple of 64 is copied into one that is: libraries have no fast product otherwise.
+    """
+    (start, stop), m = vocab, len(targets)
+    columns, width = stop - start, hidden.shape[1]
+    wide = columns if columns % 64 == 0 else ceil_div(columns, 128) * 128
+    part_w, part_b = weight[start:stop], None if bias is None else bias[start:stop]
+    if wide != columns:
+        part_w = F.pad(part_w, (0, 0, 0, wide - columns))
+        part_b = None if part_b is None else F.pad(part_b, (0, wide - columns))
+    losses = torch.empty(m, dtype=torch.float32, device=hidden.device)
+    d_hidden = hidden.new_zeros(hidden.shape) if needs[0] else None
+    d_weight = weight.new_zeros(weight.shape) if needs[1] else None
+    d_bias = hidden.new_zeros(wide, dtype=torch.float32) if needs[2] else None
+    size = hidden.element_size()
+    room_bytes = min(max(wide * width * size, _FUSED_BYTES[0]), _FUSED_BYTES[1])
+    if d_weight is not None and wide == columns and hidden.dtype != torch.float32:
+        whole, summed = m * wide * size, 4 * wide * width
+        room_bytes = whole if whole <= room_bytes + summed else room_bytes
+    chunks = max(ceil_div(m, max(room_bytes // (wide * size), 1)), 1)
+    step = max(ceil_div(m, chunks * 128) * 128, 128)
+    room = hidden.new_empty(min(step, m), wide)
+    total, factor, direct = None, 1.0, False  # the sum over chunks, in fp32 where there are several
+    if d_weight is not None:
+        if wide == columns and (m <= step or hidden.dtype == torch.float32):
+            total, factor, direct = d_weight[start:stop], scale, True
+        else:
+            total = hidden.new_zeros(wide, width, dtype=torch.float32)
+    for first in range(0, m, step):
+        part = slice(first, min(first + step, m))
+        x = hidden[part if rows is None else rows[part]]
+        z = room[: len(x)]
+        if part_b is None:
+            torch.mm(x, part_w.T, out=z)
+        else:
+            torch.addmm(part_b, x, part_w.T, out=z)
+        launch(
+            softmax_kernel, (len(x),), z, targets[part], losses[part], columns, wide, z.stride(0),
+            float(smoothing), SMOOTH=smoothing > 0, **tuning.softmax(wide),
+        )  # fmt: skip
+        if d_bias is not None:
+            d_bias += z.sum(0, dtype=torch.float32)
+        if d_hidden is not None and rows is None:
+            d_hidden[part].addmm_(z, part_w, beta=0, alpha=scale)
+        elif d_hidden is not None and rows is not None:
+            d_hidden.index_copy_(0, rows[part], (z @ part_w).mul_(scale))
+        if total is not None:
+            _add_outer(total, z.T, x, factor)
+    if d_weight is not None and total is not None and not direct:
+        torch.mul(total[:columns], scale, out=d_weight[start:stop])
+    if d_bias is not None and bias is not None:
+        d_bias = F.pad(d_bias[:columns] * scale, (start, len(bias) - stop)).to(bias.dtype)
+    return losses, (d_hidden, d_weight, d_bias)
+
+
+def _add_outer(total: Tensor, a: Tensor, b: Tensor, factor: float) -> None:
+    """Add factor * a [M, K] @ b [K, N] to total [M, N], not rounding the product to the type of its factors."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b, alpha=factor)
+    elif total.is_cuda and hasattr(torch.ops.aten.addmm, "dtype"):
+        torch.addmm(total, a, b, alpha=factor, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype), alpha=factor)

@@ -10,7 +10,6 @@ from functools import cache
 from typing import Literal, TypeVar, get_args
 
 import torch
-from torch import Tensor
 
 from reca_kernels import selfcheck
 from reca_kernels.runtime import cannot_run, gpu_index, interpreted
@@ -19,53 +18,83 @@ Implementation = Literal["auto", "triton", "torch"]
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
-_CHECKING = (
-    threading.Lock()
-)  # one self-check at a time: two would compete for the device and its memory
+# one self-check at a time: two would compete for the device and its memory, and the second waits for an answer
+_CHECKING = threading.Lock()
 TRITON_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def chosen(kernel: str, implementation: str, example: Tensor, obstacle: str | None = None) -> str:
-    """`triton` or `torch` for inputs like `example`; `obstacle` is why no kernel supports them, if so.
+def chosen(
+    kernel: str,
+    implementation: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    obstacle: str | None = None,
+) -> str:
+    """`triton` or `torch` for inputs on a device; `obstacle` is why no kernel supports them, if so.
 
-    ValueError for an unknown implementation, and if `triton` is requested but cannot run.
+    While torch.compile traces a graph, the answer becomes a constant of it. ValueError for an unknown
+    implementation, and if `triton` is requested but cannot run.
     """
+    if torch.compiler.is_compiling():
+        from reca_kernels import traced
+
+        return traced.constant(_chosen, kernel, implementation, device, dtype, obstacle)
+    return _chosen(kernel, implementation, device, dtype, obstacle)
+
+
+def _chosen(
+    kernel: str,
+    implementation: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    obstacle: str | None,
+) -> str:
     if implementation not in get_args(Implementation):
         raise ValueError(
             f"implementation is {implementation!r}; choose one of: {', '.join(get_args(Implementation))}"
         )
     if implementation == "torch":
         return "torch"
-    if obstacle is None and example.dtype not in TRITON_TYPES:
-        obstacle = f"there is no kernel for {example.dtype}"
+    if obstacle is None and dtype not in TRITON_TYPES:
+        obstacle = f"there is no kernel for {dtype}"
     if implementation == "triton":
-        if problem := obstacle or cannot_run(example.device):
+        if problem := obstacle or cannot_run(device):
             raise ValueError(f"{kernel}: implementation 'triton' cannot run: {problem}; use 'auto'")
         return "triton"
-    index = gpu_index(example.device)
+    index = gpu_index(device)
     if obstacle is None and index is not None:
         choice, _ = automatic(kernel, index)
         return choice
-    _log_once(kernel, "torch", obstacle or f"the tensors are on {example.device.type}")
+    _log_once(kernel, "torch", obstacle or f"the tensors are on {device.type}")
     return "torch"
 
 
-@cache
 def automatic(kernel: str, index: int) -> tuple[str, str]:
     """What `auto` chooses on CUDA device `index`, and why: a kernel must match its reference first.
 
-    The self-check runs once per process, kernel and device, and is logged. It must not depend on the
-    state of the first caller: inside a checkpointed block its saved tensors would be counted as the
+    The self-check runs once per process, kernel and device, however many threads ask, and is logged. It must not
+    depend on the state of the first caller: inside a checkpointed block its saved tensors would be counted as the
     block's, and under `no_grad` or `inference_mode` it could not compare gradients.
     """
+    with _CHECKING:
+        return _automatic(kernel, index)
+
+
+def forget() -> None:
+    """Let the next call of each kernel check it again."""
+    _automatic.cache_clear()
+    _log_once.cache_clear()
+
+
+@cache
+def _automatic(kernel: str, index: int) -> tuple[str, str]:
     device = torch.device("cuda", index)
     reason = cannot_run(device)
     if reason is None and interpreted():
         reason = "TRITON_INTERPRET is 1, which is for tests"
     if reason is None:
         try:
-            with _CHECKING:
-                reason = isolated(lambda: selfcheck.first_difference(kernel, device))
+            reason = isolated(lambda: selfcheck.first_difference(kernel, device))
         except Exception as error:  # a failing compiler or driver must not stop a run
             reason = f"its self-check failed: {type(error).__name__}: {error}"
         if reason is not None:

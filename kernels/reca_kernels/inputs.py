@@ -45,13 +45,10 @@ def autocast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(kind))
 
 
-def reduced(losses: Tensor, rows: Tensor | None, shape: torch.Size, reduction: str) -> Tensor:
-    """A scalar unchanged; losses [M] of the selected rows scattered into `shape` [...], 0 elsewhere."""
-    if reduction != "none":
-        return losses
-    if rows is None:
-        return losses.view(shape)
-    return losses.new_zeros(shape.numel()).index_put((rows,), losses).view(shape)
+def needed(*tensors: Tensor | None) -> list[bool]:
+    """Which of the tensors a gradient will be asked for: none under `no_grad`, whatever they require."""
+    enabled = torch.is_grad_enabled()
+    return [enabled and tensor is not None and tensor.requires_grad for tensor in tensors]
 
 
 def dense_rows(matrix: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ backward pass on a CPU, and its forward pass is 10 to 200 times as slow there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -17,9 +17,8 @@ from torch import Tensor
 
 from reca_kernels.layout import Layout
 
-_CALL = (
-    8192  # query-key pairs that cost as much as one more call; short sequences become one interval
-)
+# query-key pairs that cost as much as one more call; short sequences become one interval
+_CALL = 8192
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,21 @@ class Interval:
     mask: Tensor | None
     causal: bool
 
+    def to(self, device: torch.device) -> Interval:
+        """The interval with its mask on `device`, copied without a wait."""
+        if self.mask is None:
+            return self
+        mask = self.mask.pin_memory() if torch.cuda.is_available() else self.mask
+        return replace(self, mask=mask.to(device, non_blocking=True))
+
+    def seen(self, number: int) -> Tensor:
+        """Which columns each row of sample `number` of the group sees, bool [rows, columns]."""
+        if self.mask is not None:
+            return self.mask[min(number, len(self.mask) - 1), 0] == 0
+        shape = (self.rows.stop - self.rows.start, self.columns.stop - self.columns.start)
+        seen = torch.ones(shape, dtype=torch.bool)
+        return seen.tril() if self.causal else seen
+
 
 @dataclass(frozen=True)
 class Group:
@@ -46,10 +60,56 @@ class Group:
     columns: int
     intervals: tuple[Interval, ...]
 
+    def to(self, device: torch.device) -> Group:
+        """The group with its masks on `device`."""
+        return replace(self, intervals=tuple(one.to(device) for one in self.intervals))
+
 
 def intervals(layout: Layout, dtype: torch.dtype) -> list[Group]:
     """The intervals of a layout, in groups, with masks of type `dtype`; computed once per layout."""
-    return layout.cached(("intervals", dtype), lambda: _intervals(layout, dtype))
+    return layout.cached(("intervals", dtype), lambda: _on_device(layout, dtype))
+
+
+# Keys per query, and share of pairs that need no mask, from which on torch's own kernels were faster than ours on an
+# H100, forward and backward (docs/results/h100/gpu_check.json; MiB beside the inputs): BAGEL at 1024 px has 4,100 keys
+# and share 1 (15.8 ms and 1,794 MiB; ours 28.7 and 427), Show-o's text to image 1,040 and 1 (1.69 and 171; 2.07 and
+# 75). Below: BAGEL at 256 px, 390 (7.62; 6.13), and Show-o's RecA, whose hidden tokens need a mask (2.40; 1.90).
+_LIBRARY_KEYS, _LIBRARY_SHARE = 768, 0.9
+_LIBRARY_ROWS = 256  # queries per call, on average: many small calls would cost more than they save
+_LIBRARY_CAPABILITY = 9  # Hopper, where both routes were timed
+
+
+def suits_library(layout: Layout, capability: tuple[int, int]) -> bool:
+    """Whether one SDPA per interval was the faster route on a GPU of this compute capability.
+
+    False where nothing was timed, and where the host would have to wait to know.
+    """
+    if capability[0] != _LIBRARY_CAPABILITY or not layout.known_on_host:
+        return False
+    return layout.cached("suits_library", lambda: _suits_library(layout.on_host()))
+
+
+def _suits_library(layout: Layout) -> bool:
+    pairs = plain = calls = 0
+    for group in intervals(layout, torch.float32):
+        for one in group.intervals:
+            rows, columns = one.rows.stop - one.rows.start, one.columns.stop - one.columns.start
+            pairs += group.batch * rows * columns
+            plain += group.batch * rows * columns * (one.mask is None)
+            calls += 1
+    queries = max(len(layout.query_positions), 1)
+    return (
+        pairs >= _LIBRARY_KEYS * queries
+        and plain >= _LIBRARY_SHARE * pairs
+        and queries >= _LIBRARY_ROWS * calls
+    )
+
+
+def _on_device(layout: Layout, dtype: torch.dtype) -> list[Group]:
+    """Found in main memory: on a GPU every question about a mask would be a wait."""
+    host = layout.on_host()
+    groups, device = _intervals(host, dtype), layout.sample.device
+    return groups if host is layout else [group.to(device) for group in groups]
 
 
 def _intervals(layout: Layout, dtype: torch.dtype) -> list[Group]:

@@ -8,7 +8,10 @@ multiplies the bit patterns of bfloat16, and its casts to bfloat16 and float16 t
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+import torch
 
 try:
     import triton
@@ -26,6 +29,19 @@ except ImportError:  # pragma: no cover (no Linux)
 def ceil_div(a: int, b: int) -> int:
     """`a / b`, rounded up."""
     return -(-a // b)
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Context in which a CUDA device is the current one: Triton launches on that, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], first: torch.Tensor, *arguments: Any, **options: Any
+) -> None:
+    """Run `kernel(first, *arguments)` over `grid` on the device of the tensor `first`, current or not."""
+    with current_device(first.device):
+        kernel[grid](first, *arguments, **options)
 
 
 def _fix_interpreter() -> None:

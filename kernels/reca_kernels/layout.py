@@ -6,14 +6,15 @@ A batch is one packed row of T tokens. Each token has a `sample` (tokens see the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Kind(IntEnum):
@@ -37,14 +38,15 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles to visit, in CSR form: row i has `columns[starts[i]:starts[i + 1]]` (int32).
+    """Tiles to visit: row i has `columns[starts[i]:stops[i]]`; all tensors are int32.
 
-    In tiles before `middles[i]` every query sees every key, so they need no mask. `starts` [tiles + 1],
-    `middles` [tiles].
+    In tiles before `middles[i]` every query sees every key, so they need no mask. `starts`, `middles` and `stops`
+    [tiles]. Every row has room for all columns, so that no size depends on data and no device has to be waited for.
     """
 
     starts: Tensor
     middles: Tensor
+    stops: Tensor
     columns: Tensor
 
 
@@ -61,6 +63,10 @@ class Layout:
     kind: Tensor
     queries: Tensor | None = None
     _cache: dict[object, Any] = field(default_factory=dict, repr=False)
+    tag: Tensor = field(init=False, repr=False)
+    """Block and kind as one number, int32 [T]: block * 8 + kind, the form that the kernels read."""
+    query_positions: Tensor = field(init=False, repr=False)
+    """Indices of the tokens that are queries, int32 [Q]."""
 
     def __post_init__(self) -> None:
         for name in ("sample", "block", "kind"):
@@ -77,6 +83,13 @@ class Layout:
             raise ValueError(
                 f"layout.queries must be int32 [Q], not {self.queries.dtype} {list(self.queries.shape)}"
             )
+        positions = self.queries
+        if positions is None:
+            positions = torch.arange(self.tokens, device=self.sample.device, dtype=torch.int32)
+        object.__setattr__(self, "tag", self.block * 8 + self.kind)
+        object.__setattr__(self, "query_positions", positions)
+        if not torch.compiler.is_compiling():
+            _LAYOUTS[positions] = weakref.ref(self)
 
     # ---- construction ----------------------------------------------------------------------------
     @classmethod
@@ -94,10 +107,10 @@ class Layout:
         ]
         if any(length < 0 for *_, length in rows):
             raise ValueError("layout: a split has a negative length")
-        table = torch.tensor([row[:3] for row in rows], dtype=torch.int32).reshape(-1, 3)
-        lengths = torch.tensor([row[3] for row in rows], dtype=torch.long)
-        sample, block, kind = table.repeat_interleave(lengths, dim=0).to(device).unbind(1)
-        return cls(sample.contiguous(), block.contiguous(), kind.contiguous())
+        table = torch.tensor([row[:3] for row in rows], dtype=torch.int32, device="cpu").view(-1, 3)
+        lengths = torch.tensor([row[3] for row in rows], dtype=torch.long, device="cpu")
+        sample, block, kind = table.repeat_interleave(lengths, dim=0).unbind(1)
+        return cls(sample.contiguous(), block.contiguous(), kind.contiguous()).to(device)
 
     @classmethod
     def batch(cls, kind: Tensor, block: Tensor | None = None) -> Layout:
@@ -119,26 +132,27 @@ class Layout:
         if self.sample.device == torch.device(device):
             return self
         queries = None if self.queries is None else self.queries.to(device)
-        return Layout(self.sample.to(device), self.block.to(device), self.kind.to(device), queries)
+        moved = Layout(self.sample.to(device), self.block.to(device), self.kind.to(device), queries)
+        if self.sample.device.type == "cpu":
+            moved._cache["host"] = self
+        return moved
+
+    def on_host(self) -> Layout:
+        """The layout in main memory: itself, or what `to` was called on; else a copy, for which the host waits."""
+        if self.sample.device.type == "cpu":
+            return self
+        return self.cached("host", lambda: self.to("cpu"))
+
+    @property
+    def known_on_host(self) -> bool:
+        """Whether `on_host` returns without a wait for the device."""
+        return self.sample.device.type == "cpu" or "host" in self._cache
 
     # ---- sizes -----------------------------------------------------------------------------------
     @property
     def tokens(self) -> int:
         """Number of keys, T."""
         return len(self.sample)
-
-    @property
-    def query_positions(self) -> Tensor:
-        """Indices of the tokens that are queries, int32 [Q]."""
-        if self.queries is not None:
-            return self.queries
-        every = partial(torch.arange, device=self.sample.device, dtype=torch.int32)
-        return self.cached("query_positions", lambda: every(self.tokens))
-
-    @property
-    def tag(self) -> Tensor:
-        """Block and kind as one number, int32 [T]: block * 8 + kind, the form that the kernels read."""
-        return self.cached("tag", lambda: self.block * 8 + self.kind)
 
     def cached(self, key: object, make: Callable[[], Any]) -> Any:
         """The result of `make()`, cached under `key` for the lifetime of the layout (shared by layers)."""
@@ -147,13 +161,20 @@ class Layout:
         return self._cache[key]
 
     def check_order(self) -> None:
-        """Raise ValueError unless samples are contiguous and queries ascend."""
+        """Raise ValueError unless samples are contiguous and queries ascend.
+
+        On a GPU, whose answer the host would have to wait for, a violation stops the device's own work instead.
+        """
         for name, values in (("sample", self.sample), ("queries", self.query_positions)):
-            if bool((values.diff() < (name == "queries")).any()):
-                raise ValueError(
-                    f"layout.{name} must {'ascend' if name == 'queries' else 'never decrease'}; "
-                    "put the tokens of a sample next to each other"
-                )
+            fault = (
+                f"layout.{name} must {'ascend' if name == 'queries' else 'never decrease'}; "
+                "put the tokens of a sample next to each other"
+            )
+            right = (values.diff() >= (name == "queries")).all()
+            if values.device.type == "cuda":
+                torch._assert_async(right, fault)
+            elif not bool(right):
+                raise ValueError(fault)
 
     # ---- derived quantities ----------------------------------------------------------------------
     def dense(self, queries: slice | None = None, keys: slice | None = None) -> Tensor:
@@ -195,11 +216,39 @@ class Layout:
         full = alike & (one_block | (k.all_causal & (k.last <= q.first)))
         if by_key:
             some, full = some.T, full.T
-        full, part = full & some, some & ~full
-        column = torch.stack([full, part], dim=1).nonzero()[:, 2]
-        starts = torch.zeros(some.shape[0] + 1, dtype=torch.int32, device=some.device)
-        starts[1:] = some.sum(1).cumsum(0)
-        return Tiles(starts, starts[:-1] + full.sum(1).int(), column.int())
+        full, count = full & some, some.shape[1]
+        # whole tiles first, then those with a mask, then the empty ones, each in ascending order
+        order = torch.where(full, 0, torch.where(some, count, 2 * count)).int()
+        order += torch.arange(count, device=some.device, dtype=torch.int32)
+        listed = order.sort(1).values % max(count, 1)
+        starts = torch.arange(len(some), device=some.device, dtype=torch.int32) * count
+        middles, stops = (starts + part.sum(1, dtype=torch.int32) for part in (full, some))
+        return Tiles(starts, middles, stops, listed.flatten())
+
+
+# An operator is given a layout's tensors only; by them it finds the layout again, with the lists that it keeps.
+_LAYOUTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+@overload
+def layout_of(sample: Tensor, tag: Tensor, positions: Tensor) -> Layout: ...
+
+
+@overload
+def layout_of(sample: Tensor, tag: Tensor, positions: Tensor, *, known: bool) -> Layout | None: ...
+
+
+def layout_of(
+    sample: Tensor, tag: Tensor, positions: Tensor, *, known: bool = False
+) -> Layout | None:
+    """The living layout of these tensors, else one made from them (with `known`: None)."""
+    found = _LAYOUTS.get(positions)
+    layout = found() if found is not None else None
+    if layout is not None and layout.sample is sample and layout.tag is tag:
+        return layout
+    if known:
+        return None
+    return Layout(sample, tag >> 3, tag & 7, positions)
 
 
 class _Spans:

@@ -7,10 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reca_kernels import attention, cross_entropy, flow, tuning
+from reca_kernels import attention, tuning
 from reca_kernels.dispatch import Implementation, chosen
-from reca_kernels.inputs import autocast, check_linear, check_reduction, reduced
+from reca_kernels.inputs import autocast, check_linear, check_reduction, needed
+from reca_kernels.intervals import suits_library
 from reca_kernels.layout import Layout
+from reca_kernels.operators import attention as attention_operator
+from reca_kernels.operators import cross_entropy as cross_entropy_operator
+from reca_kernels.operators import flow as flow_operator
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -40,20 +44,18 @@ def linear_cross_entropy(
     outside the slice and for incompatible shapes, dtypes or devices. `all_valid`: the caller guarantees
     that every target is in the slice, so their values are not checked, which would synchronise the device.
     """
-    rows, target_ids = _check_targets(
-        hidden, weight, targets, bias, vocab, None if all_valid else ignore_index, label_smoothing
-    )
+    _check_targets(hidden, weight, targets, bias, vocab, label_smoothing)
     check_reduction(reduction)
     hidden, weight = autocast(hidden), autocast(weight)
     bias = None if bias is None else autocast(bias)
     start, stop = vocab or (0, weight.shape[0])
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    which = chosen("linear_cross_entropy", implementation, hidden)
-    function = cross_entropy.Triton if which == "triton" else cross_entropy.Torch
-    losses = function.apply(
-        flat, weight, bias, rows, target_ids, (start, stop), label_smoothing, reduction
-    )
-    return reduced(losses, rows, targets.shape, reduction)
+    which = chosen("linear_cross_entropy", implementation, hidden.device, hidden.dtype)
+    loss, *_ = cross_entropy_operator.linear_cross_entropy(
+        hidden.reshape(-1, hidden.shape[-1]), weight, bias, targets.reshape(-1).long(),
+        None if all_valid else ignore_index, start, stop, float(label_smoothing), reduction, which,
+        needed(hidden, weight, bias),
+    )  # fmt: skip
+    return loss.view(targets.shape) if reduction == "none" else loss
 
 
 def _check_targets(
@@ -62,13 +64,9 @@ def _check_targets(
     targets: Tensor,
     bias: Tensor | None,
     vocab: tuple[int, int] | None,
-    ignore_index: int | None,
     label_smoothing: float,
-) -> tuple[Tensor | None, Tensor]:
-    """Rows [M] with a loss (None: all) and their targets [M], relative to the start of the slice.
-
-    Without an `ignore_index`, the values of the targets are not checked.
-    """
+) -> None:
+    """Raise ValueError for shapes, types and limits that do not fit; values are checked where they are read."""
     check_linear("linear_cross_entropy", hidden, weight, bias)
     if targets.shape != hidden.shape[:-1] or targets.dtype not in (torch.int64, torch.int32):
         raise ValueError(
@@ -82,18 +80,6 @@ def _check_targets(
         )
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"linear_cross_entropy: label_smoothing {label_smoothing} is not in 0..1")
-    flat = targets.reshape(-1).long()
-    if ignore_index is None:
-        return None, flat - start
-    rows = (flat != ignore_index).nonzero().squeeze(1)
-    target_ids = flat[rows]
-    outside = (target_ids < start) | (target_ids >= stop)
-    if bool(outside.any()):
-        raise ValueError(
-            f"linear_cross_entropy: target {int(target_ids[outside][0])} is outside {start}..{stop - 1}; "
-            f"give absolute ids of the slice, or ignore_index {ignore_index} for rows without a loss"
-        )
-    return (None if len(rows) == len(flat) else rows), target_ids - start
 
 
 def flow_matching_loss(
@@ -116,19 +102,20 @@ def flow_matching_loss(
     are 0. For noise prediction (target `noise`) pass zeros as `clean`. Gradients flow to hidden, weight
     and bias; there is no second derivative. ValueError for incompatible shapes, dtypes or devices.
     """
-    rows = _check_data(hidden, weight, bias, clean, noise, mask)
+    _check_data(hidden, weight, bias, clean, noise, mask)
     check_reduction(reduction)
     hidden, weight = autocast(hidden), autocast(weight)
     bias = None if bias is None else autocast(bias)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    data = [t.reshape(-1, t.shape[-1]) for t in (clean, noise)]
     obstacle = None
     if weight.shape[0] > tuning.MOST_CHANNELS:
         obstacle = f"{weight.shape[0]} channels are more than {tuning.MOST_CHANNELS}"
-    which = chosen("flow_matching_loss", implementation, hidden, obstacle)
-    function = flow.Triton if which == "triton" else flow.Torch
-    losses = function.apply(flat, weight, bias, *data, rows, reduction)
-    return reduced(losses, rows, hidden.shape[:-1], reduction)
+    which = chosen("flow_matching_loss", implementation, hidden.device, hidden.dtype, obstacle)
+    flat, *data = (t.reshape(-1, t.shape[-1]) for t in (hidden, clean, noise))
+    loss, *_ = flow_operator.flow_matching_loss(
+        flat, weight, bias, *data, None if mask is None else mask.reshape(-1), reduction, which,
+        needed(hidden, weight, bias),
+    )  # fmt: skip
+    return loss.view(hidden.shape[:-1]) if reduction == "none" else loss
 
 
 def _check_data(
@@ -138,8 +125,8 @@ def _check_data(
     clean: Tensor,
     noise: Tensor,
     mask: Tensor | None,
-) -> Tensor | None:
-    """Indices [M] of the rows with a loss; None means all."""
+) -> None:
+    """Raise ValueError unless clean, noise [..., C] and mask [...] fit hidden [..., D], and are data."""
     check_linear("flow_matching_loss", hidden, weight, bias)
     expected = (*hidden.shape[:-1], weight.shape[0])
     for name, given in (("clean", clean), ("noise", noise)):
@@ -152,14 +139,11 @@ def _check_data(
             raise ValueError(
                 f"flow_matching_loss: {name} requires grad, but no gradient flows to it; detach it"
             )
-    if mask is None:
-        return None
-    if mask.dtype != torch.bool or mask.shape != hidden.shape[:-1]:
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != hidden.shape[:-1]):
         raise ValueError(
             f"flow_matching_loss: mask must be bool {list(hidden.shape[:-1])}, "
             f"not {mask.dtype} {list(mask.shape)}"
         )
-    return mask.reshape(-1).nonzero().squeeze(1)
 
 
 def block_attention(
@@ -185,9 +169,19 @@ def block_attention(
     obstacle = None
     if q.shape[-1] > tuning.WIDEST_HEAD:
         obstacle = f"heads of {q.shape[-1]} are wider than {tuning.WIDEST_HEAD}"
-    if chosen("block_attention", implementation, q, obstacle) == "triton":
-        return attention.Triton.apply(q, k, v, layout, scale)
-    return attention.by_intervals(q, k, v, layout, scale)
+    which = chosen("block_attention", implementation, q.device, q.dtype, obstacle)
+    if not torch.compiler.is_compiling():
+        # after the self-check, which stands for ours; inside a traced graph a layout's values are not known
+        if (
+            which == "triton"
+            and implementation == "auto"
+            and q.dtype != torch.float32
+            and suits_library(layout, tuning.capability(q.device))
+        ):
+            which = "torch"
+        if which == "torch":
+            return attention.by_intervals(q, k, v, layout, scale)
+    return attention_operator.attended(q, k, v, layout, scale, which)
 
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from reca_kernels import tuning
-from reca_kernels.language import ceil_div, jit, tl
+from reca_kernels.language import ceil_div, jit, launch, tl
 
 
 @jit
@@ -38,7 +38,9 @@ def product_kernel(
         )  # fmt: skip
         total = tl.dot(a, b, total, input_precision=PRECISION)
     total *= tl.load(SCALE)
-    place = OUT + split * out_split + row.to(tl.int64)[:, None] * out_row + column[None, :]
+    place = (
+        OUT + split.to(tl.int64) * out_split + row.to(tl.int64)[:, None] * out_row + column[None, :]
+    )
     inside = in_rows[:, None] & in_columns[None, :]
     if ADD:
         total += tl.load(place, mask=inside, other=0.0).to(tl.float32)
@@ -59,8 +61,8 @@ def product(
     grid = (ceil_div(m, block["BM"]), ceil_div(n, block["BN"]), splits)
     if not (m and n):
         return
-    product_kernel[grid](
-        a, b, rows, scale, out, m, n, a.shape[1], a.stride(0), a.stride(1), b.stride(0),
+    launch(
+        product_kernel, grid, a, b, rows, scale, out, m, n, a.shape[1], a.stride(0), a.stride(1), b.stride(0),
         out.stride(-2), out.stride(0) if splits > 1 else 0, max(span, 1),
         HAS_ROWS=rows is not None, ADD=add, PRECISION=tuning.precision(), **block,
     )  # fmt: skip

@@ -1,23 +1,27 @@
 """The check that a device must pass before `auto` uses Triton on it; `reca doctor` prints it.
 
 The error of a kernel against fp64 may exceed that of plain torch in the same dtype by at most a
-tolerance, for the output and every gradient. The Triton functions are called directly, so that
-dispatch.py can depend on this module.
+tolerance, for the output and every gradient. The shapes make the compiler build what training runs: sizes and strides
+that 16 divides, rows selected or not, several tiles in each direction, heads of 64 and 128. The operators are called
+without dispatch, so that dispatch.py can depend on this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reca_kernels import attention, cross_entropy, flow
-from reca_kernels.inputs import reduced
+from reca_kernels.language import current_device
 from reca_kernels.layout import Layout
+from reca_kernels.operators.attention import attended
+from reca_kernels.operators.cross_entropy import linear_cross_entropy
+from reca_kernels.operators.flow import flow_matching_loss
+from reca_kernels.runtime import interpreted
 
 TOLERANCE = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 KERNELS = ("linear_cross_entropy", "flow_matching_loss", "block_attention")
@@ -73,10 +77,12 @@ def _evaluated(function: Function, inputs: dict[str, Tensor]) -> dict[str, Tenso
 def differences(kernel: str, device: torch.device) -> Iterator[Difference]:
     """Compare Triton with plain torch on `device`, current or not, per type and quantity."""
     for dtype, allowed in TOLERANCE.items():
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            excesses = excess(*_CASES[kernel](dtype, device))
-        for quantity, value in excesses.items():
-            yield Difference(kernel, str(dtype).removeprefix("torch."), quantity, value, allowed)
+        for case, make in _CASES[kernel].items():
+            with current_device(device):
+                excesses = excess(*make(dtype, device))
+            for quantity, value in excesses.items():
+                name = f"{quantity} ({case})"
+                yield Difference(kernel, str(dtype).removeprefix("torch."), name, value, allowed)
 
 
 def first_difference(kernel: str, device: torch.device) -> str | None:
@@ -93,10 +99,10 @@ def first_difference(kernel: str, device: torch.device) -> str | None:
 def _random(
     dtype: torch.dtype, device: torch.device, **shapes: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """Normally distributed tensors of the given shapes, by name, scaled by 1 / sqrt(last axis)."""
+    """Normally distributed tensors of the given shapes, by name, such that products over a last axis are of order 1."""
     generator = torch.Generator().manual_seed(0)
     return {
-        name: (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(device, dtype)
+        name: (torch.randn(shape, generator=generator) / shape[-1] ** 0.25).to(device, dtype)
         for name, shape in shapes.items()
     }
 
@@ -104,52 +110,76 @@ def _random(
 _Case = tuple[Function, Function, dict[str, Tensor]]
 
 
-def _cross_entropy(dtype: torch.dtype, device: torch.device) -> _Case:
-    inputs = _random(dtype, device, hidden=(150, 72), weight=(300, 72), bias=(300,))
-    targets = torch.arange(150, device=device) + 90
-    targets[::7] = -100
-    rows, vocab = (targets >= 0).nonzero().squeeze(1), (85, 290)
+def _times() -> int:
+    """How many times larger than in the interpreter the sizes are, as the tiles are."""
+    return 1 if interpreted() else 4
+
+
+def _cross_entropy(all_rows: bool, dtype: torch.dtype, device: torch.device) -> _Case:
+    rows, width, vocabulary = 96 * _times(), 64 * _times(), 160 * _times()
+    # a slice that 64 divides, and one that 16 does not
+    start, stop = (0, vocabulary) if all_rows else (5, vocabulary - 10)
+    inputs = _random(
+        dtype, device, hidden=(rows, width), weight=(vocabulary, width), bias=(vocabulary,)
+    )
+    inputs["bias"] = inputs["bias"] / 4
+    targets = torch.arange(rows, device=device) * 7 % (stop - start) + start
+    if not all_rows:
+        targets[::7] = -100
+    reduction = "sum" if all_rows else "none"
+    options = (None if all_rows else -100, start, stop, 0.0, reduction, "triton", [True] * 3)
+
+    def scaled(losses: Tensor) -> Tensor:
+        return losses / 8 if all_rows else losses
 
     def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        losses = cross_entropy.Triton.apply(
-            hidden, weight, bias, rows, targets[rows] - vocab[0], vocab, 0.0, "none"
-        )
-        return reduced(losses, rows, targets.shape, "none")
+        return scaled(linear_cross_entropy(hidden, weight, bias, targets, *options)[0])
 
     def plain(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        logits = F.linear(hidden, weight[slice(*vocab)], bias[slice(*vocab)])
-        local = torch.where(targets < 0, targets, targets - vocab[0])
-        return F.cross_entropy(logits, local, reduction="none")
+        logits = F.linear(hidden, weight[start:stop], bias[start:stop])
+        local = torch.where(targets < 0, targets, targets - start)
+        return scaled(F.cross_entropy(logits, local, reduction=reduction))
 
     return ours, plain, inputs
 
 
-def _flow(dtype: torch.dtype, device: torch.device) -> _Case:
-    inputs = _random(dtype, device, hidden=(150, 72), weight=(20, 72), bias=(20,))
-    clean, noise = _random(torch.float32, device, clean=(150, 20), noise=(150, 20)).values()
-    mask = torch.arange(150, device=device) % 3 > 0
-    rows = mask.nonzero().squeeze(1)
+def _flow(all_rows: bool, dtype: torch.dtype, device: torch.device) -> _Case:
+    rows, width, channels = 96 * _times(), 64 * _times(), 16 * _times()
+    inputs = _random(
+        dtype, device, hidden=(rows, width), weight=(channels, width), bias=(channels,)
+    )
+    data = _random(torch.float32, device, clean=(rows, channels), noise=(rows, channels))
+    clean, noise = data.values()
+    mask = None if all_rows else torch.arange(rows, device=device) % 3 > 0
 
     def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        losses = flow.Triton.apply(hidden, weight, bias, clean, noise, rows, "none")
-        return reduced(losses, rows, mask.shape, "none")
+        arguments = (hidden, weight, bias, clean, noise, mask, "none", "triton", [True] * 3)
+        return flow_matching_loss(*arguments)[0]
 
     def plain(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         velocity = F.linear(hidden, weight, bias)
-        return (velocity - (noise - clean).to(velocity.dtype)).square().mean(-1) * mask
+        losses = (velocity - (noise - clean).to(velocity.dtype)).square().mean(-1)
+        return losses if mask is None else losses * mask
 
     return ours, plain, inputs
 
 
-def _attention(dtype: torch.dtype, device: torch.device) -> _Case:
-    first = [("pad", 5), ("causal", 30), ("full", 60)]
-    second = [("open", 30), ("hidden", 5), ("causal", 10), ("noise", 50), ("causal", 3)]
-    layout = Layout.packed([first, second, [("hidden", 6)]], device)
-    tokens = layout.tokens
-    inputs = _random(dtype, device, q=(tokens, 2, 64), k=(tokens, 1, 64), v=(tokens, 1, 64))
+def _attention(width: int, dtype: torch.dtype, device: torch.device) -> _Case:
+    times = 2 * _times() - 1
+    first = [("pad", 3 * times), ("causal", 9 * times), ("full", 17 * times)]
+    second = [
+        ("open", 8 * times), ("hidden", 2 * times), ("causal", 5 * times), ("noise", 15 * times),
+        ("causal", 3),
+    ]  # fmt: skip
+    layout = Layout.packed([first, second, [("hidden", 7)]], device)
+    tokens, heads = layout.tokens, 2 if interpreted() else 4
+    inputs = _random(
+        dtype, device, q=(tokens, heads, width), k=(tokens, heads // 2, width),
+        v=(tokens, heads // 2, width),
+    )  # fmt: skip
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention.Triton.apply(q, k, v, layout, 1.0)
+        return attended(q, k, v, layout, 1.0, "triton")
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return plain_attention(q, k, v, layout.dense(), 1.0)
@@ -166,8 +196,15 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float)
     return torch.einsum("hqk,khe->qhe", weights * seen.any(1)[:, None], v)
 
 
-_CASES = {
-    "linear_cross_entropy": _cross_entropy,
-    "flow_matching_loss": _flow,
-    "block_attention": _attention,
-}
+_CASES: dict[str, dict[str, Callable[[torch.dtype, torch.device], _Case]]] = {
+    "linear_cross_entropy": {
+        "a sum over all rows": partial(_cross_entropy, True),
+        "selected rows": partial(_cross_entropy, False),
+    },
+    "flow_matching_loss": {
+        "all rows": partial(_flow, True), "selected rows": partial(_flow, False),
+    },
+    "block_attention": {
+        "heads of 64": partial(_attention, 64), "heads of 128": partial(_attention, 128),
+    },
+}  # fmt: skip

@@ -1,7 +1,7 @@
 """Pinned tile sizes and launch options of the kernels: the order of every sum depends on them.
 
-Chosen by compiling ahead of time for sm_80 and sm_90 (perf/kernels/static.py): the largest tiles
-without spills. They have not been timed on a GPU yet. The interpreter uses small tiles, so that small
+Chosen by compiling ahead of time for sm_80 and sm_90 (perf/kernels/static.py): the largest tiles without spills. On an
+H100 the gradients' tiles were timed (docs/results/h100/kernels.csv). The interpreter uses small tiles, so that small
 inputs span several.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from reca_kernels.runtime import interpreted
+from reca_kernels.runtime import MIN_CAPABILITY, interpreted
 
 WIDEST_HEAD = 128  # wider heads have no tuned tiles
 MOST_CHANNELS = 128  # channels of a flow-matching row: one tile covers all of them
@@ -20,15 +20,35 @@ _ATTENTION = {
     "query": ((64, 64, 4, 2), (64, 64, 8, 2), (32, 32, 4, 1), (16, 32, 4, 1)),
     "key": ((64, 32, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 2)),
 }
+# 16-bit heads on Hopper and later, whose products read their first operand from registers
+_HOPPER = {
+    "query": ((64, 64, 4, 3), (128, 64, 8, 3)),
+    "key": ((64, 64, 4, 2), (32, 128, 8, 3)),
+}
 
 
-def attention(kernel: str, dtype: torch.dtype, width: int) -> dict[str, int]:
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a CUDA device; the least supported one elsewhere."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else MIN_CAPABILITY
+
+
+def attention(kernel: str, dtype: torch.dtype, width: int, device: torch.device) -> dict[str, int]:
     """Launch options of attention's `kernel` (forward, or gradient of query or key) for this head width."""
     wide = _padded(width)
     if interpreted():
         return {"BE": wide, "BQ": 16, "BK": 32 if kernel == "forward" else 16}
-    bq, bk, warps, stages = _ATTENTION[kernel][2 * (dtype == torch.float32) + (wide > 64)]
+    case = 2 * (dtype == torch.float32) + (wide > 64)
+    tile = _ATTENTION[kernel][case]
+    if case < 2 and capability(device) >= (9, 0):
+        tile = _HOPPER.get(kernel, _ATTENTION[kernel])[case]
+    bq, bk, warps, stages = tile
     return {"BE": wide, "BQ": bq, "BK": bk, "num_warps": warps, "num_stages": stages}
+
+
+def delta(width: int) -> dict[str, int]:
+    """Launch options of the kernel that prepares attention's backward pass."""
+    wide = _padded(width)
+    return {"BE": wide, "BQ": 16} if interpreted() else {"BE": wide, "BQ": 64, "num_warps": 4}
 
 
 def cross_entropy(dtype: torch.dtype) -> dict[str, int]:
@@ -38,6 +58,13 @@ def cross_entropy(dtype: torch.dtype) -> dict[str, int]:
     if dtype == torch.float32:
         return {"BM": 64, "BV": 64, "BD": 32, "num_warps": 8, "num_stages": 3}
     return {"BM": 128, "BV": 128, "BD": 64, "num_warps": 8, "num_stages": 3}
+
+
+def softmax(columns: int) -> dict[str, int]:
+    """Launch options of the kernel over rows of logits that are in memory."""
+    if interpreted():
+        return {"BV": 512}
+    return {"BV": min(4096, max(1024, 1 << (columns - 1).bit_length())), "num_warps": 8}
 
 
 def flow(dtype: torch.dtype, channels: int) -> dict[str, int]:
@@ -60,8 +87,15 @@ def product(dtype: torch.dtype) -> dict[str, int]:
 
 
 def precision() -> str:
-    """The precision of fp32 products, as torch is configured (TF32 only if allowed)."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """The precision of fp32 products, `tf32` or `ieee`, as torch is configured by its new or its old API.
+
+    The new one is read where it exists: after `fp32_precision = ...` the old flags raise when read.
+    """
+    matmul = torch.backends.cuda.matmul
+    chosen = getattr(matmul, "fp32_precision", None)
+    if chosen is None:
+        return "tf32" if matmul.allow_tf32 else "ieee"
+    return "tf32" if chosen == "tf32" else "ieee"
 
 
 def _padded(size: int) -> int:

@@ -79,7 +79,7 @@ def _cross_entropy(
             F.linear_cross_entropy, hidden, weight, targets
         )
     if device.type == "cuda":
-        steps["torch.compile"] = torch.compile(eager)
+        steps["torch.compile"] = torch.compile(eager, dynamic=False)
         steps["reca triton"] = partial(ours, implementation="triton")
         steps |= _other_kernels(hidden, weight, targets)
     return [hidden, weight], steps
@@ -127,19 +127,21 @@ def _flow(
         "reca torch": partial(ours, implementation="torch"),
     }
     if device.type == "cuda":
-        steps["torch.compile"] = torch.compile(eager)
+        steps["torch.compile"] = torch.compile(eager, dynamic=False)
         steps["reca triton"] = partial(ours, implementation="triton")
     return leaves, steps
 
 
 # ---- attention -----------------------------------------------------------------------------------
-def attention(name: str, samples: list[list[tuple[str, int]]], heads: int, keys: int) -> Case:
-    """Forward (2 products) and backward (5), over the visible pairs; heads of width 64."""
-    layout, width = Layout.packed(samples), 64
+def attention(
+    name: str, samples: list[list[tuple[str, int]]], heads: int, keys: int, width: int = 64
+) -> Case:
+    """Forward (2 products) and backward (5), over the visible pairs."""
+    layout = Layout.packed(samples)
     pairs = sum(int(Layout.packed([sample]).dense().sum()) for sample in samples)
     return Case(
         "block_attention",
-        f"{name} T={layout.tokens} H={heads} K={keys}",
+        f"{name} T={layout.tokens} H={heads} K={keys}" + (f" E={width}" if width != 64 else ""),
         partial(_attention, samples, heads, keys, width),
         2.0 * 7 * pairs * heads * width,
         4.0 * layout.tokens * (heads + keys) * width,
@@ -164,39 +166,43 @@ def _attention(
     mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
 
     def batched() -> list[Tensor]:
-        q, k, v = (t.unflatten(0, (rows, length)).transpose(1, 2) for t in leaves)
-        share = heads // keys
-        return [q, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)]
+        return [t.unflatten(0, (rows, length)).transpose(1, 2) for t in leaves]
 
     def sdpa() -> Tensor:
-        return F.scaled_dot_product_attention(*batched(), attn_mask=mask)
+        q, k, v = batched()
+        share = heads // keys
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     steps: dict[str, Step] = {
         "torch SDPA, dense mask": sdpa,
         "reca torch": partial(ours, implementation="torch"),
     }
-    steps["torch flex_attention"] = _flex(layout, length, batched, device)
+    steps["torch flex_attention"] = _flex(layout, length, batched, device, heads != keys)
     if device.type == "cuda":
         steps["reca triton"] = partial(ours, implementation="triton")
     return leaves, steps
 
 
 def _flex(
-    layout: Layout, length: int, batched: Callable[[], list[Tensor]], device: torch.device
-) -> Step:
+    layout: Layout, length: int, batched: Callable[[], list[Tensor]], device: torch.device,
+    grouped: bool,
+) -> Step:  # fmt: skip
+    """flex_attention with a block mask and grouped keys; the rule is read from one number per token, as ours is."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    seen = layout.dense(slice(0, length), slice(0, length))
+    kind, tag = layout.kind[:length], layout.tag[:length]
 
     def visible(b: Any, h: Any, q: Tensor, k: Tensor) -> Tensor:
-        return seen[q, k]
+        passed = ((kind[k] >= 2) & (kind[k] <= 4)) | ((kind[k] == 1) & (kind[q] == 1))
+        return (passed & (k <= q)) | ((kind[k] >= 3) & (tag[k] == tag[q])) | (kind[k] == 4)
 
     blocks = create_block_mask(visible, None, None, length, length, device=device.type)
-    flex = torch.compile(flex_attention) if device.type == "cuda" else flex_attention
+    flex = torch.compile(flex_attention, dynamic=False) if device.type == "cuda" else flex_attention
 
     def step() -> Tensor:
         inputs = batched() if torch.is_grad_enabled() else [t.detach() for t in batched()]
-        return flex(*inputs, block_mask=blocks)
+        return flex(*inputs, block_mask=blocks, enable_gqa=grouped)
 
     return step
 
@@ -219,8 +225,9 @@ def cases(device: str) -> list[Case]:
             flow("BAGEL", 30000, 3584, 64),
             flow("Harmon", 16384, 1280, 16),
             attention("Show-o RecA", [SHOWO_RECA] * 4, 32, 32),
-            attention("BAGEL 256 px", [BAGEL] * 16, 28, 4),
-            attention("BAGEL 1024 px", [[*BAGEL[:2], ("noise", 4098)]] * 2, 28, 4),
+            attention("Show-o text to image", [[("causal", 128), ("full", 1025)]] * 8, 32, 32),
+            attention("BAGEL 256 px", [BAGEL] * 57, 28, 4, 128),
+            attention("BAGEL 1024 px", [[*BAGEL[:2], ("noise", 4098)]] * 7, 28, 4, 128),
         ]
     return [
         cross_entropy("the issue's", 4096, 1024, 32768),

@@ -27,7 +27,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import reca_kernels
 import torch
 import triton
-from reca_kernels import dispatch
+from reca_kernels import dispatch, tuning
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -59,8 +59,10 @@ class Launch:
 
 
 @contextmanager
-def noted(case: str, launches: list[Launch]) -> Iterator[None]:
-    """Context in which launches are recorded instead of executed, on any device."""
+def noted(
+    case: str, launches: list[Launch], capability: tuple[int, int] = (8, 0)
+) -> Iterator[None]:
+    """Context in which launches are recorded instead of executed, as on a device of that compute capability."""
 
     def note(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
@@ -68,53 +70,69 @@ def noted(case: str, launches: list[Launch]) -> Iterator[None]:
         arguments = dict(zip(names, args, strict=True)) | kwargs
         launches.append(Launch(case, kernel, arguments, options, tuple(grid)))
 
-    run, cannot_run = JITFunction.run, dispatch.cannot_run
+    run, cannot_run, before = JITFunction.run, dispatch.cannot_run, tuning.capability
     JITFunction.run, dispatch.cannot_run = note, lambda device: None
+    tuning.capability = lambda device: capability
     try:
         yield
     finally:
-        JITFunction.run, dispatch.cannot_run = run, cannot_run
+        JITFunction.run, dispatch.cannot_run, tuning.capability = run, cannot_run, before
 
 
-def launches(types: Sequence[str] = ("bf16", "fp32")) -> list[Launch]:
-    """Every kernel at the models' widths, for these dtypes; heads of width 64 and 128."""
+def launches(
+    types: Sequence[str] = ("bf16", "fp32"),
+    unaligned: bool = True,
+    capability: tuple[int, int] = (8, 0),
+) -> list[Launch]:
+    """Every kernel at the models' widths, for these dtypes, at sizes that 16 divides and at others.
+
+    Heads are 64 and 128 wide, of unaligned tokens 64 and 80: a stride of 80 numbers is aligned, its tile is not full.
+    """
     found: list[Launch] = []
     for dtype in (d for d, name in _TYPES.items() if name in types):
         name = _TYPES[dtype]
-        with noted(f"linear_cross_entropy {name}", found):
-            _cross_entropy(dtype)
-        with noted(f"flow_matching_loss {name}", found):
-            _flow(dtype)
-        for width in (64, 128):
-            with noted(f"block_attention {name} head {width}", found):
-                _attention(dtype, width)
+        for odd in (0, 2) if unaligned else (0,):
+            suffix = " unaligned" if odd else ""
+            with noted(f"linear_cross_entropy {name}{suffix}", found, capability):
+                _cross_entropy(dtype, odd)
+            with noted(f"flow_matching_loss {name}{suffix}", found, capability):
+                _flow(dtype, odd)
+            for width in (64, 80) if odd else (64, 128):
+                with noted(f"block_attention {name} head {width}{suffix}", found, capability):
+                    _attention(dtype, width, odd)
     return found
 
 
-def _cross_entropy(dtype: torch.dtype) -> None:
-    hidden = torch.zeros(1024, 2048, dtype=dtype, requires_grad=True)
-    weight = torch.zeros(1024, 2048, dtype=dtype, requires_grad=True)
-    bias = torch.zeros(1024, dtype=dtype, requires_grad=True)
-    targets = torch.arange(1024)
+def _leaf(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.zeros(*shape, dtype=dtype, requires_grad=True)
+
+
+def _cross_entropy(dtype: torch.dtype, odd: int) -> None:
+    """A scalar loss with its gradients, and losses by row; rows and ids may be odd, widths of models are not."""
+    rows, width, vocabulary = 1024 + odd, 2048, 1024 + odd
+    hidden, weight, bias = (
+        _leaf(dtype, *shape) for shape in ((rows, width), (vocabulary, width), (vocabulary,))
+    )
+    targets = torch.arange(rows) % 1024
     targets[::2] = -100
-    loss = reca_kernels.linear_cross_entropy(hidden, weight, targets, bias, implementation="triton")
-    loss.backward()
+    for reduction in ("sum", "none"):
+        loss = reca_kernels.linear_cross_entropy(
+            hidden, weight, targets, bias, reduction=reduction, implementation="triton"
+        )
+        loss.sum().backward()
 
 
-def _flow(dtype: torch.dtype) -> None:
-    hidden = torch.zeros(256, 3584, dtype=dtype, requires_grad=True)
-    weight = torch.zeros(64, 3584, dtype=dtype, requires_grad=True)
-    bias = torch.zeros(64, dtype=dtype, requires_grad=True)
-    data = torch.zeros(2, 256, 64, dtype=torch.float32).unbind(0)
-    reca_kernels.flow_matching_loss(
-        hidden, weight, bias, *data, torch.ones(256).bool(), implementation="triton"
-    ).backward()
+def _flow(dtype: torch.dtype, odd: int) -> None:
+    rows, width, channels = 256 + odd, 3584, 64 - odd
+    leaves = (_leaf(dtype, *s) for s in ((rows, width), (channels, width), (channels,)))
+    data = torch.zeros(2, rows, channels, dtype=torch.float32).unbind(0)
+    mask = torch.arange(rows) % 2 == 0
+    reca_kernels.flow_matching_loss(*leaves, *data, mask, implementation="triton").backward()
 
 
-def _attention(dtype: torch.dtype, width: int) -> None:
-    layout = reca_kernels.Layout.packed([[("full", 256), ("causal", 16), ("noise", 240)]])
-    q = torch.zeros(512, 8, width, dtype=dtype, requires_grad=True)
-    k, v = (torch.zeros(512, 2, width, dtype=dtype, requires_grad=True) for _ in range(2))
+def _attention(dtype: torch.dtype, width: int, odd: int) -> None:
+    layout = reca_kernels.Layout.packed([[("full", 256), ("causal", 16 + odd), ("noise", 240)]])
+    q, k, v = (_leaf(dtype, layout.tokens, heads, width) for heads in (8, 2, 2))
     reca_kernels.block_attention(q, k, v, layout, implementation="triton").sum().backward()
 
 
@@ -161,13 +179,33 @@ def _nvidia(built: Any, unit: str) -> dict[str, Any]:
         usage = _tool("cuobjdump", "-res-usage", file.name)
         code = _tool("nvdisasm", "-c", file.name)
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    spills = len(re.findall(r"\b(?:STL|LDL)\b", code))
-    matrix = len(re.findall(rf"\b{unit}\b", code))
-    atomics = len(re.findall(r"\b(?:RED|REDG|ATOM|ATOMG)\b", code))
+
+    def count(pattern: str) -> int:
+        return len(re.findall(rf"\b(?:{pattern})\b", code))
+
     return {
-        "registers": registers, "stack": stack, "spills": spills, "matrix_unit": unit,
-        "matrix_instructions": matrix, "atomics": atomics,
+        "registers": registers, "stack": stack, "spills": count("STL|LDL"), "matrix_unit": unit,
+        "matrix_instructions": count(unit), "atomics": count("RED|REDG|ATOM|ATOMG"),
+        "hmma": count("HMMA"), "serialised": _serialised(built.asm["ptx"], built.metadata.arch),
+        "copies": count("LDGSTS|UBLKCP|UTMALDG"), "narrow_loads": _narrow(code),
     }  # fmt: skip
+
+
+def _serialised(ptx: str, arch: int | str) -> int:
+    """How many functions ptxas reports with warning C7515: it runs their wgmma instructions one after another."""
+    number = int(re.search(r"\d+", str(arch))[0])
+    if number != 90:
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        said = _tool("ptxas", f"-arch=sm_{number}a", "-v", str(source), "-o", f"{folder}/out")
+    return said.count("C7515") or said.count("wgmma.mma_async instructions are serialized")
+
+
+def _narrow(code: str) -> int:
+    """Loads from global memory of less than 4 bytes: what is left where rows are not aligned."""
+    return len(re.findall(r"\bLDG\.E\.(?:U|S)(?:8|16)\b", code))
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -198,11 +236,15 @@ def occupancy(row: dict[str, Any]) -> float:
     return min(min(by_registers, by_shared, 32) * row["warps"] / 64, 1.0)
 
 
-def report(targets: Sequence[str], types: Sequence[str] = ("bf16", "fp32")) -> list[dict[str, Any]]:
+def report(
+    targets: Sequence[str], types: Sequence[str] = ("bf16", "fp32"), unaligned: bool = True
+) -> list[dict[str, Any]]:
     """One row per launch and target; a failure to compile is a row with `error`."""
     rows, seen = [], set()
-    for launch in launches(types):
-        for target in targets:
+    old = launches(types, unaligned)
+    new = launches(types, unaligned, (9, 0))
+    for target in targets:
+        for launch in new if target in ("sm_90", "sm_100") else old:
             constants = [launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr]
             key = (launch.kernel.__name__, launch.case, target, str(constants))
             if key in seen:
@@ -224,8 +266,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--types", nargs="*", default=["bf16", "fp32"])
+    parser.add_argument("--aligned", action="store_true", help="only sizes that 16 divides")
     options = parser.parse_args()
-    rows = report(options.targets, options.types)
+    rows = report(options.targets, options.types, not options.aligned)
     for row in rows:
         if options.json:
             print(json.dumps(row))
@@ -236,7 +279,9 @@ def main() -> int:
         print(
             f"{row['case']:34} {row['kernel']:24} {row['target']:7} registers {row['registers']:3} "
             f"spills {row['spills']:2} stack {row['stack']:3} shared {row['shared'] / 1024:5.1f} KiB "
-            f"occupancy {row['occupancy']:.2f} {row['matrix_unit']} {row['matrix_instructions']}"
+            f"occupancy {row['occupancy']:.2f} {row['matrix_unit']} {row['matrix_instructions']} "
+            f"hmma {row.get('hmma', 0)} serialised {row.get('serialised', 0)} copies {row.get('copies', 0)} "
+            f"narrow loads {row.get('narrow_loads', 0)}"
         )
     return 0
 

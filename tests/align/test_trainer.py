@@ -22,6 +22,12 @@ from tests.align.runs import SEED, recipe, run
 from tests.align.toy import Toy, toy_data
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """The numbers below are compared with fp32 ones in main memory; a GPU would train in bf16, in its own memory."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def plain_data():
     """One prompt and one conversation per image, so that only the loss masks could differ between splits."""
     data = toy_data()

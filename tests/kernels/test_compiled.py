@@ -13,19 +13,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("sm_80", "sm_90", "sm_100")
-# kernel -> times that it is compiled per target: both losses share the product, heads of 64 and 128
+# kernel -> times that it is compiled per target: two products of the losses by row, heads of 64 and 128
 EXPECTED = {
-    "log_sum_kernel": 1, "residual_kernel": 1, "product_kernel": 3, "error_kernel": 1,
-    "hidden_gradient_kernel": 1, "forward_kernel": 2, "query_gradient_kernel": 2,
+    "softmax_kernel": 1, "log_sum_kernel": 1, "residual_kernel": 1, "product_kernel": 2,
+    "error_kernel": 1, "forward_kernel": 2, "delta_kernel": 2, "query_gradient_kernel": 2,
     "key_gradient_kernel": 2,
 }  # fmt: skip
+WITHOUT_PRODUCTS = ("softmax_kernel", "delta_kernel")
 
 
 @pytest.fixture(scope="session")
 def report() -> list[dict[str, Any]]:
     """Compiled once, in a process of its own: this one interprets the kernels."""
     environment = os.environ | {"TRITON_INTERPRET": "0"}
-    command = [sys.executable, "perf/kernels/static.py", "--json", "--types", "bf16"]
+    command = [sys.executable, "perf/kernels/static.py", "--json", "--aligned", "--types", "bf16"]
     done = subprocess.run(
         [*command, "--targets", *TARGETS], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -50,11 +51,15 @@ def test_no_spills_where_tuned(report: list[dict[str, Any]]) -> None:
 
 
 def test_shared_memory_fits(report: list[dict[str, Any]]) -> None:
-    assert [names(r) for r in report if not 0 < r["shared"] <= r["shared_limit"]] == []
+    assert [names(r) for r in report if not 0 <= r["shared"] <= r["shared_limit"]] == []
 
 
 def test_tensor_cores_are_used(report: list[dict[str, Any]]) -> None:
-    assert [names(r) for r in report if not r["matrix_instructions"]] == []
+    """On Hopper without those of Ampere, and none that ptxas runs one after another (its warning C7515)."""
+    products = [row for row in report if row["kernel"] not in WITHOUT_PRODUCTS]
+    assert [names(r) for r in products if not r["matrix_instructions"]] == []
+    hopper = [row for row in products if row["target"] == "sm_90"]
+    assert [names(r) for r in hopper if r["hmma"] or r["serialised"]] == []
 
 
 def test_there_are_no_atomics(report: list[dict[str, Any]]) -> None:

@@ -114,13 +114,39 @@ def test_large_vocabularies(vocabulary: int, dtype: torch.dtype) -> None:
     )
 
 
-def test_the_slabs_of_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slabs_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     from reca_kernels import cross_entropy
 
     monkeypatch.setattr(cross_entropy, "_SLAB_BYTES", 1)  # slabs of 128 columns, the least
-    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", 1)  # chunks of 16 rows, the least
+    for name in ("_CHUNK_BYTES", "_CHUNK_BYTES_GPU"):
+        monkeypatch.setattr(cross_entropy, name, 1)  # chunks of 16 rows, the least
     for implementation in BOTH:
         check_cross_entropy((37, 20, 400), implementation)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("vocab", "smoothing"), [(None, 0.1), ((3, 140), 0.0), ((0, 128), 0.0)])
+def test_a_scalar_loss_with_its_gradients_by_chunks(
+    vocab: tuple[int, int] | None,
+    smoothing: float,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two chunks of 128 rows, the least: their sum is kept in fp32, in a slab that is padded where it is odd."""
+    from reca_kernels import cross_entropy
+
+    monkeypatch.setattr(cross_entropy, "_FUSED_BYTES", (1, 1))
+    targets = drawn_targets(190, *(vocab or (0, 150)), 1)
+    options = {"vocab": vocab, "label_smoothing": smoothing, "reduction": "sum"}
+    assert_no_worse(
+        lambda hidden, weight, bias: linear_cross_entropy(
+            hidden, weight, targets, bias, implementation="triton", **options
+        ) / 32,
+        lambda hidden, weight, bias: plain_cross_entropy(hidden, weight, targets, bias, **options) / 32,
+        hidden=normal(dtype, 190, 24),
+        weight=normal(dtype, 150, 24, seed=1) / 5,
+        bias=normal(dtype, 150, seed=2),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -347,10 +373,9 @@ def test_flow_in_triton(shape: tuple[int, int, int]) -> None:
 def test_the_chunks_of_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     from reca_kernels import flow
 
-    monkeypatch.setattr(flow, "_CHUNK_ROWS", 7)
-    monkeypatch.setattr(flow, "_CHUNK_TRITON", 16)
-    for implementation in BOTH:
-        check_flow((41, 20, 5), implementation)
+    for name in ("_CHUNK_ROWS", "_CHUNK_ROWS_GPU"):
+        monkeypatch.setattr(flow, name, 7)
+    check_flow((41, 20, 5), "torch")
 
 
 # ---- equal bits, memory, learning ----------------------------------------------------------------
@@ -394,11 +419,15 @@ def test_no_logits_and_no_velocities_in_memory(
     from reca_kernels import cross_entropy, flow
 
     for module, name, value in (
-        (cross_entropy, "_CHUNK_BYTES", 16 * 200 * 4), (cross_entropy, "_SLAB_BYTES", 1),
-        (flow, "_CHUNK_ROWS", 16), (flow, "_CHUNK_TRITON", 16),
-    ):  # fmt: skip
+        (cross_entropy, "_CHUNK_BYTES", 16 * 200 * 4),
+        (cross_entropy, "_CHUNK_BYTES_GPU", 16 * 200 * 4),
+        (cross_entropy, "_SLAB_BYTES", 1),
+        (cross_entropy, "_FUSED_BYTES", (1, 1)),
+        (flow, "_CHUNK_ROWS", 16),
+        (flow, "_CHUNK_ROWS_GPU", 16),
+    ):
         monkeypatch.setattr(module, name, value)
-    rows, width, vocabulary, channels = 96, 8, 200, 24
+    rows, width, vocabulary, channels = 480, 8, 200, 24
     leaves = [
         normal(torch.float32, *s).requires_grad_() for s in ((rows, width), (vocabulary, width))
     ]
@@ -409,11 +438,32 @@ def test_no_logits_and_no_velocities_in_memory(
         linear_cross_entropy(*leaves, targets, implementation=implementation).backward()
     assert (rows, vocabulary) not in seen.shapes and (vocabulary, rows) not in seen.shapes
     largest = max(torch.Size(shape).numel() for shape in seen.shapes)
-    assert largest <= max(vocabulary * width, 128 * rows) < rows * vocabulary
+    assert largest <= max(vocabulary * width, 128 * rows, 128 * 256)
     with Made() as seen:
         flow_matching_loss(leaves[0], head, None, *data, implementation=implementation).backward()
-    made = {shape for shape in seen.shapes if shape == (rows, channels)}
-    assert not made, "velocities or targets of all rows stood in memory"
+    made = [shape for shape in seen.shapes if shape == (rows, channels)]
+    # Triton keeps one row of derivatives per row, and scales it
+    assert len(made) <= (implementation == "triton"), "velocities or targets stood in memory"
+
+
+def test_logits_smaller_than_the_sum_of_chunks_are_one_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two chunks would need half of the logits, and the gradient of the weights in fp32."""
+    from reca_kernels import cross_entropy
+
+    monkeypatch.setattr(cross_entropy, "_FUSED_BYTES", (1, 1))
+    weight = normal(torch.bfloat16, 128, 256).requires_grad_()
+    for rows, one_chunk in (
+        (500, True),
+        (1500, False),
+    ):  # 128 and 384 kB of logits; the sum has 128 kB
+        hidden = normal(torch.bfloat16, rows, 256)
+        with Made() as seen:
+            targets = torch.arange(rows, device=DEVICE) % 128
+            linear_cross_entropy(hidden, weight, targets, implementation="triton").backward()
+        assert ((rows, 128) in seen.shapes) == one_chunk
+        assert ((128, 128) in seen.shapes) != one_chunk
 
 
 def test_a_small_model_learns_the_same() -> None:

@@ -15,6 +15,8 @@ from reca.config.schema import ModelConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ROWS = json.loads((DOCS / "results/h100/published_step.json").read_text())
+CHECK = json.loads((DOCS / "results/h100/gpu_check.json").read_text())
+TIMED = [row for stage in CHECK["stages"] for row in stage["rows"] if "total_ms" in row]
 
 
 def named(row: dict[str, Any]) -> str:
@@ -30,6 +32,30 @@ def test_the_page_quotes_each_peak(row: dict[str, Any]) -> None:
 @cache
 def model_of(experiment: str, model: str) -> ModelConfig:
     return load(experiment).models[model]
+
+
+def test_the_page_quotes_each_time_and_its_memory() -> None:
+    page = (DOCS / "gpu.md").read_text().replace("**", "")
+    assert len(TIMED) == 40
+    for row in TIMED:
+        milliseconds = row["total_ms"]
+        shown = f"{milliseconds:.3g}" if milliseconds < 10 else f"{milliseconds:.1f}"
+        assert f"| {shown}, {row['mib']:,} |" in page, row["name"]
+
+
+def test_the_page_names_each_stage_that_did_not_pass() -> None:
+    page = (DOCS / "gpu.md").read_text()
+    outcomes = {stage["stage"]: stage["outcome"] for stage in CHECK["stages"]}
+    assert {name for name, outcome in outcomes.items() if outcome != "passed"} == {
+        "graphs", "tests", "align_janus",
+    }  # fmt: skip
+    for words in (
+        "401 passed, 14 failed",
+        "**failed**, mended",
+        "**out of time**",
+        CHECK["commit"],
+    ):
+        assert words in page
 
 
 def is_whole(row: dict[str, Any]) -> bool:

@@ -1,0 +1,1 @@
+"""The stages of `perf.gpu_check`."""
