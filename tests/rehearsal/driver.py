@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ class Outcome:
 
     jobs: int = 0
     seconds: float = 0.0
-    cpu: float = 0.0  # of all its processes, but for Slurm's, which are not below this one
+    # of all its processes and the checks beside them, but for Slurm's, which are not below this one
+    cpu: float = 0.0
     audit: str = ""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -66,12 +68,19 @@ class Rehearsal:
             self.keep(done)
         self.pin(plan.sources(experiments))
         width = max(map(len, experiments))
-        for number, (name, experiment) in enumerate(experiments.items(), 1):
-            done[name] = now = self.experiment(experiment, done.get(name, Outcome()))
-            self.keep(done)
-            took = f"{now.jobs:4d} jobs {now.seconds:6.0f} s"
-            took += "" if self.profile else f" ({now.cpu:.0f} s of CPU)"
-            say(f"[{number}/{len(experiments)}] {name:<{width}} {took}   audit: {now.audit}")
+        beside = ThreadPoolExecutor(1, thread_name_prefix="checks")
+        try:
+            # a check reads the configuration alone, on a core that the tail of a run leaves idle
+            checks = {name: beside.submit(self.check, one) for name, one in experiments.items()}
+            for number, (name, experiment) in enumerate(experiments.items(), 1):
+                checks[name].result()
+                done[name] = now = self.experiment(experiment, done.get(name, Outcome()))
+                self.keep(done)
+                took = f"{now.jobs:4d} jobs {now.seconds:6.0f} s"
+                took += "" if self.profile else f" ({now.cpu:.0f} s of CPU)"
+                say(f"[{number}/{len(experiments)}] {name:<{width}} {took}   audit: {now.audit}")
+        finally:
+            beside.shutdown(cancel_futures=True)
         outcomes = {name: done[name] for name in experiments}
         summary = summed(outcomes) | {"tables": self.tables(experiments)}
         summary["seconds"] = round(time.monotonic() - started, 1)
@@ -118,12 +127,16 @@ class Rehearsal:
                 outcome = Outcome(jobs, round(spent.seconds, 1), round(spent.cpu, 1))
         return outcome
 
-    def experiment(self, experiment: Experiment, before: Outcome) -> Outcome:
-        """Check an experiment, write its difference to the published one, run and audit it."""
+    def check(self, experiment: Experiment) -> None:
+        """Check an experiment and write its difference to the published one."""
         name = label(experiment)
         self.command(f"{name}-check", "reca", "check", name)
         difference = self.command(f"{name}-diff", "reca", "compose", name, "--diff")
         (self.space.root / SUMMARY / f"{name}.diff").write_text(difference)
+
+    def experiment(self, experiment: Experiment, before: Outcome) -> Outcome:
+        """Run a checked experiment and audit it."""
+        name = label(experiment)
         with used() as spent:
             jobs = jobs_of(self.command(name, *self.snakemake(name)))
         now = spent if jobs else Used()
