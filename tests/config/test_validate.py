@@ -114,9 +114,9 @@ def test_a_phase_may_read_questions_of_its_own():
     assert needed_data(bound) == ["reconstruct", "text", "answer", "colour", "place"]
     name = "laptop_bound_bagel"
     with pytest.raises(
-        ValueError, match=r"pretrain.answers = 'c_color': is no phase; did you mean 'c_colour'"
+        ValueError, match=r"pretrain.answers = 'd_color': is no phase; did you mean 'd_colour'"
     ):
-        compose.load(name, ["pretrain.answers={c_color: colour}"], FOLDER)
+        compose.load(name, ["pretrain.answers={d_color: colour}"], FOLDER)
     with pytest.raises(ValueError, match=r"data.colour = None: pretraining reads it"):
         compose.load(name, ["~data.colour"], FOLDER)
 
