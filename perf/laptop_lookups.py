@@ -65,7 +65,6 @@ class Reader:
 
     def __init__(self, model: UnifiedModel, scenes: int, seed: int) -> None:
         self.model, self.generator = model, np.random.default_rng(seed)
-        # lookups are trivial where a scene has one object
         self.scenes = [draw_scene(self.generator) for _ in range(scenes)]
         images = [decode(scene_png(scene), name="scene") for scene in self.scenes]
         parts = [model.encode(images[i : i + ENCODED], "read") for i in range(0, scenes, ENCODED)]
@@ -81,6 +80,7 @@ class Reader:
             index = int(self.generator.integers(scenes.start, scenes.stop))
             kind = kinds[int(self.generator.integers(len(kinds)))]
             scene = self.scenes[index]
+            # a lookup is trivial where a scene has one object
             if kind in (*text.LOOKED_UP, "place_by_shape") and len(scene.things) < 2:
                 continue
             turn = KINDS[kind](scene, self.generator)

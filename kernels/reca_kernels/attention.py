@@ -1,6 +1,6 @@
 """Attention over packed samples. The mask is described per token (`Layout`), never dense on a GPU.
 
-Contents: the torch implementation (SDPA per interval of rows) and the Triton kernels. `operators.py` gives both their
+Contents: the torch implementation (SDPA per interval of rows) and the Triton kernels. `operators/` gives both their
 gradients. Letters: T tokens, Q queries, H heads, K key/value heads, E head width.
 """
 

@@ -1,7 +1,7 @@
 """Fused linear layer and cross-entropy; the logits are never stored whole.
 
 Contents: the torch implementation (chunks of rows), the Triton kernels (tiles for losses alone and for losses by row,
-library products with one kernel between them for a scalar loss with its gradients). `operators.py` gives both their
+library products with one kernel between them for a scalar loss with its gradients). `operators/` gives both their
 gradients. Letters: N rows, M rows that carry a loss, D width, V width of the vocabulary slice.
 """
 

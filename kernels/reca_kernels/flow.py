@@ -1,7 +1,7 @@
 """Flow-matching loss: fused velocity head and squared error; velocity and target are never stored.
 
 Contents: the torch implementation (chunks of rows) and the Triton one, which keeps the residuals, C numbers per row,
-for a backward pass of two library products. `operators.py` gives both their gradients. Letters: N rows, M rows that
+for a backward pass of two library products. `operators/` gives both their gradients. Letters: N rows, M rows that
 carry a loss, D width, C channels of a row.
 Source: docs/reference/bagel.md 3.
 """

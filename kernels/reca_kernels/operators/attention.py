@@ -1,4 +1,4 @@
-"""Block attention with its gradients: `forward` and `gradients` run the implementation that they are told."""
+"""Block attention with its gradients: `forward` and `gradients` run the implementation that is named."""
 
 from __future__ import annotations
 

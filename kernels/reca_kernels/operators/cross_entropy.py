@@ -1,4 +1,4 @@
-"""Linear cross-entropy with its gradients: `forward` and `gradients` run the implementation that they are told."""
+"""Linear cross-entropy with its gradients: `forward` and `gradients` run the implementation that is named."""
 
 from __future__ import annotations
 

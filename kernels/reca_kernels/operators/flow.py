@@ -1,4 +1,4 @@
-"""Flow-matching loss with its gradients: `forward` and `gradients` run the implementation that they are told."""
+"""Flow-matching loss with its gradients: `forward` and `gradients` run the implementation that is named."""
 
 from __future__ import annotations
 
