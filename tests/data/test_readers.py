@@ -19,8 +19,11 @@ from reca.core.images import decode, short_side_crop, squash, to_tensor
 from reca.core.unreadable import UnreadableImage
 from reca.data.dataset import Corrupt, read_images
 from reca.data.formats import open_dataset
+from reca.data.order import Visits
 from reca.data.readers import parquet as parquet_reader
 from reca.data.readers.llava import pair_turns
+from reca.features.build import build
+from tests.toy_model import CODE, DrawingToy
 
 
 def png(value: int = 0, size: tuple[int, int] = (4, 4)) -> bytes:
@@ -308,15 +311,21 @@ def test_parquet_is_read_in_parallel_without_mixing_rows(parquet):
     assert [image.getpixel((0, 0))[0] for _, _, image in read] == order
 
 
-def test_parquet_decodes_a_row_group_once_in_any_order(parquet, monkeypatch):
-    decoded: list[tuple[str, int]] = []
+@pytest.fixture
+def decoded(monkeypatch) -> list[tuple[str, int]]:
+    """The row groups that are decoded, in order."""
+    found: list[tuple[str, int]] = []
     read_group = parquet_reader._read_group
 
     def counted(file, group, *rest):
-        decoded.append((file.name, group))
+        found.append((file.name, group))
         return read_group(file, group, *rest)
 
     monkeypatch.setattr(parquet_reader, "_read_group", counted)
+    return found
+
+
+def test_parquet_decodes_a_row_group_once_in_any_order(parquet, decoded):
     order = [7, 0, 4, 6, 1, 3, 5, 2]
     dataset = open_dataset("parquet", parquet)
     for index in order:
@@ -330,6 +339,59 @@ def test_parquet_decodes_a_row_group_once_in_any_order(parquet, monkeypatch):
         assert bounded[index].id == f"row-{index}"
         assert len(bounded._cache) <= 4
         assert bounded._cached_bytes == sum(table.nbytes for table in bounded._cache.values())
+
+
+def test_copies_of_row_groups_give_the_same_rows_in_any_order(parquet, tmp_path, decoded):
+    order = [int(at) for at in np.random.default_rng(0).integers(0, 15, 60)]
+    expected = [open_dataset("parquet", parquet)[at] for at in order]
+    folder = tmp_path / "copies"
+    decoded.clear()
+    dataset = open_dataset("parquet", parquet, arrow_folder=str(folder))
+    assert [dataset.texts(at) for at in order] == [replace(one, image=None) for one in expected]
+    assert [dataset[at] for at in order] == expected
+    assert len(decoded) == len(set(decoded)) == len(list(folder.iterdir())) == 6
+    later = open_dataset("parquet", parquet, arrow_folder=folder)
+    assert [later[at] for at in order] == expected
+    assert len(decoded) == 6
+    assert later.fingerprint() == open_dataset("parquet", parquet).fingerprint()
+
+
+def test_a_changed_file_is_copied_again_and_a_damaged_copy_is_named(parquet, tmp_path, decoded):
+    folder = tmp_path / "copies"
+    path = parquet / "train-10.parquet"
+    assert grey(open_dataset("parquet", path, arrow_folder=folder)[0].image) == 12
+    pq.write_table(pa.Table.from_pylist(rows(3, 40)), path)
+    assert grey(open_dataset("parquet", path, arrow_folder=folder)[0].image) == 40
+    assert len(decoded) == 2
+    for copy in folder.iterdir():
+        copy.write_bytes(copy.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"\.arrow: damaged copy of a row group .*; remove it"):
+        open_dataset("parquet", path, arrow_folder=folder)[0]
+
+
+@pytest.mark.parametrize("value", [3, "", True])
+def test_the_folder_of_copies_is_checked(parquet, value):
+    with pytest.raises(ValueError, match=f"arrow_folder = {value!r}: must be the path of a folder"):
+        open_dataset("parquet", parquet, arrow_folder=value)
+
+
+def test_reading_in_another_order_than_the_files_is_reported_once(parquet, caplog):
+    dataset = open_dataset("parquet", parquet, row_groups=1)
+    for _ in range(8):
+        assert [dataset[at].id for at in range(15)]
+    assert not caplog.messages
+    for at in [0, 14] * 20:
+        dataset[at]
+    (line,) = caplog.messages
+    assert "6 row groups were decoded 8 times each" in line and "arrow_folder" in line
+
+
+def test_a_cache_is_built_in_the_order_of_the_row_groups(parquet, tmp_path, decoded):
+    visits = Visits(order="own", stream="draw", seeds=(3, 4), samples=6)
+    dataset = open_dataset("parquet", parquet, row_groups=1)
+    options = {"use": "draw", "code": CODE, "shard_bytes": 100, "visits": visits}
+    build(DrawingToy(), dataset, tmp_path / "cache", **options)
+    assert len(decoded) <= 2 * len(set(decoded)) + 1  # to hash, for the size of a row, to encode
 
 
 def test_parquet_cache_size_is_checked(parquet):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from reca.core.artifacts import sha256_json
 from reca.core.documents import json_value, kind_of
 from reca.core.unreadable import UnreadableImage, UnreadableText
 from reca.data.dataset import Conversation, Sample
+from reca.data.readers.arrow_copy import ArrowCopies
 from reca.data.readers.folder import natural_key
 from reca.data.readers.hashes import hash_files
 from reca.data.readers.llava import pair_turns
@@ -22,6 +25,8 @@ from reca.data.readers.text import text_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+log = logging.getLogger(__name__)
 
 DEFAULT_COLUMNS = {
     "image": "image",
@@ -33,6 +38,9 @@ CACHE_MIB = 1024
 LEAST_ROW_GROUPS = (
     4  # workers at the end of one row group and the start of the next share the cache
 )
+OPEN_COPIES = 256  # memory maps, each of which keeps a file open
+# A cache is built in two passes in the file's order; as many as this are reads in another order.
+EXPECTED_PASSES = 8
 
 
 class ParquetDataset:
@@ -45,9 +53,11 @@ class ParquetDataset:
             Null in the caption or conversations column means that the row has none.
         extra: columns to store in `Sample.extra`; default: all others.
         cache_mib: MiB of decoded row groups kept in memory. A row group is decoded at once, so
-            random access is fast while the columns that it reads fit; larger files are better read
-            in order. The last four used are kept whatever their size.
+            random access is fast while the columns that it reads fit; larger files are read in
+            order, or with `arrow_folder`. The last four used are kept whatever their size.
         row_groups: number of row groups to keep, in place of the bound in bytes.
+        arrow_folder: folder for uncompressed copies of the row groups (`ArrowCopies`), from which a
+            row in any order is read alone. Caches are built in the file's order and need none.
     """
 
     def __init__(
@@ -60,6 +70,7 @@ class ParquetDataset:
         extra: Sequence[str] | None = None,
         row_groups: int | None = None,
         cache_mib: int = CACHE_MIB,
+        arrow_folder: str | Path | None = None,
     ) -> None:
         self.root = path if path.is_dir() else path.parent
         self.files = _files(path)
@@ -78,6 +89,8 @@ class ParquetDataset:
         self._cached_bytes = 0
         self._cache_bytes = _bytes_of(cache_mib)
         self._row_groups = row_groups
+        self._copies = None if arrow_folder is None else ArrowCopies(arrow_folder)
+        self._decoded = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -134,16 +147,35 @@ class ParquetDataset:
         return f"{file.relative_to(self.root).with_suffix('').as_posix()}/{row}"
 
     def _table(self, group: int, images: bool) -> pa.Table:
-        """One row group, with or without images, decoded once if it fits into the cache."""
+        """One row group, with or without images: from the cache, its copy, or the file."""
         with self._lock:
-            key = (group, images or (group, True) in self._cache)
+            # A table with images also serves texts, and a map reads no image for them.
+            whole = images or self._copies is not None or (group, True) in self._cache
+            key = (group, whole)
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-            columns = [name for role, name in self.columns.items() if images or role != "image"]
-            table = _read_group(*self._groups[group], [*columns, *self.extra])
+            columns = [name for role, name in self.columns.items() if whole or role != "image"]
+            decode = partial(self._decode, group, [*columns, *self.extra])
+            if self._copies is None:
+                table = decode()
+            else:
+                file, number, _ = self._groups[group]
+                table = self._copies.table(file, number, [*columns, *self.extra], decode)
             self._keep(key, table)
             return table
+
+    def _decode(self, group: int, columns: list[str]) -> pa.Table:
+        self._decoded += 1
+        if self._copies is None and self._decoded == EXPECTED_PASSES * len(self._groups) + 1:
+            log.warning(
+                "%s: %d row groups were decoded %d times each, as rows are read in another order than the files'; "
+                "set the option arrow_folder to a folder for uncompressed copies, or raise cache_mib",
+                self.root,
+                len(self._groups),
+                EXPECTED_PASSES,
+            )
+        return _read_group(*self._groups[group], columns)
 
     def _keep(self, key: tuple[int, bool], table: pa.Table) -> None:
         """Add a table to the cache, evicting the least recently used ones if it is full."""
@@ -151,6 +183,8 @@ class ParquetDataset:
         self._cached_bytes += table.nbytes
         least = LEAST_ROW_GROUPS if self._row_groups is None else max(1, self._row_groups)
         bound = self._cache_bytes if self._row_groups is None else 0
+        if self._copies is not None:  # whose bytes are the page cache's
+            least, bound = OPEN_COPIES, 0
         while self._cached_bytes > bound and len(self._cache) > least:
             _, dropped = self._cache.popitem(last=False)
             self._cached_bytes -= dropped.nbytes
