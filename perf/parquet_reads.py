@@ -88,11 +88,13 @@ def read_shuffled(path: Path, count: int, options: dict[str, Any]) -> list[float
     return [clocked(lambda: read(order[:count])), clocked(lambda: read(order[count:]))]
 
 
-def measure(root: Path, path: Path, count: int = READ, **options: Any) -> dict[str, float]:
+def measure(
+    root: Path, path: Path, count: int = READ, options: dict[str, Any] | None = None
+) -> dict[str, float]:
     """Both passes with the package of a checkout, in a separate process."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), f"{root}/kernels"])}
     answer = subprocess.run(
-        [sys.executable, __file__, "--measure", json.dumps([str(path), count, options])],
+        [sys.executable, __file__, "--measure", json.dumps([str(path), count, options or {}])],
         cwd=root,
         env=environment,
         check=True,
@@ -110,9 +112,9 @@ def measure_large(root: Path, folder: Path) -> dict[str, Any]:
     rows = random.Random(2).sample(range(ROWS), READ)
     copies = {"arrow_folder": str(folder / "copies")}
     return {
-        "cached row groups": measure(root, path, UNCACHED_READ, row_groups=1),
-        "arrow_folder, empty": measure(root, path, **copies),
-        "arrow_folder, filled": measure(root, path, **copies),
+        "cached row groups": measure(root, path, UNCACHED_READ, {"row_groups": 1}),
+        "arrow_folder, empty": measure(root, path, options=copies),
+        "arrow_folder, filled": measure(root, path, options=copies),
         "pyarrow memory map of the complete file, 1,000 rows": clocked(
             lambda: read_map(plain, rows)
         ),
