@@ -6,6 +6,7 @@ the data set to rows; `cache.json` has the key and what it covers; and there are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,8 @@ class FeatureCache:
         self.positions = np.asarray(index["position"], np.int64)
         self._shard = np.asarray(index["shard"], np.int64)
         self._offset = np.asarray(index["offset"], np.int64)
-        self._open: dict[int, Features] = {}
+        self._forms = {name: _form(form) for name, form in about["features"].items()}
+        self._open: dict[int, dict[str, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,27 +79,28 @@ class FeatureCache:
             ValueError: a row that the cache does not have, or a damaged shard.
         """
         chosen = np.asarray(indices, np.int64).reshape(-1)
-        outside = chosen[(chosen < 0) | (chosen >= len(self))]
-        if outside.size:
+        if chosen.size and chosen.view(np.uint64).max() >= len(self):  # a negative one, too
+            outside = chosen[(chosen < 0) | (chosen >= len(self))]
             raise ValueError(
                 f"{self.directory}: no row {outside[0]}; the cache has {len(self)} rows"
             )
-        shards, offsets = self._shard[chosen], self._offset[chosen]
-        features = {
-            name: torch.empty(len(chosen), *form["shape"], dtype=getattr(torch, form["dtype"]))
-            for name, form in self.about["features"].items()
-        }
-        for shard in np.unique(shards):
-            where = torch.from_numpy(np.flatnonzero(shards == shard))
-            source = torch.from_numpy(offsets[shards == shard])
-            for name, stored in self._shard_features(int(shard)).items():
-                features[name][where] = stored[source].to(features[name].dtype)
+        shards, offsets = self._shard[chosen].tolist(), self._offset[chosen].tolist()
+        opened = {shard: self._shard_rows(shard) for shard in set(shards)}
+        features = {}
+        for name, (shape, dtype, bits) in self._forms.items():
+            # One copy of each row; fancy indexing takes two, and torch's goes by element. numpy's memory, as it asks
+            # for huge pages.
+            values = np.empty((len(chosen), math.prod(shape)), bits)
+            stored = {shard: rows[name] for shard, rows in opened.items()}
+            for row, (shard, offset) in enumerate(zip(shards, offsets, strict=True)):
+                values[row] = stored[shard][offset]
+            features[name] = torch.from_numpy(values).view(dtype).view(len(chosen), *shape)
         return features
 
-    def _shard_features(self, number: int) -> Features:
-        """Memory-mapped tensors of a shard, opened at first use."""
+    def _shard_rows(self, number: int) -> dict[str, np.ndarray]:
+        """The memory-mapped rows of a shard, [rows, values of a row] each, opened at first use."""
         if number not in self._open:
-            self._open[number] = self._map(number)
+            self._open[number] = {name: _bits(rows) for name, rows in self._map(number).items()}
         return self._open[number]
 
     def _map(self, number: int) -> Features:
@@ -112,6 +115,18 @@ class FeatureCache:
                 f"{path}: contains {found}, the index has {expected}; rebuild the cache"
             )
         return features
+
+
+def _form(form: dict[str, Any]) -> tuple[list[int], torch.dtype, np.dtype]:
+    """Shape and dtype of a feature's rows, and the dtype of their `_bits`."""
+    dtype = getattr(torch, form["dtype"])
+    return form["shape"], dtype, _bits(torch.empty(0, dtype=dtype)).dtype
+
+
+def _bits(rows: torch.Tensor) -> np.ndarray:
+    """The same memory as an array [rows, values of a row]; bf16, which numpy does not have, as 16-bit integers."""
+    bits = rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows
+    return bits.numpy().reshape(len(rows), math.prod(rows.shape[1:]))
 
 
 def map_safetensors(path: Path) -> Features:
