@@ -111,12 +111,13 @@ def _parameters(model: ModelConfig, shipped: Sequence[Path]) -> int:
 
 def _data(experiment: Experiment) -> None:
     """ValueError, naming the key, for unknown reader options and for shipped weights that are missing."""
-    from reca.data.formats import check_options, max_unreadable
+    from reca.data.formats import check_options, jpeg_side, max_unreadable
 
     for role, source in experiment.data.items():
         try:
             check_options(source.kind, source.options)
             max_unreadable(source.options)
+            jpeg_side(source.options)
         except ValueError as error:
             raise ValueError(f"data.{role}.options: {error}") from error
     for name, model in experiment.models.items():

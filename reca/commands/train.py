@@ -52,7 +52,7 @@ def cache(arguments: Namespace) -> None:
     import torch
 
     from reca.core.devices import placed
-    from reca.data.formats import max_unreadable
+    from reca.data.formats import jpeg_side, max_unreadable
     from reca.features.build import build
     from reca.features.roles import open_role
     from reca.models.registry import load_model
@@ -75,6 +75,7 @@ def cache(arguments: Namespace) -> None:
         code=stage_code("cache", family),
         dtype=plain.get("cache_dtype", "fp32"),
         max_unreadable=max_unreadable(source.options),
+        jpeg_side=jpeg_side(source.options),
         workers=workers if (workers := torch.get_num_threads()) > 1 else 0,
         visits=section(Visits, plain["visits"], "visits") if "visits" in plain else None,
         work=work_folder(arguments, "cache", read.values()).path,

@@ -86,14 +86,20 @@ _EXIF_ORIENTATION = 0x0112
 
 
 def decode(
-    data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE
+    data: bytes,
+    *,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    max_side: int = MAX_SIDE,
+    jpeg_side: int | None = None,
 ) -> Image.Image:
     """Decode one JPEG, PNG, WebP, GIF, BMP or TIFF file to an upright RGB image.
 
     The format is that of the content, whatever the name. Animations give their first frame, TIFF its first page; EXIF
     orientation is applied, grey, palette and CMYK become RGB, of 16-bit samples the high byte is kept, and transparency
     is composited on white. A JPEG that would take more than `MAX_BYTES` is decoded at a half, a quarter or an eighth
-    of its size. `name` identifies the sample in errors.
+    of its size, and so is, with `jpeg_side`, one whose short side stays at least that long. `name` identifies the
+    sample in errors.
 
     Raises:
         UnreadableImage: empty, truncated, of another format, damaged, with a second document after the image, with
@@ -105,7 +111,7 @@ def decode(
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             _check_size(image.size, name, max_pixels, max_side)
             _check_tail(data, kind, name)
-            _bound(image, data, kind, name)
+            _bound(image, data, kind, name, jpeg_side)
             image.load()
             orientation = _orientation(image)  # PNG may state it after the pixels
             _check_memory(image, data, kind, name, orientation in _UPRIGHT)
@@ -214,14 +220,23 @@ def _check_tail(data: bytes, kind: str, name: str) -> None:
         )
 
 
-def _bound(image: Image.Image, data: bytes, kind: str, name: str) -> None:
-    """Demand `MAX_BYTES` of an image that is not loaded yet: JPEG is reduced to it, any other format refused."""
+def _bound(
+    image: Image.Image, data: bytes, kind: str, name: str, jpeg_side: int | None = None
+) -> None:
+    """Demand `MAX_BYTES` of an image that is not loaded yet: JPEG is reduced to it, any other format refused.
+
+    A JPEG is reduced further while its short side stays at least `jpeg_side`.
+    """
     # Asked for EXIF that it has not met yet, a PNG is loaded to its end.
     turned = (kind != "PNG" or "exif" in image.info) and _orientation(image) in _UPRIGHT
-    if kind == "JPEG" and decoding_bytes(image, data, kind, turned) > MAX_BYTES:
-        for reduction in _REDUCTIONS:
-            if decoding_bytes(image, data, kind, turned, reduction) <= MAX_BYTES:
-                image.draft(None, (image.width // reduction, image.height // reduction))
+    if kind == "JPEG":
+        most = min(image.size) // jpeg_side if jpeg_side else 1
+        least = max((reduction for reduction in _REDUCTIONS if reduction <= most), default=1)
+        for reduction in (1, *_REDUCTIONS):
+            needed = decoding_bytes(image, data, kind, turned, reduction)
+            if reduction >= least and needed <= MAX_BYTES:
+                if reduction > 1:
+                    image.draft(None, (image.width // reduction, image.height // reduction))
                 return
     _check_memory(image, data, kind, name, turned)
 

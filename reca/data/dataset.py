@@ -94,20 +94,21 @@ def read_images(
     *,
     max_bad_fraction: float = MAX_UNREADABLE,
     max_pixels: int = MAX_PIXELS,
+    jpeg_side: int | None = None,
     workers: int = 0,
     tally: Corrupt | None = None,
 ) -> Iterator[tuple[int, Sample, Image]]:
     """Yield (index, sample, RGB image) for every readable sample of `indices`, in order.
 
     Unreadable samples are skipped, never replaced, so the result depends only on the data.
-    They are counted in `tally`, or in a fresh one that is logged at the end.
+    They are counted in `tally`, or in a fresh one that is logged at the end. `jpeg_side`: see `images.decode`.
 
     Raises:
         ValueError: more than `max_bad_fraction` of `indices` are unreadable; raised at the first
             sample past the threshold, with names.
     """
     tally = tally or Corrupt(len(indices), max_bad_fraction)
-    read = partial(_read, dataset, max_pixels)
+    read = partial(_read, dataset, max_pixels, jpeg_side)
     for index, result in zip(indices, in_order(read, iter(indices), workers), strict=True):
         if isinstance(result, UnreadableSample):
             tally.add(result)
@@ -140,11 +141,14 @@ def described(left_out: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     }
 
 
-def _read(dataset: Dataset, max_pixels: int, index: int) -> tuple[Sample, Image] | UnreadableSample:
+def _read(
+    dataset: Dataset, max_pixels: int, jpeg_side: int | None, index: int
+) -> tuple[Sample, Image] | UnreadableSample:
     try:
         sample = dataset[index]
         if sample.image is None:
             return UnreadableImage(sample.id, "the sample has no image")
-        return sample, decode(sample.image, name=sample.id, max_pixels=max_pixels)
+        image = decode(sample.image, name=sample.id, max_pixels=max_pixels, jpeg_side=jpeg_side)
+        return sample, image
     except UnreadableSample as fault:
         return fault

@@ -9,10 +9,19 @@ from typing import Any
 
 from reca.data.dataset import MAX_UNREADABLE, Dataset, Sample
 
-__all__ = ["KINDS", "Dataset", "Sample", "check_options", "max_unreadable", "open_dataset"]
+__all__ = [
+    "KINDS",
+    "Dataset",
+    "Sample",
+    "check_options",
+    "jpeg_side",
+    "max_unreadable",
+    "open_dataset",
+]
 
 KINDS = ("world", "folder", "tar", "parquet", "llava")
-LIMIT = "max_unreadable"  # an option of all kinds
+LIMIT, JPEG_SIDE = "max_unreadable", "jpeg_side"
+SHARED = (LIMIT, JPEG_SIDE)  # options of all kinds
 
 
 def open_dataset(kind: str, path: str | Path, **options: Any) -> Dataset:
@@ -21,17 +30,18 @@ def open_dataset(kind: str, path: str | Path, **options: Any) -> Dataset:
     Args:
         kind: one of `KINDS`; the laptop `world` is stored as parquet and read as such.
         path: location of the files.
-        options: those of the reader's class (column names, limits, the image root), and `max_unreadable`
-            (see the function), which the caller enforces.
+        options: those of the reader's class (column names, limits, the image root), and `max_unreadable` and
+            `jpeg_side` (see the functions), which the caller enforces.
 
     Raises:
         ValueError: unknown kind or option, no such path, or files that the reader rejects.
     """
     check_options(kind, options)
     max_unreadable(options)
+    jpeg_side(options)
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file or folder; fetch or build the data set first")
-    own = {name: value for name, value in options.items() if name != LIMIT}
+    own = {name: value for name, value in options.items() if name not in SHARED}
     return _reader(kind)(Path(path), **own)
 
 
@@ -43,9 +53,17 @@ def max_unreadable(options: Mapping[str, Any]) -> float:
     return float(value)
 
 
+def jpeg_side(options: Mapping[str, Any]) -> int | None:
+    """The short side in pixels down to which JPEGs are decoded at a part of their size; None decodes them exactly."""
+    value = options.get(JPEG_SIDE)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{JPEG_SIDE} = {value!r}: must be a whole number of pixels, 1 or more")
+    return value
+
+
 def check_options(kind: str, options: Iterable[str]) -> None:
     """Raise ValueError for an option that the reader of this kind does not have."""
-    allowed = [*list(inspect.signature(_reader(kind)).parameters)[1:], LIMIT]
+    allowed = [*list(inspect.signature(_reader(kind)).parameters)[1:], *SHARED]
     for name in options:
         if name not in allowed:
             known = ", ".join(allowed)

@@ -120,14 +120,17 @@ def _left_out(name: str, position: int, reason: str) -> dict[str, Any]:
     return {"id": name, "position": position, "reason": reason}
 
 
-def _covers(model: UnifiedModel, use: Use, dtype: Precision, code: str) -> dict[str, Any]:
+def _covers(
+    model: UnifiedModel, use: Use, dtype: Precision, code: str, jpeg_side: int | None
+) -> dict[str, Any]:
     """Everything that a row depends on besides its image; the fingerprint covers weights and preprocessing."""
     if dtype not in PRECISIONS:
         raise ValueError(
             f"cache dtype {dtype!r} is not known; choose one of {', '.join(PRECISIONS)}"
         )
     encoder = model.encoder_fingerprint(use)
-    return {"format": FORMAT, "encoder": encoder, "use": use, "dtype": dtype, "code": code}
+    covers = {"format": FORMAT, "encoder": encoder, "use": use, "dtype": dtype, "code": code}
+    return covers if jpeg_side is None else covers | {"jpeg_side": jpeg_side}
 
 
 # ---- encoding ------------------------------------------------------------------------------------
@@ -142,6 +145,7 @@ class Encoder:
     batch_size: int
     workers: int
     tally: Corrupt
+    jpeg_side: int | None = None
 
     def encode(self, images: Sequence[Image], names: Sequence[str]) -> Features:
         """One batch on the CPU, floats in the cache's precision; NonFinite names images without finite features."""
@@ -163,7 +167,9 @@ class Encoder:
     def shard_rows(self, plan: Plan) -> int:
         """Number of rows per shard, from the row size of the first readable image."""
         ignored = Corrupt(len(plan.first), max_fraction=1.0)
-        for _, sample, image in read_images(self.dataset, list(plan.first.values()), tally=ignored):
+        first = list(plan.first.values())
+        read = read_images(self.dataset, first, tally=ignored, jpeg_side=self.jpeg_side)
+        for _, sample, image in read:
             row_bytes = sum(tensor.nbytes for tensor in self.encode([image], [sample.id]).values())
             return min(SHARD_ROWS, max(1, plan.shard_bytes // max(1, row_bytes)))
         raise ValueError("no readable image in the data set, so there is nothing to cache")
@@ -171,7 +177,13 @@ class Encoder:
     def shard(self, shard: Shard) -> tuple[Features, dict[str, Any]]:
         """Features of a shard's readable images, and the hashes of these images."""
         started, before = time.monotonic(), len(self.tally.bad)
-        read = read_images(self.dataset, shard.positions, tally=self.tally, workers=self.workers)
+        read = read_images(
+            self.dataset,
+            shard.positions,
+            tally=self.tally,
+            workers=self.workers,
+            jpeg_side=self.jpeg_side,
+        )
         kept: list[int] = []
         parts: list[Features] = []
         for batch in iter(lambda: list(islice(read, self.batch_size)), []):
@@ -346,6 +358,7 @@ def build(
     batch_size: int = 64,
     shard_bytes: int = SHARD_BYTES,
     max_unreadable: float = MAX_UNREADABLE,
+    jpeg_side: int | None = None,
     workers: int = 0,
     visits: Visits | None = None,
     work: str | Path | None = None,
@@ -366,6 +379,7 @@ def build(
         batch_size: images per call of `encode`.
         shard_bytes: approximate size of a shard.
         max_unreadable: share of the samples whose image or text may be unreadable.
+        jpeg_side: short side in pixels down to which JPEGs are decoded at a part of their size, by default none.
         workers: threads that read and decode.
         visits: the samples that are read at all, by default every one.
         work: folder for finished shards of an unfinished cache, by default a hidden folder next to
@@ -380,10 +394,10 @@ def build(
     """
     out = Path(out_dir)
     workshop = Workshop(Path(work) if work is not None else out.parent / f".{out.name}.work")
-    plan = Plan(_covers(model, use, dtype, code), shard_bytes, visits)
+    plan = Plan(_covers(model, use, dtype, code, jpeg_side), shard_bytes, visits)
     read = len(dataset) if visits is None else len(visits.of(len(dataset)))
     tally = Corrupt(read, max_unreadable)
-    encoder = Encoder(model, dataset, use, PRECISIONS[dtype], batch_size, workers, tally)
+    encoder = Encoder(model, dataset, use, PRECISIONS[dtype], batch_size, workers, tally, jpeg_side)
     stage = artifacts.Stage(
         "cache", out, inputs=inputs or {}, section=section, code=code, reads=reads
     )

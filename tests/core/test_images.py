@@ -273,6 +273,25 @@ def test_every_mode_becomes_rgb():
         assert np.array_equal(result, image.convert(mode).convert("RGB")), mode
 
 
+@pytest.mark.parametrize(
+    ("jpeg_side", "size"),
+    [(None, (400, 300)), (151, (400, 300)), (150, (200, 150)), (75, (100, 75)), (1, (50, 38))],
+)
+def test_a_jpeg_is_reduced_while_its_short_side_stays(jpeg_side, size):
+    picture = Image.radial_gradient("L").resize((400, 300)).convert("RGB")
+    jpeg, png = encode(picture, "JPEG", quality=95), encode(picture, "PNG")
+    found = decode(jpeg, name="a", jpeg_side=jpeg_side)
+    assert found.size == size
+    if jpeg_side is None or size == (400, 300):
+        assert np.array_equal(found, decode(jpeg, name="a"))
+    else:
+        exact, reduced = (
+            np.asarray(images.squash(one, 32), dtype=int) for one in (decode(jpeg, name="a"), found)
+        )
+        assert 0 < np.abs(exact - reduced).max() <= 12
+    assert decode(png, name="a", jpeg_side=jpeg_side).size == (400, 300)
+
+
 def test_cmyk_jpeg_keeps_its_colours():
     red = Image.new("RGB", (16, 16), (230, 20, 20)).convert("CMYK")
     pixels = np.asarray(decode(encode(red, "JPEG", quality=100), name="cmyk"), dtype=int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from reca.cli import main
@@ -104,6 +106,35 @@ def test_the_verb_takes_the_precision_of_its_section(monkeypatch, tmp_path, said
     words = ["cache", "--section", json.dumps(section), "--model", str(tmp_path), "--use", "draw"]
     assert main([*words, "--data", str(tmp_path), "--out", str(tmp_path / "c")]) == 0
     assert given["dtype"] == dtype and given["section"] == {**section, "use": "draw"}
+
+
+def test_reduced_jpegs_make_another_cache(monkeypatch, tmp_path):
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").convert("RGB").save(buffer, "JPEG")
+    picture = {0: Sample("photo", buffer.getvalue())}
+    exact, reduced = (
+        make(tmp_path / str(side), dataset=Pictures(1, picture), jpeg_side=side)
+        for side in (None, 32)
+    )
+    assert "jpeg_side" not in exact.about["covers"]
+    assert exact.about["key"] != reduced.about["key"]
+    rows = [cache.rows([0])["understanding"] for cache in (exact, reduced)]
+    assert not torch.equal(*rows) and torch.allclose(*rows, atol=0.05)
+
+
+def test_the_verb_reduces_jpegs_as_the_data_say(monkeypatch, tmp_path, capsys):
+    given = {}
+    monkeypatch.setattr("reca.features.build.build", lambda *args, **named: given.update(named))
+    monkeypatch.setattr("reca.models.registry.load_model", lambda folder: DrawingToy())
+    (tmp_path / "picture.png").write_bytes(png(1))
+    for side in (64, 0):
+        data = {"reconstruct": {"kind": "folder", "options": {"jpeg_side": side}}}
+        section = json.dumps({"family": "showo", "data": data})
+        words = ["--section", section, "--model", str(tmp_path), "--use", "draw"]
+        code = main(["cache", *words, "--data", str(tmp_path), "--out", str(tmp_path / "c")])
+        assert code == (0 if side else 2)
+    assert given["jpeg_side"] == 64
+    assert "jpeg_side = 0: must be a whole number of pixels" in capsys.readouterr().err
 
 
 def test_equal_images_are_encoded_once(tmp_path):
