@@ -66,6 +66,20 @@ def test_a_constant_of_the_kind_of_token_is_no_difference(monkeypatch: pytest.Mo
     assert binding.difference(values, model, np.random.default_rng(0)) < 1e-10
 
 
+def test_smaller_values_are_no_smaller_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = torch.ones((), requires_grad=True)
+
+    def values(_: Any, images: Any, texts: list[str]) -> Any:
+        fixed = torch.Generator().manual_seed(0)
+        seen, told = (torch.randn(len(texts), n, 8, generator=fixed) * scale for n in (4, 40))
+        return [seen] * 2, [told] * 2, 0
+
+    model: Any = None
+    term = binding.difference(values, model, np.random.default_rng(0))
+    (gradient,) = torch.autograd.grad(term, scale)
+    assert 0.8 < term < 1.2 and abs(gradient) < 1e-6
+
+
 def test_the_term_is_added_to_answers_about_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binding, "difference", lambda *_: torch.tensor(2.0))
     model: Any = SimpleNamespace(answer_loss=lambda *_: Loss(torch.tensor(5.0), 10))

@@ -54,10 +54,12 @@ def told(
 def difference(
     values: Values, model: UnifiedModel, generator: np.random.Generator, scenes: int = SCENES
 ) -> Tensor:
-    """Mean over the upper half of the layers of the squared difference of values, relative to the nouns', [].
+    """Mean over the upper half of the layers of the squared difference of values, relative to their squares: 0 if all
+    are equal, 1 if they have nothing in common; [].
 
     Lower layers are left out: a noun has not collected its colour there. Both kinds of token are centred, by place
-    where the noun cannot know it.
+    where the noun cannot know it. The gradient passes through the squares, too: it would else shrink all values to
+    nothing, the faster the smaller they are.
     """
     drawn = [draw_scene(generator) for _ in range(scenes)]
     form = FORMS[int(generator.integers(len(FORMS)))]
@@ -77,7 +79,7 @@ def difference(
             state - membership @ (averaging.T @ state)
             for state in (picture[rows, places], text[rows, ends])
         )
-        parts.append((own - other).square().mean() / other.detach().square().mean())
+        parts.append((own - other).square().mean() / (own.square() + other.square()).mean())
     return torch.stack(parts).mean()
 
 
