@@ -24,11 +24,12 @@ def with_jobs(found: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 class Tree(psutil.Process):
-    """A process whose children are those below it, and the jobs that they wait for."""
+    """A process whose children are those below it, and the jobs that it and they wait for."""
 
     def children(self, recursive: bool = False) -> list[psutil.Process]:
         """As psutil's, with jobs."""
-        return with_jobs(super().children(recursive))
+        below = super().children(recursive)
+        return with_jobs([psutil.Process(self.pid), *below])[1:]
 
 
 def count_in_benchmarks() -> bool:
