@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from reca.worker.client import MESSAGE, VARIABLE, address, is_own, receive, send, surroundings
+from reca.worker.template import NAMES, UNFIT
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = Path(__file__).with_name("template.py")
 TEMPLATES = 4  # kept at most; each holds its own copy of the libraries
-UNFIT = 3  # exit status of a template that must not fork
-NAMES = 1000  # of modules in one message
 PATIENCE = 5.0  # seconds for a client's request
 # Differ from job to job or run to run, and no library reads them: RECA_RUN is the mark of a run (`core.processes`).
 VOLATILE = {"_", "OLDPWD", "PWD", "SHLVL", "RECA_RUN"}
@@ -145,7 +144,7 @@ class Server:
                 raise Refused("the worker is another user's")
             data, files, _, _ = socket.recv_fds(connection, MESSAGE, 3)
             self._pass_on(json.loads(data), [*files, connection.fileno()])
-        except (OSError, ValueError, Refused) as error:
+        except Exception as error:  # whatever is wrong with a request: the next ones are served
             with contextlib.suppress(OSError):
                 send(connection, {"refused": str(error)})
         finally:

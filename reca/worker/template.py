@@ -24,13 +24,12 @@ from types import ModuleType
 from typing import Any
 
 MESSAGE = 1 << 20
-NAMES = 1000  # in one message
+NAMES = 1000  # of modules in one message
 UNFIT = 3  # exit status of a template that must not fork
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 OWN = {"reca", "reca_kernels", "tests"}
 LIBRARIES = ("stdlib", "platstdlib", "purelib", "platlib")
 PLACES = tuple(sysconfig.get_path(name) + os.sep for name in LIBRARIES)
-_prctl = ctypes.CDLL(None).prctl
 
 
 def main() -> None:
@@ -126,7 +125,7 @@ def supervised(connection: socket.socket) -> socket.socket:
 
 def die_with(parent: int) -> None:
     """Be killed when the parent, of this process id, ends."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from reca.worker import client, jobs, server
+from reca.worker import client, jobs, server, template
 from tests.rehearsal.usage import used
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,37 +166,28 @@ def test_many_environments_leave_few_templates_and_running_jobs_alone(commands: 
     assert first.communicate(timeout=20)[0] == "done\n"
 
 
-@pytest.fixture
-def template() -> object:
-    spec = importlib.util.spec_from_file_location("template", ROOT / "reca/worker/template.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_template_with_threads_or_with_reca_or_cuda_forks_nothing(
-    template: object, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(template, "OWN", {"reca"})
     monkeypatch.setattr(os, "listdir", lambda path: ["1"])
-    assert template.unfit() == "a library has imported reca"  # type: ignore[attr-defined]
+    assert template.unfit() == "a library has imported reca"
     monkeypatch.setattr(template, "OWN", set())
-    assert template.unfit() is None  # type: ignore[attr-defined]
+    assert template.unfit() is None
     cuda = type("cuda", (), {"is_initialized": lambda: True, "_is_in_bad_fork": lambda: True})
     monkeypatch.setitem(sys.modules, "torch", type("torch", (), {"cuda": cuda}))
-    assert template.unfit() == template.bad_fork() == "a library has started CUDA"  # type: ignore[attr-defined]
+    assert template.unfit() == template.bad_fork() == "a library has started CUDA"
     monkeypatch.undo()
     threading.Thread(target=time.sleep, args=(1,), daemon=True).start()
-    assert template.unfit() == "a library has started a thread"  # type: ignore[attr-defined]
+    assert template.unfit() == "a library has started a thread"
 
 
-def test_only_libraries_are_learned(template: object) -> None:
+def test_only_libraries_are_learned() -> None:
     import yaml
 
     import reca.core.rng
 
-    learned = [template.is_library(m.__name__, m) for m in (json, yaml, reca.core.rng)]  # type: ignore[attr-defined]
+    learned = [template.is_library(m.__name__, m) for m in (json, yaml, reca.core.rng)]
     assert learned == [True, True, False]
 
 
