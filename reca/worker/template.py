@@ -52,6 +52,7 @@ def main() -> None:
 def serve(requests: socket.socket) -> dict[str, Any]:
     """Answer requests until the server closes the connection; returns only in a job, its request."""
     supervisors: list[int] = []
+    own = os.getpid()
     while True:
         data, files, _, _ = socket.recv_fds(requests, MESSAGE, 4)
         supervisors = [pid for pid in supervisors if not os.waitpid(pid, os.WNOHANG)[0]]
@@ -64,7 +65,9 @@ def serve(requests: socket.socket) -> dict[str, Any]:
             supervisors.append(os.fork())
             if not supervisors[-1]:
                 requests.close()  # or the server would not see that the template ends
-                become(message, files, supervised(socket.socket(fileno=files.pop())))
+                connection = socket.socket(fileno=files.pop())
+                supervise(connection, own)
+                become(message, files, connection)
                 return dict(message)
             for file in files:
                 os.close(file)
@@ -101,13 +104,12 @@ def bad_fork() -> str | None:
     return "a library has started CUDA" if cuda and cuda._is_in_bad_fork() else None
 
 
-def supervised(connection: socket.socket) -> socket.socket:
+def supervise(connection: socket.socket, template: int) -> None:
     """Fork the job, in which alone this returns; then wait until it ends or its client does, and end."""
-    die_with(os.getppid())
+    die_with(template)
     own = os.getpid()
     if not (job := os.fork()):
-        die_with(own)
-        return connection
+        return die_with(own)
     ended = os.pidfd_open(job)
     waiting = select.poll()
     waiting.register(ended, select.POLLIN)
