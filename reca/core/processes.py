@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from reca.worker.jobs import with_jobs
+
 MARKS, LOCKS = Path(".snakemake/runs"), Path(".snakemake/locks")
 VARIABLE = "RECA_RUN"  # in the environment of every job: the mark of its run
 PROC = Path("/proc")
@@ -162,9 +164,11 @@ def _end_jobs_of(mark: str) -> None:
     killed = []
     for process in psutil.process_iter():
         try:
-            if process.pid not in spared and process.environ().get(VARIABLE) == mark:
-                process.kill()
-                killed.append(process)
+            if process.pid in spared or process.environ().get(VARIABLE) != mark:
+                continue
+            for one in with_jobs([process]):
+                one.kill()
+                killed.append(one)
         except psutil.Error:
             continue  # gone already, or another user's
     psutil.wait_procs(killed, timeout=10)

@@ -15,6 +15,8 @@ from typing import Any
 
 from reca.core.artifacts import machine, read_json, versions, write_json
 from reca.sources.catalogue import SOURCES_FILE
+from reca.worker.client import OFF, VARIABLE
+from reca.worker.server import shared_worker
 from tests.rehearsal import faults, plan, slurm
 from tests.rehearsal.driver import SUMMARY, Failed, Rehearsal, say
 from tests.rehearsal.servers import Servers, serving
@@ -38,8 +40,9 @@ def main() -> int:
     space = Workspace.made(folder)
     (space.root / SUMMARY).mkdir(exist_ok=True)
     try:
-        with serving(space.root / "served", space.root / SOURCES_FILE, SCALE) as servers:
-            space.variables = servers.environment
+        served = serving(space.root / "served", space.root / SOURCES_FILE, SCALE)
+        with served as servers, shared_worker():
+            space.variables = servers.environment | {VARIABLE: os.environ.get(VARIABLE, OFF)}
             rehearse(space, servers, wanted)
     except Failed as failure:
         print(f"make rehearse: {failure}", file=sys.stderr)

@@ -89,6 +89,15 @@ def test_every_target_of_the_makefile_is_explained(plans):
         assert f"make {target}" in said
 
 
+def test_local_jobs_run_in_a_worker_unless_it_is_off(checkout):
+    started = "print(open('/proc/self/cmdline').read(), file=sys.stderr)"
+    checkout.edit("reca/cli.py", "    parsed = parser()", f"    {started}\n    parsed = parser()")
+    data = ("--cores", "1", "--config", "experiment=laptop_smoke", "--forceall", "--", "data")
+    for variables, place in (({}, "worker/template.py"), ({"RECA_WORKER": "off"}, "-m\0reca")):
+        checkout.run("snakemake", *data, **variables)
+        assert place in (checkout.root / "logs/render/laptop_smoke-reconstruct.log").read_text()
+
+
 LOOKS = [["--dry-run", "--quiet"], ["--summary"], ["--list-rules"], ["--unlock"]]
 
 

@@ -1,4 +1,7 @@
-"""After `kill -9` the same command goes on: what the dead run left is found and removed (`reca.core.processes`).
+"""What lasts as long as a run: its mark, by which what a killed one left is found, and a worker for its jobs.
+
+After `kill -9` the same command goes on: what the dead run left is removed (`reca.core.processes`). Local jobs do not
+import their libraries again and again (`reca.worker`; `RECA_WORKER=off` switches it off).
 
 Only where jobs are about to run: a dry run, `--lint`, `--summary`, `--report`, `--unlock` and the like end and remove
 nothing. Snakemake has no hook between the choice of what to do and its lock, so its own `execute` is wrapped.
@@ -7,6 +10,9 @@ nothing. Snakemake has no hook between the choice of what to do and its lock, so
 from snakemake.exceptions import LockException
 
 from reca.core import processes
+from reca.worker.client import OFF, VARIABLE
+from reca.worker.jobs import count_in_benchmarks
+from reca.worker.server import shared_worker
 
 # Snakemake's plugins for schedulers and its use of conda put these paths into commands that plain names alone survive.
 PLAIN = re.compile(r"[\w./+=@-]+")
@@ -27,7 +33,10 @@ def with_mark(execute):
                     f"{path}: a scheduler's jobs and conda cannot start from a folder with such a name; rename it"
                 )
         processes.recover()
-        with processes.marked():
+        if not count_in_benchmarks():
+            os.environ[VARIABLE] = OFF
+        local = settings.local_exec and not settings.touch_exec and not software
+        with processes.marked(), shared_worker(local):
             try:
                 return execute(*arguments, executor_plugin=executor_plugin, **options)
             except LockException:
