@@ -71,9 +71,16 @@ class Rehearsal:
         beside = ThreadPoolExecutor(1, thread_name_prefix="checks")
         try:
             # a check reads the configuration alone, on a core that the tail of a run leaves idle
-            checks = {name: beside.submit(self.check, one) for name, one in experiments.items()}
+            ahead = {
+                name: beside.submit(self.check, one)
+                for name, one in experiments.items()
+                if not plan.starts(one)
+            }
             for number, (name, experiment) in enumerate(experiments.items(), 1):
-                checks[name].result()
+                if name in ahead:
+                    ahead[name].result()
+                else:  # whose base is the result of a run before this one
+                    self.check(experiment)
                 done[name] = now = self.experiment(experiment, done.get(name, Outcome()))
                 self.keep(done)
                 took = f"{now.jobs:4d} jobs {now.seconds:6.0f} s"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import requests
 
+from reca.config.compose import load
+from reca.config.schema import Experiment
 from reca.sources.catalogue import SOURCES_FILE
 from tests.rehearsal import first_run, plan, slurm
-from tests.rehearsal.driver import Outcome, Rehearsal, summed
+from tests.rehearsal.driver import Failed, Outcome, Rehearsal, summed
 from tests.rehearsal.servers import serving
 from tests.rehearsal.web import Web
 from tests.rehearsal.workspace import Workspace
@@ -51,6 +55,31 @@ def test_a_published_experiment_runs_from_the_hub_to_its_table(tmp_path: Path) -
     assert "scale tiny, not a result" in tables
     difference = (space.root / f"summary/{NAME}-tiny.diff").read_text()
     assert "# number of optimiser steps" in difference
+
+
+class Recorded(Rehearsal):
+    """A rehearsal that runs nothing: a check of what does not exist yet fails as the command would."""
+
+    def pin(self, _: object) -> None: ...
+
+    def check(self, experiment: Experiment) -> None:
+        if missing := set(plan.starts(experiment)) - self.state().keys():
+            raise Failed(f"{experiment.name}: checked before {missing} had run")
+
+    def experiment(self, *_: object) -> Outcome:
+        return Outcome()
+
+    def tables(self, *_: object) -> dict[str, Any]:
+        return {}
+
+
+def test_what_starts_from_another_experiment_is_checked_after_its_run(tmp_path: Path) -> None:
+    space = Workspace.made(tmp_path / "rehearsal")
+    (space.root / "summary").mkdir()
+    servers: Any = SimpleNamespace(web=SimpleNamespace(refused=[]))
+    wanted = ["paper_harmon_reca_then_sft"]
+    found = Recorded(space, servers, SCALE).run(wanted)
+    assert list(found["experiments"]) == [*plan.starts(load(*wanted)), *wanted]
 
 
 def test_published_addresses_are_answered_and_every_other_host_is_refused(tmp_path: Path) -> None:
