@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.backends.cuda import SDPAParams
 from torch.nn import functional as F
 
 from reca_kernels import tuning
-from reca_kernels.intervals import Group, intervals
+from reca_kernels.intervals import Group, Interval, intervals
 from reca_kernels.language import ceil_div, jit, launch, tl
 from reca_kernels.layout import Layout
 
@@ -22,14 +23,16 @@ _LOG2_E = 1.4426950408889634
 def by_intervals(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
     """Attention output [Q, H, E] for q [Q, H, E], k and v [T, K, E], using torch's own kernels."""
     share = q.shape[1] // k.shape[1]
-    if share > 1:
+    if share > 1 and not q.is_cuda:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
     outputs = [_group(q, k, v, group, scale) for group in intervals(layout, q.dtype)]
+    if len(outputs) == 1:
+        return outputs[0]
     return torch.cat(outputs) if outputs else q * 0
 
 
 def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tensor:
-    """Outputs [batch * rows, H, E] for the samples of a group, from q [Q, H, E], k and v [T, H, E]."""
+    """Outputs [batch * rows, H, E] for the samples of a group, from q [Q, H, E], k and v [T, K, E]."""
     batch, rows, columns = group.batch, group.rows, group.columns
     queries = q[group.first_query : group.first_query + batch * rows].unflatten(0, (batch, rows))
     keys, values = (
@@ -37,19 +40,29 @@ def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tenso
         for t in (k, v)
     )
     queries, keys, values = (t.transpose(1, 2) for t in (queries, keys, values))
-    parts = [
-        F.scaled_dot_product_attention(
-            queries[:, :, interval.rows],
-            keys[:, :, interval.columns],
-            values[:, :, interval.columns],
-            attn_mask=interval.mask,
-            is_causal=interval.causal,
-            scale=scale,
-        )
-        for interval in group.intervals
-    ]
-    output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    return output.transpose(1, 2).flatten(0, 1)
+    # split, not sliced: its gradient is one copy, not a sum of tensors that are 0 elsewhere
+    parts = queries.split([one.rows.stop - one.rows.start for one in group.intervals], dim=2)
+    outputs = []
+    for part, interval in zip(parts, group.intervals, strict=True):
+        seen, theirs = keys, values
+        if interval.columns != slice(0, columns):
+            seen, theirs = keys[:, :, interval.columns], values[:, :, interval.columns]
+        grouped = keys.shape[1] != part.shape[1]
+        if grouped and not _takes_groups(part, seen, theirs, interval):
+            share, grouped = part.shape[1] // keys.shape[1], False
+            seen, theirs = (t.repeat_interleave(share, dim=1) for t in (seen, theirs))
+        output = F.scaled_dot_product_attention(
+            part, seen, theirs, attn_mask=interval.mask, is_causal=interval.causal, scale=scale,
+            enable_gqa=grouped,
+        )  # fmt: skip
+        outputs.append(output.transpose(1, 2))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
+
+
+def _takes_groups(q: Tensor, k: Tensor, v: Tensor, interval: Interval) -> bool:
+    """Whether a fast kernel reads keys that several query heads share: they need not be repeated then."""
+    given = SDPAParams(q, k, v, interval.mask, 0.0, interval.causal, True)
+    return torch.backends.cuda.can_use_flash_attention(given)
 
 
 _SCORE_BYTES = 32 * 2**20  # of the fp32 scores that the backward pass below holds at a time
@@ -99,52 +112,57 @@ def interval_gradients(
 
 # ---- Triton: flash attention over the tiles that the layout lists --------------------------------
 @jit
-def scores_tile(
-    q, k, SAMPLE, TAG, position, column, inside, tokens, scale,
-    MASKED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Scores [BQ, BK] in units of log 2, from q [BQ, E] and k [E, BK]; -inf where the key is masked."""
-    s = tl.dot(q, k, input_precision=PRECISION) * scale
-    if MASKED:
-        known = column < tokens
-        sample_q = tl.load(SAMPLE + position, mask=inside, other=-1)
-        sample_k = tl.load(SAMPLE + column, mask=known, other=-2)
-        tag_q = tl.load(TAG + position, mask=inside, other=0)
-        tag_k = tl.load(TAG + column, mask=known, other=0)
-        kind_q, kind_k = tag_q % 8, tag_k % 8  # values of layout.Kind
-        passed = ((kind_k >= 2) & (kind_k <= 4))[None, :]
-        passed = passed | ((kind_k == 1)[None, :] & (kind_q == 1)[:, None])
-        seen = passed & (column[None, :] <= position[:, None])
-        seen = seen | ((kind_k >= 3)[None, :] & (tag_q[:, None] == tag_k[None, :]))
-        seen = seen | (kind_k == 4)[None, :]
-        seen = seen & (sample_q[:, None] == sample_k[None, :])
-        s = tl.where(seen, s, float("-inf"))
-    return s
+def fetched(place, known, lanes, MASKED: tl.constexpr, WHOLE: tl.constexpr):
+    """Numbers at `place`: 0 outside `known` tokens, which matter where MASKED only, and `lanes`, unless WHOLE."""
+    if MASKED and WHOLE:
+        found = tl.load(place, mask=known, other=0.0)
+    elif MASKED:
+        found = tl.load(place, mask=known & lanes, other=0.0)
+    elif WHOLE:
+        found = tl.load(place)
+    else:
+        found = tl.load(place, mask=lanes, other=0.0)
+    return found
+
+
+@jit
+def visible(position, column, sample_q, tag_q, sample_k, tag_k):
+    """`Layout.dense` for queries and keys along either axis."""
+    kind_q, kind_k = tag_q % 8, tag_k % 8  # values of layout.Kind
+    passed = ((kind_k >= 2) & (kind_k <= 4)) | ((kind_k == 1) & (kind_q == 1))
+    seen = passed & (column <= position)
+    seen = seen | ((kind_k >= 3) & (tag_q == tag_k)) | (kind_k == 4)
+    return seen & (sample_q == sample_k)
 
 
 @jit
 def forward_tiles(
-    q, K, V, SAMPLE, TAG, COLUMNS, first, stop, position, inside, tokens, scale, k_token, v_token,
-    top, mass, total, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    q, K, V, SAMPLE, TAG, COLUMNS, first, stop, position, sample_q, tag_q, tokens, scale, k_token,
+    v_token, top, mass, total, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     E: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Continue the online softmax (top, mass [BQ], total [BQ, BE]) over key tiles first..stop-1."""
-    lane = tl.arange(0, BE)
+    """Continue the online softmax (top, mass [BQ], total [BQ, BE]) over the key tiles listed at first..stop-1."""
+    lane, step = tl.arange(0, BE), tl.arange(0, BK)
+    lanes, whole = lane < E, E == BE
+    k_near = step[None, :] * k_token + lane[:, None]
+    v_near = step[:, None] * v_token + lane[None, :]
+    # one tile ahead: the loads below must not wait for it
+    upcoming = tl.load(COLUMNS + first, mask=first < stop, other=0)
     for j in range(first, stop):
-        column = tl.load(COLUMNS + j) * BK + tl.arange(0, BK)
+        start = upcoming
+        upcoming = tl.load(COLUMNS + j + 1, mask=j + 1 < stop, other=0)
+        far, column = start.to(tl.int64), start + step
         known = column < tokens
-        far = column.to(tl.int64)
-        k = tl.load(
-            K + far[None, :] * k_token + lane[:, None],
-            mask=known[None, :] & (lane < E)[:, None], other=0.0,
-        )  # fmt: skip
-        v = tl.load(
-            V + far[:, None] * v_token + lane[None, :],
-            mask=known[:, None] & (lane < E)[None, :], other=0.0,
-        )  # fmt: skip
-        s = scores_tile(
-            q, k, SAMPLE, TAG, position, column, inside, tokens, scale, MASKED, PRECISION
-        )
+        k = fetched(K + far * k_token + k_near, known[None, :], lanes[:, None], MASKED, whole)
+        v = fetched(V + far * v_token + v_near, known[:, None], lanes[None, :], MASKED, whole)
+        s = tl.dot(q, k, input_precision=PRECISION) * scale
+        if MASKED:
+            sample_k = tl.load(SAMPLE + column, mask=known, other=-2)[None, :]
+            tag_k = tl.load(TAG + column, mask=known, other=0)[None, :]
+            seen = visible(
+                position[:, None], column[None, :], sample_q[:, None], tag_q[:, None], sample_k, tag_k
+            )
+            s = tl.where(seen, s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)  # no visible key so far
         p = tl.exp2(s - base[:, None])
@@ -157,16 +175,18 @@ def forward_tiles(
 
 @jit
 def forward_kernel(
-    Q, K, V, OUT, LSE, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, STOPS, COLUMNS, queries, tokens, scale,
-    q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, SHARE,
+    Q, K, V, OUT, LSE, POSITIONS, SAMPLE, TAG, FIRSTS, LASTS, STARTS, MIDDLES, STOPS, COLUMNS, queries,
+    tokens, scale, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, SHARE,
     PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """OUT [BQ, E] for one query tile and head, and LSE [BQ] (+inf for rows without a visible key)."""
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)  # offsets may pass 2^31
-    row, lane = tile * BQ + tl.arange(0, BQ), tl.arange(0, BE)
-    inside = row < queries
+    row, lane = tl.load(FIRSTS + tile) + tl.arange(0, BQ), tl.arange(0, BE)
+    inside = row < tl.load(LASTS + tile)
     position = tl.load(POSITIONS + row, mask=inside, other=0)
+    sample_q = tl.load(SAMPLE + position, mask=inside, other=-1)
+    tag_q = tl.load(TAG + position, mask=inside, other=0)
     valid = inside[:, None] & (lane < E)[None, :]
     far = row.to(tl.int64)[:, None]
     q = tl.load(Q + far * q_token + head * q_head + lane[None, :], mask=valid, other=0.0)
@@ -180,11 +200,11 @@ def forward_kernel(
         tl.load(STOPS + tile),
     )
     top, mass, total = forward_tiles(
-        q, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, position, inside, tokens, scale,
+        q, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, position, sample_q, tag_q, tokens, scale,
         k_token, v_token, top, mass, total, False, PRECISION, E, BE, BK,
     )  # fmt: skip
     top, mass, total = forward_tiles(
-        q, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, position, inside, tokens, scale,
+        q, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, position, sample_q, tag_q, tokens, scale,
         k_token, v_token, top, mass, total, True, PRECISION, E, BE, BK,
     )  # fmt: skip
     blind = mass == 0.0
@@ -197,21 +217,31 @@ def forward_kernel(
 
 @jit
 def query_gradient_tiles(
-    q, d_out, K, V, SAMPLE, TAG, COLUMNS, first, stop, position, inside, tokens, scale,
+    q, d_out, K, V, SAMPLE, TAG, COLUMNS, first, stop, position, sample_q, tag_q, tokens, scale,
     k_token, v_token, lse, delta, total, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     E: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Add the gradient [BQ, BE] of the queries that flows through the listed key tiles."""
-    lane = tl.arange(0, BE)
+    lane, step = tl.arange(0, BE), tl.arange(0, BK)
+    lanes, whole = (lane < E)[None, :], E == BE
+    k_near = step[:, None] * k_token + lane[None, :]
+    v_near = step[:, None] * v_token + lane[None, :]
+    upcoming = tl.load(COLUMNS + first, mask=first < stop, other=0)
     for j in range(first, stop):
-        column = tl.load(COLUMNS + j) * BK + tl.arange(0, BK)
-        valid = (column < tokens)[:, None] & (lane < E)[None, :]
-        far = column.to(tl.int64)[:, None]
-        k = tl.load(K + far * k_token + lane[None, :], mask=valid, other=0.0)
-        v = tl.load(V + far * v_token + lane[None, :], mask=valid, other=0.0)
-        s = scores_tile(
-            q, tl.trans(k), SAMPLE, TAG, position, column, inside, tokens, scale, MASKED, PRECISION
-        )
+        start = upcoming
+        upcoming = tl.load(COLUMNS + j + 1, mask=j + 1 < stop, other=0)
+        far, column = start.to(tl.int64), start + step
+        known = column < tokens
+        k = fetched(K + far * k_token + k_near, known[:, None], lanes, MASKED, whole)
+        v = fetched(V + far * v_token + v_near, known[:, None], lanes, MASKED, whole)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        if MASKED:
+            sample_k = tl.load(SAMPLE + column, mask=known, other=-2)[None, :]
+            tag_k = tl.load(TAG + column, mask=known, other=0)[None, :]
+            seen = visible(
+                position[:, None], column[None, :], sample_q[:, None], tag_q[:, None], sample_k, tag_k
+            )
+            s = tl.where(seen, s, float("-inf"))
         p = tl.exp2(s - lse[:, None])
         d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
         d_s = p * (d_p - delta[:, None])
@@ -221,16 +251,18 @@ def query_gradient_tiles(
 
 @jit
 def query_gradient_kernel(
-    Q, K, V, DOUT, LSE, DELTA, DQ, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, STOPS, COLUMNS, queries, tokens,
-    scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, SHARE,
-    PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
+    Q, K, V, DOUT, LSE, DELTA, DQ, POSITIONS, SAMPLE, TAG, FIRSTS, LASTS, STARTS, MIDDLES, STOPS, COLUMNS,
+    queries, tokens, scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head,
+    SHARE, PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """DQ [BQ, E] for one query tile and head."""
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)  # offsets may pass 2^31
-    row, lane = tile * BQ + tl.arange(0, BQ), tl.arange(0, BE)
-    inside = row < queries
+    row, lane = tl.load(FIRSTS + tile) + tl.arange(0, BQ), tl.arange(0, BE)
+    inside = row < tl.load(LASTS + tile)
     position = tl.load(POSITIONS + row, mask=inside, other=0)
+    sample_q = tl.load(SAMPLE + position, mask=inside, other=-1)
+    tag_q = tl.load(TAG + position, mask=inside, other=0)
     valid = inside[:, None] & (lane < E)[None, :]
     far = row.to(tl.int64)[:, None]
     q = tl.load(Q + far * q_token + head * q_head + lane[None, :], mask=valid, other=0.0)
@@ -245,67 +277,52 @@ def query_gradient_kernel(
         tl.load(STOPS + tile),
     )
     total = query_gradient_tiles(
-        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, position, inside, tokens, scale,
-        k_token, v_token, lse, delta, total, False, PRECISION, E, BE, BK,
+        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, position, sample_q, tag_q, tokens,
+        scale, k_token, v_token, lse, delta, total, False, PRECISION, E, BE, BK,
     )  # fmt: skip
     total = query_gradient_tiles(
-        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, position, inside, tokens, scale,
-        k_token, v_token, lse, delta, total, True, PRECISION, E, BE, BK,
+        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, position, sample_q, tag_q, tokens,
+        scale, k_token, v_token, lse, delta, total, True, PRECISION, E, BE, BK,
     )  # fmt: skip
     place = DQ + far * o_token + head * o_head + lane[None, :]
     tl.store(place, (total * natural).to(DQ.dtype.element_ty), mask=valid)
 
 
 @jit
-def key_scores_tile(
-    k, q_t, SAMPLE, TAG, position, column, inside, tokens, scale,
-    MASKED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """`scores_tile` transposed, [BK, BQ]: its weights are then operands in registers of the next products."""
-    s = tl.dot(k, q_t, input_precision=PRECISION) * scale
-    if MASKED:
-        known = column < tokens
-        sample_q = tl.load(SAMPLE + position, mask=inside, other=-1)
-        sample_k = tl.load(SAMPLE + column, mask=known, other=-2)
-        tag_q = tl.load(TAG + position, mask=inside, other=0)
-        tag_k = tl.load(TAG + column, mask=known, other=0)
-        kind_q, kind_k = tag_q % 8, tag_k % 8  # values of layout.Kind
-        passed = ((kind_k >= 2) & (kind_k <= 4))[:, None]
-        passed = passed | ((kind_k == 1)[:, None] & (kind_q == 1)[None, :])
-        seen = passed & (column[:, None] <= position[None, :])
-        seen = seen | ((kind_k >= 3)[:, None] & (tag_q[None, :] == tag_k[:, None]))
-        seen = seen | (kind_k == 4)[:, None]
-        seen = seen & (sample_q[None, :] == sample_k[:, None])
-        s = tl.where(seen, s, float("-inf"))
-    return s
-
-
-@jit
 def key_gradient_tiles(
-    k, v, Q, DOUT, LSE, DELTA, POSITIONS, SAMPLE, TAG, ROWS, first, stop, column, queries, tokens,
+    k, v, Q, DOUT, LSE, DELTA, POSITIONS, SAMPLE, TAG, ROWS, first, stop, column, sample_k, tag_k, queries,
     scale, q_token, o_token, d_k, d_v, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     E: tl.constexpr, BE: tl.constexpr, BQ: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients [BK, BE] of keys and values that flow through the listed query tiles."""
-    lane = tl.arange(0, BE)
+    """Add the gradients [BK, BE] of keys and values that flow through the listed query tiles.
+
+    Scores are transposed, [BK, BQ]: their weights are then operands in registers of the next products.
+    """
+    lane, step = tl.arange(0, BE), tl.arange(0, BQ)
+    lanes, whole = lane < E, E == BE
+    q_near = step[None, :] * q_token + lane[:, None]
+    o_near = step[:, None] * o_token + lane[None, :]
+    upcoming = tl.load(ROWS + first, mask=first < stop, other=0)
     for j in range(first, stop):
-        row = tl.load(ROWS + j) * BQ + tl.arange(0, BQ)
+        start = upcoming
+        upcoming = tl.load(ROWS + j + 1, mask=j + 1 < stop, other=0)
+        far, row = start.to(tl.int64), start + step
         inside = row < queries
-        position = tl.load(POSITIONS + row, mask=inside, other=0)
-        far = row.to(tl.int64)
-        q_t = tl.load(
-            Q + far[None, :] * q_token + lane[:, None],
-            mask=inside[None, :] & (lane < E)[:, None], other=0.0,
-        )  # fmt: skip
-        d_out = tl.load(
-            DOUT + far[:, None] * o_token + lane[None, :],
-            mask=inside[:, None] & (lane < E)[None, :], other=0.0,
-        )  # fmt: skip
-        lse = tl.load(LSE + row, mask=inside, other=float("inf"))
-        delta = tl.load(DELTA + row, mask=inside, other=0.0)
-        s = key_scores_tile(
-            k, q_t, SAMPLE, TAG, position, column, inside, tokens, scale, MASKED, PRECISION
-        )
+        q_t = fetched(Q + far * q_token + q_near, inside[None, :], lanes[:, None], MASKED, whole)
+        d_out = fetched(DOUT + far * o_token + o_near, inside[:, None], lanes[None, :], MASKED, whole)
+        s = tl.dot(k, q_t, input_precision=PRECISION) * scale
+        if MASKED:
+            lse = tl.load(LSE + row, mask=inside, other=float("inf"))
+            delta = tl.load(DELTA + row, mask=inside, other=0.0)
+            position = tl.load(POSITIONS + row, mask=inside, other=0)
+            sample_q = tl.load(SAMPLE + position, mask=inside, other=-1)[None, :]
+            tag_q = tl.load(TAG + position, mask=inside, other=0)[None, :]
+            seen = visible(
+                position[None, :], column[:, None], sample_q, tag_q, sample_k[:, None], tag_k[:, None]
+            )
+            s = tl.where(seen, s, float("-inf"))
+        else:
+            lse, delta = tl.load(LSE + row), tl.load(DELTA + row)
         p = tl.exp2(s - lse[None, :])
         d_v = tl.dot(p.to(d_out.dtype), d_out, d_v, input_precision=PRECISION)
         d_p = tl.dot(v, tl.trans(d_out), input_precision=PRECISION)
@@ -316,15 +333,18 @@ def key_gradient_tiles(
 
 @jit
 def key_gradient_kernel(
-    Q, K, V, DOUT, LSE, DELTA, DK, DV, POSITIONS, SAMPLE, TAG, STARTS, MIDDLES, STOPS, ROWS, queries,
-    tokens, scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head,
+    Q, K, V, DOUT, LSE, DELTA, DK, DV, POSITIONS, SAMPLE, TAG, FIRSTS, LASTS, STARTS, MIDDLES, STOPS, ROWS,
+    queries, tokens, scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head,
     d_token, d_head, SHARE, PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """DK and DV [BK, E] for one key tile and key head, summed over its query heads in a fixed order."""
     tile, group = tl.program_id(0), tl.program_id(1).to(tl.int64)  # offsets may pass 2^31
-    column, lane = tile * BK + tl.arange(0, BK), tl.arange(0, BE)
-    valid = (column < tokens)[:, None] & (lane < E)[None, :]
+    column, lane = tl.load(FIRSTS + tile) + tl.arange(0, BK), tl.arange(0, BE)
+    known = column < tl.load(LASTS + tile)
+    sample_k = tl.load(SAMPLE + column, mask=known, other=-2)
+    tag_k = tl.load(TAG + column, mask=known, other=0)
+    valid = known[:, None] & (lane < E)[None, :]
     far = column.to(tl.int64)[:, None]
     k = tl.load(K + far * k_token + group * k_head + lane[None, :], mask=valid, other=0.0)
     v = tl.load(V + far * v_token + group * v_head + lane[None, :], mask=valid, other=0.0)
@@ -340,12 +360,12 @@ def key_gradient_kernel(
         q_base, o_base = Q + head * q_head, DOUT + head * o_head
         lse_base, delta_base = LSE + head * queries, DELTA + head * queries
         d_k, d_v = key_gradient_tiles(
-            k, v, q_base, o_base, lse_base, delta_base, POSITIONS, SAMPLE, TAG, ROWS, start, middle,
-            column, queries, tokens, scale, q_token, o_token, d_k, d_v, False, PRECISION, E, BE, BQ,
+            k, v, q_base, o_base, lse_base, delta_base, POSITIONS, SAMPLE, TAG, ROWS, start, middle, column,
+            sample_k, tag_k, queries, scale, q_token, o_token, d_k, d_v, False, PRECISION, E, BE, BQ,
         )  # fmt: skip
         d_k, d_v = key_gradient_tiles(
-            k, v, q_base, o_base, lse_base, delta_base, POSITIONS, SAMPLE, TAG, ROWS, middle, stop,
-            column, queries, tokens, scale, q_token, o_token, d_k, d_v, True, PRECISION, E, BE, BQ,
+            k, v, q_base, o_base, lse_base, delta_base, POSITIONS, SAMPLE, TAG, ROWS, middle, stop, column,
+            sample_k, tag_k, queries, scale, q_token, o_token, d_k, d_v, True, PRECISION, E, BE, BQ,
         )  # fmt: skip
     place = far * d_token + group * d_head + lane[None, :]
     tl.store(DK + place, (d_k * natural).to(DK.dtype.element_ty), mask=valid)
@@ -379,9 +399,8 @@ def tiled(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tupl
     if queries:
         lists = layout.tiles(block["BQ"], block["BK"])
         launch(
-            forward_kernel, (ceil_div(queries, block["BQ"]), heads), q, k, v, out, lse,
-            layout.query_positions, layout.sample, layout.tag, lists.starts, lists.middles,
-            lists.stops, lists.columns, queries, layout.tokens, scale * _LOG2_E,
+            forward_kernel, (len(lists.starts), heads), q, k, v, out, lse, layout.query_positions,
+            layout.sample, layout.tag, *lists, queries, layout.tokens, scale * _LOG2_E,
             *_strides(q, k, v, out), heads // k.shape[1], PRECISION=tuning.precision(), E=width,
             **block,
         )  # fmt: skip
@@ -410,17 +429,15 @@ def tiled_gradients(
     block = tuning.attention("query", q.dtype, width, q.device)
     lists = layout.tiles(block["BQ"], block["BK"])
     launch(
-        query_gradient_kernel, (ceil_div(queries, block["BQ"]), heads), q, k, v, d_out, lse, delta,
-        d_q, *tokens, lists.starts, lists.middles, lists.stops, lists.columns, queries,
-        layout.tokens, *scales, *_strides(q, k, v, d_out), share, PRECISION=tuning.precision(),
+        query_gradient_kernel, (len(lists.starts), heads), q, k, v, d_out, lse, delta, d_q, *tokens,
+        *lists, queries, layout.tokens, *scales, *_strides(q, k, v, d_out), share, PRECISION=tuning.precision(),
         E=width, **block,
     )  # fmt: skip
     block = tuning.attention("key", q.dtype, width, q.device)
     lists = layout.tiles(block["BQ"], block["BK"], by_key=True)
     launch(
-        key_gradient_kernel, (ceil_div(layout.tokens, block["BK"]), k.shape[1]), q, k, v, d_out, lse,
-        delta, d_k, d_v, *tokens, lists.starts, lists.middles, lists.stops, lists.columns, queries,
-        layout.tokens, *scales, *_strides(q, k, v, d_out, d_k), share,
+        key_gradient_kernel, (len(lists.starts), k.shape[1]), q, k, v, d_out, lse, delta, d_k, d_v,
+        *tokens, *lists, queries, layout.tokens, *scales, *_strides(q, k, v, d_out, d_k), share,
         PRECISION=tuning.precision(), E=width, **block,
     )  # fmt: skip
     return d_q, d_k, d_v

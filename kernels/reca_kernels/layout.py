@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -36,18 +36,26 @@ class Kind(IntEnum):
     NOISE = 5
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """Tiles to visit: row i has `columns[starts[i]:stops[i]]`; all tensors are int32.
+class Tiles(NamedTuple):
+    """Tiles to visit: outer tile i, tokens `firsts[i]..lasts[i]-1`, meets the tiles at `columns[starts[i]:stops[i]]`.
 
-    In tiles before `middles[i]` every query sees every key, so they need no mask. `starts`, `middles` and `stops`
-    [tiles]. Every row has room for all columns, so that no size depends on data and no device has to be waited for.
+    `columns` holds the first token of each inner tile. In those before `middles[i]` every query sees every key, so they
+    need no mask; in the others what lies beyond the tile is of another sample, or beyond the last token. All are int32.
+    Every outer tile has room for all inner ones, so that no size depends on what is visible and no device has to be
+    waited for. Those with most to visit come first: a long one that started last would leave the device idle.
     """
 
+    firsts: Tensor
+    lasts: Tensor
     starts: Tensor
     middles: Tensor
     stops: Tensor
     columns: Tensor
+
+
+# From so many tiles per sample on, on average, tiles begin with their sample: fewer pairs are visited (BAGEL at 256 px,
+# tiles of 128 by 64: 1.46 times the visible ones instead of 1.69), and 30 % of the tiles need a mask instead of 70 %.
+_ALIGNED_FROM = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,27 +211,69 @@ class Layout:
         self.check_order()
         query = self.query_positions.long()
         place = torch.arange(self.tokens, device=query.device)
-        q = _Spans(query, self.sample[query], self.tag[query], rows)
-        k = _Spans(place, self.sample, self.tag, columns).across()
+        cuts = self._aligned(rows, columns) or (
+            _cut(len(query), rows, query.device), _cut(len(place), columns, query.device)
+        )  # fmt: skip
+        q = _Spans(query, self.sample[query], self.tag[query], rows, *cuts[0])
+        k = _Spans(place, self.sample, self.tag, columns, *cuts[1]).across()
         some = (q.first_sample <= k.last_sample) & (k.first_sample <= q.last_sample)
         passed = (k.has_causal | (k.has_pad & q.has_pad)) & (k.first <= q.last)
         both_ways = (q.least_tag <= k.most_tag) & (k.least_tag <= q.most_tag)
         some = some & (passed | both_ways | k.has_open)
         alike = (q.first_sample == q.last_sample) & (k.first_sample == k.last_sample)
-        alike = alike & (q.first_sample == k.first_sample) & k.whole
+        alike = alike & (q.first_sample == k.first_sample) & (q.whole if by_key else k.whole)
         one_block = q.all_two_way & k.all_two_way & (q.least_tag == q.most_tag)
         one_block = one_block & (k.least_tag == k.most_tag) & (q.least_tag == k.least_tag)
         full = alike & (one_block | (k.all_causal & (k.last <= q.first)))
+        outer, inner = cuts
         if by_key:
-            some, full = some.T, full.T
+            some, full, outer, inner = some.T, full.T, inner, outer
         full, count = full & some, some.shape[1]
         # whole tiles first, then those with a mask, then the empty ones, each in ascending order
         order = torch.where(full, 0, torch.where(some, count, 2 * count)).int()
         order += torch.arange(count, device=some.device, dtype=torch.int32)
-        listed = order.sort(1).values % max(count, 1)
+        listed = inner[0].int()[(order.sort(1).values % max(count, 1)).long()]
         starts = torch.arange(len(some), device=some.device, dtype=torch.int32) * count
         middles, stops = (starts + part.sum(1, dtype=torch.int32) for part in (full, some))
-        return Tiles(starts, middles, stops, listed.flatten())
+        heaviest = (stops - starts).argsort(descending=True, stable=True)
+        ranges = (one.int()[heaviest] for one in (*outer, starts, middles, stops))
+        return Tiles(*ranges, listed.flatten())
+
+    def _aligned(self, rows: int, columns: int) -> tuple[Cut, Cut] | None:
+        """First and last tokens of the tiles of queries and of keys that begin with their sample, if that pays."""
+        if not self.known_on_host:  # their number depends on the samples
+            return None
+        host = self.on_host()
+        cuts = []
+        for samples, size in (
+            (host.sample[host.query_positions.long()], rows), (host.sample, columns),
+        ):  # fmt: skip
+            lengths = samples.unique_consecutive(return_counts=True)[1]
+            if len(samples) < _ALIGNED_FROM * size * len(lengths):
+                return None
+            cuts.append(_cut_samples(lengths, size, self.sample.device))
+        return cuts[0], cuts[1]
+
+
+Cut = tuple[Tensor, Tensor]
+
+
+def _cut(count: int, size: int, device: torch.device) -> Cut:
+    """First and last (exclusive) index of tiles of `size`, int64."""
+    firsts = torch.arange(0, count, size, device=device)
+    return firsts, (firsts + size).clamp(max=count)
+
+
+def _cut_samples(lengths: Tensor, size: int, device: torch.device) -> Cut:
+    """The same for tiles that begin with each of the samples, `lengths` in main memory."""
+    tiles, stops = (lengths + size - 1) // size, lengths.cumsum(0)
+    sample = torch.arange(len(lengths), device="cpu").repeat_interleave(tiles)
+    number = torch.arange(len(sample), device="cpu") - (tiles.cumsum(0) - tiles)[sample]
+    firsts = (stops - lengths)[sample] + number * size
+    both = torch.stack([firsts, torch.minimum(firsts + size, stops[sample])])
+    if device.type == "cuda":
+        both = both.pin_memory().to(device, non_blocking=True)
+    return both[0], both[1]
 
 
 # An operator is given a layout's tensors only; by them it finds the layout again, with the lists that it keeps.
@@ -254,14 +304,12 @@ def layout_of(
 class _Spans:
     """Minimum and maximum of each tile of tokens, as columns [tiles, 1]."""
 
-    def __init__(self, place: Tensor, sample: Tensor, tag: Tensor, size: int) -> None:
-        count = -(-len(place) // size)
-        missing = count * size - len(place)
-
-        def tiled(values: Tensor) -> Tensor:
-            return torch.cat([values, values[-1:].expand(missing)]).view(count, size)
-
-        place, sample, tag = tiled(place), tiled(sample), tiled(tag)
+    def __init__(
+        self, place: Tensor, sample: Tensor, tag: Tensor, size: int, firsts: Tensor, lasts: Tensor
+    ) -> None:
+        step = torch.arange(size, device=place.device)
+        index = torch.minimum(firsts.unsqueeze(1) + step, lasts.unsqueeze(1) - 1)
+        place, sample, tag = place[index], sample[index], tag[index]
         kind = tag % 8
         causal, two_way = (kind >= Kind.CAUSAL) & (kind <= Kind.OPEN), kind >= Kind.FULL
         limits = torch.iinfo(tag.dtype)
@@ -273,9 +321,7 @@ class _Spans:
         self.has_causal, self.all_causal = causal.any(1, keepdim=True), causal.all(1, keepdim=True)
         self.has_pad = (kind == Kind.PAD).any(1, keepdim=True)
         self.has_open = (kind == Kind.OPEN).any(1, keepdim=True)
-        self.whole = torch.ones_like(self.has_pad)
-        if missing:
-            self.whole[-1] = False
+        self.whole = (lasts - firsts == size).unsqueeze(1)
 
     def across(self) -> _Spans:
         """Minimum and maximum of each tile of tokens, as rows [1, tiles]."""

@@ -217,6 +217,7 @@ def test_the_tiles_of_a_layout_are_listed_without_a_wait(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         Layout, "check_order", lambda self: None
     )  # an assertion of the device's own
+    monkeypatch.setattr(Layout, "known_on_host", False)  # as on a GPU
     with FakeTensorMode():
         tokens = torch.zeros(300, dtype=torch.int32, device="cpu")
         layout = Layout(tokens, tokens.clone(), tokens.clone())
