@@ -6,6 +6,8 @@ gradients. Letters: T tokens, Q queries, H heads, K key/value heads, E head widt
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.backends.cuda import SDPAParams
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 
 from reca_kernels import tuning
 from reca_kernels.intervals import Group, Interval, intervals
-from reca_kernels.language import ceil_div, jit, launch, tl
+from reca_kernels.language import TensorDescriptor, ceil_div, jit, launch, tl
 from reca_kernels.layout import Layout
 
 _LOG2_E = 1.4426950408889634
@@ -137,8 +139,8 @@ def visible(position, column, sample_q, tag_q, sample_k, tag_k):
 
 @jit
 def forward_tiles(
-    q, K, V, SAMPLE, TAG, COLUMNS, first, stop, position, sample_q, tag_q, tokens, scale, k_token,
-    v_token, top, mass, total, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    q, K, V, head, SAMPLE, TAG, COLUMNS, first, stop, position, sample_q, tag_q, tokens, scale, k_token,
+    v_token, top, mass, total, MASKED: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
     E: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Continue the online softmax (top, mass [BQ], total [BQ, BE]) over the key tiles listed at first..stop-1."""
@@ -153,8 +155,11 @@ def forward_tiles(
         upcoming = tl.load(COLUMNS + j + 1, mask=j + 1 < stop, other=0)
         far, column = start.to(tl.int64), start + step
         known = column < tokens
-        k = fetched(K + far * k_token + k_near, known[None, :], lanes[:, None], MASKED, whole)
-        v = fetched(V + far * v_token + v_near, known[:, None], lanes[None, :], MASKED, whole)
+        if TMA:
+            k, v = tl.trans(K.load([start, head * E])), V.load([start, head * E])
+        else:
+            k = fetched(K + far * k_token + k_near, known[None, :], lanes[:, None], MASKED, whole)
+            v = fetched(V + far * v_token + v_near, known[:, None], lanes[None, :], MASKED, whole)
         s = tl.dot(q, k, input_precision=PRECISION) * scale
         if MASKED:
             sample_k = tl.load(SAMPLE + column, mask=known, other=-2)[None, :]
@@ -177,7 +182,7 @@ def forward_tiles(
 def forward_kernel(
     Q, K, V, OUT, LSE, POSITIONS, SAMPLE, TAG, FIRSTS, LASTS, STARTS, MIDDLES, STOPS, COLUMNS, queries,
     tokens, scale, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, SHARE,
-    PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
+    PRECISION: tl.constexpr, TMA: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """OUT [BQ, E] for one query tile and head, and LSE [BQ] (+inf for rows without a visible key)."""
@@ -190,7 +195,9 @@ def forward_kernel(
     valid = inside[:, None] & (lane < E)[None, :]
     far = row.to(tl.int64)[:, None]
     q = tl.load(Q + far * q_token + head * q_head + lane[None, :], mask=valid, other=0.0)
-    k_base, v_base = K + head // SHARE * k_head, V + head // SHARE * v_head
+    k_base, v_base, shared = K, V, (head // SHARE).to(tl.int32)
+    if not TMA:
+        k_base, v_base = K + head // SHARE * k_head, V + head // SHARE * v_head
     top = tl.full((BQ,), float("-inf"), tl.float32)
     mass = tl.zeros((BQ,), tl.float32)
     total = tl.zeros((BQ, BE), tl.float32)
@@ -200,12 +207,12 @@ def forward_kernel(
         tl.load(STOPS + tile),
     )
     top, mass, total = forward_tiles(
-        q, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, position, sample_q, tag_q, tokens, scale,
-        k_token, v_token, top, mass, total, False, PRECISION, E, BE, BK,
+        q, k_base, v_base, shared, SAMPLE, TAG, COLUMNS, start, middle, position, sample_q, tag_q, tokens,
+        scale, k_token, v_token, top, mass, total, False, PRECISION, TMA, E, BE, BK,
     )  # fmt: skip
     top, mass, total = forward_tiles(
-        q, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, position, sample_q, tag_q, tokens, scale,
-        k_token, v_token, top, mass, total, True, PRECISION, E, BE, BK,
+        q, k_base, v_base, shared, SAMPLE, TAG, COLUMNS, middle, stop, position, sample_q, tag_q, tokens,
+        scale, k_token, v_token, top, mass, total, True, PRECISION, TMA, E, BE, BK,
     )  # fmt: skip
     blind = mass == 0.0
     out = total / tl.where(blind, 1.0, mass)[:, None]
@@ -217,9 +224,9 @@ def forward_kernel(
 
 @jit
 def query_gradient_tiles(
-    q, d_out, K, V, SAMPLE, TAG, COLUMNS, first, stop, position, sample_q, tag_q, tokens, scale,
+    q, d_out, K, V, head, SAMPLE, TAG, COLUMNS, first, stop, position, sample_q, tag_q, tokens, scale,
     k_token, v_token, lse, delta, total, MASKED: tl.constexpr, PRECISION: tl.constexpr,
-    E: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
+    TMA: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Add the gradient [BQ, BE] of the queries that flows through the listed key tiles."""
     lane, step = tl.arange(0, BE), tl.arange(0, BK)
@@ -232,8 +239,11 @@ def query_gradient_tiles(
         upcoming = tl.load(COLUMNS + j + 1, mask=j + 1 < stop, other=0)
         far, column = start.to(tl.int64), start + step
         known = column < tokens
-        k = fetched(K + far * k_token + k_near, known[:, None], lanes, MASKED, whole)
-        v = fetched(V + far * v_token + v_near, known[:, None], lanes, MASKED, whole)
+        if TMA:
+            k, v = K.load([start, head * E]), V.load([start, head * E])
+        else:
+            k = fetched(K + far * k_token + k_near, known[:, None], lanes, MASKED, whole)
+            v = fetched(V + far * v_token + v_near, known[:, None], lanes, MASKED, whole)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         if MASKED:
             sample_k = tl.load(SAMPLE + column, mask=known, other=-2)[None, :]
@@ -253,7 +263,7 @@ def query_gradient_tiles(
 def query_gradient_kernel(
     Q, K, V, DOUT, LSE, DELTA, DQ, POSITIONS, SAMPLE, TAG, FIRSTS, LASTS, STARTS, MIDDLES, STOPS, COLUMNS,
     queries, tokens, scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head,
-    SHARE, PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
+    SHARE, PRECISION: tl.constexpr, TMA: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """DQ [BQ, E] for one query tile and head."""
@@ -269,7 +279,9 @@ def query_gradient_kernel(
     d_out = tl.load(DOUT + far * o_token + head * o_head + lane[None, :], mask=valid, other=0.0)
     lse = tl.load(LSE + head * queries + row, mask=inside, other=float("inf"))
     delta = tl.load(DELTA + head * queries + row, mask=inside, other=0.0)
-    k_base, v_base = K + head // SHARE * k_head, V + head // SHARE * v_head
+    k_base, v_base, shared = K, V, (head // SHARE).to(tl.int32)
+    if not TMA:
+        k_base, v_base = K + head // SHARE * k_head, V + head // SHARE * v_head
     total = tl.zeros((BQ, BE), tl.float32)
     start, middle, stop = (
         tl.load(STARTS + tile),
@@ -277,12 +289,12 @@ def query_gradient_kernel(
         tl.load(STOPS + tile),
     )
     total = query_gradient_tiles(
-        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, start, middle, position, sample_q, tag_q, tokens,
-        scale, k_token, v_token, lse, delta, total, False, PRECISION, E, BE, BK,
+        q, d_out, k_base, v_base, shared, SAMPLE, TAG, COLUMNS, start, middle, position, sample_q, tag_q, tokens,
+        scale, k_token, v_token, lse, delta, total, False, PRECISION, TMA, E, BE, BK,
     )  # fmt: skip
     total = query_gradient_tiles(
-        q, d_out, k_base, v_base, SAMPLE, TAG, COLUMNS, middle, stop, position, sample_q, tag_q, tokens,
-        scale, k_token, v_token, lse, delta, total, True, PRECISION, E, BE, BK,
+        q, d_out, k_base, v_base, shared, SAMPLE, TAG, COLUMNS, middle, stop, position, sample_q, tag_q, tokens,
+        scale, k_token, v_token, lse, delta, total, True, PRECISION, TMA, E, BE, BK,
     )  # fmt: skip
     place = DQ + far * o_token + head * o_head + lane[None, :]
     tl.store(place, (total * natural).to(DQ.dtype.element_ty), mask=valid)
@@ -291,29 +303,39 @@ def query_gradient_kernel(
 @jit
 def key_gradient_tiles(
     k, v, Q, DOUT, LSE, DELTA, POSITIONS, SAMPLE, TAG, ROWS, first, stop, column, sample_k, tag_k, queries,
-    scale, q_token, o_token, d_k, d_v, MASKED: tl.constexpr, PRECISION: tl.constexpr,
-    E: tl.constexpr, BE: tl.constexpr, BQ: tl.constexpr,
+    scale, q_token, q_head, o_token, o_head, head, SHARE, d_k, d_v, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr, TMA: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, BQ: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients [BK, BE] of keys and values that flow through the listed query tiles.
+    """Add the gradients [BK, BE] of keys and values that flow through the listed query tiles of SHARE heads.
 
-    Scores are transposed, [BK, BQ]: their weights are then operands in registers of the next products.
+    Scores are transposed, [BK, BQ]: their weights are then operands in registers of the next products. The heads are
+    one loop: each of its own would fill and drain the pipeline of loads.
     """
     lane, step = tl.arange(0, BE), tl.arange(0, BQ)
     lanes, whole = lane < E, E == BE
     q_near = step[None, :] * q_token + lane[:, None]
     o_near = step[:, None] * o_token + lane[None, :]
-    upcoming = tl.load(ROWS + first, mask=first < stop, other=0)
-    for j in range(first, stop):
-        start = upcoming
-        upcoming = tl.load(ROWS + j + 1, mask=j + 1 < stop, other=0)
-        far, row = start.to(tl.int64), start + step
+    j, upcoming, next_head = first, tl.load(ROWS + first, mask=first < stop, other=0), head
+    for _ in range(0, (stop - first) * SHARE):
+        start, head, far = upcoming, next_head, upcoming.to(tl.int64)
+        done = j + 1 == stop
+        next_head = tl.where(done, head + 1, head)
+        j = tl.where(done, first, j + 1)
+        upcoming = tl.load(ROWS + j)
+        row, wide_head = start + step, head.to(tl.int64)
         inside = row < queries
-        q_t = fetched(Q + far * q_token + q_near, inside[None, :], lanes[:, None], MASKED, whole)
-        d_out = fetched(DOUT + far * o_token + o_near, inside[:, None], lanes[None, :], MASKED, whole)
+        if TMA:
+            q_t, d_out = tl.trans(Q.load([start, head * E])), DOUT.load([start, head * E])
+        else:
+            q_place = Q + wide_head * q_head + far * q_token + q_near
+            o_place = DOUT + wide_head * o_head + far * o_token + o_near
+            q_t = fetched(q_place, inside[None, :], lanes[:, None], MASKED, whole)
+            d_out = fetched(o_place, inside[:, None], lanes[None, :], MASKED, whole)
         s = tl.dot(k, q_t, input_precision=PRECISION) * scale
+        place = wide_head * queries + row
         if MASKED:
-            lse = tl.load(LSE + row, mask=inside, other=float("inf"))
-            delta = tl.load(DELTA + row, mask=inside, other=0.0)
+            lse = tl.load(LSE + place, mask=inside, other=float("inf"))
+            delta = tl.load(DELTA + place, mask=inside, other=0.0)
             position = tl.load(POSITIONS + row, mask=inside, other=0)
             sample_q = tl.load(SAMPLE + position, mask=inside, other=-1)[None, :]
             tag_q = tl.load(TAG + position, mask=inside, other=0)[None, :]
@@ -322,7 +344,7 @@ def key_gradient_tiles(
             )
             s = tl.where(seen, s, float("-inf"))
         else:
-            lse, delta = tl.load(LSE + row), tl.load(DELTA + row)
+            lse, delta = tl.load(LSE + place), tl.load(DELTA + place)
         p = tl.exp2(s - lse[None, :])
         d_v = tl.dot(p.to(d_out.dtype), d_out, d_v, input_precision=PRECISION)
         d_p = tl.dot(v, tl.trans(d_out), input_precision=PRECISION)
@@ -335,7 +357,7 @@ def key_gradient_tiles(
 def key_gradient_kernel(
     Q, K, V, DOUT, LSE, DELTA, DK, DV, POSITIONS, SAMPLE, TAG, FIRSTS, LASTS, STARTS, MIDDLES, STOPS, ROWS,
     queries, tokens, scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head,
-    d_token, d_head, SHARE, PRECISION: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
+    d_token, d_head, SHARE, ROUNDS, PRECISION: tl.constexpr, TMA: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """DK and DV [BK, E] for one key tile and key head, summed over its query heads in a fixed order."""
@@ -355,17 +377,18 @@ def key_gradient_kernel(
         tl.load(MIDDLES + tile),
         tl.load(STOPS + tile),
     )
-    for member in range(0, SHARE):
-        head = group * SHARE + member
-        q_base, o_base = Q + head * q_head, DOUT + head * o_head
-        lse_base, delta_base = LSE + head * queries, DELTA + head * queries
+    each = SHARE // ROUNDS
+    for turn in range(0, ROUNDS):
+        head = (group * SHARE).to(tl.int32) + turn * each
         d_k, d_v = key_gradient_tiles(
-            k, v, q_base, o_base, lse_base, delta_base, POSITIONS, SAMPLE, TAG, ROWS, start, middle, column,
-            sample_k, tag_k, queries, scale, q_token, o_token, d_k, d_v, False, PRECISION, E, BE, BQ,
+            k, v, Q, DOUT, LSE, DELTA, POSITIONS, SAMPLE, TAG, ROWS, start, middle, column, sample_k, tag_k,
+            queries, scale, q_token, q_head, o_token, o_head, head, each, d_k, d_v, False, PRECISION,
+            TMA, E, BE, BQ,
         )  # fmt: skip
         d_k, d_v = key_gradient_tiles(
-            k, v, q_base, o_base, lse_base, delta_base, POSITIONS, SAMPLE, TAG, ROWS, middle, stop, column,
-            sample_k, tag_k, queries, scale, q_token, o_token, d_k, d_v, True, PRECISION, E, BE, BQ,
+            k, v, Q, DOUT, LSE, DELTA, POSITIONS, SAMPLE, TAG, ROWS, middle, stop, column, sample_k, tag_k,
+            queries, scale, q_token, q_head, o_token, o_head, head, each, d_k, d_v, True, PRECISION,
+            TMA, E, BE, BQ,
         )  # fmt: skip
     place = far * d_token + group * d_head + lane[None, :]
     tl.store(DK + place, (d_k * natural).to(DK.dtype.element_ty), mask=valid)
@@ -398,11 +421,12 @@ def tiled(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tupl
     lse = torch.empty(heads, queries, dtype=torch.float32, device=q.device)
     if queries:
         lists = layout.tiles(block["BQ"], block["BK"])
+        tma, k_given, v_given = _read(block, "BK", k, v)
         launch(
-            forward_kernel, (len(lists.starts), heads), q, k, v, out, lse, layout.query_positions,
+            forward_kernel, (len(lists.starts), heads), q, k_given, v_given, out, lse, layout.query_positions,
             layout.sample, layout.tag, *lists, queries, layout.tokens, scale * _LOG2_E,
-            *_strides(q, k, v, out), heads // k.shape[1], PRECISION=tuning.precision(), E=width,
-            **block,
+            *_strides(q, k, v, out), heads // k.shape[1], PRECISION=tuning.precision(), TMA=tma,
+            E=width, **block,
         )  # fmt: skip
     return out, lse
 
@@ -428,19 +452,40 @@ def tiled_gradients(
     tokens = (layout.query_positions, layout.sample, layout.tag)
     block = tuning.attention("query", q.dtype, width, q.device)
     lists = layout.tiles(block["BQ"], block["BK"])
+    tma, k_given, v_given = _read(block, "BK", k, v)
     launch(
-        query_gradient_kernel, (len(lists.starts), heads), q, k, v, d_out, lse, delta, d_q, *tokens,
+        query_gradient_kernel, (len(lists.starts), heads), q, k_given, v_given, d_out, lse, delta, d_q, *tokens,
         *lists, queries, layout.tokens, *scales, *_strides(q, k, v, d_out), share, PRECISION=tuning.precision(),
-        E=width, **block,
+        TMA=tma, E=width, **block,
     )  # fmt: skip
     block = tuning.attention("key", q.dtype, width, q.device)
     lists = layout.tiles(block["BQ"], block["BK"], by_key=True)
+    rounds = 1 if block.pop("FLAT", 0) else share
+    tma, q_given, o_given = _read(block, "BQ", q, d_out)
     launch(
-        key_gradient_kernel, (len(lists.starts), k.shape[1]), q, k, v, d_out, lse, delta, d_k, d_v,
-        *tokens, *lists, queries, layout.tokens, *scales, *_strides(q, k, v, d_out, d_k), share,
-        PRECISION=tuning.precision(), E=width, **block,
+        key_gradient_kernel, (len(lists.starts), k.shape[1]), q_given, k, v, o_given, lse, delta, d_k, d_v,
+        *tokens, *lists, queries, layout.tokens, *scales, *_strides(q, k, v, d_out, d_k), share, rounds,
+        PRECISION=tuning.precision(), TMA=tma, E=width, **block,
     )  # fmt: skip
     return d_q, d_k, d_v
+
+
+def _read(block: dict[str, int], rows: str, *tensors: Tensor) -> tuple[Any, ...]:
+    """How a kernel reads tiles of `block[rows]` tokens of one head: whether by TMA, and the arguments for it.
+
+    The hardware's copies need rows of 16 bytes and heads side by side; a head that fills no tile would be read with
+    its neighbour.
+    """
+    if not block.pop("TMA", 0) or TensorDescriptor is None:
+        return (False, *tensors)
+    for t in tensors:
+        step = t.element_size() * t.stride(0)
+        beside = t.shape[1] == 1 or t.stride(1) == t.shape[2]
+        if t.shape[2] != block["BE"] or not beside or step % 16 or step == 0 or t.data_ptr() % 16:
+            return (False, *tensors)
+    flat = [(t, [t.shape[0], t.shape[1] * t.shape[2]], [t.stride(0), 1]) for t in tensors]
+    tile = [block[rows], block["BE"]]
+    return (True, *(TensorDescriptor(*one, tile) for one in flat))
 
 
 def _dense(t: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ _ATTENTION = {
 # 16-bit heads on Hopper and later, whose products read their first operand from registers
 _HOPPER = {
     "query": ((64, 64, 4, 3), (128, 64, 8, 3)),
-    "key": ((64, 64, 4, 2), (32, 128, 8, 3)),
+    "key": ((64, 64, 4, 2), (32, 128, 8, 2)),
 }
 
 
@@ -36,13 +36,14 @@ def attention(kernel: str, dtype: torch.dtype, width: int, device: torch.device)
     """Launch options of attention's `kernel` (forward, or gradient of query or key) for this head width."""
     wide = _padded(width)
     if interpreted():
-        return {"BE": wide, "BQ": 16, "BK": 32 if kernel == "forward" else 16}
+        return {"TMA": 1, "BE": wide, "BQ": 16, "BK": 32 if kernel == "forward" else 16}
     case = 2 * (dtype == torch.float32) + (wide > 64)
-    tile = _ATTENTION[kernel][case]
+    tile, tma = _ATTENTION[kernel][case], 0
     if case < 2 and capability(device) >= (9, 0):
-        tile = _HOPPER.get(kernel, _ATTENTION[kernel])[case]
+        tile, tma = _HOPPER.get(kernel, _ATTENTION[kernel])[case], int(torch.version.hip is None)
     bq, bk, warps, stages = tile
-    return {"BE": wide, "BQ": bq, "BK": bk, "num_warps": warps, "num_stages": stages}
+    found = {"TMA": tma, "BE": wide, "BQ": bq, "BK": bk, "num_warps": warps, "num_stages": stages}
+    return found | ({"FLAT": 1} if kernel == "key" else {})
 
 
 def delta(width: int) -> dict[str, int]:

@@ -31,6 +31,7 @@ from reca_kernels import dispatch, tuning
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -133,7 +134,8 @@ def _flow(dtype: torch.dtype, odd: int) -> None:
 def _attention(dtype: torch.dtype, width: int, odd: int) -> None:
     layout = reca_kernels.Layout.packed([[("full", 256), ("causal", 16 + odd), ("noise", 240)]])
     q, k, v = (_leaf(dtype, layout.tokens, heads, width) for heads in (8, 2, 2))
-    reca_kernels.block_attention(q, k, v, layout, implementation="triton").sum().backward()
+    out = reca_kernels.block_attention(q, k, v, layout, implementation="triton")
+    out.backward(torch.ones_like(out))
 
 
 # ---- compilation ---------------------------------------------------------------------------------
@@ -167,6 +169,8 @@ def _described(is_constant: bool, value: Any) -> tuple[str, bool]:
         return "constexpr", False
     if isinstance(value, torch.Tensor):
         return "*" + _TYPES[value.dtype], True
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{_TYPES[value.base.dtype]}{list(value.block_shape)}>", False
     if isinstance(value, float):
         return "fp32", False
     return "i32", value % 16 == 0
