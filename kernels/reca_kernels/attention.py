@@ -261,12 +261,12 @@ def query_gradient_tiles(
 
 @jit
 def query_gradient_kernel(
-    Q, K, V, DOUT, LSE, DELTA, DQ, POSITIONS, SAMPLE, TAG, FIRSTS, LASTS, STARTS, MIDDLES, STOPS, COLUMNS,
-    queries, tokens, scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head,
-    SHARE, PRECISION: tl.constexpr, TMA: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
+    Q, K, V, OUT, DOUT, LSE, DELTA, DQ, POSITIONS, SAMPLE, TAG, FIRSTS, LASTS, STARTS, MIDDLES, STOPS,
+    COLUMNS, queries, tokens, scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token,
+    o_head, d_token, d_head, SHARE, PRECISION: tl.constexpr, TMA: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """DQ [BQ, E] for one query tile and head."""
+    """DQ [BQ, E] for one query tile and head, and DELTA [BQ], the products of OUT and its gradient."""
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)  # offsets may pass 2^31
     row, lane = tl.load(FIRSTS + tile) + tl.arange(0, BQ), tl.arange(0, BE)
     inside = row < tl.load(LASTS + tile)
@@ -276,9 +276,12 @@ def query_gradient_kernel(
     valid = inside[:, None] & (lane < E)[None, :]
     far = row.to(tl.int64)[:, None]
     q = tl.load(Q + far * q_token + head * q_head + lane[None, :], mask=valid, other=0.0)
-    d_out = tl.load(DOUT + far * o_token + head * o_head + lane[None, :], mask=valid, other=0.0)
+    d_out = tl.load(DOUT + far * d_token + head * d_head + lane[None, :], mask=valid, other=0.0)
     lse = tl.load(LSE + head * queries + row, mask=inside, other=float("inf"))
-    delta = tl.load(DELTA + head * queries + row, mask=inside, other=0.0)
+    place = far * o_token + head * o_head + lane[None, :]
+    out = tl.load(OUT + place, mask=valid, other=0.0)
+    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+    tl.store(DELTA + head * queries + row, delta, mask=inside)
     k_base, v_base, shared = K, V, (head // SHARE).to(tl.int32)
     if not TMA:
         k_base, v_base = K + head // SHARE * k_head, V + head // SHARE * v_head
@@ -296,8 +299,7 @@ def query_gradient_kernel(
         q, d_out, k_base, v_base, shared, SAMPLE, TAG, COLUMNS, middle, stop, position, sample_q, tag_q, tokens,
         scale, k_token, v_token, lse, delta, total, True, PRECISION, TMA, E, BE, BK,
     )  # fmt: skip
-    place = DQ + far * o_token + head * o_head + lane[None, :]
-    tl.store(place, (total * natural).to(DQ.dtype.element_ty), mask=valid)
+    tl.store(DQ + place, (total * natural).to(DQ.dtype.element_ty), mask=valid)
 
 
 @jit
@@ -395,21 +397,6 @@ def key_gradient_kernel(
     tl.store(DV + place, d_v.to(DV.dtype.element_ty), mask=valid)
 
 
-@jit
-def delta_kernel(
-    OUT, DOUT, DELTA, queries, out_token, out_head, d_token, d_head,
-    E: tl.constexpr, BE: tl.constexpr, BQ: tl.constexpr,
-):  # fmt: skip
-    """DELTA [BQ] of one query tile and head: each row's product of the output and its gradient."""
-    row, head = tl.program_id(0) * BQ + tl.arange(0, BQ), tl.program_id(1).to(tl.int64)
-    lane, far = tl.arange(0, BE), row.to(tl.int64)[:, None]
-    valid = (row < queries)[:, None] & (lane < E)[None, :]
-    out = tl.load(OUT + far * out_token + head * out_head + lane[None, :], mask=valid, other=0.0)
-    d_out = tl.load(DOUT + far * d_token + head * d_head + lane[None, :], mask=valid, other=0.0)
-    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
-    tl.store(DELTA + head * queries + row, delta, mask=row < queries)
-
-
 def tiled(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tuple[Tensor, Tensor]:
     """Outputs [Q, H, E] and log-sum-exps [H, Q] (base 2) for q [Q, H, E], k and v [T, K, E]."""
     q, k, v = (_dense(t) for t in (q, k, v))
@@ -443,19 +430,15 @@ def tiled_gradients(
     if not queries:
         return d_q, d_k, d_v
     share, scales = heads // k.shape[1], (scale * _LOG2_E, scale)
-    delta = torch.empty_like(lse)
-    block = tuning.delta(width)
-    launch(
-        delta_kernel, (ceil_div(queries, block["BQ"]), heads), out, d_out, delta, queries,
-        *_strides(out, d_out), E=width, **block,
-    )  # fmt: skip
+    delta, out = torch.empty_like(lse), out.contiguous()  # with the strides of d_q
     tokens = (layout.query_positions, layout.sample, layout.tag)
     block = tuning.attention("query", q.dtype, width, q.device)
     lists = layout.tiles(block["BQ"], block["BK"])
     tma, k_given, v_given = _read(block, "BK", k, v)
     launch(
-        query_gradient_kernel, (len(lists.starts), heads), q, k_given, v_given, d_out, lse, delta, d_q, *tokens,
-        *lists, queries, layout.tokens, *scales, *_strides(q, k, v, d_out), share, PRECISION=tuning.precision(),
+        query_gradient_kernel, (len(lists.starts), heads), q, k_given, v_given, out, d_out, lse, delta, d_q,
+        *tokens,
+        *lists, queries, layout.tokens, *scales, *_strides(q, k, v, out, d_out), share, PRECISION=tuning.precision(),
         TMA=tma, E=width, **block,
     )  # fmt: skip
     block = tuning.attention("key", q.dtype, width, q.device)

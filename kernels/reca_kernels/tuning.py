@@ -46,12 +46,6 @@ def attention(kernel: str, dtype: torch.dtype, width: int, device: torch.device)
     return found | ({"FLAT": 1} if kernel == "key" else {})
 
 
-def delta(width: int) -> dict[str, int]:
-    """Launch options of the kernel that prepares attention's backward pass."""
-    wide = _padded(width)
-    return {"BE": wide, "BQ": 16} if interpreted() else {"BE": wide, "BQ": 64, "num_warps": 4}
-
-
 def cross_entropy(dtype: torch.dtype) -> dict[str, int]:
     """Launch options for tiles of logits, rows by columns."""
     if interpreted():

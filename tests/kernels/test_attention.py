@@ -123,6 +123,22 @@ def test_views(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", BOTH)
+def test_an_incoming_gradient_may_be_stored_heads_first(implementation: str) -> None:
+    layout = Layout.packed([[("full", 20), ("causal", 5), ("noise", 23)]])
+    draw = torch.Generator().manual_seed(0)
+    leaves = [
+        torch.randn(48, heads, 16, generator=draw).to(DEVICE).requires_grad_()
+        for heads in (4, 2, 2)
+    ]
+    incoming = torch.randn(4, 48, 16, generator=draw).to(DEVICE).transpose(0, 1)
+    out = block_attention(*leaves, layout.to(DEVICE), implementation=implementation)
+    first = torch.autograd.grad(out, leaves, incoming.contiguous(), retain_graph=True)
+    again = torch.autograd.grad(out, leaves, incoming)
+    for one, other in zip(first, again, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("implementation", BOTH)
 def test_nan_comes_out(implementation: str) -> None:
     layout = Layout.packed([[("causal", 6)]], DEVICE)
     q, k, v = (normal(torch.float32, 6, 1, 16, seed=i) for i in range(3))
