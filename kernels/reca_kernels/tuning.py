@@ -16,12 +16,13 @@ MOST_CHANNELS = 128  # channels of a flow-matching row: one tile covers all of t
 
 # (queries, keys, warps, stages) of a tile; 16-bit heads up to 64, up to 128, then fp32 likewise
 _ATTENTION = {
-    "forward": ((128, 64, 4, 3), (128, 64, 8, 3), (32, 32, 4, 1), (16, 16, 4, 2)),
-    "query": ((64, 64, 4, 2), (64, 64, 8, 2), (32, 32, 4, 1), (16, 32, 4, 1)),
+    "forward": ((128, 64, 8, 3), (128, 64, 8, 3), (32, 32, 4, 1), (16, 16, 4, 2)),
+    "query": ((64, 32, 4, 3), (64, 64, 8, 2), (32, 32, 4, 1), (16, 32, 4, 1)),
     "key": ((64, 32, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 2)),
 }
 # 16-bit heads on Hopper and later, whose products read their first operand from registers
 _HOPPER = {
+    "forward": ((128, 64, 4, 3), (128, 64, 8, 3)),
     "query": ((64, 64, 4, 3), (128, 64, 8, 3)),
     "key": ((64, 64, 4, 2), (32, 128, 8, 2)),
 }
