@@ -1,7 +1,6 @@
-"""Attention over packed samples. The mask is described per token (`Layout`), never dense on a GPU.
+"""Attention over packed samples in Triton. The mask is described per token (`Layout`), never dense.
 
-Contents: the torch implementation (SDPA per interval of rows) and the Triton kernels. `operators/` gives both their
-gradients. Letters: T tokens, Q queries, H heads, K key/value heads, E head width.
+`library.py` is the torch implementation; `operators/` gives both their gradients. Letters: T tokens, Q queries, H heads, K key/value heads, E head width.
 """
 
 from __future__ import annotations
@@ -10,109 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.backends.cuda import SDPAParams
-from torch.nn import functional as F
 
 from reca_kernels import tuning
-from reca_kernels.intervals import Group, Interval, intervals
 from reca_kernels.language import TensorDescriptor, ceil_div, jit, launch, tl
 from reca_kernels.layout import Layout
 
 _LOG2_E = 1.4426950408889634
 
 
-# ---- torch: one SDPA per interval of rows with one range of keys (intervals.py) ------------------
-def by_intervals(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
-    """Attention output [Q, H, E] for q [Q, H, E], k and v [T, K, E], using torch's own kernels."""
-    share = q.shape[1] // k.shape[1]
-    if share > 1 and not q.is_cuda:
-        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-    outputs = [_group(q, k, v, group, scale) for group in intervals(layout, q.dtype)]
-    if len(outputs) == 1:
-        return outputs[0]
-    return torch.cat(outputs) if outputs else q * 0
-
-
-def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tensor:
-    """Outputs [batch * rows, H, E] for the samples of a group, from q [Q, H, E], k and v [T, K, E]."""
-    batch, rows, columns = group.batch, group.rows, group.columns
-    queries = q[group.first_query : group.first_query + batch * rows].unflatten(0, (batch, rows))
-    keys, values = (
-        t[group.first_key : group.first_key + batch * columns].unflatten(0, (batch, columns))
-        for t in (k, v)
-    )
-    queries, keys, values = (t.transpose(1, 2) for t in (queries, keys, values))
-    # split, not sliced: its gradient is one copy, not a sum of tensors that are 0 elsewhere
-    parts = queries.split([one.rows.stop - one.rows.start for one in group.intervals], dim=2)
-    outputs = []
-    for part, interval in zip(parts, group.intervals, strict=True):
-        seen, theirs = keys, values
-        if interval.columns != slice(0, columns):
-            seen, theirs = keys[:, :, interval.columns], values[:, :, interval.columns]
-        grouped = keys.shape[1] != part.shape[1]
-        if grouped and not _takes_groups(part, seen, theirs, interval):
-            share, grouped = part.shape[1] // keys.shape[1], False
-            seen, theirs = (t.repeat_interleave(share, dim=1) for t in (seen, theirs))
-        output = F.scaled_dot_product_attention(
-            part, seen, theirs, attn_mask=interval.mask, is_causal=interval.causal, scale=scale,
-            enable_gqa=grouped,
-        )  # fmt: skip
-        outputs.append(output.transpose(1, 2))
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
-
-
-def _takes_groups(q: Tensor, k: Tensor, v: Tensor, interval: Interval) -> bool:
-    """Whether a fast kernel reads keys that several query heads share: they need not be repeated then."""
-    given = SDPAParams(q, k, v, interval.mask, 0.0, interval.causal, True)
-    return torch.backends.cuda.can_use_flash_attention(given)
-
-
-_SCORE_BYTES = 32 * 2**20  # of the fp32 scores that the backward pass below holds at a time
-
-
-def interval_gradients(
-    q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, layout: Layout, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q [Q, H, E], k and v [T, K, E], written out, for graphs that autograd does not see into.
-
-    Scores are made again in fp32 (fp64 for such inputs), a few rows at a time.
-    """
-    share, dtype = q.shape[1] // k.shape[1], q.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    d_q = torch.zeros(q.shape, dtype=wide, device=q.device)
-    d_k, d_v = (torch.zeros(k.shape, dtype=wide, device=k.device) for _ in range(2))
-    q, k, v, d_out = (t.to(wide) for t in (q, k, v, d_out))
-    for group in intervals(layout, torch.float32):
-        for number in range(group.batch):
-            first_query = group.first_query + number * group.rows
-            first_key = group.first_key + number * group.columns
-            for interval in group.intervals:
-                seen = interval.seen(number).to(q.device)
-                columns = slice(
-                    first_key + interval.columns.start, first_key + interval.columns.stop
-                )
-                keys, values = (t[columns].repeat_interleave(share, 1) for t in (k, v))
-                step = max(_SCORE_BYTES // (4 * max(len(keys) * q.shape[1], 1)), 1)
-                for start in range(interval.rows.start, interval.rows.stop, step):
-                    stop = min(start + step, interval.rows.stop)
-                    rows = slice(first_query + start, first_query + stop)
-                    part = seen[start - interval.rows.start : stop - interval.rows.start]
-                    scores = torch.einsum("qhe,khe->hqk", q[rows], keys) * scale
-                    weights = scores.masked_fill(~part, torch.finfo(wide).min).softmax(-1)
-                    weights = weights * part.any(1)[:, None]
-                    d_weights = torch.einsum("qhe,khe->hqk", d_out[rows], values)
-                    delta = (weights * d_weights).sum(-1, keepdim=True)
-                    d_scores = weights * (d_weights - delta) * scale
-                    d_q[rows] += torch.einsum("hqk,khe->qhe", d_scores, keys)
-                    for total, left, right in (
-                        (d_k, d_scores, q[rows]), (d_v, weights, d_out[rows]),
-                    ):  # fmt: skip
-                        by_head = torch.einsum("hqk,qhe->khe", left, right)
-                        total[columns] += by_head.unflatten(1, (-1, share)).sum(2)
-    return d_q.to(dtype), d_k.to(dtype), d_v.to(dtype)
-
-
-# ---- Triton: flash attention over the tiles that the layout lists --------------------------------
+# ---- flash attention over the tiles that the layout lists ------------------------------------------
 @jit
 def fetched(place, known, lanes, MASKED: tl.constexpr, WHOLE: tl.constexpr):
     """Numbers at `place`: 0 outside `known` tokens, which matter where MASKED only, and `lanes`, unless WHOLE."""
@@ -165,7 +70,12 @@ def forward_tiles(
             sample_k = tl.load(SAMPLE + column, mask=known, other=-2)[None, :]
             tag_k = tl.load(TAG + column, mask=known, other=0)[None, :]
             seen = visible(
-                position[:, None], column[None, :], sample_q[:, None], tag_q[:, None], sample_k, tag_k
+                position[:, None],
+                column[None, :],
+                sample_q[:, None],
+                tag_q[:, None],
+                sample_k,
+                tag_k,
             )
             s = tl.where(seen, s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
@@ -249,7 +159,12 @@ def query_gradient_tiles(
             sample_k = tl.load(SAMPLE + column, mask=known, other=-2)[None, :]
             tag_k = tl.load(TAG + column, mask=known, other=0)[None, :]
             seen = visible(
-                position[:, None], column[None, :], sample_q[:, None], tag_q[:, None], sample_k, tag_k
+                position[:, None],
+                column[None, :],
+                sample_q[:, None],
+                tag_q[:, None],
+                sample_k,
+                tag_k,
             )
             s = tl.where(seen, s, float("-inf"))
         p = tl.exp2(s - lse[:, None])
@@ -342,7 +257,12 @@ def key_gradient_tiles(
             sample_q = tl.load(SAMPLE + position, mask=inside, other=-1)[None, :]
             tag_q = tl.load(TAG + position, mask=inside, other=0)[None, :]
             seen = visible(
-                position[None, :], column[:, None], sample_q, tag_q, sample_k[:, None], tag_k[:, None]
+                position[None, :],
+                column[:, None],
+                sample_q,
+                tag_q,
+                sample_k[:, None],
+                tag_k[:, None],
             )
             s = tl.where(seen, s, float("-inf"))
         else:

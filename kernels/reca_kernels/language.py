@@ -37,9 +37,7 @@ def current_device(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def launch(
-    kernel: Any, grid: tuple[int, ...], first: Any, *arguments: Any, **options: Any
-) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], first: Any, *arguments: Any, **options: Any) -> None:
     """Run `kernel(first, *arguments)` over `grid` on the device of `first`, a tensor or its descriptor."""
     with current_device(getattr(first, "base", first).device):
         kernel[grid](first, *arguments, **options)

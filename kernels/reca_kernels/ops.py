@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reca_kernels import attention, tuning
+from reca_kernels import library, tuning
 from reca_kernels.dispatch import Implementation, chosen
 from reca_kernels.inputs import autocast, check_linear, check_reduction, needed
 from reca_kernels.intervals import suits_library
@@ -180,7 +180,7 @@ def block_attention(
         ):
             which = "torch"
         if which == "torch":
-            return attention.by_intervals(q, k, v, layout, scale)
+            return library.by_intervals(q, k, v, layout, scale)
     return attention_operator.attended(q, k, v, layout, scale, which)
 
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 from reca_kernels import (
     Layout,
-    attention,
     block_attention,
     cross_entropy,
     dispatch,
     flow_matching_loss,
     intervals,
     linear_cross_entropy,
+    library,
     ops,
     selfcheck,
     tuning,
@@ -205,7 +205,7 @@ def test_the_faster_route_is_taken_by_auto_only(
     taken: list[str] = []
     assert dispatch.automatic("block_attention", 0)[0] == "triton"
     monkeypatch.setattr(ops, "suits_library", lambda *_: True)
-    for name, value in (("by_intervals", attention), ("attended", attention_operator)):
+    for name, value in (("by_intervals", library), ("attended", attention_operator)):
         monkeypatch.setattr(value, name, lambda q, *_, name=name: taken.append(name) or q)
     layout = Layout.packed([[("causal", 5)]], DEVICE)
     for dtype, how in (("bfloat16", "auto"), ("float32", "auto"), ("bfloat16", "triton")):
