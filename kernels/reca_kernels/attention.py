@@ -1,6 +1,7 @@
 """Attention over packed samples in Triton. The mask is described per token (`Layout`), never dense.
 
-`library.py` is the torch implementation; `operators/` gives both their gradients. Letters: T tokens, Q queries, H heads, K key/value heads, E head width.
+`library.py` is the torch implementation; `operators/` gives both their gradients. Letters: T tokens, Q queries, H
+heads, K key/value heads, E head width.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reca_kernels import tuning
-from reca_kernels.language import TensorDescriptor, ceil_div, jit, launch, tl
+from reca_kernels.language import TensorDescriptor, jit, launch, tl
 from reca_kernels.layout import Layout
 
 _LOG2_E = 1.4426950408889634

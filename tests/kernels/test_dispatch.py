@@ -15,13 +15,14 @@ import pytest
 import torch
 from reca_kernels import (
     Layout,
+    attention,
     block_attention,
     cross_entropy,
     dispatch,
     flow_matching_loss,
     intervals,
-    linear_cross_entropy,
     library,
+    linear_cross_entropy,
     ops,
     selfcheck,
     tuning,

@@ -133,7 +133,7 @@ def check_tiles(layout: Layout, rows: int, columns: int, by_key: bool) -> None:
     tiles, dense = layout.tiles(rows, columns, by_key), layout.dense()
     if by_key:
         dense, rows, columns = dense.T, columns, rows
-    outer, inner = dense.shape
+    outer = len(dense)
     visits, filled, needless = torch.zeros_like(dense).int(), 0, 0
     counts = (tiles.stops - tiles.starts).tolist()
     assert counts == sorted(counts, reverse=True), "the heaviest tile does not come first"
