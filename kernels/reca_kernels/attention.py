@@ -280,7 +280,7 @@ def key_gradient_tiles(
 def key_gradient_kernel(
     Q, K, V, DOUT, LSE, DELTA, DK, DV, POSITIONS, SAMPLE, TAG, FIRSTS, LASTS, STARTS, MIDDLES, STOPS, ROWS,
     queries, tokens, scale, natural, q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head,
-    d_token, d_head, SHARE, ROUNDS, PRECISION: tl.constexpr, TMA: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
+    d_token, d_head, SHARE, PRECISION: tl.constexpr, TMA: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """DK and DV [BK, E] for one key tile and key head, summed over its query heads in a fixed order."""
@@ -300,19 +300,17 @@ def key_gradient_kernel(
         tl.load(MIDDLES + tile),
         tl.load(STOPS + tile),
     )
-    each = SHARE // ROUNDS
-    for turn in range(0, ROUNDS):
-        head = (group * SHARE).to(tl.int32) + turn * each
-        d_k, d_v = key_gradient_tiles(
-            k, v, Q, DOUT, LSE, DELTA, POSITIONS, SAMPLE, TAG, ROWS, start, middle, column, sample_k, tag_k,
-            queries, scale, q_token, q_head, o_token, o_head, head, each, d_k, d_v, False, PRECISION,
-            TMA, E, BE, BQ,
-        )  # fmt: skip
-        d_k, d_v = key_gradient_tiles(
-            k, v, Q, DOUT, LSE, DELTA, POSITIONS, SAMPLE, TAG, ROWS, middle, stop, column, sample_k, tag_k,
-            queries, scale, q_token, q_head, o_token, o_head, head, each, d_k, d_v, True, PRECISION,
-            TMA, E, BE, BQ,
-        )  # fmt: skip
+    head = (group * SHARE).to(tl.int32)
+    d_k, d_v = key_gradient_tiles(
+        k, v, Q, DOUT, LSE, DELTA, POSITIONS, SAMPLE, TAG, ROWS, start, middle, column, sample_k, tag_k,
+        queries, scale, q_token, q_head, o_token, o_head, head, SHARE, d_k, d_v, False, PRECISION, TMA, E,
+        BE, BQ,
+    )  # fmt: skip
+    d_k, d_v = key_gradient_tiles(
+        k, v, Q, DOUT, LSE, DELTA, POSITIONS, SAMPLE, TAG, ROWS, middle, stop, column, sample_k, tag_k,
+        queries, scale, q_token, q_head, o_token, o_head, head, SHARE, d_k, d_v, True, PRECISION, TMA, E,
+        BE, BQ,
+    )  # fmt: skip
     place = far * d_token + group * d_head + lane[None, :]
     tl.store(DK + place, (d_k * natural).to(DK.dtype.element_ty), mask=valid)
     tl.store(DV + place, d_v.to(DV.dtype.element_ty), mask=valid)
@@ -321,10 +319,8 @@ def key_gradient_kernel(
 def tiled(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tuple[Tensor, Tensor]:
     """Outputs [Q, H, E] and log-sum-exps [H, Q] (base 2) for q [Q, H, E], k and v [T, K, E]."""
     q, k, v = (_dense(t) for t in (q, k, v))
-    (queries, heads, width), block = (
-        q.shape,
-        tuning.attention("forward", q.dtype, q.shape[2], q.device),
-    )
+    queries, heads, width = q.shape
+    block = tuning.attention("forward", q.dtype, width, q.device, layout.long)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, queries, dtype=torch.float32, device=q.device)
     if queries:
@@ -353,7 +349,7 @@ def tiled_gradients(
     share, scales = heads // k.shape[1], (scale * _LOG2_E, scale)
     delta, out = torch.empty_like(lse), out.contiguous()  # with the strides of d_q
     tokens = (layout.query_positions, layout.sample, layout.tag)
-    block = tuning.attention("query", q.dtype, width, q.device)
+    block = tuning.attention("query", q.dtype, width, q.device, layout.long)
     lists = layout.tiles(block["BQ"], block["BK"])
     tma, k_given, v_given = _read(block, "BK", k, v)
     launch(
@@ -362,13 +358,12 @@ def tiled_gradients(
         *lists, queries, layout.tokens, *scales, *_strides(q, k, v, out, d_out), share, PRECISION=tuning.precision(),
         TMA=tma, E=width, **block,
     )  # fmt: skip
-    block = tuning.attention("key", q.dtype, width, q.device)
+    block = tuning.attention("key", q.dtype, width, q.device, layout.long)
     lists = layout.tiles(block["BQ"], block["BK"], by_key=True)
-    rounds = 1 if block.pop("FLAT", 0) else share
     tma, q_given, o_given = _read(block, "BQ", q, d_out)
     launch(
         key_gradient_kernel, (len(lists.starts), k.shape[1]), q_given, k, v, o_given, lse, delta, d_k, d_v,
-        *tokens, *lists, queries, layout.tokens, *scales, *_strides(q, k, v, d_out, d_k), share, rounds,
+        *tokens, *lists, queries, layout.tokens, *scales, *_strides(q, k, v, d_out, d_k), share,
         PRECISION=tuning.precision(), TMA=tma, E=width, **block,
     )  # fmt: skip
     return d_q, d_k, d_v

@@ -387,7 +387,6 @@ def _add_outer(total: Tensor, a: Tensor, b: Tensor, factor: float, keep: float) 
     if total.dtype == a.dtype:
         total.addmm_(a, b, alpha=factor, beta=keep)
     elif total.is_cuda and hasattr(torch.ops.aten.addmm, "dtype"):
-        options = {"alpha": factor, "beta": keep, "out_dtype": total.dtype}
-        torch.addmm(total, a, b, **options, out=total)
+        torch.addmm(total, a, b, alpha=factor, beta=keep, out_dtype=total.dtype, out=total)
     else:
         total.addmm_(a.to(total.dtype), b.to(total.dtype), alpha=factor, beta=keep)

@@ -56,6 +56,7 @@ class Tiles(NamedTuple):
 # From so many tiles per sample on, on average, tiles begin with their sample: fewer pairs are visited (BAGEL at 256 px,
 # tiles of 128 by 64: 1.46 times the visible ones instead of 1.69), and 30 % of the tiles need a mask instead of 70 %.
 _ALIGNED_FROM = 2
+_LONG = 2048  # tokens: BAGEL's samples at 256 px have 530, at 1024 px 4,370
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +162,16 @@ class Layout:
     def tokens(self) -> int:
         """Number of keys, T."""
         return len(self.sample)
+
+    @property
+    def long(self) -> bool:
+        """Whether samples are known to have thousands of tokens, on average: larger tiles are faster then."""
+        if not self.known_on_host:
+            return False
+        return self.cached("long", lambda: self._samples() * _LONG <= self.tokens)
+
+    def _samples(self) -> int:
+        return len(self.on_host().sample.unique_consecutive())
 
     def cached(self, key: object, make: Callable[[], Any]) -> Any:
         """The result of `make()`, cached under `key` for the lifetime of the layout (shared by layers)."""

@@ -53,10 +53,7 @@ def _group(q: Tensor, k: Tensor, v: Tensor, group: Group, scale: float) -> Tenso
             "attn_mask": interval.mask, "is_causal": interval.causal, "scale": scale,
             "enable_gqa": grouped,
         }  # fmt: skip
-        if part.is_cuda and torch.is_grad_enabled():
-            output = _Repeatable.apply(part, seen, theirs, options)
-        else:
-            output = F.scaled_dot_product_attention(part, seen, theirs, **options)
+        output = _attention(part, seen, theirs, options)
         outputs.append(output.transpose(1, 2))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
 
@@ -67,6 +64,19 @@ def _takes_groups(q: Tensor, k: Tensor, v: Tensor, interval: Interval) -> bool:
     return torch.backends.cuda.can_use_flash_attention(given)
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
+    """SDPA, on a GPU with gradients that have equal bits in every run, if a kernel has such."""
+    fixed = q.is_cuda and torch.is_grad_enabled()
+    if fixed:  # torch's plain implementation multiplies by cuBLAS, which refuses to be asked for a fixed order
+        mask, causal, grouped = (options[key] for key in ("attn_mask", "is_causal", "enable_gqa"))
+        given = SDPAParams(q, k, v, mask, 0.0, causal, grouped)
+        cuda = torch.backends.cuda
+        fixed = cuda.can_use_flash_attention(given) or cuda.can_use_efficient_attention(given)
+    if fixed:
+        return _Repeatable.apply(q, k, v, options)
+    return F.scaled_dot_product_attention(q, k, v, **options)
+
+
 class _Repeatable(torch.autograd.Function):
     """SDPA whose gradients have equal bits in every run: on a GPU torch's own have not, unless they are asked for."""
 
@@ -74,7 +84,7 @@ class _Repeatable(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.options = options
-        ctx.made = _attended(q, k, v, options, ctx.needs_input_grad)
+        ctx.made = _attended(q, k, v, options, ctx.needs_input_grad[:3])
         return ctx.made[0].detach()
 
     @staticmethod
@@ -82,7 +92,10 @@ class _Repeatable(torch.autograd.Function):
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         # not kept for a second backward pass: a loss that is still referred to would hold it through the next step
         made, ctx.made = ctx.made, None
-        out, leaves = made or _attended(*ctx.saved_tensors, ctx.options, ctx.needs_input_grad)
+        if made is None:
+            q, k, v = ctx.saved_tensors
+            made = _attended(q, k, v, ctx.options, ctx.needs_input_grad[:3])
+        out, leaves = made
         with _in_a_fixed_order():
             found = iter(torch.autograd.grad(out, [t for t in leaves if t.requires_grad], incoming))
         return (*(next(found) if t.requires_grad else None for t in leaves), None)
@@ -92,15 +105,15 @@ def _attended(
     q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], needs: Sequence[bool]
 ) -> tuple[Tensor, list[Tensor]]:
     """The output with a graph of its own, and that graph's leaves."""
-    leaves = [t.detach().requires_grad_(need) for t, need in zip((q, k, v), needs, strict=False)]
-    with torch.enable_grad():
-        return F.scaled_dot_product_attention(*leaves, **options), leaves
+    leaves = [t.detach().requires_grad_(need) for t, need in zip((q, k, v), needs, strict=True)]
+    with torch.enable_grad(), _in_a_fixed_order():
+        return F.scaled_dot_product_attention(leaves[0], leaves[1], leaves[2], **options), leaves
 
 
 @contextmanager
 def _in_a_fixed_order() -> Iterator[None]:
     """Context in which torch's kernels sum without atomics."""
-    settings = torch.utils.deterministic
+    settings: Any = torch.utils.deterministic
     fill, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
     before = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
