@@ -247,8 +247,10 @@ class Layout:
         starts = torch.arange(len(some), device=some.device, dtype=torch.int32) * count
         middles, stops = (starts + part.sum(1, dtype=torch.int32) for part in (full, some))
         heaviest = (stops - starts).argsort(descending=True, stable=True)
-        ranges = (one.int()[heaviest] for one in (*outer, starts, middles, stops))
-        return Tiles(*ranges, listed.flatten())
+        firsts, lasts, starts, middles, stops = (
+            one.int()[heaviest] for one in (*outer, starts, middles, stops)
+        )
+        return Tiles(firsts, lasts, starts, middles, stops, listed.flatten())
 
     def _aligned(self, rows: int, columns: int) -> tuple[Cut, Cut] | None:
         """First and last tokens of the tiles of queries and of keys that begin with their sample, if that pays."""

@@ -1,7 +1,7 @@
 """Pinned tile sizes and launch options of the kernels: the order of every sum depends on them.
 
 Those of attention on Hopper and of flow matching were the fastest of the ones timed on an H100
-(docs/results/h100/tiles.jsonl). The others were chosen by compiling ahead of time for sm_80 and sm_90
+(docs/results/h100/tiles.csv). The others were chosen by compiling ahead of time for sm_80 and sm_90
 (perf/kernels/static.py): the largest tiles without spills. The interpreter uses small tiles, so that small inputs span
 several.
 """
@@ -21,8 +21,8 @@ _ATTENTION = {
     "query": ((64, 32, 4, 3), (64, 64, 8, 2), (32, 32, 4, 1), (16, 32, 4, 1)),
     "key": ((64, 32, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 2)),
 }
-# 16-bit heads on Hopper and later: up to 64, up to 128, and up to 128 in long samples. Small tiles let two programs share
-# a multiprocessor, and waste less of short samples.
+# 16-bit heads on Hopper and later: up to 64, up to 128, up to 128 in long samples. Small tiles let two programs share a
+# multiprocessor, and waste less of short samples.
 _HOPPER = {
     "forward": ((64, 128, 4, 3), (64, 32, 4, 3), (128, 64, 8, 3)),
     "query": ((64, 64, 4, 3), (64, 32, 4, 3), (128, 64, 8, 3)),

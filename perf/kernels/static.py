@@ -88,6 +88,7 @@ def launches(
     """Every kernel at the models' widths, for these dtypes, at sizes that 16 divides and at others.
 
     Heads are 64 and 128 wide, of unaligned tokens 64 and 80: a stride of 80 numbers is aligned, its tile is not full.
+    Long samples have tiles of their own in 16 bits at 128.
     """
     found: list[Launch] = []
     for dtype in (d for d, name in _TYPES.items() if name in types):
@@ -101,6 +102,9 @@ def launches(
             for width in (64, 80) if odd else (64, 128):
                 with noted(f"block_attention {name} head {width}{suffix}", found, capability):
                     _attention(dtype, width, odd)
+            if not odd and dtype != torch.float32:
+                with noted(f"block_attention {name} head 128 long", found, capability):
+                    _attention(dtype, 128, odd, 4096)
     return found
 
 
@@ -131,8 +135,8 @@ def _flow(dtype: torch.dtype, odd: int) -> None:
     reca_kernels.flow_matching_loss(*leaves, *data, mask, implementation="triton").backward()
 
 
-def _attention(dtype: torch.dtype, width: int, odd: int) -> None:
-    layout = reca_kernels.Layout.packed([[("full", 256), ("causal", 16 + odd), ("noise", 240)]])
+def _attention(dtype: torch.dtype, width: int, odd: int, noise: int = 240) -> None:
+    layout = reca_kernels.Layout.packed([[("full", 256), ("causal", 16 + odd), ("noise", noise)]])
     q, k, v = (_leaf(dtype, layout.tokens, heads, width) for heads in (8, 2, 2))
     out = reca_kernels.block_attention(q, k, v, layout, implementation="triton")
     out.backward(torch.ones_like(out))

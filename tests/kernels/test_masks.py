@@ -152,6 +152,14 @@ def check_tiles(layout: Layout, rows: int, columns: int, by_key: bool) -> None:
     assert needless <= 4 + filled // 2, "too many needless tiles"
 
 
+def test_long_samples_are_known_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BAGEL's at 1024 px are, at 256 px not; where the host would have to wait to know, none is."""
+    assert Layout.packed([[("full", 258), ("causal", 14), ("noise", 4098)]] * 2).long
+    assert not Layout.packed([[("full", 258), ("causal", 14), ("noise", 258)]] * 20).long
+    monkeypatch.setattr(Layout, "known_on_host", False)
+    assert not Layout.packed([[("noise", 4098)]]).long
+
+
 def test_tiles_begin_with_their_sample_if_the_host_knows_where(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

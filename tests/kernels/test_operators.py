@@ -71,8 +71,10 @@ def fresh_graphs() -> Iterator[None]:
 def test_torch_compile_makes_one_graph(name: str, how: str) -> None:
     call = partial(CALLS[name], how=how)
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    # eager attention in torch is SDPA, whose kernels on a GPU sum in another order than what a graph has
+    apart = 10 if (name, how, DEVICE) == ("attention", "torch", "cuda") else 1
     for one, other in zip(results(compiled), results(call), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-5 * apart, atol=1e-6 * apart)
 
 
 def test_auto_is_decided_while_the_graph_is_made() -> None:
