@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import accumulate
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -64,13 +65,15 @@ class Layout:
     """Per token `sample`, `block` and `kind`, each int32 [T]; `sample` never decreases.
 
     `queries` (int32 [Q], ascending) holds the indices of the query tokens if not all tokens are queries;
-    the keys of the others come from a cache. Build one with `packed` or `batch`; ValueError if invalid.
+    the keys of the others come from a cache. `lengths`: tokens of each sample, if the host knows them; tiles are
+    chosen by them. Build one with `packed` or `batch`; ValueError if invalid.
     """
 
     sample: Tensor
     block: Tensor
     kind: Tensor
     queries: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
     _cache: dict[object, Any] = field(default_factory=dict, repr=False)
     tag: Tensor = field(init=False, repr=False)
     """Block and kind as one number, int32 [T]: block * 8 + kind, the form that the kernels read."""
@@ -91,6 +94,10 @@ class Layout:
         ):
             raise ValueError(
                 f"layout.queries must be int32 [Q], not {self.queries.dtype} {list(self.queries.shape)}"
+            )
+        if self.lengths is not None and sum(self.lengths) != self.tokens:
+            raise ValueError(
+                f"layout.lengths add up to {sum(self.lengths)} tokens, but there are {self.tokens}"
             )
         positions = self.queries
         if positions is None:
@@ -119,7 +126,9 @@ class Layout:
         table = torch.tensor([row[:3] for row in rows], dtype=torch.int32, device="cpu").view(-1, 3)
         lengths = torch.tensor([row[3] for row in rows], dtype=torch.long, device="cpu")
         sample, block, kind = table.repeat_interleave(lengths, dim=0).unbind(1)
-        return cls(sample.contiguous(), block.contiguous(), kind.contiguous()).to(device)
+        whole = tuple(sum(length for _, length in splits) for splits in samples)
+        made = cls(sample.contiguous(), block.contiguous(), kind.contiguous(), lengths=whole)
+        return made.to(device)
 
     @classmethod
     def batch(cls, kind: Tensor, block: Tensor | None = None) -> Layout:
@@ -130,7 +139,9 @@ class Layout:
         batch, length = kind.shape
         sample = torch.arange(batch, device=kind.device).repeat_interleave(length)
         block = kind if block is None else block
-        return cls(sample.int(), block.flatten().int(), kind.flatten().int())
+        # in a traced graph a layout is its tensors
+        lengths = None if torch.compiler.is_compiling() else (length,) * batch
+        return cls(sample.int(), block.flatten().int(), kind.flatten().int(), None, lengths)
 
     def with_queries(self, queries: Tensor) -> Layout:
         """The same keys, with only the tokens `queries` (indices [Q], ascending) as queries."""
@@ -141,7 +152,8 @@ class Layout:
         if self.sample.device == torch.device(device):
             return self
         queries = None if self.queries is None else self.queries.to(device)
-        moved = Layout(self.sample.to(device), self.block.to(device), self.kind.to(device), queries)
+        sample, block, kind = (one.to(device) for one in (self.sample, self.block, self.kind))
+        moved = Layout(sample, block, kind, queries, self.lengths)
         if self.sample.device.type == "cpu":
             moved._cache["host"] = self
         return moved
@@ -166,12 +178,16 @@ class Layout:
     @property
     def long(self) -> bool:
         """Whether samples are known to have thousands of tokens, on average: larger tiles are faster then."""
-        if not self.known_on_host:
-            return False
-        return self.cached("long", lambda: self._samples() * _LONG <= self.tokens)
+        lengths = self._known_lengths()
+        return lengths is not None and len(lengths) * _LONG <= self.tokens
 
-    def _samples(self) -> int:
-        return len(self.on_host().sample.unique_consecutive())
+    def _known_lengths(self) -> Tensor | None:
+        """Tokens of each sample, in main memory; None if the host would have to wait for the device."""
+        if self.lengths is not None:
+            return torch.tensor([one for one in self.lengths if one], device="cpu")
+        if not self.known_on_host:
+            return None
+        return self.cached("lengths", lambda: _lengths(self.on_host().sample))
 
     def cached(self, key: object, make: Callable[[], Any]) -> Any:
         """The result of `make()`, cached under `key` for the lifetime of the layout (shared by layers)."""
@@ -194,6 +210,16 @@ class Layout:
                 torch._assert_async(right, fault)
             elif not bool(right):
                 raise ValueError(fault)
+        if self.lengths is not None:
+            begins = torch.zeros(self.tokens, dtype=torch.bool, device="cpu")
+            begins[_starts(self.lengths, self.tokens)] = True
+            right = ((self.sample.diff() != 0) == _moved(begins, self.sample.device)[1:]).all()
+            if right.device.type == "cuda":
+                torch._assert_async(right, "layout.lengths do not fit layout.sample")
+            elif not bool(right):
+                raise ValueError(
+                    "layout.lengths do not fit layout.sample; give the tokens of each sample"
+                )
 
     # ---- derived quantities ----------------------------------------------------------------------
     def dense(self, queries: slice | None = None, keys: slice | None = None) -> Tensor:
@@ -254,18 +280,19 @@ class Layout:
 
     def _aligned(self, rows: int, columns: int) -> tuple[Cut, Cut] | None:
         """First and last tokens of the tiles of queries and of keys that begin with their sample, if that pays."""
-        if not self.known_on_host:  # their number depends on the samples
+        keys = queries = self._known_lengths()  # their number depends on it
+        if self.queries is not None:
+            queries = None
+            if self.known_on_host:
+                host = self.on_host()
+                queries = _lengths(host.sample[host.query_positions.long()])
+        if keys is None or queries is None:
             return None
-        host = self.on_host()
-        cuts = []
-        for samples, size in (
-            (host.sample[host.query_positions.long()], rows), (host.sample, columns),
-        ):  # fmt: skip
-            lengths = samples.unique_consecutive(return_counts=True)[1]
-            if len(samples) < _ALIGNED_FROM * size * len(lengths):
+        for lengths, size in ((queries, rows), (keys, columns)):
+            if int(lengths.sum()) < _ALIGNED_FROM * size * len(lengths):
                 return None
-            cuts.append(_cut_samples(lengths, size, self.sample.device))
-        return cuts[0], cuts[1]
+        device = self.sample.device
+        return _cut_samples(queries, rows, device), _cut_samples(keys, columns, device)
 
 
 Cut = tuple[Tensor, Tensor]
@@ -283,10 +310,23 @@ def _cut_samples(lengths: Tensor, size: int, device: torch.device) -> Cut:
     sample = torch.arange(len(lengths), device="cpu").repeat_interleave(tiles)
     number = torch.arange(len(sample), device="cpu") - (tiles.cumsum(0) - tiles)[sample]
     firsts = (stops - lengths)[sample] + number * size
-    both = torch.stack([firsts, torch.minimum(firsts + size, stops[sample])])
-    if device.type == "cuda":
-        both = both.pin_memory().to(device, non_blocking=True)
+    both = _moved(torch.stack([firsts, torch.minimum(firsts + size, stops[sample])]), device)
     return both[0], both[1]
+
+
+def _lengths(sample: Tensor) -> Tensor:
+    """How many tokens each sample has."""
+    return sample.unique_consecutive(return_counts=True)[1]
+
+
+def _starts(lengths: Sequence[int], tokens: int) -> list[int]:
+    """Where samples begin."""
+    return [start for start in accumulate(lengths, initial=0) if start < tokens]
+
+
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the main memory on `device`, without a wait."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 # An operator is given a layout's tensors only; by them it finds the layout again, with the lists that it keeps.

@@ -18,15 +18,20 @@ MOST_CHANNELS = 128  # channels of a flow-matching row: one tile covers all of t
 # (queries, keys, warps, stages) of a tile; 16-bit heads up to 64, up to 128, then fp32 likewise
 _ATTENTION = {
     "forward": ((128, 64, 8, 3), (128, 64, 8, 3), (32, 32, 4, 1), (16, 16, 4, 2)),
-    "query": ((64, 32, 4, 3), (64, 64, 8, 2), (32, 32, 4, 1), (16, 32, 4, 1)),
+    "query": ((64, 32, 4, 3), (64, 64, 8, 2), (16, 32, 4, 2), (16, 32, 4, 2)),
     "key": ((64, 32, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 2)),
 }
-# 16-bit heads on Hopper and later: up to 64, up to 128, up to 128 in long samples. Small tiles let two programs share a
+# 16-bit heads of up to 64, of up to 128, and of up to 128 in long samples. Small tiles let two programs share a
 # multiprocessor, and waste less of short samples.
 _HOPPER = {
     "forward": ((64, 128, 4, 3), (64, 32, 4, 3), (128, 64, 8, 3)),
     "query": ((64, 64, 4, 3), (64, 32, 4, 3), (128, 64, 8, 3)),
     "key": ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+}
+_LATER = {  # not timed: the compiler's products are others there
+    "forward": ((128, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+    "query": ((64, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+    "key": ((64, 64, 4, 2), (32, 128, 8, 2), (32, 128, 8, 2)),
 }
 
 
@@ -48,7 +53,8 @@ def attention(
     case = 2 * (dtype == torch.float32) + (wide > 64)
     tile, tma = _ATTENTION[kernel][case], 0
     if case < 2 and capability(device) >= (9, 0):
-        tile = _HOPPER[kernel][2 if long and case else case]
+        tiles = _HOPPER if capability(device)[0] == 9 else _LATER
+        tile = tiles[kernel][2 if long and case else case]
         tma = int(torch.version.hip is None)
     bq, bk, warps, stages = tile
     return {"TMA": tma, "BE": wide, "BQ": bq, "BK": bk, "num_warps": warps, "num_stages": stages}

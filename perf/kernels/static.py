@@ -250,9 +250,12 @@ def report(
     """One row per launch and target; a failure to compile is a row with `error`."""
     rows, seen = [], set()
     old = launches(types, unaligned)
-    new = launches(types, unaligned, (9, 0))
+    new = {
+        "sm_90": launches(types, unaligned, (9, 0)),
+        "sm_100": launches(types, unaligned, (10, 0)),
+    }
     for target in targets:
-        for launch in new if target in ("sm_90", "sm_100") else old:
+        for launch in new.get(target, old):
             constants = [launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr]
             key = (launch.kernel.__name__, launch.case, target, str(constants))
             if key in seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from reca_kernels import Kind, Layout
 from safetensors.torch import load_file
 from torch import Tensor
 
+from reca.models.bagel.layout import Packed
 from reca.models.showo.layout import Layout as ShowoLayout
 
 # The mask tensors alone of the golden cases of four families, as `family:case:tensor`
@@ -153,11 +155,13 @@ def check_tiles(layout: Layout, rows: int, columns: int, by_key: bool) -> None:
 
 
 def test_long_samples_are_known_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    """BAGEL's at 1024 px are, at 256 px not; where the host would have to wait to know, none is."""
+    """BAGEL's at 1024 px are, at 256 px not; where the host would have to wait for the device to know, none is."""
     assert Layout.packed([[("full", 258), ("causal", 14), ("noise", 4098)]] * 2).long
     assert not Layout.packed([[("full", 258), ("causal", 14), ("noise", 258)]] * 20).long
     monkeypatch.setattr(Layout, "known_on_host", False)
-    assert not Layout.packed([[("noise", 4098)]]).long
+    assert Layout.packed([[("noise", 4098)]]).long
+    ones = torch.ones(4098, dtype=torch.int32)
+    assert not Layout(ones, ones, ones).long
 
 
 def test_tiles_begin_with_their_sample_if_the_host_knows_where(
@@ -170,3 +174,26 @@ def test_tiles_begin_with_their_sample_if_the_host_knows_where(
     assert sorted(layout.with_queries(torch.arange(90)).tiles(16, 16).firsts.tolist()) == [
         0, 16, 32, 48, 64, 80,
     ]  # fmt: skip
+
+
+def test_lengths_of_samples_need_not_be_read_from_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Layout, "known_on_host", False)
+    sample = torch.tensor([0] * 40 + [1] * 50, dtype=torch.int32)
+    layout = Layout(sample, sample, sample * 0 + Kind.FULL, lengths=(40, 50))
+    assert sorted(layout.tiles(16, 16).firsts.tolist()) == [0, 16, 32, 40, 56, 72, 88]
+    assert layout.to("cpu").lengths == (40, 50)
+    with pytest.raises(ValueError, match="add up to 91"):
+        Layout(sample, sample, sample, lengths=(40, 51))
+    with pytest.raises(ValueError, match="lengths do not fit"):
+        Layout(sample, sample, sample, lengths=(41, 49)).tiles(16, 16)
+
+
+def test_the_models_layouts_have_lengths() -> None:
+    """On a GPU their tensors are there, too, and nothing else says where samples begin."""
+    roles = torch.ones(3, 17, dtype=torch.long)
+    assert ShowoLayout(roles, roles, roles, roles, True, True).blocks().lengths == (17, 17, 17)
+    tokens = {name: torch.zeros(5, dtype=torch.long) for name in ("split", "mode")}
+    pack = SimpleNamespace(sample=torch.tensor([0, 0, 1, 1, 1]), sample_lengths=(2, 3), **tokens)
+    assert Packed.layout(pack).lengths == (2, 3)
