@@ -18,7 +18,7 @@ MOST_CHANNELS = 128  # channels of a flow-matching row: one tile covers all of t
 # (queries, keys, warps, stages) of a tile; 16-bit heads up to 64, up to 128, then fp32 likewise
 _ATTENTION = {
     "forward": ((128, 64, 8, 3), (128, 64, 8, 3), (32, 32, 4, 1), (16, 16, 4, 2)),
-    "query": ((64, 32, 4, 3), (64, 64, 8, 2), (16, 32, 4, 2), (16, 32, 4, 2)),
+    "query": ((64, 32, 4, 3), (64, 64, 8, 2), (32, 32, 4, 2), (16, 32, 4, 2)),
     "key": ((64, 32, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 2)),
 }
 # 16-bit heads of up to 64, of up to 128, and of up to 128 in long samples. Small tiles let two programs share a
