@@ -21,7 +21,7 @@ EXPECTED = {
     "key_gradient_kernel": 3,
 }  # fmt: skip
 WITHOUT_PRODUCTS = ("softmax_kernel", "scale_kernel")
-# what spills, and was still the fastest of fourteen configurations on an H100 (docs/results/h100/tiles.csv)
+# what spills, and was the fastest of fourteen over both packs of BAGEL on an H100 (docs/results/h100/tiles.csv)
 TIMED = ("block_attention bf16 head 128 key_gradient_kernel sm_90",
          "block_attention bf16 head 128 long key_gradient_kernel sm_90")  # fmt: skip
 
