@@ -330,8 +330,13 @@ def fused(
         part_w = F.pad(part_w, (0, 0, 0, wide - columns))
         part_b = None if part_b is None else F.pad(part_b, (0, wide - columns))
     losses = torch.empty(m, dtype=torch.float32, device=hidden.device)
-    d_hidden = hidden.new_zeros(hidden.shape) if needs[0] else None
-    d_weight = weight.new_zeros(weight.shape) if needs[1] else None
+    d_hidden = d_weight = None
+    if needs[0]:  # what the products below write need not be 0
+        d_hidden = hidden.new_empty(hidden.shape) if rows is None else torch.zeros_like(hidden)
+    if needs[1]:
+        d_weight = weight.new_empty(weight.shape)
+        d_weight[:start] = 0
+        d_weight[stop if m else start :] = 0
     d_bias = hidden.new_zeros(wide, dtype=torch.float32) if needs[2] else None
     size = hidden.element_size()
     room_bytes = min(max(wide * width * size, _FUSED_BYTES[0]), _FUSED_BYTES[1])
@@ -346,7 +351,7 @@ def fused(
         if wide == columns and (m <= step or hidden.dtype == torch.float32):
             total, factor, direct = d_weight[start:stop], scale, True
         else:
-            total = hidden.new_zeros(wide, width, dtype=torch.float32)
+            total = hidden.new_empty(wide, width, dtype=torch.float32)
     for first in range(0, m, step):
         part = slice(first, min(first + step, m))
         x = hidden[part if rows is None else rows[part]]
@@ -366,19 +371,22 @@ def fused(
         elif d_hidden is not None and rows is not None:
             d_hidden.index_copy_(0, rows[part], (z @ part_w).mul_(scale))
         if total is not None:
-            _add_outer(total, z.T, x, factor)
-    if d_weight is not None and total is not None and not direct:
+            _add_outer(total, z.T, x, factor, 1.0 if first else 0.0)
+    if m and d_weight is not None and total is not None and not direct:
         torch.mul(total[:columns], scale, out=d_weight[start:stop])
     if d_bias is not None and bias is not None:
         d_bias = F.pad(d_bias[:columns] * scale, (start, len(bias) - stop)).to(bias.dtype)
     return losses, (d_hidden, d_weight, d_bias)
 
 
-def _add_outer(total: Tensor, a: Tensor, b: Tensor, factor: float) -> None:
-    """Add factor * a [M, K] @ b [K, N] to total [M, N], not rounding the product to the type of its factors."""
+def _add_outer(total: Tensor, a: Tensor, b: Tensor, factor: float, keep: float) -> None:
+    """Make total [M, N] keep * total + factor * a [M, K] @ b [K, N], which is not rounded to its factors' type.
+
+    With 0 for `keep` the total is not read, whatever it holds.
+    """
     if total.dtype == a.dtype:
-        total.addmm_(a, b, alpha=factor)
+        total.addmm_(a, b, alpha=factor, beta=keep)
     elif total.is_cuda and hasattr(torch.ops.aten.addmm, "dtype"):
-        torch.addmm(total, a, b, alpha=factor, out_dtype=total.dtype, out=total)
+        torch.addmm(total, a, b, alpha=factor, beta=keep, out_dtype=total.dtype, out=total)
     else:
-        total.addmm_(a.to(total.dtype), b.to(total.dtype), alpha=factor)
+        total.addmm_(a.to(total.dtype), b.to(total.dtype), alpha=factor, beta=keep)

@@ -70,41 +70,6 @@ def intervals(layout: Layout, dtype: torch.dtype) -> list[Group]:
     return layout.cached(("intervals", dtype), lambda: _on_device(layout, dtype))
 
 
-# Keys per query, and share of pairs that need no mask, from which on torch's own kernels were faster than ours on an
-# H100, forward and backward (docs/results/h100/gpu_check.json; MiB beside the inputs): BAGEL at 1024 px has 4,100 keys
-# and share 1 (15.8 ms and 1,794 MiB; ours 28.7 and 427), Show-o's text to image 1,040 and 1 (1.69 and 171; 2.07 and
-# 75). Below: BAGEL at 256 px, 390 (7.62; 6.13), and Show-o's RecA, whose hidden tokens need a mask (2.40; 1.90).
-_LIBRARY_KEYS, _LIBRARY_SHARE = 768, 0.9
-_LIBRARY_ROWS = 256  # queries per call, on average: many small calls would cost more than they save
-_LIBRARY_CAPABILITY = 9  # Hopper, where both routes were timed
-
-
-def suits_library(layout: Layout, capability: tuple[int, int]) -> bool:
-    """Whether one SDPA per interval was the faster route on a GPU of this compute capability.
-
-    False where nothing was timed, and where the host would have to wait to know.
-    """
-    if capability[0] != _LIBRARY_CAPABILITY or not layout.known_on_host:
-        return False
-    return layout.cached("suits_library", lambda: _suits_library(layout.on_host()))
-
-
-def _suits_library(layout: Layout) -> bool:
-    pairs = plain = calls = 0
-    for group in intervals(layout, torch.float32):
-        for one in group.intervals:
-            rows, columns = one.rows.stop - one.rows.start, one.columns.stop - one.columns.start
-            pairs += group.batch * rows * columns
-            plain += group.batch * rows * columns * (one.mask is None)
-            calls += 1
-    queries = max(len(layout.query_positions), 1)
-    return (
-        pairs >= _LIBRARY_KEYS * queries
-        and plain >= _LIBRARY_SHARE * pairs
-        and queries >= _LIBRARY_ROWS * calls
-    )
-
-
 def _on_device(layout: Layout, dtype: torch.dtype) -> list[Group]:
     """Found in main memory: on a GPU every question about a mask would be a wait."""
     host = layout.on_host()

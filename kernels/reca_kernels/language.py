@@ -16,10 +16,11 @@ import torch
 try:
     import triton
     import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
     jit = triton.jit
 except ImportError:  # pragma: no cover (no Linux)
-    triton = tl = None
+    triton = tl = TensorDescriptor = None
 
     def jit(function: Any) -> Any:
         """Return the function unchanged: without Triton it is never called."""
@@ -36,11 +37,9 @@ def current_device(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def launch(
-    kernel: Any, grid: tuple[int, ...], first: torch.Tensor, *arguments: Any, **options: Any
-) -> None:
-    """Run `kernel(first, *arguments)` over `grid` on the device of the tensor `first`, current or not."""
-    with current_device(first.device):
+def launch(kernel: Any, grid: tuple[int, ...], first: Any, *arguments: Any, **options: Any) -> None:
+    """Run `kernel(first, *arguments)` over `grid` on the device of `first`, a tensor or its descriptor."""
+    with current_device(getattr(first, "base", first).device):
         kernel[grid](first, *arguments, **options)
 
 

@@ -10,7 +10,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, overload
+from itertools import accumulate
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -36,18 +37,27 @@ class Kind(IntEnum):
     NOISE = 5
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """Tiles to visit: row i has `columns[starts[i]:stops[i]]`; all tensors are int32.
+class Tiles(NamedTuple):
+    """Tiles to visit: outer tile i, tokens `firsts[i]..lasts[i]-1`, meets the tiles at `columns[starts[i]:stops[i]]`.
 
-    In tiles before `middles[i]` every query sees every key, so they need no mask. `starts`, `middles` and `stops`
-    [tiles]. Every row has room for all columns, so that no size depends on data and no device has to be waited for.
+    `columns` holds the first token of each inner tile. In those before `middles[i]` every query sees every key, so they
+    need no mask; in the others what lies beyond the tile is of another sample, or beyond the last token. All are int32.
+    Every outer tile has room for all inner ones, so that no size depends on what is visible and no device has to be
+    waited for. Those with most to visit come first: a long one that started last would leave the device idle.
     """
 
+    firsts: Tensor
+    lasts: Tensor
     starts: Tensor
     middles: Tensor
     stops: Tensor
     columns: Tensor
+
+
+# From so many tiles per sample on, on average, tiles begin with their sample: fewer pairs are visited (BAGEL at 256 px,
+# tiles of 128 by 64: 1.46 times the visible ones instead of 1.69), and 30 % of the tiles need a mask instead of 70 %.
+_ALIGNED_FROM = 2
+_LONG = 2048  # tokens: BAGEL's samples at 256 px have 530, at 1024 px 4,370
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +65,15 @@ class Layout:
     """Per token `sample`, `block` and `kind`, each int32 [T]; `sample` never decreases.
 
     `queries` (int32 [Q], ascending) holds the indices of the query tokens if not all tokens are queries;
-    the keys of the others come from a cache. Build one with `packed` or `batch`; ValueError if invalid.
+    the keys of the others come from a cache. `lengths`: tokens of each sample, if the host knows them; tiles are
+    chosen by them. Build one with `packed` or `batch`; ValueError if invalid.
     """
 
     sample: Tensor
     block: Tensor
     kind: Tensor
     queries: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
     _cache: dict[object, Any] = field(default_factory=dict, repr=False)
     tag: Tensor = field(init=False, repr=False)
     """Block and kind as one number, int32 [T]: block * 8 + kind, the form that the kernels read."""
@@ -82,6 +94,10 @@ class Layout:
         ):
             raise ValueError(
                 f"layout.queries must be int32 [Q], not {self.queries.dtype} {list(self.queries.shape)}"
+            )
+        if self.lengths is not None and sum(self.lengths) != self.tokens:
+            raise ValueError(
+                f"layout.lengths add up to {sum(self.lengths)} tokens, but there are {self.tokens}"
             )
         positions = self.queries
         if positions is None:
@@ -110,7 +126,9 @@ class Layout:
         table = torch.tensor([row[:3] for row in rows], dtype=torch.int32, device="cpu").view(-1, 3)
         lengths = torch.tensor([row[3] for row in rows], dtype=torch.long, device="cpu")
         sample, block, kind = table.repeat_interleave(lengths, dim=0).unbind(1)
-        return cls(sample.contiguous(), block.contiguous(), kind.contiguous()).to(device)
+        whole = tuple(sum(length for _, length in splits) for splits in samples)
+        made = cls(sample.contiguous(), block.contiguous(), kind.contiguous(), lengths=whole)
+        return made.to(device)
 
     @classmethod
     def batch(cls, kind: Tensor, block: Tensor | None = None) -> Layout:
@@ -121,7 +139,9 @@ class Layout:
         batch, length = kind.shape
         sample = torch.arange(batch, device=kind.device).repeat_interleave(length)
         block = kind if block is None else block
-        return cls(sample.int(), block.flatten().int(), kind.flatten().int())
+        # in a traced graph a layout is its tensors
+        lengths = None if torch.compiler.is_compiling() else (length,) * batch
+        return cls(sample.int(), block.flatten().int(), kind.flatten().int(), None, lengths)
 
     def with_queries(self, queries: Tensor) -> Layout:
         """The same keys, with only the tokens `queries` (indices [Q], ascending) as queries."""
@@ -132,7 +152,8 @@ class Layout:
         if self.sample.device == torch.device(device):
             return self
         queries = None if self.queries is None else self.queries.to(device)
-        moved = Layout(self.sample.to(device), self.block.to(device), self.kind.to(device), queries)
+        sample, block, kind = (one.to(device) for one in (self.sample, self.block, self.kind))
+        moved = Layout(sample, block, kind, queries, self.lengths)
         if self.sample.device.type == "cpu":
             moved._cache["host"] = self
         return moved
@@ -153,6 +174,20 @@ class Layout:
     def tokens(self) -> int:
         """Number of keys, T."""
         return len(self.sample)
+
+    @property
+    def long(self) -> bool:
+        """Whether samples are known to have thousands of tokens, on average: larger tiles are faster then."""
+        lengths = self._known_lengths()
+        return lengths is not None and len(lengths) * _LONG <= self.tokens
+
+    def _known_lengths(self) -> Tensor | None:
+        """Tokens of each sample, in main memory; None if the host would have to wait for the device."""
+        if self.lengths is not None:
+            return torch.tensor([one for one in self.lengths if one], device="cpu")
+        if not self.known_on_host:
+            return None
+        return self.cached("lengths", lambda: _lengths(self.on_host().sample))
 
     def cached(self, key: object, make: Callable[[], Any]) -> Any:
         """The result of `make()`, cached under `key` for the lifetime of the layout (shared by layers)."""
@@ -175,6 +210,16 @@ class Layout:
                 torch._assert_async(right, fault)
             elif not bool(right):
                 raise ValueError(fault)
+        if self.lengths is not None:
+            begins = torch.zeros(self.tokens, dtype=torch.bool, device="cpu")
+            begins[_starts(self.lengths, self.tokens)] = True
+            right = ((self.sample.diff() != 0) == _moved(begins, self.sample.device)[1:]).all()
+            if right.device.type == "cuda":
+                torch._assert_async(right, "layout.lengths do not fit layout.sample")
+            elif not bool(right):
+                raise ValueError(
+                    "layout.lengths do not fit layout.sample; give the tokens of each sample"
+                )
 
     # ---- derived quantities ----------------------------------------------------------------------
     def dense(self, queries: slice | None = None, keys: slice | None = None) -> Tensor:
@@ -203,27 +248,85 @@ class Layout:
         self.check_order()
         query = self.query_positions.long()
         place = torch.arange(self.tokens, device=query.device)
-        q = _Spans(query, self.sample[query], self.tag[query], rows)
-        k = _Spans(place, self.sample, self.tag, columns).across()
+        cuts = self._aligned(rows, columns) or (
+            _cut(len(query), rows, query.device), _cut(len(place), columns, query.device)
+        )  # fmt: skip
+        q = _Spans(query, self.sample[query], self.tag[query], rows, *cuts[0])
+        k = _Spans(place, self.sample, self.tag, columns, *cuts[1]).across()
         some = (q.first_sample <= k.last_sample) & (k.first_sample <= q.last_sample)
         passed = (k.has_causal | (k.has_pad & q.has_pad)) & (k.first <= q.last)
         both_ways = (q.least_tag <= k.most_tag) & (k.least_tag <= q.most_tag)
         some = some & (passed | both_ways | k.has_open)
         alike = (q.first_sample == q.last_sample) & (k.first_sample == k.last_sample)
-        alike = alike & (q.first_sample == k.first_sample) & k.whole
+        alike = alike & (q.first_sample == k.first_sample) & (q.whole if by_key else k.whole)
         one_block = q.all_two_way & k.all_two_way & (q.least_tag == q.most_tag)
         one_block = one_block & (k.least_tag == k.most_tag) & (q.least_tag == k.least_tag)
         full = alike & (one_block | (k.all_causal & (k.last <= q.first)))
+        outer, inner = cuts
         if by_key:
-            some, full = some.T, full.T
+            some, full, outer, inner = some.T, full.T, inner, outer
         full, count = full & some, some.shape[1]
         # whole tiles first, then those with a mask, then the empty ones, each in ascending order
         order = torch.where(full, 0, torch.where(some, count, 2 * count)).int()
         order += torch.arange(count, device=some.device, dtype=torch.int32)
-        listed = order.sort(1).values % max(count, 1)
+        listed = inner[0].int()[(order.sort(1).values % max(count, 1)).long()]
         starts = torch.arange(len(some), device=some.device, dtype=torch.int32) * count
         middles, stops = (starts + part.sum(1, dtype=torch.int32) for part in (full, some))
-        return Tiles(starts, middles, stops, listed.flatten())
+        heaviest = (stops - starts).argsort(descending=True, stable=True)
+        firsts, lasts, starts, middles, stops = (
+            one.int()[heaviest] for one in (*outer, starts, middles, stops)
+        )
+        return Tiles(firsts, lasts, starts, middles, stops, listed.flatten())
+
+    def _aligned(self, rows: int, columns: int) -> tuple[Cut, Cut] | None:
+        """First and last tokens of the tiles of queries and of keys that begin with their sample, if that pays."""
+        keys = queries = self._known_lengths()  # their number depends on it
+        if self.queries is not None:
+            queries = None
+            if self.known_on_host:
+                host = self.on_host()
+                queries = _lengths(host.sample[host.query_positions.long()])
+        if keys is None or queries is None:
+            return None
+        for lengths, size in ((queries, rows), (keys, columns)):
+            if int(lengths.sum()) < _ALIGNED_FROM * size * len(lengths):
+                return None
+        device = self.sample.device
+        return _cut_samples(queries, rows, device), _cut_samples(keys, columns, device)
+
+
+Cut = tuple[Tensor, Tensor]
+
+
+def _cut(count: int, size: int, device: torch.device) -> Cut:
+    """First and last (exclusive) index of tiles of `size`, int64."""
+    firsts = torch.arange(0, count, size, device=device)
+    return firsts, (firsts + size).clamp(max=count)
+
+
+def _cut_samples(lengths: Tensor, size: int, device: torch.device) -> Cut:
+    """The same for tiles that begin with each of the samples, `lengths` in main memory."""
+    tiles, stops = (lengths + size - 1) // size, lengths.cumsum(0)
+    sample = torch.arange(len(lengths), device="cpu").repeat_interleave(tiles)
+    number = torch.arange(len(sample), device="cpu") - (tiles.cumsum(0) - tiles)[sample]
+    firsts = (stops - lengths)[sample] + number * size
+    both = _moved(torch.stack([firsts, torch.minimum(firsts + size, stops[sample])]), device)
+    return both[0], both[1]
+
+
+def _lengths(sample: Tensor) -> Tensor:
+    """How many tokens each sample has."""
+    return sample.unique_consecutive(return_counts=True)[1]
+
+
+def _starts(lengths: Sequence[int], tokens: int) -> list[int]:
+    """Where samples begin."""
+    return [start for start in accumulate(lengths, initial=0) if start < tokens]
+
+
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the main memory on `device`, without a wait."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 # An operator is given a layout's tensors only; by them it finds the layout again, with the lists that it keeps.
@@ -254,14 +357,12 @@ def layout_of(
 class _Spans:
     """Minimum and maximum of each tile of tokens, as columns [tiles, 1]."""
 
-    def __init__(self, place: Tensor, sample: Tensor, tag: Tensor, size: int) -> None:
-        count = -(-len(place) // size)
-        missing = count * size - len(place)
-
-        def tiled(values: Tensor) -> Tensor:
-            return torch.cat([values, values[-1:].expand(missing)]).view(count, size)
-
-        place, sample, tag = tiled(place), tiled(sample), tiled(tag)
+    def __init__(
+        self, place: Tensor, sample: Tensor, tag: Tensor, size: int, firsts: Tensor, lasts: Tensor
+    ) -> None:
+        step = torch.arange(size, device=place.device)
+        index = torch.minimum(firsts.unsqueeze(1) + step, lasts.unsqueeze(1) - 1)
+        place, sample, tag = place[index], sample[index], tag[index]
         kind = tag % 8
         causal, two_way = (kind >= Kind.CAUSAL) & (kind <= Kind.OPEN), kind >= Kind.FULL
         limits = torch.iinfo(tag.dtype)
@@ -273,9 +374,7 @@ class _Spans:
         self.has_causal, self.all_causal = causal.any(1, keepdim=True), causal.all(1, keepdim=True)
         self.has_pad = (kind == Kind.PAD).any(1, keepdim=True)
         self.has_open = (kind == Kind.OPEN).any(1, keepdim=True)
-        self.whole = torch.ones_like(self.has_pad)
-        if missing:
-            self.whole[-1] = False
+        self.whole = (lasts - firsts == size).unsqueeze(1)
 
     def across(self) -> _Spans:
         """Minimum and maximum of each tile of tokens, as rows [1, tiles]."""

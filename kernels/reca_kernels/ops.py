@@ -7,10 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reca_kernels import attention, tuning
+from reca_kernels import library, tuning
 from reca_kernels.dispatch import Implementation, chosen
 from reca_kernels.inputs import autocast, check_linear, check_reduction, needed
-from reca_kernels.intervals import suits_library
 from reca_kernels.layout import Layout
 from reca_kernels.operators import attention as attention_operator
 from reca_kernels.operators import cross_entropy as cross_entropy_operator
@@ -170,17 +169,8 @@ def block_attention(
     if q.shape[-1] > tuning.WIDEST_HEAD:
         obstacle = f"heads of {q.shape[-1]} are wider than {tuning.WIDEST_HEAD}"
     which = chosen("block_attention", implementation, q.device, q.dtype, obstacle)
-    if not torch.compiler.is_compiling():
-        # after the self-check, which stands for ours; inside a traced graph a layout's values are not known
-        if (
-            which == "triton"
-            and implementation == "auto"
-            and q.dtype != torch.float32
-            and suits_library(layout, tuning.capability(q.device))
-        ):
-            which = "torch"
-        if which == "torch":
-            return attention.by_intervals(q, k, v, layout, scale)
+    if which == "torch" and not torch.compiler.is_compiling():  # its calls have their own gradients
+        return library.by_intervals(q, k, v, layout, scale)
     return attention_operator.attended(q, k, v, layout, scale, which)
 
 

@@ -66,3 +66,27 @@ def product(
         out.stride(-2), out.stride(0) if splits > 1 else 0, max(span, 1),
         HAS_ROWS=rows is not None, ADD=add, PRECISION=tuning.precision(), **block,
     )  # fmt: skip
+
+
+@jit
+def scale_kernel(X, FACTOR, count, BLOCK: tl.constexpr):
+    """X[count] times FACTOR[1], in place; 1 costs a launch only, and no wait for the host to know it."""
+    factor = tl.load(FACTOR).to(tl.float32)
+    if factor != 1.0:
+        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(X + place, mask=place < count, other=0.0)
+        tl.store(X + place, (x.to(tl.float32) * factor).to(X.dtype.element_ty), mask=place < count)
+
+
+def scaled_(tensor: Tensor, factor: Tensor) -> None:
+    """Multiply a contiguous tensor by `factor` [], in place: `mul_` by a tensor reads and writes 16 bits at a time."""
+    block = tuning.scale()
+    if tensor.numel():
+        launch(
+            scale_kernel,
+            (ceil_div(tensor.numel(), block["BLOCK"]),),
+            tensor,
+            factor,
+            tensor.numel(),
+            **block,
+        )

@@ -164,14 +164,17 @@ def _flow(all_rows: bool, dtype: torch.dtype, device: torch.device) -> _Case:
     return ours, plain, inputs
 
 
-def _attention(width: int, dtype: torch.dtype, device: torch.device) -> _Case:
-    times = 2 * _times() - 1
+def _attention(width: int, long: bool, dtype: torch.dtype, device: torch.device) -> _Case:
+    times = 1 if interpreted() else 15  # so long that tiles begin with their samples
     first = [("pad", 3 * times), ("causal", 9 * times), ("full", 17 * times)]
     second = [
         ("open", 8 * times), ("hidden", 2 * times), ("causal", 5 * times), ("noise", 15 * times),
         ("causal", 3),
     ]  # fmt: skip
-    layout = Layout.packed([first, second, [("hidden", 7)]], device)
+    samples = [first, second, [("hidden", 7)]]
+    if long:  # its tiles are others
+        samples = [[*first, ("noise", 17 * times if interpreted() else 1700)]]
+    layout = Layout.packed(samples, device)
     tokens, heads = layout.tokens, 2 if interpreted() else 4
     inputs = _random(
         dtype, device, q=(tokens, heads, width), k=(tokens, heads // 2, width),
@@ -205,6 +208,8 @@ _CASES: dict[str, dict[str, Callable[[torch.dtype, torch.device], _Case]]] = {
         "all rows": partial(_flow, True), "selected rows": partial(_flow, False),
     },
     "block_attention": {
-        "heads of 64": partial(_attention, 64), "heads of 128": partial(_attention, 128),
+        "heads of 64": partial(_attention, 64, False),
+        "heads of 128": partial(_attention, 128, False),
+        "heads of 128 in a long sample": partial(_attention, 128, True),
     },
 }  # fmt: skip

@@ -49,6 +49,19 @@ class Stage:
         return made.to(dtype).requires_grad_()
 
 
+def device_ms(call: Callable[[], object], count: int = 10) -> float:
+    """Milliseconds of kernels per call: what a step whose device is busy has to wait for, without the host's time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(count):
+            call()
+        torch.cuda.synchronize()
+    return float(sum(one.self_device_time_total for one in found.key_averages())) / 1e3 / count
+
+
 def relative(found: Tensor, expected: Tensor) -> float:
     """The norm of the difference as a share of the expected norm."""
     expected = expected.double()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perf.gpu.rows import Stage
+from perf.gpu.rows import Stage, device_ms
 from perf.kernels import cases as known
 
 # as many rows per minute as the limits of the stages allow; flex_attention and torch.compile take 5 to 20 s to compile
@@ -95,9 +95,10 @@ def _timed(
     both()
     peak = (torch.cuda.max_memory_allocated() - before) / 2**20
     forward, total = median(step), median(both)
+    device = device_ms(both)
     stage.row(
         f"{case}: {name}", forward_ms=round(forward, 3), total_ms=round(total, 3),
-        of_h100_bound=f"{bound / total:.0%}", mib=round(peak),
+        device_ms=round(device, 3), of_h100_bound=f"{bound / device:.0%}", mib=round(peak),
     )  # fmt: skip
 
 

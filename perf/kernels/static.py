@@ -31,6 +31,7 @@ from reca_kernels import dispatch, tuning
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -87,6 +88,7 @@ def launches(
     """Every kernel at the models' widths, for these dtypes, at sizes that 16 divides and at others.
 
     Heads are 64 and 128 wide, of unaligned tokens 64 and 80: a stride of 80 numbers is aligned, its tile is not full.
+    Long samples have tiles of their own in 16 bits at 128.
     """
     found: list[Launch] = []
     for dtype in (d for d, name in _TYPES.items() if name in types):
@@ -100,6 +102,9 @@ def launches(
             for width in (64, 80) if odd else (64, 128):
                 with noted(f"block_attention {name} head {width}{suffix}", found, capability):
                     _attention(dtype, width, odd)
+            if not odd and dtype != torch.float32:
+                with noted(f"block_attention {name} head 128 long", found, capability):
+                    _attention(dtype, 128, odd, 4096)
     return found
 
 
@@ -130,10 +135,11 @@ def _flow(dtype: torch.dtype, odd: int) -> None:
     reca_kernels.flow_matching_loss(*leaves, *data, mask, implementation="triton").backward()
 
 
-def _attention(dtype: torch.dtype, width: int, odd: int) -> None:
-    layout = reca_kernels.Layout.packed([[("full", 256), ("causal", 16 + odd), ("noise", 240)]])
+def _attention(dtype: torch.dtype, width: int, odd: int, noise: int = 240) -> None:
+    layout = reca_kernels.Layout.packed([[("full", 256), ("causal", 16 + odd), ("noise", noise)]])
     q, k, v = (_leaf(dtype, layout.tokens, heads, width) for heads in (8, 2, 2))
-    reca_kernels.block_attention(q, k, v, layout, implementation="triton").sum().backward()
+    out = reca_kernels.block_attention(q, k, v, layout, implementation="triton")
+    out.backward(torch.ones_like(out))
 
 
 # ---- compilation ---------------------------------------------------------------------------------
@@ -167,6 +173,8 @@ def _described(is_constant: bool, value: Any) -> tuple[str, bool]:
         return "constexpr", False
     if isinstance(value, torch.Tensor):
         return "*" + _TYPES[value.dtype], True
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{_TYPES[value.base.dtype]}{list(value.block_shape)}>", False
     if isinstance(value, float):
         return "fp32", False
     return "i32", value % 16 == 0
@@ -242,9 +250,12 @@ def report(
     """One row per launch and target; a failure to compile is a row with `error`."""
     rows, seen = [], set()
     old = launches(types, unaligned)
-    new = launches(types, unaligned, (9, 0))
+    new = {
+        "sm_90": launches(types, unaligned, (9, 0)),
+        "sm_100": launches(types, unaligned, (10, 0)),
+    }
     for target in targets:
-        for launch in new if target in ("sm_90", "sm_100") else old:
+        for launch in new.get(target, old):
             constants = [launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr]
             key = (launch.kernel.__name__, launch.case, target, str(constants))
             if key in seen:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from reca_kernels import Kind, Layout, block_attention
+from reca_kernels import Kind, Layout, block_attention, library
 from reca_kernels.intervals import intervals
 from reca_kernels.selfcheck import plain_attention
 from torch import Tensor
@@ -120,6 +120,44 @@ def test_views(implementation: str) -> None:
             lambda q, k, v: plain_attention(q, k, v, layout.dense(), 0.25),
             **dict(zip("qkv", given, strict=True)),
         )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_library_gradients_have_equal_bits(masked: bool) -> None:
+    """The form that runs on GPUs: gradients of SDPA, twice, with torch's settings as they were."""
+    draw = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(2, 4, 24, 16, generator=draw).to(DEVICE) for _ in range(3)]
+    leaves = [leaf.requires_grad_(number != 1) for number, leaf in enumerate(leaves)]
+    mask = torch.zeros(24, 24, device=DEVICE).masked_fill_(
+        torch.ones(24, 24, device=DEVICE).triu(1).bool(), -9
+    )
+    options = {"attn_mask": mask if masked else None, "is_causal": not masked, "scale": 0.3}
+    wanted = [leaves[0], leaves[2]]
+    plain = F.scaled_dot_product_attention(*leaves, **options)
+    expected = torch.autograd.grad(plain.square().sum(), wanted)
+    out = library._Repeatable.apply(*leaves, options)
+    for last in (False, True):  # the second pass makes the graph again
+        found = torch.autograd.grad(out.square().sum(), wanted, retain_graph=not last)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_an_incoming_gradient_may_be_stored_heads_first(implementation: str) -> None:
+    layout = Layout.packed([[("full", 20), ("causal", 5), ("noise", 23)]])
+    draw = torch.Generator().manual_seed(0)
+    leaves = [
+        torch.randn(48, heads, 16, generator=draw).to(DEVICE).requires_grad_()
+        for heads in (4, 2, 2)
+    ]
+    incoming = torch.randn(4, 48, 16, generator=draw).to(DEVICE).transpose(0, 1)
+    out = block_attention(*leaves, layout.to(DEVICE), implementation=implementation)
+    first = torch.autograd.grad(out, leaves, incoming.contiguous(), retain_graph=True)
+    again = torch.autograd.grad(out, leaves, incoming)
+    for one, other in zip(first, again, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("implementation", BOTH)

@@ -13,13 +13,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("sm_80", "sm_90", "sm_100")
-# kernel -> times that it is compiled per target: two products of the losses by row, heads of 64 and 128
+# kernel -> times that it is compiled per target: two products of the losses by row; heads of 64, of 128, and of 128 in
+# long samples
 EXPECTED = {
-    "softmax_kernel": 1, "log_sum_kernel": 1, "residual_kernel": 1, "product_kernel": 2,
-    "error_kernel": 1, "forward_kernel": 2, "delta_kernel": 2, "query_gradient_kernel": 2,
-    "key_gradient_kernel": 2,
+    "softmax_kernel": 1, "scale_kernel": 1, "log_sum_kernel": 1, "residual_kernel": 1, "product_kernel": 2,
+    "error_kernel": 1, "forward_kernel": 3, "query_gradient_kernel": 3,
+    "key_gradient_kernel": 3,
 }  # fmt: skip
-WITHOUT_PRODUCTS = ("softmax_kernel", "delta_kernel")
+WITHOUT_PRODUCTS = ("softmax_kernel", "scale_kernel")
+# what spills, and was the fastest of fourteen over both packs of BAGEL on an H100 (docs/results/h100/tiles.csv)
+TIMED = ("block_attention bf16 head 128 key_gradient_kernel sm_90",
+         "block_attention bf16 head 128 long key_gradient_kernel sm_90")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +50,9 @@ def test_every_kernel_compiles_for_every_target(report: list[dict[str, Any]]) ->
 
 
 def test_no_spills_where_tuned(report: list[dict[str, Any]]) -> None:
-    spilled = [names(r) for r in report if r["target"] != "sm_100" and (r["spills"] or r["stack"])]
-    assert spilled == []
+    tuned = [row for row in report if row["target"] != "sm_100"]
+    spilled = [names(row) for row in tuned if row["spills"] or row["stack"]]
+    assert [name for name in spilled if name not in TIMED] == []
 
 
 def test_shared_memory_fits(report: list[dict[str, Any]]) -> None:

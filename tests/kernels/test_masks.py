@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from reca_kernels import Kind, Layout
 from safetensors.torch import load_file
 from torch import Tensor
 
+from reca.models.bagel.layout import Packed
 from reca.models.showo.layout import Layout as ShowoLayout
 
 # The mask tensors alone of the golden cases of four families, as `family:case:tensor`
@@ -109,13 +111,13 @@ def test_tiles_miss_nothing(seed: int, size: tuple[int, int]) -> None:
 
 
 def test_tiles_of_a_long_pack() -> None:
-    # two RecA samples of BAGEL at 256 pixels: within a tenth of the tiles that hold a visible pair
+    # RecA samples of BAGEL at 256 pixels: each has the tiles that it has alone, most of them without a mask
     splits = [("full", 258), ("causal", 14), ("noise", 258)]
-    layout = Layout.packed([splits, splits])
-    tiles, dense = layout.tiles(64, 64), layout.dense()
-    padded = torch.nn.functional.pad(dense, (0, -len(dense) % 64, 0, -len(dense) % 64))
-    some = padded.unflatten(0, (-1, 64)).unflatten(2, (-1, 64)).any(3).any(1)
-    assert int(some.sum()) <= int((tiles.stops - tiles.starts).sum()) <= 1.1 * int(some.sum())
+    alone, pack = (Layout.packed([splits] * n).tiles(128, 64) for n in (1, 3))
+    visited = int((alone.stops - alone.starts).sum())
+    assert visited == 37  # 5 for each tile of the image that is read, 9 for each of the others
+    assert int((pack.stops - pack.starts).sum()) == 3 * visited
+    assert int((pack.middles - pack.starts).sum()) >= 0.7 * 3 * visited
 
 
 def drawn_layout(seed: int) -> Layout:
@@ -131,23 +133,67 @@ def drawn_layout(seed: int) -> Layout:
 
 def check_tiles(layout: Layout, rows: int, columns: int, by_key: bool) -> None:
     tiles, dense = layout.tiles(rows, columns, by_key), layout.dense()
-    queries, keys = dense.shape
-    height, width = -(-queries // rows), -(-keys // columns)
-    # rows after the last are never stored, so they may count as visible; keys after the last may not
-    some, full = torch.zeros(height, width).bool(), torch.zeros(height, width).bool()
-    for i in range(height):
-        for j in range(width):
-            part = dense[i * rows : (i + 1) * rows, j * columns : (j + 1) * columns]
-            some[i, j] = part.any()
-            full[i, j] = part.all() and part.shape[1] == columns
     if by_key:
-        some, full = some.T, full.T
-    listed = torch.zeros_like(some)
-    for i, (start, stop) in enumerate(zip(tiles.starts, tiles.stops, strict=True)):
-        found = tiles.columns[start:stop].long()
-        unmasked = tiles.columns[start : tiles.middles[i]].long()
-        assert len(found.unique()) == len(found)
-        listed[i, found] = True
-        assert full[i, unmasked].all(), "a tile without a mask hides something"
-    assert listed[some].all(), "a visible pair lies in no listed tile"
-    assert int((listed & ~some).sum()) <= 4 + int(some.sum()) // 2, "too many needless tiles"
+        dense, rows, columns = dense.T, columns, rows
+    outer = len(dense)
+    visits, filled, needless = torch.zeros_like(dense).int(), 0, 0
+    counts = (tiles.stops - tiles.starts).tolist()
+    assert counts == sorted(counts, reverse=True), "the heaviest tile does not come first"
+    owned = [torch.arange(a, b) for a, b in zip(tiles.firsts, tiles.lasts, strict=True)]
+    assert torch.equal(torch.cat(owned).sort().values, torch.arange(outer)), "no partition"
+    for mine, start, middle, stop in zip(owned, *tiles[2:5], strict=True):
+        assert 0 < len(mine) <= rows
+        for j in range(start, stop):
+            first = int(tiles.columns[j])
+            part = dense[mine, first : first + columns]
+            visits[mine, first : first + columns] += 1
+            filled, needless = filled + int(part.any()), needless + int(not part.any())
+            if j < middle:
+                assert part.all() and part.shape[1] == columns, "no mask, but something is hidden"
+    assert (visits[dense] == 1).all(), "a visible pair is not visited once"
+    assert needless <= 4 + filled // 2, "too many needless tiles"
+
+
+def test_long_samples_are_known_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BAGEL's at 1024 px are, at 256 px not; where the host would have to wait for the device to know, none is."""
+    assert Layout.packed([[("full", 258), ("causal", 14), ("noise", 4098)]] * 2).long
+    assert not Layout.packed([[("full", 258), ("causal", 14), ("noise", 258)]] * 20).long
+    monkeypatch.setattr(Layout, "known_on_host", False)
+    assert Layout.packed([[("noise", 4098)]]).long
+    ones = torch.ones(4098, dtype=torch.int32)
+    assert not Layout(ones, ones, ones).long
+
+
+def test_tiles_begin_with_their_sample_if_the_host_knows_where(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layout = Layout.packed([[("full", 40)], [("causal", 50)]])
+    assert sorted(layout.tiles(16, 16).firsts.tolist()) == [0, 16, 32, 40, 56, 72, 88]
+    assert sorted(layout.tiles(16, 32).firsts.tolist()) == [0, 16, 32, 48, 64, 80]  # short ones
+    monkeypatch.setattr(Layout, "known_on_host", False)
+    assert sorted(layout.with_queries(torch.arange(90)).tiles(16, 16).firsts.tolist()) == [
+        0, 16, 32, 48, 64, 80,
+    ]  # fmt: skip
+
+
+def test_lengths_of_samples_need_not_be_read_from_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Layout, "known_on_host", False)
+    sample = torch.tensor([0] * 40 + [1] * 50, dtype=torch.int32)
+    layout = Layout(sample, sample, sample * 0 + Kind.FULL, lengths=(40, 50))
+    assert sorted(layout.tiles(16, 16).firsts.tolist()) == [0, 16, 32, 40, 56, 72, 88]
+    assert layout.to("cpu").lengths == (40, 50)
+    with pytest.raises(ValueError, match="add up to 91"):
+        Layout(sample, sample, sample, lengths=(40, 51))
+    with pytest.raises(ValueError, match="lengths do not fit"):
+        Layout(sample, sample, sample, lengths=(41, 49)).tiles(16, 16)
+
+
+def test_the_models_layouts_have_lengths() -> None:
+    """On a GPU their tensors are there, too, and nothing else says where samples begin."""
+    roles = torch.ones(3, 17, dtype=torch.long)
+    assert ShowoLayout(roles, roles, roles, roles, True, True).blocks().lengths == (17, 17, 17)
+    tokens = {name: torch.zeros(5, dtype=torch.long) for name in ("split", "mode")}
+    pack = SimpleNamespace(sample=torch.tensor([0, 0, 1, 1, 1]), sample_lengths=(2, 3), **tokens)
+    assert Packed.layout(pack).lengths == (2, 3)

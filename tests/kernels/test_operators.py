@@ -71,8 +71,10 @@ def fresh_graphs() -> Iterator[None]:
 def test_torch_compile_makes_one_graph(name: str, how: str) -> None:
     call = partial(CALLS[name], how=how)
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    # eager attention in torch is SDPA, whose kernels on a GPU sum in another order than what a graph has
+    apart = 10 if (name, how, DEVICE) == ("attention", "torch", "cuda") else 1
     for one, other in zip(results(compiled), results(call), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-5 * apart, atol=1e-6 * apart)
 
 
 def test_auto_is_decided_while_the_graph_is_made() -> None:
@@ -217,6 +219,7 @@ def test_the_tiles_of_a_layout_are_listed_without_a_wait(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         Layout, "check_order", lambda self: None
     )  # an assertion of the device's own
+    monkeypatch.setattr(Layout, "known_on_host", False)  # as on a GPU
     with FakeTensorMode():
         tokens = torch.zeros(300, dtype=torch.int32, device="cpu")
         layout = Layout(tokens, tokens.clone(), tokens.clone())

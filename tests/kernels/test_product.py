@@ -20,3 +20,16 @@ def test_nothing_is_written_next_to_the_result(shape: tuple[int, int, int]) -> N
     torch.testing.assert_close(around[3 : m + 3, 3 : n + 3], a @ b)
     around[3 : m + 3, 3 : n + 3] = 77.0
     assert (around == 77.0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_tensor_is_scaled_as_torch_does_and_its_neighbours_are_not(dtype: torch.dtype) -> None:
+    from reca_kernels.product import scaled_
+
+    around = normal(dtype, 1200)
+    for factor in (1.0, 0.3, float("nan")):
+        expected, found = around.clone(), around.clone()
+        given = torch.tensor(factor, device=DEVICE)
+        expected[100:1100].mul_(given)
+        scaled_(found[100:1100], given)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)

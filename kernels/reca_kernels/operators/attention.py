@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reca_kernels import attention
+from reca_kernels import attention, library
 from reca_kernels.layout import Layout, layout_of
 from reca_kernels.operators.operation import Operation
 
@@ -26,7 +26,7 @@ def forward(
     """Outputs [Q, H, E] under the layout of `sample`, `tag` [T] and `positions` [Q], and log-sum-exps [H, Q]."""
     layout = layout_of(sample, tag, positions)
     if implementation == "torch":
-        out = attention.by_intervals(q, k, v, layout, scale)
+        out = library.by_intervals(q, k, v, layout, scale)
         return out.contiguous(), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
     return attention.tiled(q, k, v, layout, scale)
 
@@ -51,7 +51,7 @@ def gradients(
     """Gradients of q [Q, H, E], k and v [T, K, E]."""
     layout = layout_of(sample, tag, positions)
     if implementation == "torch":
-        return attention.interval_gradients(q, k, v, d_out, layout, scale)
+        return library.interval_gradients(q, k, v, d_out, layout, scale)
     return attention.tiled_gradients(d_out, q, k, v, out, lse, layout, scale)
 
 

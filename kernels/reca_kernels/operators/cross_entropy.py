@@ -23,6 +23,7 @@ from reca_kernels.operators.operation import (
     rows_of,
     wanted,
 )
+from reca_kernels.product import scaled_
 
 
 def forward(
@@ -167,7 +168,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, again: Callable[..., Any], incoming: Tensor) -> tuple[Any, ...]:
-    found = ctx.kept.taken(incoming) if ctx.kept else None
+    # a kernel of ours where no graph is traced
+    ours = ctx.options[5] == "triton" and again is gradients
+    scale_ = scaled_ if ours else Tensor.mul_
+    found = ctx.kept.taken(incoming, scale_) if ctx.kept else None
     if found is None:
         made = again(incoming, *ctx.saved_tensors, *ctx.options, list(ctx.needs))
         found = wanted(made, ctx.needs)

@@ -160,12 +160,14 @@ class Kept:
         self._gradients = wanted([one.detach() for one in gradients], needs)
         self._ready = True
 
-    def taken(self, incoming: Tensor) -> Gradients | None:
-        """The gradients times `incoming` []; None the second time."""
+    def taken(
+        self, incoming: Tensor, scale_: Callable[[Tensor, Tensor], object] = torch.Tensor.mul_
+    ) -> Gradients | None:
+        """The gradients times `incoming` [], by `scale_` in place; None the second time."""
         if not self._ready:
             return None
         gradients, self._gradients, self._ready = self._gradients, (), False
         for one in gradients:
             if one is not None:
-                one.mul_(incoming)
+                scale_(one, incoming)
         return gradients

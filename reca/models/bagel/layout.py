@@ -85,7 +85,8 @@ class Packed:
     def layout(self) -> BlockLayout:
         """Which token sees which: text what stands before it, pictures themselves too, noise only its own."""
         kinds = moved(torch.tensor([Kind[mode.upper()] for mode in MODES]), self.mode.device)
-        return BlockLayout(self.sample.int(), self.split.int(), kinds[self.mode].int())
+        tokens = (self.sample.int(), self.split.int(), kinds[self.mode].int())
+        return BlockLayout(*tokens, lengths=self.sample_lengths)
 
 
 def framed(ids: Sequence[int], special: SpecialIds) -> list[int]:
