@@ -39,7 +39,7 @@ help:
 	@echo "make bases      setup, then trains every shipped base model from nothing and compares the hashes (hours)"
 	@echo "make test       setup, then the tests"
 	@echo "make reliability  setup, then the fault campaign in full (15 minutes); writes docs/reliability.md"
-	@echo "make rehearse   setup, then every published experiment in miniature, on the loopback host (half an hour)"
+	@echo "make rehearse   setup, then every published experiment in miniature, on the loopback host (a quarter of an hour)"
 	@echo "make gpu-check  what to run first on a GPU: tests, checks, times, six minutes at most (GPU_OPTIONS=--dry-run: on a CPU)"
 	@echo "make smoke      setup, then the laptop experiment in its smallest size"
 	@echo "make lint       format, style, type, import and dead-code checks of code and workflow"
