@@ -80,17 +80,17 @@ def _models(experiment: Experiment) -> list[str]:
             lines.append(f"  models.{name}: {why}")
             continue
         try:
-            size = _parameters(model, _shipped(model, experiment.seeds))
+            size = _parameters(model, _given(model, experiment))
         except (TypeError, ValueError) as error:
             raise ValueError(f"experiment {experiment.name!r}: models.{name}: {error}") from error
         lines.append(f"  models.{name}: network fits family {model.family}, {size:,} parameters")
     return lines
 
 
-def _parameters(model: ModelConfig, shipped: Sequence[Path]) -> int:
+def _parameters(model: ModelConfig, given: Sequence[Path]) -> int:
     """The number of parameters of a network, built without memory; this also runs the family's strict validation.
 
-    It must be the network of the `shipped` weights.
+    It must be the network of the weights in the folders `given`.
     """
     import torch
 
@@ -100,7 +100,7 @@ def _parameters(model: ModelConfig, shipped: Sequence[Path]) -> int:
 
     with torch.device("meta"):
         built = build_model(model.family, model.network)
-    for folder in shipped:
+    for folder in given:
         if (folder / DESCRIPTION).is_file():
             check_network(folder, model.network, built)
     sampler = model.sampler
@@ -110,7 +110,8 @@ def _parameters(model: ModelConfig, shipped: Sequence[Path]) -> int:
 
 
 def _data(experiment: Experiment) -> None:
-    """ValueError, naming the key, for unknown reader options and for shipped weights that are missing."""
+    """ValueError, naming the key, for unknown reader options and for weights that are missing."""
+    from reca.config.validate import without_weights
     from reca.data.formats import check_options, jpeg_side, max_unreadable
 
     for role, source in experiment.data.items():
@@ -121,16 +122,16 @@ def _data(experiment: Experiment) -> None:
         except ValueError as error:
             raise ValueError(f"data.{role}.options: {error}") from error
     for name, model in experiment.models.items():
-        for path in _shipped(model, experiment.seeds):
+        for path in _given(model, experiment):
             if not path.is_dir():
-                raise ValueError(f"models.{name}.weights.path = {str(path)!r}: no such folder")
+                raise ValueError(without_weights(name, str(path)))
 
 
-def _shipped(model: ModelConfig, seeds: Sequence[int]) -> list[Path]:
-    """The folders of a model's shipped weights: one, or one per seed."""
-    if model.weights.kind != "shipped":
+def _given(model: ModelConfig, experiment: Experiment) -> list[Path]:
+    """The folders of weights that a model of an experiment starts from: one, or one per seed."""
+    if model.weights.kind == "source" or experiment.pretrain is not None:
         return []
-    paths = (model.weights.of_seed(seed).path for seed in model.seeds or seeds)
+    paths = (model.weights.of_seed(seed).path for seed in model.seeds or experiment.seeds)
     return [Path(path) for path in dict.fromkeys(paths) if path]
 
 

@@ -424,6 +424,14 @@ def needed_sources(experiment: Experiment) -> Iterable[tuple[str, str]]:
 
 
 @cache
+def without_weights(model: str, folder: str) -> str:
+    """What is wrong with a model whose folder of weights is missing, and what to do."""
+    wrong = f"models.{model}.weights.path = {folder!r}: no such folder"
+    if (parts := Path(folder).parts)[:1] == ("results",) and len(parts) > 1:
+        return f"{wrong}; first run: snakemake --cores all --config experiment={parts[1]}"
+    return f"{wrong}; make the base model first, or set the path"
+
+
 def _known_sources(path: Path) -> frozenset[str]:
     if not path.is_file():
         raise ValueError(f"{path} is missing, though the experiment names sources")

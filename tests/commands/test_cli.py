@@ -219,6 +219,16 @@ BEFORE_A_RUN = {
 }
 
 
+def test_check_names_the_experiment_that_makes_a_base_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # without its results
+    for given, maker in (
+        ("laptop_bound", "laptop_bound_bagel"),
+        ("paper_harmon_plus", "paper_harmon_plus_stage1"),
+    ):
+        assert main(["check", given]) == 2
+        assert capsys.readouterr().err.endswith(f"--config experiment={maker}\n")
+
+
 @pytest.mark.parametrize("override", BEFORE_A_RUN)
 def test_check_finds_it_before_anything_runs(override, capsys):
     assert main(["check", "laptop", f"models.showo_tiny.{override}"]) == 2

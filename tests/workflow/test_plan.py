@@ -154,8 +154,9 @@ def test_every_published_recipe_has_a_plan(plans, experiment):
     earlier = [m.weights.path for m in models.values() if str(m.weights.path).startswith("results")]
     if earlier:
         said = plans.look("-n", "--config", f"experiment={experiment}", check=False)
-        assert f"weights.path = {earlier[0]!r}: no such folder; make the base model first" in said
-        assert plans.plan(earlier[0].split("/")[1])["align"]  # and that one has a plan
+        first = earlier[0].split("/")[1]
+        assert f"weights.path = {earlier[0]!r}: no such folder; first run: snakemake" in said
+        assert f"--config experiment={first}" in said and plans.plan(first)["align"]
     else:
         assert plans.plan(experiment)["base"] == len(models)
 

@@ -36,7 +36,7 @@ from reca.evaluation.registry import KINDS
 from reca.config.compose import SCHEMA_PATH, load, resolved
 from reca.config.scale import label
 from reca.config.schema import SCALES, SEED
-from reca.config.validate import sources_of
+from reca.config.validate import sources_of, without_weights
 from reca.core.structure import suggestion
 
 

@@ -120,10 +120,8 @@ def shipped_weights(model, place):
     weights = weights_of(model, place)
     folder = weights.path
     records = records_in([folder])
-    if folder and weights.kind == "shipped" and not os.path.isdir(folder):
-        raise WorkflowError(
-            f"models.{model}.weights.path = {folder!r}: no such folder; make the base model first, or set the path"
-        )
+    if folder and not os.path.isdir(folder):
+        raise WorkflowError(without_weights(model, folder))
     if not folder or os.path.exists(records[0]) or not os.path.isdir(folder):
         return records
     return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
