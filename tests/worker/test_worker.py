@@ -51,7 +51,9 @@ class Commands:
         self, code: str, *, verb: str = "any", python: tuple[str, ...] = (), **variables: str
     ) -> subprocess.Popen[str]:
         environment = {k: v for k, v in os.environ.items() if k not in client.ELSEWHERE}
-        environment |= {"PYTHONPATH": str(self.folder), client.VARIABLE: self.name, **variables}
+        # numpy's BLAS starts threads where it may use several, and a template with threads does not fork
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.folder)}
+        environment |= {client.VARIABLE: self.name, **variables}
         return subprocess.Popen(
             [sys.executable, *python, "-m", "reca", verb, code], cwd=self.folder, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
