@@ -184,7 +184,8 @@ class Layout:
     def _known_lengths(self) -> Tensor | None:
         """Tokens of each sample, in main memory; None if the host would have to wait for the device."""
         if self.lengths is not None:
-            return torch.tensor([one for one in self.lengths if one], device="cpu")
+            counts = [one for one in self.lengths if one]
+            return self.cached("lengths", lambda: torch.tensor(counts, device="cpu"))
         if not self.known_on_host:
             return None
         return self.cached("lengths", lambda: _lengths(self.on_host().sample))

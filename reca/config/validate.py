@@ -423,7 +423,6 @@ def needed_sources(experiment: Experiment) -> Iterable[tuple[str, str]]:
             yield path, source
 
 
-@cache
 def without_weights(model: str, folder: str) -> str:
     """What is wrong with a model whose folder of weights is missing, and what to do."""
     wrong = f"models.{model}.weights.path = {folder!r}: no such folder"
@@ -432,6 +431,7 @@ def without_weights(model: str, folder: str) -> str:
     return f"{wrong}; make the base model first, or set the path"
 
 
+@cache
 def _known_sources(path: Path) -> frozenset[str]:
     if not path.is_file():
         raise ValueError(f"{path} is missing, though the experiment names sources")

@@ -70,7 +70,7 @@ class Refused(Exception):
 
 
 class Template:
-    """A running template, and which modules it was told to import."""
+    """A running template, and the modules that it has been asked to import."""
 
     def __init__(self, request: dict[str, Any], reports: socket.socket) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
