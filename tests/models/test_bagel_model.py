@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from reca.core.rng import generator
+from reca.models.bagel.context import empty, extend, run_blocks, text_block, vit_block
 from reca.models.bagel.layout import Split, pack
 from reca.models.bagel.packed import PackInputs, run_pack
 from reca.models.bagel.sampler import greedy, question_context
@@ -99,6 +102,25 @@ def test_two_phases_equal_the_packed_pass(tmp_path):
     assert set(own) == set(packed)
     for name, gradient in own.items():
         torch.testing.assert_close(gradient, packed[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_context_costs_only_what_its_keys_and_values_need(model):
+    network = model.network
+    features = model.encode(tiny.pictures(2), "draw")
+    texts = text_block(network, model.text.ids(TEXTS[:2]))
+    blocks = [vit_block(network, features["understanding"], features["grid"]), texts]
+    ran = []
+    with torch.no_grad(), ExitStack() as hooks:
+        whole, _ = run_blocks(network, empty(network, 2), blocks, frozen=True)
+        for number, layer in enumerate(network.decoder.layers):
+            for name in ("mlp", "mlp_moe_gen"):
+                note = partial(lambda at, *_: ran.append(at), (number, name))
+                hooks.enter_context(layer._modules[name].register_forward_hook(note))
+        cached = extend(network, empty(network, 2), blocks, frozen=True)
+    assert ran == [(number, "mlp") for number in range(len(network.decoder.layers) - 1)]
+    for found, wanted in zip(cached.kept, whole.kept, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert torch.equal(cached.valid, whole.valid) and torch.equal(cached.position, whole.position)
 
 
 def test_the_condition_matters_and_text_can_be_dropped(model):

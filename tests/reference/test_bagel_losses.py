@@ -301,7 +301,7 @@ def two_phase_loss(case: Case) -> Tensor:
             blocks.append(picture_block(case.network, read.unsqueeze(0)))
             if not sample.get("drop"):
                 blocks.append(text_block(case.network, [sample["text"]]))
-            context, _ = extend(case.network, empty(case.network, 1), blocks, frozen=True)
+            context = extend(case.network, empty(case.network, 1), blocks, frozen=True)
         here = slice(at, at + tokens)
         t, x = inputs.times[at : at + 1], inputs.latents[here].unsqueeze(0)
         v = velocity(case.network, context, x, t, case.packed.latent_ids[here])[0]

@@ -77,7 +77,7 @@ class TextToImage:
         self.ids = bagel.latent_ids(self.model, self.grid)
         with torch.no_grad():
             start = empty(self.network, len(self.prompts))
-            self.full, _ = extend(self.network, start, [text_block(self.network, self.prompts)])
+            self.full = extend(self.network, start, [text_block(self.network, self.prompts)])
             self.other = start
 
     def rows(self, flat: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def test_editing_contexts(name):
     case = Editing(name)
     network, stored = case.network, case.stored
     full, no_text, no_image = case.contexts()
-    first, _ = extend(network, empty(network, 1), [clean_block(case.network, case.clean())])
+    first = extend(network, empty(network, 1), [clean_block(case.network, case.clean())])
     # ours holds und before gen tokens: SOI, EOI, latents
     golden.assert_same("1", _sequence(first, 1), stored["ctx1_key_layer1"])
     size = len(stored["ctx1_key_layer1"])
@@ -272,7 +272,7 @@ def test_greedy_answers(name):
     states = bagel.vit_states(model, [pixels]).unsqueeze(0)
     grid = torch.tensor([[pixels.shape[1] // patch, pixels.shape[2] // patch]])
     blocks = [vit_block(model.network, states, grid), text_block(model.network, [asked["q"]])]
-    context, _ = extend(model.network, empty(model.network, 1), blocks)
+    context = extend(model.network, empty(model.network, 1), blocks)
     golden.assert_same("keys", context.kept[1][0][0], stored["context_key_layer1"])
     golden.assert_same("start", context.position, stored["start_position"])
     logits, tokens = zip(*greedy(model.network, context, asked["n"]), strict=True)
@@ -290,14 +290,14 @@ def test_rows_of_any_length_share_a_batch():
     case = t2i_of(T2I[0], "two")
     network = case.network
     rows = [[7, 8, 9], [5], None]
-    together, _ = extend(network, empty(network, 3), [text_block(network, rows)])
+    together = extend(network, empty(network, 3), [text_block(network, rows)])
     x = torch.randn(3, len(case.ids), case.model.config.latent_width)
     t = torch.tensor([0.2, 0.5, 0.9])
     both = velocity(network, together, x, t, case.ids)
     for row, text in enumerate(rows):
         alone = empty(network, 1)
         if text is not None:
-            alone, _ = extend(network, alone, [text_block(network, [text])])
+            alone = extend(network, alone, [text_block(network, [text])])
         one = slice(row, row + 1)
         own = velocity(network, alone, x[one], t[one], case.ids)
         torch.testing.assert_close(both[one], own, rtol=1e-4, atol=1e-5)

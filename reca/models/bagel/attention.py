@@ -48,6 +48,10 @@ class PackedAttention:
         out = block_attention(q, k, v, self.layout, implementation=self.implementation)[self.at]
         return out[: self.und], out[self.und :]
 
+    def keep(self, read: Heads, drawn: Heads) -> None:
+        """A pack has no later blocks."""
+        raise NotImplementedError("a pack keeps no keys and values")
+
 
 @dataclass
 class BlockAttention:
@@ -63,14 +67,21 @@ class BlockAttention:
 
     def __call__(self, read: Heads, drawn: Heads) -> tuple[Tensor, Tensor]:
         """Outputs [B, U, H, E] and [B, G, H, E]."""
-        und, gen = read.q.shape[1], drawn.q.shape[1]
-        if not gen:
-            q, k, v = read.q, read.k, read.v
-        else:
-            q = torch.cat([read.q, drawn.q], dim=1)
-            k, v = torch.cat([read.k, drawn.k], dim=1), torch.cat([read.v, drawn.v], dim=1)
-        self.kept = (k, v)
+        und = read.q.shape[1]
+        q = torch.cat([read.q, drawn.q], dim=1) if drawn.q.shape[1] else read.q
+        k, v = self.kept = _keys_and_values(read, drawn)
         if self.past is not None:
             k, v = torch.cat([self.past[0], k], dim=1), torch.cat([self.past[1], v], dim=1)
         out = attend(q, k, v, self.mask)
         return out[:, :und], out[:, und:]
+
+    def keep(self, read: Heads, drawn: Heads) -> None:
+        """Hold this block's keys and values without attending."""
+        self.kept = _keys_and_values(read, drawn)
+
+
+def _keys_and_values(read: Heads, drawn: Heads) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, U + G, K, E] of both experts' tokens, und before gen."""
+    if not drawn.k.shape[1]:
+        return read.k, read.v
+    return torch.cat([read.k, drawn.k], dim=1), torch.cat([read.v, drawn.v], dim=1)

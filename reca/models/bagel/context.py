@@ -166,24 +166,46 @@ def markers(network: Bagel, rows: int) -> Tensor:
 
 
 # ---- passes ------------------------------------------------------------------------------------
-def extend(
+def run_blocks(
     network: Bagel, context: Context, blocks: Sequence[Block], *, frozen: bool = False
 ) -> tuple[Context, Pair]:
     """Run blocks after a context in one pass; returns the extended context and the final states of the new tokens."""
-    und = torch.cat([block.und for block in blocks], dim=1)
-    gen = torch.cat([_gen(block) for block in blocks], dim=1)
     plan = _Plan(context, blocks)
     attends = _attends(context, plan.mask)
-    hidden = network.decoder(Pair(und, gen), plan.positions, attends, frozen=frozen)
-    kept = tuple(_joined(past, one.kept) for past, one in zip(context.kept, attends, strict=True))
-    valid = torch.cat([context.valid, plan.valid], dim=1)
-    return Context(kept, valid, plan.next_position, plan.ragged), hidden
+    hidden = _run(network, blocks, plan, attends, frozen=frozen)
+    return plan.after(context, attends), hidden
+
+
+def extend(
+    network: Bagel, context: Context, blocks: Sequence[Block], *, frozen: bool = False
+) -> Context:
+    """The context extended by blocks, as of `run_blocks`, where nothing reads their final states."""
+    plan = _Plan(context, blocks)
+    attends = _attends(context, plan.mask)
+    _run(network, blocks, plan, attends, frozen=frozen, keys_only=True)
+    return plan.after(context, attends)
 
 
 def prefix(network: Bagel, blocks: Sequence[Block], rows: int, *, frozen: bool = True) -> Context:
     """The context of some blocks, in one pass; `frozen` blocks gradients through their und tokens."""
     start = empty(network, rows)
-    return extend(network, start, blocks, frozen=frozen)[0] if blocks else start
+    return extend(network, start, blocks, frozen=frozen) if blocks else start
+
+
+def _run(
+    network: Bagel,
+    blocks: Sequence[Block],
+    plan: _Plan,
+    attends: Sequence[BlockAttention],
+    *,
+    frozen: bool,
+    keys_only: bool = False,
+) -> Pair:
+    """The decoder over the tokens of all blocks."""
+    und = torch.cat([block.und for block in blocks], dim=1)
+    gen = torch.cat([_gen(block) for block in blocks], dim=1)
+    tokens = Pair(und, gen)
+    return network.decoder(tokens, plan.positions, attends, frozen=frozen, keys_only=keys_only)
 
 
 def _attends(context: Context, mask: Tensor | None) -> list[BlockAttention]:
@@ -234,6 +256,14 @@ class _Plan:
         causal = moved(torch.tensor([block.causal for block in blocks]), device)
         order = moved(torch.tensor([*number[0], *number[1]]), device)
         self.mask = self._mask(context.valid, order, causal)
+
+    def after(self, context: Context, attends: Sequence[BlockAttention]) -> Context:
+        """The context extended by the blocks, whose keys and values `attends` kept."""
+        kept = tuple(
+            _joined(past, one.kept) for past, one in zip(context.kept, attends, strict=True)
+        )
+        valid = torch.cat([context.valid, self.valid], dim=1)
+        return Context(kept, valid, self.next_position, self.ragged)
 
     def _mask(self, past: Tensor, number: Tensor, causal: Tensor) -> Tensor | None:
         order = torch.arange(len(number), device=number.device)

@@ -23,9 +23,9 @@ from reca.models.bagel.context import (
     condition_blocks,
     drawn_states,
     empty,
-    extend,
     prefix,
     read_block,
+    run_blocks,
     text_block,
     vit_block,
 )
@@ -281,7 +281,7 @@ def answer_loss(
     ids = moved(conversation.ids, device)
     blocks = [] if features is None else [read_block(network, features)]
     blocks.append(Block(network.embed(ids), True, moved(conversation.lengths, device)))
-    _, hidden = extend(network, empty(network, len(ids)), blocks)
+    _, hidden = run_blocks(network, empty(network, len(ids)), blocks)
     labels = conversation.labels.flatten()
     wanted = (labels != IGNORE).nonzero().squeeze(1)  # on the host
     said = hidden.und[:, -ids.shape[1] :].flatten(0, 1)

@@ -9,8 +9,9 @@ key/value heads, E head width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +43,16 @@ class Heads:
     v: Tensor
 
 
-Attend = Callable[[Heads, Heads], tuple[Tensor, Tensor]]
-"""Attention over the tokens of both experts; returns their outputs [..., H, E]."""
+class Attend(Protocol):
+    """Attention over the tokens of both experts."""
+
+    def __call__(self, read: Heads, drawn: Heads) -> tuple[Tensor, Tensor]:
+        """Outputs [..., H, E] of und and gen tokens."""
+        ...
+
+    def keep(self, read: Heads, drawn: Heads) -> None:
+        """Take the keys and values for later blocks; nothing attends."""
+        ...
 
 
 def no_grad_if(frozen: bool) -> contextlib.AbstractContextManager[None]:
@@ -100,20 +109,35 @@ class MoTLayer(nn.Module):
                 self.add_module(name + suffix, norm)
 
     def forward(
-        self, und: Tensor, gen: Tensor, rotary: tuple[Rotary, Rotary], attend: Attend, frozen: bool
+        self,
+        und: Tensor,
+        gen: Tensor,
+        rotary: tuple[Rotary, Rotary],
+        attend: Attend,
+        frozen: bool,
+        keys_only: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """The residual stream of both experts after this layer.
 
         `frozen` blocks all gradients through und tokens: their queries, keys, values, attention output and MLP are
-        constants (bagel.md 5), even if they attend to gen tokens.
+        constants (bagel.md 5), even if they attend to gen tokens. `keys_only`: nothing reads the stream after this
+        layer, so the tokens are only offered to `attend`, and returned as they came.
         """
+        # only without gradients: in training, the weights of an expert without tokens have gradients of 0, not none
+        skipped = not gen.shape[-2] and not torch.is_grad_enabled()
         with no_grad_if(frozen):
             read = self.self_attn.heads(self._part("input_layernorm", "", und), rotary[0], "")
-        drawn = self.self_attn.heads(self._part("input_layernorm", GEN, gen), rotary[1], GEN)
+        if skipped:
+            drawn = Heads(*(part[..., :0, :, :] for part in (read.q, read.k, read.v)))
+        else:
+            drawn = self.self_attn.heads(self._part("input_layernorm", GEN, gen), rotary[1], GEN)
+        if keys_only:
+            attend.keep(read, drawn)
+            return und, gen
         seen, made = attend(read, drawn)
         with no_grad_if(frozen):
             und = self._rest(und, seen, "")
-        return und, self._rest(gen, made, GEN)
+        return und, (gen if skipped else self._rest(gen, made, GEN))
 
     def _rest(self, x: Tensor, attended: Tensor, suffix: str) -> Tensor:
         x = x + self.self_attn.out(attended, suffix)
@@ -151,18 +175,23 @@ class MoTModel(nn.Module):
         *,
         frozen: bool = False,
         collect: list[Pair] | None = None,
+        keys_only: bool = False,
     ) -> Pair:
         """Final normalised states of both experts.
 
         `positions` are the rope ids of und and gen tokens, `attends` the attention of each layer; `collect` receives
-        the residual stream after every layer.
+        the residual stream after every layer. `keys_only`: what counts is what `attends` keep, so the last layer
+        neither attends nor transforms, and the result is not to be used.
         """
         rotary = (self.rotary(positions[0]), self.rotary(positions[1]))
         und, gen = (tokens.und.detach() if frozen else tokens.und), tokens.gen
-        for layer, attend in zip(self.layers, attends, strict=True):
-            und, gen = layer(und, gen, rotary, attend, frozen)
+        last = len(self.layers) - 1
+        for number, (layer, attend) in enumerate(zip(self.layers, attends, strict=True)):
+            und, gen = layer(und, gen, rotary, attend, frozen, keys_only and number == last)
             if collect is not None:
                 collect.append(Pair(und, gen))
+        if keys_only:
+            return Pair(und, gen)
         with no_grad_if(frozen):
             und = self._modules["norm"](und)  # type: ignore[misc]
         return Pair(und, self._modules["norm" + GEN](gen))  # type: ignore[misc]

@@ -25,6 +25,7 @@ from reca.models.bagel.context import (
     extend,
     prefix,
     read_block,
+    run_blocks,
     stacked,
     text_block,
     velocity,
@@ -250,14 +251,14 @@ def thinking_contexts(
     """[sys][image][prompt][thought] and [sys][image], and the thoughts (bagel.md 4, think mode)."""
     network, rows = model.network, len(condition)
     system = text_block(network, model.text.ids([THINK_TO_DRAW]) * rows)
-    start, _ = extend(network, empty(network, rows), [system], frozen=True)
+    start = extend(network, empty(network, rows), [system], frozen=True)
     seen = condition_blocks(network, replace(condition, texts=[None] * rows))
     if seen:
-        start, _ = extend(network, start, seen, frozen=True)
-    prompted, _ = extend(network, start, [text_block(network, condition.texts)], frozen=True)
+        start = extend(network, start, seen, frozen=True)
+    prompted = extend(network, start, [text_block(network, condition.texts)], frozen=True)
     thoughts = decoding.answers(greedy(network, prompted, most), model.text, rows)
     thought = text_block(network, model.text.ids(thoughts))
-    full, _ = extend(network, prompted, [thought], frozen=True)
+    full = extend(network, prompted, [thought], frozen=True)
     return [full, start], thoughts
 
 
@@ -330,14 +331,14 @@ def editing_contexts(
 ) -> list[Context]:
     """[VAE][ViT][text], [VAE][ViT] and, with image guidance, [text]; only those that guidance needs."""
     nothing, instruction = empty(network, len(texts)), text_block(network, texts)
-    without_text, _ = extend(network, nothing, [clean_block(network, clean)], frozen=True)
-    without_text, _ = extend(network, without_text, [vit], frozen=True)
-    full, _ = extend(network, without_text, [instruction], frozen=True)
+    without_text = extend(network, nothing, [clean_block(network, clean)], frozen=True)
+    without_text = extend(network, without_text, [vit], frozen=True)
+    full = extend(network, without_text, [instruction], frozen=True)
     if not options.is_guided:
         return [full]
     if not options.uses_image_branch:
         return [full, without_text]
-    return [full, without_text, extend(network, nothing, [instruction], frozen=True)[0]]
+    return [full, without_text, extend(network, nothing, [instruction], frozen=True)]
 
 
 # ---- text --------------------------------------------------------------------------------------
@@ -359,9 +360,9 @@ def question_context(
     for features in pictures[
         :-1
     ]:  # one by one: the mask of a single pass grows quadratically with their number
-        context, _ = extend(network, context, [read_block(network, features)], frozen=True)
+        context = extend(network, context, [read_block(network, features)], frozen=True)
     blocks = [read_block(network, features) for features in pictures[-1:]]
-    return extend(network, context, [*blocks, text_block(network, questions)], frozen=True)[0]
+    return extend(network, context, [*blocks, text_block(network, questions)], frozen=True)
 
 
 def greedy(network: Bagel, context: Context, most: int) -> decoding.Steps:
@@ -373,7 +374,7 @@ def greedy(network: Bagel, context: Context, most: int) -> decoding.Steps:
     def advance(tokens: Tensor) -> Tensor:
         nonlocal context
         block = Block(network.embed(tokens.unsqueeze(1)), True, one)
-        context, hidden = extend(network, context, [block], frozen=True)
+        context, hidden = run_blocks(network, context, [block], frozen=True)
         return network.logits(hidden.und[:, -1])
 
     return decoding.greedy(advance(one * special.bos), advance, special.eos, most)

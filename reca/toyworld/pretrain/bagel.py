@@ -158,7 +158,7 @@ def attention_values(
     features = model.encode(images, "read")
     pictures = vit_block(network, features["understanding"], features["grid"])
     seen, told = (
-        extend(network, empty(network, len(texts)), [block])[0].kept
+        extend(network, empty(network, len(texts)), [block]).kept
         for block in (pictures, text_block(network, model.text.ids(list(texts))))
     )
     tokens = slice(1, 1 + pictures.und.shape[1] - 2)  # between the marks of the image
