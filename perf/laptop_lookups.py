@@ -36,7 +36,7 @@ from reca.toyworld.scenes import Scene, draw_scene
 if TYPE_CHECKING:
     from reca.models.contract import Features, UnifiedModel
 
-EXPERIMENT, PHASE = "laptop_bound_bagel", "c_joint"  # which weights are trained
+EXPERIMENT, PHASE = "laptop_pretrain_bagel_bound", "c_joint"  # which weights are trained
 HELD_OUT, EVERY, ENCODED = 500, 200, 250
 Ask = Callable[[Scene, np.random.Generator], "text.Turn | None"]
 

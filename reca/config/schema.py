@@ -254,6 +254,8 @@ class Pretrain:
     answers: dict[str, str] = field(default_factory=dict)
     # Dtype of the written weights: half of the bytes for models that ship with the repository.
     storage: Literal["float32", "float16"] = "float32"
+    # Steps between two lines of the step logs beside the weights, which ship with them.
+    log_every: Count = 1
 
 
 @dataclass(kw_only=True)

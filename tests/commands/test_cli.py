@@ -222,7 +222,7 @@ BEFORE_A_RUN = {
 def test_check_names_the_experiment_that_makes_a_base_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # without its results
     for given, maker in (
-        ("laptop_bound", "laptop_bound_bagel"),
+        ("laptop_why", "laptop_reading_100"),
         ("paper_harmon_plus", "paper_harmon_plus_stage1"),
     ):
         assert main(["check", given]) == 2

@@ -230,8 +230,8 @@ MISTAKES = {
     "benchmarks.laptop.test_seeds.images=1": "benchmarks.laptop.test_seeds.images: unknown name; "
     "allowed: edits, prompts, questions, scenes",
     "why.conditions=showo": "why.conditions = 'showo': unknown model; did you mean 'showo_tiny'? "
-    "allowed: bagel_tiny, showo_tiny",
-    "why.steps=[nothing]": "why.steps = 'nothing': unknown model; allowed: bagel_tiny, showo_tiny",
+    "allowed: bagel_tiny_bound, showo_tiny",
+    "why.steps=[nothing]": "why.steps = 'nothing': unknown model; allowed: bagel_tiny_bound, showo_tiny",
     # missing
     "~cost": "cost is missing: must be a section with hardware, hours, basis",
     f"~{TINY}.weights.kind": f"{TINY}.weights.kind is missing: must be one of shipped, source, pretrain",
@@ -312,7 +312,7 @@ def test_mistake_in_an_override_gets_the_same_line(override):
 
 EXPECTATIONS = {
     "{model: other, metric: laptop.dense, value: 1, tolerance: 0, source: us}": "expect[0].model = "
-    "'other': unknown model; allowed: bagel_tiny, showo_tiny",
+    "'other': unknown model; allowed: bagel_tiny_bound, showo_tiny",
     "{model: showo_tiny, metric: geneval.dense, value: 1, tolerance: 0, source: us}": "expect[0].metric = "
     "'geneval.dense': must begin with a benchmark; allowed: laptop",
     "{model: showo_tiny, metric: laptop.dense, value: 1, tolerance: -1, source: us}": "expect[0].tolerance = "

@@ -103,16 +103,16 @@ def test_a_benchmark_that_no_model_takes_needs_nothing():
 
 def test_roles_follow_the_arms_that_run_and_the_models_own_entries():
     laptop = compose.load("laptop", config_dir=FOLDER)
-    assert aligned_roles(laptop, "bagel_tiny") == {"reconstruct": "sparse"}
-    assert needed_data(laptop, ["bagel_tiny"]) == ["sparse"]
+    assert aligned_roles(laptop, "bagel_tiny_bound") == {"reconstruct": "sparse"}
+    assert needed_data(laptop, ["bagel_tiny_bound"]) == ["sparse"]
     assert needed_data(laptop) == ["reconstruct", "answer", "sparse"]
     assert needed_data(compose.load("laptop", ["arms=[base]", "expect=[]"], FOLDER)) == []
 
 
 def test_a_phase_may_read_questions_of_its_own():
-    bound = compose.load("laptop_bound_bagel", [], FOLDER)
+    bound = compose.load("laptop_pretrain_bagel_bound", [], FOLDER)
     assert needed_data(bound) == ["reconstruct", "text", "answer", "colour", "place"]
-    name = "laptop_bound_bagel"
+    name = "laptop_pretrain_bagel_bound"
     with pytest.raises(
         ValueError, match=r"pretrain.answers = 'd_color': is no phase; did you mean 'd_colour'"
     ):

@@ -124,12 +124,14 @@ def test_the_base_model_rebuilds_and_each_phase_trains_its_own(network, folders,
         run.pretrain_base(
             "bagel", network, phases, sources, folders=folders, parts=parts, seed=0,
             work=tmp_path / turn / "work", out=out, code="test",
-            binding={"c_joint": 0.3}, answers={"b_align": "colour"}, storage="float16",
+            binding={"c_joint": 0.3}, answers={"b_align": "colour"}, storage="float16", log_every=2,
         )  # fmt: skip
         hashes.add(tuple(sha256_file(path) for path in sorted(out.glob("*.safetensors"))))
         stored = load_safetensors(out / "model.safetensors")
         assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     assert len(hashes) == 1
+    logs = [path.read_text().splitlines() for path in (tmp_path / "a" / "out").glob("*.jsonl")]
+    assert [[json.loads(line)["step"] for line in log] for log in logs] == [[2]] * len(phases)
     caches = (tmp_path / "a" / "work" / "cache").glob("read-*/manifest.json")
     assert len(list(caches)) == 2  # phase b_align read pictures of its own
     start, end = (load_model(tmp_path / "a" / name) for name in ("work/start", "out"))

@@ -159,6 +159,8 @@ def options_of_pretraining():
     chosen = {"binding": pretrain.binding, "answers": pretrain.answers}
     if pretrain.storage != "float32":
         chosen["storage"] = pretrain.storage
+    if pretrain.log_every != 1:
+        chosen["log_every"] = pretrain.log_every
     return {name: value for name, value in chosen.items() if value}
 
 

@@ -94,13 +94,14 @@ def pretrain_base(
     binding: Mapping[str, float] | None = None,
     answers: Mapping[str, str] | None = None,
     storage: str = "float32",
+    log_every: int = 1,
 ) -> dict[str, dict[str, float | None]]:
     """Run the phases in the order of their names; writes the base model and its logs to `out`.
 
     `begin` is a model folder to continue from, instead of `parts`; `binding` has by phase the weight of the term of
     `binding.bound`, `answers` the entry of `sources` and `folders` whose questions it reads instead of `answer`;
-    `storage` is the dtype of the written weights. Returns the last losses by phase. Caches and checkpoints are in
-    `work`, so a killed run resumes inside its phase.
+    `storage` is the dtype of the written weights, and every `log_every`-th line of the step logs is written. Returns the
+    last losses by phase. Caches and checkpoints are in `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
@@ -121,11 +122,19 @@ def pretrain_base(
                 log=out / f"{name}.jsonl",
                 identity=identity,
             )
+        thin(out / f"{name}.jsonl", log_every)
         losses[name] = summary.loss
     model.save(out)
     if storage != "float32":
         rounded(out, getattr(torch, storage))
     return losses
+
+
+def thin(log: Path, every: int) -> None:
+    """Keep the lines of steps `every`, 2 `every`, ... of a step log, and the last one."""
+    lines = log.read_bytes().splitlines(keepends=True)
+    kept = [line for step, line in enumerate(lines, 1) if step % every == 0 or step == len(lines)]
+    write_atomic(log, b"".join(kept))
 
 
 def rounded(folder: Path, dtype: torch.dtype) -> None:
