@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,10 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
 
     With two readings of guidance the cells are those at the base's, and the gain at each arm's own has a column.
     """
-    arms = arms_of(results)
     lines = []
     for model in results["models"]:
-        both = any(AT_BASE in row for row in model["outcomes"])
+        arms = [arm for arm in ARMS if arm in model["outcomes"][0]]
+        both = _has_both_readings(model)
         gaps = ["RecA - plain training", *(["the same, own guidance"] if both else [])]
         heads = [*(f"`{arm}`" for arm in arms), *gaps]
         lines += [f"| **{model['name']}** | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
@@ -102,21 +102,34 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
             found = [_gap(reading(row)), *([_gap(row) if AT_BASE in row else ""] if both else [])]
             lines.append(f"| {' | '.join([row['title'], *cells, *found])} |")
         lines += [*_untrained(model), ""]
-    seeds = len(results["models"][0]["outcomes"][0]["reca"]["per_seed"])
     made = results["made"]
-    own = " with a base each" if results["models"][0].get("bases", 1) > 1 else ""
     paired = "the last column is"
-    if any(AT_BASE in row for row in results["models"][0]["outcomes"]):
+    if any(_has_both_readings(model) for model in results["models"]):
         paired = "the last two columns are"
         lines.append("All arms at the guidance that is best for the base on development prompts;")
         lines.append("the last column has each arm at its own best.")
     lines += [
-        f"Mean and 95 % t interval over {seeds} seeds{own}; {paired} paired by seed, in bold where",
+        f"Mean and 95 % t interval over {_seeds(results['models'])}; {paired} paired by seed, in bold where",
         f"the interval leaves 0 out. From [{source}]({_link(source, page)}): {made['stages']} stages on",
         f"{made['machine']['cores']} cores, {made['cpu_seconds']} CPU seconds, at most",
         f"{made['peak_memory_mb']} MB each, torch {made['versions']['torch']}.",
     ]
     return "\n".join(lines)
+
+
+def _has_both_readings(model: Mapping[str, Any]) -> bool:
+    return any(AT_BASE in row for row in model["outcomes"])
+
+
+def _seeds(models: Sequence[Mapping[str, Any]]) -> str:
+    """How many seeds the intervals of each model are over, and whether each has a base of its own."""
+    found = {}
+    for model in models:
+        own = " with a base each" if model.get("bases", 1) > 1 else ""
+        found[model["name"]] = f"{len(model['outcomes'][0]['base']['per_seed'])} seeds{own}"
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return ", ".join(f"{seeds} ({name})" for name, seeds in found.items())
 
 
 def picture(results: Mapping[str, Any], experiment: str, page: Path) -> str:

@@ -121,8 +121,8 @@ def test_base_k_is_made_from_seed_k(checkout):
 def test_a_model_may_have_some_of_the_arms(checkout):
     """The experiment on why it works: seven arms of one model, three of those that it is compared with."""
     for steps in (100, 300):
-        base = checkout.root / f"results/laptop_reading_{steps}/bagel_tiny/base"
-        shutil.copytree(checkout.root / "weights/bagel_tiny", base)
+        base = checkout.root / f"results/laptop_reading_{steps}/bagel_tiny_bound/base"
+        shutil.copytree(checkout.root / "weights/bagel_tiny_bound/0", base)
     jobs = checkout.plan("laptop_why")
     assert jobs["align"] == 3 * (6 + 5 * 2)
     evaluated = 7 + 5 * 3  # an arm's seeds are one process
