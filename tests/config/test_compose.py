@@ -257,7 +257,7 @@ MISTAKES = {
     f"{TINY}.network.understanding=vq": f"{TINY}.network.clip_vision = '...': must be null where understanding is vq",
     f"{TINY}.weights.path=null": f"{TINY}.weights.path = None: must be given where kind is shipped",
     f"{TINY}.weights.source=show-o": f"{TINY}.weights.source = 'show-o': must be null where kind is shipped",
-    "benchmarks.laptop.development_prompts=0": f"{TINY}.sampler.guidance = [0.0, 2.0, 4.0, 7.0]: "
+    "benchmarks.laptop.development_prompts=0": "models.bagel_tiny_bound.sampler.guidance = [1.0, 3.0, 5.0, 8.0]: "
     "must hold one value unless a benchmark has development_prompts to choose on",
     "benchmarks.laptop.prompts=0": "benchmarks.laptop.prompts = 0: must be at least 1",
     "benchmarks.laptop.kind=geneval": "benchmarks.laptop.source = None: must be given where kind is geneval",
