@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from perf.laptop_bridge import bridge
+from reca.align.log import LOG
 from reca.align.trainer import align
 from reca.align.training_data import feature_data
 from reca.config.compose import load
@@ -50,6 +51,7 @@ from reca.inference.generate import answers, draw, inference
 from reca.models.contract import Sampling
 from reca.models.import_base import make_base
 from reca.models.registry import load_model
+from reca.report.trained import fall
 from reca.toyworld import examiner
 from reca.toyworld.pretrain.binding import bound
 from reca.toyworld.pretrain.run import (
@@ -264,6 +266,8 @@ def train_arm(arguments: argparse.Namespace) -> None:
             done = align(
                 model, data, recipe, seed=arguments.seed, work_dir=Path(place), identity=identity
             )
+            steps = [json.loads(line) for line in (Path(place) / LOG).read_text().splitlines()]
+        row["fall"] = round(fall(steps) or 0.0, 3)  # flat: at most .03 (docs/laptop_protocol.md, 5)
         row["loss"] = {task: round(value or 0.0, 3) for task, value in done.loss.items()}
         if arguments.save:
             model.save(arguments.save)

@@ -61,8 +61,10 @@ def _short(row: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     subject, gap = SUBJECT[row["name"]], reading(row)["differences"].get("reca - sft")
     if gap is None:
         return f"on {subject}, there is no control to compare with"
+    missing = _missing(known)
+    shown = f"RecA is ahead, but {missing}" if missing else "yes"  # protocol, section 8
     return {
-        "better": f"on {subject}, yes",
+        "better": f"on {subject}, {shown}",
         "worse": f"on {subject}, no, it is worse",
         "unclear": f"on {subject}, {_unclear(known)}",
         "single": f"on {subject}, one seed is not enough to decide",
@@ -71,11 +73,16 @@ def _short(row: Mapping[str, Any], known: Mapping[str, Any]) -> str:
 
 def _unclear(known: Mapping[str, Any]) -> str:
     """No difference between arms of which one is not trained says nothing."""
+    return _missing(known) or "there is no significant difference"
+
+
+def _missing(known: Mapping[str, Any]) -> str:
+    """Which of the compared arms do not count as trained, `RecA is not trained`; empty if both do."""
     names = {"reca": "RecA", "sft": "plain training"}
     missing = [name for arm, name in names.items() if arm in known and not known[arm]["trained"]]
-    if missing:
-        return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not trained"
-    return "there is no significant difference"
+    if not missing:
+        return ""
+    return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not trained"
 
 
 def untrained(known: Mapping[str, Any]) -> list[str]:
@@ -144,9 +151,10 @@ def _against(name: str, gap: Mapping[str, Any], known: Mapping[str, Any]) -> str
 
 
 def _judged(gap: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    said = _unclear(known)
+    said, missing = _unclear(known), _missing(known)
+    ahead = f"ahead, but {missing}" if missing else "better"
     return {
-        "better": " and excludes 0: RecA is better.",
+        "better": f" and excludes 0: RecA is {ahead}.",
         "worse": " and excludes 0: RecA is worse.",
         "unclear": f" and includes 0: {said.removeprefix('there is ')}.",
     }[verdict(gap)]

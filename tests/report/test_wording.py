@@ -33,6 +33,29 @@ def test_headline_says_what_is_not_shown() -> None:
     )
 
 
+def test_what_arms_that_are_not_trained_have_in_difference_is_not_shown() -> None:
+    row = {"name": "dense", "title": "Dense", "primary": True} | {
+        arm: statistics.summary(values)
+        for arm, values in {"reca": [0.5, 0.61], "sft": [0.4, 0.5]}.items()
+    }
+    row["differences"] = {"reca - sft": statistics.difference([0.5, 0.61], [0.4, 0.5])}
+    flat, falls = (
+        {"trained": is_flat, "flat": is_flat, "fall": fall, "reconstructs": None}
+        for is_flat, fall in ((True, 0.0), (False, 0.2))
+    )
+    model = {"name": "m", "outcomes": [row], "chance": {}}
+    known = {"trained": {"reca": flat, "sft": flat}}
+    assert wording.headline([model | known]) == "On dense prompts, yes."
+    assert "excludes 0: RecA is better." in wording.findings(model | known)[0]
+    known = {"trained": {"reca": flat, "sft": falls}}
+    told = "On dense prompts, RecA is ahead, but plain training is not trained."
+    assert wording.headline([model | known]) == told
+    assert (
+        "excludes 0: RecA is ahead, but plain training is not trained."
+        in (wording.findings(model | known)[0])
+    )
+
+
 def test_unequal_compute_is_told() -> None:
     equal = {"steps": 3, "samples": 30, "tokens": 5.0}
     assert "Every arm was trained for 3 optimizer steps" in wording.compute(
