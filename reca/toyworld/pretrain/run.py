@@ -100,8 +100,8 @@ def pretrain_base(
 
     `begin` is a model folder to continue from, instead of `parts`; `binding` has by phase the weight of the term of
     `binding.bound`, `answers` the entry of `sources` and `folders` whose questions it reads instead of `answer`;
-    `storage` is the dtype of the written weights; `log_every` thins the step logs beside them. Returns the last losses by
-    phase. Caches and checkpoints are in `work`, so a killed run resumes inside its phase.
+    `storage` is the dtype of the written weights; `log_every` thins the step logs beside them. Returns the last losses
+    by phase. Caches and checkpoints are in `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
