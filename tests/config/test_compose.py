@@ -58,7 +58,7 @@ def test_default_experiment_is_the_laptop_with_its_controls():
     root = yaml.safe_load((FOLDER / "config.yaml").read_text())
     assert root["defaults"][0] == {"experiment": "laptop"}
     laptop = loaded("laptop")
-    assert set(laptop.arms) == {"base", "reca", "sft", "shuffled"} and len(laptop.seeds) >= 3
+    assert set(laptop.arms) == {"base", "reca", "sft"} and len(laptop.seeds) >= 3
     assert not any(m.resources.gpus for m in laptop.models.values())
     assert all(d.kind == "world" for d in laptop.data.values())  # no download
 
@@ -222,7 +222,7 @@ MISTAKES = {
     "dpg, wise, t2i_compbench, imgedit, gedit, mme, pope, gqa, mmmu, seed, mmbench, mmvp, mmvet, reconstruction",
     f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule = 'linear': must be one of cosine, constant, published",
     f"{TINY}.arms=[reca_only]": f"{TINY}.arms = 'reca_only': is no arm of this experiment; "
-    "did you mean 'reca'? allowed: base, reca, sft, shuffled",
+    "did you mean 'reca'? allowed: base, reca, sft",
     "arms=[base,reca,reca_only]": f"{TINY}.align.tasks.t2i = None: arm reca_only leaves out the captions that a recipe "
     "keeps; add the task, or leave the arm out, which would be reca (arm reca_only)",
     "benchmarks.laptop.curve_prompts=99": "benchmarks.laptop.curve_prompts = 99: must be at most prompts, "
