@@ -54,7 +54,7 @@ def test_experiment_loads_and_fits_its_schema(name):
     assert compose.section(Experiment, plain) == experiment
 
 
-def test_default_experiment_is_the_laptop_with_its_controls():
+def test_default_experiment_is_the_laptop():
     root = yaml.safe_load((FOLDER / "config.yaml").read_text())
     assert root["defaults"][0] == {"experiment": "laptop"}
     laptop = loaded("laptop")
@@ -63,12 +63,18 @@ def test_default_experiment_is_the_laptop_with_its_controls():
     assert all(d.kind == "world" for d in laptop.data.values())  # no download
 
 
-def test_smoke_differs_from_laptop_in_sizes_only():
-    laptop, smoke = loaded("laptop"), loaded("laptop_smoke")
+def test_smoke_differs_from_the_experiment_of_its_model_in_sizes_only():
+    laptop, smoke = loaded("laptop_showo"), loaded("laptop_smoke")
     assert smoke.models.keys() <= laptop.models.keys() and smoke.arms == laptop.arms
     for name, model in smoke.models.items():
         assert model.network == laptop.models[name].network
         assert model.align.tasks.keys() == laptop.models[name].align.tasks.keys()
+
+
+def test_a_batch_of_one_cannot_be_shuffled():
+    said = rf"^{TINY}.align.tasks.reca.batch = 1: must be at least 2 with shuffle_condition \(arm shuffled\)$"
+    with pytest.raises(ValueError, match=said):
+        compose.load("laptop_showo", [f"{TINY}.align.tasks.reca.batch=1"], FOLDER)
 
 
 def test_paper_experiments_state_what_they_should_reach():
@@ -248,8 +254,6 @@ MISTAKES = {
     "did you mean 'reca'? allowed: edit, i2t, reca, t2i, text",
     "name=My lab": "name = 'My lab': a name is made of a-z, 0-9 and _",
     # combinations
-    f"{TINY}.align.tasks.reca.batch=1": f"{TINY}.align.tasks.reca.batch = 1: "
-    "must be at least 2 with shuffle_condition (arm shuffled)",
     f"{TINY}.network.resolution=18": f"{TINY}.network.resolution = 18: must be a multiple of 4, "
     "the tokenizer's pixels per image code",
     f"{TINY}.network.clip_vision=null": f"{TINY}.network.clip_vision = None: understanding clip needs "
