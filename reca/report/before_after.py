@@ -165,7 +165,7 @@ def _scenes(sets: Sets, items: Items, benchmark: Mapping[str, Any]) -> list[Row]
         for arm, images in sets.items():
             if scored := item_of(items[arm], "reconstruction", scene_id(index)):
                 image = images.image(reconstruction_key(index))
-                cells[arm] = Cell(image, scored["objects"] == 1)
+                cells[arm] = Cell(image, scored["exact"] == 1)
         rows.append(Row("", cells))
     return rows
 

@@ -146,7 +146,8 @@ def picture(results: Mapping[str, Any], experiment: str, page: Path) -> str:
     kinds = {"reconstruction": "held-out images", "dense": "dense prompts"}
     first = [f"the first {rows[name]} {kind}" for name, kind in kinds.items() if name in rows]
     at_base = any(AT_BASE in row for model in results["models"] for row in model["outcomes"])
-    more = ", and in GenEval's tasks nothing more" if STRICT_ON in rows else ""
+    strict = ["reconstructions", *(["GenEval's tasks"] if STRICT_ON in rows else [])]
+    more = f", and in {' and '.join(strict)} nothing more"
     lines = [
         f"![{' '.join(_counted(model) for model in models)}]({_link(file, page)})",
         "",

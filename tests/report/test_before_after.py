@@ -108,7 +108,7 @@ def test_verdicts_are_the_examiners(tree: Tree, blocks: list[before_after.Block]
     rows = collect.read_lines(tree.model / "reca-0/laptop/test/scores/items.jsonl")
     again, dense, geneval = blocks
     assert [row.cells["reca"].accepted for row in again.rows] == [
-        item["objects"] == 1 for item in rows if item["kind"] == "reconstruction"
+        item["exact"] == 1 for item in rows if item["kind"] == "reconstruction"
     ]
     for block, kind in ((dense, "score"), (geneval, "strict")):
         level = block.guidance["reca"]
