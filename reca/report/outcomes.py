@@ -44,7 +44,7 @@ TITLES = {
 }
 TITLES |= {STRICT: "GenEval's six tasks, and nothing more in the image"}
 TITLES |= {f"{STRICT}.{task}": f"{TITLES[task]}, and nothing more" for task in GENEVAL_TASKS}
-AT_BASE = "at_base_guidance"  # of an outcome: all arms at the guidance chosen for the base
+BASE_READING = "at_base_guidance"  # of an outcome: all arms at the guidance chosen for the base
 ARMS = ("base", "sft", "reca", "reca_only", "shuffled", "random_encoder", "template_only")
 COMPARED = (
     ("reca", "sft"),
@@ -117,13 +117,13 @@ def with_second_reading(
             key: value for key, value in other.items() if key not in ("name", "title", "primary")
         }
         guided = other.get("base", {}).get("guidance") is not None
-        rows.append({**row, "primary": primary} | ({AT_BASE: second} if guided else {}))
+        rows.append({**row, "primary": primary} | ({BASE_READING: second} if guided else {}))
     return sorted(rows, key=lambda row: not row["primary"])
 
 
 def reading(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The primary reading of an outcome: at the base's guidance if it was read there, else at each arm's own."""
-    found: Mapping[str, Any] = row.get(AT_BASE, row)
+    found: Mapping[str, Any] = row.get(BASE_READING, row)
     return found
 
 

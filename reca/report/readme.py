@@ -19,12 +19,13 @@ from typing import Any
 from reca.core import artifacts
 from reca.report import before_after, standalone, wording
 from reca.report.figures import NAMES
-from reca.report.outcomes import ARMS, AT_BASE, reading
+from reca.report.outcomes import ARMS, BASE_READING, reading
 
 RESULTS = Path("docs/results")
 # The page with an experiment's table, relative to the root of the repository.
 PAGES = {
     "laptop": Path("README.md"),
+    "laptop_bagel_bound": Path("docs/laptop_bagel.md"),
     "laptop_harmon": Path("docs/laptop_harmon.md"),
     "laptop_openuni": Path("docs/laptop_openuni.md"),
     "laptop_janus": Path("docs/laptop_janus.md"),
@@ -99,7 +100,10 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
             if row["name"] == STRICT_ON and not both:
                 continue
             cells = [_cell(reading(row)[arm]) for arm in arms]
-            found = [_gap(reading(row)), *([_gap(row) if AT_BASE in row else ""] if both else [])]
+            found = [
+                _gap(reading(row)),
+                *([_gap(row) if BASE_READING in row else ""] if both else []),
+            ]
             lines.append(f"| {' | '.join([row['title'], *cells, *found])} |")
         lines += [*_untrained(model), ""]
     made = results["made"]
@@ -118,7 +122,7 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
 
 
 def _has_both_readings(model: Mapping[str, Any]) -> bool:
-    return any(AT_BASE in row for row in model["outcomes"])
+    return any(BASE_READING in row for row in model["outcomes"])
 
 
 def _seeds(models: Sequence[Mapping[str, Any]]) -> str:
@@ -145,7 +149,7 @@ def picture(results: Mapping[str, Any], experiment: str, page: Path) -> str:
     rows = {block["outcome"]: block["rows"] for block in models[0]["blocks"]}
     kinds = {"reconstruction": "held-out images", "dense": "dense prompts"}
     first = [f"the first {rows[name]} {kind}" for name, kind in kinds.items() if name in rows]
-    at_base = any(AT_BASE in row for model in results["models"] for row in model["outcomes"])
+    at_base = any(BASE_READING in row for model in results["models"] for row in model["outcomes"])
     strict = ["reconstructions", *(["GenEval's tasks"] if STRICT_ON in rows else [])]
     more = f", and in {' and '.join(strict)} nothing more"
     lines = [

@@ -13,7 +13,7 @@ from reca.config.recipe import Recipe, for_arm
 from reca.evaluation.choose import CHOSEN_BY
 from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS, STRICT
 from reca.report import figures, pictures, wording
-from reca.report.outcomes import ARMS, AT_BASE, EDITED, STRICTLY, TITLES, reading
+from reca.report.outcomes import ARMS, BASE_READING, EDITED, STRICTLY, TITLES, reading
 from reca.report.trained import DRAWING
 
 SHOWN = ("dense", "geneval", STRICT, "understanding", "reconstruction")  # laptop report, part 1.4
@@ -52,7 +52,7 @@ def view(experiment: Mapping[str, Any], model: Model, benchmark: str) -> dict[st
             for name in sorted(SHOWN, key=lambda name: not rows.get(name, {}).get("primary"))
             if name in rows
         ],
-        "two_readings": any(AT_BASE in row for row in rows.values()),
+        "two_readings": any(BASE_READING in row for row in rows.values()),
         "curve": [_curve(name, line) for name, line in model["curve"].items()],
         "sweep": [_sweep(name, model) for name in swept],
         "edits": None if edits is None else _edits(model, rows, arms, edits),
@@ -104,7 +104,7 @@ def _outcome(row: Mapping[str, Any], arms: Sequence[str], chance: float | None) 
         "primary": row["primary"],
         "figure": Markup(figure),
         "gaps": _gaps(main),
-        "own": own if AT_BASE in row else None,
+        "own": own if BASE_READING in row else None,
     }
 
 

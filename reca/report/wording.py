@@ -7,7 +7,7 @@ from typing import Any
 
 from reca.report import trained
 from reca.report.figures import NAMES
-from reca.report.outcomes import AT_BASE, reading
+from reca.report.outcomes import BASE_READING, reading
 
 SUBJECT = {
     "dense": "dense prompts",
@@ -125,7 +125,7 @@ def _primary(
             arm == "sft" or "reca - sft" not in row["differences"] or verdict(gap) == "worse"
         ):
             parts.append(_against(name, gap, known or {}))
-    if AT_BASE in outcome:
+    if BASE_READING in outcome:
         parts.append(_at_own(outcome["differences"].get("reca - sft")))
     return " ".join(parts)
 
