@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from perf import pairs, showo_direct, showo_step
+from perf import pairs, showo_direct, showo_sampler, showo_step
 from perf.showo_direct import Drawn, Encoded, Given
+from reca.models.common import packing
 from reca.models.registry import build_model
 from tests.reference import golden_cases as golden
 from tests.reference.test_showo_losses import Case, built
@@ -103,6 +104,16 @@ def test_both_sides_of_the_step_give_the_same() -> None:
     assert loss < 1e-5 and gradient < 1e-5
     kept = {kind: showo_step.kept_bytes(sample, kind) for kind in showo_step.KINDS}
     assert kept["ours"] < kept["straightforward"]
+
+
+@pytest.mark.parametrize("least", [0, packing.LEAST])
+def test_both_sides_of_the_sampler_give_the_same_codes(
+    least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With packed layers, and with plain ones."""
+    monkeypatch.setattr(packing, "LEAST", least)
+    sides = showo_sampler.Sides(showo_sampler.build(128, 6), prompts=2, steps=4)
+    assert torch.equal(sides.ours(), sides.direct())
 
 
 def test_a_wrong_gradient_is_seen() -> None:
