@@ -32,6 +32,9 @@ class Dispatched(TorchDispatchMode):
             self.flops += _product(args[0], args[1])
         elif name == "mkldnn._linear_pointwise.binary":
             self.flops += _product(args[0], args[2])
+        elif "scaled_dot_product" in name and "backward" in name:
+            # five products for the two of the forward pass
+            self.flops += _attention(args[1], args[2]) * 5 // 2
         elif "scaled_dot_product" in name:
             self.flops += _attention(args[0], args[1])
         elif counted := flop_registry.get(func.overloadpacket):

@@ -5,28 +5,24 @@
 `straightforward` is `perf.showo_direct`, the published micro-batch of the CLIP variant at 512 px: two RecA rows, two
 conversations and a text-to-image row of weight 0, with every pad and the logits of all positions. `ours` calls the
 package's two losses. Both give the same losses and gradients (checked here). Neither checkpoints activations, as
-published (showo.md 7.13). Encoders and network are measured separately: the published loop runs both in every
-micro-batch, the package encodes an image once, into the cache. `time` compares the same work, an encoding included
-on both sides. Time is processor time, as the median of interleaved repetitions. Memory is the peak of resident memory
-in forward and backward pass above what was there before, and the bytes that autograd keeps between them.
+published (showo.md 7.13). What is measured: `perf.steps`.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import statistics
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from perf import pairs, processor, showo_direct
+from perf import pairs, showo_direct
 from perf.showo_direct import Given
-from reca.core.artifacts import versions, write_json
+from perf.steps import DIRECT, Losses, measured
+from reca.core.artifacts import write_json
 from reca.core.rng import generator
 from reca.models.contract import Features
 from reca.models.registry import build_model
@@ -34,7 +30,6 @@ from reca.models.showo.batch import Condition, Conversation
 from reca.models.showo.layout import conversation_room
 from reca.models.showo.model import ShowoModel
 
-KINDS = ("straightforward", "ours")
 # tokens with both frames: a RecA prompt (113 characters on average), a conversation, a caption (showo.md 5, 7.8)
 PROMPTS, CONVERSATIONS, CAPTION, SYSTEM = (28, 36), (160, 240), 20, 28
 
@@ -142,12 +137,32 @@ class Sample:
             "i2t": lambda: model.answer_loss(talk, read).mean,
         }
 
-    def encode(self, kind: str) -> None:
+    def step(self, kind: str) -> Losses:
+        """Forward and backward pass of one kind; ours differentiates task by task, as the trainer does."""
+        self.model.zero_grad(set_to_none=True)
+        if kind == DIRECT:
+            losses = self.straightforward()
+            showo_direct.total(losses).backward()
+            return {task: float(loss.detach()) for task, loss in losses.items()}
+        found = {}
+        for task, call in self.ours().items():
+            loss = call()
+            loss.backward()
+            found[task] = float(loss.detach())
+        return found
+
+    def encode(self, kind: str) -> object:
         """The frozen encoders of one kind."""
-        if kind == "straightforward":
-            showo_direct.encoded(self.model.config, self.model.frozen, self.given)
-        else:
-            encoded(self.model, self.given)
+        if kind == DIRECT:
+            return showo_direct.encoded(self.model.config, self.model.frozen, self.given)
+        return encoded(self.model, self.given)
+
+    def kept_bytes(self, kind: str) -> int:
+        """The most bytes that autograd keeps between the passes."""
+        forwards = list(self.ours().values())
+        if kind == DIRECT:
+            forwards = [lambda: showo_direct.total(self.straightforward())]
+        return max(pairs.kept_bytes(self.model, forward) for forward in forwards)
 
 
 @torch.no_grad()
@@ -160,82 +175,13 @@ def encoded(model: ShowoModel, given: Given) -> tuple[Features, Features]:
     return drawn, {"understanding": frozen.clip(given.read)}
 
 
-def step(sample: Sample, kind: str) -> dict[str, float]:
-    """Forward and backward pass of one kind, and its losses; ours differentiates task by task, as the trainer does."""
-    sample.model.zero_grad(set_to_none=True)
-    if kind == "straightforward":
-        losses = sample.straightforward()
-        showo_direct.total(losses).backward()
-        return {task: float(loss.detach()) for task, loss in losses.items()}
-    found = {}
-    for task, call in sample.ours().items():
-        loss = call()
-        loss.backward()
-        found[task] = float(loss.detach())
-    return found
-
-
-def kept_bytes(sample: Sample, kind: str) -> int:
-    """The most that autograd keeps at a time."""
-    if kind == "straightforward":
-        forwards = [lambda: showo_direct.total(sample.straightforward())]
-    else:
-        forwards = list(sample.ours().values())
-    return max(pairs.kept_bytes(sample.model, forward) for forward in forwards)
-
-
-def compared(sample: Sample) -> tuple[float, float]:
-    """Largest relative difference of a loss, and that of the gradients; both kinds leave those of one sum."""
-    losses: dict[str, dict[str, float]] = {}
-    gradients: dict[str, dict[str, Tensor]] = {}
-
-    def remembered(kind: str) -> None:
-        losses[kind] = step(sample, kind)
-
-    for kind in KINDS:
-        gradients[kind] = pairs.gradients(sample.model, partial(remembered, kind))
-    direct, ours = (losses[kind] for kind in KINDS)
-    apart = max(abs(ours[task] - direct[task]) / direct[task] for task in ours)
-    return apart, pairs.gradient_difference(gradients["ours"], gradients["straightforward"])
-
-
 def measure(width: int, layers: int, repetitions: int) -> dict[str, Any]:
     """Everything that the result file holds."""
     torch.manual_seed(0)
     model = build_model("showo", scaled(width, layers))
     assert isinstance(model, ShowoModel)
-    sample = Sample(model, width / 2048)
-    steps = {kind: partial(step, sample, kind) for kind in KINDS}
-    peaks = {kind: pairs.peak_bytes(call) for kind, call in steps.items()}  # before memory is kept
-    loss_difference, gradient_difference = compared(sample)  # and warms both up
-    seconds, _ = pairs.alternating(steps, repetitions)
-    encoding, _ = pairs.alternating({k: partial(sample.encode, k) for k in KINDS}, repetitions)
-    network = {kind: statistics.median(values) for kind, values in seconds.items()}
-    frozen = {kind: statistics.median(values) for kind, values in encoding.items()}
-    kept = {kind: kept_bytes(sample, kind) for kind in KINDS}
-    direct, ours = KINDS
-    both = network[direct] + frozen[direct]
-    return {
-        "model": {"width": width, "layers": layers, "network": scaled(width, layers)},
-        "network_seconds": {k: {"median": network[k], "all": seconds[k]} for k in KINDS},
-        "encoder_seconds": {k: {"median": frozen[k], "all": encoding[k]} for k in KINDS},
-        "encoders_share_of_straightforward": frozen[direct] / both,
-        "peak_bytes": peaks,
-        "kept_for_backward_bytes": kept,
-        "straightforward_over_ours": {
-            "time": both / (network[ours] + frozen[ours]),
-            "network": network[direct] / network[ours],
-            "from_cache": both / network[ours],
-        },
-        "ours_over_straightforward": {
-            "peak_memory": peaks[ours] / peaks[direct],
-            "kept_for_backward": kept[ours] / kept[direct],
-        },
-        "relative_loss_difference": loss_difference,
-        "relative_gradient_difference": gradient_difference,
-        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
-        "versions": versions(),
-    }
+    sizes = {"width": width, "layers": layers, "network": scaled(width, layers)}
+    return {"model": sizes} | measured(Sample(model, width / 2048), repetitions)
 
 
 def main() -> None:
