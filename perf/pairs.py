@@ -78,7 +78,9 @@ def peak_bytes(call: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         # what is freed goes back to the system at once, or a peak would show the allocator's habits (glibc)
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 1 << 16)
+        library.malloc_trim(0)
         before = _status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again here
         call()

@@ -73,7 +73,9 @@ def token_conditions(
     image = network.to_llm(seen)
     embeddings = torch.cat([embeddings, image.to(embeddings.dtype)], dim=1)
     mask = torch.cat([mask, mask.new_ones(image.shape[:2])], dim=1)
-    hidden = network.hidden(embeddings, mask=mask, positions=layouts.positions(mask))
+    hidden = network.hidden(
+        embeddings, mask=mask, positions=layouts.positions(mask), unpadded=options.unpadded
+    )
     encoded = network.with_context(seen, hidden[:, -image.shape[1] :])
     return mar.decode(encoded, grid, visible, dropout and dropout.branch(2))
 
@@ -104,7 +106,7 @@ def answer_loss(
     if latents is not None:
         image = read_image(network, latents, options.condition_gradient, conversation.dropout)
     embeddings, mask = embed_prompts(network, conversation.texts, image)
-    hidden = network.hidden(embeddings, mask=mask)
+    hidden = network.hidden(embeddings, mask=mask, unpadded=options.unpadded)
     labels, _ = padded(conversation.labels, IGNORE)
     length = 0 if image is None else image.shape[1]
     total = linear_cross_entropy(

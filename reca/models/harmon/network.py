@@ -316,12 +316,17 @@ class Harmon(nn.Module):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        unpadded: bool = False,
     ) -> Tensor:
         """Final hidden states [B, T, H] of input embeddings; causal, `mask` [B, past + T] hides keys with 0.
 
-        `positions` [B, T] default to those that follow the cache, which is extended in place.
+        `positions` [B, T] default to those that follow the cache, which is extended in place. `unpadded`: tokens that
+        the mask hides are left out, and their states are 0; without a cache, and with a mask on the host.
         """
         places = None if positions is None else moved(positions, self.device)
+        if unpadded and mask is not None and not bool(mask.all()):
+            assert cache is None, "padding is part of a cache"
+            return self.llm.model.without_padding(embeddings, places, mask)
         return self.llm.model(embeddings, places, mask, cache)
 
 
