@@ -5,9 +5,9 @@
 A step is one micro-batch of RecA and one of conversations, in the proportions of Harmon-0.5B at 512 pixels.
 `straightforward` is `perf.harmon_training`: everything checkpointed, padding in every row, the head on all rows. `ours`
 calls the package's two losses, checkpointed as in its recipe (`all`), or in the language model only (`llm`, which no
-recipe does: the published micro-batches would not fit 80 GB). Both sides give the same losses and gradients (checked
-here). MAR's dropout is off: with it, attention on a CPU has no fast kernel, on either side. What is measured:
-`perf.steps`.
+recipe does: by an estimate of MAR's activations the published micro-batches would not fit 80 GB). Both sides give the
+same losses and gradients (checked here). MAR's dropout is off: with it, attention on a CPU has no fast kernel, on
+either side. What is measured: `perf.steps`.
 """
 
 from __future__ import annotations
