@@ -188,7 +188,7 @@ class HarmonOptions:
     `leading_newline`: RecA prompts start with a newline, and the image follows it. `drawing`: how an image becomes
     square for generation: stretched (RecA), cropped or padded. `max_text`: tokens of a conversation before the image
     is inserted. `encode_batch`: images per pass of the VAE. `unpadded`: the language model skips padding, which affects
-    only the cost. `implementation` of the answer loss: see `reca_kernels`.
+    only the cost. `implementation` of the answer loss and of attention without padding: see `reca_kernels`.
     """
 
     text_dropout: Share = 0.1

@@ -7,14 +7,24 @@ cache, H width, E head width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from reca_kernels import Layout, block_attention
+from reca_kernels import Implementation, Layout, block_attention
 from torch import Tensor, nn
 
 from reca.models.common.attention import KeyValueCache, Rotary, attend, rotary, rotate
 from reca.models.common.batching import moved
 from reca.models.common.layers import GatedMlp, RMSNorm, initialise
 from reca.models.harmon.config import LanguageConfig
+
+
+@dataclass(frozen=True)
+class Samples:
+    """In place of a mask: the samples of tokens without padding, and the implementation of their attention."""
+
+    layout: Layout
+    implementation: Implementation = "auto"
 
 
 class Qwen2Attention(nn.Module):
@@ -30,20 +40,21 @@ class Qwen2Attention(nn.Module):
         self.o_proj = nn.Linear(heads, width, bias=False)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, mask: Tensor | Layout | None, cache: KeyValueCache | None
+        self, x: Tensor, rotary: Rotary, mask: Tensor | Samples | None, cache: KeyValueCache | None
     ) -> Tensor:
         """[B, T, H] -> [B, T, H]; rotary is [B or 1, 1, T, E], and the cache is extended.
 
-        With a layout, x [1, T, H] are the tokens of its samples.
+        With samples, x [1, T, H] are the tokens of all of them.
         """
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(q, rotary), rotate(k, rotary)
-        if isinstance(mask, Layout):
+        if isinstance(mask, Samples):
             q, k, v = (part.squeeze(0).transpose(0, 1) for part in (q, k, v))
-            return self.o_proj(block_attention(q, k, v, mask).flatten(1)).unsqueeze(0)
+            out = block_attention(q, k, v, mask.layout, implementation=mask.implementation)
+            return self.o_proj(out.flatten(1)).unsqueeze(0)
         if cache is not None:
             k, v = cache.extended(self.number, k, v)
         return self.o_proj(attend(q, k, v, mask, causal=True).flatten(2))
@@ -60,7 +71,7 @@ class Qwen2Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, mask: Tensor | Layout | None, cache: KeyValueCache | None
+        self, x: Tensor, rotary: Rotary, mask: Tensor | Samples | None, cache: KeyValueCache | None
     ) -> Tensor:
         """[B, T, H] -> [B, T, H]."""
         x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache)
@@ -96,7 +107,13 @@ class Qwen2Model(nn.Module):
         seen = causal_mask(mask, length, past, embeddings.device)
         return self._layers(embeddings, positions, seen, cache)
 
-    def without_padding(self, embeddings: Tensor, positions: Tensor | None, mask: Tensor) -> Tensor:
+    def without_padding(
+        self,
+        embeddings: Tensor,
+        positions: Tensor | None,
+        mask: Tensor,
+        implementation: Implementation,
+    ) -> Tensor:
         """As `forward` without a cache; padding costs nothing and gets states of 0. `mask` [B, T] is on the host."""
         batch, length = mask.shape
         device, real = embeddings.device, mask.flatten().bool()
@@ -105,7 +122,8 @@ class Qwen2Model(nn.Module):
         places = moved(real.nonzero().squeeze(1), device)
         layout = Layout.packed([[("causal", count)] for count in mask.sum(dim=1).tolist()])
         own = embeddings.flatten(0, 1)[places].unsqueeze(0)
-        states = self._layers(own, positions.flatten()[places].unsqueeze(0), layout.to(device))
+        samples = Samples(layout.to(device), implementation)
+        states = self._layers(own, positions.flatten()[places].unsqueeze(0), samples)
         every = states.new_zeros(batch * length, states.shape[-1])
         return every.index_copy(0, places, states.squeeze(0)).unflatten(0, (batch, length))
 
@@ -113,7 +131,7 @@ class Qwen2Model(nn.Module):
         self,
         x: Tensor,
         positions: Tensor,
-        seen: Tensor | Layout | None,
+        seen: Tensor | Samples | None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Final states [B, T, H] of x [B, T, H] at positions [B or 1, T]."""
