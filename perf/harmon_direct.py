@@ -140,14 +140,15 @@ def predicted(net: Any, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
     h = net.input_proj(x)
     y = net.time_embed.mlp(timestep_code(t)) + net.cond_embed(z)
     for block in net.res_blocks:
-        shift, scale, gate = _vectors(block, y, 3)
+        shift, scale, gate = modulation(block, y, 3)
         h = h + gate * block.mlp(block.in_ln(h) * (1 + scale) + shift)
-    shift, scale = _vectors(net.final_layer, y, 2)
+    shift, scale = modulation(net.final_layer, y, 2)
     normed = F.layer_norm(h, h.shape[-1:], eps=1e-6)
     out: Tensor = net.final_layer.linear(normed * (1 + scale) + shift)
     return out
 
 
-def _vectors(modulated: Any, y: Tensor, parts: int) -> tuple[Tensor, ...]:
+def modulation(modulated: Any, y: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """Shift, scale and, of three parts, gate [R, W] of y [R, W]."""
     found: Tensor = modulated.adaLN_modulation(y)
     return found.chunk(parts, dim=-1)

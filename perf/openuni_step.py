@@ -13,8 +13,6 @@ process of its own, and the bytes that autograd keeps for the backward pass, eac
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
 import statistics
 from dataclasses import replace
 from functools import partial
@@ -34,7 +32,6 @@ from reca.models.openuni.model import OpenUniModel
 from reca.models.registry import build_model
 
 KINDS = ("straightforward", "cached")
-_MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 TEMPLATE = 16  # text tokens, the mean of the official templates
 
 
@@ -120,39 +117,12 @@ def step(model: OpenUniModel, sample: Sample, kind: str) -> Tensor:
     return loss.detach()
 
 
-# ---- memory --------------------------------------------------------------------------------------
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
-
-
-def peak_bytes(model: OpenUniModel, sample: Sample, kind: str) -> int:
-    """Peak of resident memory during a step, above what was resident before; in a forked process (Linux)."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again here
-        step(model, sample, kind)
-        os.write(writing, str(_status("VmHWM") - before).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        said = pipe.read()
-    os.waitpid(child, 0)
-    return int(said)
-
-
 # ---- everything ----------------------------------------------------------------------------------
 def difference_of(model: OpenUniModel, sample: Sample) -> float:
-    """Norm of the difference of all gradients between the two kinds, relative to the norm of all gradients.
-
-    Not tensor by tensor: the keys' biases have a gradient of zero but for rounding.
-    """
+    """Relative difference of the gradients of the two kinds."""
     one, other = (pairs.gradients(model, partial(step, model, sample, kind)) for kind in KINDS)
     assert set(one) == set(other)
-    apart = torch.stack([(one[n] - other[n]).norm() for n in one]).norm()
-    return float(apart / torch.stack([one[n].norm() for n in one]).norm())
+    return pairs.gradient_difference(other, one)
 
 
 def measure(width: int, layers: int, batch: int, repetitions: int) -> dict[str, Any]:
@@ -161,9 +131,9 @@ def measure(width: int, layers: int, batch: int, repetitions: int) -> dict[str, 
     model = build_model("openuni", scaled(width, layers))
     assert isinstance(model, OpenUniModel)
     sample = Sample(model, batch)
-    peaks = {kind: peak_bytes(model, sample, kind) for kind in KINDS}  # before memory is kept here
-    difference = difference_of(model, sample)  # and warms both up
     calls = {kind: partial(step, model, sample, kind) for kind in KINDS}
+    peaks = {kind: pairs.peak_bytes(call) for kind, call in calls.items()}  # before memory is kept
+    difference = difference_of(model, sample)  # and warms both up
     seconds, _ = pairs.alternating(calls, repetitions)
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
     kept = {kind: pairs.kept_bytes(model, partial(loss_of, model, sample, kind)) for kind in KINDS}
@@ -207,8 +177,6 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    # what is freed goes back to the system at once, or a peak would show the allocator's habits (glibc)
-    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
     found = measure(given.width, given.layers, given.batch, given.repetitions)
     write_json(given.out, found)
     print(found["straightforward_over_cached"], found["cached_over_straightforward"])

@@ -6,7 +6,9 @@ process, as other processes share the machine.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +22,7 @@ from perf import processor
 from reca.core.artifacts import versions
 
 T = TypeVar("T")
+_MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 _TOLERANCE = 1e-3  # of the largest value; the sides sum in different orders
 
 
@@ -69,10 +72,47 @@ def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     return sum(seen.values())
 
 
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Peak of resident memory during a call, above what was resident before; in a forked process (Linux)."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # what is freed goes back to the system at once, or a peak would show the allocator's habits (glibc)
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 1 << 16)
+        library.malloc_trim(0)
+        before = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again here
+        call()
+        os.write(writing, str(_status("VmHWM") - before).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return int(said)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
+
+
 def gradients(model: nn.Module, step: Callable[[], object]) -> dict[str, Tensor]:
     """Copies of the gradients by name that `step`, a forward and backward pass, leaves."""
     step()
     return {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+
+
+def gradient_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Norm of the difference of all gradients, relative to the norm of all expected ones.
+
+    Not tensor by tensor: keys' biases have a gradient of zero but for rounding. One side's missing tensors are zeros.
+    """
+    names = {*found, *expected}
+    none = torch.zeros(())
+    apart = torch.stack([(found.get(n, none) - expected.get(n, none)).norm() for n in names])
+    return float(apart.norm() / torch.stack([g.norm() for g in expected.values()]).norm())
 
 
 def write_settings(

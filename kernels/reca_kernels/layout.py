@@ -148,13 +148,18 @@ class Layout:
         return replace(self, queries=queries.to(self.sample.device).int(), _cache={})
 
     def to(self, device: torch.device | str) -> Layout:
-        """The layout on `device` (itself if it is there already)."""
+        """The layout on `device` (itself if it is there already), from main memory without a wait."""
         if self.sample.device == torch.device(device):
             return self
-        queries = None if self.queries is None else self.queries.to(device)
-        sample, block, kind = (one.to(device) for one in (self.sample, self.block, self.kind))
+        from_host = self.sample.device.type == "cpu"
+
+        def there(tokens: Tensor) -> Tensor:
+            return tokens.to(device, non_blocking=from_host)
+
+        queries = None if self.queries is None else there(self.queries)
+        sample, block, kind = (there(one) for one in (self.sample, self.block, self.kind))
         moved = Layout(sample, block, kind, queries, self.lengths)
-        if self.sample.device.type == "cpu":
+        if from_host:
             moved._cache["host"] = self
         return moved
 

@@ -59,6 +59,7 @@ KERNELS = {
     "bagel.loss.flow_matching_loss": product,
     "showo.attention.block_attention": first,
     "bagel.attention.block_attention": first,
+    "harmon.qwen2.block_attention": first,
 }
 
 

@@ -142,6 +142,32 @@ def test_dropped_text_keeps_the_picture_unless_asked(
     assert torch.allclose(dropped, plain) == hides  # and the sequence is the unconditional one
 
 
+@pytest.mark.parametrize("hides", [False, True])
+def test_padding_is_skipped_with_the_same_result(
+    model: HarmonModel, drawn: dict, hides: bool, monkeypatch
+) -> None:
+    """RecA's padding is in the middle, conversations' at the end; a hidden image is padding, too."""
+    noise = replace(model.sample_noise(2, generator("pads")), text_dropout=torch.tensor([0.0, 1.0]))
+    read = model.encode(tiny.pictures(2), "read")
+    first, tokens = model.network.llm.model.layers[0], []
+    hook = first.register_forward_pre_hook(lambda _, args: tokens.append(args[0][..., 0].numel()))
+    found = []
+    for unpadded in (False, True):
+        options = HarmonOptions(dropout_hides_image=hides, unpadded=unpadded)
+        monkeypatch.setattr(model, "options", options)
+        model.zero_grad(set_to_none=True)
+        reca = model.generation_loss(drawn, model.condition(PROMPTS, drawn), noise).mean
+        i2t = model.answer_loss(spoken(model), read).mean
+        (reca + i2t).backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append((reca.detach(), i2t.detach(), grads))
+    hook.remove()
+    model.zero_grad(set_to_none=True)
+    padded, packed = found
+    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-6)
+    assert tokens[2] < tokens[0] and tokens[3] < tokens[1]
+
+
 def test_dropout_is_a_function_of_its_seed(model: HarmonModel, drawn: dict) -> None:
     noise = model.sample_noise(2, generator("dropout"))
     assert noise.dropout is not None

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from reca.models.common import packing
-from reca.models.common.layers import GatedMlp
+from reca.models.common.layers import GatedMlp, Mlp
 from reca.models.harmon import network as networks
 from reca.models.harmon.network import Block, Harmon
 from tests.models import harmon_tiny
@@ -26,7 +26,7 @@ def small_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "LEAST", 0)
 
 
-LAYERS = (packing.PackedLinear, packing.PackedGatedMlp)
+LAYERS = (packing.PackedLinear, packing.PackedMlp, packing.PackedGatedMlp)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,28 @@ def test_a_gated_mlp(library: bool) -> None:
     assert isinstance(packed, packing.PackedGatedMlp)
     x = torch.randn(2, 5, 32)
     torch.testing.assert_close(packed(x), mlp(x))
+
+
+@needs_packing
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu"])
+def test_an_mlp(activation: str) -> None:
+    """The GELUs run in the pass of the first layer; another activation runs between packed layers."""
+    torch.manual_seed(0)
+    mlp = Mlp(24, 40, activation).requires_grad_(False)
+    packed = packing.packed(mlp)
+    assert isinstance(packed, packing.PackedMlp) == (activation != "quick_gelu")
+    assert isinstance(packed.get_submodule("fc2"), packing.PackedLinear)
+    x = 3 * torch.randn(2, 5, 24)
+    torch.testing.assert_close(packed(x), mlp(x))
+
+
+def test_an_exchanged_part_leaves_the_module_alone() -> None:
+    module = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
+    part = nn.Identity()
+    copied = packing.exchanged(module, "0.1", part)
+    assert copied.get_submodule("0.1") is part and module.get_submodule("0.1") is not part
+    assert copied.get_submodule("0.0") is module.get_submodule("0.0")
+    assert copied.get_submodule("1") is module.get_submodule("1")
 
 
 @needs_packing

@@ -18,7 +18,7 @@ from reca.models.harmon.model import HarmonModel
 from tests.reference import golden_cases as golden
 from tests.reference.harmon_config import golden_config
 
-# Of the answers' loss; tests/kernels runs the losses once more with triton, in the interpreter.
+# Of the answers' loss and attention; tests/kernels runs the losses once more with triton, in the interpreter.
 IMPLEMENTATION: Any = os.environ.get("RECA_TEST_IMPLEMENTATION", "torch")
 VB = 1e-3  # harmon.md h: tolerance for the variational bound and for gradients
 

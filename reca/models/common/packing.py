@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reca.models.common.layers import GatedMlp
+from reca.models.common.layers import ACTIVATIONS, GatedMlp, Mlp
 
 LIMIT = 2**32
 """Modules with more bytes of parameters stay unpacked: the packed form is a second copy during sampling."""
@@ -53,14 +53,37 @@ class PackedLinear(nn.Module):
         self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
-        """[..., in] -> [..., out]; `activation`, in the same pass: none, gelu (exact) or swish (SiLU)."""
+        """[..., in] -> [..., out]; `activation`, in the same pass: none, gelu (exact), gelu_tanh or swish (SiLU)."""
+        algorithms = {"gelu": "none", "gelu_tanh": "tanh"}
         return torch.ops.mkldnn._linear_pointwise(
-            x, self._packed, self.bias, activation, [], "none" if activation == "gelu" else ""
+            x,
+            self._packed,
+            self.bias,
+            activation.removesuffix("_tanh"),
+            [],
+            algorithms.get(activation, ""),
         )
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """The result multiplied by `other` [..., O]."""
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self.bias, "mul")
+
+
+_FUSED = {ACTIVATIONS["gelu"]: "gelu", ACTIVATIONS["gelu_new"]: "gelu_tanh"}
+"""Activations that a packed layer computes in the same pass."""
+
+
+class PackedMlp(nn.Module):
+    """Two linear layers with a GELU between them, packed."""
+
+    def __init__(self, mlp: Mlp) -> None:
+        super().__init__()
+        self.activation = _FUSED[mlp.activation]
+        self.fc1, self.fc2 = (PackedLinear(part.weight, part.bias) for part in (mlp.fc1, mlp.fc2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return self.fc2(self.fc1(x, self.activation))
 
 
 class PackedGatedMlp(nn.Module):
@@ -111,6 +134,8 @@ def packed(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
     """
     if _is_gated(module) and pays(module.get_submodule("up_proj").weight):  # type: ignore[arg-type]
         return PackedGatedMlp(module)
+    if isinstance(module, Mlp) and module.activation in _FUSED and pays(module.fc1.weight):
+        return PackedMlp(module)
     if isinstance(module, nn.Linear):
         return PackedLinear(module.weight, module.bias) if pays(module.weight) else module
     if not module._modules:
@@ -135,6 +160,15 @@ def within_limit(layers: Sequence[nn.Module]) -> list[nn.Module]:
         room -= size(layer)
         result.append(packed(layer) if room >= 0 else layer)
     return result
+
+
+def exchanged(module: nn.Module, path: str, part: nn.Module) -> nn.Module:
+    """A copy of the module with `part` in place of the submodule at `path`; everything else is shared."""
+    name, _, rest = path.partition(".")
+    copied = copy.copy(module)
+    inner = exchanged(module.get_submodule(name), rest, part) if rest else part
+    copied.__dict__["_modules"] = {**module._modules, name: inner}
+    return copied
 
 
 def _is_gated(module: nn.Module) -> bool:

@@ -187,7 +187,8 @@ class HarmonOptions:
     into the understanding embeddings. `frozen_condition`: RecA uses cached embeddings, which is a different algorithm.
     `leading_newline`: RecA prompts start with a newline, and the image follows it. `drawing`: how an image becomes
     square for generation: stretched (RecA), cropped or padded. `max_text`: tokens of a conversation before the image
-    is inserted. `encode_batch`: images per pass of the VAE. `implementation` of the answer loss: see `reca_kernels`.
+    is inserted. `encode_batch`: images per pass of the VAE. `unpadded`: the language model skips padding, which affects
+    only the cost. `implementation` of the answer loss and of attention without padding: see `reca_kernels`.
     """
 
     text_dropout: Share = 0.1
@@ -198,6 +199,7 @@ class HarmonOptions:
     drawing: Drawing = "stretch"
     max_text: Count = 1472
     encode_batch: Count = 16
+    unpadded: bool = True
     implementation: Implementation = "auto"
 
 

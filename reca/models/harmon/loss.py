@@ -7,7 +7,7 @@ S buffers, C channels, D width of the head's conditions, H width of the language
 from __future__ import annotations
 
 import torch
-from reca_kernels import linear_cross_entropy
+from reca_kernels import Implementation, linear_cross_entropy
 from torch import Tensor
 
 from reca.models.common.batching import moved, padded
@@ -73,9 +73,16 @@ def token_conditions(
     image = network.to_llm(seen)
     embeddings = torch.cat([embeddings, image.to(embeddings.dtype)], dim=1)
     mask = torch.cat([mask, mask.new_ones(image.shape[:2])], dim=1)
-    hidden = network.hidden(embeddings, mask=mask, positions=layouts.positions(mask))
+    hidden = network.hidden(
+        embeddings, mask=mask, positions=layouts.positions(mask), unpadded=_unpadded(options)
+    )
     encoded = network.with_context(seen, hidden[:, -image.shape[1] :])
     return mar.decode(encoded, grid, visible, dropout and dropout.branch(2))
+
+
+def _unpadded(options: HarmonOptions) -> Implementation | None:
+    """How attention runs without padding; None to keep the padding."""
+    return options.implementation if options.unpadded else None
 
 
 def _prompt(
@@ -104,7 +111,7 @@ def answer_loss(
     if latents is not None:
         image = read_image(network, latents, options.condition_gradient, conversation.dropout)
     embeddings, mask = embed_prompts(network, conversation.texts, image)
-    hidden = network.hidden(embeddings, mask=mask)
+    hidden = network.hidden(embeddings, mask=mask, unpadded=_unpadded(options))
     labels, _ = padded(conversation.labels, IGNORE)
     length = 0 if image is None else image.shape[1]
     total = linear_cross_entropy(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from reca_kernels import Implementation
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -316,12 +317,18 @@ class Harmon(nn.Module):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        unpadded: Implementation | None = None,
     ) -> Tensor:
         """Final hidden states [B, T, H] of input embeddings; causal, `mask` [B, past + T] hides keys with 0.
 
-        `positions` [B, T] default to those that follow the cache, which is extended in place.
+        `positions` [B, T] default to those that follow the cache, which is extended in place. `unpadded`: tokens that
+        the mask hides are left out, by the named implementation of attention, and their states are 0; without a cache,
+        and with a mask on the host.
         """
         places = None if positions is None else moved(positions, self.device)
+        if unpadded is not None and mask is not None and not bool(mask.all()):
+            assert cache is None, "padding is part of a cache"
+            return self.llm.model.without_padding(embeddings, places, mask, unpadded)
         return self.llm.model(embeddings, places, mask, cache)
 
 

@@ -7,13 +7,24 @@ cache, H width, E head width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from reca_kernels import Implementation, Layout, block_attention
 from torch import Tensor, nn
 
 from reca.models.common.attention import KeyValueCache, Rotary, attend, rotary, rotate
 from reca.models.common.batching import moved
 from reca.models.common.layers import GatedMlp, RMSNorm, initialise
 from reca.models.harmon.config import LanguageConfig
+
+
+@dataclass(frozen=True)
+class Samples:
+    """In place of a mask: the samples of tokens without padding, and the implementation of their attention."""
+
+    layout: Layout
+    implementation: Implementation = "auto"
 
 
 class Qwen2Attention(nn.Module):
@@ -29,14 +40,21 @@ class Qwen2Attention(nn.Module):
         self.o_proj = nn.Linear(heads, width, bias=False)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KeyValueCache | None
+        self, x: Tensor, rotary: Rotary, mask: Tensor | Samples | None, cache: KeyValueCache | None
     ) -> Tensor:
-        """[B, T, H] -> [B, T, H]; rotary is [B or 1, 1, T, E], and the cache is extended."""
+        """[B, T, H] -> [B, T, H]; rotary is [B or 1, 1, T, E], and the cache is extended.
+
+        With samples, x [1, T, H] are the tokens of all of them.
+        """
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(q, rotary), rotate(k, rotary)
+        if isinstance(mask, Samples):
+            q, k, v = (part.squeeze(0).transpose(0, 1) for part in (q, k, v))
+            out = block_attention(q, k, v, mask.layout, implementation=mask.implementation)
+            return self.o_proj(out.flatten(1)).unsqueeze(0)
         if cache is not None:
             k, v = cache.extended(self.number, k, v)
         return self.o_proj(attend(q, k, v, mask, causal=True).flatten(2))
@@ -53,7 +71,7 @@ class Qwen2Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KeyValueCache | None
+        self, x: Tensor, rotary: Rotary, mask: Tensor | Samples | None, cache: KeyValueCache | None
     ) -> Tensor:
         """[B, T, H] -> [B, T, H]."""
         x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache)
@@ -86,12 +104,40 @@ class Qwen2Model(nn.Module):
         past, length = cache.length if cache else 0, embeddings.shape[1]
         if positions is None:
             positions = torch.arange(past, past + length, device=embeddings.device).unsqueeze(0)
-        cos, sin = (
-            part.to(embeddings.dtype).unsqueeze(1)
-            for part in rotary(positions, self.head_dim, self.theta)
-        )
         seen = causal_mask(mask, length, past, embeddings.device)
-        x = embeddings
+        return self._layers(embeddings, positions, seen, cache)
+
+    def without_padding(
+        self,
+        embeddings: Tensor,
+        positions: Tensor | None,
+        mask: Tensor,
+        implementation: Implementation,
+    ) -> Tensor:
+        """As `forward` without a cache; padding costs nothing and gets states of 0. `mask` [B, T] is on the host."""
+        batch, length = mask.shape
+        device, real = embeddings.device, mask.flatten().bool()
+        if positions is None:
+            positions = torch.arange(length, device=device).expand(batch, -1)
+        places = moved(real.nonzero().squeeze(1), device)
+        layout = Layout.packed([[("causal", count)] for count in mask.sum(dim=1).tolist()])
+        own = embeddings.flatten(0, 1)[places].unsqueeze(0)
+        samples = Samples(layout.to(device), implementation)
+        states = self._layers(own, positions.flatten()[places].unsqueeze(0), samples)
+        every = states.new_zeros(batch * length, states.shape[-1])
+        return every.index_copy(0, places, states.squeeze(0)).unflatten(0, (batch, length))
+
+    def _layers(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        seen: Tensor | Samples | None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Final states [B, T, H] of x [B, T, H] at positions [B or 1, T]."""
+        cos, sin = (
+            part.to(x.dtype).unsqueeze(1) for part in rotary(positions, self.head_dim, self.theta)
+        )
         for layer in self.layers:
             x = layer(x, (cos, sin), seen, cache)
         return self.norm(x)

@@ -11,13 +11,13 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reca.core.finite import demand, finite_rows
-from reca.models.common import decoding
+from reca.models.common import decoding, packing
 from reca.models.common.attention import KeyValueCache
 from reca.models.common.batching import moved
 from reca.models.common.options import check_generation, sampler_options
@@ -234,6 +234,7 @@ def code_logits(
     unconditional: Condition | None,
 ) -> Logits:
     """The network prepared for the sampler; both conditions run in one pass if their layouts match."""
+    network = for_sampling(network)
     if unconditional is None:
         single = _one_pass(network, options, condition)
         return lambda codes, masked: (single(codes, masked), None)
@@ -250,6 +251,13 @@ def code_logits(
         _one_pass(network, options, unconditional),
     )
     return lambda codes, masked: (first(codes, masked), second(codes, masked))
+
+
+def for_sampling(network: Showo) -> Showo:
+    """A copy whose large layers are packed if the device benefits from it; everything else is shared."""
+    layers = packing.within_limit(list(network.showo.model.layers))
+    copied = packing.exchanged(network, "showo.model.layers", nn.ModuleList(layers))
+    return cast("Showo", copied)
 
 
 def _one_pass(network: Showo, options: ShowoOptions, condition: Condition) -> CodeLogits:
