@@ -102,6 +102,7 @@ def _environment() -> Environment:
         "count": wording.counted,
         "signed": wording.signed,
         "interval": wording.interval,
+        "inside": wording.inside,
         "key": lambda arm: Markup(figures.key(arm)),
     }
     return found

@@ -26,6 +26,11 @@ def counted(number: int, noun: str) -> str:
     return f"{word} {noun if number == 1 else noun + 's'}"
 
 
+def inside(name: str) -> str:
+    """A name of an arm in the middle of a sentence: `plain training`, but `RecA only`."""
+    return name if name.startswith("RecA") else name.lower()
+
+
 def signed(value: float) -> str:
     """A difference with its sign and three decimals, with a typographic minus sign."""
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")

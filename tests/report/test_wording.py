@@ -69,4 +69,8 @@ def test_unequal_compute_is_told() -> None:
 def test_numbers_in_words() -> None:
     assert wording.counted(1, "seed") == "one seed"
     assert wording.counted(1200, "seed") == "1,200 seeds"
+    assert [wording.inside(name) for name in ("Plain training", "RecA only")] == [
+        "plain training",
+        "RecA only",
+    ]
     assert wording.signed(-0.25) == "\N{MINUS SIGN}0.250"
