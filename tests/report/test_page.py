@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any],
         entry = {"model": MODEL, "arm": "reca", "value": 0.4, "tolerance": 0.5, "source": "a guess"}
         other = entry | {"arm": "sft", "value": 0.99, "tolerance": 0.001}
         plain["expect"] = [one | {"metric": "laptop.dense"} for one in (entry, other)]
-        plain["expect"].append(entry | {"model": "bagel_tiny", "metric": "laptop.dense"})
+        plain["expect"].append(entry | {"model": "bagel_tiny_bound", "metric": "laptop.dense"})
         return *make(folder, plain, text=HOSTILE), folder
 
 
@@ -185,7 +185,7 @@ def test_compute_cache_and_expectations_are_told(made: tuple[str, dict[str, Any]
     assert re.search(r"showo_tiny, RecA, laptop\.dense 0\.4 ± 0\.5 0\.\d{3} yes", words)
     assert re.search(r"laptop\.dense 0\.99 ± 0\.001 0\.\d{3} no", words)
     assert re.search(
-        "bagel_tiny, RecA, laptop\\.dense 0\\.4 ± 0\\.5 \N{EN DASH} \N{EN DASH}", words
+        "bagel_tiny_bound, RecA, laptop\\.dense 0\\.4 ± 0\\.5 \N{EN DASH} \N{EN DASH}", words
     )
 
 
@@ -259,7 +259,7 @@ def test_one_seed_one_guidance_two_arms(tmp_path: Path, monkeypatch: pytest.Monk
     assert "no control to compare with" in words
     assert "With a single seed there is no interval" in words and "95 % interval over" not in words
     assert "sampled at a single guidance level (2.0)" in words
-    assert "Not run: bagel_tiny, another." in words
+    assert "Not run: bagel_tiny_bound, another." in words
 
 
 def test_two_readings_of_guidance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

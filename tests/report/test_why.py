@@ -23,11 +23,11 @@ def test_figures_of_the_experiment() -> None:
     plain = resolved(load("laptop_why"))
     names = list(plain["models"])
     models = [model(name, 0.5 + 0.1 * i, 0.2 + 0.05 * i, 0.1 * i) for i, name in enumerate(names)]
-    models[0] = model("bagel_tiny", 0.9, 0.4, 0.8, "shuffled", "template_only")
+    models[0] = model("bagel_tiny_bound", 0.9, 0.4, 0.8, "shuffled", "template_only")
     steps, read, conditions = why.argument(plain, models)
     objects, dense = (part["figure"] for part in steps["figures"])
-    assert "RecA from 0.100 at 0 to 0.800 at 600" in objects  # the base, then the longest run
-    assert "RecA from 0.250 at 0 to 0.400 at 600" in dense  # at the base's guidance, not .9
+    assert "RecA from 0.100 at 0 to 0.800 at 480" in objects  # the base, then the longest run
+    assert "RecA from 0.250 at 0 to 0.400 at 480" in dense  # at the base's guidance, not .9
     (figure,) = (part["figure"] for part in read["figures"])
     assert "RecA from 0.400 at 0.9 to 0.450 at 1" in figure and "Base from" in figure
     assert "Template only 0.400" in conditions["figures"][0]["figure"]
@@ -36,7 +36,7 @@ def test_figures_of_the_experiment() -> None:
 
 def test_models_that_did_not_run_are_left_out() -> None:
     plain = resolved(load("laptop_why"))
-    only = [model("bagel_tiny", 0.9, 0.4, 0.8)]
+    only = [model("bagel_tiny_bound", 0.9, 0.4, 0.8)]
     assert [part["title"] for part in why.argument(plain, only)] == [
         "Only its own embeddings do it"
     ]

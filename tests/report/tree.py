@@ -33,8 +33,10 @@ KINDS = ("describe", "colour", "count", "exist", "place", "relation", "shape")
 
 
 def experiment(**changes: Any) -> dict[str, Any]:
-    """The laptop experiment, resolved, made small."""
-    found = resolved(load("laptop"))
+    """The laptop experiment, resolved, made small: one base for three seeds, four arms, one reading of guidance."""
+    arms, seeds = "arms=[base,reca,sft,shuffled]", "seeds=[0,1,2]"
+    found = resolved(load("laptop", [arms, seeds, "benchmarks.laptop.base_guidance=false"]))
+    found["models"][MODEL]["seeds"], found["benchmarks"]["laptop"]["curve_prompts"] = [], 0
     small = {"prompts": 6, "development_prompts": 2, "reconstructions": 3}
     # Only a recorded run draws the protocol's test prompts.
     found["benchmarks"]["laptop"] |= small | {"test_seeds": {}}
