@@ -72,7 +72,7 @@ def test_smoke_differs_from_the_experiment_of_its_model_in_sizes_only():
 
 
 def test_a_batch_of_one_cannot_be_shuffled():
-    said = rf"^{TINY}.align.tasks.reca.batch = 1: must be at least 2 with shuffle_condition \(arm shuffled\)$"
+    said = rf"{TINY}.align.tasks.reca.batch = 1: must be at least 2 with shuffle_condition \(arm shuffled\)$"
     with pytest.raises(ValueError, match=said):
         compose.load("laptop_showo", [f"{TINY}.align.tasks.reca.batch=1"], FOLDER)
 

@@ -47,7 +47,12 @@ def test_a_stage_that_hangs_stops_no_other(tmp_path: Path, monkeypatch: pytest.M
     outcome = gpu_check.run_stage("edges", False, rows, left=6)
     assert outcome.outcome == "out of time" and outcome.rows == [{"name": "found before"}]
     status = Path(f"/proc/{child.read_text()}/stat")
-    assert not status.exists() or status.read_text().split()[2] == "Z"
+    for _ in range(100):  # on a busy machine a killed process lives on for a moment
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a process of the stage still runs")
 
 
 def test_a_failed_row_fails_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

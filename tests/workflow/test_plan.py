@@ -13,11 +13,11 @@ from reca.config.validate import aligned_roles, needed_sources
 pytestmark = pytest.mark.workflow
 
 PLANS = {
-    # two models: 1 + 3 x 3 checkpoints; a process per arm and split, which covers three seeds; BAGEL's recipe reads
-    # nothing: one cache
+    # BAGEL: five bases, each with a cache (its recipe reads nothing), 5 x 2 trained checkpoints; Show-o: 1 + 3 x 2
+    # checkpoints and two caches; a process per arm and split, which covers all seeds
     "laptop": {
-        "render": 2, "base": 2, "cache": 3, "align": 18, "evaluate_development": 8, "choose": 2,
-        "evaluate_test": 8, "report": 1,
+        "render": 2, "base": 6, "cache": 7, "align": 16, "evaluate_development": 3, "evaluate_development_1": 3,
+        "choose": 2, "evaluate_test": 3, "evaluate_test_1": 3, "report": 1,
     },
     "laptop_smoke": {
         "render": 1, "base": 1, "cache": 2, "align": 3, "evaluate_development": 4, "choose": 1,
