@@ -37,7 +37,8 @@ def panels(results: Mapping[str, Any], outcomes: tuple[str, ...], arms: tuple[st
         found = {outcome["name"]: outcome for outcome in model["outcomes"]}
         for column, name in enumerate(outcomes):
             x, y = GAP + column * (WIDTH + GAP), row * (panel + TITLE)
-            title = f"{model['name']}: {found[name]['title']}"
+            # the name once per row: with a long one, titles would be wider than their columns
+            title = found[name]["title"] if column else f"{model['name']}: {found[name]['title']}"
             at = reading(found[name])
             plot = intervals({arm: at[arm] for arm in arms}, title)
             parts += [
