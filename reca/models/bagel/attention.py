@@ -48,10 +48,6 @@ class PackedAttention:
         out = block_attention(q, k, v, self.layout, implementation=self.implementation)[self.at]
         return out[: self.und], out[self.und :]
 
-    def keep(self, read: Heads, drawn: Heads) -> None:
-        """A pack has no later blocks."""
-        raise NotImplementedError("a pack keeps no keys and values")
-
 
 @dataclass
 class BlockAttention:

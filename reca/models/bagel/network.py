@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,12 @@ class Attend(Protocol):
         """Outputs [..., H, E] of und and gen tokens."""
         ...
 
+
+class KeepingAttend(Attend, Protocol):
+    """Attention whose keys and values later blocks attend to."""
+
     def keep(self, read: Heads, drawn: Heads) -> None:
-        """Take the keys and values for later blocks; nothing attends."""
+        """Take the keys and values; nothing attends."""
         ...
 
 
@@ -132,7 +136,7 @@ class MoTLayer(nn.Module):
         else:
             drawn = self.self_attn.heads(self._part("input_layernorm", GEN, gen), rotary[1], GEN)
         if keys_only:
-            attend.keep(read, drawn)
+            cast("KeepingAttend", attend).keep(read, drawn)
             return und, gen
         seen, made = attend(read, drawn)
         with no_grad_if(frozen):
