@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class Attend(Protocol):
         ...
 
 
+@runtime_checkable
 class KeepingAttend(Attend, Protocol):
     """Attention whose keys and values later blocks attend to."""
 
@@ -136,7 +137,8 @@ class MoTLayer(nn.Module):
         else:
             drawn = self.self_attn.heads(self._part("input_layernorm", GEN, gen), rotary[1], GEN)
         if keys_only:
-            cast("KeepingAttend", attend).keep(read, drawn)
+            assert isinstance(attend, KeepingAttend), "a pack keeps no keys and values"
+            attend.keep(read, drawn)
             return und, gen
         seen, made = attend(read, drawn)
         with no_grad_if(frozen):
