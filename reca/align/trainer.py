@@ -277,7 +277,8 @@ def backward(
 ) -> list[Tensor]:
     """Accumulate the gradient of sum over tasks of lambda * (sum over tokens) / (tokens of the step).
 
-    Returns the loss sum of each micro-batch. Sharding averages gradients over ranks, hence the factor.
+    Returns the loss sum of each micro-batch. Sharding averages gradients over ranks, hence the factor. ValueError if a
+    loss depends on no trained weight.
     """
     totals = []
     for batch in plan:
@@ -285,6 +286,11 @@ def backward(
             placed = on_device(batch, processes.device)
         with span("forward"), autocast(recipe, processes.device):
             total = objective(placed)
+        if not total.requires_grad:
+            raise ValueError(
+                f"align.trains = {list(recipe.trains)}: the loss of task {batch.task} depends on none of these weights; add "
+                "some of its path (what is cached as features has no gradient), or leave the task out"
+            )
         share = recipe.tasks[batch.task].weight * processes.size / max(counts[batch.task], 1)
         with span("backward"):
             (total * share).backward()

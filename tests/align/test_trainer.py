@@ -265,3 +265,10 @@ def test_a_phase_trains_what_its_patterns_name(tmp_path):
     assert by_rank({"m": torch.ones(2, 2), "v": torch.ones(2)}).decay == ("m",)
     with pytest.raises(ValueError, match=r"align\.trains: nothing\.\* matches no weight"):
         freeze(model, [name, "nothing.*"])
+
+
+def test_a_loss_that_no_trained_weight_reaches_is_refused(tmp_path):
+    """Reading features does not pass the embedding, so its loss has no gradient there."""
+    changes = {"trains": ["embedding.weight"], "tasks": {"i2t": TaskRecipe(1.0, 3)}, "steps": 1}
+    with pytest.raises(ValueError, match=r"task i2t depends on none of these weights"):
+        run(tmp_path, changes=changes)
