@@ -201,7 +201,7 @@ def test_check_reads_networks_as_the_family_does(experiment, capsys):
 
 
 def test_check_finds_what_only_the_family_knows(capsys):
-    assert main(["check", "laptop_showo", "models.showo_tiny.network.projector=[64, 64]"]) == 2
+    assert main(["check", "laptop", "models.showo_tiny.network.projector=[64, 64]"]) == 2
     error = capsys.readouterr().err
     assert (
         error.count("\n") == 1 and "models.showo_tiny: network.projector [64, 64] must map" in error
@@ -233,7 +233,7 @@ def test_check_names_the_experiment_that_makes_a_base_model(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("override", BEFORE_A_RUN)
 def test_check_finds_it_before_anything_runs(override, capsys):
-    assert main(["check", "laptop_showo", f"models.showo_tiny.{override}"]) == 2
+    assert main(["check", "laptop", f"models.showo_tiny.{override}"]) == 2
     error = capsys.readouterr().err
     assert BEFORE_A_RUN[override] in error and error.count("\n") == 1
 

@@ -29,7 +29,7 @@ def _in_checkout(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def message(*overrides, experiment="laptop_showo"):
+def message(*overrides, experiment="laptop"):
     with pytest.raises(ValueError) as caught:
         compose.load(experiment, overrides)
     text = str(caught.value)
@@ -112,7 +112,7 @@ def test_published_recipes():
 
 
 def test_overrides_reach_fields_that_no_file_mentions():
-    experiment = compose.load("laptop_showo", [f"{TINY}.align.ema=0.99", "mirror=somewhere", "seeds=[7]"])
+    experiment = compose.load("laptop", [f"{TINY}.align.ema=0.99", "mirror=somewhere", "seeds=[7]"])
     assert experiment.models["showo_tiny"].align.ema == 0.99
     assert (experiment.mirror, experiment.seeds) == ("somewhere", [7])
 
@@ -154,7 +154,7 @@ def test_schema_file_is_in_step():
 def test_schema_refuses_what_the_types_refuse():
     validator = jsonschema.Draft202012Validator(json.loads(compose.schema_text()))
     validator.check_schema(validator.schema)
-    plain = compose.resolved(loaded("laptop_showo"))
+    plain = compose.resolved(loaded("laptop"))
     for path, value in {
         ("seeds",): "all",
         ("arms",): ["base", "recca"],
@@ -228,7 +228,7 @@ MISTAKES = {
     "dpg, wise, t2i_compbench, imgedit, gedit, mme, pope, gqa, mmmu, seed, mmbench, mmvp, mmvet, reconstruction",
     f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule = 'linear': must be one of cosine, constant, published",
     f"{TINY}.arms=[reca_only]": f"{TINY}.arms = 'reca_only': is no arm of this experiment; "
-    "did you mean 'reca'? allowed: base, reca, sft, shuffled",
+    "did you mean 'reca'? allowed: base, reca, sft",
     "arms=[base,reca,reca_only]": f"{TINY}.align.tasks.t2i = None: arm reca_only leaves out the captions that a recipe "
     "keeps; add the task, or leave the arm out, which would be reca (arm reca_only)",
     "benchmarks.laptop.curve_prompts=99": "benchmarks.laptop.curve_prompts = 99: must be at most prompts, "
@@ -236,8 +236,8 @@ MISTAKES = {
     "benchmarks.laptop.test_seeds.images=1": "benchmarks.laptop.test_seeds.images: unknown name; "
     "allowed: edits, prompts, questions, scenes",
     "why.conditions=showo": "why.conditions = 'showo': unknown model; did you mean 'showo_tiny'? "
-    "allowed: showo_tiny",
-    "why.steps=[nothing]": "why.steps = 'nothing': unknown model; allowed: showo_tiny",
+    "allowed: bagel_tiny_bound, showo_tiny",
+    "why.steps=[nothing]": "why.steps = 'nothing': unknown model; allowed: bagel_tiny_bound, showo_tiny",
     # missing
     "~cost": "cost is missing: must be a section with hardware, hours, basis",
     f"~{TINY}.weights.kind": f"{TINY}.weights.kind is missing: must be one of shipped, source, pretrain",
@@ -261,7 +261,7 @@ MISTAKES = {
     f"{TINY}.network.understanding=vq": f"{TINY}.network.clip_vision = '...': must be null where understanding is vq",
     f"{TINY}.weights.path=null": f"{TINY}.weights.path = None: must be given where kind is shipped",
     f"{TINY}.weights.source=show-o": f"{TINY}.weights.source = 'show-o': must be null where kind is shipped",
-    "benchmarks.laptop.development_prompts=0": f"{TINY}.sampler.guidance = [0.0, 2.0, 4.0, 7.0]: "
+    "benchmarks.laptop.development_prompts=0": "models.bagel_tiny_bound.sampler.guidance = [1.0, 3.0, 5.0, 8.0]: "
     "must hold one value unless a benchmark has development_prompts to choose on",
     "benchmarks.laptop.prompts=0": "benchmarks.laptop.prompts = 0: must be at least 1",
     "benchmarks.laptop.kind=geneval": "benchmarks.laptop.source = None: must be given where kind is geneval",
@@ -283,7 +283,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def laptop_plain():
-    return compose.compose_plain("laptop_showo", [], FOLDER)
+    return compose.compose_plain("laptop", [], FOLDER)
 
 
 @pytest.mark.parametrize("override", MISTAKES)
@@ -316,7 +316,7 @@ def test_mistake_in_an_override_gets_the_same_line(override):
 
 EXPECTATIONS = {
     "{model: other, metric: laptop.dense, value: 1, tolerance: 0, source: us}": "expect[0].model = "
-    "'other': unknown model; allowed: showo_tiny",
+    "'other': unknown model; allowed: bagel_tiny_bound, showo_tiny",
     "{model: showo_tiny, metric: geneval.dense, value: 1, tolerance: 0, source: us}": "expect[0].metric = "
     "'geneval.dense': must begin with a benchmark; allowed: laptop",
     "{model: showo_tiny, metric: laptop.dense, value: 1, tolerance: -1, source: us}": "expect[0].tolerance = "

@@ -69,19 +69,14 @@ def test_the_folder_holds_the_trained_parts_and_the_worlds_words(network, parts,
         openuni.pretrain_vae(scaled, recipe, Path(), seed=0, work=tmp_path, out=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("experiment", "last"),
-    [("laptop_pretrain_openuni", "c_generate"), ("laptop_pretrain_openuni_bound", "g_draw")],
-)
-def test_phases_train_the_reader_and_then_what_reca_trains(experiment, last):
-    shipped = compose.load(experiment)
-    ((_, described),) = shipped.models.items()
-    model = build_model("openuni", described.network)
+def test_phases_train_the_reader_and_then_what_reca_trains():
+    shipped = compose.load("laptop_pretrain_openuni")
+    model = build_model("openuni", shipped.models["openuni_tiny"].network)
     for name, phase in shipped.pretrain.phases.items():
         trained = freeze(model, phase.trains)
         drawing = {is_trained(n.removeprefix("network.")) for n in trained}
-        assert drawing == {name == last}, name
-        if name != last:
+        assert drawing == {name == "c_generate"}, name
+        if name != "c_generate":
             assert not any("vision_tower" in n or "multi_modal" in n for n in trained)
 
 

@@ -13,10 +13,10 @@ from reca.config.validate import aligned_roles, needed_sources
 pytestmark = pytest.mark.workflow
 
 PLANS = {
-    # BAGEL: five bases, OpenUni: three, each with a cache (their recipes read nothing) and two trained checkpoints; a
-    # process per arm and split, which covers all seeds
+    # BAGEL: five bases, each with a cache (its recipe reads nothing), 5 x 2 trained checkpoints; Show-o: 1 + 3 x 2
+    # checkpoints and two caches; a process per arm and split, which covers all seeds
     "laptop": {
-        "render": 1, "base": 8, "cache": 8, "align": 16, "evaluate_development": 3, "evaluate_development_1": 3,
+        "render": 2, "base": 6, "cache": 7, "align": 16, "evaluate_development": 3, "evaluate_development_1": 3,
         "choose": 2, "evaluate_test": 3, "evaluate_test_1": 3, "report": 1,
     },
     "laptop_smoke": {
@@ -242,7 +242,7 @@ def test_dvc_stages_name_what_the_plan_makes(plans):
     report = "results/laptop/report"
     assert outs == {
         "build/laptop.yaml": ("outs", False),
-        "data/laptop-reconstruct": ("outs", True),
+        **{f"data/laptop-{world}": ("outs", True) for world in ("reconstruct", "sparse")},
         **{f"results/laptop/{model}": ("outs", True) for model in experiment.models},
         **{f"{report}/{f}": ("outs", True) for f in ("index.html", "manifest.json", "run.json")},
         f"{report}/outcomes.json": ("metrics", False),
@@ -254,8 +254,8 @@ def test_git_ignores_results_data_and_work_whatever_dvc_writes(checkout):
     """By our own file: those that DVC writes are among what is ignored. The numbers of a report belong to git."""
     checkout.run("git", "init", "--quiet")
     ignored = [
-        "data/.gitignore", "data/laptop-reconstruct/train.parquet", "work/laptop/x/lock", "results/.gitignore",
-        "results/laptop/.gitignore", "results/laptop/bagel_tiny_bound/base/model.safetensors",
+        "data/.gitignore", "data/laptop-sparse/train.parquet", "work/laptop/x/lock", "results/.gitignore",
+        "results/laptop/.gitignore", "results/laptop/showo_tiny/base/model.safetensors",
         "results/laptop/report/.gitignore", "results/laptop/report/index.html",
         "results/laptop/report/outcomes.csv", "build/laptop.yaml", "logs/x.log",
     ]  # fmt: skip
