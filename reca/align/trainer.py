@@ -288,8 +288,8 @@ def backward(
             total = objective(placed)
         if not total.requires_grad:
             raise ValueError(
-                f"align.trains = {list(recipe.trains)}: the loss of task {batch.task} depends on none of these weights; add "
-                "some of its path (what is cached as features has no gradient), or leave the task out"
+                f"align.trains = {list(recipe.trains)}: the loss of {batch.task} depends on none of these weights; "
+                "add some of its path (what is cached as features has no gradient), or leave the task out"
             )
         share = recipe.tasks[batch.task].weight * processes.size / max(counts[batch.task], 1)
         with span("backward"):

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.config.compose import load, resolved
 from reca.core import artifacts
-from reca.report import before_after, standalone, wording
+from reca.report import before_after, standalone, why, wording
 from reca.report.figures import NAMES
 from reca.report.outcomes import ARMS, BASE_READING, reading
 
@@ -33,6 +34,9 @@ PAGES = {
 BEGIN, END = "<!-- {}:begin (make readme) -->", "<!-- {}:end -->"
 TABLE, PICTURE = "results", "picture"  # what stands between two markers of this name
 FIGURES = {"laptop": Path("docs/results/laptop.svg")}  # shown on the page of the same experiment
+ARGUMENTS = {
+    "laptop_why": Path("docs/results/laptop_why.svg")
+}  # why RecA works: the report's three figures
 PLOTTED = ("dense", "reconstruction")
 SHOWN = ("dense", "geneval_strict", "geneval", "reconstruction", "understanding")
 JUDGED = {  # blocks of the picture, in its alternative text
@@ -251,6 +255,11 @@ def _rewrite() -> None:
         artifacts.write_atomic(page, page_text(page.read_text(), experiment))
         if experiment in FIGURES:
             artifacts.write_atomic(FIGURES[experiment], figure(artifacts.read_json(source)))
+    for experiment, file in ARGUMENTS.items():
+        if adopted(experiment).is_file():
+            models = artifacts.read_json(adopted(experiment))["models"]
+            parts = why.argument(resolved(load(experiment)), models)
+            artifacts.write_atomic(file, standalone.argument(parts))
 
 
 if __name__ == "__main__":

@@ -270,5 +270,5 @@ def test_a_phase_trains_what_its_patterns_name(tmp_path):
 def test_a_loss_that_no_trained_weight_reaches_is_refused(tmp_path):
     """Reading features does not pass the embedding, so its loss has no gradient there."""
     changes = {"trains": ["embedding.weight"], "tasks": {"i2t": TaskRecipe(1.0, 3)}, "steps": 1}
-    with pytest.raises(ValueError, match=r"task i2t depends on none of these weights"):
+    with pytest.raises(ValueError, match=r"the loss of i2t depends on none of these weights"):
         run(tmp_path, changes=changes)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from xml.etree import ElementTree
 
 from reca.config.compose import load, resolved
-from reca.report import statistics, why
+from reca.report import standalone, statistics, why
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def model(name: str, read: float, dense: float, kept: float, *arms: str) -> dict[str, Any]:
@@ -32,6 +35,14 @@ def test_figures_of_the_experiment() -> None:
     assert "RecA from 0.400 at 0.9 to 0.450 at 1" in figure and "Base from" in figure
     assert "Template only 0.400" in conditions["figures"][0]["figure"]
     assert "chance 0.020" in conditions["figures"][0]["figure"]
+    file = standalone.argument([steps, read, conditions])
+    inside = list(ElementTree.fromstring(file).iter(SVG + "svg"))[1:]
+    assert len(inside) == 5 and all(float(box.get("height")) > 0 for box in inside)
+    bottoms = [float(box.get("y")) + float(box.get("height")) for box in inside]
+    assert bottoms == sorted(bottoms) and bottoms[-1] < float(
+        ElementTree.fromstring(file).get("height")
+    )
+    assert ".template_only { stroke" in file and "var(--" not in file
 
 
 def test_models_that_did_not_run_are_left_out() -> None:
