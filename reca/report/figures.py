@@ -9,11 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 # Close to the width of a phone screen, so that labels keep their size there.
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 42
+TICK = 28  # between the middles of two labels of five characters
 NAMES = {
     "base": "Base",
     "sft": "Plain training",
@@ -123,7 +125,9 @@ def bands(series: Mapping[str, Mapping[float, Mapping[str, Any]]], axis: str, la
     positions = sorted({at for at, _ in points})
     x = Axis(*spread(positions), LEFT, WIDTH - RIGHT)
     y = Axis(*spread([max(value, 0.0) for value in shown], 0.0), HEIGHT - BOTTOM, TOP)
-    ticks = positions if len(positions) <= 6 else x.ticks()
+    legible = all(x(after) - x(at) >= TICK for at, after in pairwise(positions))
+    legible = legible and all(len(f"{at:g}") <= 5 for at in positions)
+    ticks = positions if legible and len(positions) <= 6 else x.ticks()
     parts, spoken = _frame(x, y, axis, ticks), []
     for arm, line in series.items():
         means = [(at, line[at]["mean"]) for at in sorted(line)]

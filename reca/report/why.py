@@ -1,7 +1,7 @@
 """Three figures on why RecA works: over its steps, over what the base understands, and by its condition.
 
-They are the paper's argument in miniature: transfer grows with reconstruction, only what is understood is transferred,
-and only the model's own embeddings transfer it.
+They are the paper's argument in miniature: transfer should grow with reconstruction, be limited by what is understood,
+and need the model's own embeddings. The titles ask, as a run may answer otherwise.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _over_steps(models: Mapping[int, Model]) -> dict[str, Any]:
         }
         found.append(_figure(title, series, "steps", f"{title} over optimizer steps"))
     return {
-        "title": "Transfer grows with reconstruction",
+        "title": "Does transfer grow with reconstruction?",
         "text": "One run of each arm, read after more and more of its steps; 0 is the base model.",
         "figures": found,
         "arms": ["sft", "reca"],
@@ -70,7 +70,7 @@ def _over_understanding(models: Sequence[Model]) -> dict[str, Any]:
     series = {arm: {at: row[arm] for at, row in rows} for arm in arms}
     title = "Dense prompts"
     return {
-        "title": "RecA transfers what is understood",
+        "title": "Does RecA transfer what is understood?",
         "text": "Base models whose reading was stopped early, and the arms that start from them.",
         "figures": [
             _figure(title, series, "questions the base answers", f"{title} by understanding")
@@ -85,10 +85,10 @@ def _by_condition(model: Model) -> dict[str, Any]:
     for name, title in ((DENSE, "Dense prompts"), (RECONSTRUCTION, "Objects kept")):
         row = _row(model, name)
         cells = {arm: row[arm] for arm in ARMS if arm in row}
-        drawn = figures.intervals(cells, f"{title} by condition", model["chance"].get(name))
+        drawn = figures.intervals(cells, f"{title} by condition", model.get("chance", {}).get(name))
         found.append({"title": title, "figure": Markup(drawn)})
     return {
-        "title": "Only its own embeddings do it",
+        "title": "Does it take the model's own embeddings?",
         "text": "The same training with other embeddings, embeddings in a random basis, or none.",
         "figures": found,
         "arms": [],

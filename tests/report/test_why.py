@@ -27,12 +27,19 @@ def test_figures_of_the_experiment() -> None:
     names = list(plain["models"])
     models = [model(name, 0.5 + 0.1 * i, 0.2 + 0.05 * i, 0.1 * i) for i, name in enumerate(names)]
     models[0] = model("bagel_tiny_bound", 0.9, 0.4, 0.8, "shuffled", "template_only")
+    models[-1] = model(names[-1], 1 / 3, 0.45, 0.5)
     steps, read, conditions = why.argument(plain, models)
     objects, dense = (part["figure"] for part in steps["figures"])
     assert "RecA from 0.100 at 0 to 0.800 at 480" in objects  # the base, then the longest run
     assert "RecA from 0.250 at 0 to 0.400 at 480" in dense  # at the base's guidance, not .9
     (figure,) = (part["figure"] for part in read["figures"])
-    assert "RecA from 0.400 at 0.9 to 0.450 at 1" in figure and "Base from" in figure
+    assert "RecA from 0.450 at 0.333333 to 0.400 at 0.9" in figure and "Base from" in figure
+    ticks = [
+        text.text
+        for text in ElementTree.fromstring(figure).iter("text")
+        if text.get("class") == "tick"
+    ]
+    assert "0.9" in ticks and all(len(tick) <= 5 for tick in ticks)  # not 0.333333
     assert "Template only 0.400" in conditions["figures"][0]["figure"]
     assert "chance 0.020" in conditions["figures"][0]["figure"]
     file = standalone.argument([steps, read, conditions])
@@ -49,6 +56,6 @@ def test_models_that_did_not_run_are_left_out() -> None:
     plain = resolved(load("laptop_why"))
     only = [model("bagel_tiny_bound", 0.9, 0.4, 0.8)]
     assert [part["title"] for part in why.argument(plain, only)] == [
-        "Only its own embeddings do it"
+        "Does it take the model's own embeddings?"
     ]
     assert why.argument(resolved(load("laptop")), only) == []
