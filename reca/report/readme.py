@@ -34,9 +34,8 @@ PAGES = {
 BEGIN, END = "<!-- {}:begin (make readme) -->", "<!-- {}:end -->"
 TABLE, PICTURE = "results", "picture"  # what stands between two markers of this name
 FIGURES = {"laptop": Path("docs/results/laptop.svg")}  # shown on the page of the same experiment
-ARGUMENTS = {
-    "laptop_why": Path("docs/results/laptop_why.svg")
-}  # why RecA works: the report's three figures
+# The report's three figures on why RecA works.
+ARGUMENTS = {"laptop_why": Path("docs/results/laptop_why.svg")}
 PLOTTED = ("dense", "reconstruction")
 SHOWN = ("dense", "geneval_strict", "geneval", "reconstruction", "understanding")
 JUDGED = {  # blocks of the picture, in its alternative text
