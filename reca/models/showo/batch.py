@@ -49,7 +49,7 @@ class Conversation:
     `system` is the prompt in front of an image in the CLIP variant.
     """
 
-    texts: Sequence[Sequence[int]]
+    ids: Sequence[Sequence[int]]
     labels: Sequence[Sequence[int]]
     length: int
     system: Sequence[int] = ()

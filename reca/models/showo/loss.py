@@ -115,9 +115,9 @@ def _conversation_parts(
     if understanding is not None and config.understanding == "vq":
         tokens = understanding.long() + config.ids.first_image
         understanding = _read_stand_ins(config, understanding, 0)
-    batch, system = len(conversation.texts), conversation.system
+    batch, system = len(conversation.ids), conversation.system
     prefix = layouts.reading_prefix(config, batch, understanding, system)
-    texts, labels, length = conversation.texts, conversation.labels, conversation.length
+    texts, labels, length = conversation.ids, conversation.labels, conversation.length
     return layouts.conversation(prefix, texts, labels, length, config.ids), tokens
 
 

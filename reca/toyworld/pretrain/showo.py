@@ -5,14 +5,22 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from reca.models.registry import build_model
+from reca.models.showo import layout as layouts
+from reca.models.showo.layout import CONDITION, Layout
+from reca.models.showo.loss import hidden
 from reca.models.showo.model import ShowoModel
 from reca.models.showo.weights import CLIP, MAGVIT
 from reca.toyworld.pretrain import reader, tokenizer
 from reca.toyworld.pretrain.fit import seeded
 from reca.toyworld.pretrain.words import build_tokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PARTS = {"tokenizer": tokenizer.pretrain_tokenizer, "reader": reader.pretrain_reader}
 
@@ -46,3 +54,34 @@ def assemble(
         words.save_pretrained(folder)
         model.read_tokenizer(folder)
     model.save(out)
+
+
+# ---- values of words and pictures ------------------------------------------------------------------
+def attention_values(
+    model: ShowoModel, images: Sequence[Image], texts: Sequence[str]
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """See `binding.Values`."""
+    config, special = model.config, model.config.ids
+    read = model.encode(images, "read")["understanding"]
+    prefix = layouts.reading_prefix(config, len(texts), read)
+    nothing: list[list[int]] = [[] for _ in texts]
+    shown = layouts.conversation(prefix, nothing, nothing, 0, special)
+    rows = [[special.t2i, *model.text.framed(text)] for text in texts]
+    told = layouts.conversation([], rows, rows, max(map(len, rows)), special)
+    seen = [v[:, shown.roles[0] == CONDITION] for v in _values(model, shown, read)]
+    return seen, _values(model, told), 2  # after t2i and bos
+
+
+def _values(model: ShowoModel, layout: Layout, read: Tensor | None = None) -> list[Tensor]:
+    """The values [B, L, D] of every layer of the language model."""
+    found: list[Tensor] = []
+    hooks = [
+        layer.self_attn.v_proj.register_forward_hook(lambda _, __, out: found.append(out))
+        for layer in model.network.showo.model.layers
+    ]
+    try:
+        hidden(model.network, model.options, layout.prepared(False, model.network.device), read)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
