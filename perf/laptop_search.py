@@ -38,6 +38,7 @@ from reca.core.devices import placed
 from reca.core.images import decode
 from reca.core.rng import generator
 from reca.data.prompts import bank
+from reca.evaluation.tasks import laptop_edit
 from reca.evaluation.tasks import laptop_prompts as asked
 from reca.evaluation.tasks.laptop import (
     reconstruction_scores,
@@ -48,13 +49,14 @@ from reca.evaluation.tasks.laptop import (
     task_means,
 )
 from reca.inference.generate import answers, draw, inference
-from reca.models.contract import Sampling
+from reca.models.contract import Sampling, editor
 from reca.models.import_base import make_base
 from reca.models.registry import load_model
 from reca.report.trained import fall
 from reca.toyworld import examiner
 from reca.toyworld.pretrain.binding import bound
 from reca.toyworld.pretrain.run import (
+    continued,
     encoded,
     phase_data,
     pretrain_part,
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
 
 SPLIT, SEED = "development", 777  # the seed of every search so far; the experiments use 0
 QUESTION_SCENES, RECONSTRUCTIONS, BATCH = 300, 96, 80
+EDIT_SEED, EDITS_PER_KIND, IMAGE_GUIDANCE = 7, 60, 1.5  # the seed of every search for editing
+EDIT_LEVELS = (2.0, 3.0, 5.0)
 
 
 # ---- scores ------------------------------------------------------------------------------------------
@@ -144,6 +148,27 @@ def question_scores(model: UnifiedModel, scenes: int = QUESTION_SCENES) -> dict[
     return {kind: round(float(np.mean(rows)), 3) for kind, rows in sorted(right.items())}
 
 
+def edit_scores(model: UnifiedModel, sampler: Sampler) -> dict[str, dict[str, float]]:
+    """Shares of development edits that are right, followed and kept, by text guidance."""
+    asked_for = laptop_edit.edits(SPLIT, EDITS_PER_KIND, EDIT_SEED)
+    sources = [decode(asked.scene_png(one.edit.source), name=one.id) for one in asked_for]
+    texts = [one.edit.instruction for one in asked_for]
+    found = {}
+    for level in EDIT_LEVELS:
+        sampling = _sampling(sampler, level)
+        sampling.options["image_guidance"] = IMAGE_GUIDANCE
+        noise = [generator(EDIT_SEED, one.id) for one in asked_for]
+        with inference(model):
+            images = editor(model).edit(sources, texts, sampling, noise)
+        rows = [
+            (one.edit.kind, laptop_edit.score_edit(one.edit, seen))
+            for one, seen in zip(asked_for, _examine(images), strict=True)
+        ]
+        means = laptop_edit.means(rows)
+        found[str(level)] = {name: round(value, 3) for name, value in means.items()}
+    return found
+
+
 def scores(
     model: UnifiedModel, sampler: Sampler, levels: Sequence[float], per_task: int
 ) -> dict[str, Any]:
@@ -185,9 +210,18 @@ def train_base(arguments: argparse.Namespace) -> None:
     before = work / "start"
     if not before.is_dir():
         shutil.rmtree(unfinished := work / "start.unfinished", ignore_errors=True)
-        pretraining_of(family).assemble(
-            config.network, prompts=bank("laptop"), seed=arguments.seed, parts=parts, out=unfinished
-        )
+        if pretraining.start:
+            continued(family, config.network, Path(pretraining.start), seed=arguments.seed).save(
+                unfinished
+            )
+        else:
+            pretraining_of(family).assemble(
+                config.network,
+                prompts=bank("laptop"),
+                seed=arguments.seed,
+                parts=parts,
+                out=unfinished,
+            )
         unfinished.rename(before)
     for phase in sorted(pretraining.phases):
         if phase == arguments.until:
@@ -233,6 +267,8 @@ def _phase(
         row["bridge"] = bridge(model)
     if "t2i" in recipe.active():
         row |= scores(model, config.sampler, arguments.levels, arguments.prompts)
+    if "edit" in recipe.active():
+        row["edits"] = edit_scores(model, config.sampler)
     shutil.rmtree(unfinished := after.with_suffix(".unfinished"), ignore_errors=True)
     model.save(unfinished)
     _record(row, arguments.record)
@@ -273,6 +309,8 @@ def train_arm(arguments: argparse.Namespace) -> None:
             model.save(arguments.save)
     row["cpu_seconds"] = round(time.process_time() - started, 1)
     row |= scores(model, config.sampler, arguments.levels, arguments.prompts)
+    if any(section.kind == "laptop_edit" for section in experiment.benchmarks.values()):
+        row["edits"] = edit_scores(model, config.sampler)
     _record(row, arguments.record)
 
 

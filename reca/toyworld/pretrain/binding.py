@@ -8,13 +8,13 @@ reads values, finds the same under a word as under a picture. A family has it if
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reca.core.images import decode
 from reca.models.contract import Loss, UnifiedModel
@@ -81,6 +81,23 @@ def difference(
         )
         parts.append((own - other).square().mean() / (own.square() + other.square()).mean())
     return torch.stack(parts).mean()
+
+
+def values_in(layers: Iterable[nn.Module], forward: Callable[[], object]) -> Layers:
+    """What `self_attn.v_proj` of every decoder layer gives during `forward()`, each [B, T, D]."""
+    found: Layers = []
+    hooks = [
+        layer.get_submodule("self_attn.v_proj").register_forward_hook(
+            lambda _, __, out: found.append(out)
+        )
+        for layer in layers
+    ]
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 @contextmanager

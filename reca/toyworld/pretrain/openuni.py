@@ -27,6 +27,7 @@ from reca.models.openuni.network import OpenUni
 from reca.models.openuni.text import KEEP, MARKS
 from reca.models.openuni.weights import HUB
 from reca.models.registry import build_model
+from reca.toyworld.pretrain.binding import values_in
 from reca.toyworld.pretrain.fit import fit, seeded
 from reca.toyworld.pretrain.matching import Matcher, caption_ids
 from reca.toyworld.pretrain.pictures import read_world
@@ -160,18 +161,12 @@ def _values(
     network: OpenUni, rows: Sequence[Sequence[int]], read: Tensor | None = None
 ) -> list[Tensor]:
     """The values [B, T, D] of every layer of the language model, of prompts with their images."""
-    found: list[Tensor] = []
-    hooks = [
-        layer.self_attn.v_proj.register_forward_hook(lambda _, __, out: found.append(out))
-        for layer in network.language.layers
-    ]
-    try:
-        ids, mask = padded(rows, network.config.special.end)
-        network.hidden(network.embed(ids, read), mask, layout.positions(mask))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+    ids, mask = padded(rows, network.config.special.end)
+    embedded = network.embed(ids, read)
+    return values_in(
+        network.language.layers,
+        lambda: network.hidden(embedded, mask, layout.positions(mask)),
+    )
 
 
 # ---- together ----------------------------------------------------------------------------------

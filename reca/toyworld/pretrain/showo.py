@@ -16,6 +16,7 @@ from reca.models.showo.loss import hidden
 from reca.models.showo.model import ShowoModel
 from reca.models.showo.weights import CLIP, MAGVIT
 from reca.toyworld.pretrain import reader, tokenizer
+from reca.toyworld.pretrain.binding import values_in
 from reca.toyworld.pretrain.fit import seeded
 from reca.toyworld.pretrain.words import build_tokenizer
 
@@ -74,14 +75,6 @@ def attention_values(
 
 def _values(model: ShowoModel, layout: Layout, read: Tensor | None = None) -> list[Tensor]:
     """The values [B, L, D] of every layer of the language model."""
-    found: list[Tensor] = []
-    hooks = [
-        layer.self_attn.v_proj.register_forward_hook(lambda _, __, out: found.append(out))
-        for layer in model.network.showo.model.layers
-    ]
-    try:
-        hidden(model.network, model.options, layout.prepared(False, model.network.device), read)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+    shown = layout.prepared(False, model.network.device)
+    layers = model.network.showo.model.layers
+    return values_in(layers, lambda: hidden(model.network, model.options, shown, read))
