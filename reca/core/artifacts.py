@@ -145,6 +145,7 @@ def machine() -> dict[str, Any]:
         import torch
 
         found["threads"] = torch.get_num_threads()
+        found["instructions"] = torch.backends.cpu.get_cpu_capability()  # sums differ between them
         if torch.cuda.is_available():
             found["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return found

@@ -66,8 +66,7 @@ def _short(row: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     subject, gap = SUBJECT[row["name"]], reading(row)["differences"].get("reca - sft")
     if gap is None:
         return f"on {subject}, there is no control to compare with"
-    missing = _missing(known)
-    shown = f"RecA is ahead, but {missing}" if missing else "yes"  # protocol, section 8
+    shown = f"RecA is {_ahead(known)}" if _missing(known) else "yes"  # protocol, section 8
     return {
         "better": f"on {subject}, {shown}",
         "worse": f"on {subject}, no, it is worse",
@@ -88,6 +87,12 @@ def _missing(known: Mapping[str, Any]) -> str:
     if not missing:
         return ""
     return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not trained"
+
+
+def _ahead(known: Mapping[str, Any]) -> str:
+    """A lead that does not count, since one of the arms does not: `ahead, but not trained`."""
+    missing = _missing(known)
+    return "ahead, but not trained" if missing == "RecA is not trained" else f"ahead, but {missing}"
 
 
 def untrained(known: Mapping[str, Any]) -> list[str]:
@@ -156,10 +161,9 @@ def _against(name: str, gap: Mapping[str, Any], known: Mapping[str, Any]) -> str
 
 
 def _judged(gap: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    said, missing = _unclear(known), _missing(known)
-    ahead = f"ahead, but {missing}" if missing else "better"
+    said = _unclear(known)
     return {
-        "better": f" and excludes 0: RecA is {ahead}.",
+        "better": f" and excludes 0: RecA is {_ahead(known) if _missing(known) else 'better'}.",
         "worse": " and excludes 0: RecA is worse.",
         "unclear": f" and includes 0: {said.removeprefix('there is ')}.",
     }[verdict(gap)]

@@ -66,7 +66,7 @@ def test_not_trained_is_not_no_difference() -> None:
     assert told == "On dense prompts, RecA is not trained."
     better = row | {"differences": {"reca - sft": statistics.difference([0.5, 0.61], [0.4, 0.5])}}
     told = wording.headline([{"name": "m", "outcomes": [better], "trained": known}])
-    assert told == "On dense prompts, RecA is ahead, but RecA is not trained."
+    assert told == "On dense prompts, RecA is ahead, but not trained."
     assert wording.untrained(known) == [
         "RecA is not trained: its loss still fell by 100.0% at the end; its results say nothing about its objective."
     ]

@@ -20,6 +20,7 @@ WEIGHTS = Path(__file__).parents[2] / "weights"
 READERS = {  # of the weights that the term trains
     "bagel": "network.language_model.model.layers.3.self_attn.v_proj.weight",
     "openuni": "network.lmm.model.language_model.layers.3.self_attn.v_proj.weight",
+    "showo": "network.showo.model.layers.3.self_attn.v_proj.weight",
 }
 
 
@@ -93,8 +94,8 @@ def test_the_term_is_added_to_answers_about_pictures_only(monkeypatch: pytest.Mo
 
 
 def test_binding_of_a_family_without_the_term_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"pretrain\.binding is .*, but showo has no such term"):
-        run.check_binding("showo", {"c_joint": 0.5}, ["c_joint"])
+    with pytest.raises(ValueError, match=r"pretrain\.binding is .*, but harmon has no such term"):
+        run.check_binding("harmon", {"c_joint": 0.5}, ["c_joint"])
 
 
 def test_binding_of_an_unknown_phase_is_an_error() -> None:
