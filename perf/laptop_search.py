@@ -251,7 +251,7 @@ def _phase(
     identity = {"model": sha256_json([phase, arguments.seed, model.encoder_fingerprint("draw")])}
     place = arguments.work / "work" / phase
     weight = experiment.pretrain.binding.get(phase, 0.0)
-    with bound(values_of(config.family), model, weight):
+    with bound(values_of(config.family), model, weight, experiment.pretrain.contrast):
         done = align(model, data, recipe, seed=arguments.seed, work_dir=place, identity=identity)
     row = {
         "base": arguments.experiment,

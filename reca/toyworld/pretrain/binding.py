@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reca.core.images import decode
 from reca.models.contract import Loss, UnifiedModel
@@ -32,6 +33,7 @@ Layers = list[Tensor]
 # [B, T, D], and the index of a text's first word among its tokens.
 Values = Callable[[Any, "Sequence[Image]", Sequence[str]], tuple[Layers, Layers, int]]
 SCENES = 12
+TEMPERATURE = 0.1
 FORMS = ("plain", "place last", "place first")
 
 
@@ -52,14 +54,19 @@ def told(
 
 
 def difference(
-    values: Values, model: UnifiedModel, generator: np.random.Generator, scenes: int = SCENES
+    values: Values,
+    model: UnifiedModel,
+    generator: np.random.Generator,
+    scenes: int = SCENES,
+    contrast: float = 0.0,
 ) -> Tensor:
     """Mean over the upper half of the layers of the squared difference of values, relative to their squares: 0 if all
     are equal, 1 if they have nothing in common; [].
 
     Lower layers are left out: a noun has not collected its colour there. Both kinds of token are centred, by place
     where the noun cannot know it. The gradient passes through the squares, too: it would else shrink all values to
-    nothing, the faster the smaller they are.
+    nothing, the faster the smaller they are. One direction with large values in both would be enough for it, though
+    (tiny Show-o finds it): `contrast` is the weight of `_told_apart`, for which the objects have to differ.
     """
     drawn = [draw_scene(generator) for _ in range(scenes)]
     form = FORMS[int(generator.integers(len(FORMS)))]
@@ -73,6 +80,11 @@ def difference(
     membership = torch.nn.functional.one_hot(groups).float()
     averaging = membership / membership.sum(0).clamp(min=1)
     membership, averaging = (part.to(words[0].device) for part in (membership, averaging))
+    things = [
+        next((thing.shape, thing.colour) for thing in drawn[n].things if thing.place == place)
+        for n, place in zip(rows.tolist(), places.tolist(), strict=True)
+    ]
+    same = torch.tensor([[one == two for two in things] for one in things])
     parts = []
     for picture, text in list(zip(seen, words, strict=True))[len(seen) // 2 :]:
         own, other = (
@@ -80,7 +92,19 @@ def difference(
             for state in (picture[rows, places], text[rows, ends])
         )
         parts.append((own - other).square().mean() / (own.square() + other.square()).mean())
+        if contrast:
+            parts[-1] = parts[-1] + contrast * _told_apart(own, other, same)
     return torch.stack(parts).mean()
+
+
+def _told_apart(own: Tensor, other: Tensor, same: Tensor) -> Tensor:
+    """InfoNCE of values [N, D] of pictured and told objects in nats, both ways; pairs that are the `same` [N, N] in
+    shape and colour count as neither right nor wrong; [].
+    """
+    alike = F.normalize(own, dim=-1) @ F.normalize(other, dim=-1).T / TEMPERATURE
+    alike = alike.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool), -torch.inf)
+    right = torch.arange(len(alike))
+    return (F.cross_entropy(alike, right) + F.cross_entropy(alike.T, right)) / 2
 
 
 def values_in(layers: Iterable[nn.Module], forward: Callable[[], object]) -> Layers:
@@ -101,8 +125,10 @@ def values_in(layers: Iterable[nn.Module], forward: Callable[[], object]) -> Lay
 
 
 @contextmanager
-def bound(values: Values | None, model: UnifiedModel, weight: float) -> Iterator[None]:
-    """For the block, add the term, times `weight`, to every answer loss of `model` about pictures.
+def bound(
+    values: Values | None, model: UnifiedModel, weight: float, contrast: float = 0.0
+) -> Iterator[None]:
+    """For the block, add `difference` times `weight` to every answer loss of `model` about pictures.
 
     Its scenes are drawn from the batch's tokens, so that a resumed run draws the same.
     """
@@ -117,7 +143,7 @@ def bound(values: Values | None, model: UnifiedModel, weight: float) -> Iterator
         if features is None:
             return loss
         generator = np.random.default_rng(_number(conversation.ids))
-        term = weight * difference(values, model, generator)
+        term = weight * difference(values, model, generator, contrast=contrast)
         return Loss(loss.total + loss.count * term, loss.count)
 
     model.answer_loss = answer_loss  # type: ignore[method-assign]

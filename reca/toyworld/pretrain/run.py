@@ -92,6 +92,7 @@ def pretrain_base(
     code: str,
     begin: Path | None = None,
     binding: Mapping[str, float] | None = None,
+    contrast: float = 0.0,
     answers: Mapping[str, str] | None = None,
     storage: str = "float32",
     log_every: int = 1,
@@ -99,9 +100,10 @@ def pretrain_base(
     """Run the phases in the order of their names; writes the base model and its logs to `out`.
 
     `begin` is a model folder to continue from, instead of `parts`; `binding` has by phase the weight of the term of
-    `binding.bound`, `answers` the entry of `sources` and `folders` whose questions it reads instead of `answer`;
-    `storage` is the dtype of the written weights; `log_every` thins the step logs beside them. Returns the last losses
-    by phase. Caches and checkpoints are in `work`, so a killed run resumes inside its phase.
+    `binding.bound`, and `contrast` is the weight inside it; `answers` has the entry of `sources` and `folders` whose
+    questions a phase reads instead of `answer`; `storage` is the dtype of the written weights; `log_every` thins the
+    step logs beside them. Returns the last losses by phase. Caches and checkpoints are in `work`, so a killed run
+    resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
@@ -112,7 +114,7 @@ def pretrain_base(
         caches = encoded(model, *read, work / "cache", code)
         data = feature_data(phases[name], *read, caches, seed=seed, ranks=1)
         identity = {"model": sha256_json([name, seed, model.encoder_fingerprint("draw")])}
-        with bound(values_of(family), model, binding.get(name, 0.0)):
+        with bound(values_of(family), model, binding.get(name, 0.0), contrast):
             summary = align(
                 model,
                 data,
