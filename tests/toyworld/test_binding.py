@@ -14,7 +14,7 @@ from reca.align.state import freeze
 from reca.models.contract import Loss
 from reca.models.registry import load_model
 from reca.toyworld.pretrain import binding, run
-from reca.toyworld.scenes import PLACES, SHAPE_NAMES, draw_scene
+from reca.toyworld.scenes import COLOUR_NAMES, PLACES, SHAPE_NAMES, draw_scene
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 READERS = {  # of the weights that the term trains
@@ -81,8 +81,41 @@ def test_smaller_values_are_no_smaller_difference(monkeypatch: pytest.MonkeyPatc
     assert 0.8 < term < 1.2 and abs(gradient) < 1e-6
 
 
+def test_one_shared_direction_is_not_enough_if_objects_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(binding, "FORMS", ("place first",))
+    model: Any = None
+
+    def term(shared: float, contrast: float) -> float:
+        def values(_: Any, images: Any, texts: list[str]) -> Any:
+            """Of the place in one large direction, of shape and colour, if `shared`, in the others."""
+            fixed = torch.Generator().manual_seed(0)
+            codes = torch.randn(len(SHAPE_NAMES), len(COLOUR_NAMES), 8, generator=fixed)
+            told, seen = torch.zeros(len(texts), 40, 9), torch.zeros(len(texts), 4, 9)
+            for row, text in enumerate(texts):
+                words = text.split()
+                for at in (n for n, word in enumerate(words) if word in SHAPE_NAMES):
+                    place = PLACES.index(" ".join(words[at - 4 : at - 2]))
+                    code = codes[SHAPE_NAMES.index(words[at]), COLOUR_NAMES.index(words[at - 1])]
+                    for state in (told[row, at], seen[row, place]):
+                        other = torch.randn(8, generator=fixed)
+                        state[1:] = shared * code + (1 - shared) * other
+                        state[0] = 100.0 * place
+            return [seen] * 2, [told] * 2, 0
+
+        return float(binding.difference(values, model, np.random.default_rng(0), contrast=contrast))
+
+    assert term(shared=0.0, contrast=0.0) < 1e-3  # enough for the plain term
+    assert term(shared=0.0, contrast=1.0) > 1.0
+    own = binding._told_apart(*[torch.eye(4)] * 2, torch.eye(4, dtype=torch.bool))
+    alike = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    everything = torch.ones(2, 2, dtype=torch.bool)
+    assert own < 1e-3 and binding._told_apart(alike, alike, everything) == 0
+
+
 def test_the_term_is_added_to_answers_about_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binding, "difference", lambda *_: torch.tensor(2.0))
+    monkeypatch.setattr(binding, "difference", lambda *_, **__: torch.tensor(2.0))
     model: Any = SimpleNamespace(answer_loss=lambda *_: Loss(torch.tensor(5.0), 10))
     pictures = {"understanding": torch.ones(1)}
     for ids in (torch.ones(2, 3, dtype=torch.long), [[1, 2], [3]]):

@@ -156,7 +156,11 @@ def of_report():
 def options_of_pretraining():
     """What `pretrain:` sets besides its phases; a default is left out, so that older bases stay current."""
     pretrain = EXPERIMENT.pretrain
-    chosen = {"binding": pretrain.binding, "answers": pretrain.answers}
+    chosen = {
+        "binding": pretrain.binding,
+        "contrast": pretrain.contrast,
+        "answers": pretrain.answers,
+    }
     if pretrain.storage != "float32":
         chosen["storage"] = pretrain.storage
     if pretrain.log_every != 1:
