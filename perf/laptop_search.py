@@ -155,8 +155,8 @@ def edit_scores(model: UnifiedModel, sampler: Sampler) -> dict[str, dict[str, fl
     texts = [one.edit.instruction for one in asked_for]
     found = {}
     for level in EDIT_LEVELS:
-        sampling = _sampling(sampler, level)
-        sampling.options["image_guidance"] = IMAGE_GUIDANCE
+        options = {**sampler.options, "image_guidance": IMAGE_GUIDANCE}
+        sampling = replace(_sampling(sampler, level), options=options)
         noise = [generator(EDIT_SEED, one.id) for one in asked_for]
         with inference(model):
             images = editor(model).edit(sources, texts, sampling, noise)

@@ -36,6 +36,23 @@ def test_a_row_has_both_rules_and_never_samples_the_test_split(
     json.dumps(found, allow_nan=False)
 
 
+def test_edits_are_those_of_the_development_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, splits = laptop_search.laptop_edit.edits, []
+
+    def spied(split: str, *others: Any) -> Any:
+        splits.append(split)
+        return made(split, *others)
+
+    monkeypatch.setattr(laptop_search.laptop_edit, "edits", spied)
+    monkeypatch.setattr(laptop_search, "EDITS_PER_KIND", 4)
+    monkeypatch.setattr(laptop_search, "EDIT_LEVELS", (3.0,))
+    sampler = Sampler(steps=13, guidance=[3.0], options={"timestep_shift": 3.0})
+    found = laptop_search.edit_scores(load_model(BASE.with_name("bagel_tiny_edit")), sampler)
+    assert splits == ["development"] and sampler.options == {"timestep_shift": 3.0}
+    assert 0 < found["3.0"]["edit_kept"] < 1  # it edits: unchanged sources would keep everything
+    json.dumps(found, allow_nan=False)
+
+
 def test_the_shipped_base_binds_no_colour_to_its_noun() -> None:
     found = laptop_bridge.bridge(load_model(BASE), scenes=80, train=60)
     assert min(found["colour"]["picture"]) > 0.8
