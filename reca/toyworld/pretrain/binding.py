@@ -33,7 +33,7 @@ Layers = list[Tensor]
 # [B, T, D], and the index of a text's first word among its tokens.
 Values = Callable[[Any, "Sequence[Image]", Sequence[str]], tuple[Layers, Layers, int]]
 SCENES = 12
-TEMPERATURE = 0.1
+TEMPERATURE = 0.1  # of the contrast
 FORMS = ("plain", "place last", "place first")
 
 
@@ -102,8 +102,9 @@ def _told_apart(own: Tensor, other: Tensor, same: Tensor) -> Tensor:
     shape and colour count as neither right nor wrong; [].
     """
     alike = F.normalize(own, dim=-1) @ F.normalize(other, dim=-1).T / TEMPERATURE
-    alike = alike.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool), -torch.inf)
-    right = torch.arange(len(alike))
+    right = torch.arange(len(alike), device=alike.device)
+    others = right != right.unsqueeze(1)
+    alike = alike.masked_fill(others & same.to(alike.device), -torch.inf)
     return (F.cross_entropy(alike, right) + F.cross_entropy(alike.T, right)) / 2
 
 
