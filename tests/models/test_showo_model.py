@@ -152,7 +152,7 @@ def test_conversation_labels_are_answers_and_their_end(model: ShowoModel) -> Non
 def test_a_conversation_is_cut_to_its_room(model: ShowoModel) -> None:
     long = [[("what", "red " * 100)]]
     spoken = model.conversation(long)
-    assert len(spoken.texts[0]) == spoken.length < 100
+    assert len(spoken.ids[0]) == spoken.length < 100
     assert model.answer_loss(spoken, model.encode(tiny.pictures(1), "read")).count == spoken.count
 
 

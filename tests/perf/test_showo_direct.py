@@ -29,7 +29,7 @@ def golden_inputs(case: Case) -> tuple[Given, Encoded]:
         read=torch.empty(0),
         other=case.pixels("t2i"),
         prompts=case.recon_prompts(),
-        conversations=talk.texts,
+        conversations=talk.ids,
         labels=talk.labels,
         captions=case.condition("t2i").texts,
         system=talk.system,
