@@ -14,7 +14,7 @@ from reca.align.state import freeze
 from reca.models.contract import Loss
 from reca.models.registry import load_model
 from reca.toyworld.pretrain import binding, run
-from reca.toyworld.scenes import COLOUR_NAMES, PLACES, SHAPE_NAMES, draw_scene
+from reca.toyworld.scenes import PLACES, SHAPE_NAMES, draw_scene
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 READERS = {  # of the weights that the term trains
@@ -87,27 +87,24 @@ def test_one_shared_direction_is_not_enough_if_objects_are_told_apart(
     monkeypatch.setattr(binding, "FORMS", ("place first",))
     model: Any = None
 
-    def term(shared: float, contrast: float) -> float:
-        def values(_: Any, images: Any, texts: list[str]) -> Any:
-            """Of the place in one large direction, of shape and colour, if `shared`, in the others."""
-            fixed = torch.Generator().manual_seed(0)
-            codes = torch.randn(len(SHAPE_NAMES), len(COLOUR_NAMES), 8, generator=fixed)
-            told, seen = torch.zeros(len(texts), 40, 9), torch.zeros(len(texts), 4, 9)
-            for row, text in enumerate(texts):
-                words = text.split()
-                for at in (n for n, word in enumerate(words) if word in SHAPE_NAMES):
-                    place = PLACES.index(" ".join(words[at - 4 : at - 2]))
-                    code = codes[SHAPE_NAMES.index(words[at]), COLOUR_NAMES.index(words[at - 1])]
-                    for state in (told[row, at], seen[row, place]):
-                        other = torch.randn(8, generator=fixed)
-                        state[1:] = shared * code + (1 - shared) * other
-                        state[0] = 100.0 * place
-            return [seen] * 2, [told] * 2, 0
+    def values(_: Any, images: Any, texts: list[str]) -> Any:
+        """The place in one large direction, nothing in common in the others."""
+        fixed = torch.Generator().manual_seed(0)
+        told, seen = torch.zeros(len(texts), 40, 9), torch.zeros(len(texts), 4, 9)
+        for row, text in enumerate(texts):
+            words = text.split()
+            for at in (n for n, word in enumerate(words) if word in SHAPE_NAMES):
+                place = PLACES.index(" ".join(words[at - 4 : at - 2]))
+                for state in (told[row, at], seen[row, place]):
+                    state[1:] = torch.randn(8, generator=fixed)
+                    state[0] = 100.0 * place
+        return [seen] * 2, [told] * 2, 0
 
-        return float(binding.difference(values, model, np.random.default_rng(0), contrast=contrast))
-
-    assert term(shared=0.0, contrast=0.0) < 1e-3  # enough for the plain term
-    assert term(shared=0.0, contrast=1.0) > 1.0
+    plain, told_apart = (
+        binding.difference(values, model, np.random.default_rng(0), contrast=contrast)
+        for contrast in (0.0, 1.0)
+    )
+    assert plain < 1e-3 and told_apart > 1.0
     own = binding._told_apart(*[torch.eye(4)] * 2, torch.eye(4, dtype=torch.bool))
     alike = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     everything = torch.ones(2, 2, dtype=torch.bool)
@@ -129,6 +126,15 @@ def test_the_term_is_added_to_answers_about_pictures_only(monkeypatch: pytest.Mo
 def test_binding_of_a_family_without_the_term_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"pretrain\.binding is .*, but harmon has no such term"):
         run.check_binding("harmon", {"c_joint": 0.5}, ["c_joint"])
+
+
+def test_binding_of_a_model_with_other_tokens_is_an_error() -> None:
+    def values(_: Any, images: Any, texts: list[str]) -> Any:
+        return [torch.zeros(len(texts), 16, 8)], [torch.zeros(len(texts), 40, 8)], 0
+
+    model: Any = None
+    with pytest.raises(ValueError, match="one token per place, but an image has 16 tokens"):
+        binding.difference(values, model, np.random.default_rng(0))
 
 
 def test_binding_of_an_unknown_phase_is_an_error() -> None:

@@ -73,6 +73,11 @@ def difference(
     texts, nouns = zip(*(told(scene, form, generator) for scene in drawn), strict=True)
     images = [decode(png(draw_pixels(scene)), name="scene") for scene in drawn]
     seen, words, first = values(model, images, list(texts))
+    if seen[0].shape[1] != len(PLACES):
+        raise ValueError(
+            f"pretrain.binding compares one token per place, but an image has {seen[0].shape[1]} tokens in this model; "
+            "set it to {}"
+        )
     rows = torch.tensor([n for n, found in enumerate(nouns) for _ in found])
     places = torch.tensor([place for found in nouns for place, _ in found])
     ends = torch.tensor([first + index for found in nouns for _, index in found])
@@ -80,11 +85,7 @@ def difference(
     membership = torch.nn.functional.one_hot(groups).float()
     averaging = membership / membership.sum(0).clamp(min=1)
     membership, averaging = (part.to(words[0].device) for part in (membership, averaging))
-    things = [
-        next((thing.shape, thing.colour) for thing in drawn[n].things if thing.place == place)
-        for n, place in zip(rows.tolist(), places.tolist(), strict=True)
-    ]
-    same = torch.tensor([[one == two for two in things] for one in things])
+    same = _same(drawn, rows, places) if contrast else None
     parts = []
     for picture, text in list(zip(seen, words, strict=True))[len(seen) // 2 :]:
         own, other = (
@@ -92,9 +93,18 @@ def difference(
             for state in (picture[rows, places], text[rows, ends])
         )
         parts.append((own - other).square().mean() / (own.square() + other.square()).mean())
-        if contrast:
+        if same is not None:
             parts[-1] = parts[-1] + contrast * _told_apart(own, other, same)
     return torch.stack(parts).mean()
+
+
+def _same(drawn: Sequence[Scene], rows: Tensor, places: Tensor) -> Tensor:
+    """Which pairs of the objects at `places` [N] of scenes `rows` [N] agree in shape and colour, bool [N, N]."""
+    things = [
+        next((thing.shape, thing.colour) for thing in drawn[n].things if thing.place == place)
+        for n, place in zip(rows.tolist(), places.tolist(), strict=True)
+    ]
+    return torch.tensor([[one == two for two in things] for one in things])
 
 
 def _told_apart(own: Tensor, other: Tensor, same: Tensor) -> Tensor:
