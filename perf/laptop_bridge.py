@@ -6,7 +6,8 @@ Linear probes (ridge regression on one-hot labels) for shape, colour and place a
 attention, per layer) of a picture's four tokens and read at the words of told development scenes: at the noun, where
 the scene is told without places, with places after the objects or before them, and at a phrase's last word. Values are
 centred and scaled by kind of token; `noun, own probe` is a probe trained at the noun. A probe that reads a colour at
-the noun finds the state that reconstruction teaches the generator to draw.
+the noun finds the state that reconstruction teaches the generator to draw. `largest direction` is the first singular
+value of the centred values over the second: where it is far above 1, objects differ along one direction only.
 """
 
 from __future__ import annotations
@@ -49,11 +50,20 @@ def _right(probe: Tensor, x: Tensor, labels: Tensor) -> float:
     return round(float(((x @ probe).argmax(1) == labels).double().mean()), 2)
 
 
+def _largest_direction(values: Tensor) -> float:
+    """First over second singular value of the centred values [N, D]."""
+    singular = torch.linalg.svdvals((values - values.mean(0)).double())
+    return round(float(singular[0] / singular[1]), 1)
+
+
 @torch.no_grad()
 def bridge(
     model: UnifiedModel, scenes: int = SCENES, train: int = TRAIN
 ) -> dict[str, dict[str, list[float]]]:
-    """Accuracy by attribute, kind of token and layer of probes trained on picture tokens."""
+    """By attribute, kind of token and layer: accuracy of probes trained on picture tokens.
+
+    `largest direction` has by kind of token and layer the first singular value over the second.
+    """
     drawn = held_out_scenes("development", scenes, SEED)
     images = [decode(scene_png(scene), name="scene") for scene in drawn]
     values = values_of(model.family)
@@ -81,7 +91,12 @@ def bridge(
         for n, place in objects[FORMS[0]]
     ]
     fit = torch.tensor([n < train for n, _ in objects[FORMS[0]]])
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, list[float]]] = {
+        "largest direction": {
+            where: [_largest_direction(layer) for layer in states[where]]
+            for where in ("picture", "noun, plain")
+        }
+    }
     for name, classes in NAMES.items():
         labels = torch.tensor([classes.index(getattr(t, name)) for t in things])
         for layer in range(len(states["picture"])):
@@ -102,7 +117,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name, lines in bridge(load_model(parser.parse_args().model)).items():
         for where, values in lines.items():
-            print(f"{name:7}{where:18}", *(f"{value:.2f}" for value in values))
+            print(f"{name:18}{where:18}", *(f"{value:.2f}" for value in values))
 
 
 if __name__ == "__main__":

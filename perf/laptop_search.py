@@ -56,12 +56,11 @@ from reca.report.trained import fall
 from reca.toyworld import examiner
 from reca.toyworld.pretrain.binding import bound
 from reca.toyworld.pretrain.run import (
-    continued,
     encoded,
     phase_data,
     pretrain_part,
-    pretraining_of,
     values_of,
+    write_start,
 )
 from reca.toyworld.render import render
 
@@ -210,18 +209,10 @@ def train_base(arguments: argparse.Namespace) -> None:
     before = work / "start"
     if not before.is_dir():
         shutil.rmtree(unfinished := work / "start.unfinished", ignore_errors=True)
-        if pretraining.start:
-            continued(family, config.network, Path(pretraining.start), seed=arguments.seed).save(
-                unfinished
-            )
-        else:
-            pretraining_of(family).assemble(
-                config.network,
-                prompts=bank("laptop"),
-                seed=arguments.seed,
-                parts=parts,
-                out=unfinished,
-            )
+        begin = Path(pretraining.start) if pretraining.start else None
+        write_start(
+            family, config.network, unfinished, parts=parts, begin=begin, seed=arguments.seed
+        )
         unfinished.rename(before)
     for phase in sorted(pretraining.phases):
         if phase == arguments.until:

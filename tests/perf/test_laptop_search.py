@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from perf import laptop_bridge, laptop_search
 from reca.config.schema import Sampler
@@ -58,3 +59,10 @@ def test_the_shipped_base_binds_no_colour_to_its_noun() -> None:
     assert min(found["colour"]["picture"]) > 0.8
     assert max(found["colour"]["noun, plain"][:2]) < 0.4
     assert found["shape"]["noun, plain"][2] > 0.8
+
+
+def test_a_dominant_direction_shows_in_the_singular_values() -> None:
+    values = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    assert laptop_bridge._largest_direction(values) < 1.5
+    values[:, 0] *= 100
+    assert 70 < laptop_bridge._largest_direction(values) < 140

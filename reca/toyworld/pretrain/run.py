@@ -165,14 +165,27 @@ def _start(
         _log.warning("%s: damaged; writing it again", start)
     # from an older version, or truncated by an interruption: equal inputs reproduce it
     shutil.rmtree(start, ignore_errors=True)
-    if begin is not None:
-        continued(family, network, begin, seed=seed).save(start)
-    else:
-        pretraining_of(family).assemble(
-            network, prompts=bank("laptop"), seed=seed, parts=parts, out=start
-        )
+    write_start(family, network, start, parts=parts, begin=begin, seed=seed)
     write_atomic(record, seal({"files": describe_files(start)}))
     return start
+
+
+def write_start(
+    family: str,
+    network: Mapping[str, Any],
+    out: Path,
+    *,
+    parts: Mapping[str, Path],
+    begin: Path | None,
+    seed: int,
+) -> None:
+    """Write the model before the first phase to `out`: the one in `begin` extended, or trained `parts` assembled."""
+    if begin is not None:
+        continued(family, network, begin, seed=seed).save(out)
+    else:
+        pretraining_of(family).assemble(
+            network, prompts=bank("laptop"), seed=seed, parts=parts, out=out
+        )
 
 
 def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int) -> UnifiedModel:
