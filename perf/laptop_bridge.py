@@ -3,7 +3,7 @@
     python -m perf.laptop_bridge weights/bagel_tiny
 
 Linear probes (ridge regression on one-hot labels) for shape, colour and place are trained on the values (V of
-attention, per layer) of a picture's four tokens and read at the words of told development scenes: at the noun, where
+attention, per layer) of a picture's four places and read at the words of told development scenes: at the noun, where
 the scene is told without places, with places after the objects or before them, and at a phrase's last word. Values are
 centred and scaled by kind of token; `noun, own probe` is a probe trained at the noun. A probe that reads a colour at
 the noun finds the state that reconstruction teaches the generator to draw. `largest direction` is the first singular
@@ -23,8 +23,8 @@ from torch import Tensor
 from reca.core.images import decode
 from reca.evaluation.tasks.laptop_prompts import held_out_scenes, scene_png
 from reca.models.registry import load_model
-from reca.toyworld.pretrain.binding import FORMS, told
-from reca.toyworld.pretrain.run import values_of
+from reca.toyworld.pretrain.binding import FORMS, by_place, told
+from reca.toyworld.pretrain.run import pretraining_of
 from reca.toyworld.scenes import COLOUR_NAMES, PLACES, SHAPE_NAMES
 
 if TYPE_CHECKING:
@@ -66,16 +66,15 @@ def bridge(
     """
     drawn = held_out_scenes("development", scenes, SEED)
     images = [decode(scene_png(scene), name="scene") for scene in drawn]
-    values = values_of(model.family)
-    if values is None:
-        raise ValueError(f"no values of words and pictures are read of {model.family}")
+    values = pretraining_of(model.family).attention_values
     states: dict[str, list[Tensor]] = {}
     objects: dict[str, list[tuple[int, int]]] = {}  # scene and place of every row
     for form in FORMS:
         generator = np.random.default_rng(SEED)
         texts, nouns = zip(*(told(scene, form, generator) for scene in drawn), strict=True)
-        *layers, first = values(model, images, texts)
-        seen, words = ([layer.cpu() for layer in side] for side in layers)
+        pictured, told_values, first = values(model, images, texts)
+        seen = [by_place(layer.cpu()) for layer in pictured]
+        words = [layer.cpu() for layer in told_values]
         rows = torch.tensor([n for n, found in enumerate(nouns) for _ in found])
         places = torch.tensor([place for found in nouns for place, _ in found])
         at = torch.tensor([first + index for found in nouns for _, index in found])

@@ -30,7 +30,7 @@ from reca.evaluation.tasks.laptop_prompts import scene_png
 from reca.models.registry import load_model
 from reca.toyworld import text
 from reca.toyworld.pretrain.binding import bound
-from reca.toyworld.pretrain.run import values_of
+from reca.toyworld.pretrain.run import pretraining_of
 from reca.toyworld.scenes import Scene, draw_scene
 
 if TYPE_CHECKING:
@@ -158,7 +158,9 @@ def main() -> None:
     freeze(model, pretrain.phases[PHASE].trains)
     reader = Reader(model, arguments.scenes, arguments.seed)
     with ExitStack() as stack:
-        stack.enter_context(bound(values_of(model.family), model, arguments.binding))
+        stack.enter_context(
+            bound(pretraining_of(model.family).attention_values, model, arguments.binding)
+        )
         rows = learn(reader, arguments.parts, arguments.lr, arguments.batch)
     if arguments.record is not None:
         chosen = {name: value for name, value in vars(arguments).items() if name != "record"}

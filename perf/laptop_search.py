@@ -59,7 +59,7 @@ from reca.toyworld.pretrain.run import (
     encoded,
     phase_data,
     pretrain_part,
-    values_of,
+    pretraining_of,
     write_start,
 )
 from reca.toyworld.render import render
@@ -242,7 +242,8 @@ def _phase(
     identity = {"model": sha256_json([phase, arguments.seed, model.encoder_fingerprint("draw")])}
     place = arguments.work / "work" / phase
     weight = experiment.pretrain.binding.get(phase, 0.0)
-    with bound(values_of(config.family), model, weight, experiment.pretrain.contrast):
+    values = pretraining_of(config.family).attention_values
+    with bound(values, model, weight, experiment.pretrain.contrast):
         done = align(model, data, recipe, seed=arguments.seed, work_dir=place, identity=identity)
     row = {
         "base": arguments.experiment,
@@ -254,8 +255,7 @@ def _phase(
         "loss": {task: round(value or 0.0, 3) for task, value in done.loss.items()},
     }
     row["questions"] = question_scores(model)
-    if values_of(config.family):
-        row["bridge"] = bridge(model)
+    row["bridge"] = bridge(model)
     if "t2i" in recipe.active():
         row |= scores(model, config.sampler, arguments.levels, arguments.prompts)
     if "edit" in recipe.active():
@@ -298,6 +298,8 @@ def train_arm(arguments: argparse.Namespace) -> None:
         row["loss"] = {task: round(value or 0.0, 3) for task, value in done.loss.items()}
         if arguments.save:
             model.save(arguments.save)
+    else:
+        row["bridge"] = bridge(model)
     row["cpu_seconds"] = round(time.process_time() - started, 1)
     row |= scores(model, config.sampler, arguments.levels, arguments.prompts)
     if any(section.kind == "laptop_edit" for section in experiment.benchmarks.values()):

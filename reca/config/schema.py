@@ -247,10 +247,10 @@ class Pretrain:
         str, Fit
     ]  # frozen parts that are fitted on their own: reca/toyworld/pretrain/<family>.py
     phases: dict[str, Recipe]  # of what is left, in the order of their names
-    # By phase, the weight of the term that gives words and pictures the same states (BAGEL, OpenUni, Show-o);
+    # By phase, the weight of the term that gives words and pictures the same states;
     # only phases that read pictures have it.
     binding: dict[str, NonNegative] = field(default_factory=dict)
-    contrast: NonNegative = 0.0  # in that term, the weight of telling objects apart (Show-o)
+    contrast: NonNegative = 0.0  # in that term, the weight of telling objects apart
     # By phase, the entry of `data` whose questions it reads instead of `answer`: what is learned last goes first.
     answers: dict[str, str] = field(default_factory=dict)
     # Dtype of the written weights: half of the bytes for models that ship with the repository.

@@ -259,7 +259,7 @@ def test_another_tokenizer_is_refused(model: JanusModel, tmp_path: Path) -> None
 def test_a_conversation_is_cut_to_its_room(model: JanusModel, monkeypatch) -> None:
     monkeypatch.setattr(model, "options", JanusOptions(max_text=20))
     spoken = model.conversation([[("what", "red " * 100)]])
-    assert len(spoken.texts[0]) == 20
+    assert len(spoken.ids[0]) == 20
     assert model.answer_loss(spoken, model.encode(tiny.pictures(1), "read")).count == spoken.count
 
 

@@ -19,6 +19,8 @@ from reca.toyworld.scenes import PLACES, SHAPE_NAMES, draw_scene
 WEIGHTS = Path(__file__).parents[2] / "weights"
 READERS = {  # of the weights that the term trains
     "bagel": "network.language_model.model.layers.3.self_attn.v_proj.weight",
+    "janus": "network.language_model.model.layers.3.self_attn.v_proj.weight",
+    "harmon": "network.llm.model.layers.3.self_attn.v_proj.weight",
     "openuni": "network.lmm.model.language_model.layers.3.self_attn.v_proj.weight",
     "showo": "network.showo.model.layers.3.self_attn.v_proj.weight",
 }
@@ -37,8 +39,7 @@ def test_the_noun_of_a_told_object_is_found_by_its_place() -> None:
 def test_the_term_trains_the_reader_and_is_the_same_again(family: str) -> None:
     model, name = load_model(WEIGHTS / f"{family}_tiny"), READERS[family]
     freeze(model, [name])
-    values = run.values_of(family)
-    assert values is not None
+    values = run.pretraining_of(family).attention_values
     first, second = (
         binding.difference(values, model, np.random.default_rng(3), 4) for _ in range(2)
     )
@@ -117,26 +118,31 @@ def test_the_term_is_added_to_answers_about_pictures_only(monkeypatch: pytest.Mo
     pictures = {"understanding": torch.ones(1)}
     for ids in (torch.ones(2, 3, dtype=torch.long), [[1, 2], [3]]):
         conversation = SimpleNamespace(ids=ids)
-        with binding.bound(run.values_of("bagel"), model, 0.5):
+        with binding.bound(run.pretraining_of("bagel").attention_values, model, 0.5):
             assert model.answer_loss(conversation, None).mean == 0.5
             assert model.answer_loss(conversation, pictures).mean == 1.5
         assert model.answer_loss(conversation, pictures).mean == 0.5  # the next phase is without
 
 
-def test_binding_of_a_family_without_the_term_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"pretrain\.binding is .*, but harmon has no such term"):
-        run.check_binding("harmon", {"c_joint": 0.5}, ["c_joint"])
+def test_a_place_is_the_mean_of_its_tokens() -> None:
+    rows = torch.arange(16.0).view(1, 16, 1)  # 4 x 4 tokens, row by row
+    means = [
+        (0 + 1 + 4 + 5) / 4,
+        (2 + 3 + 6 + 7) / 4,
+        (8 + 9 + 12 + 13) / 4,
+        (10 + 11 + 14 + 15) / 4,
+    ]
+    assert binding.by_place(rows).flatten().tolist() == means
+    four = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(binding.by_place(four), four)
 
 
-def test_binding_of_a_model_with_other_tokens_is_an_error() -> None:
-    def values(_: Any, images: Any, texts: list[str]) -> Any:
-        return [torch.zeros(len(texts), 16, 8)], [torch.zeros(len(texts), 40, 8)], 0
-
-    model: Any = None
-    with pytest.raises(ValueError, match="one token per place, but an image has 16 tokens"):
-        binding.difference(values, model, np.random.default_rng(0))
+@pytest.mark.parametrize("tokens", [9, 12])
+def test_binding_of_images_without_whole_places_is_an_error(tokens: int) -> None:
+    with pytest.raises(ValueError, match=f"images have {tokens} tokens, which no place has whole"):
+        binding.by_place(torch.zeros(1, tokens, 8))
 
 
 def test_binding_of_an_unknown_phase_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"names c_joins, but the phases are b_ask, c_joint"):
-        run.check_binding("bagel", {"c_joins": 0.5}, ["c_joint", "b_ask"])
+        run.check_binding({"c_joins": 0.5}, ["c_joint", "b_ask"])

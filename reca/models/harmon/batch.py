@@ -90,7 +90,7 @@ class DiffusionNoise:
 class Conversation:
     """Tokenised conversations with labels on answers, and the stream of the encoder's dropout."""
 
-    texts: Sequence[Sequence[int]]
+    ids: Sequence[Sequence[int]]
     labels: Sequence[Sequence[int]]
     dropout: Dropout | None = None
 

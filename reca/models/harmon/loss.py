@@ -110,7 +110,7 @@ def answer_loss(
     image = None
     if latents is not None:
         image = read_image(network, latents, options.condition_gradient, conversation.dropout)
-    embeddings, mask = embed_prompts(network, conversation.texts, image)
+    embeddings, mask = embed_prompts(network, conversation.ids, image)
     hidden = network.hidden(embeddings, mask=mask, unpadded=_unpadded(options))
     labels, _ = padded(conversation.labels, IGNORE)
     length = 0 if image is None else image.shape[1]

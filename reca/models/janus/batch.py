@@ -42,7 +42,7 @@ class DropoutNoise:
 class Conversation:
     """Token ids of conversations, one list per row, and labels on answers."""
 
-    texts: Sequence[Sequence[int]]
+    ids: Sequence[Sequence[int]]
     labels: Sequence[Sequence[int]]
 
     @property

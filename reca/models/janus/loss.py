@@ -83,7 +83,7 @@ def answer_loss(
     Only the states that predict tokens of answers pass through the head.
     """
     ids, targets = layouts.conversation(
-        conversation.texts, conversation.labels, network.config.image_length
+        conversation.ids, conversation.labels, network.config.image_length
     )
     hidden = network.hidden(network.inputs(ids, understanding))[:, :-1]
     places = (targets != IGNORE).nonzero(as_tuple=True)

@@ -3,11 +3,12 @@
 A picture's token carries shape, colour and place of its object. A word's state may hold the same facts in directions
 that no picture uses, and what reconstruction teaches a generator then never meets a word (`perf/laptop_bridge.py`). The
 term is the squared difference of the values (V of attention) of both in the upper layers, so that a generator, which
-reads values, finds the same under a word as under a picture. A family has it if its module has `attention_values`.
+reads values, finds the same under a word as under a picture.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from reca.core.images import decode
 from reca.models.contract import Loss, UnifiedModel
 from reca.toyworld.render import png
-from reca.toyworld.scenes import PLACES, Scene, draw_pixels, draw_scene
+from reca.toyworld.scenes import GRID, PLACES, Scene, draw_pixels, draw_scene
 from reca.toyworld.text import phrase
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from reca.models.contract import Features
 
 Layers = list[Tensor]
-# From a model, pictures and texts: the values by layer of the pictures' four tokens [B, 4, D] and of the texts' tokens
-# [B, T, D], and the index of a text's first word among its tokens.
+# From a model, pictures and texts: the values by layer of the pictures' tokens [B, N, D], row by row, and of the texts'
+# tokens [B, T, D], and the index of a text's first word among its tokens.
 Values = Callable[[Any, "Sequence[Image]", Sequence[str]], tuple[Layers, Layers, int]]
 SCENES = 12
 TEMPERATURE = 0.1  # of the contrast
@@ -73,11 +74,6 @@ def difference(
     texts, nouns = zip(*(told(scene, form, generator) for scene in drawn), strict=True)
     images = [decode(png(draw_pixels(scene)), name="scene") for scene in drawn]
     seen, words, first = values(model, images, list(texts))
-    if seen[0].shape[1] != len(PLACES):
-        raise ValueError(
-            f"pretrain.binding compares one token per place, but an image has {seen[0].shape[1]} tokens in this model; "
-            "set it to {}"
-        )
     rows = torch.tensor([n for n, found in enumerate(nouns) for _ in found])
     places = torch.tensor([place for found in nouns for place, _ in found])
     ends = torch.tensor([first + index for found in nouns for _, index in found])
@@ -87,7 +83,7 @@ def difference(
     membership, averaging = (part.to(words[0].device) for part in (membership, averaging))
     same = _same(drawn, rows, places) if contrast else None
     parts = []
-    for picture, text in list(zip(seen, words, strict=True))[len(seen) // 2 :]:
+    for picture, text in list(zip(map(by_place, seen), words, strict=True))[len(seen) // 2 :]:
         own, other = (
             state - membership @ (averaging.T @ state)
             for state in (picture[rows, places], text[rows, ends])
@@ -135,9 +131,30 @@ def values_in(layers: Iterable[nn.Module], forward: Callable[[], object]) -> Lay
     return found
 
 
+def by_place(states: Tensor) -> Tensor:
+    """Means [B, 4, D] over each place's tokens, of an image's tokens [B, N, D] in rows; ValueError for another grid."""
+    side = math.isqrt(states.shape[1])
+    if side * side != states.shape[1] or side % GRID:
+        raise ValueError(
+            f"pretrain.binding compares places, of which an image has {GRID} x {GRID}, and this model's images have "
+            f"{states.shape[1]} tokens, which no place has whole; set it to {{}}"
+        )
+    cell = side // GRID
+    grid = states.unflatten(1, (GRID, cell, GRID, cell))
+    return grid.mean(dim=(2, 4)).flatten(1, 2)
+
+
+def first_word(row: Sequence[int], words: Sequence[int]) -> int:
+    """The index in a prompt's ids at which the ids of its caption begin; ValueError if they are not in it."""
+    for index in range(len(row)):
+        if list(row[index : index + len(words)]) == list(words):
+            return index
+    raise ValueError(f"the prompt {list(row)} does not contain {list(words)}")
+
+
 @contextmanager
 def bound(
-    values: Values | None, model: UnifiedModel, weight: float, contrast: float = 0.0
+    values: Values, model: UnifiedModel, weight: float, contrast: float = 0.0
 ) -> Iterator[None]:
     """For the block, add `difference` times `weight` to every answer loss of `model` about pictures.
 
@@ -146,7 +163,6 @@ def bound(
     if not weight:
         yield
         return
-    assert values is not None  # checked with the configuration
     plain = model.answer_loss
 
     def answer_loss(conversation: Any, features: Features | None) -> Loss:

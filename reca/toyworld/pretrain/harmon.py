@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,18 @@ from torch import Tensor
 from reca.core.rng import generator
 from reca.models.harmon.config import parse
 from reca.models.harmon.encoders import build_vae
+from reca.models.harmon.layout import IMAGE_AT
 from reca.models.harmon.model import HarmonModel
+from reca.models.harmon.network import Harmon, embed_prompts, read_image
 from reca.models.harmon.weights import VAE
 from reca.models.registry import build_model
+from reca.toyworld.pretrain.binding import first_word, values_in
 from reca.toyworld.pretrain.fit import fit, seeded
 from reca.toyworld.pretrain.pictures import read_world
 from reca.toyworld.pretrain.words import TURN_END, build_chat_tokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FILE = "vae.safetensors"
 DIVERGENCE = 3e-4  # weight of the KL term, per latent value
@@ -123,3 +129,25 @@ def assemble(
         words.save_pretrained(folder)
         model.read_tokenizer(folder)
     model.save(out)
+
+
+# ---- values of words and pictures --------------------------------------------------------------------
+def attention_values(
+    model: HarmonModel, images: Sequence[Image], texts: Sequence[str]
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """See `binding.Values`; the encoder's buffers, which follow an image's tokens, are left out."""
+    read = read_image(model.network, model.encode(images, "read")["latents"])
+    seen = _values(model.network, [model.text.reconstruction("")] * len(texts), read)
+    told = [model.text.caption(text) for text in texts]
+    first = first_word(told[0], model.text.ids([texts[0]])[0])
+    height, width = model.config.grid
+    tokens = slice(IMAGE_AT, IMAGE_AT + height * width)
+    return [v[:, tokens] for v in seen], _values(model.network, told), first
+
+
+def _values(
+    network: Harmon, rows: Sequence[Sequence[int]], read: Tensor | None = None
+) -> list[Tensor]:
+    """The values [B, T, H] of every layer of the language model, of prompts with their images."""
+    embeddings, mask = embed_prompts(network, rows, read)
+    return values_in(network.llm.model.layers, lambda: network.hidden(embeddings, mask=mask))

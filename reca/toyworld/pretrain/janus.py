@@ -11,14 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from reca.models.checkpoint_io import load_safetensors, load_strictly, save_safetensors
+from reca.models.common.batching import padded
 from reca.models.janus.config import JanusConfig, parse
 from reca.models.janus.encoders import vision_tower, vq_model
+from reca.models.janus.layout import IMAGE, expanded
 from reca.models.janus.model import JanusModel
 from reca.models.registry import build_model
+from reca.toyworld.pretrain.binding import first_word, values_in
 from reca.toyworld.pretrain.fit import fit, seeded
 from reca.toyworld.pretrain.matching import Matcher, caption_ids
 from reca.toyworld.pretrain.pictures import read_world
@@ -26,6 +30,8 @@ from reca.toyworld.pretrain.words import build_janus_tokenizer, build_tokenizer
 from reca.toyworld.text import dense_caption
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from reca.config.schema import Fit
 
 VQ_FILE, TOWER_FILE = "vq.safetensors", "siglip.safetensors"
@@ -150,3 +156,27 @@ def assemble(
         words.save_pretrained(folder)
         model.read_tokenizer(folder)
     model.save(out)
+
+
+# ---- values of words and pictures ------------------------------------------------------------------
+def attention_values(
+    model: JanusModel, images: Sequence[Image], texts: Sequence[str]
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """See `binding.Values`."""
+    shown = expanded(model.text.reconstruction(""), model.config.image_length)
+    read = model.encode(images, "read")["understanding"]
+    seen = _values(model, [shown] * len(texts), read)
+    patches = torch.tensor([index for index, token in enumerate(shown) if token == IMAGE])
+    told = [model.text.caption(text) for text in texts]
+    first = first_word(told[0], model.text.ids([texts[0]])[0])
+    return [v[:, patches] for v in seen], _values(model, told), first
+
+
+def _values(
+    model: JanusModel, rows: Sequence[Sequence[int]], read: Tensor | None = None
+) -> list[Tensor]:
+    """The values [B, L, D] of every layer of the language model, of prompts with their images."""
+    network = model.network
+    ids, _ = padded(rows, model.text.special.pad)
+    embedded = network.inputs(ids, read)
+    return values_in(network.language_model.model.layers, lambda: network.hidden(embedded))

@@ -27,7 +27,7 @@ from reca.models.openuni.network import OpenUni
 from reca.models.openuni.text import KEEP, MARKS
 from reca.models.openuni.weights import HUB
 from reca.models.registry import build_model
-from reca.toyworld.pretrain.binding import values_in
+from reca.toyworld.pretrain.binding import first_word, values_in
 from reca.toyworld.pretrain.fit import fit, seeded
 from reca.toyworld.pretrain.matching import Matcher, caption_ids
 from reca.toyworld.pretrain.pictures import read_world
@@ -152,8 +152,7 @@ def attention_values(
     seen = _values(model.network, [shown] * len(texts), read)
     tokens = torch.tensor([index for index, token in enumerate(shown) if token == image])
     told = [text.caption(caption) for caption in texts]
-    words = text.ids([texts[0]])[0]
-    first = next(i for i in range(len(told[0])) if told[0][i : i + len(words)] == words)
+    first = first_word(told[0], text.ids([texts[0]])[0])
     return [v[:, tokens] for v in seen], _values(model.network, told), first
 
 

@@ -64,6 +64,9 @@ class FamilyPretraining(Protocol):
     assemble: Callable[..., None]
     """assemble(network, prompts=, seed=, parts=, out=) writes a model folder with trained parts, the rest untrained."""
 
+    attention_values: Values
+    """The values of words and pictures, for `pretrain.binding`; see `binding.Values`."""
+
 
 def pretraining_of(family: str) -> FamilyPretraining:
     """The pre-training of a family."""
@@ -107,14 +110,15 @@ def pretrain_base(
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
-    check_binding(family, binding := binding or {}, phases)
+    check_binding(binding := binding or {}, phases)
+    values = pretraining_of(family).attention_values
     losses: dict[str, dict[str, float | None]] = {}
     for name in sorted(phases):
         read = phase_data(sources, folders, (answers or {}).get(name))
         caches = encoded(model, *read, work / "cache", code)
         data = feature_data(phases[name], *read, caches, seed=seed, ranks=1)
         identity = {"model": sha256_json([name, seed, model.encoder_fingerprint("draw")])}
-        with bound(values_of(family), model, binding.get(name, 0.0), contrast):
+        with bound(values, model, binding.get(name, 0.0), contrast):
             summary = align(
                 model,
                 data,
@@ -211,21 +215,12 @@ def phase_data(
     )
 
 
-def check_binding(family: str, binding: Mapping[str, float], phases: Iterable[str]) -> None:
-    """ValueError for a phase that does not exist and for a family without the binding term."""
+def check_binding(binding: Mapping[str, float], phases: Iterable[str]) -> None:
+    """ValueError for a phase that does not exist."""
     if unknown := sorted(set(binding) - set(phases)):
         raise ValueError(
             f"pretrain.binding names {', '.join(unknown)}, but the phases are {', '.join(sorted(phases))}"
         )
-    if any(binding.values()) and values_of(family) is None:
-        raise ValueError(
-            f"pretrain.binding is {dict(binding)}, but {family} has no such term; set it to {{}}"
-        )
-
-
-def values_of(family: str) -> Values | None:
-    """How to read a family's values of words and pictures; None for a family without the binding term."""
-    return getattr(pretraining_of(family), "attention_values", None)
 
 
 def encoded(
