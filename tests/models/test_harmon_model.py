@@ -234,7 +234,7 @@ def test_wording(model: HarmonModel) -> None:
 def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> None:
     monkeypatch.setattr(model, "options", HarmonOptions(max_text=20))
     talk = model.conversation([[("what", "red " * 100)]])
-    assert len(talk.texts[0]) == 20 and 0 < talk.count < 20
+    assert len(talk.ids[0]) == 20 and 0 < talk.count < 20
     assert model.answer_loss(talk, model.encode(tiny.pictures(1), "read")).count == talk.count
 
 
