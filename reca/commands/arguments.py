@@ -38,7 +38,7 @@ def folder(name: str, text: str) -> Argument:
 
 # `reca.config.recipe.ARMS`, without its imports; a test compares them.
 ARMS = ("reca", "reca_only", "sft", "shuffled", "random_encoder", "template_only")
-TINY = "results/laptop/showo_tiny"  # where `make reproduce` leaves what the examples use
+TINY = "results/laptop_smoke/showo_tiny"  # where `make smoke` leaves what the examples use
 OUT = folder("--out", "output folder, written atomically")
 SECTION = arg(
     "--section",

@@ -27,6 +27,7 @@ RESULTS = Path("docs/results")
 PAGES = {
     "laptop": Path("README.md"),
     "laptop_bagel_bound": Path("docs/laptop_bagel.md"),
+    "laptop_showo_bound": Path("docs/laptop_showo.md"),
     "laptop_harmon": Path("docs/laptop_harmon.md"),
     "laptop_openuni": Path("docs/laptop_openuni.md"),
     "laptop_janus": Path("docs/laptop_janus.md"),

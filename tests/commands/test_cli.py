@@ -201,21 +201,22 @@ def test_check_reads_networks_as_the_family_does(experiment, capsys):
 
 
 def test_check_finds_what_only_the_family_knows(capsys):
-    assert main(["check", "laptop", "models.showo_tiny.network.projector=[64, 64]"]) == 2
+    assert main(["check", "laptop", "models.showo_tiny_bound.network.projector=[64, 64]"]) == 2
     error = capsys.readouterr().err
     assert (
-        error.count("\n") == 1 and "models.showo_tiny: network.projector [64, 64] must map" in error
+        error.count("\n") == 1
+        and "models.showo_tiny_bound: network.projector [64, 64] must map" in error
     )
 
 
 BEFORE_A_RUN = {
-    "sampler.options.order=up": "models.showo_tiny: sampling.options.order = 'up': must be one of",
-    "network.llm=null": "models.showo_tiny: network.llm = None: must be a mapping",
+    "sampler.options.order=up": "models.showo_tiny_bound: sampling.options.order = 'up': must be one of",
+    "network.llm=null": "models.showo_tiny_bound: network.llm = None: must be a mapping",
     "network.llm.num_hidden_layers=0": "network.llm.num_hidden_layers = 0: must be a whole number above 0",
     "network.max_text=many": "network.max_text = 'many': must be a whole number",
     "network.options.encode_batch=0": "options.encode_batch = 0: must be at least 1",
     "network.llm.num_attention_heads=8": "network.llm.num_attention_heads is 4, but 8 in the configuration",
-    "weights.path=nowhere": "models.showo_tiny.weights.path = 'nowhere': no such folder",
+    "weights.path=nowhere": "models.showo_tiny_bound.weights.path = 'nowhere': no such folder",
 }
 
 
@@ -233,7 +234,7 @@ def test_check_names_the_experiment_that_makes_a_base_model(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("override", BEFORE_A_RUN)
 def test_check_finds_it_before_anything_runs(override, capsys):
-    assert main(["check", "laptop", f"models.showo_tiny.{override}"]) == 2
+    assert main(["check", "laptop", f"models.showo_tiny_bound.{override}"]) == 2
     error = capsys.readouterr().err
     assert BEFORE_A_RUN[override] in error and error.count("\n") == 1
 

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from reca.core.structure import json_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "config"
-TINY = "models.showo_tiny"
+TINY = "models.showo_tiny_bound"
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def test_smoke_differs_from_the_experiment_of_its_model_in_sizes_only():
 def test_a_batch_of_one_cannot_be_shuffled():
     said = rf"{TINY}.align.tasks.reca.batch = 1: must be at least 2 with shuffle_condition \(arm shuffled\)$"
     with pytest.raises(ValueError, match=said):
-        compose.load("laptop_showo", [f"{TINY}.align.tasks.reca.batch=1"], FOLDER)
+        compose.load("laptop_showo_bound", [f"{TINY}.align.tasks.reca.batch=1"], FOLDER)
 
 
 def test_paper_experiments_state_what_they_should_reach():
@@ -113,7 +114,7 @@ def test_published_recipes():
 
 def test_overrides_reach_fields_that_no_file_mentions():
     experiment = compose.load("laptop", [f"{TINY}.align.ema=0.99", "mirror=somewhere", "seeds=[7]"])
-    assert experiment.models["showo_tiny"].align.ema == 0.99
+    assert experiment.models["showo_tiny_bound"].align.ema == 0.99
     assert (experiment.mirror, experiment.seeds) == ("somewhere", [7])
 
 
@@ -158,10 +159,10 @@ def test_schema_refuses_what_the_types_refuse():
     for path, value in {
         ("seeds",): "all",
         ("arms",): ["base", "recca"],
-        ("models", "showo_tiny", "align", "lr"): "1.5",
-        ("models", "showo_tiny", "align", "stepz"): 1,
-        ("models", "showo_tiny", "align", "steps"): 0,
-        ("models", "showo_tiny", "align", "schedule"): "linear",
+        ("models", "showo_tiny_bound", "align", "lr"): "1.5",
+        ("models", "showo_tiny_bound", "align", "stepz"): 1,
+        ("models", "showo_tiny_bound", "align", "steps"): 0,
+        ("models", "showo_tiny_bound", "align", "schedule"): "linear",
         ("cost",): None,
     }.items():
         wrong = json.loads(json.dumps(plain))
@@ -191,7 +192,7 @@ MISTAKES = {
     "file, and null elsewhere",
     f"{TINY}.align.prompts_file=list.txt": f"{TINY}.align.prompts_file = 'list.txt': must be a file "
     "where prompts is file, and null elsewhere",
-    f"{TINY}.align.tasks.reca.weight=0": f"{TINY}.align.tasks = ['i2t']: arm reca needs task reca, "
+    f"{TINY}.align.tasks.reca.weight=0": f"{TINY}.align.tasks = ['i2t', 't2i']: arm reca needs task reca, "
     "weight above 0",
     f"{TINY}.resources.nodes=2": f"{TINY}.resources.gpus = 0: must be at least 1 on several nodes",
     "cost.hours=-1": "cost.hours = -1: must be at least 0",
@@ -229,15 +230,13 @@ MISTAKES = {
     f"{TINY}.align.schedule=linear": f"{TINY}.align.schedule = 'linear': must be one of cosine, constant, published",
     f"{TINY}.arms=[reca_only]": f"{TINY}.arms = 'reca_only': is no arm of this experiment; "
     "did you mean 'reca'? allowed: base, reca, sft",
-    "arms=[base,reca,reca_only]": f"{TINY}.align.tasks.t2i = None: arm reca_only leaves out the captions that a recipe "
-    "keeps; add the task, or leave the arm out, which would be reca (arm reca_only)",
     "benchmarks.laptop.curve_prompts=99": "benchmarks.laptop.curve_prompts = 99: must be at most prompts, "
     "which is 40",
     "benchmarks.laptop.test_seeds.images=1": "benchmarks.laptop.test_seeds.images: unknown name; "
     "allowed: edits, prompts, questions, scenes",
-    "why.conditions=showo": "why.conditions = 'showo': unknown model; did you mean 'showo_tiny'? "
-    "allowed: bagel_tiny_bound, showo_tiny",
-    "why.steps=[nothing]": "why.steps = 'nothing': unknown model; allowed: bagel_tiny_bound, showo_tiny",
+    "why.conditions=showo": "why.conditions = 'showo': unknown model; "
+    "allowed: bagel_tiny_bound, showo_tiny_bound",
+    "why.steps=[nothing]": "why.steps = 'nothing': unknown model; allowed: bagel_tiny_bound, showo_tiny_bound",
     # missing
     "~cost": "cost is missing: must be a section with hardware, hours, basis",
     f"~{TINY}.weights.kind": f"{TINY}.weights.kind is missing: must be one of shipped, source, pretrain",
@@ -314,12 +313,21 @@ def test_mistake_in_an_override_gets_the_same_line(override):
     )
 
 
+def test_an_arm_that_would_be_reca_is_refused():
+    said = (
+        "models.showo_tiny.align.tasks.t2i = None: arm reca_only leaves out the captions that a recipe "
+        "keeps; add the task, or leave the arm out, which would be reca (arm reca_only)"
+    )
+    with pytest.raises(ValueError, match=re.escape(said)):
+        compose.load("laptop_showo", ["arms=[base,reca,reca_only]"], FOLDER)
+
+
 EXPECTATIONS = {
     "{model: other, metric: laptop.dense, value: 1, tolerance: 0, source: us}": "expect[0].model = "
-    "'other': unknown model; allowed: bagel_tiny_bound, showo_tiny",
-    "{model: showo_tiny, metric: geneval.dense, value: 1, tolerance: 0, source: us}": "expect[0].metric = "
+    "'other': unknown model; allowed: bagel_tiny_bound, showo_tiny_bound",
+    "{model: showo_tiny_bound, metric: geneval.dense, value: 1, tolerance: 0, source: us}": "expect[0].metric = "
     "'geneval.dense': must begin with a benchmark; allowed: laptop",
-    "{model: showo_tiny, metric: laptop.dense, value: 1, tolerance: -1, source: us}": "expect[0].tolerance = "
+    "{model: showo_tiny_bound, metric: laptop.dense, value: 1, tolerance: -1, source: us}": "expect[0].tolerance = "
     "-1: must be at least 0",
 }  # fmt: skip
 
@@ -330,9 +338,7 @@ def test_expectations_must_fit_the_experiment(expected):
 
 
 def test_expectation_of_an_arm_that_does_not_run():
-    expected = (
-        "{model: showo_tiny, metric: laptop.dense, value: 1, tolerance: 0, source: us, arm: sft}"
-    )
+    expected = "{model: showo_tiny_bound, metric: laptop.dense, value: 1, tolerance: 0, source: us, arm: sft}"
     found = message(f"expect=[{expected}]", "arms=[base,reca]")
     assert found == "expect[0].arm = 'sft': is no arm of this experiment; allowed: base, reca"
 

@@ -103,9 +103,9 @@ def test_a_benchmark_that_no_model_takes_needs_nothing():
 
 def test_roles_follow_the_arms_that_run_and_the_models_own_entries():
     laptop = compose.load("laptop", config_dir=FOLDER)
-    assert aligned_roles(laptop, "bagel_tiny_bound") == {"reconstruct": "sparse"}
-    assert needed_data(laptop, ["bagel_tiny_bound"]) == ["sparse"]
-    assert needed_data(laptop) == ["sparse", "reconstruct", "answer"]
+    assert aligned_roles(laptop, "bagel_tiny_bound") == {"reconstruct": "reconstruct"}
+    assert needed_data(laptop, ["bagel_tiny_bound"]) == ["reconstruct"]
+    assert needed_data(laptop) == ["reconstruct", "answer"]
     assert needed_data(compose.load("laptop", ["arms=[base]", "expect=[]"], FOLDER)) == []
 
 

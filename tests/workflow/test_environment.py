@@ -55,7 +55,7 @@ MISTAKES = {
     "experiment=labtop": "experiment 'labtop' is not known; did you mean 'laptop'? allowed: ",
     "experimnt=laptop_smoke": "--config experimnt: did you mean 'experiment'? allowed: ",
     "seeds=[0]": "--config seeds: allowed: experiment, models",
-    "models=other": "--config models=other: allowed: bagel_tiny_bound, showo_tiny",
+    "models=other": "--config models=other: allowed: bagel_tiny_bound, showo_tiny_bound",
 }
 
 

@@ -242,7 +242,7 @@ def test_dvc_stages_name_what_the_plan_makes(plans):
     report = "results/laptop/report"
     assert outs == {
         "build/laptop.yaml": ("outs", False),
-        **{f"data/laptop-{world}": ("outs", True) for world in ("reconstruct", "sparse")},
+        **{f"data/laptop-{world}": ("outs", True) for world in ("reconstruct",)},
         **{f"results/laptop/{model}": ("outs", True) for model in experiment.models},
         **{f"{report}/{f}": ("outs", True) for f in ("index.html", "manifest.json", "run.json")},
         f"{report}/outcomes.json": ("metrics", False),
@@ -254,8 +254,8 @@ def test_git_ignores_results_data_and_work_whatever_dvc_writes(checkout):
     """By our own file: those that DVC writes are among what is ignored. The numbers of a report belong to git."""
     checkout.run("git", "init", "--quiet")
     ignored = [
-        "data/.gitignore", "data/laptop-sparse/train.parquet", "work/laptop/x/lock", "results/.gitignore",
-        "results/laptop/.gitignore", "results/laptop/showo_tiny/base/model.safetensors",
+        "data/.gitignore", "data/laptop-reconstruct/train.parquet", "work/laptop/x/lock", "results/.gitignore",
+        "results/laptop/.gitignore", "results/laptop/showo_tiny_bound/base/model.safetensors",
         "results/laptop/report/.gitignore", "results/laptop/report/index.html",
         "results/laptop/report/outcomes.csv", "build/laptop.yaml", "logs/x.log",
     ]  # fmt: skip
