@@ -13,10 +13,10 @@ from reca.config.validate import aligned_roles, needed_sources
 pytestmark = pytest.mark.workflow
 
 PLANS = {
-    # BAGEL: five bases, each with a cache (its recipe reads nothing), 5 x 2 trained checkpoints; Show-o: 1 + 3 x 2
-    # checkpoints and two caches; a process per arm and split, which covers all seeds
+    # BAGEL: five bases, each with a cache (its recipe reads nothing), 5 x 2 trained checkpoints; Show-o: three bases,
+    # each with two caches, 3 x 2 checkpoints; a process per arm and split, which covers all seeds
     "laptop": {
-        "render": 2, "base": 6, "cache": 7, "align": 16, "evaluate_development": 3, "evaluate_development_1": 3,
+        "render": 1, "base": 8, "cache": 11, "align": 16, "evaluate_development": 3, "evaluate_development_1": 3,
         "choose": 2, "evaluate_test": 3, "evaluate_test_1": 3, "report": 1,
     },
     "laptop_smoke": {
