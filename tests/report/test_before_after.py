@@ -184,7 +184,7 @@ def test_make_readme_writes_the_picture_and_shows_it(
     artifacts.write_json(adopted, kept)
     monkeypatch.setattr(sys, "argv", ["readme"])
     readme.main()
-    assert "pictures.png" not in page.read_text() and "| **showo_tiny** |" in page.read_text()
+    assert "pictures.png" not in page.read_text() and f"| **{MODEL}** |" in page.read_text()
     monkeypatch.setattr(sys, "argv", ["readme", "--take", str(tmp_path / "nothing")])
     assert readme.main() == 2
     assert re.fullmatch(r"make readme: .*nothing.*\n", capsys.readouterr().err)

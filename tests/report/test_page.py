@@ -172,17 +172,16 @@ def test_trail_names_every_stage(made: tuple[str, dict[str, Any], Path]) -> None
 def test_compute_cache_and_expectations_are_told(made: tuple[str, dict[str, Any], Path]) -> None:
     words = Reader(made[0]).text
     tasks = compose.load("laptop").models[MODEL].align.tasks
-    drawn, read = tasks["reca"].batch, tasks["i2t"].batch
-    assert (
-        f"Every arm was trained for 12 optimizer steps on {12 * (drawn + read):,} samples" in words
-    )
+    samples = 12 * sum(task.batch for task in tasks.values())
+    drawn = tasks["reca"].batch + tasks["t2i"].batch
+    assert f"Every arm was trained for 12 optimizer steps on {samples:,} samples" in words
     # 9 runs x 12 steps of drawn rows, of which 200 had to be encoded once, at 0.02 s each
     rows = 9 * 12 * drawn
     assert (
         f"Training read {rows:,} rows from it: {rows - 200:,} encodings were not repeated" in words
     )
     assert "development prompts only" in words
-    assert re.search(r"showo_tiny, RecA, laptop\.dense 0\.4 ± 0\.5 0\.\d{3} yes", words)
+    assert re.search(r"showo_tiny_bound, RecA, laptop\.dense 0\.4 ± 0\.5 0\.\d{3} yes", words)
     assert re.search(r"laptop\.dense 0\.99 ± 0\.001 0\.\d{3} no", words)
     assert re.search(
         "bagel_tiny_bound, RecA, laptop\\.dense 0\\.4 ± 0\\.5 \N{EN DASH} \N{EN DASH}", words
@@ -209,7 +208,7 @@ def test_an_expected_score_that_does_not_exist_is_named(
     wrong = {"model": MODEL, "arm": "reca", "value": 0.4, "tolerance": 0.5, "source": "a guess"}
     plain = experiment() | {"expect": [wrong | {"metric": "laptop.absent"}]}
     with pytest.raises(
-        ValueError, match=r"expect laptop\.absent: showo_tiny reca has no such score"
+        ValueError, match=r"expect laptop\.absent: showo_tiny_bound reca has no such score"
     ):
         page.build(plain, Path("results/laptop"), tmp_path)
 

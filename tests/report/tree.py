@@ -27,7 +27,7 @@ from reca.inference.imageset import ImageSetWriter
 from reca.report import page
 from reca.toyworld.scenes import draw_pixels, draw_scene
 
-MODEL, CODE = "showo_tiny", "c0de" * 16
+MODEL, CODE = "showo_tiny_bound", "c0de" * 16
 SKILL = {"base": 0.30, "sft": 0.34, "reca": 0.47, "shuffled": 0.16}
 KINDS = ("describe", "colour", "count", "exist", "place", "relation", "shape")
 
@@ -37,6 +37,7 @@ def experiment(**changes: Any) -> dict[str, Any]:
     arms, seeds = "arms=[base,reca,sft,shuffled]", "seeds=[0,1,2]"
     found = resolved(load("laptop", [arms, seeds, "benchmarks.laptop.base_guidance=false"]))
     found["models"][MODEL]["seeds"], found["benchmarks"]["laptop"]["curve_prompts"] = [], 0
+    found["models"][MODEL]["weights"]["path"] = f"weights/{MODEL}/0"
     small = {"prompts": 6, "development_prompts": 2, "reconstructions": 3}
     # Only a recorded run draws the protocol's test prompts.
     found["benchmarks"]["laptop"] |= small | {"test_seeds": {}}
