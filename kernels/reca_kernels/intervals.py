@@ -19,6 +19,8 @@ from reca_kernels.layout import Layout
 
 # query-key pairs that cost as much as one more call; short sequences become one interval
 _CALL = 8192
+# query-key pairs whose visibility is computed at once: some tens of MB of intermediate results
+_PAIRS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -106,22 +108,20 @@ def _group_intervals(
     columns: int,
     dtype: torch.dtype,
 ) -> tuple[Interval, ...]:
-    seen = torch.stack(
-        [
-            layout.dense(
-                slice(first_query + i * rows, first_query + (i + 1) * rows),
-                slice(first_key + i * columns, first_key + (i + 1) * columns),
-            )
-            for i in range(batch)
-        ]
+    query = layout.query_positions[first_query : first_query + batch * rows].long()
+    key = torch.arange(first_key, first_key + batch * columns, device=query.device)
+    together = max(1, _PAIRS // (rows * columns))
+    parts = zip(
+        query.view(batch, rows).split(together), key.view(batch, columns).split(together), strict=True
     )
+    seen = torch.cat([layout.sees(*part) for part in parts])
     if batch > 1 and bool((seen == seen[:1]).all()):
         seen = seen[:1]
     anyone = seen.any(0)
     place = torch.arange(columns, device=seen.device)
     least = torch.where(anyone, place, columns).amin(1)
     most = torch.where(anyone, place + 1, 0).amax(1)
-    tags = layout.tag[layout.query_positions[first_query : first_query + batch * rows].long()]
+    tags = layout.tag[query]
     changes = (tags.view(batch, rows).diff() != 0).any(0).nonzero().squeeze(1) + 1
     bounds = [0, *changes.tolist(), rows]
     spans = [(a, b, int(least[a:b].min()), int(most[a:b].max())) for a, b in pairwise(bounds)]

@@ -230,16 +230,19 @@ class Layout:
     # ---- derived quantities ----------------------------------------------------------------------
     def dense(self, queries: slice | None = None, keys: slice | None = None) -> Tensor:
         """The dense mask, bool [Q, T] (or a part of it): true where the query sees the key."""
-        query = self.query_positions[queries or slice(None)].long().unsqueeze(1)
-        keys = keys or slice(None)
-        key = torch.arange(self.tokens, device=self.sample.device)[keys].unsqueeze(0)
+        key = torch.arange(self.tokens, device=self.sample.device)[keys or slice(None)]
+        return self.sees(self.query_positions[queries or slice(None)].long(), key)
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether tokens see tokens, bool [..., Q, K], for their indices [..., Q] and [..., K]."""
+        query, key = query.unsqueeze(-1), key.unsqueeze(-2)
         sample, tag = self.sample, self.tag
-        kind_k, pads = self.kind[keys].unsqueeze(0), self.kind[query] == Kind.PAD
+        kind_k, pads = self.kind[key], self.kind[query] == Kind.PAD
         passed = ((kind_k >= Kind.CAUSAL) & (kind_k <= Kind.OPEN)) | ((kind_k == Kind.PAD) & pads)
         seen = passed & (key <= query)
-        seen |= (kind_k >= Kind.FULL) & (tag[keys].unsqueeze(0) == tag[query])
+        seen |= (kind_k >= Kind.FULL) & (tag[key] == tag[query])
         seen |= kind_k == Kind.OPEN
-        return seen & (sample[keys].unsqueeze(0) == sample[query])
+        return seen & (sample[key] == sample[query])
 
     def tiles(self, rows: int, columns: int, by_key: bool = False) -> Tiles:
         """Tiles of `rows` queries by `columns` keys with a visible pair, listed per query tile.

@@ -78,6 +78,21 @@ def test_runs_may_be_cut_anywhere(call: int, monkeypatch: pytest.MonkeyPatch) ->
         check("torch", layout, (4, 2, 8), 0.2)
 
 
+def test_masks_of_many_samples_may_be_found_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    kinds = torch.randint(0, 6, (7, 12), generator=draw)
+    masks = []
+    for pairs in (1, 3 * 12 * 12, 1 << 22):
+        monkeypatch.setattr("reca_kernels.intervals._PAIRS", pairs)
+        (group,) = intervals(Layout.batch(kinds), torch.float32)
+        masks.append([group.intervals[0].seen(number) for number in range(7)])
+    layout = Layout.batch(kinds)
+    for number, seen in enumerate(masks[0]):
+        part = slice(12 * number, 12 * (number + 1))
+        assert torch.equal(seen, layout.dense(part, part)[:, group.intervals[0].columns])
+        assert all(torch.equal(seen, other[number]) for other in masks[1:])
+
+
 @pytest.mark.parametrize("implementation", BOTH)
 def test_rows_that_see_nothing_give_zero(implementation: str) -> None:
     layout = Layout.packed([[("hidden", 5), ("causal", 3)], [("hidden", 20)]], DEVICE)
