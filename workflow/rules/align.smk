@@ -8,6 +8,7 @@ rule cache:
         f"logs/{NAME}/{{model}}/cache{{place}}-{{use}}.log",
     benchmark:
         f"benchmarks/{NAME}/{{model}}/cache{{place}}-{{use}}.tsv"
+    priority: EARLIEST
     retries: 1
     conda:
         ENVIRONMENT
@@ -45,6 +46,7 @@ rule align:
         f"benchmarks/{NAME}/{{model}}/{{arm}}-{{seed}}.tsv"
     wildcard_constraints:
         model=one_of(m for m in MODELS if m not in MULTI_NODE),
+    priority: EARLY
     # A lost node or a preempted job goes on at its last checkpoint, which lies in the work folder.
     retries: 3
     conda:

@@ -8,6 +8,7 @@ rule base:
         f"logs/{NAME}/{{model}}/base{{place}}.log",
     benchmark:
         f"benchmarks/{NAME}/{{model}}/base{{place}}.tsv"
+    priority: EARLIEST
     retries: 1
     conda:
         ENVIRONMENT

@@ -35,6 +35,7 @@ for split in ("development", "test"):
                 model=one_of(models),
                 arm=one_of(EXPERIMENT.arms),
                 split=split,
+            priority: EARLY if split == "development" else 0
             retries: 2
             conda:
                 ENVIRONMENT
