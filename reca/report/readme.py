@@ -31,6 +31,7 @@ PAGES = {
     "laptop_harmon": Path("docs/laptop_harmon.md"),
     "laptop_openuni": Path("docs/laptop_openuni.md"),
     "laptop_janus": Path("docs/laptop_janus.md"),
+    "laptop_janus_kept": Path("docs/laptop_janus.md"),
 }
 BEGIN, END = "<!-- {}:begin (make readme) -->", "<!-- {}:end -->"
 TABLE, PICTURE = "results", "picture"  # what stands between two markers of this name
@@ -228,8 +229,14 @@ def page_text(text: str, experiment: str) -> str:
     """The text of an experiment's page with its table and picture from the adopted numbers."""
     page, source = PAGES[experiment], adopted(experiment)
     results = artifacts.read_json(source)
-    shown = rewritten(text, table(results, source, page), page)
-    return rewritten(shown, picture(results, experiment, page), page, PICTURE)
+    shown = rewritten(text, table(results, source, page), page, block_name(TABLE, experiment))
+    return rewritten(shown, picture(results, experiment, page), page, block_name(PICTURE, experiment))
+
+
+def block_name(kind: str, experiment: str) -> str:
+    """The name in an experiment's markers: the kind of block, with the experiment's name if its page has another first."""
+    first = next(name for name, page in PAGES.items() if page == PAGES[experiment])
+    return kind if first == experiment else f"{kind} of {experiment}"
 
 
 def main() -> int:

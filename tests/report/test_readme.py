@@ -46,10 +46,10 @@ def test_adopted_pictures_are_those_of_the_run(experiment: str) -> None:
     assert (sha256_file(file) if file.exists() else None) == (about and about["sha256"])
 
 
-@pytest.mark.parametrize("name", [readme.TABLE, readme.PICTURE])
+@pytest.mark.parametrize("kind", [readme.TABLE, readme.PICTURE])
 @pytest.mark.parametrize("experiment", readme.PAGES)
-def test_a_page_has_a_place_for_what_is_generated(experiment: str, name: str) -> None:
-    page = readme.PAGES[experiment]
+def test_a_page_has_a_place_for_what_is_generated(experiment: str, kind: str) -> None:
+    page, name = readme.PAGES[experiment], readme.block_name(kind, experiment)
     text = (ROOT / page).read_text()
     shown = readme.rewritten(text, "a block", page, name)
     assert "a block" in shown
