@@ -234,7 +234,7 @@ def page_text(text: str, experiment: str) -> str:
 
 
 def block_name(kind: str, experiment: str) -> str:
-    """The name in an experiment's markers: the kind of block, with the experiment's name if its page has another first."""
+    """The name in an experiment's markers: the kind of block, and the experiment unless it is the first on its page."""
     first = next(name for name, page in PAGES.items() if page == PAGES[experiment])
     return kind if first == experiment else f"{kind} of {experiment}"
 
