@@ -112,7 +112,9 @@ def _group_intervals(
     key = torch.arange(first_key, first_key + batch * columns, device=query.device)
     together = max(1, _PAIRS // (rows * columns))
     parts = zip(
-        query.view(batch, rows).split(together), key.view(batch, columns).split(together), strict=True
+        query.view(batch, rows).split(together),
+        key.view(batch, columns).split(together),
+        strict=True,
     )
     seen = torch.cat([layout.sees(*part) for part in parts])
     if batch > 1 and bool((seen == seen[:1]).all()):

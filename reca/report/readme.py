@@ -230,7 +230,9 @@ def page_text(text: str, experiment: str) -> str:
     page, source = PAGES[experiment], adopted(experiment)
     results = artifacts.read_json(source)
     shown = rewritten(text, table(results, source, page), page, block_name(TABLE, experiment))
-    return rewritten(shown, picture(results, experiment, page), page, block_name(PICTURE, experiment))
+    return rewritten(
+        shown, picture(results, experiment, page), page, block_name(PICTURE, experiment)
+    )
 
 
 def block_name(kind: str, experiment: str) -> str:
