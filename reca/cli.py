@@ -16,6 +16,7 @@ import reca
 from reca.commands.exits import demand_address_space, line_of
 from reca.commands.log_file import start_log
 from reca.commands.verbs import VERBS
+from reca.core.allocator import keep_freed_memory
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, _, function = parsed.runs.partition(":")
     try:
         demand_address_space(parsed.verb)
+        keep_freed_memory()
         start_log(getattr(parsed, "log", None))
         return int(getattr(importlib.import_module(module), function)(parsed) or 0)
     except BrokenPipeError:  # the reader of a pipe (`| head`) has seen enough
