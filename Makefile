@@ -18,6 +18,8 @@ CORES ?= all
 DEVICE ?= auto
 PIP_OPTIONS ?=
 GPU_OPTIONS ?=
+# Half a minute faster than the pip 23 that Python 3.11 brings.
+PIP = 26.3
 # Files in the order of tests/conftest.py: reordered by number of tests, the longest, which have few, would come last.
 PYTEST_OPTIONS ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
@@ -57,6 +59,8 @@ setup:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is required; run make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'; \
 	echo "Setting up $(VENV) (some minutes; packages are downloaded once)"; \
 	$(PYTHON) -m venv "$(VENV)"; \
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) "pip==$(PIP)" \
+		|| echo "pip $(PIP) is not to be had; the pip of $(PYTHON) does, slower"; \
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_OPTIONS) \
 		$${TORCH_INDEX:+--extra-index-url "$$TORCH_INDEX"} --requirement requirements.lock; \
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) \

@@ -137,6 +137,7 @@ def build_state(model: UnifiedModel, names: list[str], recipe: Recipe) -> TrainS
         raise ValueError(
             f"{model.family}: decay_groups() must hold every trainable name exactly once"
         )
+    fused = fuses(weights.values())
     optimizer = torch.optim.AdamW(
         [
             {
@@ -148,7 +149,8 @@ def build_state(model: UnifiedModel, names: list[str], recipe: Recipe) -> TrainS
         lr=recipe.lr,
         betas=(recipe.betas[0], recipe.betas[1]),
         eps=recipe.eps,
-        fused=fuses(weights.values()),
+        fused=fused,
+        foreach=not fused,  # the same bits as tensor by tensor, without Python between them
     )
     average = None
     if recipe.ema is not None:
