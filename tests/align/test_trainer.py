@@ -15,7 +15,7 @@ from reca.align.distributed import ProcessGroup
 from reca.align.log import truncate
 from reca.align.objective import task_loss
 from reca.align.schedule import learning_rate
-from reca.align.state import by_rank, freeze, load_trained
+from reca.align.state import build_state, by_rank, freeze, load_trained
 from reca.align.trainer import CHECKPOINTS, NonFiniteLoss, align
 from reca.config.recipe import TaskRecipe
 from tests.align.runs import SEED, recipe, run
@@ -79,6 +79,37 @@ def test_a_step_is_adamw_on_the_token_mean(tmp_path):
     for name, weight in checkpoint.read_tensors(saved, "ema"):
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
         assert torch.equal(weight, model.get_parameter(name))  # the model holds the average
+
+
+def test_adamw_over_lists_has_the_bits_of_one_tensor_after_the_other():
+    """So that recorded runs keep their numbers."""
+    chosen, models = split(4, 1, lr=3e-3), (Toy(), Toy())
+    ours = build_state(models[0], models[0].trainable_parameters(), chosen).optimizer
+    assert ours.defaults["foreach"]
+    groups, weights = models[1].decay_groups(), dict(models[1].named_parameters())
+    plain = torch.optim.AdamW(
+        [
+            {"params": [weights[name] for name in names], "weight_decay": decay}
+            for names, decay in (
+                (groups.decay, chosen.weight_decay),
+                (groups.no_decay, 0.0),
+            )
+        ],
+        lr=chosen.lr,
+        betas=(chosen.betas[0], chosen.betas[1]),
+        eps=chosen.eps,
+        foreach=False,
+    )
+    draw = torch.Generator().manual_seed(SEED)
+    for step in range(20):
+        for name in models[0].trainable_parameters():
+            pair = [model.get_parameter(name) for model in models]
+            pair[0].grad = torch.randn(pair[0].shape, generator=draw) * 10.0 ** -(step % 7)
+            pair[1].grad = pair[0].grad.clone()
+        ours.step()
+        plain.step()
+    for name, weight in models[0].named_parameters():
+        assert torch.equal(weight, weights[name]), name
 
 
 @pytest.mark.parametrize("batch, accumulation", [(4, 2), (2, 4), (1, 8)])
