@@ -18,7 +18,7 @@ CORES ?= all
 DEVICE ?= auto
 PIP_OPTIONS ?=
 GPU_OPTIONS ?=
-# Half a minute faster than the pip 23 that Python 3.11 brings.
+# Resolves and unpacks faster than the pip 23 that Python 3.11 brings.
 PIP = 26.3
 # Files in the order of tests/conftest.py: reordered by number of tests, the longest, which have few, would come last.
 PYTEST_OPTIONS ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
@@ -51,7 +51,7 @@ help:
 	@echo "make clean      remove the environment and what the workflow wrote (DVC's cache stays)"
 
 # The environment is made anew only when the pins or the package's own description change. Bytecode is left to the first
-# import: to compile all files of 230 packages takes pip as long as to install them, and a run imports a seventh.
+# import: pip would compile every file of 230 packages, of which a run imports a small part.
 setup:
 	@wanted=$$(cat requirements.lock pyproject.toml | cksum); \
 	if [ -x "$(BIN)/python" ] && [ "$$(cat "$(VENV)/stamp" 2>/dev/null)" = "$$wanted" ]; then exit 0; fi; \
@@ -60,7 +60,7 @@ setup:
 	echo "Setting up $(VENV) (some minutes; packages are downloaded once)"; \
 	$(PYTHON) -m venv "$(VENV)"; \
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) "pip==$(PIP)" \
-		|| echo "pip $(PIP) is not to be had; the pip of $(PYTHON) does, slower"; \
+		|| echo "pip $(PIP) is not available; continuing with the pip of $(PYTHON), which is slower"; \
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_OPTIONS) \
 		$${TORCH_INDEX:+--extra-index-url "$$TORCH_INDEX"} --requirement requirements.lock; \
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) \

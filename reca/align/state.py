@@ -161,7 +161,7 @@ def build_state(model: UnifiedModel, names: list[str], recipe: Recipe) -> TrainS
 def fuses(weights: Iterable[Tensor]) -> bool:
     """Whether AdamW updates all weights in one kernel: on a GPU.
 
-    On a CPU it is 2 to 3 % of a step faster but rounds differently, and recorded runs keep their numbers.
+    On a CPU that rounds differently, and recorded runs keep their numbers.
     """
     return all(weight.device.type == "cuda" for weight in weights)
 

@@ -1,7 +1,7 @@
 """glibc's allocator, told to keep what tensors free.
 
 By default it returns a large freed block to the system at once, and the next tensor of that size is faulted in page by
-page. Tiny BAGEL's sampling spent a sixth of its time there.
+page, for every operation of a small model anew (tests/core/test_allocator.py counts the faults).
 """
 
 from __future__ import annotations
