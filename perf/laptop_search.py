@@ -209,7 +209,9 @@ def train_base(arguments: argparse.Namespace) -> None:
     before = work / "start"
     if not before.is_dir():
         shutil.rmtree(unfinished := work / "start.unfinished", ignore_errors=True)
-        begin = Path(pretraining.start) if pretraining.start else None
+        begin = None
+        if pretraining.start:
+            begin = Path(pretraining.start.replace("{seed}", str(arguments.seed)))
         write_start(
             family, config.network, unfinished, parts=parts, begin=begin, seed=arguments.seed
         )

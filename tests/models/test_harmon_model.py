@@ -75,6 +75,25 @@ def test_fingerprint_sees_the_vae_and_only_it(model: HarmonModel) -> None:
     assert model.encoder_fingerprint("draw") == before
 
 
+def test_a_token_may_be_a_square_of_latents(model: HarmonModel, tmp_path: Path) -> None:
+    network = tiny.network()
+    network["mar"] |= {"patch": 2, "table": 2}
+    other = tiny.of_network(tmp_path, network, tiny.tokenizer_files())
+    other.frozen.load_state_dict(model.frozen.state_dict())
+    images = tiny.pictures(2)
+    single, whole = (one.encode(images, "draw")["target"] for one in (model, other))
+    assert whole.shape == (2, 2, 2, 4 * 4)
+    assert whole[0, 0, 1].tolist() == single[0, :2, 2:].permute(2, 0, 1).flatten().tolist()
+    assert torch.equal(other.frozen.decode(whole), model.frozen.decode(single))
+    assert other.encoder_fingerprint("draw") != model.encoder_fingerprint("draw")
+    noise = other.sample_noise(2, generator("patch"))
+    loss = reconstruction_loss(other, PROMPTS, {"target": whole}, noise)
+    assert loss.total.isfinite() and loss.count == noise.count
+    rows = [generator("row", row) for row in range(2)]
+    drawn = other.generate(other.condition(CAPTIONS), None, Sampling(steps=4), rows)
+    assert [image.size for image in drawn] == [(16, 16)] * 2
+
+
 # ---- drawing losses --------------------------------------------------------------------------------
 def test_the_head_and_biases_are_exempt_from_weight_decay(model: HarmonModel) -> None:
     groups = model.decay_groups()
@@ -244,7 +263,7 @@ def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> N
         ("widht", 3, "widht = 3: unknown key"),
         ("end", 10**6, "network.end 1000000 is not a text id"),
         ("end", "3", "network.end = '3': must be a whole number"),
-        ("resolution", 17, "17 is not a multiple of the VAE's 4 pixels"),
+        ("resolution", 17, "17 is not a multiple of 4 pixels"),
         (
             "resolution",
             16.5,
@@ -300,6 +319,8 @@ def test_a_conversation_is_cut_to_its_room(model: HarmonModel, monkeypatch) -> N
         ("mar.initializer_range", 0, "network.mar.initializer_range = 0: must be above 0"),
         ("mar.repeats", 0, "network.mar.repeats = 0: must be at least 1"),
         ("mar.repeats", 2.5, "network.mar.repeats = 2.5: must be a whole number"),
+        ("mar.patch", 3, "resolution 16 is not a multiple of 12 pixels, which a token has"),
+        ("mar.mask_spread", 0, "network.mar.mask_spread = 0: must be above 0"),
         ("mar.table", 0, "network.mar.table = 0: must be at least 1"),
         (
             "mar.sampling_steps",

@@ -51,8 +51,8 @@ class MarConfig:
     """The masked autoencoder and its diffusion head; the defaults are MAR-base (Harmon-0.5B).
 
     `buffers` S leading buffer tokens; `table` side of the learned position grids, resized to the image's grid;
-    `min_mask_rate` bounds the training mask; `repeats` noise samples per token and step; `sampling_steps` of the
-    reverse diffusion. `noise_schedule`: Harmon's is cosine, which multiplies the head's error near pure noise by
+    `patch` side of the square of latents that is one token; `min_mask_rate` and `mask_spread` of the training mask;
+    `repeats` noise samples per token and step; `sampling_steps` of the reverse diffusion. `noise_schedule`: Harmon's is cosine, which multiplies the head's error near pure noise by
     hundreds; `linear` (Ho et al. 2020) tolerates a small head. `initializer_range`: standard deviation of the position
     tables and learned tokens of an untrained network. `attention_dropout` and `dropout` apply in training only, seeded.
     """
@@ -65,12 +65,14 @@ class MarConfig:
     decoder_heads: Count = 12
     mlp_ratio: Positive = 4.0
     latent_channels: Count = 16
+    patch: Count = 1
     buffers: Count = 64
     table: Count = 16
     classes: Count = 1000
     attention_dropout: Dropout = 0.1
     dropout: Dropout = 0.1
     min_mask_rate: Annotated[float, Interval(gt=0, lt=1)] = 0.7
+    mask_spread: Positive = 0.25
     head_depth: Count = 6
     head_width: Count = 1024
     repeats: Count = 4
@@ -87,6 +89,11 @@ class MarConfig:
                 raise ValueError(
                     f"network.mar.mlp_ratio is {self.mlp_ratio}; it must leave one value of {width}"
                 )
+
+    @property
+    def token_channels(self) -> int:
+        """Values of one token: the latents of its patch."""
+        return self.latent_channels * self.patch**2
 
 
 @dataclass(frozen=True)
@@ -131,10 +138,10 @@ class HarmonConfig:
         common.check_numbers("network.llm", self.llm, QWEN2_5)
         common.check_attention("network.llm", QWEN2_5 | self.llm, rotary=True)
         for side in self.size:
-            if side < self.vae.factor or side % self.vae.factor:
+            if side < self.pixels_per_token or side % self.pixels_per_token:
                 raise ValueError(
-                    f"network.resolution {self.resolution} is not a multiple of the VAE's "
-                    f"{self.vae.factor} pixels per latent; change one of them"
+                    f"network.resolution {self.resolution} is not a multiple of {self.pixels_per_token} pixels, "
+                    "which a token has (the VAE's pixels per latent times network.mar.patch); change one of them"
                 )
         if not 0 <= self.end < self.llm_value("vocab_size"):
             raise ValueError(
@@ -161,20 +168,25 @@ class HarmonConfig:
         return (side, side) if isinstance(side, int) else side
 
     @property
+    def pixels_per_token(self) -> int:
+        """Pixels of a token along a side."""
+        return self.vae.factor * self.mar.patch
+
+    @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of latents."""
+        """Rows and columns of tokens."""
         height, width = self.size
-        return height // self.vae.factor, width // self.vae.factor
+        return height // self.pixels_per_token, width // self.pixels_per_token
 
     @property
     def tokens(self) -> int:
-        """Number of latents per image, L."""
+        """Number of tokens per image, L."""
         rows, columns = self.grid
         return rows * columns
 
     @property
     def image_length(self) -> int:
-        """Number of tokens that an input image takes in the language model: latents and buffers."""
+        """Number of tokens that an input image takes in the language model: image tokens and buffers."""
         return self.tokens + self.mar.buffers
 
 

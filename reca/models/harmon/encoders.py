@@ -1,6 +1,7 @@
 """The frozen part of Harmon: images to latents and back (KL-16 VAE).
 
-Source: docs/reference/harmon.md b and f. Letters: B batch, (m, n) latent grid, C channels.
+Source: docs/reference/harmon.md b and f. Letters: B batch, (m, n) grid of tokens, C their channels: a token is one
+latent of the VAE, or with `network.mar.patch` a square of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reca.core import images as pictures
 from reca.core.finite import rows_of
@@ -100,12 +102,14 @@ class FrozenVae(nn.Module):
         """Scaled posterior means [B, m, n, C] of pixels [B, 3, H, W], without sampling."""
         pixels = pixels.to(self.vae.dtype)
         mean, _ = self.vae.moments(pixels)
-        return (mean * self.config.vae.scale).permute(0, 2, 3, 1)
+        tokens = F.pixel_unshuffle(mean * self.config.vae.scale, self.config.mar.patch)
+        return tokens.permute(0, 2, 3, 1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] of scaled latents [B, m, n, C], not clamped."""
-        unscaled = latents.to(self.vae.dtype).permute(0, 3, 1, 2) / self.config.vae.scale
+        tokens = latents.to(self.vae.dtype).permute(0, 3, 1, 2)
+        unscaled = F.pixel_shuffle(tokens, self.config.mar.patch) / self.config.vae.scale
         if (
             unscaled.device.type == "cpu"
         ):  # convolutions on a CPU are faster in channels-last format
@@ -122,11 +126,13 @@ class FrozenVae(nn.Module):
 
     def fingerprint(self, use: Use, more: Mapping[str, Tensor] | None = None) -> str:
         """Hash of the weights, sizes and preprocessing that `encode(..., use)` depends on, and of `more` tensors."""
-        options = {
+        options: dict[str, object] = {
             "vae": asdict(self.config.vae),
             "size": list(self.config.size),
             "preparation": self.preparation(use).__name__,
         }
+        if self.config.mar.patch != 1:
+            options["patch"] = self.config.mar.patch
         return self._fingerprints.of({**self.vae.state_dict(), **(more or {})}, options)
 
     @property

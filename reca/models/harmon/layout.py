@@ -75,7 +75,7 @@ def shifted_labels(labels: Tensor, image_length: int) -> Tensor:
 
 
 # ---- masks -----------------------------------------------------------------------------------------
-def mask_rate(uniform: float, least: float, spread: float = 0.25) -> float:
+def mask_rate(uniform: float, least: float, spread: float) -> float:
     """A sample of Normal(1, spread) truncated to [least, 1], from a uniform one (harmon.md d1)."""
     low, high = _normal_cdf((least - 1) / spread), 0.5
     quantile = torch.special.ndtri(torch.tensor(low + uniform * (high - low), dtype=torch.float64))

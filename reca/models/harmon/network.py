@@ -143,7 +143,7 @@ class Mar(nn.Module):
             torch.zeros(1, config.buffers + cells, decoder)
         )
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, cells, decoder))
-        self.z_proj = nn.Linear(config.latent_channels, encoder)
+        self.z_proj = nn.Linear(config.token_channels, encoder)
         self.z_proj_ln = nn.LayerNorm(encoder, eps=1e-6)
         self.encoder_blocks = nn.ModuleList(
             Block(encoder, config.encoder_heads, config) for _ in range(config.encoder_depth)
@@ -155,7 +155,7 @@ class Mar(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(decoder, eps=1e-6)
         self.diffloss = DiffusionHead(
-            config.latent_channels,
+            config.token_channels,
             decoder,
             config.head_width,
             config.head_depth,

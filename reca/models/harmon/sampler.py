@@ -241,7 +241,7 @@ def sample_latents(
     options, mar = SamplerOptions.of(sampling), network.config.mar
     guidance = options.guidance if options.guided else None
     check_generation(len(condition), generators, unconditional, guidance)
-    noise = RowNoise(generators, mar.sampling_steps, mar.latent_channels, network.device)
+    noise = RowNoise(generators, mar.sampling_steps, mar.token_channels, network.device)
     drawing = prepare(network, condition, unconditional if options.guided else None)
     *_, last = sample(drawing, noise.orders(network.config.tokens), options, noise)
     demand(finite_rows(last.tokens), "latents")

@@ -75,7 +75,7 @@ def pretrain_vae(
         )
     pictures = read_world(data)
     vae = seeded(lambda: build_vae(config), seed, "vae")
-    rows, columns = config.grid
+    rows, columns = (side // config.vae.factor for side in config.size)
 
     def loss(indices: Sequence[int]) -> Tensor:
         drawn = generator(seed, "posterior", *indices)
