@@ -52,9 +52,10 @@ class MarConfig:
 
     `buffers` S leading buffer tokens; `table` side of the learned position grids, resized to the image's grid;
     `patch` side of the square of latents that is one token; `min_mask_rate` and `mask_spread` of the training mask;
-    `repeats` noise samples per token and step; `sampling_steps` of the reverse diffusion. `noise_schedule`: Harmon's is cosine, which multiplies the head's error near pure noise by
-    hundreds; `linear` (Ho et al. 2020) tolerates a small head. `initializer_range`: standard deviation of the position
-    tables and learned tokens of an untrained network. `attention_dropout` and `dropout` apply in training only, seeded.
+    `repeats` noise samples per token and step; `sampling_steps` of the reverse diffusion. `noise_schedule`: Harmon's is
+    cosine, which multiplies the head's error near pure noise by hundreds; `linear` (Ho et al. 2020) tolerates a small
+    head. `initializer_range`: standard deviation of the position tables and learned tokens of an untrained network.
+    `attention_dropout` and `dropout` apply in training only, seeded.
     """
 
     encoder_width: Count = 768
