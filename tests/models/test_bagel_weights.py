@@ -129,6 +129,19 @@ def test_a_model_of_two_dtypes_draws_and_answers(tmp_path):
     assert len(model.answer(["what there ?"], features, 3)) == 1
 
 
+def test_training_a_model_of_two_dtypes_needs_bf16(tmp_path):
+    from reca.core.rng import generator
+    from reca.models.contract import reconstruction_loss
+
+    model = tiny.model(tmp_path, frozen_dtype="bfloat16")
+    features = model.encode(tiny.pictures(1), "draw")
+    noise = model.sample_noise(1, generator("x"))
+    with pytest.raises(ValueError, match=r"frozen_dtype is bfloat16.* set align.precision to bf16"):
+        reconstruction_loss(model, ["what there ?"], features, noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert reconstruction_loss(model, ["what there ?"], features, noise).total.isfinite()
+
+
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "table"])
 def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path, fault):
     model = tiny.model(tmp_path / "words")

@@ -187,8 +187,15 @@ class MoTModel(nn.Module):
 
         `positions` are the rope ids of und and gen tokens, `attends` the attention of each layer; `collect` receives
         the residual stream after every layer. `keys_only`: what counts is what `attends` keep, so the last layer
-        neither attends nor transforms, and the result is not to be used.
+        neither attends nor transforms, and the result is not to be used. ValueError if the experts have different
+        dtypes, without autocast.
         """
+        dtypes = {self._modules["norm" + suffix].weight.dtype for suffix in ("", GEN)}  # type: ignore[union-attr]
+        if len(dtypes) > 1 and not torch.is_autocast_enabled(tokens.gen.device.type):
+            raise ValueError(
+                "network.options.frozen_dtype is bfloat16, and this run computes in fp32; set align.precision to bf16, "
+                "or frozen_dtype to float32"
+            )
         rotary = (self.rotary(positions[0]), self.rotary(positions[1]))
         und, gen = (tokens.und.detach() if frozen else tokens.und), tokens.gen
         last = len(self.layers) - 1

@@ -104,7 +104,9 @@ def sample_noise(config: HarmonConfig, batch: int, generator: torch.Generator) -
     """Sample, in order: mask rate, orders, timesteps, noise, text dropout, seed of MAR's dropout (harmon.md d1)."""
     tokens, mar = config.tokens, config.mar
     uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
-    masked = layouts.masked_count(tokens, layouts.mask_rate(uniform, mar.min_mask_rate, mar.mask_spread))
+    masked = layouts.masked_count(
+        tokens, layouts.mask_rate(uniform, mar.min_mask_rate, mar.mask_spread)
+    )
     orders = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(batch)])
     rows = mar.repeats * batch * tokens
     t = torch.randint(1000, (rows,), generator=generator)
