@@ -61,6 +61,21 @@ def test_the_shipped_base_binds_no_colour_to_its_noun() -> None:
     assert found["shape"]["noun, plain"][2] > 0.8
 
 
+def test_a_base_goes_on_from_the_base_of_its_seed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(laptop_search, "_worlds", lambda experiment, root: {})
+    arguments = ["base", "--experiment", "laptop_pretrain_bagel_edit_bound", "--seed", "1"]
+    arguments += ["--work", str(tmp_path), "--until", "e_edit"]
+    monkeypatch.setattr("sys.argv", ["laptop_search", *arguments])
+    laptop_search.main()
+    name = "network.language_model.model.layers.0.self_attn.q_proj.weight"
+    bases = [load_model(BASE.with_name("bagel_tiny_bound") / seed) for seed in ("0", "1")]
+    other, own = (base.get_parameter(name) for base in bases)
+    begun = load_model(tmp_path / "start").get_parameter(name)
+    assert torch.equal(begun, own) and not torch.equal(begun, other)
+
+
 def test_a_dominant_direction_shows_in_the_singular_values() -> None:
     values = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
     assert laptop_bridge._largest_direction(values) < 1.5
