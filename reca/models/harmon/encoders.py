@@ -131,7 +131,7 @@ class FrozenVae(nn.Module):
             "size": list(self.config.size),
             "preparation": self.preparation(use).__name__,
         }
-        if self.config.mar.patch != 1:
+        if self.config.mar.patch != 1:  # caches of models without it keep their name
             options["patch"] = self.config.mar.patch
         return self._fingerprints.of({**self.vae.state_dict(), **(more or {})}, options)
 
