@@ -7,7 +7,7 @@ the data set to rows; `cache.json` has the key and what it covers; and there are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +37,12 @@ class FeatureCache:
         self.directory, self.about = directory, about
         self.ids: list[str] = index["id"]
         self.positions = np.asarray(index["position"], np.int64)
-        self._shard = np.asarray(index["shard"], np.int64)
-        self._offset = np.asarray(index["offset"], np.int64)
+        # [rows, 2]: shard and row of the shard, side by side, as both are read for each row.
+        self._places = np.stack(
+            [np.asarray(index[name], np.int64) for name in ("shard", "offset")], 1
+        )
         self._forms = {name: _form(form) for name, form in about["features"].items()}
-        self._open: dict[int, dict[str, np.ndarray]] = {}
+        self._open = _Shards(self._shard_rows)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,30 +80,30 @@ class FeatureCache:
         Raises:
             ValueError: a row that the cache does not have, or a damaged shard.
         """
+        # A read of a few small rows takes as long as the statements before the copy: few calls into numpy and torch.
         chosen = np.asarray(indices, np.int64).reshape(-1)
-        if chosen.size and chosen.view(np.uint64).max() >= len(self):  # a negative one, too
+        try:
+            places = self._places[chosen].tolist()
+        except IndexError:
+            places = None
+        if places is None or min(chosen.tolist(), default=0) < 0:
             outside = chosen[(chosen < 0) | (chosen >= len(self))]
             raise ValueError(
                 f"{self.directory}: no row {outside[0]}; the cache has {len(self)} rows"
             )
-        shards, offsets = self._shard[chosen].tolist(), self._offset[chosen].tolist()
-        opened = {shard: self._shard_rows(shard) for shard in set(shards)}
         features = {}
         for name, (shape, dtype, bits) in self._forms.items():
             # One copy of each row; fancy indexing takes two, and torch's goes by element. numpy's memory, as it asks
             # for huge pages.
-            values = np.empty((len(chosen), math.prod(shape)), bits)
-            stored = {shard: rows[name] for shard, rows in opened.items()}
-            for row, (shard, offset) in enumerate(zip(shards, offsets, strict=True)):
-                values[row] = stored[shard][offset]
-            features[name] = torch.from_numpy(values).view(dtype).view(len(chosen), *shape)
+            found = [self._open[shard][name][offset] for shard, offset in places]
+            values = np.concatenate(found, dtype=bits) if found else np.empty(0, bits)
+            tensor = torch.from_numpy(values.reshape(len(found), *shape))
+            features[name] = tensor if tensor.dtype == dtype else tensor.view(dtype)
         return features
 
     def _shard_rows(self, number: int) -> dict[str, np.ndarray]:
-        """The memory-mapped rows of a shard, [rows, values of a row] each, opened at first use."""
-        if number not in self._open:
-            self._open[number] = {name: _bits(rows) for name, rows in self._map(number).items()}
-        return self._open[number]
+        """The memory-mapped rows of a shard, [rows, values of a row] each."""
+        return {name: _bits(rows) for name, rows in self._map(number).items()}
 
     def _map(self, number: int) -> Features:
         shard = self.about["shards"][number]
@@ -115,6 +117,18 @@ class FeatureCache:
                 f"{path}: contains {found}, the index has {expected}; rebuild the cache"
             )
         return features
+
+
+class _Shards(dict[int, dict[str, np.ndarray]]):
+    """Rows of each shard by feature, opened at first use."""
+
+    def __init__(self, opened: Callable[[int], dict[str, np.ndarray]]) -> None:
+        super().__init__()
+        self._opened = opened
+
+    def __missing__(self, number: int) -> dict[str, np.ndarray]:
+        self[number] = self._opened(number)
+        return self[number]
 
 
 def _form(form: dict[str, Any]) -> tuple[list[int], torch.dtype, np.dtype]:
