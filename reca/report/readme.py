@@ -20,7 +20,7 @@ from reca.config.compose import load, resolved
 from reca.core import artifacts
 from reca.report import before_after, standalone, why, wording
 from reca.report.figures import NAMES
-from reca.report.outcomes import ARMS, BASE_READING, reading
+from reca.report.outcomes import ARMS, BASE_READING, EDITED, reading
 
 RESULTS = Path("docs/results")
 # The page with an experiment's table, relative to the root of the repository.
@@ -32,6 +32,9 @@ PAGES = {
     "laptop_openuni": Path("docs/laptop_openuni.md"),
     "laptop_janus": Path("docs/laptop_janus.md"),
     "laptop_janus_kept": Path("docs/laptop_janus.md"),
+    "laptop_edit": Path("docs/laptop_edit.md"),
+    "laptop_edit_kept": Path("docs/laptop_edit.md"),
+    "laptop_edit_bound": Path("docs/laptop_edit.md"),
 }
 BEGIN, END = "<!-- {}:begin (make readme) -->", "<!-- {}:end -->"
 TABLE, PICTURE = "results", "picture"  # what stands between two markers of this name
@@ -39,7 +42,9 @@ FIGURES = {"laptop": Path("docs/results/laptop.svg")}  # shown on the page of th
 # The report's three figures on why RecA works.
 ARGUMENTS = {"laptop_why": Path("docs/results/laptop_why.svg")}
 PLOTTED = ("dense", "reconstruction")
-SHOWN = ("dense", "geneval_strict", "geneval", "reconstruction", "understanding")
+SHOWN = ("dense", "geneval_strict", "geneval", "understanding", "reconstruction")
+SHOWN_OF_EDITS = (*EDITED, "dense", "dense_placed", "geneval_strict", "geneval", "reconstruction")
+GAPS = {"reca - sft": "RecA - plain training", "reca - base": "RecA - base"}
 JUDGED = {  # blocks of the picture, in its alternative text
     "reconstruction": "reconstructions",
     "dense": "dense prompts",
@@ -92,29 +97,32 @@ def take(results: Path) -> dict[str, Any]:
 def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
     """The Markdown block for `page`: outcomes by arm with intervals over seeds, and the paired gain of RecA.
 
-    With two readings of guidance the cells are those at the base's, and the gain at each arm's own has a column.
+    With two readings of guidance the cells are those at the base's, and the gain at each arm's own has a column. Where
+    edits are scored they come first, and RecA is compared with its base, too, which the paper reports for edits.
     """
-    lines = []
+    lines, gains = [], 1
     for model in results["models"]:
+        rows = {row["name"]: row for row in model["outcomes"]}
         arms = [arm for arm in ARMS if arm in model["outcomes"][0]]
-        both = _has_both_readings(model)
-        gaps = ["RecA - plain training", *(["the same, own guidance"] if both else [])]
-        heads = [*(f"`{arm}`" for arm in arms), *gaps]
+        both, edits = _has_both_readings(model), EDITED[0] in rows
+        gaps = ["reca - base", "reca - sft"] if edits else ["reca - sft"]
+        heads = [*(f"`{arm}`" for arm in arms), *(GAPS[gap] for gap in gaps)]
+        heads += ["the same, own guidance"] if both else []
+        gains = max(gains, len(heads) - len(arms))
         lines += [f"| **{model['name']}** | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-        for row in (r for r in model["outcomes"] if r["name"] in SHOWN):
+        for row in (rows[name] for name in (SHOWN_OF_EDITS if edits else SHOWN) if name in rows):
             if row["name"] == STRICT_ON and not both:
                 continue
             cells = [_cell(reading(row)[arm]) for arm in arms]
-            found = [
-                _gap(reading(row)),
-                *([_gap(row) if BASE_READING in row else ""] if both else []),
-            ]
-            lines.append(f"| {' | '.join([row['title'], *cells, *found])} |")
+            cells += [_gap(reading(row), gap) for gap in gaps]
+            if both:
+                cells.append(_gap(row, gaps[-1]) if BASE_READING in row else "")
+            lines.append(f"| {' | '.join([row['title'], *cells])} |")
         lines += [*_untrained(model), ""]
     made = results["made"]
-    paired = "the last column is"
+    count = {1: "column is", 2: "two columns are", 3: "three columns are"}[gains]
+    paired = f"the last {count}"
     if any(_has_both_readings(model) for model in results["models"]):
-        paired = "the last two columns are"
         lines.append("All arms at the guidance that is best for the base on development prompts;")
         lines.append("the last column has each arm at its own best.")
     lines += [
@@ -208,8 +216,8 @@ def _cell(arm: Mapping[str, Any]) -> str:
     return f"{arm['mean']:.3f} ± {(high - low) / 2:.3f}"
 
 
-def _gap(outcome: Mapping[str, Any]) -> str:
-    gap = outcome["differences"]["reca - sft"]
+def _gap(outcome: Mapping[str, Any], compared: str) -> str:
+    gap = outcome["differences"][compared]
     low, high = gap["ci95"] or (gap["mean"], gap["mean"])
     text = f"{gap['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
     return f"**{text}**" if gap["significant"] else text

@@ -89,6 +89,19 @@ def test_both_readings_are_in_the_table() -> None:
     assert "`reca`" in text and readme.arms_of(results) == ["base", "sft", "reca"]
 
 
+def test_edits_come_first_and_are_compared_with_the_base_too() -> None:
+    results = read_json(ROOT / readme.adopted("laptop_edit_bound"))
+    lines = readme.table(results, Path("docs/results/m.json"), Path("docs/m.md")).splitlines()
+    gains = ["RecA - base", "RecA - plain training", "the same, own guidance"]
+    assert [cell.strip() for cell in lines[0].split("|")[-4:-1]] == gains
+    edits, *_ = (row for row in results["models"][0]["outcomes"] if row["name"] == "edit")
+    differences = edits["at_base_guidance"]["differences"]
+    means = [f"{differences[pair]['mean']:+.3f}" for pair in ("reca - base", "reca - sft")]
+    assert lines[2].startswith(f"| {edits['title']} |")
+    assert [cell.split()[0] for cell in lines[2].split("|")[-4:-2]] == means
+    assert "the last three columns are paired by seed" in "\n".join(lines)
+
+
 def test_a_readme_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="must contain exactly one"):
         readme.rewritten("no marks", "block", Path("README.md"))
