@@ -19,6 +19,7 @@ from typing import Any
 from reca.config.compose import load, resolved
 from reca.core import artifacts
 from reca.report import before_after, standalone, why, wording
+from reca.report.collect import chance_levels
 from reca.report.figures import NAMES
 from reca.report.outcomes import ARMS, BASE_READING, EDITED, reading
 
@@ -208,6 +209,18 @@ def figure(results: Mapping[str, Any]) -> str:
     return standalone.panels(results, PLOTTED, tuple(arms_of(results)))
 
 
+def argument(experiment: str) -> str:
+    """The figures on why RecA works from an experiment's adopted numbers, as the text of an SVG file.
+
+    Chance levels are computed again: they depend on the experiment's configuration only.
+    """
+    setup = resolved(load(experiment))
+    levels = next(iter(chance_levels(setup["benchmarks"]).values()))
+    models = artifacts.read_json(adopted(experiment))["models"]
+    parts = why.argument(setup, [model | {"chance": levels} for model in models])
+    return standalone.argument(parts)
+
+
 def _link(target: Path, page: Path) -> str:
     """`target` as a link on `page`."""
     return os.path.relpath(target, page.parent)
@@ -276,9 +289,7 @@ def _rewrite() -> None:
             artifacts.write_atomic(FIGURES[experiment], figure(artifacts.read_json(source)))
     for experiment, file in ARGUMENTS.items():
         if adopted(experiment).is_file():
-            models = artifacts.read_json(adopted(experiment))["models"]
-            parts = why.argument(resolved(load(experiment)), models)
-            artifacts.write_atomic(file, standalone.argument(parts))
+            artifacts.write_atomic(file, argument(experiment))
 
 
 if __name__ == "__main__":

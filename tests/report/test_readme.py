@@ -38,6 +38,15 @@ def test_a_figure_shows_the_adopted_results(experiment: str) -> None:
     assert readme.FIGURES[experiment].name in (ROOT / readme.PAGES[experiment]).read_text()
 
 
+@pytest.mark.parametrize("experiment", readme.ARGUMENTS)
+def test_the_argument_is_drawn_from_the_adopted_results(experiment: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        drawn = readme.argument(experiment)
+    assert (ROOT / readme.ARGUMENTS[experiment]).read_text() == drawn
+    assert "chance 0.030" in drawn
+
+
 @pytest.mark.parametrize("experiment", ADOPTED)
 def test_adopted_pictures_are_those_of_the_run(experiment: str) -> None:
     """Numbers that were adopted without images have no file either."""
