@@ -6,8 +6,13 @@ JSON schema that Snakemake validates against. Ours is the form of an error: one 
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
+import io
 import json
+import textwrap
+import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -82,19 +87,49 @@ def build(kind: type[T], value: Any, path: str = "") -> T:
 
 
 def json_schema(kind: type) -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a dataclass and of those that it holds, as `$defs`."""
+    """The JSON schema (draft 2020-12) of a dataclass and of those that it holds, as `$defs`.
+
+    A field's description is the comment beside or above it in the source, for editors that show it.
+    """
     from pydantic.json_schema import GenerateJsonSchema
 
-    class Untitled(GenerateJsonSchema):
+    class Commented(GenerateJsonSchema):
         def field_title_should_be_set(self, schema: Any) -> bool:
             return False  # a title would only repeat the key
 
-    schema = _adapter(kind).json_schema(schema_generator=Untitled)
+        def dataclass_schema(self, schema: Any) -> dict[str, Any]:
+            found = super().dataclass_schema(schema)
+            for name, comment in _comments(schema["cls"]).items():
+                if name in found.get("properties", {}):
+                    found["properties"][name]["description"] = comment
+            return found
+
+    schema = _adapter(kind).json_schema(schema_generator=Commented)
     return {
         "$schema": GenerateJsonSchema.schema_dialect,
         **schema["items"],
         "$defs": schema["$defs"],
     }
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """The comment on each field of a dataclass: at the end of its line, else the lines right above it."""
+    source = textwrap.dedent(inspect.getsource(kind))
+    said = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    (definition,) = ast.parse(source).body
+    found, taken = {}, 0
+    for field in cast(ast.ClassDef, definition).body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            above = [said[line] for line in range(taken + 1, field.lineno) if line in said]
+            beside = said.get(field.end_lineno or field.lineno)
+            if beside or above:
+                found[field.target.id] = beside or " ".join(above)
+        taken = field.end_lineno or field.lineno
+    return found
 
 
 @cache

@@ -152,6 +152,16 @@ def test_schema_file_is_in_step():
     )
 
 
+def test_schema_describes_a_field_by_its_comment():
+    """Beside the field, or right above it; a field without one has no description."""
+    fields = json.loads(compose.schema_text())["$defs"]
+    recipe = fields["Recipe"]["properties"]
+    assert recipe["accumulation"]["description"] == "micro-batches of every task per optimiser step"
+    assert recipe["schedule"]["description"].startswith("After the warm-up")
+    assert "description" not in recipe["eps"]
+    assert "description" not in fields["Experiment"]["properties"]["name"]
+
+
 def test_schema_refuses_what_the_types_refuse():
     validator = jsonschema.Draft202012Validator(json.loads(compose.schema_text()))
     validator.check_schema(validator.schema)
