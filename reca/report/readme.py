@@ -41,6 +41,15 @@ PAGES = {
 }
 BEGIN, END = "<!-- {}:begin (make readme) -->", "<!-- {}:end -->"
 TABLE, PICTURE = "results", "picture"  # what stands between two markers of this name
+# The README's comparison of families: the recorded run of each with captions kept, its family and what it draws.
+FAMILIES = {
+    "laptop_bagel_bound": ("BAGEL", "rectified flow; reader frozen"),
+    "laptop_openuni_kept": ("OpenUni", "diffusion by queries; reader frozen"),
+    "laptop_showo_bound": ("Show-o", "masked tokens; weights shared"),
+    "laptop_harmon_kept": ("Harmon", "masked diffusion; weights shared"),
+    "laptop_janus_kept": ("Janus-Pro", "next token; weights shared"),
+}
+OVERVIEW, OVERVIEW_PAGE = "families", Path("README.md")
 FIGURES = {"laptop": Path("docs/results/laptop.svg")}  # shown on the page of the same experiment
 # The report's three figures on why RecA works.
 ARGUMENTS = {"laptop_why": Path("docs/results/laptop_why.svg")}
@@ -134,6 +143,26 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
         f"{made['machine']['cores']} cores, {made['cpu_seconds']} CPU seconds, at most",
         f"{made['peak_memory_mb']} MB each, torch {made['versions']['torch']}.",
     ]
+    return "\n".join(lines)
+
+
+def overview(page: Path) -> str:
+    """The Markdown block that sets the families side by side: RecA - plain training in their recorded runs."""
+    names = ("dense", "geneval", STRICT_ON, "understanding", "reconstruction")
+    heads = ["dense prompts", "GenEval's six", "... strict", "questions", "objects kept"]
+    lines = [f"| RecA - plain training | runs | {' | '.join(heads)} |"]
+    lines.append("|---" * (len(heads) + 2) + "|")
+    for experiment, (family, kind) in FAMILIES.items():
+        source = adopted(experiment)
+        if not source.is_file():
+            continue
+        (model,) = artifacts.read_json(source)["models"]
+        rows = {row["name"]: reading(row) for row in model["outcomes"]}
+        shown = [_gap(rows[name], "reca - sft") if name in rows else "" for name in names]
+        about = f"[**{family}**]({_link(PAGES[experiment], page)}): {kind}"
+        count = len(rows["dense"]["base"]["per_seed"])
+        runs = f"{count} bases" if model.get("bases", 1) > 1 else f"{count} seeds of one base"
+        lines.append(f"| {' | '.join([about, runs, *shown])} |")
     return "\n".join(lines)
 
 
@@ -287,6 +316,10 @@ def _rewrite() -> None:
         artifacts.write_atomic(page, page_text(page.read_text(), experiment))
         if experiment in FIGURES:
             artifacts.write_atomic(FIGURES[experiment], figure(artifacts.read_json(source)))
+    if any(adopted(experiment).is_file() for experiment in FAMILIES):
+        text = OVERVIEW_PAGE.read_text()
+        shown = rewritten(text, overview(OVERVIEW_PAGE), OVERVIEW_PAGE, OVERVIEW)
+        artifacts.write_atomic(OVERVIEW_PAGE, shown)
     for experiment, file in ARGUMENTS.items():
         if adopted(experiment).is_file():
             artifacts.write_atomic(file, argument(experiment))

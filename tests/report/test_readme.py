@@ -30,6 +30,22 @@ def test_a_page_shows_the_adopted_results(experiment: str) -> None:
     assert (ROOT / page.parent / readme._link(source, page)).samefile(ROOT / source)
 
 
+def test_the_readme_sets_the_families_side_by_side() -> None:
+    page = readme.OVERVIEW_PAGE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        block = readme.overview(page)
+    text = (ROOT / page).read_text()
+    assert readme.rewritten(text, block, page, readme.OVERVIEW) == text
+    recorded = [name for name in readme.FAMILIES if (ROOT / readme.adopted(name)).is_file()]
+    rows = block.splitlines()[2:]
+    assert len(rows) == len(recorded) >= 4
+    for row, experiment in zip(rows, recorded, strict=True):
+        (model,) = read_json(ROOT / readme.adopted(experiment))["models"]
+        gap = readme.reading(model["outcomes"][0])["differences"]["reca - sft"]
+        assert f"{gap['mean']:+.3f} [" in row.split("|")[3]
+
+
 @pytest.mark.parametrize("experiment", readme.FIGURES)
 def test_a_figure_shows_the_adopted_results(experiment: str) -> None:
     drawn = readme.figure(read_json(ROOT / readme.adopted(experiment)))
