@@ -44,9 +44,9 @@ TABLE, PICTURE = "results", "picture"  # what stands between two markers of this
 # The README's comparison of families: the recorded run of each with captions kept, its family and what it draws.
 FAMILIES = {
     "laptop_bagel_bound": ("BAGEL", "rectified flow; reader frozen"),
-    "laptop_openuni_kept": ("OpenUni", "diffusion by queries; reader frozen"),
+    "laptop_openuni_kept": ("OpenUni", "diffusion; reader frozen"),
     "laptop_showo_bound": ("Show-o", "masked tokens; weights shared"),
-    "laptop_harmon_kept": ("Harmon", "masked diffusion; weights shared"),
+    "laptop_harmon_kept": ("Harmon", "masked autoregression; weights shared"),
     "laptop_janus_kept": ("Janus-Pro", "next token; weights shared"),
 }
 OVERVIEW, OVERVIEW_PAGE = "families", Path("README.md")
