@@ -37,7 +37,7 @@ class TaskRecipe:
     """One term of the objective: its lambda, and how many samples one micro-batch of one rank holds."""
 
     weight: NonNegative = 1.0  # lambda; 0 leaves the task out
-    batch: Count = 4  # samples
+    batch: Count = 4  # samples of a micro-batch of one rank
 
 
 def _reca_only() -> dict[Task, TaskRecipe]:
@@ -67,20 +67,20 @@ class Recipe:
     schedule: Literal["cosine", "constant", "published"] = "cosine"
     warmup: Whole = 0  # optimiser steps, linear from 0; micro-batches where schedule is `published`
     horizon: Count | None = None  # where the cosine ends, counted like the warm-up; null: `steps`
-    floor: Share = 0.0  # share of the peak where the cosine ends
+    floor: Share = 0.0  # share of the peak rate where a cosine ends
     betas: Annotated[list[Decay], Len(2, 2)] = field(default_factory=lambda: [0.9, 0.999])
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.01  # on the family's decay group
     clip: Positive | None = None  # global gradient norm; null: no clipping
     ema: Average | None = None  # decay of the moving average; null: none
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # autocast; weights stay fp32
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of autocast; trained weights stay fp32
     activation_checkpointing: bool = False  # recompute blocks in the backward pass
     compile: bool = False  # torch.compile of the trained blocks; equal up to rounding
     nonfinite: Literal["raise", "skip"] = "raise"  # a step whose loss or gradient is not finite
     nonfinite_limit: Whole = 10  # skipped steps of one run after which it raises all the same
 
     checkpoint_every: Whole = 1000  # optimiser steps; 0: only at the end
-    keep: Count = 2  # checkpoints
+    keep: Count = 2  # latest checkpoints
     tensorboard: bool = False
 
     def active(self) -> dict[Task, TaskRecipe]:

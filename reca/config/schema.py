@@ -47,7 +47,9 @@ SeedSchedule = Literal["per_image", "sample_index", "prompt_reset", "process"]
 class ToyWorld:
     """The procedural laptop world: how many scenes, and how much their captions say."""
 
-    kind: Literal["images", "text", "edits"] = "images"  # text: conversations without pictures
+    kind: Literal["images", "text", "edits"] = (
+        "images"  # text: conversations without pictures; edits: pairs
+    )
     images: Count = 8000  # rows; edits: pairs of a picture and what an instruction makes of it
     seed: int = 0
     single_object_share: Share = 0.0  # share of scenes with one object; the rest have one to four
@@ -67,7 +69,7 @@ class DataSource:
     path: str | None = None  # a local folder or file instead of a source
     companions: dict[str, str] = field(default_factory=dict)  # llava: image folder -> source
     options: dict[str, Any] = field(default_factory=dict)  # reader options: column names, limits
-    world: ToyWorld | None = None  # kind: world
+    world: ToyWorld | None = None  # of kind `world`: what is drawn
 
 
 @dataclass(kw_only=True)
@@ -77,8 +79,8 @@ class Weights:
     kind: Literal["shipped", "source", "pretrain"]
     # shipped: folder of this repo; pretrain: results folder. With {seed}: a base model for each seed
     path: str | None = None
-    source: str | None = None  # source: name in config/sources.yaml
-    file: str | None = None  # source: which of its files, where it holds several checkpoints
+    source: str | None = None  # of kind `source`: name in config/sources.yaml
+    file: str | None = None  # of kind `source`: its file, where it holds several
     companions: dict[str, str] = field(default_factory=dict)  # role -> name in sources.yaml
 
     def per_seed(self) -> bool:
@@ -138,14 +140,14 @@ class JudgeConfig:
     kind: Literal["endpoint", "transformers"] = "endpoint"
     model: str  # a dated snapshot or a versioned model, never an alias; transformers: its name in tables
     base_url: str = "https://api.openai.com/v1"
-    source: str | None = None  # transformers: name in config/sources.yaml
+    source: str | None = None  # of kind `transformers`: name in config/sources.yaml
     key_variable: str = "OPENAI_API_KEY"  # environment variable with the key; '' for none
     temperature: float | None = None  # null: not sent, the endpoint's default
     max_tokens: int | None = None
     seed: int | None = None
     concurrency: int = 8
-    attempts: int = 3  # of a reply that cannot be read
-    tries: int = 6  # of a request that fails on the way
+    attempts: int = 3  # requests, where a reply cannot be read
+    tries: int = 6  # of one request, where it fails on the way
     timeout_seconds: float = 120.0
     backoff_seconds: float = 1.0
     longest_pause_seconds: float = 60.0
@@ -165,17 +167,16 @@ class BenchmarkConfig:
     prompts: Whole = 0  # laptop: per task; else spread over the tasks; 0 = all the benchmark has
     development_prompts: Whole = 0  # per task, to choose guidance; never reported as a result
     images_per_prompt: Count = 1
-    questions: Whole = 0  # understanding questions asked before and after
-    rotations: bool = (
-        False  # MMBench: every question in all rotations of its options (CircularEval)
-    )
+    questions: Whole = 0  # about held-out images, asked before and after training
+    # MMBench: every question in all rotations of its options (CircularEval)
+    rotations: bool = False
     reconstructions: Whole = 0  # held-out images drawn again from their own embeddings
     base_guidance: bool = False  # laptop: test prompts also at the guidance that suits the base
     curve_prompts: Whole = 0  # laptop: test prompts per task that are drawn at every guidance
-    seed: Whole = 0  # laptop: of the prompts; else of the authors' seed schedules
+    seed: Whole = 0  # of a laptop benchmark's prompts; else of the authors' seed schedules
     # laptop: of the test split where not `seed`, which stays that of development (docs/laptop_protocol.md)
     test_seeds: dict[Tested, Whole] = field(default_factory=dict)
-    seed_schedule: SeedSchedule = "per_image"  # the others are the authors' scripts'
+    seed_schedule: SeedSchedule = "per_image"  # ours; the others: the authors' scripts
     sampler: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # model -> other sampler fields
@@ -184,7 +185,9 @@ class BenchmarkConfig:
     crop_black: bool = False  # pictures without their black border, as BAGEL's scripts save them
     scorer: str | None = None  # which network sees or answers, where there is a choice
     judge: JudgeConfig | None = None
-    options: dict[str, Any] = field(default_factory=dict)  # of the grading: named defects, partial
+    options: dict[str, Any] = field(
+        default_factory=dict
+    )  # of scoring: named defects of the official script, partial
 
 
 @dataclass(kw_only=True)
@@ -195,7 +198,7 @@ class Why:
     understanding: list[str] = field(
         default_factory=list
     )  # bases whose reading ended earlier or later
-    conditions: str | None = None  # the one with the condition ablations among its arms
+    conditions: str | None = None  # the model with the condition ablations among its arms
 
 
 @dataclass(kw_only=True)
@@ -246,11 +249,11 @@ class Pretrain:
     parts: dict[
         str, Fit
     ]  # frozen parts that are fitted on their own: reca/toyworld/pretrain/<family>.py
-    phases: dict[str, Recipe]  # of what is left, in the order of their names
+    phases: dict[str, Recipe]  # training of what `parts` leaves, in the order of the names
     # By phase, the weight of the term that gives words and pictures the same states;
     # only phases that read pictures have it.
     binding: dict[str, NonNegative] = field(default_factory=dict)
-    contrast: NonNegative = 0.0  # in that term, the weight of telling objects apart
+    contrast: NonNegative = 0.0  # in `binding`, the weight of telling objects apart
     # By phase, the entry of `data` whose questions it reads instead of `answer`: what is learned last goes first.
     answers: dict[str, str] = field(default_factory=dict)
     # Dtype of the written weights: half of the bytes for models that ship with the repository.
@@ -270,7 +273,9 @@ class Experiment:
     seeds: list[Whole] = field(default_factory=lambda: [0])
     arms: list[Arm] = field(default_factory=lambda: ["base", "reca"])
     models: dict[str, ModelConfig]
-    data: dict[str, DataSource]  # role: reconstruct | answer
+    data: dict[
+        str, DataSource
+    ]  # by role: reconstruct, answer, text, edit; or named by a model's `data`
     benchmarks: dict[str, BenchmarkConfig]
     allow_unpinned: bool = False  # run with sources whose sha256 is not known yet
     mirror: str | None = None  # folder used in place of downloads

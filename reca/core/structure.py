@@ -121,14 +121,18 @@ def _comments(kind: type) -> dict[str, str]:
         if token.type == tokenize.COMMENT
     }
     (definition,) = ast.parse(source).body
-    found, taken = {}, 0
+    found, taken = {}, definition.lineno
     for field in cast(ast.ClassDef, definition).body:
+        end = field.end_lineno or field.lineno
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            above = [said[line] for line in range(taken + 1, field.lineno) if line in said]
-            beside = said.get(field.end_lineno or field.lineno)
-            if beside or above:
-                found[field.target.id] = beside or " ".join(above)
-        taken = field.end_lineno or field.lineno
+            first = field.lineno  # of the comment lines that stand right above it
+            while first - 1 > taken and first - 1 in said:
+                first -= 1
+            beside = [said[line] for line in range(field.lineno, end + 1) if line in said]
+            comment = " ".join(beside or [said[line] for line in range(first, field.lineno)])
+            if comment:
+                found[field.target.id] = comment
+        taken = end
     return found
 
 

@@ -7,7 +7,7 @@ the data set to rows; `cache.json` has the key and what it covers; and there are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ class FeatureCache:
             [np.asarray(index[name], np.int64) for name in ("shard", "offset")], 1
         )
         self._forms = {name: _form(form) for name, form in about["features"].items()}
-        self._open = _Shards(self._shard_rows)
+        self._open = _Shards(directory, about)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,7 +80,7 @@ class FeatureCache:
         Raises:
             ValueError: a row that the cache does not have, or a damaged shard.
         """
-        # A read of a few small rows takes as long as the statements before the copy: few calls into numpy and torch.
+        # Few calls into numpy and torch: for a few small rows they take longer than the copy.
         chosen = np.asarray(indices, np.int64).reshape(-1)
         try:
             places = self._places[chosen].tolist()
@@ -101,13 +101,17 @@ class FeatureCache:
             features[name] = tensor if tensor.dtype == dtype else tensor.view(dtype)
         return features
 
-    def _shard_rows(self, number: int) -> dict[str, np.ndarray]:
-        """The memory-mapped rows of a shard, [rows, values of a row] each."""
-        return {name: _bits(rows) for name, rows in self._map(number).items()}
 
-    def _map(self, number: int) -> Features:
-        shard = self.about["shards"][number]
-        path, record = self.directory / shard["file"], shard["record"]
+class _Shards(dict[int, dict[str, np.ndarray]]):
+    """Memory-mapped rows of each shard by feature, [rows, values of a row] each; a shard is opened at first use."""
+
+    def __init__(self, directory: Path, about: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._directory, self._about = directory, about
+
+    def __missing__(self, number: int) -> dict[str, np.ndarray]:
+        shard = self._about["shards"][number]
+        path, record = self._directory / shard["file"], shard["record"]
         features = map_safetensors(path)
         found = {name: list(tensor.shape) for name, tensor in features.items()}
         forms = record["features"]
@@ -116,18 +120,7 @@ class FeatureCache:
             raise ValueError(
                 f"{path}: contains {found}, the index has {expected}; rebuild the cache"
             )
-        return features
-
-
-class _Shards(dict[int, dict[str, np.ndarray]]):
-    """Rows of each shard by feature, opened at first use."""
-
-    def __init__(self, opened: Callable[[int], dict[str, np.ndarray]]) -> None:
-        super().__init__()
-        self._opened = opened
-
-    def __missing__(self, number: int) -> dict[str, np.ndarray]:
-        self[number] = self._opened(number)
+        self[number] = {name: _bits(rows) for name, rows in features.items()}
         return self[number]
 
 

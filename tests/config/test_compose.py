@@ -159,6 +159,8 @@ def test_schema_describes_a_field_by_its_comment():
     assert recipe["accumulation"]["description"] == "micro-batches of every task per optimiser step"
     assert recipe["schedule"]["description"].startswith("After the warm-up")
     assert "description" not in recipe["eps"]
+    rotations = fields["BenchmarkConfig"]["properties"]["rotations"]
+    assert rotations["description"].startswith("MMBench: every question")
     assert "description" not in fields["Experiment"]["properties"]["name"]
 
 
