@@ -147,9 +147,12 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
 
 
 def overview(page: Path) -> str:
-    """The Markdown block that sets the families side by side: RecA - plain training in their recorded runs."""
+    """The Markdown block that sets the families side by side: RecA - plain training in their recorded runs.
+
+    A run in which RecA or plain training does not count as trained says so, and nothing of it is in bold.
+    """
     names = ("dense", "geneval", STRICT_ON, "understanding", "reconstruction")
-    heads = ["dense prompts", "GenEval's six", "... strict", "questions", "objects kept"]
+    heads = ["dense prompts", "GenEval's six", "the same, strict", "questions", "objects kept"]
     lines = [f"| RecA - plain training | runs | {' | '.join(heads)} |"]
     lines.append("|---" * (len(heads) + 2) + "|")
     for experiment, (family, kind) in FAMILIES.items():
@@ -162,6 +165,15 @@ def overview(page: Path) -> str:
         about = f"[**{family}**]({_link(PAGES[experiment], page)}): {kind}"
         count = len(rows["dense"]["base"]["per_seed"])
         runs = f"{count} bases" if model.get("bases", 1) > 1 else f"{count} seeds of one base"
+        known = model.get("trained", {})
+        idle = [
+            NAMES[arm]
+            for arm in ("reca", "sft")
+            if not known.get(arm, {"trained": True})["trained"]
+        ]
+        if idle:
+            shown = [cell.strip("*") for cell in shown]
+            runs += f"; {' and '.join(idle)} not trained"
         lines.append(f"| {' | '.join([about, runs, *shown])} |")
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reca.core.artifacts import read_json, sha256_file
+from reca.core.artifacts import read_json, sha256_file, write_json
 from reca.report import readme, statistics
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +44,16 @@ def test_the_readme_sets_the_families_side_by_side() -> None:
         (model,) = read_json(ROOT / readme.adopted(experiment))["models"]
         gap = readme.reading(model["outcomes"][0])["differences"]["reca - sft"]
         assert f"{gap['mean']:+.3f} [" in row.split("|")[3]
+
+
+def test_a_family_that_is_not_trained_says_so(tmp_path, monkeypatch) -> None:
+    results = read_json(ROOT / readme.adopted("laptop_bagel_bound"))
+    results["models"][0]["trained"]["reca"]["trained"] = False
+    monkeypatch.chdir(tmp_path)
+    write_json(readme.adopted("laptop_bagel_bound"), results)
+    (row,) = readme.overview(readme.OVERVIEW_PAGE).splitlines()[2:]
+    assert "| 5 bases; RecA not trained |" in row
+    assert "**" not in row.split("|", 2)[2]
 
 
 @pytest.mark.parametrize("experiment", readme.FIGURES)
