@@ -152,7 +152,8 @@ def overview(page: Path) -> str:
     A run in which RecA or plain training does not count as trained says so, and nothing of it is in bold.
     """
     names = ("dense", "geneval", STRICT_ON, "understanding", "reconstruction")
-    heads = ["dense prompts", "GenEval's six", "the same, strict", "questions", "objects kept"]
+    heads = ["dense prompts", "the same, own guidance", "GenEval's six", "the same, strict"]
+    heads += ["questions", "objects kept"]
     lines = [f"| RecA - plain training | runs | {' | '.join(heads)} |"]
     lines.append("|---" * (len(heads) + 2) + "|")
     for experiment, (family, kind) in FAMILIES.items():
@@ -160,8 +161,10 @@ def overview(page: Path) -> str:
         if not source.is_file():
             continue
         (model,) = artifacts.read_json(source)["models"]
-        rows = {row["name"]: reading(row) for row in model["outcomes"]}
+        own = {row["name"]: row for row in model["outcomes"]}
+        rows = {name: reading(row) for name, row in own.items()}
         shown = [_gap(rows[name], "reca - sft") if name in rows else "" for name in names]
+        shown.insert(1, _gap(own[names[0]], "reca - sft"))
         about = f"[**{family}**]({_link(PAGES[experiment], page)}): {kind}"
         count = len(rows["dense"]["base"]["per_seed"])
         runs = f"{count} bases" if model.get("bases", 1) > 1 else f"{count} seeds of one base"
