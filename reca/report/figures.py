@@ -55,7 +55,9 @@ class Axis:
 def spread(values: Sequence[float], floor: float | None = None) -> tuple[float, float]:
     """A range slightly wider than the values; its lower end is at least `floor`."""
     low, high = min(values), max(values)
-    pad = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+    # Equal values whose interval is rounded to the next number would fill the whole axis.
+    equal = math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12)
+    pad = (0.05 * abs(high) or 0.05) if equal else 0.06 * (high - low)
     low = low - pad if floor is None else max(floor, low - pad)
     return low, high + pad
 

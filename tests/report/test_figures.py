@@ -50,3 +50,16 @@ def test_thinning_keeps_the_mean() -> None:
     thin = figures.thinned(points, 100)
     assert len(thin) == 100
     assert sum(value for _, value in thin) / 100 == pytest.approx(3.0)
+
+
+def test_equal_values_are_drawn_at_one_place():
+    """The mean of equal values is rounded: their interval has a width of 2e-16, which would fill the axis."""
+    value, rounded = 0.8722222222222222, 0.872222222222222
+    row = {"mean": rounded, "ci95": [rounded, value], "per_seed": [value, value]}
+    low, high = figures.spread([*row["ci95"], *row["per_seed"]], 0.0)
+    assert low < 0.84 and high > 0.9
+    drawn = figures.intervals({"base": row}, "answers")
+    bar = re.search(r'class="bar base" x1="([\d.]+)" x2="([\d.]+)"', drawn)
+    mark = re.search(r'class="mark base" cx="([\d.]+)"', drawn)
+    assert bar and mark
+    assert bar[1] == bar[2] == mark[1]
