@@ -185,9 +185,8 @@ class BenchmarkConfig:
     crop_black: bool = False  # pictures without their black border, as BAGEL's scripts save them
     scorer: str | None = None  # which network sees or answers, where there is a choice
     judge: JudgeConfig | None = None
-    options: dict[str, Any] = field(
-        default_factory=dict
-    )  # of scoring: named defects of the official script, partial
+    # of scoring: named defects of the official script, partial
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -273,9 +272,8 @@ class Experiment:
     seeds: list[Whole] = field(default_factory=lambda: [0])
     arms: list[Arm] = field(default_factory=lambda: ["base", "reca"])
     models: dict[str, ModelConfig]
-    data: dict[
-        str, DataSource
-    ]  # by role: reconstruct, answer, text, edit; or named by a model's `data`
+    # by role: reconstruct, answer, text, edit; or named by a model's `data`
+    data: dict[str, DataSource]
     benchmarks: dict[str, BenchmarkConfig]
     allow_unpinned: bool = False  # run with sources whose sha256 is not known yet
     mirror: str | None = None  # folder used in place of downloads

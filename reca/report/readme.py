@@ -168,12 +168,7 @@ def overview(page: Path) -> str:
         about = f"[**{family}**]({_link(PAGES[experiment], page)}): {kind}"
         count = len(rows["dense"]["base"]["per_seed"])
         runs = f"{count} bases" if model.get("bases", 1) > 1 else f"{count} seeds of one base"
-        known = model.get("trained", {})
-        idle = [
-            NAMES[arm]
-            for arm in ("reca", "sft")
-            if not known.get(arm, {"trained": True})["trained"]
-        ]
+        idle = [NAMES[arm] for arm in ("reca", "sft") if not model["trained"][arm]["trained"]]
         if idle:
             shown = [cell.strip("*") for cell in shown]
             runs += f"; {' and '.join(idle)} not trained"
