@@ -113,9 +113,15 @@ class _Shards(dict[int, dict[str, np.ndarray]]):
         shard = self._about["shards"][number]
         path, record = self._directory / shard["file"], shard["record"]
         features = map_safetensors(path)
-        found = {name: list(tensor.shape) for name, tensor in features.items()}
         forms = record["features"]
-        expected = {name: [len(record["kept"]), *form["shape"]] for name, form in forms.items()}
+        found = {name: _described(rows.dtype, rows.shape) for name, rows in features.items()}
+        expected = {}
+        for name, form in forms.items():
+            dtype = _dtype(form)
+            stored = features[name].dtype if name in features else dtype
+            if not dtype.is_floating_point and not stored.is_floating_point:
+                dtype = stored  # integers lie there as narrow as their values allow
+            expected[name] = _described(dtype, (len(record["kept"]), *form["shape"]))
         if found != expected:
             raise ValueError(
                 f"{path}: contains {found}, the index has {expected}; rebuild the cache"
@@ -124,9 +130,18 @@ class _Shards(dict[int, dict[str, np.ndarray]]):
         return self[number]
 
 
+def _dtype(form: Mapping[str, Any]) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, form["dtype"])
+    return dtype
+
+
+def _described(dtype: torch.dtype, shape: Sequence[int]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+
+
 def _form(form: dict[str, Any]) -> tuple[list[int], torch.dtype, np.dtype]:
     """Shape and dtype of a feature's rows, and the dtype of their `_bits`."""
-    dtype = getattr(torch, form["dtype"])
+    dtype = _dtype(form)
     return form["shape"], dtype, _bits(torch.empty(0, dtype=dtype)).dtype
 
 

@@ -458,9 +458,15 @@ def test_malformed_safetensors_name_the_file(tmp_path, content):
         map_safetensors(path)
 
 
-def test_a_shard_that_does_not_fit_the_index(tmp_path):
-    cache = make(tmp_path / "c")
-    save_file({"target": torch.zeros(2, 6)}, tmp_path / "c" / "features-00000.safetensors")
+@pytest.mark.parametrize("fault", ["rows", "dtype"])
+def test_a_shard_that_does_not_fit_the_index(tmp_path, fault):
+    cache, path = make(tmp_path / "c"), tmp_path / "c" / "features-00000.safetensors"
+    features = {name: tensor.clone() for name, tensor in map_safetensors(path).items()}
+    if fault == "rows":
+        features["target"] = features["target"][:2]
+    else:
+        features["understanding"] = features["understanding"].double()
+    save_file(features, path)
     with pytest.raises(ValueError, match=r"features-00000\.safetensors: contains"):
         cache.rows([0])
 
