@@ -230,7 +230,7 @@ def cases(device: str) -> list[Case]:
             attention("BAGEL 1024 px", [[*BAGEL[:2], ("noise", 4098)]] * 7, 28, 4, 128),
         ]
     return [
-        cross_entropy("the issue's", 4096, 1024, 32768),
+        cross_entropy("large vocabulary", 4096, 1024, 32768),
         cross_entropy("Show-o codes", 512, 2048, 8192),
         cross_entropy("laptop", 1024, 128, 1500),
         flow("BAGEL, fewer rows", 4096, 3584, 64),
