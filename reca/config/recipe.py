@@ -119,6 +119,12 @@ def for_arm(recipe: Recipe, arm: str) -> Recipe:
     those of reca as captions in addition to the kept ones, `reca_only` reconstructs them, as in the published objective
     with lambda_t2i = 0.
     """
+    if arm not in ARMS:
+        raise ValueError(f"arm {arm!r} is not known; choose one of: {', '.join(ARMS)}")
+    if "reca" not in recipe.active():  # a control would be plain training under another name
+        raise ValueError(
+            f"arm {arm!r} is made from the task reca, which the recipe does not train; set align.tasks.reca"
+        )
     if arm == "reca":
         return recipe
     if arm == "shuffled":
@@ -127,12 +133,6 @@ def for_arm(recipe: Recipe, arm: str) -> Recipe:
         return replace(recipe, ablation="random_encoder")
     if arm == "template_only":
         return replace(recipe, ablation="template_only")
-    if arm not in ("sft", "reca_only"):
-        raise ValueError(f"arm {arm!r} is not known; choose one of: {', '.join(ARMS)}")
-    if "reca" not in recipe.tasks:
-        raise ValueError(
-            f"arm {arm!r} trades the tasks reca and t2i, but the recipe has no task reca; add align.tasks.reca"
-        )
     others = {name: task for name, task in recipe.tasks.items() if name not in ("reca", "t2i")}
     reca, kept = recipe.tasks["reca"], recipe.active().get("t2i")
     if kept is not None:

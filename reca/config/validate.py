@@ -133,16 +133,16 @@ def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
             allowed = f"is no arm of this experiment; {suggestion(arm, experiment.arms)}"
             raise problem(f"models.{name}.arms", arm, allowed)
     arms = experiment.arms_of(name)
-    if "reca" in arms and "reca" not in model.align.active():
+    trained = [arm for arm in arms if arm != "base"]
+    if trained and "reca" not in model.align.active():
         tasks = list(model.align.active())
-        raise problem(
-            f"models.{name}.align.tasks", tasks, "arm reca needs task reca, weight above 0"
-        )
-    for arm in ("reca", *(arm for arm in arms if arm not in ("base", "reca"))):
+        allowed = f"arm {trained[0]} needs task reca, weight above 0"
+        raise problem(f"models.{name}.align.tasks", tasks, allowed)
+    for arm in (None, *trained):
         try:
-            for_arm(model.align, arm).validate()
+            (model.align if arm is None else for_arm(model.align, arm)).validate()
         except ValueError as error:
-            where = "" if arm == "reca" else f" (arm {arm})"
+            where = "" if arm in (None, "reca") else f" (arm {arm})"
             raise ValueError(f"models.{name}.{error}{where}") from error
 
 

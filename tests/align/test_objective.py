@@ -169,6 +169,14 @@ def test_reca_only_reconstructs_what_others_keep_as_captions():
     assert arguments.ARMS == ARMS
 
 
+@pytest.mark.parametrize("arm", ARMS)
+def test_no_arm_is_made_from_a_recipe_without_the_task_reca(arm):
+    """A shuffled control without reca would be plain training under another name."""
+    tasks = {"reca": TaskRecipe(0.0, 4), "i2t": TaskRecipe(1.0, 3)}
+    with pytest.raises(ValueError, match=f"arm '{arm}' is made from the task reca"):
+        for_arm(recipe(tasks=tasks), arm)
+
+
 def test_template_only_is_told_nothing_of_the_image():
     _, own = planned("reca")
     model, batch = planned("reca", ablation="template_only")
