@@ -316,10 +316,13 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def refuse_changes(path: Path, saved: Any, current: Any, allow: Sequence[str]) -> None:
+def refuse_changes(
+    path: Path, saved: Any, current: Any, allow: Sequence[str], *, folder: Path
+) -> None:
     """Raise ValueError, one line per field, if this run differs from the one that wrote `path`.
 
-    `allow` lists dotted fields that may change (a prefix covers all fields below it).
+    `allow` lists dotted fields that may change (a prefix covers all fields below it); `folder` is what to remove for
+    a new start.
     """
     before, now = flatten(saved), flatten(json.loads(json.dumps(current)))
     changed = [
@@ -331,8 +334,7 @@ def refuse_changes(path: Path, saved: Any, current: Any, allow: Sequence[str]) -
     if refused:
         lines = [f"  {name}: {before.get(name)!r} -> {now.get(name)!r}" for name in refused]
         raise ValueError(
-            "\n".join(
-                [f"{path}: this checkpoint belongs to a run with another configuration:", *lines]
-            )
-            + "\nrestore these fields, start in a new folder, or allow the change by name"
+            "\n".join([f"{path}: belongs to a run with another configuration or code:", *lines])
+            + f"\nrestore these, or remove {folder} and start again; an alignment goes on all the same where "
+            "`reca align --allow FIELD` names them"
         )

@@ -174,10 +174,11 @@ def by_rank(weights: Mapping[str, Tensor]) -> DecayGroups:
     )
 
 
-def load_trained(folder: Path, model: UnifiedModel) -> int:
+def load_trained(folder: Path, model: UnifiedModel, names: Sequence[str]) -> int:
     """Load the newest checkpoint of a working folder into an unsharded `model` (its average, if it has one).
 
-    Returns the step. After a run of several ranks, rank 0 uses this to get a model that `save` can write.
+    `names` are the weights that the run trained, as `freeze` returns them. Returns the step. After a run of several
+    ranks, rank 0 uses this to get a model that `save` can write.
     """
     newest = checkpoint.latest(folder)
     if newest.path is None:
@@ -185,7 +186,7 @@ def load_trained(folder: Path, model: UnifiedModel) -> int:
             f"{folder}: no valid checkpoint here: {[reason for _, reason in newest.broken]}"
         )
     group = "ema" if any(newest.path.glob("ema-*.safetensors")) else "trainable"
-    names = set(model.trainable_parameters())
-    weights = {name: weight for name, weight in model.named_parameters() if name in names}
+    known = dict(model.named_parameters())
+    weights = {name: known[name] for name in names}
     _copy_all(weights, checkpoint.read_tensors(newest.path, group), newest.path)
     return newest.step

@@ -39,11 +39,8 @@ from reca.models.contract import UnifiedModel
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-HOUSEKEEPING = (
-    "checkpoint_every",
-    "keep",
-    "tensorboard",
-)  # recipe fields that do not affect the numbers
+HOUSEKEEPING = ("checkpoint_every", "keep", "tensorboard", "nonfinite", "nonfinite_limit")
+"""Recipe fields that change no finished step, so that a run goes on with other ones."""
 NEWER: dict[str, Any] = {"compile": False, "ablation": None}
 """Recipe fields that came later, with the value that changes nothing."""
 SPANS = ("data", "forward", "backward", "optimizer")
@@ -57,8 +54,8 @@ class NonFiniteLoss(ValueError):
     def __init__(self, step: int, task: str, samples: Sequence[int], what: str) -> None:
         super().__init__(
             f"step {step}, task {task}: {what} (samples {list(samples)} of this rank); weights and checkpoints "
-            "are those of the previous step. Inspect these samples, lower align.lr, set align.clip, or set "
-            "align.nonfinite=skip"
+            "are those of the previous step. Inspect these samples; set align.nonfinite=skip, with which this run goes "
+            "on; or lower align.lr or set align.clip, which need a new run"
         )
         self.step, self.task, self.samples = step, task, list(samples)
 
@@ -205,7 +202,10 @@ def resume(
     step = processes.from_first(found.step if found else 0)
     if step:
         path = folder / f"step-{step:010d}"
-        checkpoint.refuse_changes(path, checkpoint.read_state(path)["run"], record, allow)
+        saved = checkpoint.read_state(path)["run"]
+        for name in HOUSEKEEPING:  # older checkpoints have some of them
+            saved["recipe"].pop(name, None)
+        checkpoint.refuse_changes(path, saved, record, allow, folder=folder.parent)
         state.restore(path)
     return step
 
@@ -410,7 +410,7 @@ def save(
     if not math.isfinite(norm_of(list(state.weights.values()))):
         raise ValueError(
             f"step {step}: the weights are not finite after this step; checkpoints are those of earlier steps. "
-            "Lower align.lr or set align.clip, then run the same command"
+            f"Lower align.lr or set align.clip, remove {folder.parent} and run the same command"
         )
     facts = {"run": record, "tally": asdict(state.tally), "versions": versions()}
     return checkpoint.save(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reca.align.batches import EditRows, FeatureData, Places
+from reca.align.batches import EditRows, FeatureData, FeatureRows, Places, TaskData
 from reca.config.recipe import Recipe, visits
 from reca.core.artifacts import MANIFEST, sha256_file
 from reca.data.dataset import read_texts
@@ -20,6 +20,7 @@ from reca.features.roles import open_role
 if TYPE_CHECKING:
     from reca.config.schema import DataSource
     from reca.data.formats import Sample
+    from reca.models.contract import UnifiedModel, Use
 
 
 def feature_data(
@@ -38,8 +39,8 @@ def feature_data(
     """
     tasks = recipe.active()
     generates, reads = {"reca", "t2i"} & set(tasks), "i2t" in tasks
-    draw = open_cache(_folder_of(caches, "draw", "cache")) if generates else None
-    read = open_cache(_folder_of(caches, "read", "cache")) if reads else None
+    draw = open_cache(_folder_of(caches, "draw", "cache"), use="draw") if generates else None
+    read = open_cache(_folder_of(caches, "read", "cache"), use="read") if reads else None
     text_samples: Sequence[Sample] = []
     if "text" in tasks:
         source, folder = _role(sources, folders, Role.TEXT)
@@ -48,7 +49,9 @@ def feature_data(
     if draw is not None and "t2i" in tasks:
         captions = _captions(_samples(draw, *_role(sources, folders, Role.RECONSTRUCT)))
     questions = _samples(read, *_role(sources, folders, Role.ANSWER)) if read is not None else []
-    edited = open_cache(_folder_of(caches, "edit", "cache")) if "edit" in tasks else None
+    edited = None
+    if "edit" in tasks:
+        edited = open_cache(_folder_of(caches, "edit", "cache"), use="edit")
     edits = []
     if edited is not None:
         source, folder = _role(sources, folders, Role.EDIT)
@@ -70,6 +73,16 @@ def feature_data(
             if cache is not None and cache.visits is not None
         },
     )
+
+
+def check_encoders(data: TaskData, model: UnifiedModel) -> None:
+    """ValueError for a feature cache that another model's encoders made."""
+    if not isinstance(data, FeatureData):
+        return
+    uses: dict[Use, FeatureRows | None] = {"draw": data.draw, "read": data.read, "edit": data.edit}
+    for use, rows in uses.items():
+        if isinstance(rows, FeatureCache):
+            rows.check_encoder(model.encoder_fingerprint(use))
 
 
 def _places(cache: FeatureCache, wanted: Visits) -> Places:

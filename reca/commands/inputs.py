@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reca.core.artifacts import MANIFEST, SEAL, read_manifest
+from reca.core.artifacts import MANIFEST, SEAL, read_manifest, write_atomic
 from reca.core.documents import json_value, read_json
 from reca.core.ledger import verify_once
-from reca.core.ownership import WorkFolder, check_place
+from reca.core.ownership import WorkFolder, check_place, is_mark
+from reca.core.sealed import seal, unseal
+
+logger = logging.getLogger(__name__)
 
 
 def read_section(text: str) -> dict[str, Any]:
@@ -52,20 +56,18 @@ def roles(sources: Mapping[str, Path]) -> dict[str, Path]:
     return {f"source {role}": folder for role, folder in sources.items()}
 
 
-def work_folder(
-    arguments: Namespace, stage: str, reads: Iterable[Path] = (), names: Iterable[str] = ()
-) -> WorkFolder:
+def work_folder(arguments: Namespace, stage: str, reads: Iterable[Path] = ()) -> WorkFolder:
     """The folder for a stage's unfinished work: `--work`, else a folder below `work/` named after `--out`.
 
-    `names`: what the stage writes there besides the usual files. ValueError unless the folder is new, empty or from an
-    earlier run of this stage, and separate from `--out` and from the folders in `reads`.
+    ValueError unless the folder is new, empty or from an earlier run of this stage, and separate from `--out` and from
+    the folders in `reads`.
     """
     out = Path(arguments.out)
     if arguments.work is None:
         name = os.path.abspath(out).strip("/").replace("/", "-")
-        work = WorkFolder(Path("work/by-hand") / name, stage, frozenset(names))
+        work = WorkFolder(Path("work/by-hand") / name, stage)
     else:
-        work = WorkFolder(Path(arguments.work), stage, frozenset(names))
+        work = WorkFolder(Path(arguments.work), stage)
         check_place("--work", work.path, [])
         if out.resolve().is_relative_to(work.path.resolve()):
             raise ValueError(
@@ -79,6 +81,26 @@ def work_folder(
         )
     work.check(reads)
     return work
+
+
+def begun_as(work: WorkFolder, described: Mapping[str, Any], *, free: Sequence[str] = ()) -> None:
+    """Record in a work folder what its stage is made from; ValueError lists what has changed since it began.
+
+    `free` lists dotted fields of `described` that change nothing. Work without an intact record is begun anew.
+    """
+    from reca.align.checkpoint import refuse_changes
+
+    inputs = {name: read["sha256"] for name, read in described["inputs"].items()}
+    now = {name: described[name] for name in ("section", "seed", "code")} | {"inputs": inputs}
+    record = work.path / "stage.json"
+    before = unseal(record.read_bytes()) if record.is_file() else None
+    if before is not None:
+        refuse_changes(record, before, now, free, folder=work.path)
+    elif any(entry.name != record.name for entry in work.path.iterdir() if not is_mark(entry)):
+        logger.warning("%s: does not say what it was made from; starting again", work.path)
+        work.remove()
+        work.claim()
+    write_atomic(record, seal(now))
 
 
 def of_section(section: Mapping[str, Any], *names: str) -> list[Any]:

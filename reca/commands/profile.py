@@ -71,14 +71,16 @@ def _inputs(
     """The model and data of the arguments, else the tiny ones of the family; what they are, in words."""
     folders, caches = pairs("--data", arguments.data), pairs("--cache", arguments.cache)
     if arguments.base is not None:
-        from reca.align.training_data import feature_data
+        from reca.align.training_data import check_encoders, feature_data
         from reca.models.registry import load_model
 
         entries = {role: config.data.get(role, role) for role in map(str, recipe.roles())}
         sources = sources_of({r: asdict(experiment.data[entry]) for r, entry in entries.items()})
         seed = (config.seeds or experiment.seeds)[0]
         data = feature_data(recipe, sources, folders, caches, seed=seed, ranks=1)
-        return load_model(Path(arguments.base)), data, recipe, f"model folder {arguments.base}"
+        model = load_model(Path(arguments.base))
+        check_encoders(data, model)
+        return model, data, recipe, f"model folder {arguments.base}"
     if folders or caches:
         raise ValueError(
             "--data and --cache need --base; give all three as to `reca align`, or none"

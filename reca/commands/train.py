@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from reca.commands.code import stage_code
-from reca.commands.inputs import of_section, pairs, read_section, records_of, work_folder
+from reca.commands.inputs import (
+    begun_as,
+    of_section,
+    pairs,
+    read_section,
+    records_of,
+    work_folder,
+)
 from reca.config.compose import section
 from reca.config.recipe import Recipe, for_arm
 from reca.config.schema import DataSource, Fit, Weights
-from reca.core.artifacts import Stage, read_json, size_of
+from reca.core.artifacts import MANIFEST, Stage, read_json, size_of
 from reca.data.order import Visits
+from reca.data.prompts import bank
 
 
 def import_base(arguments: Namespace) -> None:
@@ -99,27 +107,38 @@ def align(arguments: Namespace) -> None:
     folders, caches = pairs("--data", arguments.data), pairs("--cache", arguments.cache)
     model, started = Path(arguments.model), time.time()
     inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
-    work = work_folder(arguments, "align", inputs.values())
+    work, code = work_folder(arguments, "align", inputs.values()), stage_code("align", family)
 
-    def train() -> Trained:
+    def train() -> tuple[Trained, str]:
+        """The result, and the fingerprint of the data."""
         sources = sources_of(data)
-        data_by_role = feature_data(
-            recipe, sources, folders, caches, seed=arguments.seed, ranks=ranks
+        read = feature_data(recipe, sources, folders, caches, seed=arguments.seed, ranks=ranks)
+        done = run(
+            model,
+            read,
+            recipe,
+            seed=arguments.seed,
+            work=work.path,
+            code=code,
+            allow=arguments.allow,
         )
-        return run(model, data_by_role, recipe, seed=arguments.seed, work=work.path)
+        return done, read.fingerprint()
 
     if not is_first():
         train()
         return
+    # verified first, so that damage is found before hours of training
+    records = records_of(inputs)
+    if recipe.prompts_file is not None and "reca" in recipe.active():
+        bank(recipe.prompts, recipe.prompts_file)
+        records["prompts"] = Path(recipe.prompts_file)
     stage = Stage(
         "align",
         arguments.out,
-        inputs=records_of(
-            inputs
-        ),  # verified first, so that damage is found before hours of training
+        inputs=records,
         section={**plain, "arm": arguments.arm},
         seed=arguments.seed,
-        code=stage_code("align", family),
+        code=code,
         started=started,
         reads=inputs.values(),
         needs=size_of(model),
@@ -127,8 +146,14 @@ def align(arguments: Namespace) -> None:
     network = read_json(model / DESCRIPTION)["network"]
     before_a_run(family, network, recipe, ranks)
     with work, stage:
-        trained = train()
+        trained, fingerprint = train()
         write(trained, model, work.path, stage.staging)
+        if ranks > 1:  # batches are per rank, so their number is a part of the recipe
+            stage.describe(ranks=ranks)
+        if not all((folder / MANIFEST).is_file() for folder in folders.values()):
+            stage.describe(data=fingerprint)  # captions of a user's folder are in no other record
+        if arguments.allow:
+            stage.note(allowed=list(arguments.allow))
         stage.note(**{**asdict(trained.summary), "checkpoint": None})
 
 
@@ -143,6 +168,7 @@ def _named(kind: str, folders: Mapping[str, Path]) -> dict[str, Path]:
 
 def pretrain(arguments: Namespace) -> None:
     """Train one component of a laptop base model, or the model itself."""
+    from reca.align.trainer import HOUSEKEEPING
     from reca.toyworld.pretrain.run import pretrain_base, pretrain_part
 
     plain = read_section(arguments.section)
@@ -153,8 +179,8 @@ def pretrain(arguments: Namespace) -> None:
     started = {} if begin is None else {"start": begin}
     inputs = {**_named("data", data), **_named("part", parts), **started}
     name = f"pretrain {arguments.part}"
-    work = work_folder(arguments, name, inputs.values(), plain.get("phases", ()))
-    with Stage(
+    work = work_folder(arguments, name, inputs.values())
+    stage = Stage(
         name,
         arguments.out,
         inputs=records_of(inputs),
@@ -162,8 +188,16 @@ def pretrain(arguments: Namespace) -> None:
         seed=arguments.seed,
         code=code,
         reads=inputs.values(),
-    ) as stage:
-        work.claim()
+    )
+    # what changes no weight, or only how they are written
+    free = ["section.fit.checkpoint_every", "section.storage", "section.log_every"]
+    free += [
+        f"section.phases.{phase}.{field}"
+        for phase in plain.get("phases", ())
+        for field in HOUSEKEEPING
+    ]
+    with work, stage:
+        begun_as(work, stage.described, free=free)
         places = {"seed": arguments.seed, "work": work.path, "out": stage.staging}
         if arguments.part != "base":
             (fit,), (folder,) = of_section(plain, "fit"), of_section(data, "reconstruct")

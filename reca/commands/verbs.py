@@ -211,6 +211,13 @@ VERBS = (
             DATA,
             CACHE,
             arg("--arm", required=True, choices=ARMS, help="objective"),
+            arg(
+                "--allow",
+                action="append",
+                default=[],
+                metavar="FIELD",
+                help="resume although this changed, as the refusal names it: given.code, recipe.lr, ... (repeatable)",
+            ),
             SEED,
             WORK,
             OUT,

@@ -256,6 +256,10 @@ class Stage:
             return False
         return all(record.get(key) == value for key, value in self.described.items())
 
+    def describe(self, **facts: Any) -> None:
+        """Add facts to the manifest that its inputs, section, seed and code do not say."""
+        self.described.update(facts)
+
     def note(self, **facts: Any) -> None:
         """Add facts that may differ from run to run to `run.json`."""
         self.notes.update(facts)

@@ -24,7 +24,7 @@ _ATOMIC = re.compile(r"(.*/)?\.([^/]+)\.[0-9a-f]{16}")  # as `reca.core.atomic` 
 _MARK_TEXT = "Unfinished work of a reca stage: it goes on from here, and removes it when it ends.\n"
 _WORK_NAMES = re.compile(
     r"\.reca-work-.+|checkpoints|lock|log\.jsonl|timing\.jsonl|tensorboard|\..+\.jsonl\..+"  # training
-    r"|start(\.json)?|cache"  # pre-training
+    r"|stage\.json|start(\.json)?|cache|phases"  # pre-training
     r"|[0-9a-f]{16}|any|guidance-.+|reconstruct|evidence\.jsonl"  # drawing, examining
     r"|\.?[0-9a-f]{64}\.(safetensors|json)(\..+)?|[0-9a-z]+\.lock"  # shards of a cache
 )
@@ -121,7 +121,6 @@ class WorkFolder:
 
     path: Path
     stage: str
-    more: frozenset[str] = frozenset()  # names that this stage writes besides the usual ones
 
     def check(self, reads: Iterable[Path], option: str = "--work") -> None:
         """ValueError unless the folder is absent, empty or this stage's own; `reads` must lie outside."""
@@ -129,7 +128,7 @@ class WorkFolder:
         if not self.path.is_dir():
             return
         names = sorted(entry.name for entry in self.path.iterdir())
-        foreign = [n for n in names if n not in self.more and not _WORK_NAMES.fullmatch(n)]
+        foreign = [name for name in names if not _WORK_NAMES.fullmatch(name)]
         if names and (foreign or self._mark.name not in names):
             raise ValueError(
                 f"{option} {self.path}: holds {(foreign or names)[0]} and is not the work folder of stage "
@@ -164,6 +163,11 @@ class WorkFolder:
     ) -> None:
         if kind is None or [entry.name for entry in self.path.iterdir()] == [self._mark.name]:
             self.remove()
+
+
+def is_mark(entry: Path) -> bool:
+    """Whether a file is the mark of a work folder."""
+    return entry.name.startswith(MARK)
 
 
 def is_work(folder: Path) -> bool:

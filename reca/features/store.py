@@ -20,7 +20,7 @@ from reca.core.documents import fields, rows
 from reca.data.order import Visits
 
 if TYPE_CHECKING:
-    from reca.models.contract import Features
+    from reca.models.contract import Features, Use
 
 INDEX, ABOUT = "index.parquet", "cache.json"
 COLUMNS = ("id", "position", "image_sha256", "shard", "offset")
@@ -62,6 +62,13 @@ class FeatureCache:
             "unreadable": len(self.about["unreadable"]),
             "without_image": self.about["without_image"],
         }
+
+    def check_encoder(self, fingerprint: str) -> None:
+        """ValueError if a model of another `encoder_fingerprint` made the rows."""
+        if self.about["covers"].get("encoder") != fingerprint:
+            raise ValueError(
+                f"{self.directory}: made by a different encoder than this model's; rebuild the cache"
+            )
 
     @property
     def visits(self) -> Visits | None:
@@ -163,13 +170,12 @@ def map_safetensors(path: Path) -> Features:
 
 
 def open_cache(
-    directory: str | Path, *, verify: bool = False, encoder: str | None = None
+    directory: str | Path, *, verify: bool = False, use: Use | None = None
 ) -> FeatureCache:
     """Open a complete cache; `verify` also hashes every shard, description and index are always hashed.
 
     Raises:
-        ValueError: no complete cache, a damaged file (named), or, if `encoder` (a model's
-            `encoder_fingerprint`) is given, a cache of another encoder.
+        ValueError: no complete cache, a damaged file (named), or, if `use` is given, a cache for another one.
     """
     directory = Path(directory)
     if verify:
@@ -187,9 +193,9 @@ def open_cache(
     for shape in about["features"].values():
         fields(shape, directory / ABOUT, shape=list, dtype=str)
     rows(about.get("shards"), directory / ABOUT, file=str, record=dict)
-    if encoder is not None and about["covers"].get("encoder") != encoder:
+    if use is not None and (found := about["covers"].get("use")) != use:
         raise ValueError(
-            f"{directory}: made by a different encoder than this model's; rebuild the cache"
+            f"{directory}: has images for use {found!r}, not {use!r}; give the cache of this use"
         )
     return FeatureCache(directory, about, _read_index(directory / INDEX))
 

@@ -163,14 +163,16 @@ CHANGES = {
 def test_resume_of_another_run_is_refused_by_field(tmp_path, field):
     run(tmp_path, stop_at=1, identity={"cache": "one"})
     changed = {"identity": {"cache": "one"}} | CHANGES[field]
-    with pytest.raises(ValueError, match=rf"another configuration:\n  {field}: .* -> .*\nrestore"):
+    with pytest.raises(
+        ValueError, match=rf"another configuration or code:\n  {field}: .* -> .*\nrestore"
+    ):
         run(tmp_path, stop_at=2, **changed)
     assert checkpoint.latest(tmp_path / CHECKPOINTS).step == 1
 
 
 def test_allowed_and_harmless_changes_resume(tmp_path):
     run(tmp_path, stop_at=1)
-    changes = {"lr": 3e-2, "keep": 7, "checkpoint_every": 3}
+    changes = {"lr": 3e-2, "keep": 7, "checkpoint_every": 3, "nonfinite": "skip"}
     _, summary = run(tmp_path, stop_at=2, changes=changes, allow=["recipe.lr"])
     assert summary.resumed_from == 1
 

@@ -6,7 +6,7 @@ import pytest
 
 from reca.align import run as arm
 from reca.align.log import LOG
-from reca.align.state import load_trained
+from reca.align.state import freeze, load_trained
 from reca.align.trainer import CHECKPOINTS
 from tests.align.runs import SEED, recipe
 from tests.align.toy import Toy, toy_data
@@ -21,7 +21,10 @@ class Saved(Toy):
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_the_trained_model_is_saved_without_loading_the_base_again(tmp_path, monkeypatch, ema):
+@pytest.mark.parametrize("trains", [[], ["blocks.*"]])
+def test_the_trained_model_is_saved_without_loading_the_base_again(
+    tmp_path, monkeypatch, ema, trains
+):
     loaded: list[Saved] = []
 
     def load(folder):
@@ -30,14 +33,15 @@ def test_the_trained_model_is_saved_without_loading_the_base_again(tmp_path, mon
 
     monkeypatch.setattr(arm, "load_model", load)
     work, out = tmp_path / "work", tmp_path / "out"
-    few = recipe(steps=6, ema=ema)
-    trained = arm.run(tmp_path, toy_data(), few, seed=SEED, work=work)
+    few = recipe(steps=6, ema=ema, trains=trains)
+    trained = arm.run(tmp_path, toy_data(), few, seed=SEED, work=work, code="code")
     arm.write(trained, tmp_path, work, out)
     assert len(loaded) == 1 and trained.model is loaded[0]
     assert len((out / LOG).read_text().splitlines()) == 6
     # what a sharded run writes: the base, loaded again, with the last checkpoint's weights
-    arm.write(arm.Trained(trained.summary, None), tmp_path, work, out)
+    arm.write(arm.Trained(trained.summary, trains, None), tmp_path, work, out)
     assert len(loaded) == 2
-    assert load_trained(work / CHECKPOINTS, Saved()) == trained.summary.steps
+    again = Saved()
+    assert load_trained(work / CHECKPOINTS, again, freeze(again, trains)) == trained.summary.steps
     for name, weight in loaded[0].written.items():
         assert weight.equal(loaded[1].written[name]), name

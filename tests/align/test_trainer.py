@@ -273,10 +273,10 @@ def test_tensorboard_holds_the_losses(tmp_path):
 def test_load_trained_gives_the_result_of_the_run(tmp_path):
     trained, _ = run(tmp_path)
     fresh = Toy()
-    assert load_trained(tmp_path / CHECKPOINTS, fresh) == 20
+    assert load_trained(tmp_path / CHECKPOINTS, fresh, freeze(fresh)) == 20
     assert all(torch.equal(w, fresh.get_parameter(n)) for n, w in trained.named_parameters())
     with pytest.raises(ValueError, match="no valid checkpoint"):
-        load_trained(tmp_path / "nothing", fresh)
+        load_trained(tmp_path / "nothing", fresh, freeze(fresh))
 
 
 def test_weights_missing_from_the_model_are_refused(tmp_path):

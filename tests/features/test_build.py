@@ -211,9 +211,12 @@ def test_a_new_section_is_recorded_without_encoding(tmp_path):
 
 def test_another_encoder_is_refused_when_opened(tmp_path):
     make(tmp_path / "c")
-    open_cache(tmp_path / "c", encoder=DrawingToy().encoder_fingerprint("draw"))
+    cache = open_cache(tmp_path / "c", use="draw")
+    cache.check_encoder(DrawingToy().encoder_fingerprint("draw"))
     with pytest.raises(ValueError, match="different encoder"):
-        open_cache(tmp_path / "c", encoder=DrawingToy(seed=1).encoder_fingerprint("draw"))
+        cache.check_encoder(DrawingToy(seed=1).encoder_fingerprint("draw"))
+    with pytest.raises(ValueError, match="has images for use 'draw', not 'read'"):
+        open_cache(tmp_path / "c", use="read")
 
 
 def test_unknown_dtype(tmp_path):

@@ -82,9 +82,9 @@ def test_phases_train_the_reader_and_then_what_reca_trains():
 
 def test_a_base_that_was_stopped_finds_its_work_folder_again(tmp_path):
     """`start.json` of the phases' first model is the stage's own."""
-    work = WorkFolder(tmp_path / "work", "pretrain base", frozenset({"a_language"}))
+    work = WorkFolder(tmp_path / "work", "pretrain base")
     work.claim()
-    for name in ("start", "cache", "a_language"):
+    for name in ("start", "cache", "phases"):
         (work.path / name).mkdir()
     (work.path / "start.json").write_text("{}")
     work.check([])

@@ -38,6 +38,7 @@ rule align:
         lambda wc: f"{base_folder(wc.model, wc.seed)}/manifest.json",
         lambda wc: data_manifests(roles_of(wc.model).values()),
         lambda wc: records_in(cache_folders(wc.model, wc.seed).values()),
+        lambda wc: prompts_of(wc.model, wc.arm),
     output:
         f"{RESULTS}/{{model}}/{{arm}}/seed-{{seed}}/manifest.json",
     log:

@@ -2,6 +2,7 @@
 
 from snakemake.exceptions import WorkflowError
 
+from reca.config.recipe import for_arm
 from reca.config.validate import aligned_roles, needed_data
 from reca.core.artifacts import sha256_file
 from reca.data.role import USES
@@ -60,6 +61,12 @@ def listed(paths):
 def unlisted(records):
     """Hashes of the records that `listed` leaves out."""
     return [sha256_file(path) for path in records if "{" in path]
+
+
+def prompts_of(model, arm):
+    """The user's file of reconstruction prompts, if an arm reads one."""
+    recipe = for_arm(EXPERIMENT.models[model].align, arm)
+    return [recipe.prompts_file] if recipe.prompts_file and "reca" in recipe.active() else []
 
 
 def roles_of(model):

@@ -66,7 +66,10 @@ def fit(
         weight_decay=recipe.weight_decay,
     )
     state = TrainState(names, optimizer, None)
-    record = {"seed": seed, "recipe": asdict(recipe), "data": data}
+    described = {
+        name: value for name, value in asdict(recipe).items() if name != "checkpoint_every"
+    }
+    record = {"seed": seed, "recipe": described, "data": data}
     folder, value = work_dir / CHECKPOINTS, math.nan
     with checkpoint.exclusive(work_dir):
         start = _resume(folder, state, record)
@@ -123,6 +126,8 @@ def _resume(folder: Path, state: TrainState, record: dict) -> int:
     found = checkpoint.recover(folder)
     if found.path is None:
         return 0
-    checkpoint.refuse_changes(found.path, checkpoint.read_state(found.path)["run"], record, ())
+    saved = checkpoint.read_state(found.path)["run"]
+    saved["recipe"].pop("checkpoint_every", None)  # older checkpoints have it
+    checkpoint.refuse_changes(found.path, saved, record, (), folder=folder.parent)
     state.restore(found.path)
     return found.step

@@ -124,7 +124,7 @@ def pretrain_base(
                 data,
                 phases[name],
                 seed=seed,
-                work_dir=work / name,
+                work_dir=work / "phases" / name,
                 log=out / f"{name}.jsonl",
                 identity=identity,
             )
