@@ -138,11 +138,11 @@ def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
         tasks = list(model.align.active())
         allowed = f"arm {trained[0]} needs task reca, weight above 0"
         raise problem(f"models.{name}.align.tasks", tasks, allowed)
-    for arm in (None, *trained):
+    for own in (None, *trained):
         try:
-            (model.align if arm is None else for_arm(model.align, arm)).validate()
+            (model.align if own is None else for_arm(model.align, own)).validate()
         except ValueError as error:
-            where = "" if arm in (None, "reca") else f" (arm {arm})"
+            where = "" if own in (None, "reca") else f" (arm {own})"
             raise ValueError(f"models.{name}.{error}{where}") from error
 
 
