@@ -247,6 +247,7 @@ def test_cleaning_keeps_what_no_stage_wrote(here):
     for name in ("data/world/notes.txt", "logs/x/a.log", "logs/notes.txt", "build/mine.yaml"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("mine")
+    Path("logs/x/a.log").write_text("12:00:00 reca.align.log: step 1")
     Path(
         "results/x/scores/manifest.json"
     ).unlink()  # as Snakemake does before it makes a stage again
@@ -260,6 +261,51 @@ def test_cleaning_keeps_what_no_stage_wrote(here):
     assert left == stays | {"data/mine", "logs/notes.txt", "build/mine.yaml"}
     assert tree(here).keys() == left | {"file", "link", "mine/deep/notes.txt"}
     assert not Path("results").exists() and not Path("work").exists()
+
+
+def test_cleaning_knows_logs_benchmarks_and_downloads(here):
+    known = {"kind": "mirror", "licence": "l", "used_by": ["u"], "revision": None}
+    known |= {"files": ["whole.bin"]}
+    header = "s\th:m:s\tmax_rss\n"
+    ours = {
+        "logs/x/printed.log": "3 cells",
+        "benchmarks/x/printed.tsv": header,
+        "logs/x/late.log": "a warning\n12:00:00 reca.align.log: step 1\n",
+        "logs/x/failed.log": "reca align: no such folder\n",
+        "logs/x/empty.log": "",
+        "work/downloads/known/whole.bin": "all",
+        "work/downloads/any/deep/a.bin.part": "half",
+        "work/downloads/any/deep/a.bin.part.json": "{}",
+        f"work/downloads/any/.a.bin.{'0f' * 8}": "half",
+    }
+    mine = {
+        "logs/mine.log": "day 1: hungry",
+        "benchmarks/mytable.tsv": "name\tscore\n",
+        "work/downloads/mine.bin": "mine",
+        "work/downloads/mine.part": "mine",
+        "work/downloads/known/mine.bin": "mine",
+        "config/sources.yaml": json.dumps({"sources": {"known": known}}),
+    }
+    for name, text in {**ours, **mine}.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    left = {str(path) for path in clean()}
+    assert left == mine.keys() - {"config/sources.yaml"}
+    assert tree(here).keys() == {*mine, "file", "link", "mine/deep/notes.txt"}
+
+
+@pytest.mark.parametrize("link", ["work", "work/downloads", "work/downloads/source"])
+def test_cleaning_follows_no_link(here, tmp_path, link):
+    shared = tmp_path / "shared"
+    (shared / "downloads/source").mkdir(parents=True)
+    for name in ("a", "downloads/b", "downloads/source/c.part", "downloads/source/d"):
+        (shared / name).write_text("mine")
+    Path(link).parent.mkdir(parents=True, exist_ok=True)
+    Path(link).symlink_to(shared / Path(link).relative_to("work"))
+    before = tree(shared)
+    left = {str(path) for path in clean()}
+    assert tree(shared) == before and Path(link).is_symlink()
+    assert left == {link}
 
 
 def test_a_set_of_pictures_replaces_only_a_set(here):
