@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import json
+import os
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +104,40 @@ def test_wrong_use_is_explained(folder, tmp_path):
     with pytest.raises(ValueError, match="no image"):
         (tmp_path / "empty").mkdir()
         open_dataset("folder", tmp_path / "empty")
+
+
+@pytest.fixture
+def locked(monkeypatch):
+    """A function that makes a folder unreadable, also for root."""
+    scandir = os.scandir
+
+    def lock(folder: Path) -> None:
+        def refuse(path="."):
+            if Path(path) == folder:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+
+    return lock
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tar"])
+def test_a_folder_that_cannot_be_read_is_named(folder, locked, kind):
+    table = pa.table({"image": [png(1)]})
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        archive.add(folder / "scene1.png", "scene1.png")
+    pq.write_table(table, folder / "a.parquet")
+    assert len(open_dataset(kind, folder))
+    locked(folder / "deep")
+    with pytest.raises(ValueError, match=r"deep: cannot read this folder \(Permission denied\)"):
+        open_dataset(kind, folder)
+
+
+def test_a_hidden_folder_of_images_may_be_unreadable(folder, locked):
+    (folder / ".trash").mkdir()
+    locked(folder / ".trash")
+    assert len(open_dataset("folder", folder)) == 4
 
 
 PHOTOGRAPHS = {

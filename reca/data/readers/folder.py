@@ -12,6 +12,7 @@ from typing import Any
 from reca.core.artifacts import MANIFEST, RUN
 from reca.core.images import SUFFIXES
 from reca.core.unreadable import UnreadableImage, UnreadableText
+from reca.core.walk import entries
 from reca.data.dataset import NAMES_SHOWN, Sample
 from reca.data.readers import metadata
 from reca.data.readers.hashes import hash_files
@@ -48,12 +49,12 @@ class FolderDataset:
     def __init__(self, root: Path, caption: str = "caption") -> None:
         self.root = root
         self.caption = caption
-        entries = sorted(
-            (path for path in root.rglob("*") if not _hidden(path, root)),
+        below = sorted(
+            entries(root, hidden=False),
             key=lambda path: natural_key(path.relative_to(root).as_posix()),
         )
-        files = [path for path in entries if path.is_file()]
-        self.not_files = [path for path in entries if not path.is_file() and not _walked(path)]
+        files = [path for path in below if path.is_file()]
+        self.not_files = [path for path in below if not path.is_file() and not _walked(path)]
         self.tables = [path for path in files if path.name.lower() == metadata.NAME]
         described = Metadata()
         for path in self.tables:
@@ -160,10 +161,6 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
     parts = re.split(r"([0-9]+)", text)
     key = [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
     return [*key, (2, 0, text)]
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _walked(path: Path) -> bool:

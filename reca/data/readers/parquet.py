@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from reca.core.artifacts import sha256_json
 from reca.core.documents import json_value, kind_of
 from reca.core.unreadable import UnreadableImage, UnreadableText
+from reca.core.walk import entries
 from reca.data.dataset import Conversation, Sample
 from reca.data.readers.arrow_copy import ArrowCopies
 from reca.data.readers.folder import natural_key
@@ -245,7 +246,8 @@ def _image_bytes(value: Any, name: str) -> bytes | None:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    files = sorted(path.rglob("*.parquet"), key=lambda file: natural_key(file.as_posix()))
+    named = (file for file in entries(path) if file.name.endswith(".parquet"))
+    files = sorted(named, key=lambda file: natural_key(file.as_posix()))
     if not files:
         raise ValueError(f"{path}: no *.parquet in this folder")
     return files

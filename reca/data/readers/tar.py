@@ -22,6 +22,7 @@ from reca.core.artifacts import sha256_json
 from reca.core.images import SUFFIXES
 from reca.core.ledger import hashes_of, load_ledger, save_ledger, stamp
 from reca.core.unreadable import UnreadableImage
+from reca.core.walk import entries
 from reca.data.dataset import NAMES_SHOWN, Sample
 from reca.data.readers.folder import natural_key
 from reca.data.readers.names import check_unicode
@@ -257,7 +258,8 @@ def _shards(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     # A hub's folders are kept: text-to-image-2M has its shard in data_1024_10K/.
-    shards = sorted(path.rglob("*.tar"), key=lambda shard: natural_key(shard.as_posix()))
+    named = (shard for shard in entries(path) if shard.name.endswith(".tar"))
+    shards = sorted(named, key=lambda shard: natural_key(shard.as_posix()))
     if not shards:
         raise ValueError(f"{path}: no *.tar in this folder; fetch its source, or set the path")
     return shards

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from reca.core.walk import entries
 from reca.data.readers.folder import IMAGE_SUFFIXES, natural_key
 from reca.evaluation.graded import Graded, coverage_of, interval, mean
 from reca.inference.items import Prompt
@@ -52,7 +53,7 @@ def pictures(data: Mapping[str, Path], count: int) -> list[tuple[Prompt, bytes]]
 def _files(folder: Path) -> dict[str, tuple[Path, int, int]]:
     """File, offset and length of every image, by its name."""
     found: dict[str, tuple[Path, int, int]] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(entries(folder)):
         if path.suffix == ".tar":
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
