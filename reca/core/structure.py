@@ -16,6 +16,7 @@ import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -44,7 +45,13 @@ NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 
-_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_WORDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Path: "a text",  # as JSON has it
+}
 _RANGES = {  # pydantic's type of error: what is allowed, with pydantic's name of the bound
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
@@ -74,7 +81,10 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def build(kind: type[T], value: Any, path: str = "") -> T:
-    """Make a dataclass of `kind` from plain data; ValueError with key path, value and what is allowed."""
+    """Make a dataclass, or a value of any annotation, from plain data.
+
+    ValueError with key path, value and what is allowed.
+    """
     from pydantic import ValidationError
 
     _check_plain(value, path)
@@ -193,9 +203,9 @@ def _follow(kind: type, location: Sequence[str | int], path: str) -> tuple[str, 
         inner: Any = _without_none(hint)
         if is_dataclass(inner):
             hint = _hints(cast(Any, inner)).get(str(key), Any)
-        elif get_origin(inner) is dict:
+        elif get_origin(inner) in (dict, Mapping):
             hint = get_args(inner)[1]
-        elif get_origin(inner) in (list, tuple):
+        elif get_origin(inner) in (list, tuple, Sequence):
             hint = get_args(inner)[0]
         else:
             break
@@ -206,14 +216,16 @@ def _follow(kind: type, location: Sequence[str | int], path: str) -> tuple[str, 
 def _describe(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return " or ".join(map(_describe, arguments))
+        return " or ".join(dict.fromkeys(map(_describe, arguments)))
     if origin is Literal:
         return f"one of {', '.join(arguments)}"
-    if origin is list or arguments[1:] == (...,):
+    if origin is Annotated:
+        return _describe(arguments[0])
+    if origin in (list, Sequence) or arguments[1:] == (...,):
         return f"a list, each {_describe(arguments[0])}"
     if origin is tuple:
         return f"a list of {len(arguments)}, each {_describe(arguments[0])}"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return f"a mapping from names, each {_describe(arguments[1])}"
     if hint is NoneType:
         return "null"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from reca.core.structure import build
 from reca.data.dataset import MAX_UNREADABLE, Dataset, Sample
 
 __all__ = [
@@ -61,13 +62,24 @@ def jpeg_side(options: Mapping[str, Any]) -> int | None:
     return value
 
 
-def check_options(kind: str, options: Iterable[str]) -> None:
-    """Raise ValueError for an option that the reader of this kind does not have."""
-    allowed = [*list(inspect.signature(_reader(kind)).parameters)[1:], *SHARED]
-    for name in options:
+def check_options(kind: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that the reader of this kind does not have, or of a type that it does not take."""
+    reader = _reader(kind)
+    allowed = [*list(inspect.signature(reader).parameters)[1:], *SHARED]
+    hints = get_type_hints(reader.__init__, include_extras=True)  # type: ignore[misc]
+    for name, value in options.items():
         if name not in allowed:
             known = ", ".join(allowed)
             raise ValueError(f"data kind {kind}: unknown option {name!r}; allowed: {known}")
+        if name not in SHARED:
+            build(hints[name], _plain(value), name)
+
+
+def _plain(value: Any) -> Any:
+    """An option as a file would say it: paths are texts there."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 def _reader(kind: str) -> Callable[..., Dataset]:

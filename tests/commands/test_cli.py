@@ -249,6 +249,10 @@ def test_check_knows_the_options_of_readers(capsys):
     assert "data.reconstruct.options: data kind world: unknown option 'colunm'" in (
         capsys.readouterr().err
     )
+    assert main(["check", "laptop", "data.reconstruct.options.row_groups='4'"]) == 2
+    assert "data.reconstruct.options: row_groups = '4': must be a whole number or null\n" in (
+        capsys.readouterr().err
+    )
 
 
 # ---- section text --------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_shards_can_be_left_out_by_name(shards):
     [
         (["s1*", "geneval*"], r"exclude = 'geneval\*' matches no shard of s9\.tar, s10\.tar"),
         (["*"], "matches all shards"),
-        ("s1*", "must be a list of patterns"),
+        ("s1*", "must be a list, each a text"),
     ],
 )
 def test_a_pattern_that_leaves_out_nothing_or_everything_is_refused(shards, exclude, message):

@@ -19,11 +19,11 @@ class ArrowCopies:
 
     A copy is named by the state of its parquet file and the columns, so a changed file is copied again and the copies
     of an interrupted run are used by the next. A complete set is as large as the decoded columns. ValueError for
-    something that is no path.
+    an empty path.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        if not isinstance(folder, str | Path) or not str(folder):
+        if not str(folder):
             raise ValueError(f"arrow_folder = {folder!r}: must be the path of a folder")
         self.folder = Path(folder)
 

@@ -11,6 +11,7 @@ from typing import Any
 from reca.core.artifacts import sha256_json
 from reca.core.documents import kind_of, read_json
 from reca.core.ledger import hashes_of
+from reca.core.structure import Share
 from reca.core.unreadable import UnreadableImage, UnreadableText
 from reca.data.dataset import Conversation, Sample
 from reca.data.readers.archives import ImageFolder
@@ -44,7 +45,7 @@ class LlavaDataset:
         self,
         path: Path,
         images: str | Path | Mapping[str, str | Path] | None = None,
-        max_malformed: float = 0.001,
+        max_malformed: Share = 0.001,
     ) -> None:
         self.file = _single_json(path)
         folders = images if isinstance(images, Mapping) else {"": images or self.file.parent}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from reca.core.artifacts import sha256_json
 from reca.core.documents import json_value, kind_of
+from reca.core.structure import Count, Whole
 from reca.core.unreadable import UnreadableImage, UnreadableText
 from reca.core.walk import entries
 from reca.data.dataset import Conversation, Sample
@@ -69,8 +70,8 @@ class ParquetDataset:
         id: str | None = None,
         conversations: str | None = None,
         extra: Sequence[str] | None = None,
-        row_groups: int | None = None,
-        cache_mib: int = CACHE_MIB,
+        row_groups: Count | None = None,
+        cache_mib: Whole = CACHE_MIB,
         arrow_folder: str | Path | None = None,
     ) -> None:
         self.root = path if path.is_dir() else path.parent
@@ -88,7 +89,7 @@ class ParquetDataset:
         self.extra = _choose_extra(path, present, self.columns, extra)
         self._cache: OrderedDict[tuple[int, bool], pa.Table] = OrderedDict()
         self._cached_bytes = 0
-        self._cache_bytes = _bytes_of(cache_mib)
+        self._cache_bytes = cache_mib * 2**20
         self._row_groups = row_groups
         self._copies = None if arrow_folder is None else ArrowCopies(arrow_folder)
         self._decoded = 0
@@ -291,12 +292,6 @@ def _read_group(file: Path, group: int, rows: int, columns: list[str]) -> pa.Tab
         raise ValueError(
             f"{file}: row group {group} is damaged ({fault}); fetch it again"
         ) from fault
-
-
-def _bytes_of(mib: int) -> int:
-    if isinstance(mib, bool) or not isinstance(mib, int) or mib < 0:
-        raise ValueError(f"cache_mib = {mib!r}: must be a whole number of MiB, 0 or more")
-    return mib * 2**20
 
 
 def _schema_names(files: list[Path]) -> list[str]:

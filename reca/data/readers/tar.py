@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from reca.core.artifacts import sha256_json
 from reca.core.images import SUFFIXES
 from reca.core.ledger import hashes_of, load_ledger, save_ledger, stamp
+from reca.core.structure import Count
 from reca.core.unreadable import UnreadableImage
 from reca.core.walk import entries
 from reca.data.dataset import NAMES_SHOWN, Sample
@@ -79,7 +80,7 @@ class TarDataset:
         self,
         path: Path,
         caption: str = "caption",
-        max_member_bytes: int = MAX_MEMBER_BYTES,
+        max_member_bytes: Count = MAX_MEMBER_BYTES,
         exclude: Sequence[str] = (),
     ) -> None:
         self.caption = caption
@@ -269,10 +270,6 @@ def _without(
     shards: list[Path], root: Path, patterns: Sequence[str]
 ) -> tuple[list[Path], list[str]]:
     """The shards that no pattern matches, and the names of the others; ValueError for a pattern without a shard."""
-    if isinstance(patterns, str):
-        raise ValueError(
-            f"exclude = {patterns!r}: must be a list of patterns, such as [{patterns!r}]"
-        )
     names = {shard: shard.relative_to(root).as_posix() for shard in shards}
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names.values()):
