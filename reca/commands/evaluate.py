@@ -57,7 +57,8 @@ def _evaluations(
         read_manifest(models[run].path)
         for name, stages in fields(benchmarks, f"--section: {run}").items():
             where = f"--section: {run}.{name}"
-            (described,) = of_section(fields(stages, where), "score")
+            parts = fields(stages, where, sample=dict, observe=dict, score=dict)
+            described = parts["score"]
             kind = fields(described, f"{where}.score", kind=str)["kind"]
             if not registry.kind(kind).toyworld:
                 raise ValueError(

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from reca.core.artifacts import MANIFEST, SEAL, read_manifest, write_atomic
-from reca.core.documents import json_value, read_json
+from reca.core.documents import fields, json_value, read_json
 from reca.core.ledger import verify_once
 from reca.core.ownership import WorkFolder, check_place, is_mark
 from reca.core.sealed import seal, unseal
 
 logger = logging.getLogger(__name__)
+
+# Parts of the stages' sections: `reca.config` checks what is in them.
+_PARTS: dict[str, type] = dict.fromkeys(("family", "run", "cache_dtype", "storage"), str) | dict.fromkeys(
+    ("network", "weights", "data", "align", "sampler", "benchmark", "visits", "fit", "phases", "binding", "answers"), dict
+)
 
 
 def read_section(text: str) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def read_section(text: str) -> dict[str, Any]:
         section = read_manifest(Path(text[1:]).parent)["section"]
     if not isinstance(section, dict):
         raise ValueError(f"--section: must be a JSON object, not {type(section).__name__}")
-    return section
+    return fields(section, "--section", **{name: _PARTS[name] for name in section.keys() & _PARTS})
 
 
 def pairs(option: str, texts: Iterable[str]) -> dict[str, Path]:

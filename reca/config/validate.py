@@ -115,15 +115,21 @@ def _check_showo_network(path: str, network: dict[str, Any]) -> None:
         raise problem(f"{path}.clip_vision", None, "understanding clip needs the sizes of a tower")
     if reader == "vq" and network.get("clip_vision") is not None:
         raise problem(f"{path}.clip_vision", "...", "must be null where understanding is vq")
-    resolution, factor = network.get("resolution", 256), _down_sampling(network)
+    resolution, factor = network.get("resolution", 256), _down_sampling(path, network)
     if not isinstance(resolution, int) or resolution < factor or resolution % factor:
         allowed = f"must be a multiple of {factor}, the tokenizer's pixels per image code"
         raise problem(f"{path}.resolution", resolution, allowed)
 
 
-def _down_sampling(network: dict[str, Any]) -> int:
+def _down_sampling(path: str, network: dict[str, Any]) -> int:
     """Pixels per code and side: every level of the tokenizer but the last halves the picture."""
-    return 2 ** (len(network.get("vq", {}).get("enc_ch_mult", (1, 2, 2, 4, 4))) - 1)
+    vq = network.get("vq", {})
+    if not isinstance(vq, dict):
+        raise problem(f"{path}.vq", vq, "must be a mapping, the sizes of the tokenizer")
+    levels = vq.get("enc_ch_mult", (1, 2, 2, 4, 4))
+    if not isinstance(levels, list | tuple) or not levels:
+        raise problem(f"{path}.vq.enc_ch_mult", levels, "must be a list, one width for each level")
+    return 2 ** (len(levels) - 1)
 
 
 def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:

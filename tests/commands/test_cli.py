@@ -216,6 +216,9 @@ BEFORE_A_RUN = {
     "network.max_text=many": "network.max_text = 'many': must be a whole number",
     "network.options.encode_batch=0": "options.encode_batch = 0: must be at least 1",
     "network.llm.num_attention_heads=8": "network.llm.num_attention_heads is 4, but 8 in the configuration",
+    "network.vq=4": "models.showo_tiny_bound.network.vq = 4: must be a mapping",
+    "network.vq.enc_ch_mult=4": "network.vq.enc_ch_mult = 4: must be a list, one width for each level",
+    "network.vq.enc_ch_mult=[]": "network.vq.enc_ch_mult = []: must be a list, one width for each level",
     "weights.path=nowhere": "models.showo_tiny_bound.weights.path = 'nowhere': no such folder",
 }
 
@@ -266,6 +269,14 @@ def test_section_from_text_file_and_nonsense(tmp_path):
         read_section("{a: 1}")
     with pytest.raises(ValueError, match="--section: must be a JSON object, not list"):
         read_section("[1]")
+    for part, said in {
+        '"data": []': "data is a list, not an object",
+        '"cache_dtype": ["fp32"]': "cache_dtype is a list, not a text",
+        '"family": {}': "family is an object, not a text",
+        '"visits": 5': "visits is a number, not an object",
+    }.items():
+        with pytest.raises(ValueError, match=f"--section: {said}"):
+            read_section(f"{{{part}}}")
     with pytest.raises(ValueError, match=r"--section @none\.json: cannot read \(No such file"):
         read_section("@none.json")
     assert pairs("--data", ["reconstruct=data/a", "answer=b=c"]) == {
