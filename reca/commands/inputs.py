@@ -38,7 +38,8 @@ def read_section(text: str) -> dict[str, Any]:
         section = read_manifest(Path(text[1:]).parent)["section"]
     if not isinstance(section, dict):
         raise ValueError(f"--section: must be a JSON object, not {type(section).__name__}")
-    return fields(section, "--section", **{name: _PARTS[name] for name in section.keys() & _PARTS})
+    where = f"--section {text}" if is_file else "--section"
+    return fields(section, where, **{name: _PARTS[name] for name in section.keys() & _PARTS})
 
 
 def pairs(option: str, texts: Iterable[str]) -> dict[str, Path]:

@@ -22,7 +22,7 @@ def report(arguments: Namespace) -> None:
     from reca.config.compose import resolved
     from reca.report import page
 
-    experiment, results = _experiment(arguments.experiment), Path(arguments.results)
+    experiment, results = _experiment(arguments.experiment), _results(arguments)
     plain = {"experiment": label(experiment)}
     inputs = records_of(_scored(results))
     code = stage_code("report")
@@ -46,6 +46,14 @@ def _experiment(name: str) -> Experiment:
     return compose.section(Experiment, fields(read_yaml(name), name))
 
 
+def _results(arguments: Namespace) -> Path:
+    """The folder of results; ValueError if there is none, whose tables would say of everything that it was not run."""
+    results = Path(arguments.results)
+    if not results.is_dir():
+        raise ValueError(f"--results {results}: no such folder; name the folder of finished runs")
+    return results
+
+
 def _scored(results: Path) -> dict[str, Path]:
     """All score and guidance folders below `results`, by relative path."""
     folders = [path.parent for path in results.rglob(SCORES)]
@@ -65,8 +73,13 @@ def paper(arguments: Namespace) -> int:
 
     if arguments.scale not in (None, *SCALES):
         raise ValueError(f"--scale {arguments.scale}: {suggestion(arguments.scale, SCALES)}")
-    results = Path(arguments.results)
+    results = _results(arguments)
     scores = collect(results, scale=arguments.scale)
+    if arguments.check and not scores:
+        raise ValueError(
+            f"--results {results}: holds no score of a test at this scale, so there is nothing to --check; name the "
+            "folder of finished runs, or give --scale"
+        )
     folders = {str(row["folder"]): row["folder"] for row in scores}
     expect = _expectations(arguments.experiment, {row["experiment"] for row in scores})
     code, section_ = stage_code("paper"), {"expect": expect}

@@ -370,6 +370,21 @@ def test_every_expectation_of_the_papers_experiment_about_a_table_finds_its_cell
         assert cell_["expected"]["value"] == pytest.approx(cell_["reported"], rel=0.02)
 
 
+def test_results_that_are_not_there_are_not_checked(tmp_path, capsys):
+    from reca.cli import main
+
+    words = ["--results", str(tmp_path / "none"), "--out", str(tmp_path / "tables")]
+    for verb in (["paper"], ["report", "--experiment", "laptop"]):
+        assert main([*verb, *words]) == 2
+        assert "none: no such folder" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    assert main(["paper", *words, "--check"]) == 2
+    error = capsys.readouterr().err
+    assert "none: holds no score" in error and error.count("\n") == 1
+    assert not (tmp_path / "tables").exists()
+    assert main(["paper", *words]) == 0
+
+
 def test_check_fails_where_a_number_is_outside(tmp_path, capsys):
     from reca.cli import main
 
