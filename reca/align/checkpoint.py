@@ -29,6 +29,7 @@ from reca.align.distributed import ProcessGroup, full_tensor
 from reca.core.artifacts import read_json, sha256_file, sha256_json
 from reca.core.atomic import disk_errors, flush, publish
 from reca.core.documents import json_value
+from reca.core.locks import demand_locks
 
 logger = logging.getLogger(__name__)
 
@@ -298,7 +299,9 @@ def exclusive(folder: Path) -> Iterator[None]:
             f"{folder}: cannot write here ({error.strerror}); choose a writable folder"
         ) from error
     with lock:
-        if not lock_descriptor(lock.fileno(), blocking=False):
+        with demand_locks(folder):
+            taken = lock_descriptor(lock.fileno(), blocking=False)
+        if not taken:
             raise ValueError(
                 f"{folder}: another process is training here; wait for it or choose another folder"
             )

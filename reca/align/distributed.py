@@ -61,11 +61,23 @@ def join(device: str = "auto") -> ProcessGroup:
     if size == 1:
         return ProcessGroup(device=own)
     if own.type == "cuda":
-        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        own = torch.device("cuda", _local_gpu())
         torch.cuda.set_device(own)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
     return ProcessGroup(rank, size, own)
+
+
+def _local_gpu() -> int:
+    """The number of this process's GPU; ValueError if this node has fewer GPUs than processes."""
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= count:
+        started = os.environ.get("LOCAL_WORLD_SIZE", local + 1)
+        raise ValueError(
+            f"resources.gpus: {started} processes were started on this node, but PyTorch sees {count} GPUs here; set "
+            f"resources.gpus to at most {count}, or ask for a node with more"
+        )
+    return local
 
 
 def leave() -> None:
@@ -113,6 +125,8 @@ def wrapped(
     The bound `forward` is replaced instead of the module, so parameter names stay the official ones, and the hooks of
     FSDP2 run outside of the compiled code, as does recomputation.
     """
+    if compiled:
+        _check_compiler(blocks)
     for block in blocks if compiled else ():
         # Shapes are symbols from the first call on, so that what is compiled does not depend on the batch that a run
         # begins or resumes with.
@@ -125,6 +139,15 @@ def wrapped(
     finally:
         for block in blocks:
             block.__dict__.pop("forward", None)
+
+
+def _check_compiler(blocks: Sequence[nn.Module]) -> None:
+    """The compiler's own error if it has no C++ compiler for the CPU: later, pages of warnings would come before it."""
+    on_cpu = any(weight.device.type == "cpu" for block in blocks for weight in block.parameters())
+    if COMPILER == "inductor" and on_cpu:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
 
 
 def _compiles(versions: int) -> AbstractContextManager[None]:

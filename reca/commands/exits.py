@@ -15,6 +15,10 @@ _NO_GPU_MEMORY = (
     "the GPU is out of memory; see `reca plan EXPERIMENT` for what uses it, decrease align.tasks.*.batch and increase "
     "align.accumulation, or set align.activation_checkpointing"
 )
+_NO_COMPILER = (
+    "align.compile needs a C++ compiler; install one, such as g++, or set align.compile=false"
+)
+_COMPILER_SIGN = "InvalidCxxCompiler"  # torch's error, or in the text of the one around it
 # Messages of the loader and torch, which do not raise MemoryError.
 _SIGNS = (
     "failed to map segment",
@@ -42,6 +46,8 @@ def line_of(error: Exception) -> tuple[str, int] | None:
         return "an input is nested too deeply", USER
     if isinstance(error, MemoryError):
         return _NO_MEMORY, MACHINE
+    if isinstance(error, RuntimeError) and _COMPILER_SIGN in f"{type(error).__name__}: {text}":
+        return f"{_NO_COMPILER} ({text[:200]})", MACHINE
     if isinstance(error, ImportError | RuntimeError):
         gave_out = any(sign in text.lower() for sign in _SIGNS)
         remedy = _NO_GPU_MEMORY if "cuda" in text.lower() else _NO_MEMORY

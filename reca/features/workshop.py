@@ -22,6 +22,7 @@ from safetensors.torch import save
 
 from reca.core import artifacts
 from reca.core.atomic import replacing, write_atomic
+from reca.core.locks import demand_locks
 from reca.core.ownership import WorkFolder
 from reca.core.sealed import seal, unseal
 from reca.features.store import ABOUT
@@ -63,7 +64,8 @@ class Workshop:
             descriptor = None
             try:
                 descriptor = os.open(self.folder, os.O_RDONLY)
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                with demand_locks(self.folder):
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)
                 if os.path.samestat(os.fstat(descriptor), self.folder.stat()):
                     self._work.check(())  # the folder is not removed while it is locked
                     self._work.claim()
@@ -79,7 +81,9 @@ class Workshop:
     def lock(self, name: str, wait: bool) -> Iterator[bool]:
         """Take a named lock, which the kernel releases if the process dies; False if another process has it."""
         with open(self.folder / f"{name}.lock", "w") as file:
-            yield lock_descriptor(file.fileno(), blocking=wait)
+            with demand_locks(self.folder):
+                taken = lock_descriptor(file.fileno(), blocking=wait)
+            yield taken
 
     def write(self, key: str, features: Features, record: dict[str, Any]) -> dict[str, Any]:
         """Write a shard: the features first, then the record with their hash, which is returned."""

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from reca.core.artifacts import write_json
 from reca.core.atomic import publish
 from reca.core.documents import json_object
+from reca.core.locks import demand_locks
 from reca.sources.checks import Digest, Expected, starts_like_html, verify
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,13 @@ class Part:
     def __enter__(self) -> Part:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.path.open("ab", buffering=0)
-        if not lock_descriptor(self.file.fileno(), blocking=False):
+        try:
+            with demand_locks(self.path.parent):
+                taken = lock_descriptor(self.file.fileno(), blocking=False)
+        except BaseException:
+            self.file.close()
+            raise
+        if not taken:
             self.file.close()
             raise ValueError(f"{self.path}: another process is downloading this file; wait for it")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -137,6 +138,16 @@ def test_read_only_folder(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"step-0000000002.*4800 bytes.*Read-only file system"):
             save(tmp_path, 2)
     assert_holds(tmp_path, 1)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: fail_with(number)())
+    with (
+        pytest.raises(ValueError, match=rf"{tmp_path}: this file system has no locks .*--work"),
+        checkpoint.exclusive(tmp_path),
+    ):
+        pass
 
 
 def test_folder_that_is_a_file(tmp_path):

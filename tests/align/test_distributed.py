@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from reca.align.distributed import trained_blocks, wrapped
+from reca.align.distributed import join, trained_blocks, wrapped
 from reca.align.state import freeze, load_trained
 from reca.align.trainer import CHECKPOINTS, align
+from reca.commands.exits import line_of
 from tests.align.runs import SEED, tensors_of
 from tests.align.toy import Toy
 from tests.align.two_ranks import shared_data, shared_recipe
@@ -62,6 +63,33 @@ def test_only_trained_repeated_blocks_are_sharded():
     model = Toy()
     freeze(model)
     assert trained_blocks(model) == list(model.blocks)
+
+
+def test_without_a_compiler_nothing_is_compiled():
+    blocks = list(Toy().blocks)
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "/no/compiler")}),
+        pytest.raises(RuntimeError, match="No working C") as caught,
+        wrapped(blocks, recompute=False, compiled=True),
+    ):
+        pass
+    said, status = line_of(caught.value)
+    assert said.startswith("align.compile needs a C++ compiler; install one") and status == 1
+    assert all("forward" not in block.__dict__ for block in blocks)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    started = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError) as caught:
+        join()
+    assert str(caught.value) == (
+        "resources.gpus: 4 processes were started on this node, but PyTorch sees 2 GPUs here; set resources.gpus to "
+        "at most 2, or ask for a node with more"
+    )
 
 
 def test_recomputation_is_undone():

@@ -123,6 +123,11 @@ def test_machine_trouble_is_exit_1(monkeypatch, capsys):
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
         (RecursionError("maximum recursion depth exceeded"), 2, "an input is nested too deeply"),
+        (
+            RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: No working C++ compiler"),
+            1,
+            "align.compile needs a C++ compiler; install one, such as g++, or set align.compile=false (",
+        ),
     ],
 )
 def test_what_has_no_words_of_its_own_is_one_line(monkeypatch, capsys, error, status, said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import multiprocessing
@@ -412,6 +413,15 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="choose a writable folder"):
         make(tmp_path / "file" / "c")
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with pytest.raises(ValueError, match=r"work/\S+: this file system has no locks \(Operation"):
+        make(tmp_path / "cache", work=tmp_path / "work/cache")
 
 
 def test_an_incomplete_cache_does_not_exist(tmp_path):

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 import threading
 import time
@@ -389,6 +390,17 @@ def test_two_processes_do_not_share_a_part(server: Server, tmp_path: Path) -> No
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process"):
             get(server, tmp_path)
+
+
+def test_a_file_system_without_locks_is_named(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with pytest.raises(ValueError, match=f"{tmp_path}: this file system has no locks"):
+        get(server, tmp_path)
 
 
 # ---- a full disk ---------------------------------------------------------------------------------
