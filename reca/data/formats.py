@@ -66,7 +66,7 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that the reader of this kind does not have, or of a type that it does not take."""
     reader = _reader(kind)
     allowed = [*list(inspect.signature(reader).parameters)[1:], *SHARED]
-    hints = get_type_hints(reader.__init__, include_extras=True)  # type: ignore[misc]
+    hints = get_type_hints(reader.__init__, include_extras=True)
     for name, value in options.items():
         if name not in allowed:
             known = ", ".join(allowed)
