@@ -18,8 +18,8 @@ from reca.core.sealed import seal, unseal
 logger = logging.getLogger(__name__)
 
 # Parts of the stages' sections: `reca.config` checks what is in them.
-_PARTS: dict[str, type] = dict.fromkeys(("family", "run", "cache_dtype", "storage"), str) | dict.fromkeys(
-    ("network", "weights", "data", "align", "sampler", "benchmark", "visits", "fit", "phases", "binding", "answers"), dict
+_PARTS: dict[str, type] = dict.fromkeys(("family", "run", "cache_dtype"), str) | dict.fromkeys(
+    ("network", "weights", "data", "align", "sampler", "benchmark", "visits", "fit", "phases"), dict
 )
 
 
