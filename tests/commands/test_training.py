@@ -158,4 +158,6 @@ def test_work_that_does_not_say_what_it_was_made_from_is_begun_anew(inside, stop
     (inside / "work/part/stage.json").unlink()
     stopped.undo()
     assert pretrain() == 0
-    assert "work/part: does not say what it was made from; starting again" in capsys.readouterr().err
+    assert (
+        "work/part: does not say what it was made from; starting again" in capsys.readouterr().err
+    )
