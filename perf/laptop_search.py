@@ -238,7 +238,8 @@ def _phase(
     recipe = experiment.pretrain.phases[phase]
     ((_, config),) = experiment.models.items()
     model, started = placed(load_model(before)), time.process_time()
-    read = phase_data(experiment.data, folders, experiment.pretrain.answers.get(phase))
+    chosen = (experiment.pretrain.answers.get(phase), experiment.pretrain.texts.get(phase))
+    read = phase_data(experiment.data, folders, *chosen)
     caches = encoded(model, *read, arguments.work / "cache", "search")
     data = feature_data(recipe, *read, caches, seed=arguments.seed, ranks=1)
     identity = {"model": sha256_json([phase, arguments.seed, model.encoder_fingerprint("draw")])}

@@ -210,7 +210,7 @@ def pretrain(arguments: Namespace) -> None:
                 role: DataSource(kind="world") for role in data
             }  # the only kind that it supports
             places |= {"folders": data, "parts": parts, "code": code, "begin": begin}
-            options = ("binding", "contrast", "answers", "storage", "log_every")
+            options = ("binding", "contrast", "answers", "texts", "storage", "log_every")
             places |= {name: plain[name] for name in options if name in plain}
             loss = pretrain_base(family, network, recipes, worlds, **places)
         stage.note(loss=loss)

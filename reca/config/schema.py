@@ -255,6 +255,8 @@ class Pretrain:
     contrast: NonNegative = 0.0  # in `binding`, the weight of telling objects apart
     # By phase, the entry of `data` whose questions it reads instead of `answer`: what is learned last goes first.
     answers: dict[str, str] = field(default_factory=dict)
+    # By phase, the entry of `data` whose described scenes it reads instead of `text`.
+    texts: dict[str, str] = field(default_factory=dict)
     # Dtype of the written weights: half of the bytes for models that ship with the repository.
     storage: Literal["float32", "float16"] = "float32"
     # Steps between two lines of the step logs beside the weights, which ship with them.

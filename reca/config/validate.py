@@ -48,7 +48,8 @@ def check(experiment: Experiment, config_dir: Path) -> None:
         _check_model(f"models.{name}", model)
         _check_arms(experiment, name, model)
     entries = {name for model in experiment.models.values() for name in model.data.values()}
-    entries |= set(experiment.pretrain.answers.values() if experiment.pretrain else ())
+    if (pretrain := experiment.pretrain) is not None:
+        entries |= {*pretrain.answers.values(), *pretrain.texts.values()}
     for role, source in experiment.data.items():
         _check_data(f"data.{role}", role, source, entries)
     for name, benchmark in experiment.benchmarks.items():
@@ -162,7 +163,7 @@ def _check_pretrain(experiment: Experiment) -> None:
             recipe.validate()
         except ValueError as error:
             raise ValueError(f"pretrain.phases.{name}.{error}") from error
-    for section in ("binding", "answers"):
+    for section in ("binding", "answers", "texts"):
         for name in getattr(pretrain, section):
             if name not in pretrain.phases:
                 allowed = f"is no phase; {suggestion(name, pretrain.phases)}"
@@ -289,10 +290,9 @@ def cache_visits(
 def pretrained_roles(pretrain: Pretrain) -> list[str]:
     """The entries of `data` that pretraining reads: its parts look at pictures, its phases at what their tasks do."""
     entries = [Role.RECONSTRUCT.value] if pretrain.parts else []
+    chosen = {Role.ANSWER: pretrain.answers, Role.TEXT: pretrain.texts}
     for name, recipe in pretrain.phases.items():
-        for role in recipe.roles():
-            own = pretrain.answers.get(name) if role is Role.ANSWER else None
-            entries.append(own or role.value)
+        entries += [chosen.get(role, {}).get(name, role.value) for role in recipe.roles()]
     return list(dict.fromkeys(entries))
 
 

@@ -117,6 +117,8 @@ def test_a_phase_may_read_questions_of_its_own():
         ValueError, match=r"pretrain.answers = 'd_color': is no phase; did you mean 'd_colour'"
     ):
         compose.load(name, ["pretrain.answers={d_color: colour}"], FOLDER)
+    told = ["+data.told=${data.text}", "pretrain.texts={a_language: told}"]
+    assert needed_data(compose.load(name, told, FOLDER))[1] == "told"
     with pytest.raises(ValueError, match=r"data.colour = None: pretraining reads it"):
         compose.load(name, ["~data.colour"], FOLDER)
 

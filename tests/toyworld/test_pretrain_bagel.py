@@ -43,12 +43,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("worlds")
     render(ToyWorld(images=48, seed=1, caption=CAPTION), root / "pictures")
     render(ToyWorld(kind="text", images=24, seed=2), root / "text")
+    render(ToyWorld(kind="text", images=20, seed=4, binding=0.8), root / "told")
     render(ToyWorld(images=40, seed=3, caption=CAPTION, asks=["colour"]), root / "colours")
     return {
         "reconstruct": root / "pictures",
         "answer": root / "pictures",
         "text": root / "text",
         "colour": root / "colours",
+        "told": root / "told",
     }
 
 
@@ -124,7 +126,8 @@ def test_the_base_model_rebuilds_and_each_phase_trains_its_own(network, folders,
         run.pretrain_base(
             "bagel", network, phases, sources, folders=folders, parts=parts, seed=0,
             work=tmp_path / turn / "work", out=out, code="test",
-            binding={"c_joint": 0.3}, answers={"b_align": "colour"}, storage="float16", log_every=2,
+            binding={"c_joint": 0.3}, answers={"b_align": "colour"}, texts={"a_language": "told"},
+            storage="float16", log_every=2,
         )  # fmt: skip
         hashes.add(tuple(sha256_file(path) for path in sorted(out.glob("*.safetensors"))))
         stored = load_safetensors(out / "model.safetensors")

@@ -160,6 +160,7 @@ def options_of_pretraining():
         "binding": pretrain.binding,
         "contrast": pretrain.contrast,
         "answers": pretrain.answers,
+        "texts": pretrain.texts,
     }
     if pretrain.storage != "float32":
         chosen["storage"] = pretrain.storage

@@ -97,6 +97,7 @@ def pretrain_base(
     binding: Mapping[str, float] | None = None,
     contrast: float = 0.0,
     answers: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
     storage: str = "float32",
     log_every: int = 1,
 ) -> dict[str, dict[str, float | None]]:
@@ -104,9 +105,9 @@ def pretrain_base(
 
     `begin` is a model folder to continue from, instead of `parts`; `binding` has by phase the weight of the term of
     `binding.bound`, and `contrast` is the weight inside it; `answers` has the entry of `sources` and `folders` whose
-    questions a phase reads instead of `answer`; `storage` is the dtype of the written weights; `log_every` thins the
-    step logs beside them. Returns the last losses by phase. Caches and checkpoints are in `work`, so a killed run
-    resumes inside its phase.
+    questions a phase reads instead of `answer`, `texts` the same for `text`; `storage` is the dtype of the written
+    weights; `log_every` thins the step logs beside them. Returns the last losses by phase. Caches and checkpoints are
+    in `work`, so a killed run resumes inside its phase.
     """
     start = _start(family, network, parts, begin, seed, work)
     model = placed(load_model(start))
@@ -114,7 +115,7 @@ def pretrain_base(
     values = pretraining_of(family).attention_values
     losses: dict[str, dict[str, float | None]] = {}
     for name in sorted(phases):
-        read = phase_data(sources, folders, (answers or {}).get(name))
+        read = phase_data(sources, folders, (answers or {}).get(name), (texts or {}).get(name))
         caches = encoded(model, *read, work / "cache", code)
         data = feature_data(phases[name], *read, caches, seed=seed, ranks=1)
         identity = {"model": sha256_json([name, seed, model.encoder_fingerprint("draw")])}
@@ -203,12 +204,17 @@ def continued(family: str, network: Mapping[str, Any], begin: Path, *, seed: int
 
 
 def phase_data(
-    sources: Mapping[str, DataSource], folders: Mapping[str, Path], answers: str | None
+    sources: Mapping[str, DataSource],
+    folders: Mapping[str, Path],
+    answers: str | None,
+    texts: str | None = None,
 ) -> tuple[dict[str, DataSource], dict[str, Path]]:
-    """Sources and folders by role of a phase, `answers` the entry that it reads as role `answer`, if not that one."""
-    entries = {role.value: role.value for role in Role} | {
-        Role.ANSWER.value: answers or Role.ANSWER.value
-    }
+    """Sources and folders by role of a phase; `answers` and `texts` are what it reads as `answer` and `text`, if not
+    these.
+    """
+    entries = {role.value: role.value for role in Role}
+    entries[Role.ANSWER.value] = answers or Role.ANSWER.value
+    entries[Role.TEXT.value] = texts or Role.TEXT.value
     return (
         {role: sources[entry] for role, entry in entries.items() if entry in sources},
         {role: folders[entry] for role, entry in entries.items() if entry in folders},
