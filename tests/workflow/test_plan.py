@@ -91,6 +91,24 @@ def test_a_task_without_weight_fetches_caches_and_reads_nothing(checkout):
     assert "--cache=draw=" in align and "--cache=read=" not in align
 
 
+def test_a_file_of_prompts_is_an_input_of_the_arms_that_read_it(checkout):
+    (checkout.root / "prompts.txt").write_text("describe the picture\n")
+    experiment = {
+        "defaults": ["laptop_smoke", "_self_"],
+        "name": "own_prompts",
+        "arms": ["base", "reca", "sft"],
+        "models": {"showo_tiny": {"align": {"prompts": "file", "prompts_file": "prompts.txt"}}},
+    }
+    text = "# @package _global_\n" + yaml.safe_dump(experiment, sort_keys=False)
+    (checkout.root / "config/experiment/own_prompts.yaml").write_text(text)
+    said = checkout.look("--dry-run", "--config", "experiment=own_prompts")
+    jobs = [part.split("rule ")[0] for part in said.split("rule align:")[1:]]
+    assert {("arm=sft" in job, "prompts.txt" in job) for job in jobs} == {
+        (True, False),
+        (False, True),
+    }
+
+
 def test_a_precision_of_caches_is_said_only_where_it_is_not_the_default(plans):
     def sections(experiment):
         said = plans.look(
