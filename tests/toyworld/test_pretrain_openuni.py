@@ -69,14 +69,19 @@ def test_the_folder_holds_the_trained_parts_and_the_worlds_words(network, parts,
         openuni.pretrain_vae(scaled, recipe, Path(), seed=0, work=tmp_path, out=tmp_path)
 
 
-def test_phases_train_the_reader_and_then_what_reca_trains():
-    shipped = compose.load("laptop_pretrain_openuni")
-    model = build_model("openuni", shipped.models["openuni_tiny"].network)
+@pytest.mark.parametrize(
+    ("experiment", "last"),
+    [("laptop_pretrain_openuni", "c_generate"), ("laptop_pretrain_openuni_seeds", "f_draw")],
+)
+def test_phases_train_the_reader_and_then_what_reca_trains(experiment, last):
+    shipped = compose.load(experiment)
+    (config,) = shipped.models.values()
+    model = build_model("openuni", config.network)
     for name, phase in shipped.pretrain.phases.items():
         trained = freeze(model, phase.trains)
         drawing = {is_trained(n.removeprefix("network.")) for n in trained}
-        assert drawing == {name == "c_generate"}, name
-        if name != "c_generate":
+        assert drawing == {name == last}, name
+        if name != last:
             assert not any("vision_tower" in n or "multi_modal" in n for n in trained)
 
 
