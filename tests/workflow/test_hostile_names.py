@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -77,6 +78,10 @@ def write_experiment(made: Checkout, place: Path) -> None:
     (made.root / "config/experiment/hostile.yaml").write_text(text)
 
 
+def written(made: Checkout) -> str:
+    return (made.root / "config/experiment/hostile.yaml").read_text()
+
+
 def executed(made: Checkout) -> list[Path]:
     """Files that a shell made which read a name as a command."""
     top = next(parent for parent in made.root.parents if parent.name == "my photos").parent
@@ -98,6 +103,18 @@ def test_an_alignment_runs_from_such_folders_and_reads_them(hostile):
         )
     assert (results / "reca/seed-0/log.jsonl").stat().st_size
     assert (hostile.root / "data/tiny/one.json").read_text() == "[]"
+    # what the user changes is seen, and where a download came from changes nothing
+    assert not {"fetch", "cache", "align"} & hostile.plan("hostile").keys()
+    mirror = next(line for line in written(hostile).splitlines() if line.startswith("mirror:"))
+    hostile.edit("config/experiment/hostile.yaml", mirror, "mirror: elsewhere")
+    assert not {"fetch", "cache", "align"} & hostile.plan("hostile").keys()
+    prompts = hostile.root.parent / "prompts.txt"
+    prompts.write_text(prompts.read_text() + "\n")
+    assert not {"fetch", "cache"} & (planned := hostile.plan("hostile")).keys()
+    assert planned["align"] == 1
+    drawn = next((hostile.root.parent / "drawn").glob("*.parquet"))
+    os.utime(drawn)
+    assert hostile.plan("hostile")["cache"] == 1
     weights = hostile.root.parent / "weights/manifest.json"
     weights.write_text(weights.read_text() + "\n")  # not listed as an input, and still an input
     assert hostile.plan("hostile")["base"] == 1

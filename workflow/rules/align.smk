@@ -25,6 +25,7 @@ rule cache:
         companions=lambda wc: pairs(
             "companion", companions_of(caches_of(wc.model)[wc.use])
         ),
+        contents=lambda wc: contents(read_with(caches_of(wc.model)[wc.use])),
         work=f"work/{NAME}/{{model}}/cache{{place}}-{{use}}",
         out=subpath(output[0], parent=True),
     shell:
@@ -38,7 +39,7 @@ rule align:
         lambda wc: f"{base_folder(wc.model, wc.seed)}/manifest.json",
         lambda wc: data_manifests(roles_of(wc.model).values()),
         lambda wc: records_in(cache_folders(wc.model, wc.seed).values()),
-        lambda wc: prompts_of(wc.model, wc.arm),
+        lambda wc: listed(prompts_of(wc.model, wc.arm)),
     output:
         f"{RESULTS}/{{model}}/{{arm}}/seed-{{seed}}/manifest.json",
     log:
@@ -70,6 +71,8 @@ rule align:
             {role: data_folder(name) for role, name in roles_of(wc.model).items()},
         ),
         cache=lambda wc: pairs("cache", cache_folders(wc.model, wc.seed)),
+        contents=lambda wc: contents(map(data_folder, roles_of(wc.model).values())),
+        records=lambda wc: unlisted(prompts_of(wc.model, wc.arm)),
         work=f"work/{NAME}/{{model}}/{{arm}}-{{seed}}",
         out=subpath(output[0], parent=True),
     shell:

@@ -16,10 +16,9 @@ rule fetch:
         runtime=1440,
     params:
         section=lambda wc: section(pins()[wc.source]),
-        options=lambda wc: fetch_options(),
         out=subpath(output[0], parent=True),
     shell:
-        "python3 -m reca fetch {wildcards.source:q} --out {params.out:q} {params.options:q}"
+        "python3 -m reca fetch {wildcards.source:q} --out {params.out:q} {FETCH_OPTIONS}"
         " 2>&1 | tee {log:q}"
 
 

@@ -1,10 +1,15 @@
 """Where everything lies: data, checkpoints, samples; and the records that stand for folders in the plan."""
 
+import shlex
+from functools import cache
+
 from snakemake.exceptions import WorkflowError
 
 from reca.config.recipe import for_arm
 from reca.config.validate import aligned_roles, needed_data
-from reca.core.artifacts import sha256_file
+from reca.core.artifacts import sha256_file, sha256_json
+from reca.core.ownership import is_derived
+from reca.core.walk import entries
 from reca.data.role import USES
 
 
@@ -43,6 +48,22 @@ def manifests(folders):
     return users + records_in(f for f in folders if f not in own)
 
 
+@cache
+def content_of(folder):
+    """A hash of names, sizes and times of a user's folder, but of the indexes that readers keep in it."""
+    files = sorted(path for path in entries(Path(folder)) if path.is_file())
+    facts = ((path.relative_to(folder).as_posix(), path.stat()) for path in files)
+    return sha256_json(
+        [(name, s.st_size, s.st_mtime_ns) for name, s in facts if not is_derived(name)]
+    )
+
+
+def contents(folders):
+    """What jobs know of the user's folders that they read: images and captions that change are read again."""
+    own = {source.path for source in EXPERIMENT.data.values()}
+    return [content_of(path) for path in folders if path in own and os.path.isdir(path)]
+
+
 def records_in(folders):
     return [os.path.join(folder, "manifest.json") for folder in folders if folder]
 
@@ -66,7 +87,11 @@ def unlisted(records):
 def prompts_of(model, arm):
     """The user's file of reconstruction prompts, if an arm reads one."""
     recipe = for_arm(EXPERIMENT.models[model].align, arm)
-    return [recipe.prompts_file] if recipe.prompts_file and "reca" in recipe.active() else []
+    return (
+        [recipe.prompts_file]
+        if recipe.prompts_file and "reca" in recipe.active()
+        else []
+    )
 
 
 def roles_of(model):
@@ -217,10 +242,12 @@ def pairs(option, folders):
     return [f"--{option}={name}={folder}" for name, folder in folders.items()]
 
 
-def fetch_options():
-    """Options of every download; like all of the user's texts from a function, or {braces} would be filled in."""
-    mirror = [f"--mirror={EXPERIMENT.mirror}"] if EXPERIMENT.mirror else []
-    return mirror + (["--allow-unpinned"] if EXPERIMENT.allow_unpinned else [])
+# Options of every download. Where bytes come from is not part of what they are: as a global of the command and no
+# parameter of the job, another mirror repeats no download.
+FETCH_OPTIONS = shlex.join(
+    [f"--mirror={EXPERIMENT.mirror}"] * bool(EXPERIMENT.mirror)
+    + ["--allow-unpinned"] * EXPERIMENT.allow_unpinned
+)
 
 
 # ---- targets -------------------------------------------------------------------------------------
