@@ -384,6 +384,7 @@ def test_dpg_through_files(inside, tmp_path, capsys):
     run("score", *words, expect=2)
     assert "one_1.jpg: differs from the image" in capsys.readouterr().err
     assert (tmp_path / "mplug/one_1.jpg").read_bytes() == b"mine"
+    (tmp_path / "mplug/one_1.jpg").unlink()
     asked = [
         json.loads(line) for line in (tmp_path / "mplug/questions.jsonl").read_text().splitlines()
     ]

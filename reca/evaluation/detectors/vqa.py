@@ -1,21 +1,18 @@
-"""Answers to DPG-Bench's questions: VQA models of transformers, and a file interface for other environments.
+"""Answers to DPG-Bench's questions by VQA models of transformers.
 
-questions.jsonl: `{"id", "sample", "question": proposition, "text", "image": file}`; answers.jsonl: the same key with
-`answer`. The official mPLUG runs in a separate environment and exchanges these files; its scores are labelled
-`dpg(mplug)`. Scores by a model of transformers are labelled with that model, as they are not comparable.
+The official mPLUG runs in a separate environment (`reca.evaluation.observers.exchange`); its scores are labelled
+`dpg(file:mplug)`. Scores by a model of transformers are labelled with that model, as they are not comparable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
-from reca.core.artifacts import write_lines
-from reca.core.documents import fields, json_lines, json_object
 from reca.core.finite import demand
 from reca.evaluation.detectors.checkpoint import companion, network, tokenizer
 
@@ -157,37 +154,3 @@ def first_word(reply: str) -> str:
     """The first word in lower case, without punctuation; empty for an empty reply."""
     words = reply.split()
     return words[0].lower().strip(".,!:;\"'*") if words else ""
-
-
-# ---- the file interface ------------------------------------------------------------------------------
-def write_questions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write questions.jsonl for another environment."""
-    write_lines(path, rows)
-
-
-def read_answers(path: Path, asked: Iterable[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    """The answers of another environment; ValueError for unknown, contradictory or missing ones."""
-    wanted = set(asked)
-    seen: dict[tuple[str, int, int], dict[str, Any]] = {}
-    for number, line in json_lines(path):
-        try:
-            row = json_object(line, "the line")
-            key = (str(row["id"]), int(row["sample"]), int(row["question"]))
-            answer = fields(row, "the line", answer=str)["answer"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: not a valid answer ({error}); correct the line"
-            ) from error
-        if key not in wanted:
-            raise ValueError(
-                f"{path}, line {number}: {key} is not in questions.jsonl; remove the line"
-            )
-        if key in seen and seen[key]["answer"] != answer:
-            raise ValueError(f"{path}, line {number}: {key} has two different answers; keep one")
-        seen[key] = dict(zip(("id", "sample", "question"), key, strict=True)) | {"answer": answer}
-    lacking = sorted(wanted - set(seen))
-    if lacking:
-        raise ValueError(
-            f"{path}: {len(lacking)} questions have no answer, for instance {lacking[0]}; add them"
-        )
-    yield from seen.values()

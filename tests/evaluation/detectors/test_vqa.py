@@ -1,8 +1,6 @@
-"""Answers to DPG-Bench's questions: scorers of transformers with tiny networks, and the file interface."""
+"""Answers to DPG-Bench's questions: scorers of transformers with tiny networks."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
@@ -81,37 +79,3 @@ def test_a_judge_on_this_machine_is_known_by_its_weights(chat):
     assert judge.config.concurrency == 1
     with pytest.raises(ValueError, match="greedily"):
         LocalJudge(JudgeConfig(kind="transformers", model="x1", temperature=1.0), chat)
-
-
-# ---- files ---------------------------------------------------------------------------------------
-ASKED = [("item", 0, 1), ("item", 0, 2)]
-
-
-def write(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def row(question, answer="yes"):
-    return {"id": "item", "sample": 0, "question": question, "answer": answer}
-
-
-def test_answers_of_another_environment(tmp_path):
-    path = write(tmp_path / "a.jsonl", row(2, "no"), row(1), row(1))
-    assert list(vqa.read_answers(path, ASKED)) == [row(2, "no"), row(1)]
-
-
-WRONG = {
-    "lacks": ([row(1)], "1 questions have no answer"),
-    "not asked": ([row(1), row(2), row(3)], r"line 3: .* is not in questions\.jsonl"),
-    "two answers": ([row(1), row(1, "no")], "line 2: .* has two different answers"),
-    "no answer": ([{"id": "item"}], "line 1: not a valid answer"),
-    "null": ([row(1, None)], "line 1: not a valid answer"),
-}
-
-
-@pytest.mark.parametrize("how", WRONG)
-def test_answers_that_do_not_fit(tmp_path, how):
-    rows, message = WRONG[how]
-    with pytest.raises(ValueError, match=message):
-        list(vqa.read_answers(write(tmp_path / "a.jsonl", *rows), ASKED))
