@@ -41,20 +41,19 @@ def observe_stage(
 
     benchmark = section(BenchmarkConfig, plain)
     read = {"samples": samples, **roles(sources)}
+    code = stage_code("observe", benchmark=benchmark.kind)
     everything = [*read.values(), ledger]  # must not be overwritten: replies are paid for
     stage = Stage(
         "observe",
         places.out,
         inputs=records_of(read),
         section=plain,
-        code=stage_code("observe", benchmark=benchmark.kind),
+        code=code,
         reads=everything,
         former=("examine",),
     )
     if not again and stage.is_current():
         return
     with work_folder(places, "observe", everything) as work, stage:
-        view = view_of(
-            benchmark, samples, sources, work=work.path, out=stage.staging, ledger=ledger
-        )
-        stage.note(**look(view))
+        files = {"work": work.path, "out": stage.staging, "ledger": ledger}
+        stage.note(**look(view_of(benchmark, samples, sources, **files, code=code)))

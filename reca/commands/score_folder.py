@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reca.commands.code import stage_code
 from reca.commands.inputs import pairs, read_section
 from reca.config.compose import section
 from reca.config.schema import BenchmarkConfig, JudgeConfig
@@ -77,8 +78,8 @@ def score_folder(arguments: Namespace) -> None:
         WorkFolder(out / "work", "score").claim()
         there = [item for item in items if any((item.id, k) in pictures for k in range(samples))]
         places = (out / "work", evidence, out / "ledger.jsonl")
-        before = sources_of(kind, there, sources)
-        observe(View(benchmark, there, pictures, sources, samples, *places, before))
+        before, code = sources_of(kind, there, sources), stage_code("observe", benchmark=kind)
+        observe(View(benchmark, there, pictures, sources, samples, *places, before, code=code))
     found = graded(benchmark, sources, [evidence], [], samples)
     unknown = dict.fromkeys(("seed", "guidance", "chosen", "seed_schedule"))
     described = {"run": folder.name, "split": "test", **unknown}

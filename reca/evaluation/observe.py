@@ -32,10 +32,11 @@ def view_of(
     work: Path,
     out: Path,
     ledger: Path,
+    code: str = "",
 ) -> View:
-    """The samples of one shard to observe; `samples` is an output folder of `sample`."""
+    """The samples of one shard to observe; `samples` is an output folder of `sample`, `code` observes them."""
     kind, answers = registry.kind(benchmark.kind), samples / ANSWERS
-    view = View(benchmark, [], {}, data, benchmark.images_per_prompt, work, out, ledger)
+    view = View(benchmark, [], {}, data, benchmark.images_per_prompt, work, out, ledger, code=code)
     if not kind.images:
         said = texts(read_json(answers), answers)
         return replace(view, asked=questions_of(benchmark, data), answers=said)

@@ -205,7 +205,7 @@ def test_no_network_scores_with_numbers_that_are_not_finite(tmp_path):
 
     section = BenchmarkConfig(kind="geneval")
     pictures, places = {("p1", 0): b"picture"}, (tmp_path, tmp_path, tmp_path / "l")
-    rows = seen(View(section, PROMPTS, pictures, {}, 1, *places), look, None)
+    rows = seen(View(section, PROMPTS, pictures, {}, 1, *places), look, None, lambda item: None)
     with pytest.raises(NonFinite, match="detector logits are not finite for 'p1/0'; "):
         list(rows)
     assert not (tmp_path / "evidence.jsonl").exists()

@@ -157,6 +157,16 @@ def test_evidence_survives_a_kill_and_is_not_made_twice(drawn, monkeypatch):
     )
 
 
+def test_the_code_of_the_stage_observes(drawn, monkeypatch):
+    codes = []
+    monkeypatch.setattr(
+        "reca.evaluation.observe.observe", lambda view: codes.append(view.code) or {}
+    )
+    samples = f"{RUN}/geneval/test/samples/0-of-2"
+    run("observe", *paired(NETWORKS), section=GENEVAL, samples=samples, out="by")
+    assert codes == [read_json("by/manifest.json")["code"]] and len(codes[0]) == 64
+
+
 # ---- judged --------------------------------------------------------------------------------------
 def test_wise_from_prompts_to_scores_with_a_judge(inside):
     small.wise(Path("data/wise"))

@@ -17,14 +17,14 @@ def observe(view: View) -> dict[str, Any]:
     if scorer not in ("hf-detector", "mmdet-weights"):
         raise ValueError(f"geneval scorer {scorer!r}: must be hf-detector or mmdet-weights")
     folder, official = source_folder(view.data, "detector", "geneval"), scorer == "mmdet-weights"
+    clip = source_folder(view.data, "clip", "geneval")
     eye = GenevalEye(
-        Mask2Former.open(folder, names, device(), official),
-        ClipColours(source_folder(view.data, "clip", "geneval"), device()),
-        names,
+        Mask2Former.open(folder, names, device(), official), ClipColours(clip, device()), names
     )
 
     def look(item: Prompt, k: int, picture: bytes) -> list[Row]:
         image = decode(picture, name=official_name(item, k))
         return [{"id": item.id, "sample": k, "detections": eye(image, item.facts)}]
 
-    return view.write(seen(view, look, [scorer, identity(folder)]))
+    networks = [scorer, identity(folder), identity(clip), names]
+    return view.write(seen(view, look, networks, lambda item: item.facts))

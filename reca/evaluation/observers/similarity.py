@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reca.core.artifacts import sha256_bytes
 from reca.core.finite import demand_numbers
 from reca.core.images import decode
 from reca.evaluation.detectors.inception import InceptionFeatures
@@ -43,8 +44,11 @@ def observe(view: View) -> dict[str, Any]:
 
     networks = {role: identity(folder) for role, folder in view.data.items() if role != "images"}
 
+    def original(item: Prompt) -> str:
+        return sha256_bytes(view.sources[item.id])
+
     def rows() -> Iterator[Row]:
-        for row in seen(replace(view, samples=1), look, networks):
+        for row in seen(replace(view, samples=1), look, networks, original):
             if "features" in row:
                 for name, values in zip(features, row["features"], strict=True):
                     features[name].append(values)

@@ -27,7 +27,8 @@ class View:
     """Samples to observe, and where to write.
 
     `pictures`: encoded images by (prompt id, sample); `samples`: images per prompt; `data`: downloaded folders by role;
-    `sources`: images to edit or to reconstruct; `asked`, `answers`: questions and the model's answers.
+    `sources`: images to edit or to reconstruct; `asked`, `answers`: questions and the model's answers; `code`: the
+    fingerprint of the code that observes.
     """
 
     benchmark: BenchmarkConfig
@@ -41,10 +42,11 @@ class View:
     sources: Mapping[str, bytes] = field(default_factory=dict)
     asked: Sequence[Question] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
 
     def resumable(self) -> ResumableRows:
-        """The rows of an earlier, interrupted run."""
-        return ResumableRows(self.work / EVIDENCE)
+        """The rows of an earlier, interrupted run of the same code."""
+        return ResumableRows(self.work / (self.code[:16] or "any") / EVIDENCE)
 
     def write(self, rows: Iterable[Row]) -> dict[str, Any]:
         """Write the evidence; returns facts for the record."""
@@ -66,27 +68,34 @@ def source_folder(data: Mapping[str, Path], role: str, benchmark: str) -> Path:
 
 
 def identity(folder: Path) -> Any:
-    """What identifies the files of a network: the hash of its fetch record, else file names and sizes."""
+    """What identifies the files of a network: the hash of its fetch record, else names, sizes and times of the files.
+
+    Without the times, other weights of the same network would pass for these.
+    """
     record = folder / "manifest.json"
     if record.is_file():
         return sha256_bytes(record.read_bytes())
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files)
+    files = ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
+    return sorted((p.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns) for p, s in files)
 
 
 def seen(
-    view: View, look: Callable[[Prompt, int, bytes], list[Row]], determinants: Any
+    view: View,
+    look: Callable[[Prompt, int, bytes], list[Row]],
+    determinants: Any,
+    each: Callable[[Prompt], Any],
 ) -> Iterator[Row]:
     """The rows of `look(item, sample, image)` for every image, in prompt order; saved rows are reused.
 
-    `determinants`: what the rows depend on besides the image; rows of other determinants are computed again.
+    `determinants`: what all rows depend on besides the image, such as the networks; `each(item)`: what those of an item
+    depend on. Rows of other determinants, or of other code (`view.code`), are computed again.
     """
-    fixed, resume, pictures = sha256_json(determinants), view.resumable(), view.pictures
+    resume, pictures = view.resumable(), view.pictures
     every = [(item, k) for item in view.items for k in range(view.samples)]
     todo = [(item, k) for item, k in every if (item.id, k) in pictures]
     for number, (item, k) in enumerate(todo, 1):
         data = pictures[item.id, k]
-        key = f"{item.id}/{k}/{sha256_bytes(data)}/{fixed}"
+        key = f"{item.id}/{k}/{sha256_bytes(data)}/{sha256_json([determinants, each(item)])}"
         with named([f"{item.id}/{k}"]):
             rows = resume.of(key, lambda item=item, k=k, data=data: look(item, k, data))  # type: ignore[misc]
         yield from rows

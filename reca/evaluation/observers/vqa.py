@@ -32,7 +32,11 @@ def observe(view: View) -> dict[str, Any]:
             for row, answer in zip(own, said, strict=True)
         ]
 
-    return view.write(seen(view, look, [scorer, identity(folder)]))
+    def asked(item: Prompt) -> list[list[Any]]:
+        own = by_prompt.get(item.id, [])
+        return [[row["proposition_id"], row["question_natural_language"]] for row in own]
+
+    return view.write(seen(view, look, [scorer, identity(folder)], asked))
 
 
 def _from_file(view: View, questions: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
