@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from reca.commands.code import stage_code
 from reca.commands.inputs import pairs, read_section
 from reca.config.compose import section
 from reca.config.schema import BenchmarkConfig, JudgeConfig
-from reca.core.documents import fields, json_object, read_json
+from reca.core.documents import json_object, read_json
 from reca.core.ownership import WorkFolder, check_file, check_place, is_work
 from reca.evaluation import readings, registry
 
@@ -37,6 +37,7 @@ def score_folder(arguments: Namespace) -> None:
     from reca.evaluation.observe import observe, sources_of
     from reca.evaluation.observers.view import View
     from reca.evaluation.score import graded, write
+    from reca.evaluation.together import cards_of, demand_images
 
     kind, folder = arguments.benchmark, Path(arguments.folder)
     out = Path(arguments.out or f"{folder.name}-{kind}-scores")
@@ -73,8 +74,10 @@ def score_folder(arguments: Namespace) -> None:
     for line in found_in.demand(folder, missing, foreign, expected, arguments.partial):
         print(line)
     benchmark = _benchmark(kind, samples, arguments)
-    evidence = Path(arguments.evidence[0]) if arguments.evidence else out / "evidence"
-    if not arguments.evidence:
+    evidence = _evidence(arguments.evidence) or out / "evidence"
+    if arguments.evidence:
+        demand_images(evidence, found_in.Cropped(pictures) if benchmark.crop_black else pictures)
+    else:
         WorkFolder(out / "work", "score").claim()
         there = [item for item in items if any((item.id, k) in pictures for k in range(samples))]
         places = (out / "work", evidence, out / "ledger.jsonl")
@@ -83,7 +86,7 @@ def score_folder(arguments: Namespace) -> None:
     found = graded(benchmark, sources, [evidence], [], samples)
     unknown = dict.fromkeys(("seed", "guidance", "chosen", "seed_schedule"))
     described = {"run": folder.name, "split": "test", **unknown}
-    result = write(benchmark, found, out, described, _cards(evidence))
+    result = write(benchmark, found, out, described, cards_of([evidence]))
     print(summary_text(result))
     print(f"written: {out / 'scores.json'}")
 
@@ -113,9 +116,12 @@ def _is_scores(path: Path) -> bool:
     return isinstance(found, dict) and {"coverage", "summary"} <= found.keys()
 
 
-def _cards(evidence: Path) -> list[dict[str, Any]]:
-    path = evidence / "judge.json"
-    return [fields(read_json(path), path)] if path.is_file() else []
+def _evidence(given: Sequence[str] | None) -> Path | None:
+    if given and len(given) > 1:
+        raise ValueError(
+            f"--evidence {' '.join(given)}: a folder of images has one folder of evidence; give one"
+        )
+    return Path(given[0]) if given else None
 
 
 def _sources(kind: str, arguments: Namespace) -> dict[str, Path]:

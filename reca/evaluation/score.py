@@ -14,8 +14,9 @@ from reca.core.artifacts import read_json, write_json, write_lines
 from reca.core.documents import fields, lines, texts
 from reca.evaluation import registry
 from reca.evaluation.benchmark_data import items_of, questions_of
-from reca.evaluation.files import ANSWERS, EVIDENCE, FEATURES, ITEMS, JUDGE, SAMPLES, SCORES
+from reca.evaluation.files import ANSWERS, EVIDENCE, FEATURES, ITEMS, SAMPLES, SCORES
 from reca.evaluation.graded import Graded
+from reca.evaluation.together import cards_of, demand_together
 
 if TYPE_CHECKING:
     from reca.config.schema import BenchmarkConfig
@@ -98,12 +99,17 @@ def score(
     evidence: Sequence[Path],
     out: Path,
 ) -> dict[str, Any]:
-    """Write the scores of all shards; ValueError if shards are missing or of different runs, or coverage is too low."""
+    """Write the scores of all shards.
+
+    ValueError if shards are missing or of different runs, models or judges, if evidence is of other samples, or if
+    coverage is too low.
+    """
     described = _one_run([read_samples(path) for path in samples])
+    demand_together(samples, evidence)
+    cards = cards_of(evidence)
     answers = [path / ANSWERS for path in samples if (path / ANSWERS).is_file()]
     found = graded(benchmark, data, evidence, answers, benchmark.images_per_prompt, described)
-    cards = [path / JUDGE for path in evidence if (path / JUDGE).is_file()]
-    return write(benchmark, found, out, described, [fields(read_json(p), p) for p in cards])
+    return write(benchmark, found, out, described, cards)
 
 
 def read_samples(folder: Path) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from reca.cli import main
 from reca.commands.code import stage_code
@@ -13,6 +15,7 @@ from reca.config.schema import BenchmarkConfig
 from reca.core.documents import lines
 from reca.evaluation.observers import detector, similarity, vqa
 from reca.evaluation.observers.view import View
+from reca.inference.imageset import png
 from reca.inference.items import Prompt
 from tests.evaluation import small_benchmarks as small
 
@@ -101,3 +104,36 @@ def test_scoring_a_folder_says_which_code_observes(data, tmp_path, monkeypatch):
     main(["score", "geneval", str(tmp_path / "theirs"), "--source", f"prompts={data['prompts']}",
           "--partial", "--out", str(tmp_path / "scores")])  # fmt: skip
     assert seen == [stage_code("observe", benchmark="geneval")]
+
+
+def test_a_folder_is_not_scored_by_what_was_seen_in_another(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(detector, "GenevalEye", lambda *_: lambda *_: [])
+    bordered = Image.new("RGB", (40, 30))
+    bordered.paste((9, 0, 0), (8, 4, 40, 25))
+    theirs = tmp_path / "theirs/00000/samples/0000.png"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(png(bordered))
+    sources = [word for role in ("prompts", "detector", "clip")
+               for word in ("--source", f"{role}={data[role]}")]  # fmt: skip
+
+    def score(out, *words, crop=False):
+        options = ("--options", f'{{"crop_black": {json.dumps(crop)}}}', "--partial")
+        out = ("--out", str(tmp_path / out))
+        return main(
+            ["score", "geneval", str(tmp_path / "theirs"), *sources, *options, *out, *words]
+        )
+
+    assert score("whole") == score("cropped", crop=True) == 0
+    seen = {
+        name: ("--evidence", str(tmp_path / name / "evidence")) for name in ("whole", "cropped")
+    }
+    assert score("a", *seen["whole"]) == score("b", *seen["cropped"], crop=True) == 0
+    theirs.write_bytes(small.picture(2))
+    capsys.readouterr()
+    for name, crop in (("whole", False), ("cropped", True)):
+        assert score("c", *seen[name], crop=crop) == 2
+        error = capsys.readouterr().err
+        assert "line 1: about another image of '00000'" in error and error.count("\n") == 1
+    assert score("c", *seen["whole"], *seen["cropped"][1:]) == 2
+    assert "one folder of evidence; give one" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()

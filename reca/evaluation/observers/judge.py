@@ -7,11 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reca.core.artifacts import write_atomic, write_json
+from reca.core.artifacts import sha256_bytes, write_atomic, write_json
 from reca.evaluation import registry
 from reca.evaluation.files import JUDGE, LEDGER
 from reca.evaluation.judges.collect import collect, verdicts
 from reca.evaluation.judges.ledger import Ledger, totals
+from reca.evaluation.judges.requests import JudgeRequest, Picture
 from reca.evaluation.observers.view import View, device, source_folder
 
 if TYPE_CHECKING:
@@ -53,14 +54,23 @@ def observe(view: View) -> dict[str, Any]:
         attempts = judge.config.attempts
         found = verdicts(requests, fixed, book, attempts=attempts, readable=readable)
         summed = totals(book)
-    rows = [{"id": name, "status": s, "reply": reply} for name, (s, reply) in found.items()]
-    view.write(rows)
+    images = {request.id: _image(request) for request in requests}
+    view.write(
+        {"id": name, "status": status, "reply": reply, **images[name]}
+        for name, (status, reply) in found.items()
+    )
     # In order of keys: that of arrival differs from run to run, and equal evidence must have equal bytes.
     replies = sorted(view.ledger.read_bytes().splitlines(keepends=True))
     write_atomic(view.out / LEDGER, b"".join(replies))
     card = {"determinants": fixed, "totals": summed, "encoding": "as the official script sends"}
     write_json(view.out / JUDGE, card)
     return {**counts, **summed}
+
+
+def _image(request: JudgeRequest) -> dict[str, str]:
+    """The hash of the image to judge, which is the last one of a request; none where the judge reads answers."""
+    shown = [part.data for part in request.parts if isinstance(part, Picture)]
+    return {"sha256": sha256_bytes(shown[-1])} if shown else {}
 
 
 def _reader(module: Any) -> Callable[[str], bool]:

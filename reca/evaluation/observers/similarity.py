@@ -22,6 +22,8 @@ from reca.evaluation.tasks.reconstruction import psnr, ssim
 from reca.inference.items import Prompt
 from reca.models.checkpoint_io import save_safetensors
 
+DROPPED = ("features", "sha256")  # the one for a file of their own, the other is no measure
+
 
 def observe(view: View) -> dict[str, Any]:
     """Write the similarity of each original to its reconstruction, and Inception features if that network is given."""
@@ -52,7 +54,7 @@ def observe(view: View) -> dict[str, Any]:
             if "features" in row:
                 for name, values in zip(features, row["features"], strict=True):
                     features[name].append(values)
-            yield {name: value for name, value in row.items() if name != "features"}
+            yield {name: value for name, value in row.items() if name not in DROPPED}
 
     facts = view.write(rows())
     if inception is not None:

@@ -85,7 +85,7 @@ def seen(
     determinants: Any,
     each: Callable[[Prompt], Any],
 ) -> Iterator[Row]:
-    """The rows of `look(item, sample, image)` for every image, in prompt order; saved rows are reused.
+    """The rows of `look(item, sample, image)` for every image, in prompt order, with its hash; saved rows are reused.
 
     `determinants`: what all rows depend on besides the image, such as the networks; `each(item)`: what those of an item
     depend on. Rows of other determinants, or of other code (`view.code`), are computed again.
@@ -95,9 +95,10 @@ def seen(
     todo = [(item, k) for item, k in every if (item.id, k) in pictures]
     for number, (item, k) in enumerate(todo, 1):
         data = pictures[item.id, k]
-        key = f"{item.id}/{k}/{sha256_bytes(data)}/{sha256_json([determinants, each(item)])}"
+        sha256 = sha256_bytes(data)
+        key = f"{item.id}/{k}/{sha256}/{sha256_json([determinants, each(item)])}"
         with named([f"{item.id}/{k}"]):
             rows = resume.of(key, lambda item=item, k=k, data=data: look(item, k, data))  # type: ignore[misc]
-        yield from rows
+        yield from ({**row, "sha256": sha256} for row in rows)
         if number % 50 == 0 or number == len(todo):
             _log.info("%d of %d images examined", number, len(todo))
