@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from reca.data.prompts import bank
 from reca.evaluation import registry
 from reca.evaluation.assignment import Assignment, ImagePass
-from reca.evaluation.reading import Ids, Tables, columns, demand_some
+from reca.evaluation.reading import Ids, Tables, archive, columns, demand_some
 from reca.inference.items import Prompt, Question
 
 if TYPE_CHECKING:
@@ -189,7 +188,7 @@ def _keep(found: dict[str, bytes], name: str, file: bytes, path: Path) -> None:
 
 def _in_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    with tarfile.open(path, "r:") as tar:
+    with archive(path) as tar:
         for member in tar:
             name = _ending(tuple(member.name.split("/")), wanted)
             if name and member.isreg() and (file := tar.extractfile(member)) is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,18 @@ def columns(path: Path) -> list[str]:
         said = str(error).splitlines()[0]
         raise ValueError(f"{path}: not a parquet table ({said}); fetch its source again") from error
     return names
+
+
+@contextmanager
+def archive(path: Path) -> Iterator[tarfile.TarFile]:
+    """An open tar file of images; ValueError names it if it is damaged or no tar file."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            yield tar
+    except (tarfile.TarError, EOFError, OverflowError) as error:
+        raise ValueError(
+            f"{path}: not a complete tar file ({error}); fetch its source again, or remove the file"
+        ) from error
 
 
 def demand_columns(path: Path, found: Sequence[str], needed: Sequence[str]) -> None:

@@ -132,11 +132,8 @@ def _reconstructed(
     sampling: Sampling,
     shared: dict[str, Any],
 ) -> None:
-    size = shared["batch_size"]
-    for start in range(0, len(one.prompts), size):  # bounds the number of decoded originals
-        part = one.prompts[start : start + size]
-        images = {p.id: decode(one.sources[p.id], name=p.id) for p in part}
-        reconstruct(model, images, writer, origin, sampling, prompt=part[0].text, **shared)
+    originals = [(prompt, one.sources[prompt.id]) for prompt in one.prompts]
+    reconstruct(model, originals, writer, origin, sampling, **shared)
 
 
 def _progress(title: str, shard: tuple[int, int]) -> Callable[[int, int], None]:

@@ -64,14 +64,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class _Job:
-    """One image to generate; with `image`, from the embeddings of that image."""
+    """One image to generate; with `original`, from the embeddings of that image."""
 
     key: str
     index: int
     text: str
     noise: tuple[str | int, ...]
     recipe: dict[str, Any]
-    image: Image | None = None
+    original: bytes | None = None  # file of the image to reconstruct; decoded with its batch
     source: bytes | None = None  # file of the image to edit
 
     @property
@@ -114,20 +114,20 @@ def generate(
 
 def reconstruct(
     model: UnifiedModel,
-    images: Mapping[str, Image],
+    originals: Sequence[tuple[Prompt, bytes]],
     writer: ImageSetWriter,
     origin: Origin,
     sampling: Sampling,
     *,
-    prompt: str,
     prefix: str = "",
     batch_size: int = 16,
     work: Path | None = None,
     progress: Progress = _silent,
 ) -> int:
-    """Reconstruct images (by id) from their own understanding embeddings; see `generate`."""
+    """Reconstruct image files from their own understanding embeddings; see `generate`."""
     jobs = [
-        _job(name, 0, prompt, prefix, origin, sampling, image) for name, image in images.items()
+        _job(prompt.id, 0, prompt.text, prefix, origin, sampling, original=original)
+        for prompt, original in originals
     ]
     return _draw_all(model, jobs, writer, origin, sampling, batch_size, work, progress)
 
@@ -231,7 +231,7 @@ def _job(
     prefix: str,
     origin: Origin,
     sampling: Sampling,
-    image: Image | None = None,
+    original: bytes | None = None,
     source: bytes | None = None,
 ) -> _Job:
     noise = _noise(name, index, origin)
@@ -248,11 +248,14 @@ def _job(
         "temperature": sampling.temperature,
         "options": dict(sampling.options or {}),
     }
-    if image is not None:
-        recipe["image_sha256"] = artifacts.sha256_bytes(image.tobytes())
+    if original is not None:
+        pixels = decode(original, name=name).tobytes()
+        recipe["image_sha256"] = artifacts.sha256_bytes(pixels)
     if source is not None:
         recipe["source_sha256"] = artifacts.sha256_bytes(source)
-    return _Job(f"{prefix}/{name}" if prefix else name, index, text, noise, recipe, image, source)
+    return _Job(
+        f"{prefix}/{name}" if prefix else name, index, text, noise, recipe, original, source
+    )
 
 
 def _noise(name: str, index: int, origin: Origin) -> tuple[str | int, ...]:
@@ -379,7 +382,7 @@ def _rows(
     if sources:
         with named(texts):
             return editor(model).edit(sources, texts, sampling, noise)
-    pictures = [job.image for job in batch if job.image is not None]
+    pictures = [decode(job.original, name=job.key) for job in batch if job.original is not None]
     features = model.encode(pictures, "draw") if pictures else None
     return draw(model, texts, features, sampling, noise)
 

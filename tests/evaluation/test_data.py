@@ -33,10 +33,12 @@ from reca.evaluation.tasks import (
     mmvet,
     mmvp,
     pope,
+    reconstruction,
     seed,
     t2i_compbench,
     wise,
 )
+from reca.inference.items import Prompt
 from tests.evaluation import small_benchmarks as small
 
 ROOT = Path(__file__).parents[2]
@@ -283,6 +285,23 @@ def test_sources_of_edits_are_read_from_an_archive(tmp_path):
         tar.add(tmp_path / "e/images/animal", arcname="Benchmark/singleturn/animal")
     found = benchmark_data.edit_sources("imgedit", imgedit.prompts(sources), sources)
     assert found["7"] == (tmp_path / "e/images/animal/1.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("damage", [b"x" * 700, "cut"])
+def test_a_damaged_archive_ends_in_an_error_that_names_it(tmp_path, damage):
+    import tarfile
+
+    (tmp_path / "1.png").write_bytes(small.picture(1, size=64))
+    path = tmp_path / "tar/a.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as tar:
+        tar.add(tmp_path / "1.png", arcname="1.png")
+    path.write_bytes(path.read_bytes()[:600] if damage == "cut" else damage)
+    sources, one = {"images": path.parent}, Prompt("1", "x", "add", {"source": "1.png"})
+    with pytest.raises(ValueError, match=r"tar/a\.tar: not a complete tar file"):
+        reconstruction.pictures(sources, 0)
+    with pytest.raises(ValueError, match=r"tar/a\.tar: not a complete tar file"):
+        benchmark_data.edit_sources("imgedit", [one], sources)
 
 
 def test_requests_of_gedit_leave_the_chinese_half_out(tmp_path):

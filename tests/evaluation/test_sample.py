@@ -5,12 +5,14 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from reca.config.schema import BenchmarkConfig, Sampler
 from reca.core.artifacts import read_json
 from reca.evaluation.sample import sample
 from reca.evaluation.score import score
 from reca.inference.generate import Origin
+from reca.inference.imageset import ImageSet
 from tests.evaluation import small_benchmarks as small
 from tests.toy_model import DrawingToy
 
@@ -62,6 +64,24 @@ def test_answers_of_another_model_are_not_used(answered):
     answered("a")
     assert answered("b", Origin("n" * 64, "mme", 0, "c" * 64))[1] == 4
     assert answered("c")[1] == 0
+
+
+# ---- reconstructions -----------------------------------------------------------------------------
+def test_the_schedule_of_processes_spans_all_reconstructions_whatever_the_batch(tmp_path):
+    """One generator for all images of the process: they share no noise, and the batch changes nothing."""
+    (tmp_path / "data").mkdir()
+    for name in "abcd":  # the same image, so that only the noise differs
+        Image.new("RGB", (8, 8), "red").save(tmp_path / f"data/{name}.png")
+    origin = Origin("m" * 64, "reconstruction", 0, schedule="process")
+    found = []
+    for size in (4, 2):
+        out = tmp_path / f"batch-{size}"
+        out.mkdir()
+        sample(DrawingToy(), BenchmarkConfig(kind="reconstruction", batch_size=size), Sampler(),
+               origin, {"images": tmp_path / "data"}, run="base-0", work=out / "work", out=out)  # fmt: skip
+        pictures = ImageSet(out / "images.tar")
+        found.append([pictures.png(*entry) for entry in pictures])
+    assert found[0] == found[1] and len(set(found[0])) == 4
 
 
 # ---- questions about several pictures ------------------------------------------------------------

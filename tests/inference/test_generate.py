@@ -158,12 +158,13 @@ def test_an_invalid_prompt_id_stops_before_anything_is_generated(tmp_path):
 
 
 def test_reconstructions_come_from_the_picture(tmp_path):
-    images = {f"scene-{i}": decode(png(i), name=str(i)) for i in range(3)}
-    other = {**images, "scene-1": decode(png(9), name="9")}
+    scenes = [Prompt(f"scene-{i}", "again", "reconstruction") for i in range(3)]
+    files = [png(i) for i in range(3)]
+    other = [files[0], png(9), files[2]]
     found = []
-    for number, given in enumerate((images, other)):
+    for number, given in enumerate(list(zip(scenes, one, strict=True)) for one in (files, other)):
         with ImageSetWriter(tmp_path / f"{number}.tar") as writer:
-            options = {"prompt": "again", "prefix": "reconstruct", "batch_size": 1 + number}
+            options = {"prefix": "reconstruct", "batch_size": 1 + number}
             reconstruct(DrawingToy(), given, writer, ORIGIN, Sampling(), **options)
         found.append(ImageSet(tmp_path / f"{number}.tar"))
     first, second = map(pixels, found)
@@ -172,7 +173,7 @@ def test_reconstructions_come_from_the_picture(tmp_path):
         "reconstruct/scene-1"
     ]
     recipe = found[0].recipe("reconstruct/scene-0")
-    assert recipe["image_sha256"] == sha256_bytes(images["scene-0"].tobytes())
+    assert recipe["image_sha256"] == sha256_bytes(decode(files[0], name="0").tobytes())
 
 
 def test_answers_in_order_whatever_the_batch():

@@ -7,6 +7,7 @@ from statistics import fmean
 import pytest
 
 from reca.evaluation.tasks import dpg
+from reca.inference.items import Prompt
 from tests.reference.benchmark_cases import only
 
 SETS = only("dpg", "sets")["sets"]
@@ -44,6 +45,24 @@ def test_a_set(index, official):
     assert found["l1"] == pytest.approx(expected["l1"], abs=TIGHT)
     assert found["l2"] == pytest.approx(expected["l2"], abs=TIGHT)
     assert found["overall"] == pytest.approx(expected["overall"], abs=TIGHT)
+
+
+def test_a_run_without_the_tables_first_item_loses_none_of_its_questions():
+    """The official reader drops the first row of the table, whichever prompts were drawn."""
+    rows = [
+        {"item_id": name, "proposition_id": number, "dependency": "0", "category_broad": "entity",
+         "category_detailed": "whole", "tuple": "", "question_natural_language": ""}
+        for name in ("one", "two") for number in (1, 2)
+    ]  # fmt: skip
+    said = [
+        {"id": "two", "sample": 0, "question": number, "answer": answer}
+        for number, answer in ((1, "no"), (2, "yes"))
+    ]
+    for names, partial in ((["two"], False), (["one", "two"], True)):
+        items = [Prompt(name, "", "dpg") for name in names]
+        found = dpg.grade(items, rows, said, samples=1, first_row_bug=True, partial=partial)
+        assert found.summary["overall"] == found.summary["overall_repaired"] == 50.0
+        assert not found.notes["failed_with_first_row_bug"]
 
 
 @pytest.mark.parametrize("index", range(len(SETS)))

@@ -79,6 +79,11 @@ def test_mmmu_open():
         assert mmmu.correct_open(case["gold"], found) == case["correct"], case
 
 
+def test_mmmu_open_reads_on_where_nothing_follows_a_key_phrase():
+    for reply in ("The value is \n12.5", "The area of the circle is  \n12.5 square metres"):
+        assert mmmu.correct_open("12.5", mmmu.parse_open(reply))
+
+
 def test_letter_rules():
     for case in GOLDEN["mmbench_postprocess"]:
         assert mmbench.letter(case["reply"], case["options"]) == case["pred"], case

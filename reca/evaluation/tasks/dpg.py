@@ -152,9 +152,10 @@ def summary(
     """`overall` (0..100), `l1`, `l2`, image scores `per_item`, and the excluded items `failed`.
 
     By default items fail only if answers are missing; `first_row_bug` reproduces the official reader, which drops the
-    first row.
+    first row of the table. An item with an empty list of answers has no complete image and is left out.
     """
-    items = by_item(rows, first_row_bug)
+    asked = by_item(rows, first_row_bug)
+    items = {name: of for name, of in asked.items() if answers.get(name) != []}
     scores, failed = score_items(items, answers)
     scored = {name: rows for name, rows in items.items() if name in scores}
     l1, l2 = categories(scored, answers)
@@ -209,9 +210,11 @@ def grade(
         (f"{n}_{k}", "scored" if w else "missing") for (n, k), w in whole.items()
     )
     coverage.demand("dpg", partial)
-    answers = {n: [found[n, k] for k in range(samples) if whole[n, k]] for n in asked}
-    used = [row for row in rows if answers.get(row["item_id"])]
-    repaired, bug = summary(used, answers), summary(used, answers, first_row_bug=True)
+    names = dict.fromkeys(
+        row["item_id"] for row in rows
+    )  # also of prompts that this run leaves out
+    answers = {n: [found[n, k] for k in range(samples) if whole.get((n, k))] for n in names}
+    repaired, bug = (summary(rows, answers, official) for official in (False, True))
     chosen = bug if first_row_bug else repaired
     shown = {
         "overall": chosen["overall"],

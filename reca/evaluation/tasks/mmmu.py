@@ -142,13 +142,21 @@ def parse_open(reply: str) -> set[Value]:
 
 
 def _key_phrases(reply: str) -> list[str]:
+    """The shortest text after a key phrase of each sentence, else the whole reply.
+
+    Of the official script's loop, too: an empty text gives way to that of the next phrase, and one left is no answer.
+    """
     text = reply.strip().strip(".").lower()
     lines = _SENTENCES.split(text)
     found = []
     for number, line in enumerate(lines):
         phrases = (*_PHRASES, "=") if number == len(lines) - 1 else _PHRASES
-        after = [line.split(phrase)[-1].strip() for phrase in phrases if phrase in line]
-        if after and (shortest := min(after, key=len)) not in _NO_ANSWER:
+        shortest = ""
+        for phrase in (phrase for phrase in phrases if phrase in line):
+            after = line.split(phrase)[-1].strip()
+            if not shortest or len(after) < len(shortest):
+                shortest = after
+        if shortest and shortest not in _NO_ANSWER:
             found.append(shortest)
     return found or [text]
 

@@ -6,7 +6,6 @@ a feature file. rFID compares the two sets of features.
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from scipy import ndimage
 from reca.core.walk import entries
 from reca.data.readers.folder import IMAGE_SUFFIXES, natural_key
 from reca.evaluation.graded import Graded, coverage_of, interval, mean
+from reca.evaluation.reading import archive
 from reca.inference.items import Prompt
 
 VERSION = "reca 1 (beyond the paper)"
@@ -55,7 +55,7 @@ def _files(folder: Path) -> dict[str, tuple[Path, int, int]]:
     found: dict[str, tuple[Path, int, int]] = {}
     for path in sorted(entries(folder)):
         if path.suffix == ".tar":
-            with tarfile.open(path, "r:") as tar:
+            with archive(path) as tar:
                 for member in tar:
                     if member.isreg() and member.name.lower().endswith(IMAGE_SUFFIXES):
                         name = f"{path.name}/{member.name}"
