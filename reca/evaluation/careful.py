@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
-Reader = Literal["published", "careful"]
-READERS = ("published", "careful")
+from reca.config.options import Reader
+
+READERS = get_args(Reader)
 
 _MARKUP = str.maketrans("", "", "*`#\u200b\ufeff")
 _APOSTROPHES = str.maketrans("\u2019\u2018\u201c\u201d", "''\"\"")
@@ -188,12 +189,3 @@ def same_answer(reply: str, truth: str) -> bool:
     text = plain(reply)
     prefix = _PREFIX.match(text)
     return normalise(text[prefix.end() :] if prefix else text) == normalise(plain(truth))
-
-
-# ---- both readers ------------------------------------------------------------------------------------
-def demand(benchmark: str, reader: str) -> None:
-    """ValueError for an `options.reader` that is neither `published` nor `careful`."""
-    if reader not in READERS:
-        raise ValueError(
-            f"benchmarks.{benchmark}.options.reader = {reader!r}: must be one of {', '.join(READERS)}"
-        )

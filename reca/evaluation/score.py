@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reca.config.options import check_options
 from reca.core.artifacts import read_json, write_json, write_lines
 from reca.core.documents import fields, lines, texts
 from reca.evaluation import registry
@@ -38,24 +39,9 @@ def graded(
     """Grade with the benchmark's module; `benchmark.options` are keyword arguments of its `grade`.
 
     `samples`: images per prompt; `sampled`: the contents of `samples.json`, for benchmarks of the toy world.
-    ValueError for an unknown option.
+    ValueError for an unknown option, or a value that it does not take.
     """
-    try:
-        return _graded(benchmark, data, evidence, answers, samples, sampled)
-    except TypeError as error:
-        if "unexpected keyword" in str(error):
-            raise ValueError(f"benchmarks.{benchmark.kind}.options: {error}") from error
-        raise
-
-
-def _graded(
-    benchmark: BenchmarkConfig,
-    data: Mapping[str, Path],
-    evidence: Sequence[Path],
-    answers: Sequence[Path],
-    samples: int,
-    sampled: Mapping[str, Any] | None,
-) -> Graded:
+    check_options(benchmark.kind, benchmark.options)
     kind, module = registry.kind(benchmark.kind), registry.module(benchmark.kind)
     options = dict(benchmark.options)
     rows = read_rows(path / EVIDENCE for path in evidence if kind.evidence != "judge")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.config.options import check_options
 from reca.core.documents import read_json, texts
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, coverage_of, interval, mean
@@ -185,7 +186,7 @@ def grade(
     The official rule accepts only the string `yes`; `reader: careful` accepts what `careful.yes_or_no` parses as yes.
     Disagreements between the two are counted in either case.
     """
-    careful.demand("dpg", reader)
+    check_options("dpg", {"reader": reader})
     found: dict[tuple[str, int], dict[int, str]] = defaultdict(dict)
     differ: list[str] = []
     for row in evidence:

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reca.config.options import check_options
 from reca.core.documents import lines, read_json
+from reca.core.structure import Share
 from reca.evaluation.graded import Graded, coverage_of, interval
 from reca.evaluation.reading import one_file
 from reca.evaluation.tasks import geneval_rules
@@ -77,7 +79,7 @@ def grade(
     evidence: Iterable[Mapping[str, Any]],
     *,
     samples: int,
-    max_overlap: float = 1.0,
+    max_overlap: Share = 1.0,
     partial: bool = False,
 ) -> Graded:
     """Grade detections `{"id", "sample", "detections"}` of `samples` images per prompt.
@@ -85,6 +87,7 @@ def grade(
     `overall` is the unweighted mean of the six tasks; `images` and `prompts` are the other two official
     numbers. `max_overlap` 1 means no suppression, as in the official code.
     """
+    check_options("geneval", {"max_overlap": max_overlap})
     seen = {(row["id"], int(row["sample"])): row["detections"] for row in evidence}
     wanted = [(item, k) for item in items for k in range(samples)]
     coverage = coverage_of(

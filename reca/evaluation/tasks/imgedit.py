@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from reca.config.options import check_options
 from reca.core.documents import fields, read_json
 from reca.evaluation import readings
 from reca.evaluation.graded import Graded, by_category, coverage_of, interval
@@ -130,7 +131,7 @@ def grade(
     items: Sequence[Prompt],
     verdicts: Mapping[str, tuple[str, str | None]],
     *,
-    overall: str = "types",
+    overall: Literal["types", "samples"] = "types",
     lenient: bool = False,
     partial: bool = False,
 ) -> Graded:
@@ -138,6 +139,7 @@ def grade(
 
     `overall`: the aggregation to report, `types` or `samples`.
     """
+    check_options("imgedit", {"overall": overall})
     statuses: list[tuple[str, str]] = []
     graded: list[dict[str, Any]] = []
     official: list[tuple[str, float]] = []

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+from reca.config.options import check_options
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, interval, mean
 from reca.evaluation.reading import Tables, answered, demand_option, hub_rows
@@ -88,7 +90,7 @@ def grade(
     asked: Sequence[Question],
     answers: Mapping[str, str],
     *,
-    empty: str | None = None,
+    empty: Literal["A", "B", "C", "D"] | None = None,
     circular: bool = False,
     reader: careful.Reader = "published",
     partial: bool = False,
@@ -99,7 +101,7 @@ def grade(
     were sampled. `vanilla`, `circular` (if sampled) and both treatments of empty replies are always reported.
     `reader: careful` parses with `careful.letter`; scores of both readers and their disagreements are reported.
     """
-    careful.demand("mmbench", reader)
+    check_options("mmbench", {"empty": empty, "reader": reader})
     coverage, rows = answered("mmbench", asked, answers, partial)
     turned = any(question.id != question.facts["of"] for question in asked)
     if circular and not turned:

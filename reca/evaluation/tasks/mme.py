@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from reca.config.options import check_options
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, interval
 from reca.evaluation.reading import Tables, answered, demand_option, hub_rows
@@ -125,8 +126,8 @@ def grade(
     asked: Sequence[Question],
     answers: Mapping[str, str],
     *,
-    flavour: str = "internvl",
-    overall: str = "total",
+    flavour: Literal["internvl", "lmms_eval"] = "internvl",
+    overall: Literal["total", "perception", "cognition"] = "total",
     reader: careful.Reader = "published",
     partial: bool = False,
 ) -> Graded:
@@ -134,7 +135,7 @@ def grade(
 
     `reader: careful` parses with `careful.yes_or_no`; scores of both readers and their disagreements are reported.
     """
-    careful.demand("mme", reader)
+    check_options("mme", {"flavour": flavour, "overall": overall, "reader": reader})
     coverage, rows = answered("mme", asked, answers, partial)
     pairs: dict[tuple[str, str], list[bool]] = {}
     items: list[dict[str, Any]] = []

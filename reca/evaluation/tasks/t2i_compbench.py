@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from reca.config.options import check_options
 from reca.core.documents import fields, read_json, rows
 from reca.evaluation import readings
 from reca.evaluation.graded import Graded, by_category, complete_mean, coverage_of, interval
@@ -109,10 +110,11 @@ def grade(
     items: Sequence[Prompt],
     verdicts: Mapping[str, tuple[str, str | None]],
     *,
-    aggregation: str = "ten",
+    aggregation: Literal["ten", "eight"] = "ten",
     partial: bool = False,
 ) -> Graded:
     """Grade replies by question id; unparsable ones are excluded and counted, instead of being scored as -1."""
+    check_options("t2i_compbench", {"aggregation": aggregation})
     statuses: list[tuple[str, str]] = []
     graded: list[dict[str, Any]] = []
     for item in items:

@@ -7,8 +7,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from reca.config.options import check_options
 from reca.core.documents import fields, read_json, rows
 from reca.evaluation import readings
 from reca.evaluation.graded import Graded, by_category, complete_mean, coverage_of, interval
@@ -176,7 +177,7 @@ def grade(
     items: Sequence[Prompt],
     verdicts: Mapping[str, tuple[str, str | None]],
     *,
-    overall: str = "unweighted",
+    overall: Literal["unweighted", "weighted"] = "unweighted",
     sentinels: bool = False,
     partial: bool = False,
 ) -> Graded:
@@ -185,6 +186,7 @@ def grade(
     `overall`: the aggregation to report as the benchmark's score; both are reported by name. `sentinels` adds the
     official script's treatment of unparsable replies as separate metrics.
     """
+    check_options("wise", {"overall": overall})
     statuses: list[tuple[str, str]] = []
     rows: list[tuple[float, ...]] = []
     graded: list[dict[str, Any]] = []
