@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reca.commands.code import stage_code
 from reca.commands.inputs import records_of
@@ -16,15 +16,20 @@ from reca.core.documents import fields, read_yaml
 from reca.core.structure import suggestion
 from reca.evaluation.files import SCORES
 
+if TYPE_CHECKING:
+    from reca.report.asked import Runs
+
 
 def report(arguments: Namespace) -> None:
     """Write the report page, and its numbers as `outcomes.json`."""
     from reca.config.compose import resolved
     from reca.report import page
+    from reca.report.asked import runs_of
 
     experiment, results = _experiment(arguments.experiment), _results(arguments)
     plain = {"experiment": label(experiment)}
-    inputs = records_of(_scored(results))
+    asked = runs_of(resolved(experiment))
+    inputs = records_of(_scored(results, asked))
     code = stage_code("report")
     with Stage("report", arguments.out, inputs=inputs, section=plain, code=code) as stage:
         if any(benchmark.kind == "laptop" for benchmark in experiment.benchmarks.values()):
@@ -33,7 +38,8 @@ def report(arguments: Namespace) -> None:
             from reca.report import paper
 
             expect = {experiment.name: resolved(experiment)["expect"]}
-            paper.build(results, stage.staging, experiment.title, expect)
+            runs = {experiment.name: asked}
+            paper.build(results, stage.staging, experiment.title, expect, runs=runs)
             (stage.staging / paper.TABLES).rename(stage.staging / page.OUTCOMES)
 
 
@@ -54,9 +60,12 @@ def _results(arguments: Namespace) -> Path:
     return results
 
 
-def _scored(results: Path) -> dict[str, Path]:
-    """All score and guidance folders below `results`, by relative path."""
-    folders = [path.parent for path in results.rglob(SCORES)]
+def _scored(results: Path, runs: Runs) -> dict[str, Path]:
+    """All score folders of `runs` and all guidance folders below `results`, by relative path."""
+    from reca.report.asked import is_asked
+
+    parts = {path.parent: path.relative_to(results).parts for path in results.rglob(SCORES)}
+    folders = [folder for folder, (model, *of) in parts.items() if is_asked(runs, model, *of[:1])]
     folders += [path.parent for path in results.glob("*/guidance/manifest.json")]
     return {str(folder.relative_to(results)): folder for folder in sorted(folders)}
 
@@ -68,6 +77,7 @@ def paper(arguments: Namespace) -> int:
     Returns the exit status: with `--check` 3 if a number is outside the tolerance stated in its experiment, else 0.
     """
     from reca.core.artifacts import read_json
+    from reca.report.asked import is_asked, runs_of
     from reca.report.expectations import OUTSIDE
     from reca.report.paper import EXPECTED, build, collect
 
@@ -75,18 +85,25 @@ def paper(arguments: Namespace) -> int:
         raise ValueError(f"--scale {arguments.scale}: {suggestion(arguments.scale, SCALES)}")
     results = _results(arguments)
     scores = collect(results, scale=arguments.scale)
+    experiments = _experiments(arguments.experiment, {row["experiment"] for row in scores})
+    runs = {one["name"]: runs_of(one) for one in experiments}
+    scores = [
+        row
+        for row in scores
+        if is_asked(runs.get(row["experiment"]), row["model"], f"{row['arm']}-{row['seed']}")
+    ]
     if arguments.check and not scores:
         raise ValueError(
             f"--results {results}: holds no score of a test at this scale, so there is nothing to --check; name the "
             "folder of finished runs, or give --scale"
         )
     folders = {str(row["folder"]): row["folder"] for row in scores}
-    expect = _expectations(arguments.experiment, {row["experiment"] for row in scores})
+    expect = {one["name"]: one["expect"] for one in experiments}
     code, section_ = stage_code("paper"), {"expect": expect}
     with Stage(
         "paper", arguments.out, inputs=records_of(folders), section=section_, code=code
     ) as stage:
-        cells = build(results, stage.staging, expect=expect, scale=arguments.scale)
+        cells = build(results, stage.staging, expect=expect, scale=arguments.scale, runs=runs)
         judged = read_json(stage.staging / EXPECTED)
         stage.note(cells=cells, expectations=judged["counts"])
     said = ", ".join(f"{count} {status}" for status, count in sorted(cells.items()))
@@ -101,12 +118,9 @@ def paper(arguments: Namespace) -> int:
     return 3 if outside and arguments.check else 0
 
 
-def _expectations(named: Sequence[str] | None, there: set[str]) -> dict[str, list[dict[str, Any]]]:
-    """Expectations by experiment: the named ones, else `paper` and all known experiments with results."""
-    from dataclasses import asdict
-
+def _experiments(named: Sequence[str] | None, there: set[str]) -> list[dict[str, Any]]:
+    """The resolved experiments that are named, else `paper` and all known ones with results."""
     from reca.config import compose
 
     chosen = named or sorted({"paper"} | there.intersection(compose.names()))
-    loaded = [compose.load(name) for name in chosen]
-    return {one.name: [asdict(expected) for expected in one.expect] for one in loaded}
+    return [compose.resolved(compose.load(name)) for name in chosen]

@@ -21,6 +21,7 @@ from reca.evaluation.tasks.laptop_edit import SCORES as EDIT_SCORES
 from reca.evaluation.tasks.laptop_edit import chance as chance_of_edits
 from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS, STRICT, guidance_of, test_seed
 from reca.report import stages
+from reca.report.asked import Runs, is_asked
 from reca.report.outcomes import (
     ARMS,
     curves,
@@ -43,10 +44,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{error}; run the stage again") from error
 
 
-def scored_models(results: Path, benchmark: str, names: Iterable[str]) -> list[str]:
-    """The models of the experiment that have test scores; ValueError if none has."""
-    pattern = f"*/{benchmark}/test/scores/{artifacts.MANIFEST}"
-    found = [name for name in names if any((results / name).glob(pattern))]
+def scored_models(
+    results: Path, benchmark: str, names: Iterable[str], runs: Runs | None = None
+) -> list[str]:
+    """The models of the experiment that have test scores of one of its `runs`; ValueError if none has."""
+    found = [name for name in names if test_folders(results / name, benchmark, runs)]
     if not found:
         raise ValueError(
             f"{results}: no test scores of benchmark {benchmark!r}; run `snakemake` for this experiment"
@@ -54,9 +56,10 @@ def scored_models(results: Path, benchmark: str, names: Iterable[str]) -> list[s
     return found
 
 
-def test_folders(model: Path, benchmark: str) -> list[Path]:
-    """The complete score stages of a model's test runs, sorted by run."""
-    return sorted(p.parent for p in model.glob(f"*/{benchmark}/test/scores/{artifacts.MANIFEST}"))
+def test_folders(model: Path, benchmark: str, runs: Runs | None = None) -> list[Path]:
+    """The complete score stages of a model's test runs (of `runs`, where given), sorted by run."""
+    found = model.glob(f"*/{benchmark}/test/scores/{artifacts.MANIFEST}")
+    return sorted(p.parent for p in found if is_asked(runs, model.name, p.parents[3].name))
 
 
 def item_scores(
@@ -116,22 +119,23 @@ def edits_report(
     chance: Mapping[str, Any],
     *,
     at_base: bool = False,
+    runs: Runs | None = None,
 ) -> dict[str, Any]:
     """Outcomes, chance levels, items and images of a model's edits, and the folders that they come from.
 
     `at_base`: they were also sampled at the guidance chosen for the base.
     """
-    folders = test_folders(model, benchmark)
+    folders = test_folders(model, benchmark, runs)
     scores = [read(folder) for folder in folders]
-    runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
-    items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in runs.items()}
+    found = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
+    items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in found.items()}
     one = only_guidance(scores) if "edit" not in next(iter(chosen.values())) else chosen
-    pictures = {run: folder.parent / "samples" / IMAGES for run, folder in runs.items()}
+    pictures = {run: folder.parent / "samples" / IMAGES for run, folder in found.items()}
 
     def read_at(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
         level = {run: levels[arm_of(run)]["edit"] for run in items}
         by_item = {run: edit_item_scores(rows, level[run]) for run, rows in items.items()}
-        return outcomes(scores, levels, by_item)
+        return _outcomes(model, scores, levels, by_item)
 
     own, shared = read_at(one), of_base(one)
     return {
@@ -144,15 +148,42 @@ def edits_report(
     }
 
 
-def training_logs(model: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of `log.jsonl` by run (such as `reca-0`), for arms with a complete stage."""
-    trained = (path.parent for path in model.glob(f"*/seed-*/{artifacts.MANIFEST}"))
-    folders = sorted(path for path in trained if path.parent.name != "base")
+def _outcomes(
+    model: Path,
+    scores: Sequence[Mapping[str, Any]],
+    levels: Mapping[str, Any],
+    items: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """The outcomes of a model; ValueError names its folder."""
+    try:
+        return outcomes(scores, levels, items)
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from error
+
+
+def trained_folders(model: Path, runs: Runs | None = None) -> list[Path]:
+    """The complete stages of training, `ARM/seed-N`, and of bases that a seed has of its own."""
+    found = sorted(path.parent for path in model.glob(f"*/seed-*/{artifacts.MANIFEST}"))
+    seeds = {run.rpartition("-")[2] for run in (runs or {}).get(model.name, ())}
+    return [
+        folder
+        for folder in found
+        if is_asked(runs, model.name, _run(folder))
+        or (folder.parent.name == "base" and folder.name.removeprefix("seed-") in seeds)
+    ]
+
+
+def _run(trained: Path) -> str:
+    """The run of a folder `ARM/seed-N`, such as `reca-0`."""
+    return f"{trained.parent.name}-{trained.name.removeprefix('seed-')}"
+
+
+def training_logs(folders: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of `log.jsonl` by run (such as `reca-0`), for the folders of arms."""
     return {
-        f"{folder.parent.name}-{folder.name.removeprefix('seed-')}": read_lines(
-            artifacts.verified(folder / LOG)
-        )
+        _run(folder): read_lines(artifacts.verified(folder / LOG))
         for folder in folders
+        if folder.parent.name != "base"
     }
 
 
@@ -170,17 +201,19 @@ def of_base(chosen: Mapping[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(chosen, chosen.get("base"))
 
 
-def evaluated(model: Path, benchmark: str, *, at_base: bool) -> dict[str, Any]:
+def evaluated(
+    model: Path, benchmark: str, *, at_base: bool, runs: Runs | None = None
+) -> dict[str, Any]:
     """A model's test runs: `folders`, `scores`, and by run `items` and `samples` (its images); the choice of guidance
     as of `guidance_choice`, and `shown_at`, the guidance that is read first.
 
-    `at_base`: arms are read first at the guidance chosen for the base.
+    `at_base`: arms are read first at the guidance chosen for the base; `runs`: the experiment's (default: all).
     """
-    folders = test_folders(model, benchmark)
+    folders = test_folders(model, benchmark, runs)
     scores = [read(folder) for folder in folders]
-    runs = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
-    items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in runs.items()}
-    pictures = {run: folder.parent / "samples" / IMAGES for run, folder in runs.items()}
+    found = {score["run"]: folder for score, folder in zip(scores, folders, strict=True)}
+    items = {run: read_lines(artifacts.verified(folder / ITEMS)) for run, folder in found.items()}
+    pictures = {run: folder.parent / "samples" / IMAGES for run, folder in found.items()}
     choice = guidance_choice(model, scores)
     if not at_base:  # the strict rule judges the images that were sampled for GenEval's
         kept = {a: {n: v for n, v in c.items() if n != STRICT} for a, c in choice["chosen"].items()}
@@ -201,21 +234,23 @@ def model_report(
     chance: Mapping[str, Any],
     editing: str | None = None,
     readings: Mapping[str, Any] | None = None,
+    runs: Runs | None = None,
 ) -> dict[str, Any]:
     """Everything about one model: outcomes, sweep, understanding, training logs, items, stages and their costs.
 
     `chance`: levels by benchmark (`chance_levels`); `editing`: the name of the edit benchmark, if there is one;
-    `readings`: the benchmarks' configuration by name, which says at which guidance test prompts were sampled.
+    `readings`: the benchmarks' configuration by name, which says at which guidance test prompts were sampled;
+    `runs`: the experiment's (default: all on disk).
     """
     asked = (readings or {}).get(benchmark, {})
     at_base, on_curve = asked.get("base_guidance", False), asked.get("curve_prompts", 0)
-    test = evaluated(model, benchmark, at_base=at_base)
+    test = evaluated(model, benchmark, at_base=at_base, runs=runs)
     folders, scores, items = test["folders"], test["scores"], test["items"]
     chosen = test["chosen"]
 
     def read_at(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
         by_item = {run: item_scores(rows, levels[arm_of(run)]) for run, rows in items.items()}
-        return outcomes(scores, levels, by_item)
+        return _outcomes(model, scores, levels, by_item)
 
     found = read_at(chosen)
     if at_base:
@@ -223,18 +258,14 @@ def model_report(
     edited = None
     if editing is not None:
         both = (readings or {}).get(editing, {}).get("base_guidance", False)
-        edited = edits_report(model, editing, chosen, chance, at_base=both)
+        edited = edits_report(model, editing, chosen, chance, at_base=both, runs=runs)
     more = edited["folders"] if edited else []
-    complete = [
-        *folders,
-        *more,
-        *(path.parent for path in model.glob(f"*/seed-*/{artifacts.MANIFEST}")),
-    ]
-    graph = stages.walk(complete)
-    logs = training_logs(model)
+    trained = trained_folders(model, runs)
+    graph = stages.walk([*folders, *more, *trained])
+    logs = training_logs(trained)
     return {
         "name": model.name,
-        "bases": len(list(model.glob(f"base/seed-*/{artifacts.MANIFEST}"))) or 1,
+        "bases": sum(folder.parent.name == "base" for folder in trained) or 1,
         "outcomes": [*found, *(edited["outcomes"] if edited else [])],
         "trained": trained_arms(logs, found),
         "curve": curves(scores, items, on_curve) if on_curve else {},

@@ -90,9 +90,11 @@ def scores_by_arm(scores: Iterable[Scores]) -> dict[str, list[Scores]]:
 def outcomes(scores: Sequence[Scores], chosen: Chosen, items: Items) -> list[dict[str, Any]]:
     """All measured outcomes of a model at the `chosen` guidance, primary ones first.
 
-    Differences between arms have an interval over seeds, and one over items if scores per item are known.
+    Differences between arms are paired by seed and have an interval over seeds, and one over items if scores per item
+    are known. ValueError if two arms that are compared have other seeds.
     """
     by_arm = scores_by_arm(scores)
+    _demand_same_seeds(by_arm)
     names = EDITED if scores[0].get("benchmark") == "laptop_edit" else measured(scores)
     rows = [_outcome(name, by_arm, chosen) for name in names]
     for row in rows:
@@ -101,6 +103,17 @@ def outcomes(scores: Sequence[Scores], chosen: Chosen, items: Items) -> list[dic
             if first and second:
                 gap["over_items"] = statistics.bootstrap_difference(first, second)
     return rows
+
+
+def _demand_same_seeds(by_arm: Mapping[str, list[Scores]]) -> None:
+    for pair in COMPARED:
+        if all(arm in by_arm for arm in pair):
+            first, second = ([score["seed"] for score in by_arm[arm]] for arm in pair)
+            if first != second:
+                raise ValueError(
+                    f"arm {pair[0]} has scores of seeds {first}, arm {pair[1]} of {second}; differences are paired "
+                    "by seed, so finish the experiment with `snakemake`, or give both arms the same seeds"
+                )
 
 
 def with_second_reading(

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from reca.core import artifacts
 from reca.report import collect, expectations, figures, scores, sections, why, wording
+from reca.report.asked import runs_of
 
 PAGE, OUTCOMES, TABLE = "index.html", "outcomes.json", "outcomes.csv"
 
@@ -29,15 +30,18 @@ def build(experiment: Mapping[str, Any], results: Path, out: Path) -> None:
             incomplete.
     """
     benchmark = laptop_benchmark(experiment)
-    names = collect.scored_models(results, benchmark, experiment["models"])
+    runs = runs_of(experiment)
+    names = collect.scored_models(results, benchmark, experiment["models"], runs)
     editing = edit_benchmark(experiment)
     chance = collect.chance_levels(experiment["benchmarks"])
     readings = experiment["benchmarks"]
     models = [
-        collect.model_report(results / name, benchmark, chance, editing, readings) for name in names
+        collect.model_report(results / name, benchmark, chance, editing, readings, runs)
+        for name in names
     ]
     name = experiment["name"]
-    verdicts = expectations.judged(name, experiment["expect"], scores.collect(results, name))
+    found = scores.collect(results, name, runs={name: runs})
+    verdicts = expectations.judged(name, experiment["expect"], found)
     artifacts.write_json(out / OUTCOMES, collect.outcomes_json(models, verdicts))
     artifacts.write_atomic(out / TABLE, collect.outcomes_csv(models))
     artifacts.write_atomic(out / PAGE, render(experiment, models, benchmark, verdicts))

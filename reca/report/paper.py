@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from reca.core import artifacts
 from reca.evaluation import readings
 from reca.report import expectations
+from reca.report.asked import Runs
 from reca.report.paper_map import COLUMNS, TITLES, Metric, Run, own_rows, reported_rows, run_of
 from reca.report.scores import collect, reproduced
 
@@ -141,12 +142,13 @@ def build(
     title: str = "The paper's tables",
     expect: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     scale: str | None = None,
+    runs: Mapping[str, Runs] | None = None,
 ) -> dict[str, int]:
     """Write `tables.json`, `expectations.json`, `tables.md` and `index.html` to `out`; returns cell counts by status.
 
-    `expect`: the expectations by experiment name. `scale`: whose scores to take (default: as `collect`).
+    `expect`: the expectations by experiment name. `scale` and `runs`: whose scores to take (default: as `collect`).
     """
-    found = collect(results, scale=scale)
+    found = collect(results, scale=scale, runs=runs)
     verdicts = [
         one
         for name, all_ in (expect or {}).items()

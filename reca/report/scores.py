@@ -13,6 +13,7 @@ from reca.core import artifacts
 from reca.core.documents import fields
 from reca.evaluation import readings
 from reca.evaluation.files import SCORES
+from reca.report.asked import Runs, is_asked
 from reca.report.paper_map import REPEATED, VARIANTS, Metric, Run
 from reca.report.statistics import t_interval
 
@@ -26,15 +27,19 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def collect(
-    results: Path, experiment: str | None = None, scale: str | None = None
+    results: Path,
+    experiment: str | None = None,
+    scale: str | None = None,
+    runs: Mapping[str, Runs] | None = None,
 ) -> list[dict[str, Any]]:
     """All complete test scores below an experiment's folder, or below a folder of experiments.
 
     `experiment`: the experiment of these results (default: by the folder's name). In a row, `kind` is the benchmark's
     kind and `benchmark` its name in the experiment. `scale` is given, else that of the folder `results`, None for the
     published sizes; scores of other scales in deeper folders are left out and counted, so that they never mix.
+    `runs` by experiment: other runs of its models are left out and named, as they are of an earlier recipe.
     """
-    found, left_out = [], 0
+    found, left_out, other_runs = [], 0, []
     scale = scale or split(results.name)[1]
     for path in sorted(results.glob(f"**/test/scores/{artifacts.MANIFEST}")):
         parts = path.parent.relative_to(results).parts
@@ -44,6 +49,9 @@ def collect(
             continue
         named = experiment or split(parts[-6] if len(parts) == 6 else results.name)[0]
         model, run, benchmark = parts[-5:-2]
+        if not is_asked((runs or {}).get(named), model, run):
+            other_runs.append(f"{model}/{run}")
+            continue
         arm, _, seed = run.rpartition("-")
         scores = read(path.parent)
         found.append(
@@ -53,6 +61,9 @@ def collect(
     if left_out:
         of = f"scales other than {scale}" if scale else "a smaller scale"
         _log.warning("%s: %d scores of %s are left out", results, left_out, of)
+    if other_runs:
+        named_once = ", ".join(dict.fromkeys(other_runs))
+        _log.warning("%s: no arm or seed of the experiment, left out: %s", results, named_once)
     return found
 
 

@@ -261,6 +261,35 @@ def test_one_seed_one_guidance_two_arms(tmp_path: Path, monkeypatch: pytest.Monk
     assert "Not run: bagel_tiny_bound, another." in words
 
 
+def test_runs_of_an_earlier_recipe_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their folders stay where seeds or arms of an experiment are taken away."""
+    made = {}
+    for name in ("reduced", "fresh"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        plain = experiment(seeds=[0, 1], arms=["base", "reca", "sft"])
+        entry = {"model": MODEL, "arm": "reca", "value": 0.4, "tolerance": 0.5, "source": "a guess"}
+        plain["expect"] = [entry | {"metric": "laptop.dense"}]
+        there = experiment(seeds=[0, 1, 2]) if name == "reduced" else plain
+        tree = Tree(there, levels=[2.0])
+        tree.write()
+        caplog.clear()
+        page.build(plain, tree.root, Path())
+        made[name] = json.loads(Path(page.OUTCOMES).read_text())
+        said = [line for line in caplog.messages if "left out" in line]
+        assert [f"{MODEL}/shuffled-0" in line and "reca-1" not in line for line in said] == (
+            [True] if name == "reduced" else []
+        )
+    assert made["reduced"] == made["fresh"]
+    assert made["fresh"]["expectations"][0]["reproduced"]["seeds"] == 2
+    for arm, seed in (("reca", 0), ("sft", 1), ("base", 0)):
+        (tree.folder(arm, seed, "test", "scores") / artifacts.MANIFEST).unlink()
+    with pytest.raises(ValueError, match=r"arm reca has scores of seeds \[1\], arm sft of \[0\]"):
+        page.build(plain, tree.root, Path())
+
+
 def test_two_readings_of_guidance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the base's guidance all arms are read first; each at its own best is the second reading, beside a curve."""
     monkeypatch.chdir(tmp_path)

@@ -385,6 +385,17 @@ def test_results_that_are_not_there_are_not_checked(tmp_path, capsys):
     assert main(["paper", *words]) == 0
 
 
+def test_a_seed_that_the_experiment_no_longer_has_is_left_out(tmp_path, capsys):
+    from reca.cli import main
+
+    score(tmp_path / "results", "reca-42", 0.857)
+    score(tmp_path / "results", "reca-7", 0.1)
+    words = ["paper", "--results", str(tmp_path / "results"), "--check", "--out"]
+    assert main([*words, str(tmp_path / "tables")]) == 0
+    said = capsys.readouterr()
+    assert "(1 scores)" in said.out and "left out: harmon_15b/reca-7" in said.err
+
+
 def test_check_fails_where_a_number_is_outside(tmp_path, capsys):
     from reca.cli import main
 
