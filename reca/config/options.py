@@ -1,6 +1,7 @@
 """The options of each kind of benchmark: names and types of the keyword arguments of its `grade`.
 
-They are here, below the benchmarks, so that an experiment is refused before its images are sampled and judged.
+They are here, below the benchmarks, so that an experiment is refused before anything is sampled or
+judged.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def check_options(kind: str, options: Mapping[str, Any], path: str = "") -> None:
-    """ValueError for an option that this kind of benchmark does not have, or a value that it does not take.
+    """ValueError for an option that this kind does not have, or a value that it does not take.
 
     `path` is the key of the options (default: of a benchmark with the name of its kind).
     """

@@ -1,4 +1,4 @@
-"""The runs that an experiment asks for: others on disk are of an earlier recipe, and no page or table counts them."""
+"""The runs that an experiment asks for; others on disk are of an earlier recipe and never counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of benchmarks: the table is that of the graders, and wrong values are refused before any work."""
+"""The options of benchmarks: the table is that of the graders, and wrong values are refused."""
 
 from __future__ import annotations
 

@@ -145,7 +145,8 @@ def parse_open(reply: str) -> set[Value]:
 def _key_phrases(reply: str) -> list[str]:
     """The shortest text after a key phrase of each sentence, else the whole reply.
 
-    Of the official script's loop, too: an empty text gives way to that of the next phrase, and one left is no answer.
+    As in the official script (`if shortest_key_response:`), an empty text gives way to that of the next
+    phrase, and is no answer of its own.
     """
     text = reply.strip().strip(".").lower()
     lines = _SENTENCES.split(text)
