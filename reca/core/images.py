@@ -38,6 +38,7 @@ __all__ = [
     "SUFFIXES",
     "UnreadableImage",
     "decode",
+    "original_of",
     "short_side_crop",
     "squash",
     "to_image",
@@ -134,6 +135,19 @@ def decode(
 def squash(image: Image.Image, size: int) -> Image.Image:
     """Resize to (size, size) with PIL's antialiased bicubic filter, ignoring the aspect ratio."""
     return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def original_of(data: bytes, *, name: str) -> Image.Image:
+    """The central square of an image file: what reconstructions are made from and compared with.
+
+    Families stretch, crop or pad other shapes, each its own way; of a square all draw the same.
+    """
+    image = decode(data, name=name)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return (
+        image if image.width == image.height else image.crop((left, top, left + side, top + side))
+    )
 
 
 def short_side_crop(

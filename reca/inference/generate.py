@@ -23,7 +23,7 @@ import torch
 
 from reca.core import artifacts
 from reca.core.finite import named
-from reca.core.images import decode
+from reca.core.images import decode, original_of
 from reca.core.rng import generator
 from reca.inference.imageset import Entry, ImageSetWriter, png
 from reca.inference.resume import ResumableImages
@@ -249,7 +249,7 @@ def _job(
         "options": dict(sampling.options or {}),
     }
     if original is not None:
-        pixels = decode(original, name=name).tobytes()
+        pixels = original_of(original, name=name).tobytes()
         recipe["image_sha256"] = artifacts.sha256_bytes(pixels)
     if source is not None:
         recipe["source_sha256"] = artifacts.sha256_bytes(source)
@@ -382,7 +382,7 @@ def _rows(
     if sources:
         with named(texts):
             return editor(model).edit(sources, texts, sampling, noise)
-    pictures = [decode(job.original, name=job.key) for job in batch if job.original is not None]
+    pictures = [original_of(job.original, name=job.key) for job in batch if job.original]
     features = model.encode(pictures, "draw") if pictures else None
     return draw(model, texts, features, sampling, noise)
 

@@ -13,6 +13,7 @@ from reca.cli import main
 from reca.commands.code import stage_code
 from reca.config.schema import BenchmarkConfig
 from reca.core.documents import lines
+from reca.core.images import decode, original_of
 from reca.evaluation.observers import detector, similarity, vqa
 from reca.evaluation.observers.view import View
 from reca.inference.imageset import png
@@ -86,6 +87,19 @@ def test_another_original_is_compared_again(tmp_path):
         for n in (1, 2)
     ]
     assert rows[0] != rows[1] and rows[0][0]["ssim"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_a_reconstruction_is_compared_with_the_central_square(tmp_path, width):
+    """What the picture shows is the middle of its original, whatever lies left and right of it."""
+    square = decode(small.picture(1), name="one")
+    side = square.height
+    whole = Image.new("RGB", (width * side // 16, side), "white")
+    whole.paste(square, ((whole.width - side) // 2, 0))
+    sources = {"one": png(whole)}
+    assert original_of(sources["one"], name="one").tobytes() == square.tobytes()
+    (row,) = observed(similarity, {}, tmp_path, kind="reconstruction", sources=sources)
+    assert row["ssim"] == pytest.approx(1) and row["psnr"] == 100
 
 
 def test_rows_of_other_code_are_not_mixed_with_those_of_this_code(data, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 
 from reca.core.artifacts import sha256_bytes
 from reca.core.finite import demand_numbers
-from reca.core.images import decode
+from reca.core.images import decode, original_of
 from reca.evaluation.detectors.inception import InceptionFeatures
 from reca.evaluation.detectors.mask2former import pinned_file
 from reca.evaluation.detectors.similarity import Alike, CosineAlike, Lpips, LpipsAlike
@@ -33,7 +33,7 @@ def observe(view: View) -> dict[str, Any]:
 
     def look(item: Prompt, k: int, picture: bytes) -> list[Row]:
         again = decode(picture, name=item.id)
-        truth = decode(view.sources[item.id], name=item.id).resize(again.size)
+        truth = original_of(view.sources[item.id], name=item.id).resize(again.size)
         row: Row = {"id": item.id}
         row |= {name: measure(truth, again) for name, measure in measures.items()}
         demand_numbers({f"values of {name}": row[name] for name in measures})

@@ -19,7 +19,7 @@ from reca.evaluation.graded import Graded, coverage_of, interval, mean
 from reca.evaluation.reading import archive
 from reca.inference.items import Prompt
 
-VERSION = "reca 1 (beyond the paper)"
+VERSION = "reca 2 (beyond the paper)"  # 2: of the central square of each original
 ROLES = ("images",)
 PIXELS = ("psnr", "ssim")
 NEURAL = ("lpips", "clip", "dino")
