@@ -35,6 +35,8 @@ def fetch(arguments: Namespace) -> None:
             allow_unpinned=arguments.allow_unpinned,
         )
         stage.note(files=[asdict(file) for file in fetched])
+    # Not before: hashing the folder takes minutes, and who ends it must not lose the download.
+    sources.forget(arguments.name, fetched)
 
 
 def pin(arguments: Namespace) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from reca.core.artifacts import read_json, write_json
-from reca.core.atomic import publish, replacing
+from reca.core.atomic import replacing
 from reca.core.documents import fields
 from reca.sources.catalogue import (
     HEX_DIGITS,
@@ -31,7 +31,7 @@ from reca.sources.catalogue import (
     is_hex,
     load_sources,
 )
-from reca.sources.checks import UNKNOWN, Digest, Expected, safe_relative, verify
+from reca.sources.checks import Digest, Expected, safe_relative, verify
 from reca.sources.parts import DEFAULT_POLICY, Policy
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,9 @@ LOCK_FILE = Path("config/sources.lock")
 WORK_DIR = Path("work/downloads")
 LOCK_VERSION = 1
 _SHOWN = 4  # names of files in an error message
+_NO_LINKS = (
+    errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -338,9 +341,10 @@ def fetch(
 ) -> list[Fetched]:
     """Bring all files of source `name` into `out_dir`, verified, and say what they are.
 
-    Files gather in `work/<name>` (where an interrupted download goes on next time) and move to
-    `out_dir` when all are there. Raises ValueError for an unpinned source or a file that is not
-    what was pinned, OSError when the disk is full or the network gives out.
+    Files gather in `work/<name>`, where an interrupted download goes on next time, and stay there
+    until `forget`: what becomes of `out_dir` is the caller's. Raises ValueError for an unpinned
+    source or a file that is not what was pinned, OSError when the disk is full or the network
+    gives out.
     """
     endpoints = endpoints or Endpoints()
     _check_mirror(mirror)
@@ -356,8 +360,8 @@ def fetch(
         source = _discover(source, mirror, endpoints)
     way = _Way(source, work / name, mirror, endpoints, policy)
     brought = way.bring_all()
-    for file, _, _ in brought:
-        _place(way.work / file.save_as, out_dir / file.save_as)
+    for file, found, _ in brought:
+        _place(way.work / file.save_as, out_dir / file.save_as, found)
     return [_record(source, *item, endpoints) for item in brought]
 
 
@@ -369,16 +373,26 @@ def _record(source: Source, file: SourceFile, found: Digest, via: Any, at: Endpo
     return Fetched(file.save_as, found.bytes, found.sha256, url, via)
 
 
-def _place(path: Path, target: Path) -> None:
-    """Move a whole file, also to another file system."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _place(path: Path, target: Path, found: Digest) -> None:
+    """Give a whole file a second name; a copy where the file system has no links, or it is another one."""
     try:
-        publish(path, target)
+        with replacing(target) as part:
+            part.unlink()
+            os.link(path, part)
     except OSError as error:
-        if error.errno != errno.EXDEV:
+        if error.errno not in _NO_LINKS:
             raise
-        _copy(path, target, UNKNOWN)
-        path.unlink()
+        free = shutil.disk_usage(target.parent).free
+        if found.bytes > free:
+            text = f"disk full: {found.bytes} bytes needed, {free} free; the download is kept"
+            raise OSError(errno.ENOSPC, text, str(target)) from error
+        _copy(path, target, Expected(found.sha256, found.git_blob, found.bytes))
+
+
+def forget(name: str, fetched: Iterable[Fetched], *, work: Path = WORK_DIR) -> None:
+    """Remove from `work` what `fetch` brought, once it lies whole and for good where it belongs."""
+    for file in fetched:
+        (work / name / safe_relative(file.path)).unlink(missing_ok=True)
 
 
 def pin(

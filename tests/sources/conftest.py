@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reca.sources.fetch import Endpoints, fetch, pin
+from reca.sources.fetch import Endpoints, fetch, forget, pin
 from reca.sources.parts import Policy
 from tests.hub.client import served
 from tests.hub.server import Hub, Repository, sha
@@ -67,6 +67,7 @@ class House:
         ]
         everything = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
         assert everything == set(arrived)
+        forget(name, records, work=self.root / "work")  # as the command does
         return arrived
 
     def pin(self, *names: str, **more: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from reca.sources import fetch as sources_module
-from reca.sources.fetch import fetch, list_sources, read_lock, resolved
+from reca.cli import main
+from reca.core import artifacts
+from reca.sources.fetch import fetch, forget, list_sources, read_lock, resolved
 from tests.hub.server import COMMIT, Hub, Repository, blob, sha
 from tests.sources.conftest import FAST, HUB_ENTRY, NAME, REPOSITORY, WANTED, House
 
@@ -265,15 +267,63 @@ def test_mirror_only_source_says_where_to_put_the_file(tmp_path: Path) -> None:
     assert house.fetch("judge", mirror=mirror) == {"judge.json": b"{}"}
 
 
+# ---- from the work folder to the output ----------------------------------------------------------
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_was_fetched_stays_until_it_is_forgotten(house: House, hub: Hub) -> None:
+    house.pin()
+    fetch("model", house.root / "out", **house.way)  # type: ignore[arg-type]
+    shutil.rmtree(house.root / "out")
+    hub.requests.clear()
+    records = fetch("model", house.root / "out", **house.way)  # type: ignore[arg-type]
+    assert hub.requests == [] and {record.via for record in records} == {"present"}
+    kept = house.root / "work/model/model.safetensors"
+    assert kept.samefile(house.root / "out/model.safetensors"), "a link needs no room"
+    forget("model", records, work=house.root / "work")
+    assert not names(house.root / "work") and len(names(house.root / "out")) == len(WANTED)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, None], ids=["ctrl-c", "to the end"])
+def test_an_interruption_of_the_last_step_costs_no_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException] | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    house = House(tmp_path / "config").write(model=HUB_ENTRY)
+    mirror = mirror_with(tmp_path, {f"model/{name}": data for name, data in WANTED.items()})
+    house.pin(mirror=mirror, work=tmp_path / "pinned")
+    hashes = artifacts.describe_files
+
+    def hashed(folder: Path) -> object:
+        if stop and ".partial-" in folder.name:
+            raise stop
+        return hashes(folder)
+
+    monkeypatch.setattr(artifacts, "describe_files", hashed)
+    code = main(["fetch", "model", "--out", "data/model", "--mirror", "mirror"])
+    wanted = {Path(name).name for name in WANTED}
+    assert code == (130 if stop else 0)
+    assert names(tmp_path / "work/downloads") == (wanted if stop else set())
+    assert wanted.isdisjoint(names(tmp_path / "data")) == bool(stop)
+
+
 def test_work_folder_on_another_file_system(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.pin()
-    plain = os.replace
 
     def crossing(source: Path, target: Path) -> None:
-        if "work" in Path(source).parts and "out" in Path(target).parts:
-            raise OSError(sources_module.errno.EXDEV, "Invalid cross-device link")
-        plain(source, target)
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(sources_module.os, "replace", crossing)
+    monkeypatch.setattr(os, "link", crossing)
     assert house.fetch() == WANTED
-    assert not [p for p in (house.root / "work").rglob("*") if p.is_file()]
+    assert not names(house.root / "work")
+    shutil.rmtree(house.root / "out")
+    used = shutil.disk_usage(house.root)
+    free = {"out": 17}
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: used._replace(free=free.get(path.name, used.free))
+    )
+    with pytest.raises(OSError, match=r"disk full: 18 bytes needed, 17 free"):
+        house.fetch()
+    assert len(names(house.root / "work")) == len(WANTED)
