@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from reca.evaluation.detectors.checkpoint import companion
 from reca.models.common.options import check_generation
 from reca.models.common.plain_tokenizer import FILES, PlainTokenizer
 from reca.models.common.tokenizer import TextFrontEnd, read_tokenizer
@@ -33,6 +35,26 @@ def test_odd_tokenizer_files_are_named(tmp_path, name):
             continue
         with pytest.raises(ValueError, match=f"{name}"):
             read_tokenizer(folder)
+
+
+def test_code_in_a_tokenizer_folder_is_never_run(tmp_path, monkeypatch):
+    marker = tmp_path / "marker"
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "tok.py").write_text(
+        f"open({str(marker)!r}, 'w').close()\n"
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class T(PreTrainedTokenizerFast): pass\n"
+    )
+    described = {"auto_map": {"AutoTokenizer": ["tok.T", None]}, "tokenizer_class": "T"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # as from `yes | reca ...`
+    from transformers import AutoTokenizer
+
+    for read in (read_tokenizer, partial(companion, AutoTokenizer)):
+        with pytest.raises(ValueError, match=r"model: .* never run; use .*tokenizer\.json") as error:
+            read(folder)
+        assert "trust_remote_code" not in str(error.value) and not marker.exists()
 
 
 def test_a_front_end_may_encode_texts_when_it_checks_its_tokenizer():

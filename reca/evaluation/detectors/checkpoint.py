@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from reca.core.finite import check_weights
+from reca.models.common.tokenizer import refuse_code
 
 _FILLED = 0.9  # minimum fraction of embedding rows with a token
 _SHOWN = 4  # names per kind of fault in a message
@@ -31,10 +32,11 @@ def network(kind: Any, folder: Path, harmless: Iterable[str] = (), **options: An
     file = _weights(folder)
     try:
         model, report = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True,
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
     except _FAULTS as error:
+        refuse_code(folder, error)
         raise ValueError(
             f"{file}: cannot be read as {kind.__name__} ({_line(error)}); fetch its source again"
         ) from error
@@ -74,8 +76,9 @@ def tokenizer(kind: Any, folder: Path, rows: int) -> Any:
 def companion(kind: Any, folder: Path) -> Any:
     """A tokenizer or image processor from the folder of a network; ValueError if it cannot be read."""
     try:
-        return kind.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except _FAULTS as error:
+        refuse_code(folder, error)
         raise ValueError(
             f"{folder}: cannot be read as {kind.__name__} ({_line(error)}); fetch its source again"
         ) from error

@@ -30,6 +30,7 @@ def read_tokenizer(folder: Path) -> Any:
     try:
         return read_plain(described, folder) or _read_any(folder)
     except Exception as error:
+        refuse_code(folder, error)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN]
         raise ValueError(
             f"{folder}: no tokenizer can be read from {' and '.join(FILES)} ({reason}); fetch the model again"
@@ -39,7 +40,19 @@ def read_tokenizer(folder: Path) -> Any:
 def _read_any(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    # not given, the library asks on the terminal, and runs the folder's code on the answer "y"
+    return AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+
+
+def refuse_code(folder: Path, error: Exception) -> None:
+    """ValueError in place of transformers' advice, where `error` asks to run Python code that lies in a folder."""
+    if "trust_remote_code" in str(error):
+        raise ValueError(
+            f"{folder}: needs Python code of its own (auto_map), and such code is never run; use a folder with "
+            f"{FILES[0]}, whose class transformers has itself"
+        ) from error
 
 
 def without_image_tag(question: str) -> str:
