@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 REMEDY = "the weights are damaged, or too large for this precision: fetch or train them again, or compute in fp32"
 
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
 
 class NonFinite(ValueError):
     """`what` (a plural) is NaN or infinite in `rows` of a batch, which are called `names` where that is known.
@@ -77,10 +79,28 @@ def demand_numbers(values: Mapping[str, float]) -> None:
             raise NonFinite(what, [0])
 
 
+def number_kind(dtype: str) -> str:
+    """What a dtype ("float32") may be replaced by: "float", "int", or nothing but itself.
+
+    Floats of 8 bits are codes that mean nothing without the scales of their format.
+    """
+    if dtype in _FLOATS:
+        return "float"
+    return "int" if dtype.startswith(("int", "uint")) else dtype
+
+
 def check_weights(where: object, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """ValueError names the file `where` and the first weight that holds NaN or infinity: one pass, no copy."""
+    """ValueError names the file `where` and the first weight that holds NaN or infinity, or numbers of a dtype that no
+    network computes in: one pass, no copy.
+    """
     for name, tensor in tensors:
-        if not tensor.is_floating_point() or not tensor.numel() or tensor.element_size() < 2:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        kind = number_kind(dtype)
+        if kind not in ("float", "int", "bool"):
+            raise ValueError(
+                f"{where}: weight {name} is {dtype}; only {', '.join(_FLOATS)} and integers are read; convert it"
+            )
+        if kind != "float" or not tensor.numel():
             continue
         low, high = tensor.detach().aminmax()  # both are NaN where any value is
         if not math.isfinite(low) or not math.isfinite(high):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from reca.core.artifacts import sha256_file
 from reca.core.atomic import replacing
 from reca.core.documents import fields, read_json, texts
-from reca.core.finite import check_weights
+from reca.core.finite import check_weights, number_kind
 
 Manifest = Mapping[str, tuple[tuple[int, ...], str]]
 Pin = str | Mapping[str, str]
@@ -122,6 +122,12 @@ def _flat_tensors(path: Path, content: Any) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: is not a flat dict of named tensors; extract the state dict first"
         )
+    for name, tensor in content.items():
+        plain = tensor.layout is torch.strided and not tensor.is_nested
+        if not plain or tensor.is_quantized or tensor.is_meta:
+            raise ValueError(
+                f"{path}: {name} is a sparse, nested, quantized or empty (meta) tensor; save it dense, in floats"
+            )
     return dict(content)
 
 
@@ -247,8 +253,8 @@ def check_manifest(
 ) -> None:
     """Raise one ValueError for missing (unless `optional`) and unexpected names and differing shapes.
 
-    `remedy` is appended to the message. Dtypes need only be of the same kind: a bfloat16 copy of a
-    float32 checkpoint is accepted.
+    `remedy` is appended to the message. Dtypes need only be of the same kind (`number_kind`): a bfloat16
+    copy of a float32 checkpoint is accepted.
     """
     _complain(
         where,
@@ -259,7 +265,7 @@ def check_manifest(
             f"{name} is {_shown(found[name])}, not {_shown(expected[name])}"
             for name in sorted(found.keys() & expected.keys())
             if found[name][0] != expected[name][0]
-            or found[name][1].startswith("int") != expected[name][1].startswith("int")
+            or number_kind(found[name][1]) != number_kind(expected[name][1])
         ],
     )
 

@@ -89,7 +89,13 @@ def assign_strictly(
             _assign(module, name, value if target_dtype is None else value.to(target_dtype))
 
 
-_KINDS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64", "I32": "int32"}
+_KINDS = {  # safetensors' names of dtypes
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
 
 
 def _tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,7 @@ from reca.align import checkpoint, trainer
 from reca.cli import main
 from reca.config.schema import BenchmarkConfig, Fit
 from reca.core.artifacts import write_json, write_lines
-from reca.core.finite import NonFinite
+from reca.core.finite import NonFinite, check_weights
 from reca.core.images import decode
 from reca.evaluation.detectors import colours
 from reca.evaluation.detectors.instances import instances
@@ -172,6 +172,14 @@ def test_no_checkpoint_holds_weights_that_are_not_finite(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"step 1: the weights are not finite .* Lower align\.lr"):
         run(tmp_path, changes={"checkpoint_every": 1})
     assert checkpoint.latest(tmp_path / trainer.CHECKPOINTS).path is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64])
+def test_no_weight_is_of_a_dtype_that_hides_nan(dtype):
+    odd = torch.full((2,), math.nan).to(dtype)
+    with pytest.raises(ValueError, match=r"file: weight w is .* convert it"):
+        check_weights("file", [("w", odd)])
+    check_weights("file", [("ids", torch.arange(3)), ("mask", torch.ones(2, dtype=torch.bool))])
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from reca.models import checkpoint_io as files
+from reca.models.common.naming import Naming
 from reca.models.showo.clip import ClipTower
 from reca.models.showo.config import ShowoConfig, TowerConfig
 from reca.models.showo.magvit import Magvit, MagvitConfig
@@ -22,6 +23,7 @@ from reca.models.showo.weights import (
     MAGVIT,
     NETWORK,
 )
+from reca.models.streaming import assign_strictly
 from tests.reference import golden_cases as golden
 
 VQ = MagvitConfig(8, (1, 2), (1, 1), (1, 2), (1, 1), 3)
@@ -287,6 +289,57 @@ def test_a_damaged_safetensors_file_is_named(tmp_path, whole, damage):
     for read in (files.load_safetensors, files.safetensors_manifest, files.load_checkpoint):
         with pytest.raises(ValueError, match=r"model\.safetensors: is not a readable safetensors"):
             read(path)
+
+
+ODD = {
+    "float8_e4m3fn": lambda whole: whole.to(torch.float8_e4m3fn),
+    "uint8": lambda whole: whole.to(torch.uint8),
+    "int8": lambda whole: whole.to(torch.int8),
+    "bool": lambda whole: whole > 0,
+    "complex64": lambda whole: whole.to(torch.complex64),
+}
+
+
+@pytest.mark.parametrize("dtype", ODD)
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_weights_are_floats(tmp_path, dtype, ending):
+    module = torch.nn.Linear(4, 4, bias=False)
+    before, odd = module.weight.clone(), {"weight": ODD[dtype](torch.ones(4, 4))}
+    path = tmp_path / f"model.{ending}"
+    (save_file if ending == "safetensors" else torch.save)(odd, path)
+    with pytest.raises(ValueError, match=rf"model\.{ending}: .*weight is {dtype} \[4, 4\], not fl"):
+        Naming().load_file(module, path, allow_unpinned=True)
+    with torch.device("meta"):
+        empty = torch.nn.Linear(4, 4, bias=False)
+    if ending == "safetensors":
+        with pytest.raises(ValueError, match=r"different \(weight is .* not float32"):
+            assign_strictly(empty, path)
+    assert torch.equal(module.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_may_have_another_precision(tmp_path, dtype):
+    module = torch.nn.Linear(4, 4, bias=False)
+    save_file({"weight": torch.ones(4, 4, dtype=dtype)}, tmp_path / "model.safetensors")
+    Naming().load_file(module, tmp_path / "model.safetensors")
+    assert torch.equal(module.weight, torch.ones(4, 4))
+
+
+NOT_PLAIN = {
+    "coo": lambda plain: plain.to_sparse(),
+    "csr": lambda plain: plain.to_sparse_csr(),
+    "quantized": lambda plain: torch.quantize_per_tensor(plain, 1.0, 0, torch.quint8),
+    "meta": lambda plain: plain.to("meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own opinion of such tensors
+@pytest.mark.parametrize("layout", NOT_PLAIN)
+def test_pickled_tensors_are_plain(tmp_path, layout):
+    torch.save({"weight": NOT_PLAIN[layout](torch.eye(4))}, tmp_path / "model.bin")
+    with pytest.raises(ValueError, match=r"model\.bin: weight is a .*; save it dense") as error:
+        files.load_foreign(tmp_path / "model.bin", allow_unpinned=True)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 200])

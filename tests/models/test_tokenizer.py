@@ -52,7 +52,9 @@ def test_code_in_a_tokenizer_folder_is_never_run(tmp_path, monkeypatch):
     from transformers import AutoTokenizer
 
     for read in (read_tokenizer, partial(companion, AutoTokenizer)):
-        with pytest.raises(ValueError, match=r"model: .* never run; use .*tokenizer\.json") as error:
+        with pytest.raises(
+            ValueError, match=r"model: .* never run; use .*tokenizer\.json"
+        ) as error:
             read(folder)
         assert "trust_remote_code" not in str(error.value) and not marker.exists()
 
