@@ -10,10 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import lock_descriptor
 
 from reca.cli import main
 from reca.core import artifacts
-from reca.sources.fetch import fetch, forget, list_sources, read_lock, resolved
+from reca.sources import fetch as sources_module
+from reca.sources.catalogue import SourceFile
+from reca.sources.fetch import _Way, fetch, forget, list_sources, read_lock, resolved
 from tests.hub.server import COMMIT, Hub, Repository, blob, sha
 from tests.sources.conftest import FAST, HUB_ENTRY, NAME, REPOSITORY, WANTED, House
 
@@ -201,6 +204,32 @@ def test_lock_is_written_source_by_source(house: House, hub: Hub) -> None:
     with pytest.raises(ValueError, match="absent"):
         house.pin("model", "broken")
     assert list(read_lock(house.paths["lock"])) == ["model"]
+
+
+def test_two_pins_at_a_time_are_both_kept(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.write(model=HUB_ENTRY, other=HUB_ENTRY)
+    pin_file = sources_module._pin_file
+
+    def slow(way: _Way, file: SourceFile) -> SourceFile:
+        if way.source.name == "model" and not read_lock(house.paths["lock"]):
+            house.pin("other")  # begins and ends during the downloads of the first
+        return pin_file(way, file)
+
+    monkeypatch.setattr(sources_module, "_pin_file", slow)
+    house.pin()
+    assert sorted(read_lock(house.paths["lock"])) == ["model", "other"]
+
+
+def test_who_writes_the_lock_is_alone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    def write(path: Path, document: object) -> None:
+        with house.paths["sources"].open("r+b") as file:
+            written.append(lock_descriptor(file.fileno(), blocking=False))
+
+    monkeypatch.setattr(sources_module, "write_json", write)
+    house.pin()
+    assert written == [False], "another process has to wait"
 
 
 # ---- mirrors -------------------------------------------------------------------------------------
