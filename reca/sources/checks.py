@@ -57,25 +57,39 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
+def site(url: str) -> str:
+    """Scheme and host of an address; the rest of it may hold a signature or a password, which no log may show."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}"
+
+
+def without_queries(text: str) -> str:
+    """Somebody else's message with all addresses cut off before their query."""
+    return re.sub(r"(\w://[^\s?'\"()<>]*)\?[^\s'\"()<>]*", r"\1?...", text)
+
+
 def check_url(url: str) -> None:
     """Accept https, and http to the loopback host only; ValueError otherwise."""
     parts = urlsplit(url)
     if not parts.hostname or parts.username or parts.password:
-        raise ValueError(f"{url!r} is refused: a URL needs a host and must hold no password")
+        raise ValueError(f"{site(url)!r} is refused: a URL needs a host and must hold no password")
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(url)):
-        raise ValueError(f"{url!r} is refused: only https (http on the loopback host) is allowed")
+        raise ValueError(
+            f"{site(url)!r} is refused: only https (http on the loopback host) is allowed"
+        )
 
 
 def check_redirect(url: str, target: str) -> None:
     """Accept a redirect that loses no protection and does not turn to the user's own machine."""
+    here, there = site(url), site(target)
     try:
         check_url(target)
     except ValueError as error:
-        raise ValueError(f"{url} redirects: {error}") from None
+        raise ValueError(f"{here} redirects: {error}") from None
     if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
-        raise ValueError(f"{url} redirects from https to http ({target}): refused")
+        raise ValueError(f"{here} redirects from https to http ({there}): refused")
     if is_loopback(target) and not is_loopback(url):
-        raise ValueError(f"{url} redirects to the loopback host ({target}): refused")
+        raise ValueError(f"{here} redirects to the loopback host ({there}): refused")
 
 
 def digest(path: Path) -> Digest:

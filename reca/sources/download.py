@@ -15,7 +15,15 @@ from urllib.parse import urljoin
 import requests
 import urllib3
 
-from reca.sources.checks import CHUNK_BYTES, UNKNOWN, Digest, Expected, check_redirect, check_url
+from reca.sources.checks import (
+    CHUNK_BYTES,
+    UNKNOWN,
+    Digest,
+    Expected,
+    check_redirect,
+    check_url,
+    site,
+)
 from reca.sources.parts import DEFAULT_POLICY, Again, Part, Policy
 
 TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
@@ -64,29 +72,40 @@ class _Http:
     def _request(self, part: Part, headers: dict[str, str]) -> requests.Response:
         url = part.url
         for _ in range(part.policy.redirects + 1):
-            response = self._get(url, headers, part.policy)
+            response = self._get(part, url, headers)
             if not response.is_redirect:
                 return response
             response.close()
-            target = urljoin(url, response.headers["Location"])
-            check_redirect(url, target)
+            try:
+                target = urljoin(url, response.headers["Location"])
+                check_redirect(url, target)
+            except ValueError as error:
+                raise ValueError(f"{part.url}: {error}") from None
             url = target
         raise ValueError(f"{part.url}: more than {part.policy.redirects} redirects")
 
-    def _get(self, url: str, headers: dict[str, str], policy: Policy) -> requests.Response:
+    def _get(self, part: Part, url: str, headers: dict[str, str]) -> requests.Response:
+        """Ask `url`, which `part.url` has led to. Errors of `requests` quote it with its signature: none is chained."""
         try:
             return self.session.get(
                 url,
                 headers=headers,
                 stream=True,
                 allow_redirects=False,
-                timeout=(policy.connect_seconds, policy.read_seconds),
+                timeout=(part.policy.connect_seconds, part.policy.read_seconds),
                 auth=lambda request: request,  # keeps `requests` from sending passwords of ~/.netrc
             )
         except requests.exceptions.SSLError as error:
-            raise ValueError(f"{url}: the certificate is not accepted ({error})") from error
+            raise ValueError(
+                f"{part.url}: the certificate of {site(url)} is not accepted ({type(error).__name__}); "
+                "check the clock and the proxy of this machine, or use a mirror folder"
+            ) from None
         except (requests.ConnectionError, requests.Timeout) as error:
-            raise Again(f"no answer ({type(error).__name__})") from error
+            raise Again(f"no answer ({type(error).__name__})") from None
+        except (requests.RequestException, ValueError) as error:  # ValueError: no address at all
+            raise ValueError(
+                f"{part.url}: {site(url)} cannot be asked ({type(error).__name__}); use a mirror folder"
+            ) from None
 
 
 # ---- the answer

@@ -31,7 +31,7 @@ from huggingface_hub.file_download import HfFileMetadata, http_get, is_xet_avail
 from huggingface_hub.utils import build_hf_headers
 
 from reca.sources.catalogue import HEX_DIGITS, Source, SourceFile, is_hex
-from reca.sources.checks import Digest, check_url
+from reca.sources.checks import Digest, check_url, without_queries
 from reca.sources.parts import Again, Part, Policy
 
 TRANSIENT = (408, 425, 429)
@@ -221,5 +221,5 @@ def _of_system(error: OSError, part: Part | None) -> Exception:
     if part is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return part.disk_full((part.expected.bytes or 0) - part.size, 0)
     if error.errno is None:  # a body of another size than announced
-        return Again(" ".join(str(error).split()))
+        return Again(without_queries(" ".join(str(error).split())))
     return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from reca.sources.fetch import Endpoints, fetch, forget, pin
 from reca.sources.parts import Policy
 from tests.hub.client import served
 from tests.hub.server import Hub, Repository, sha
+from tests.loopback_server import Handler, Server
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUE = ROOT / "config" / "sources.yaml"
@@ -23,6 +25,18 @@ REPOSITORY = {
     "sub/data-0.parquet": b"rows" * 50,
     "remote_code.py": b"print('never fetched')",
 }
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server(("127.0.0.1", 0), Handler)
+    server.script, server.requests = [], []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,18 +27,6 @@ BODY = bytes(range(256)) * 800
 HASH = hashlib.sha256(BODY).hexdigest()
 PINNED = Expected(sha256=HASH, bytes=len(BODY))
 FAST = Policy(connect_seconds=2, read_seconds=0.3, attempts=3, backoff_seconds=0.01)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server(("127.0.0.1", 0), Handler)
-    server.script, server.requests = [], []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 def status(code: int, body: bytes = b"", **headers: str) -> Answer:
