@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from reca.core.documents import kind_of, read_text
+from reca.core.numbered import incomplete
 from reca.evaluation.graded import Coverage, coverage_of
 from reca.inference.items import Question
 
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\b")  # how the Hub numbers the files of a split
 _PICTURE = re.compile(r"image|image_\d+|decoded_image")  # image columns, not needed for questions
 
 
@@ -101,15 +101,11 @@ class Tables:
 
 def _demand_all_parts(tables: Sequence[Path]) -> None:
     """ValueError if one of the files `<split>-00001-of-00003.parquet` of a folder is missing."""
-    sets: dict[tuple[Path, int], set[int]] = {}
-    for path in tables:
-        if match := _PART.search(path.name):
-            sets.setdefault((path.parent, int(match[2])), set()).add(int(match[1]))
-    for (folder, count), found in sets.items():
-        if lacking := sorted(set(range(count)) - found):
-            raise ValueError(
-                f"{folder}: only {len(found)} of {count} tables, number {lacking[0]} is missing; fetch its source again"
-            )
+    for lacking in incomplete(tables):
+        raise ValueError(
+            f"{lacking.beside.parent}: only {lacking.found} of {lacking.count} tables, number "
+            f"{lacking.missing[0]} is missing; fetch its source again"
+        )
 
 
 class Ids:

@@ -26,6 +26,7 @@ from filelock import lock_descriptor
 from reca.core.artifacts import read_json, write_json
 from reca.core.atomic import replacing
 from reca.core.documents import fields
+from reca.core.numbered import incomplete
 from reca.sources.catalogue import (
     HEX_DIGITS,
     SOURCES_FILE,
@@ -164,11 +165,30 @@ def _discover(source: Source, mirror: Path | None, endpoints: Endpoints) -> Sour
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
+        _demand_all_parts(source, present, folder)
         return replace(source, files=_select(source, present, str(folder)))
     from reca.sources import hub
 
     revision, present = hub.list_files(source, endpoints.hub, DEFAULT_POLICY)
     return replace(source, revision=revision, files=_select(source, present, str(source.id)))
+
+
+def _demand_all_parts(source: Source, present: Iterable[str], folder: Path) -> None:
+    """ValueError where a mirror lacks files that the entry means and that those beside them count in their names."""
+    for part in incomplete(sorted(present)):
+        # an entry may want some of a set only
+        missing = [
+            number
+            for number in part.missing
+            if any(_selects(file, part.path_of(number)) for file in source.files)
+        ]
+        if missing:
+            shown = ", ".join(f"{number:05d}" for number in missing[:_SHOWN])
+            more = ", ..." if len(missing) > _SHOWN else ""
+            raise ValueError(
+                f"{source.name}: {folder} holds {part.found} of the {part.count} files like "
+                f"{part.beside}, not {shown}{more}; copy the rest"
+            )
 
 
 def _select(

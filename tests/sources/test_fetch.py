@@ -283,6 +283,36 @@ def test_offline_site_pins_and_fetches_from_its_mirror(tmp_path: Path) -> None:
         fetch("model", tmp_path / "again", **house.way)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("held", "missing"),
+    [
+        (["d-00000-of-00003.parquet", "d-00002-of-00003.parquet"], "00001"),
+        (["d-00000-of-00040.parquet"], "00001, 00002, 00003, 00004, ..."),
+        (["m-00001-of-00003.safetensors", "m-00002-of-00003.safetensors"], "00003"),
+        (["m-00002-of-00002.safetensors"], "00001"),
+    ],
+)
+def test_half_copied_mirror_is_not_pinned(tmp_path: Path, held: list[str], missing: str) -> None:
+    house = House(tmp_path).write(model=HUB_ENTRY | {"files": ["*"]})
+    mirror = mirror_with(tmp_path, {f"model/sub/{name}": b"x" for name in held})
+    with pytest.raises(ValueError, match=f"model: .*mirror/model holds .* not {missing}; copy"):
+        house.pin(mirror=mirror)
+    assert not house.paths["lock"].exists()
+    house.write(model=HUB_ENTRY | {"files": ["sub/[dm]-0000[02]-*"]})
+    if held[-1].startswith("d-00002"):  # all that this entry wants
+        house.pin(mirror=mirror)
+
+
+def test_whole_sets_of_a_mirror_are_pinned(tmp_path: Path) -> None:
+    house = House(tmp_path).write(model=HUB_ENTRY)
+    held = [f"a-{n:05d}-of-00002-{n}f.parquet" for n in (0, 1)]
+    held += [f"w-{n:05d}-of-00002.safetensors" for n in (1, 2)]
+    held += ["b-00000-of-00001.parquet", "w-00001-of-00001.safetensors", "config.json"]
+    held += ["unread-00000-of-00009.txt"]
+    house.pin(mirror=mirror_with(tmp_path, {f"model/{name}": b"x" for name in held}))
+    assert len(read_lock(house.paths["lock"])["model"]["files"]) == 7
+
+
 def test_mirror_only_source_says_where_to_put_the_file(tmp_path: Path) -> None:
     entry = {
         "kind": "mirror",
