@@ -52,6 +52,14 @@ def _indexed(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
+def shard_manifest(shard: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Names, shapes and dtypes of a safetensors file, with dtypes as torch names them."""
+    return {
+        name: (shape, _KINDS.get(kind, kind))
+        for name, (shape, kind) in safetensors_manifest(shard).items()
+    }
+
+
 def assign_strictly(
     module: nn.Module,
     path: str | Path,
@@ -76,10 +84,7 @@ def assign_strictly(
     shards = shards_of(path)
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     for shard in shards:
-        found |= {
-            name: (shape, _KINDS.get(kind, kind))
-            for name, (shape, kind) in safetensors_manifest(shard).items()
-        }
+        found |= shard_manifest(shard)
     check_manifest(path, found, expected or manifest_of(module.state_dict()))
     for shard in shards:
         for official, tensor in _tensors(shard):

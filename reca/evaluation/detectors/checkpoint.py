@@ -8,14 +8,15 @@ the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from reca.core.finite import check_weights
+from reca.core.finite import check_weights, number_kind
 from reca.models.common.tokenizer import refuse_code
+from reca.models.streaming import shard_manifest, shards_of
 
 _FILLED = 0.9  # minimum fraction of embedding rows with a token
 _SHOWN = 4  # names per kind of fault in a message
@@ -54,8 +55,20 @@ def network(kind: Any, folder: Path, harmless: Iterable[str] = (), **options: An
         raise ValueError(
             f"{file}: not a complete {kind.__name__}: {'; '.join(texts)}; fetch its source again"
         )
+    _demand_floats(file, {name for name, _ in model.named_parameters()})
     check_weights(file, model.named_parameters())
     return model.eval()
+
+
+def _demand_floats(file: Path, learned: Set[str]) -> None:
+    """ValueError names a weight of a dtype that no float stands for: transformers casts it without a word."""
+    for shard in shards_of(file):
+        for name, (_, dtype) in shard_manifest(shard).items():
+            kind = number_kind(dtype)
+            if kind not in ("float", "int", "bool") or (name in learned and kind != "float"):
+                raise ValueError(
+                    f"{file}: weight {name} is {dtype}, not a float of 16 bits or more; fetch its source again"
+                )
 
 
 def tokenizer(kind: Any, folder: Path, rows: int) -> Any:

@@ -93,6 +93,18 @@ def test_what_a_checkpoint_lacks_or_has_besides_is_named(tmp_path, made, name):
     assert load(changed(made(name), tmp_path / "fine", fine)) is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_weights_of_another_kind_are_named(tmp_path, made, dtype):
+    def cast(tensors):
+        tensors["layernorm.weight"] = tensors["layernorm.weight"].to(dtype)
+
+    folder = changed(made("dino"), tmp_path / "cast", cast)
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors: weight layernorm\.weight is .*again"
+    ):
+        similarity.CosineAlike.dino(folder)
+
+
 def test_tensors_that_scoring_never_reads_may_be_missing(tmp_path, made):
     def older(tensors):
         for name in [n for n in tensors if n.startswith("criterion.") or ".swin.layernorm." in n]:
