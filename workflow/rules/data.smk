@@ -16,9 +16,12 @@ rule fetch:
         runtime=1440,
     params:
         section=lambda wc: section(pins()[wc.source]),
+        # Where bytes come from is not part of what they are. Snakemake compares no parameter that depends on the output,
+        # so another mirror repeats no download.
+        options=lambda wc, output: fetch_options(),
         out=subpath(output[0], parent=True),
     shell:
-        "python3 -m reca fetch {wildcards.source:q} --out {params.out:q} {FETCH_OPTIONS}"
+        "python3 -m reca fetch {wildcards.source:q} --out {params.out:q} {params.options:q}"
         " 2>&1 | tee {log:q}"
 
 

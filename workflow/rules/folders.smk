@@ -1,6 +1,5 @@
 """Where everything lies: data, checkpoints, samples; and the records that stand for folders in the plan."""
 
-import shlex
 from functools import cache
 
 from snakemake.exceptions import WorkflowError
@@ -242,12 +241,10 @@ def pairs(option, folders):
     return [f"--{option}={name}={folder}" for name, folder in folders.items()]
 
 
-# Options of every download. Where bytes come from is not part of what they are: as a global of the command and no
-# parameter of the job, another mirror repeats no download.
-FETCH_OPTIONS = shlex.join(
-    [f"--mirror={EXPERIMENT.mirror}"] * bool(EXPERIMENT.mirror)
-    + ["--allow-unpinned"] * EXPERIMENT.allow_unpinned
-)
+def fetch_options():
+    """Options of every download; like all of the user's texts from a function, or {braces} would be filled in."""
+    mirror = [f"--mirror={EXPERIMENT.mirror}"] if EXPERIMENT.mirror else []
+    return mirror + (["--allow-unpinned"] if EXPERIMENT.allow_unpinned else [])
 
 
 # ---- targets -------------------------------------------------------------------------------------
