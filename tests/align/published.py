@@ -150,7 +150,10 @@ class Rehearsal:
         """What the workflow's rule gives to `reca` to train one arm, once its inputs are made; and the folder."""
         experiment = at_scale(name)
         config = experiment.models[model]
-        start = self.base(config)
+        options = dict(options or {})
+        if changed.get("precision") == "fp32":  # autocast alone mixes dtypes
+            options["frozen_dtype"] = "float32"
+        start = self.variant(config, self.base(config), options)
         roles = config.data or {role: role for role in experiment.data}
         sources = {role: experiment.data[entry] for role, entry in roles.items()}
         tasks = config.align.active()
@@ -161,9 +164,6 @@ class Rehearsal:
             words += ["--cache", f"{use}={cache}"]
         for role, source in sources.items():
             words += ["--data", f"{role}={self.data(source)}"]
-        options = dict(options or {})
-        if changed.get("precision") == "fp32":  # autocast alone mixes dtypes
-            options["frozen_dtype"] = "float32"
         named = map(str, [arm, *changed.values(), *options.values()])
         out = self.root / name / model / "-".join(named).replace("/", "")
         section = {
@@ -176,7 +176,7 @@ class Rehearsal:
             "align",
             section,
             *words,
-            model=self.variant(config, start, options),
+            model=start,
             arm=arm,
             seed=seed,
             work=out / "work",

@@ -60,7 +60,7 @@ def test_the_page_names_each_stage_that_did_not_pass() -> None:
     }  # fmt: skip
     for words in (
         "401 passed, 14 failed",
-        "**failed**, mended",
+        "**failed**, fixed since",
         "**out of time**",
         CHECK["commit"],
     ):
