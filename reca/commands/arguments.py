@@ -47,6 +47,13 @@ SECTION = arg(
     help="configuration of the stage as JSON, or @FILE, which may be the manifest.json of a finished stage",
 )
 SEED = arg("--seed", type=int, required=True, help="seed of the run")
+ALLOW = arg(
+    "--allow",
+    action="append",
+    default=[],
+    metavar="FIELD",
+    help="resume although this changed, as the refusal names it: given.code, recipe.lr, ... (repeatable)",
+)
 WORK = arg(
     "--work",
     metavar="DIR",

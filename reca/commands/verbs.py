@@ -6,6 +6,7 @@ Imports only `arguments` from the package, so that `reca --help` loads nothing e
 from __future__ import annotations
 
 from reca.commands.arguments import (
+    ALLOW,
     ARMS,
     CACHE,
     CHOSEN,
@@ -47,11 +48,7 @@ VERBS = (
             EXPERIMENT,
             OVERRIDES,
             arg("--out", metavar="FILE", help="file (default: print)"),
-            arg(
-                "--diff",
-                action="store_true",
-                help="print only what the overrides change (scale=tiny: docs/rehearsal.md)",
-            ),
+            arg("--diff", action="store_true", help="print only what the overrides change"),
         ),
     ),
     Verb(
@@ -211,13 +208,7 @@ VERBS = (
             DATA,
             CACHE,
             arg("--arm", required=True, choices=ARMS, help="objective"),
-            arg(
-                "--allow",
-                action="append",
-                default=[],
-                metavar="FIELD",
-                help="resume although this changed, as the refusal names it: given.code, recipe.lr, ... (repeatable)",
-            ),
+            ALLOW,
             SEED,
             WORK,
             OUT,

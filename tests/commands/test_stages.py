@@ -385,19 +385,6 @@ def test_an_evaluation_that_cannot_be_done_is_one_line(inside, capsys, options, 
     assert said in error and error.count("\n") == 1 and not (inside / "x").exists()
 
 
-def test_a_part_of_an_evaluation_that_is_no_object_is_named(inside, capsys):
-    parts = {"sample": 5, "observe": {"kind": "laptop"}, "score": {"kind": "laptop"}}
-    words = [
-        "--section",
-        json.dumps({"reca-0": {"laptop": parts}}),
-        "--model",
-        "reca-0=reca/seed-0",
-    ]
-    assert main(["evaluate", *words, "--split", "development", "--out", "x"]) == 2
-    said = "reca evaluate: --section: reca-0.laptop: sample is a number, not an object\n"
-    assert capsys.readouterr().err == said
-
-
 def test_choice_refuses_test_scores(inside, evaluated, capsys):
     words = ["choose", "--scores", "reca-0/test/scores", "--out", "other/guidance.json"]
     assert main(words) == 2

@@ -1,4 +1,4 @@
-"""The verbs that train: what they refuse to read, what their records say, and when unfinished work goes on."""
+"""What verbs refuse to read, what the records of training say, and when unfinished work goes on."""
 
 import json
 from dataclasses import asdict
@@ -161,3 +161,16 @@ def test_work_that_does_not_say_what_it_was_made_from_is_begun_anew(inside, stop
     assert (
         "work/part: does not say what it was made from; starting again" in capsys.readouterr().err
     )
+
+
+def test_a_part_of_an_evaluation_that_is_no_object_is_named(inside, capsys):
+    parts = {"sample": 5, "observe": {"kind": "laptop"}, "score": {"kind": "laptop"}}
+    words = [
+        "--section",
+        json.dumps({"reca-0": {"laptop": parts}}),
+        "--model",
+        "reca-0=reca/seed-0",
+    ]
+    assert main(["evaluate", *words, "--split", "development", "--out", "x"]) == 2
+    said = "reca evaluate: --section: reca-0.laptop: sample is a number, not an object\n"
+    assert capsys.readouterr().err == said

@@ -21,7 +21,7 @@ from PIL import Image
 from reca.core.images import decode, short_side_crop, squash, to_tensor
 from reca.core.unreadable import UnreadableImage
 from reca.data.dataset import Corrupt, read_images
-from reca.data.formats import check_options, open_dataset
+from reca.data.formats import open_dataset
 from reca.data.order import Visits
 from reca.data.readers import parquet as parquet_reader
 from reca.data.readers.llava import pair_turns
@@ -428,42 +428,6 @@ def test_a_cache_is_built_in_the_order_of_the_row_groups(parquet, tmp_path, deco
     options = {"use": "draw", "code": CODE, "shard_bytes": 100, "visits": visits}
     build(DrawingToy(), dataset, tmp_path / "cache", **options)
     assert len(decoded) <= 2 * len(set(decoded)) + 1  # to hash, for the size of a row, to encode
-
-
-WRONG_OPTIONS = {
-    "caption = ['a']: must be a text": ("folder", {"caption": ["a"]}),
-    "caption = 5: must be a text": ("folder", {"caption": 5}),
-    "max_member_bytes = '512MB': must be a whole number": ("tar", {"max_member_bytes": "512MB"}),
-    "max_member_bytes = 0: must be at least 1": ("tar", {"max_member_bytes": 0}),
-    "exclude = 5: must be a list, each a text": ("tar", {"exclude": 5}),
-    "exclude[0] = 5: must be a text": ("tar", {"exclude": [5]}),
-    "extra = True: must be a list, each a text or null": ("parquet", {"extra": True}),
-    "row_groups = '4': must be a whole number or null": ("parquet", {"row_groups": "4"}),
-    "cache_mib = -1: must be at least 0": ("world", {"cache_mib": -1}),
-    "cache_mib = True: must be a whole number": ("world", {"cache_mib": True}),
-    "arrow_folder = 3: must be a text or null": ("parquet", {"arrow_folder": 3}),
-    "max_malformed = '1%': must be a number": ("llava", {"max_malformed": "1%"}),
-    "max_malformed = 2: must be at most 1": ("llava", {"max_malformed": 2}),
-    "images = 5: must be a text or a mapping from names, each a text or null": (
-        "llava",
-        {"images": 5},
-    ),
-}
-
-
-@pytest.mark.parametrize("said", WRONG_OPTIONS)
-def test_an_option_of_another_type_is_named_before_anything_is_read(said):
-    kind, options = WRONG_OPTIONS[said]
-    with pytest.raises(ValueError) as caught:
-        check_options(kind, options)
-    assert str(caught.value) == said
-
-
-def test_options_as_a_file_or_a_program_has_them_are_taken():
-    check_options("llava", {"images": {"coco": Path("a"), "gqa": "b"}, "max_malformed": 0})
-    check_options("tar", {"exclude": ("a*",), "max_member_bytes": 1})
-    check_options("parquet", {"extra": [], "row_groups": None, "arrow_folder": Path("a")})
-    check_options("folder", {"caption": "text", "max_unreadable": 0.5, "jpeg_side": 64})
 
 
 def test_parquet_with_raw_bytes_other_names_and_no_ids(tmp_path):
