@@ -33,6 +33,7 @@ PAGES = {
     "laptop_harmon_kept": Path("docs/laptop_harmon.md"),
     "laptop_openuni": Path("docs/laptop_openuni.md"),
     "laptop_openuni_kept": Path("docs/laptop_openuni.md"),
+    "laptop_openuni_seeds": Path("docs/laptop_openuni.md"),
     "laptop_janus": Path("docs/laptop_janus.md"),
     "laptop_janus_kept": Path("docs/laptop_janus.md"),
     "laptop_edit": Path("docs/laptop_edit.md"),
@@ -44,7 +45,7 @@ TABLE, PICTURE = "results", "picture"  # what stands between two markers of this
 # The README's comparison of families: the recorded run of each with captions kept, its family and what it draws.
 FAMILIES = {
     "laptop_bagel_bound": ("BAGEL", "rectified flow; reader frozen"),
-    "laptop_openuni_kept": ("OpenUni", "diffusion; reader frozen"),
+    "laptop_openuni_seeds": ("OpenUni", "diffusion; reader frozen"),
     "laptop_showo_bound": ("Show-o", "masked tokens; weights shared"),
     "laptop_harmon_kept": ("Harmon", "masked autoregression; weights shared"),
     "laptop_janus_kept": ("Janus-Pro", "next token; weights shared"),
