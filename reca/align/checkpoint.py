@@ -320,12 +320,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def refuse_changes(
-    path: Path, saved: Any, current: Any, allow: Sequence[str], *, folder: Path
-) -> None:
-    """Raise ValueError, one line per field, if this run differs from the one that wrote `path`.
+    path: Path, saved: Any, current: Any, allow: Sequence[str], *, remedy: str
+) -> list[str]:
+    """The fields in which this run differs from the one that wrote `path`; ValueError lists those not in `allow`.
 
-    `allow` lists dotted fields that may change (a prefix covers all fields below it); `folder` is what to remove for
-    a new start.
+    `allow` lists dotted fields that may change (a prefix covers all fields below it); `remedy` ends the error.
     """
     before, now = flatten(saved), flatten(json.loads(json.dumps(current)))
     changed = [
@@ -336,8 +335,6 @@ def refuse_changes(
     ]
     if refused:
         lines = [f"  {name}: {before.get(name)!r} -> {now.get(name)!r}" for name in refused]
-        raise ValueError(
-            "\n".join([f"{path}: belongs to a run with another configuration or code:", *lines])
-            + f"\nrestore these, or remove {folder} and start again; an alignment goes on all the same where "
-            "`reca align --allow FIELD` names them"
-        )
+        what = f"{path}: belongs to a run with another configuration or code:"
+        raise ValueError("\n".join([what, *lines, remedy]))
+    return changed

@@ -72,7 +72,7 @@ def _local_gpu() -> int:
     """The number of this process's GPU; ValueError if this node has fewer GPUs than processes."""
     local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= count:
-        started = os.environ.get("LOCAL_WORLD_SIZE", local + 1)
+        started = os.environ["LOCAL_WORLD_SIZE"]
         raise ValueError(
             f"resources.gpus: {started} processes were started on this node, but PyTorch sees {count} GPUs here; set "
             f"resources.gpus to at most {count}, or ask for a node with more"

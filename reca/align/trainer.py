@@ -54,8 +54,8 @@ class NonFiniteLoss(ValueError):
     def __init__(self, step: int, task: str, samples: Sequence[int], what: str) -> None:
         super().__init__(
             f"step {step}, task {task}: {what} (samples {list(samples)} of this rank); weights and checkpoints "
-            "are those of the previous step. Inspect these samples; set align.nonfinite=skip, with which this run goes "
-            "on; or lower align.lr or set align.clip, which need a new run"
+            "are those of the previous step. Inspect these samples. To continue this run, set align.nonfinite=skip; or "
+            "change align.lr or align.clip and pass --allow recipe.lr or --allow recipe.clip to `reca align`"
         )
         self.step, self.task, self.samples = step, task, list(samples)
 
@@ -72,6 +72,7 @@ class Summary:
     loss: dict[str, float | None]  # of the last step, in whichever session; None: not finite
     seconds: float  # of this session
     checkpoint: Path
+    allowed: Sequence[str] = ()  # what changed when a session resumed, by `allow`
 
 
 def align(
@@ -100,7 +101,8 @@ def align(
         names = freeze(model, recipe.trains)
         record = run_identity(model, data, recipe, seed=seed, processes=processes, given=identity)
         objective, state, blocks = set_up(model, names, recipe, processes)
-        start = resume(work_dir / CHECKPOINTS, state, record, allow, processes)
+        start, allowed = resume(work_dir / CHECKPOINTS, state, record, allow, processes)
+        facts = {"run": record, "versions": versions(), "allowed": allowed}
         end = recipe.steps if stop_at is None else max(start, min(stop_at, recipe.steps))
         saved, reached = work_dir / CHECKPOINTS / f"step-{start:010d}", {}
         if processes.first and start < end:
@@ -131,7 +133,7 @@ def align(
                 stopping = bool(processes.sum([stop.received is not None])[0])
                 if stopping or is_due(step + 1, recipe, end):
                     journal.sync()
-                    saved = save(work_dir / CHECKPOINTS, step + 1, state, record, recipe, processes)
+                    saved = save(work_dir / CHECKPOINTS, step + 1, state, facts, recipe, processes)
                 if stopping and step + 1 < recipe.steps:
                     stopped = Preempted(step + 1, stop.received or "a signal to another rank")
                     logger.warning("%s", stopped)
@@ -149,6 +151,7 @@ def align(
         loss=reached,
         seconds=time.monotonic() - started,
         checkpoint=saved,
+        allowed=allowed,
     )
 
 
@@ -196,18 +199,22 @@ def resume(
     record: Mapping[str, Any],
     allow: Sequence[str],
     processes: ProcessGroup,
-) -> int:
-    """Restore the newest valid checkpoint and return its step; 0 if there is none."""
+) -> tuple[int, list[str]]:
+    """Restore the newest valid checkpoint: its step, 0 if there is none, and the changes that `allow` permitted."""
     found = checkpoint.recover(folder) if processes.first else None
     step = processes.from_first(found.step if found else 0)
-    if step:
-        path = folder / f"step-{step:010d}"
-        saved = checkpoint.read_state(path)["run"]
-        for name in HOUSEKEEPING:  # older checkpoints have some of them
-            saved["recipe"].pop(name, None)
-        checkpoint.refuse_changes(path, saved, record, allow, folder=folder.parent)
-        state.restore(path)
-    return step
+    if not step:
+        return 0, []
+    path = folder / f"step-{step:010d}"
+    facts = checkpoint.read_state(path)
+    saved = facts["run"]
+    for name in HOUSEKEEPING:  # older checkpoints have some of them
+        saved["recipe"].pop(name, None)
+    remedy = f"restore these, or remove {folder.parent} and start again"
+    remedy += ", or resume anyway with `reca align --allow FIELD`"
+    changed = checkpoint.refuse_changes(path, saved, record, allow, remedy=remedy)
+    state.restore(path)
+    return step, sorted({*facts.get("allowed", ()), *changed})
 
 
 def is_due(step: int, recipe: Recipe, end: int) -> bool:
@@ -402,7 +409,7 @@ def save(
     folder: Path,
     step: int,
     state: TrainState,
-    record: Mapping[str, Any],
+    facts: Mapping[str, Any],
     recipe: Recipe,
     processes: ProcessGroup,
 ) -> Path:
@@ -412,7 +419,7 @@ def save(
             f"step {step}: the weights are not finite after this step; checkpoints are those of earlier steps. "
             f"Lower align.lr or set align.clip, remove {folder.parent} and run the same command"
         )
-    facts = {"run": record, "tally": asdict(state.tally), "versions": versions()}
+    described = {**facts, "tally": asdict(state.tally)}
     return checkpoint.save(
-        folder, step, state.groups(), facts, keep=recipe.keep, processes=processes
+        folder, step, state.groups(), described, keep=recipe.keep, processes=processes
     )

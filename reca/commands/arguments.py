@@ -52,7 +52,7 @@ ALLOW = arg(
     action="append",
     default=[],
     metavar="FIELD",
-    help="resume although this changed, as the refusal names it: given.code, recipe.lr, ... (repeatable)",
+    help="resume although this field, named in the error, changed: given.code, recipe.lr, ... (repeatable)",
 )
 WORK = arg(
     "--work",

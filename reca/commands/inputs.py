@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from reca.core.artifacts import MANIFEST, SEAL, read_manifest, write_atomic
+from reca.core.artifacts import MANIFEST, SEAL, read_manifest
 from reca.core.documents import fields, json_value, read_json
 from reca.core.ledger import verify_once
-from reca.core.ownership import WorkFolder, check_place, is_mark
-from reca.core.sealed import seal, unseal
-
-logger = logging.getLogger(__name__)
+from reca.core.ownership import WorkFolder, check_place
 
 # Parts of the stages' sections: `reca.config` checks what is in them.
 _PARTS: dict[str, type] = dict.fromkeys(("family", "run", "cache_dtype"), str) | dict.fromkeys(
@@ -87,26 +83,6 @@ def work_folder(arguments: Namespace, stage: str, reads: Iterable[Path] = ()) ->
         )
     work.check(reads)
     return work
-
-
-def begun_as(work: WorkFolder, described: Mapping[str, Any], *, free: Sequence[str] = ()) -> None:
-    """Record in a work folder what its stage is made from; ValueError lists what has changed since it began.
-
-    `free` lists dotted fields of `described` that change nothing. Work without an intact record is begun anew.
-    """
-    from reca.align.checkpoint import refuse_changes
-
-    inputs = {name: read["sha256"] for name, read in described["inputs"].items()}
-    now = {name: described[name] for name in ("section", "seed", "code")} | {"inputs": inputs}
-    record = work.path / "stage.json"
-    before = unseal(record.read_bytes()) if record.is_file() else None
-    if before is not None:
-        refuse_changes(record, before, now, free, folder=work.path)
-    elif any(entry.name != record.name for entry in work.path.iterdir() if not is_mark(entry)):
-        logger.warning("%s: does not say what it was made from; starting again", work.path)
-        work.remove()
-        work.claim()
-    write_atomic(record, seal(now))
 
 
 def of_section(section: Mapping[str, Any], *names: str) -> list[Any]:

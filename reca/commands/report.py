@@ -53,7 +53,7 @@ def _experiment(name: str) -> Experiment:
 
 
 def _results(arguments: Namespace) -> Path:
-    """The folder of results; ValueError if there is none, whose tables would say of everything that it was not run."""
+    """The folder of results; ValueError if there is none, as its tables would be full of "not run"."""
     results = Path(arguments.results)
     if not results.is_dir():
         raise ValueError(f"--results {results}: no such folder; name the folder of finished runs")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reca.commands.code import stage_code
 from reca.commands.inputs import (
-    begun_as,
     of_section,
     pairs,
     read_section,
@@ -22,9 +21,15 @@ from reca.commands.inputs import (
 from reca.config.compose import section
 from reca.config.recipe import Recipe, for_arm
 from reca.config.schema import DataSource, Fit, Weights
-from reca.core.artifacts import MANIFEST, Stage, read_json, size_of
+from reca.core.artifacts import MANIFEST, Stage, read_json, size_of, write_atomic
+from reca.core.ownership import WorkFolder, is_mark
+from reca.core.sealed import seal, unseal
 from reca.data.order import Visits
 from reca.data.prompts import bank
+
+if TYPE_CHECKING:
+    from reca.align.batches import TaskData
+    from reca.align.run import Trained
 
 
 def import_base(arguments: Namespace) -> None:
@@ -95,7 +100,7 @@ def cache(arguments: Namespace) -> None:
 
 def align(arguments: Namespace) -> None:
     """Train one arm. Under torchrun all ranks train and rank 0 writes."""
-    from reca.align.run import Trained, feature_data, is_first, run, write
+    from reca.align.run import feature_data, is_first, run, write
     from reca.commands.plan import before_a_run
     from reca.models.import_base import DESCRIPTION
 
@@ -109,8 +114,7 @@ def align(arguments: Namespace) -> None:
     inputs = {"model": model, **_named("data", folders), **_named("cache", caches)}
     work, code = work_folder(arguments, "align", inputs.values()), stage_code("align", family)
 
-    def train() -> tuple[Trained, str]:
-        """The result, and the fingerprint of the data."""
+    def train() -> tuple[Trained, TaskData]:
         sources = sources_of(data)
         read = feature_data(recipe, sources, folders, caches, seed=arguments.seed, ranks=ranks)
         done = run(
@@ -122,16 +126,16 @@ def align(arguments: Namespace) -> None:
             code=code,
             allow=arguments.allow,
         )
-        return done, read.fingerprint()
+        return done, read
 
     if not is_first():
         train()
         return
     # verified first, so that damage is found before hours of training
     records = records_of(inputs)
-    if recipe.prompts_file is not None and "reca" in recipe.active():
-        bank(recipe.prompts, recipe.prompts_file)
-        records["prompts"] = Path(recipe.prompts_file)
+    if (prompts := recipe.read_prompts_file()) is not None:
+        bank(recipe.prompts, prompts)  # names a missing or empty file before it is hashed
+        records["prompts"] = Path(prompts)
     stage = Stage(
         "align",
         arguments.out,
@@ -146,14 +150,14 @@ def align(arguments: Namespace) -> None:
     network = read_json(model / DESCRIPTION)["network"]
     before_a_run(family, network, recipe, ranks)
     with work, stage:
-        trained, fingerprint = train()
+        trained, read = train()
         write(trained, model, work.path, stage.staging)
         if ranks > 1:  # batches are per rank, so their number is a part of the recipe
             stage.describe(ranks=ranks)
         if not all((folder / MANIFEST).is_file() for folder in folders.values()):
-            stage.describe(data=fingerprint)  # captions of a user's folder are in no other record
-        if arguments.allow:
-            stage.note(allowed=list(arguments.allow))
+            stage.describe(
+                data=read.fingerprint()
+            )  # captions of a user's folder are in no other record
         stage.note(**{**asdict(trained.summary), "checkpoint": None})
 
 
@@ -189,6 +193,15 @@ def pretrain(arguments: Namespace) -> None:
         code=code,
         reads=inputs.values(),
     )
+    is_part = arguments.part != "base"
+    if is_part:
+        (fit,), (folder,) = of_section(plain, "fit"), of_section(data, "reconstruct")
+        fitted = section(Fit, fit)
+    else:
+        (phases,) = of_section(plain, "phases")
+        recipes = {name: section(Recipe, phase) for name, phase in phases.items()}
+        for recipe in recipes.values():
+            recipe.validate()
     # what changes no weight, or only how they are written
     free = ["section.fit.checkpoint_every", "section.storage", "section.log_every"]
     free += [
@@ -197,20 +210,40 @@ def pretrain(arguments: Namespace) -> None:
         for field in HOUSEKEEPING
     ]
     with work, stage:
-        begun_as(work, stage.described, free=free)
+        _demand_same_run(work, stage.described, free=free)
         places = {"seed": arguments.seed, "work": work.path, "out": stage.staging}
-        if arguments.part != "base":
-            (fit,), (folder,) = of_section(plain, "fit"), of_section(data, "reconstruct")
-            recipe = section(Fit, fit)
-            loss: Any = pretrain_part(family, arguments.part, network, recipe, folder, **places)
+        if is_part:
+            loss: Any = pretrain_part(family, arguments.part, network, fitted, folder, **places)
         else:
-            (phases,) = of_section(plain, "phases")
-            recipes = {name: section(Recipe, phase) for name, phase in phases.items()}
-            worlds = {
-                role: DataSource(kind="world") for role in data
-            }  # the only kind that it supports
+            # worlds are the only kind of data that it supports
+            worlds = {role: DataSource(kind="world") for role in data}
             places |= {"folders": data, "parts": parts, "code": code, "begin": begin}
             options = ("binding", "contrast", "answers", "texts", "storage", "log_every")
             places |= {name: plain[name] for name in options if name in plain}
             loss = pretrain_base(family, network, recipes, worlds, **places)
         stage.note(loss=loss)
+
+
+def _demand_same_run(
+    work: WorkFolder, described: Mapping[str, Any], *, free: Sequence[str]
+) -> None:
+    """Record in a work folder what its run is made from; ValueError lists what has changed since its work began.
+
+    `free` lists dotted fields of `described` that change nothing.
+    """
+    from reca.align.checkpoint import refuse_changes
+
+    inputs = {name: read["sha256"] for name, read in described["inputs"].items()}
+    now = {name: described[name] for name in ("section", "seed", "code")} | {"inputs": inputs}
+    record = work.path / "stage.json"
+    begun = any(entry.name != record.name and not is_mark(entry) for entry in work.path.iterdir())
+    if begun:
+        before = unseal(record.read_bytes()) if record.is_file() else None
+        if before is None:
+            raise ValueError(
+                f"{work.path}: holds unfinished work without an intact {record.name}, so nothing says what it was made "
+                "from; remove the folder and run again"
+            )
+        remedy = f"restore these, or remove {work.path} and start again"
+        refuse_changes(record, before, now, free, remedy=remedy)
+    write_atomic(record, seal(now))

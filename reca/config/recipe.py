@@ -95,6 +95,10 @@ class Recipe:
         """The roles of data that the tasks with a weight read, without repetition."""
         return list(dict.fromkeys(ROLE_OF[name] for name in self.active()))
 
+    def read_prompts_file(self) -> str | None:
+        """The user's file of reconstruction prompts, if this recipe reads one."""
+        return self.prompts_file if "reca" in self.active() else None
+
     def validate(self) -> None:
         """Check ranges and combinations; ValueError names the field, its value and what is allowed."""
         build(Recipe, asdict(self), "align")

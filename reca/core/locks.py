@@ -12,7 +12,7 @@ _UNKNOWN = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 
 @contextmanager
 def demand_locks(path: Path) -> Iterator[None]:
-    """Turn the error of a file system that knows no locks into a ValueError that names `path`."""
+    """Turn the error of a file system without locks into a ValueError that names `path`."""
     try:
         yield
     except OSError as error:

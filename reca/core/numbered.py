@@ -31,13 +31,13 @@ class Incomplete:
 
 def incomplete(paths: Iterable[PurePath | str]) -> Iterator[Incomplete]:
     """The sets among these files that are not whole; files without a number do not count."""
-    sets: dict[tuple[PurePath, str, int], dict[int, PurePath]] = {}
+    sets: dict[tuple[PurePath, str, str, int], dict[int, PurePath]] = {}
     for each in paths:
         path = PurePosixPath(each) if isinstance(each, str) else each
         if match := _PART.search(path.name):
-            key = (path.parent, path.name[: match.start()], int(match[2]))
+            key = (path.parent, path.name[: match.start()], path.suffix, int(match[2]))
             sets.setdefault(key, {})[int(match[1])] = path
-    for (_, _, count), found in sets.items():
+    for (_, _, _, count), found in sets.items():
         beside = next(iter(found.values()))
         first = int(0 not in found and (count in found or beside.suffix in _WEIGHTS))
         if missing := sorted(set(range(first, first + count)) - found.keys()):

@@ -26,7 +26,7 @@ _ENDING = re.compile(r"[0-9a-f]{16}")
 class StagingFolder:
     """A locked folder next to `out`, empty at first. `close` removes what is left of it.
 
-    Where a file system knows no locks, nothing of others is removed. OSError if it cannot be made, or if
+    On a file system without locks nothing of others is removed. OSError if it cannot be made, or if
     there is no room for `needs` bytes.
     """
 

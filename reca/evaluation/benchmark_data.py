@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from reca.core.walk import entries
 from reca.data.prompts import bank
 from reca.evaluation import registry
 from reca.evaluation.assignment import Assignment, ImagePass
@@ -171,7 +172,7 @@ def edit_sources(kind: str, items: Sequence[Prompt], data: Mapping[str, Path]) -
 def _in_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
     """Contents of the files whose path ends in a wanted name, in a folder and in its tar files (not extracted)."""
     found: dict[str, bytes] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(entries(folder)):
         if path.suffix == ".tar" and path.is_file():
             for member, file in _in_tar(path, wanted).items():
                 _keep(found, member, file, path)
@@ -250,7 +251,7 @@ def _tables(kind: str, folder: Path) -> list[Path]:
 def _of_mmvp(folder: Path, wanted: set[str]) -> dict[str, bytes]:
     """Files named after their question; ValueError for two files of the same name."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.jpg")):
+    for path in sorted(path for path in entries(folder) if path.suffix == ".jpg"):
         if path.stem in wanted and files.setdefault(path.stem, path) != path:
             raise ValueError(
                 f"{path}: {path.stem} occurs twice, first as {files[path.stem]}; keep one"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from reca.core.images import decode
+from reca.core.walk import entries
 from reca.data.readers.folder import IMAGE_SUFFIXES
 from reca.inference.imageset import Entry, ImageSet, png
 from reca.inference.items import Prompt
@@ -111,9 +112,8 @@ def of_folder(
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file():
+    for path in sorted(entries(folder, hidden=False)):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
             stem = _stem(path.relative_to(folder).as_posix())
             if stem in found:
                 raise ValueError(f"{path}: {found[stem].name} exists as well; keep one of them")

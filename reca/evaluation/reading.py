@@ -14,6 +14,7 @@ from typing import Any
 
 from reca.core.documents import kind_of, read_text
 from reca.core.numbered import incomplete
+from reca.core.walk import entries
 from reca.evaluation.graded import Coverage, coverage_of
 from reca.inference.items import Question
 
@@ -76,7 +77,7 @@ class Tables:
         ValueError, naming what was found instead, if they are missing or incomplete.
         """
         found: dict[Path, list[Path]] = {}
-        for path in sorted(Path(root).rglob("*.parquet")):
+        for path in sorted(path for path in entries(Path(root)) if path.suffix == ".parquet"):
             found.setdefault(path.parent, []).append(path)
         if not found:
             raise ValueError(f"{root}: contains no parquet tables of {name}; fetch its source")

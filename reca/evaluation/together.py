@@ -70,9 +70,10 @@ def _demand_alike(
 
 def _demand_equal(found: Mapping[Path, Mapping[str, Any]], remedy: str) -> None:
     """ValueError names the first path whose facts differ from those of the first one, and the fact."""
-    first = next(iter(found), None)
-    for path, facts in found.items():
-        expected = found[first]  # type: ignore[index]
+    if not found:
+        return
+    (first, expected), *others = found.items()
+    for path, facts in others:
         for name in sorted(expected.keys() | facts.keys()):
             if expected.get(name) != facts.get(name):
                 raise ValueError(
@@ -105,9 +106,14 @@ def demand_images(evidence: Path, pictures: Mapping[tuple[str, int], bytes]) -> 
         key = row["id"], row.get("sample", 0)
         if key not in pictures:  # a judge may be asked several times about an image: `<id>/SC`
             key = row["id"].rpartition("/")[0], key[1]
-        if key in pictures and key not in hashes:
+        if key not in pictures:
+            raise ValueError(
+                f"{where}: no image of {row['id']!r}, sample {key[1]}, in the folder to score; give the evidence of "
+                "these images, or score without --evidence"
+            )
+        if key not in hashes:
             hashes[key] = sha256_bytes(pictures[key])
-        if hashes.get(key) != row["sha256"]:
+        if hashes[key] != row["sha256"]:
             raise ValueError(
                 f"{where}: about another image of {row['id']!r} than the one in the folder to score; give the evidence "
                 "of these images, or score without --evidence"

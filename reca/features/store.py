@@ -121,15 +121,15 @@ class _Shards(dict[int, dict[str, np.ndarray]]):
         path, record = self._directory / shard["file"], shard["record"]
         features = map_safetensors(path)
         forms = record["features"]
-        found = {name: _described(rows.dtype, rows.shape) for name, rows in features.items()}
-        expected = {}
-        for name, form in forms.items():
-            dtype = _dtype(form)
-            stored = features[name].dtype if name in features else dtype
-            if not dtype.is_floating_point and not stored.is_floating_point:
-                dtype = stored  # integers lie there as narrow as their values allow
-            expected[name] = _described(dtype, (len(record["kept"]), *form["shape"]))
-        if found != expected:
+        count = len(record["kept"])
+        if features.keys() != forms.keys() or not all(
+            _fits(rows, forms[name], count) for name, rows in features.items()
+        ):
+            found = {name: _described(rows.dtype, rows.shape) for name, rows in features.items()}
+            expected = {
+                name: _described(_dtype(form), (count, *form["shape"]))
+                for name, form in forms.items()
+            }
             raise ValueError(
                 f"{path}: contains {found}, the index has {expected}; rebuild the cache"
             )
@@ -140,6 +140,13 @@ class _Shards(dict[int, dict[str, np.ndarray]]):
 def _dtype(form: Mapping[str, Any]) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, form["dtype"])
     return dtype
+
+
+def _fits(rows: torch.Tensor, form: Mapping[str, Any], count: int) -> bool:
+    """Whether a shard's feature is `count` rows of this form; integers are stored as narrow as their values allow."""
+    dtype = _dtype(form)
+    narrowed = not (rows.dtype.is_floating_point or dtype.is_floating_point)
+    return list(rows.shape) == [count, *form["shape"]] and (rows.dtype == dtype or narrowed)
 
 
 def _described(dtype: torch.dtype, shape: Sequence[int]) -> str:

@@ -104,7 +104,7 @@ class _Http:
             raise Again(f"no answer ({type(error).__name__})") from None
         except (requests.RequestException, ValueError) as error:  # ValueError: no address at all
             raise ValueError(
-                f"{part.url}: {site(url)} cannot be asked ({type(error).__name__}); use a mirror folder"
+                f"{part.url}: the request to {site(url)} failed ({type(error).__name__}); use a mirror folder"
             ) from None
 
 

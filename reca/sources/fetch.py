@@ -27,6 +27,7 @@ from reca.core.artifacts import read_json, write_json
 from reca.core.atomic import replacing
 from reca.core.documents import fields
 from reca.core.numbered import incomplete
+from reca.core.walk import entries
 from reca.sources.catalogue import (
     HEX_DIGITS,
     SOURCES_FILE,
@@ -162,7 +163,7 @@ def _discover(source: Source, mirror: Path | None, endpoints: Endpoints) -> Sour
                 path=path.relative_to(folder).as_posix(),
                 save_as=path.relative_to(folder).as_posix(),
             )
-            for path in sorted(folder.rglob("*"))
+            for path in sorted(entries(folder))
             if path.is_file()
         }
         _demand_all_parts(source, present, folder)
@@ -174,7 +175,7 @@ def _discover(source: Source, mirror: Path | None, endpoints: Endpoints) -> Sour
 
 
 def _demand_all_parts(source: Source, present: Iterable[str], folder: Path) -> None:
-    """ValueError where a mirror lacks files that the entry means and that those beside them count in their names."""
+    """ValueError if numbered files that the entry selects are missing from a mirror."""
     for part in incomplete(sorted(present)):
         # an entry may want some of a set only
         missing = [
@@ -186,8 +187,8 @@ def _demand_all_parts(source: Source, present: Iterable[str], folder: Path) -> N
             shown = ", ".join(f"{number:05d}" for number in missing[:_SHOWN])
             more = ", ..." if len(missing) > _SHOWN else ""
             raise ValueError(
-                f"{source.name}: {folder} holds {part.found} of the {part.count} files like "
-                f"{part.beside}, not {shown}{more}; copy the rest"
+                f"{source.name}: {folder} has {part.found} of the {part.count} files like {part.beside}; missing: "
+                f"{shown}{more}; copy them"
             )
 
 

@@ -173,8 +173,10 @@ def test_resume_of_another_run_is_refused_by_field(tmp_path, field):
 def test_allowed_and_harmless_changes_resume(tmp_path):
     run(tmp_path, stop_at=1)
     changes = {"lr": 3e-2, "keep": 7, "checkpoint_every": 3, "nonfinite": "skip"}
-    _, summary = run(tmp_path, stop_at=2, changes=changes, allow=["recipe.lr"])
-    assert summary.resumed_from == 1
+    _, summary = run(tmp_path, stop_at=2, changes=changes, allow=["recipe.lr", "given.code"])
+    assert summary.resumed_from == 1 and summary.allowed == ["recipe.lr"]
+    _, summary = run(tmp_path, changes=changes)  # as the checkpoint now: the change is still known
+    assert summary.resumed_from == 2 and summary.allowed == ["recipe.lr"]
 
 
 def test_a_finished_run_is_not_trained_again(straight):

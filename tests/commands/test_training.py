@@ -1,6 +1,7 @@
 """What verbs refuse to read, what the records of training say, and when unfinished work goes on."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -39,7 +40,7 @@ def pretrain(**changes):
 
 
 @pytest.fixture
-def stopped(monkeypatch):
+def stopped():
     """Ends a stage after its work, before its output is complete."""
 
     def stop(*_):
@@ -152,15 +153,32 @@ def test_unfinished_parts_go_on_only_as_they_began(inside, stopped, monkeypatch,
     assert not (inside / "work/part").exists()
 
 
-def test_work_that_does_not_say_what_it_was_made_from_is_begun_anew(inside, stopped, capsys):
+def test_work_without_a_record_of_its_inputs_is_refused(inside, stopped, capsys):
     """Older versions wrote no such record."""
     assert pretrain() == 2
     (inside / "work/part/stage.json").unlink()
     stopped.undo()
-    assert pretrain() == 0
+    capsys.readouterr()
+    assert pretrain() == 2
     assert (
-        "work/part: does not say what it was made from; starting again" in capsys.readouterr().err
+        "work/part: holds unfinished work without an intact stage.json" in capsys.readouterr().err
     )
+    assert (inside / "work/part/log.jsonl").is_file()
+    shutil.rmtree(inside / "work/part")
+
+
+def test_a_corrected_value_is_accepted_where_nothing_was_trained(inside, monkeypatch, capsys):
+    assert pretrain(lr="fast") == 2
+    assert "lr" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("reca.toyworld.pretrain.run.pretrain_part", _failing)
+        assert pretrain(lr=2e-3) == 2
+    assert (inside / "work/part/stage.json").is_file()
+    assert pretrain(lr=1e-3) == 0
+
+
+def _failing(*_, **__):
+    raise ValueError("failed before the first step")
 
 
 def test_a_part_of_an_evaluation_that_is_no_object_is_named(inside, capsys):

@@ -131,6 +131,10 @@ def test_shards_share_a_folder(data, tmp_path):
     assert (folder / "answers.jsonl").read_bytes() == mine
 
 
+def test_a_shard_without_questions_asks_for_no_answers(data, tmp_path):
+    assert observe(data, tmp_path / "0", {}) == []
+
+
 def test_a_shard_that_comes_after_the_answers_adds_its_questions(data, tmp_path):
     with pytest.raises(ValueError, match="are written"):
         observe(data, tmp_path / "0", {"one": 1})

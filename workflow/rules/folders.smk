@@ -1,5 +1,6 @@
 """Where everything lies: data, checkpoints, samples; and the records that stand for folders in the plan."""
 
+import stat
 from functools import cache
 
 from snakemake.exceptions import WorkflowError
@@ -7,7 +8,6 @@ from snakemake.exceptions import WorkflowError
 from reca.config.recipe import for_arm
 from reca.config.validate import aligned_roles, needed_data
 from reca.core.artifacts import sha256_file, sha256_json
-from reca.core.ownership import is_derived
 from reca.core.walk import entries
 from reca.data.role import USES
 
@@ -48,19 +48,35 @@ def manifests(folders):
 
 
 @cache
-def content_of(folder):
-    """A hash of names, sizes and times of a user's folder, but of the indexes that readers keep in it."""
-    files = sorted(path for path in entries(Path(folder)) if path.is_file())
-    facts = ((path.relative_to(folder).as_posix(), path.stat()) for path in files)
+def content_of(path):
+    """A hash of the names, sizes and times of a user's file or of the files in a folder, without hidden ones."""
+    root = Path(path)
+    files = [root] if root.is_file() else entries(root, hidden=False)
+    facts = ((file.relative_to(root).as_posix(), file.stat()) for file in files)
     return sha256_json(
-        [(name, s.st_size, s.st_mtime_ns) for name, s in facts if not is_derived(name)]
+        sorted(
+            (name, s.st_size, s.st_mtime_ns)
+            for name, s in facts
+            if not stat.S_ISDIR(s.st_mode)
+        )
     )
 
 
 def contents(folders):
-    """What jobs know of the user's folders that they read: images and captions that change are read again."""
-    own = {source.path for source in EXPERIMENT.data.values()}
-    return [content_of(path) for path in folders if path in own and os.path.isdir(path)]
+    """Parameters that make jobs run again when the user's images or captions change."""
+    folders, users = set(folders), []
+    for source in EXPERIMENT.data.values():
+        if source.path in folders:
+            images = (
+                source.options.get("images") or ()
+            )  # beside a file of conversations
+            more = (
+                images.values()
+                if isinstance(images, dict)
+                else [images] if images else ()
+            )
+            users += [source.path, *map(str, more)]
+    return [content_of(path) for path in sorted(set(users)) if os.path.exists(path)]
 
 
 def records_in(folders):
@@ -85,12 +101,8 @@ def unlisted(records):
 
 def prompts_of(model, arm):
     """The user's file of reconstruction prompts, if an arm reads one."""
-    recipe = for_arm(EXPERIMENT.models[model].align, arm)
-    return (
-        [recipe.prompts_file]
-        if recipe.prompts_file and "reca" in recipe.active()
-        else []
-    )
+    prompts = for_arm(EXPERIMENT.models[model].align, arm).read_prompts_file()
+    return [] if prompts is None else [prompts]
 
 
 def roles_of(model):

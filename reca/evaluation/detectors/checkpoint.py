@@ -61,7 +61,7 @@ def network(kind: Any, folder: Path, harmless: Iterable[str] = (), **options: An
 
 
 def _demand_floats(file: Path, learned: Set[str]) -> None:
-    """ValueError names a weight of a dtype that no float stands for: transformers casts it without a word."""
+    """ValueError names a weight that is not a float: transformers would cast it silently."""
     for shard in shards_of(file):
         for name, (_, dtype) in shard_manifest(shard).items():
             kind = number_kind(dtype)

@@ -28,9 +28,11 @@ Key = tuple[str, int, int]  # prompt, sample, proposition
 def answered(folder: Path, asked: Sequence[Row], picture: Callable[[Row], bytes]) -> list[Row]:
     """The answers in `folder` to the rows `asked`; `picture` reads the image of a row.
 
-    Questions that the folder lacks are added, with their images. ValueError if it is about other images, or if answers
+    Missing questions are added, with their images. ValueError if it is about other images, or if answers
     are missing.
     """
+    if not asked:
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     answers = folder / ANSWERS
     with _alone(folder):

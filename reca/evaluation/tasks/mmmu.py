@@ -154,7 +154,9 @@ def _key_phrases(reply: str) -> list[str]:
     for number, line in enumerate(lines):
         phrases = (*_PHRASES, "=") if number == len(lines) - 1 else _PHRASES
         shortest = ""
-        for phrase in (phrase for phrase in phrases if phrase in line):
+        for phrase in phrases:
+            if phrase not in line:
+                continue
             after = line.split(phrase)[-1].strip()
             if not shortest or len(after) < len(shortest):
                 shortest = after

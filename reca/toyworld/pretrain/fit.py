@@ -128,6 +128,7 @@ def _resume(folder: Path, state: TrainState, record: dict) -> int:
         return 0
     saved = checkpoint.read_state(found.path)["run"]
     saved["recipe"].pop("checkpoint_every", None)  # older checkpoints have it
-    checkpoint.refuse_changes(found.path, saved, record, (), folder=folder.parent)
+    remedy = f"restore these, or remove {folder.parent} and start again"
+    checkpoint.refuse_changes(found.path, saved, record, (), remedy=remedy)
     state.restore(found.path)
     return found.step
