@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reca.commands.inputs import of_section, pairs, read_section
+from reca.commands.inputs import pairs, read_section
 from reca.commands.observe import observe_stage
 from reca.commands.sample import ModelFolder, Request, sample_stage
 from reca.commands.score import score_stage
@@ -65,7 +65,7 @@ def _evaluations(
                     f"{where}: {kind} is sampled and observed in shards; use `reca sample`, `reca observe` and "
                     "`reca score`"
                 )
-            yield Evaluation(run, name, stages, models[run])
+            yield Evaluation(run, name, parts, models[run])
 
 
 def _seed(run: str) -> int:
@@ -77,7 +77,7 @@ def _seed(run: str) -> int:
 
 
 def _evaluate(arguments: Namespace, one: Evaluation, request: Request) -> None:
-    sampled, observed, scored = of_section(one.stages, "sample", "observe", "score")
+    sampled, observed, scored = (one.stages[name] for name in ("sample", "observe", "score"))
     place = Path(arguments.out) / one.run / one.benchmark / request.split
     samples, evidence = place / "samples", place / "evidence"
 

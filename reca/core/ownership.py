@@ -178,7 +178,7 @@ def is_work(folder: Path) -> bool:
 def remove_work(folder: Path) -> None:
     """Remove what stages wrote into a work folder, and the folder where nothing else lies in it."""
     entries = [entry for entry in folder.iterdir() if _WORK_NAMES.fullmatch(entry.name)]
-    for entry in sorted(entries, key=lambda entry: entry.name.startswith(MARK)):
+    for entry in sorted(entries, key=is_mark):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:

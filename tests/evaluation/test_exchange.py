@@ -157,7 +157,7 @@ def row(question, answer="yes"):
 
 def test_answers_of_another_environment(tmp_path):
     path = write(tmp_path / "a.jsonl", [row(2, "no"), row(1), row(1), row(7)])
-    found = read_answers(path, ASKED, others=[("item", 0, 7)])
+    found = read_answers(path, ASKED, known=[("item", 0, 7)])
     assert list(found.values()) == [r | {"sha256": "a" * 64} for r in (row(2, "no"), row(1))]
 
 

@@ -114,7 +114,7 @@ def test_an_alignment_runs_from_such_folders_and_reads_them(hostile):
     assert planned["align"] == 1
     drawn = next((hostile.root.parent / "drawn").glob("*.parquet"))
     (drawn.parent / ".DS_Store").write_text("of a file browser, and no image")
-    assert "cache" not in hostile.plan("hostile").keys()
+    assert "cache" not in hostile.plan("hostile")
     os.utime(drawn)
     assert hostile.plan("hostile")["cache"] == 1
     weights = hostile.root.parent / "weights/manifest.json"

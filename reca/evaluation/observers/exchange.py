@@ -39,13 +39,13 @@ def answered(folder: Path, asked: Sequence[Row], picture: Callable[[Row], bytes]
         before = _questions(folder / QUESTIONS)
         there = _demand_same(folder, asked, before)
         mine = {_key(row): row for row in asked}
-        untold = {
+        unverified = {
             key
             for key, row in mine.items()
             if "sha256" not in before.get(key, {}) and row["image"] not in there
         }
         has_answers = answers.is_file()
-        found = read_answers(answers, mine, untold, before) if has_answers else {}
+        found = read_answers(answers, mine, unverified, before) if has_answers else {}
         for row in asked:
             if row["image"] not in there and _key(row) not in found:
                 write_atomic(folder / row["image"], picture(row))
@@ -114,12 +114,12 @@ def _demand_same(folder: Path, asked: Sequence[Row], before: Mapping[Key, Row]) 
 def read_answers(
     path: Path,
     asked: Mapping[Key, Row],
-    untold: Collection[Key] = (),
-    others: Collection[Key] = (),
+    unverified: Collection[Key] = (),
+    known: Collection[Key] = (),
 ) -> dict[Key, Row]:
-    """The answers of another environment to `asked`, by question; those to `others`, of other shards, are left out.
+    """The answers of another environment to `asked`, by question; those to `known`, of other shards, are left out.
 
-    `untold`: questions of which nothing in the folder says which image they are about. ValueError for answers that are
+    `unverified`: questions whose image nothing in the folder identifies. ValueError for answers that are
     unknown, contradictory or about another image.
     """
     found: dict[Key, Row] = {}
@@ -132,13 +132,13 @@ def read_answers(
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where}: not a valid answer ({error}); correct the line") from error
         if key not in asked:
-            if key in others:
+            if key in known:
                 continue
             raise ValueError(f"{where}: {key} is not in questions.jsonl; remove the line")
         sha256 = asked[key]["sha256"]
         if row.get("sha256", sha256) != sha256:
             raise ValueError(f"{where}: about another image than that of this run, so {OTHER}")
-        if key in untold and "sha256" not in row:
+        if key in unverified and "sha256" not in row:
             raise ValueError(
                 f"{where}: neither questions.jsonl nor an image in this folder says which image {key} is about; "
                 "give an empty folder for the answers of this run"
