@@ -146,12 +146,12 @@ def _check_arms(experiment: Experiment, name: str, model: ModelConfig) -> None:
         tasks = list(model.align.active())
         allowed = f"arm {trained[0]} needs task reca, weight above 0"
         raise problem(f"models.{name}.align.tasks", tasks, allowed)
-    recipes = {"": model.align}
-    recipes |= {f" (arm {arm})": for_arm(model.align, arm) for arm in trained if arm != "reca"}
-    for where, recipe in recipes.items():
+    controls = [arm for arm in trained if arm != "reca"]
+    for own in (None, *controls):
         try:
-            recipe.validate()
+            (model.align if own is None else for_arm(model.align, own)).validate()
         except ValueError as error:
+            where = "" if own is None else f" (arm {own})"
             raise ValueError(f"models.{name}.{error}{where}") from error
 
 
