@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import lock_descriptor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,7 +28,7 @@ from reca.align.distributed import ProcessGroup, full_tensor
 from reca.core.artifacts import read_json, sha256_file, sha256_json
 from reca.core.atomic import disk_errors, flush, publish
 from reca.core.documents import json_value
-from reca.core.locks import demand_locks
+from reca.core.locks import lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -299,9 +298,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             f"{folder}: cannot write here ({error.strerror}); choose a writable folder"
         ) from error
     with lock:
-        with demand_locks(folder):
-            taken = lock_descriptor(lock.fileno(), blocking=False)
-        if not taken:
+        if not lock_file(lock.fileno(), folder):
             raise ValueError(
                 f"{folder}: another process is training here; wait for it or choose another folder"
             )

@@ -17,14 +17,14 @@ from reca.core.structure import suggestion
 from reca.evaluation.files import SCORES
 
 if TYPE_CHECKING:
-    from reca.report.asked import Runs
+    from reca.report.runs import Runs
 
 
 def report(arguments: Namespace) -> None:
     """Write the report page, and its numbers as `outcomes.json`."""
     from reca.config.compose import resolved
     from reca.report import page
-    from reca.report.asked import runs_of
+    from reca.report.runs import runs_of
 
     experiment, results = _experiment(arguments.experiment), _results(arguments)
     plain = {"experiment": label(experiment)}
@@ -62,10 +62,12 @@ def _results(arguments: Namespace) -> Path:
 
 def _scored(results: Path, runs: Runs) -> dict[str, Path]:
     """All score folders of `runs` and all guidance folders below `results`, by relative path."""
-    from reca.report.asked import is_asked
+    from reca.report.runs import is_expected
 
     parts = {path.parent: path.relative_to(results).parts for path in results.rglob(SCORES)}
-    folders = [folder for folder, (model, *of) in parts.items() if is_asked(runs, model, *of[:1])]
+    folders = [
+        folder for folder, (model, *of) in parts.items() if is_expected(runs, model, *of[:1])
+    ]
     folders += [path.parent for path in results.glob("*/guidance/manifest.json")]
     return {str(folder.relative_to(results)): folder for folder in sorted(folders)}
 
@@ -77,9 +79,9 @@ def paper(arguments: Namespace) -> int:
     Returns the exit status: with `--check` 3 if a number is outside the tolerance stated in its experiment, else 0.
     """
     from reca.core.artifacts import read_json
-    from reca.report.asked import is_asked, runs_of
     from reca.report.expectations import OUTSIDE
     from reca.report.paper import EXPECTED, build, collect
+    from reca.report.runs import is_expected, runs_of
 
     if arguments.scale not in (None, *SCALES):
         raise ValueError(f"--scale {arguments.scale}: {suggestion(arguments.scale, SCALES)}")
@@ -90,7 +92,7 @@ def paper(arguments: Namespace) -> int:
     scores = [
         row
         for row in scores
-        if is_asked(runs.get(row["experiment"]), row["model"], f"{row['arm']}-{row['seed']}")
+        if is_expected(runs.get(row["experiment"]), row["model"], f"{row['arm']}-{row['seed']}")
     ]
     if arguments.check and not scores:
         raise ValueError(

@@ -22,7 +22,7 @@ from reca.config.compose import section
 from reca.config.recipe import Recipe, for_arm
 from reca.config.schema import DataSource, Fit, Weights
 from reca.core.artifacts import MANIFEST, Stage, read_json, size_of, write_atomic
-from reca.core.ownership import WorkFolder, is_mark
+from reca.core.ownership import WorkFolder, final_name, is_mark
 from reca.core.sealed import seal, unseal
 from reca.data.order import Visits
 from reca.data.prompts import bank
@@ -236,7 +236,10 @@ def _demand_same_run(
     inputs = {name: read["sha256"] for name, read in described["inputs"].items()}
     now = {name: described[name] for name in ("section", "seed", "code")} | {"inputs": inputs}
     record = work.path / "stage.json"
-    begun = any(entry.name != record.name and not is_mark(entry) for entry in work.path.iterdir())
+    begun = any(
+        final_name(entry.name) != record.name and not is_mark(entry)
+        for entry in work.path.iterdir()
+    )
     if begun:
         before = unseal(record.read_bytes()) if record.is_file() else None
         if before is None:

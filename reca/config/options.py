@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def check_options(kind: str, options: Mapping[str, Any], path: str = "") -> None:
+def check_benchmark_options(kind: str, options: Mapping[str, Any], path: str = "") -> None:
     """ValueError for an option that this kind does not have, or a value that it does not take.
 
     `path` is the key of the options (default: of a benchmark with the name of its kind).

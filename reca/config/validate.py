@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reca.config.options import check_options
+from reca.config.options import check_benchmark_options
 from reca.config.recipe import ROLE_OF, for_arm, visits
 from reca.config.schema import (
     SEED,
@@ -230,7 +230,7 @@ def _check_benchmark(path: str, benchmark: BenchmarkConfig) -> None:
             raise problem(f"{path}.curve_prompts", benchmark.curve_prompts, allowed)
     elif benchmark.source is None:
         raise problem(f"{path}.source", None, f"must be given where kind is {benchmark.kind}")
-    check_options(benchmark.kind, benchmark.options, f"{path}.options")
+    check_benchmark_options(benchmark.kind, benchmark.options, f"{path}.options")
     if benchmark.options.get("circular") and not benchmark.rotations:
         allowed = f"needs all rotations of the questions; set {path}.rotations"
         raise problem(f"{path}.options.circular", True, allowed)

@@ -8,6 +8,7 @@ memory that decoding takes are bounded before a pixel is decoded, and every fail
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import zlib
@@ -142,12 +143,14 @@ def original_of(data: bytes, *, name: str) -> Image.Image:
 
     Families stretch, crop or pad other shapes, each its own way; of a square all draw the same.
     """
-    image = decode(data, name=name)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return (
-        image if image.width == image.height else image.crop((left, top, left + side, top + side))
-    )
+    return central_square(decode(data, name=name))
+
+
+def central_square(image: Image.Image) -> Image.Image:
+    """The central square of an image; the image itself if it is square."""
+    if image.width == image.height:
+        return image
+    return image.crop(_central_box(*image.size, min(image.size), math.floor))
 
 
 def short_side_crop(

@@ -23,10 +23,10 @@ MARK = ".reca-work-"  # in a work folder, followed by the name of its stage
 _ATOMIC = re.compile(r"(.*/)?\.([^/]+)\.[0-9a-f]{16}")  # as `reca.core.atomic` names what it writes
 _MARK_TEXT = "Unfinished work of a reca stage: it goes on from here, and removes it when it ends.\n"
 _WORK_NAMES = re.compile(
-    r"\.reca-work-.+|checkpoints|lock|log\.jsonl|timing\.jsonl|tensorboard|\..+\.jsonl\..+"  # training
+    r"\.reca-work-.+|checkpoints|lock|log\.jsonl|timing\.jsonl|tensorboard"  # training
     r"|stage\.json|start(\.json)?|cache|phases"  # pre-training
     r"|[0-9a-f]{16}|any|guidance-.+|reconstruct|evidence\.jsonl"  # drawing, examining
-    r"|\.?[0-9a-f]{64}\.(safetensors|json)(\..+)?|[0-9a-z]+\.lock"  # shards of a cache
+    r"|[0-9a-f]{64}\.(safetensors|json)|[0-9a-z]+\.lock"  # shards of a cache
 )
 
 
@@ -99,8 +99,18 @@ def check_output(
 
 def _is_cut_off(name: str, written: Set[str]) -> bool:
     """Whether this is what a killed writer left of one of these files."""
+    return is_cut_off(name) and final_name(name) in written
+
+
+def is_cut_off(name: str) -> bool:
+    """Whether a file is named as an atomic writer names it until it is complete."""
+    return _ATOMIC.fullmatch(name) is not None
+
+
+def final_name(name: str) -> str:
+    """The name that a file gets when it is complete; of any other file its own."""
     found = _ATOMIC.fullmatch(name)
-    return found is not None and f"{found[1] or ''}{found[2]}" in written
+    return f"{found[1] or ''}{found[2]}" if found else name
 
 
 def check_file(option: str, path: Path, ours: Callable[[Path], bool]) -> None:
@@ -128,7 +138,7 @@ class WorkFolder:
         if not self.path.is_dir():
             return
         names = sorted(entry.name for entry in self.path.iterdir())
-        foreign = [name for name in names if not _WORK_NAMES.fullmatch(name)]
+        foreign = [name for name in names if not _is_work_name(name)]
         if names and (foreign or self._mark.name not in names):
             raise ValueError(
                 f"{option} {self.path}: holds {(foreign or names)[0]} and is not the work folder of stage "
@@ -165,6 +175,10 @@ class WorkFolder:
             self.remove()
 
 
+def _is_work_name(name: str) -> bool:
+    return _WORK_NAMES.fullmatch(final_name(name)) is not None
+
+
 def is_mark(entry: Path) -> bool:
     """Whether a file is the mark of a work folder."""
     return entry.name.startswith(MARK)
@@ -177,7 +191,7 @@ def is_work(folder: Path) -> bool:
 
 def remove_work(folder: Path) -> None:
     """Remove what stages wrote into a work folder, and the folder where nothing else lies in it."""
-    entries = [entry for entry in folder.iterdir() if _WORK_NAMES.fullmatch(entry.name)]
+    entries = [entry for entry in folder.iterdir() if _is_work_name(entry.name)]
     for entry in sorted(entries, key=is_mark):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)

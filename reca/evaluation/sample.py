@@ -22,7 +22,7 @@ from reca.evaluation.files import ANSWERS, IMAGES, SAMPLES
 from reca.inference.generate import Origin, answers, edit, generate, reconstruct
 from reca.inference.imageset import ImageSetWriter
 from reca.inference.items import Question
-from reca.inference.resume import ResumableRows
+from reca.inference.resume import ResumableRows, of_code
 from reca.models.contract import ReadsSeveral, Sampling
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _answers(model: UnifiedModel, asked: Assignment, origin: Origin, work: Path,
     mine = list(asked.questions)
     if not isinstance(model, ReadsSeveral):
         mine = [replace(question, more_images=()) for question in mine]
-    resume = ResumableRows(work / (origin.code[:16] or "any") / "answers.jsonl")
+    resume = ResumableRows(of_code(work, origin.code) / "answers.jsonl")
     keys = {question.id: _answer_key(asked, origin, question) for question in mine}
     for start in range(0, len(mine), asked.batch_size):
         part = mine[start : start + asked.batch_size]

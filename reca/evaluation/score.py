@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reca.config.options import check_options
+from reca.config.options import check_benchmark_options
 from reca.core.artifacts import read_json, write_json, write_lines
 from reca.core.documents import fields, lines, texts
 from reca.evaluation import registry
@@ -41,7 +41,7 @@ def graded(
     `samples`: images per prompt; `sampled`: the contents of `samples.json`, for benchmarks of the toy world.
     ValueError for an unknown option, or a value that it does not take.
     """
-    check_options(benchmark.kind, benchmark.options)
+    check_benchmark_options(benchmark.kind, benchmark.options)
     kind, module = registry.kind(benchmark.kind), registry.module(benchmark.kind)
     options = dict(benchmark.options)
     rows = read_rows(path / EVIDENCE for path in evidence if kind.evidence != "judge")

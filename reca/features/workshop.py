@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import lock_descriptor
 from safetensors.torch import save
 
 from reca.core import artifacts
 from reca.core.atomic import replacing, write_atomic
-from reca.core.locks import demand_locks
+from reca.core.locks import demand_locks, lock_file
 from reca.core.ownership import WorkFolder
 from reca.core.sealed import seal, unseal
 from reca.features.store import ABOUT
@@ -46,7 +45,7 @@ class Workshop:
         descriptor = self._hold()
         try:
             yield
-            if lock_descriptor(descriptor, blocking=False):
+            if lock_file(descriptor, self.folder):
                 self._work.remove()
             else:
                 _log.debug("%s: another process is still using this folder", self.folder)
@@ -81,9 +80,7 @@ class Workshop:
     def lock(self, name: str, wait: bool) -> Iterator[bool]:
         """Take a named lock, which the kernel releases if the process dies; False if another process has it."""
         with open(self.folder / f"{name}.lock", "w") as file:
-            with demand_locks(self.folder):
-                taken = lock_descriptor(file.fileno(), blocking=wait)
-            yield taken
+            yield lock_file(file.fileno(), self.folder, wait=wait)
 
     def write(self, key: str, features: Features, record: dict[str, Any]) -> dict[str, Any]:
         """Write a shard: the features first, then the record with their hash, which is returned."""

@@ -26,7 +26,7 @@ from reca.core.finite import named
 from reca.core.images import decode, original_of
 from reca.core.rng import generator
 from reca.inference.imageset import Entry, ImageSetWriter, png
-from reca.inference.resume import ResumableImages
+from reca.inference.resume import ResumableImages, of_code
 from reca.models.common.batching import moved
 from reca.models.contract import editor, reader_of_several
 
@@ -325,7 +325,7 @@ def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[Sequence[_Job]]:
 def _resumable(work: Path | None, code: str) -> Iterator[ResumableImages]:
     """The folder of finished images: inside `work`, one folder per version of the code."""
     if work is not None:
-        yield ResumableImages(work / (code[:16] or "any"))
+        yield ResumableImages(of_code(work, code))
         return
     with TemporaryDirectory() as temporary:
         yield ResumableImages(Path(temporary))

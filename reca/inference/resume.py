@@ -25,6 +25,11 @@ Row = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 
+def of_code(work: Path, code: str) -> Path:
+    """The folder inside `work` for one version of the code, by its fingerprint ("" if unknown)."""
+    return work / (code[:16] or "any")
+
+
 class ResumableImages:
     """Images `<key>/<index>.png`, each completed by its sidecar `<key>/<index>.json`, which is written last.
 

@@ -21,7 +21,6 @@ from reca.evaluation.tasks.laptop_edit import SCORES as EDIT_SCORES
 from reca.evaluation.tasks.laptop_edit import chance as chance_of_edits
 from reca.evaluation.tasks.laptop_prompts import GENEVAL_TASKS, STRICT, guidance_of, test_seed
 from reca.report import stages
-from reca.report.asked import Runs, is_asked
 from reca.report.outcomes import (
     ARMS,
     curves,
@@ -30,6 +29,7 @@ from reca.report.outcomes import (
     understanding_by_kind,
     with_second_reading,
 )
+from reca.report.runs import Runs, is_expected
 from reca.report.scores import read
 from reca.report.trained import trained_arms
 
@@ -59,7 +59,7 @@ def scored_models(
 def test_folders(model: Path, benchmark: str, runs: Runs | None = None) -> list[Path]:
     """The complete score stages of a model's test runs (of `runs`, where given), sorted by run."""
     found = model.glob(f"*/{benchmark}/test/scores/{artifacts.MANIFEST}")
-    return sorted(p.parent for p in found if is_asked(runs, model.name, p.parents[3].name))
+    return sorted(p.parent for p in found if is_expected(runs, model.name, p.parents[3].name))
 
 
 def item_scores(
@@ -168,7 +168,7 @@ def trained_folders(model: Path, runs: Runs | None = None) -> list[Path]:
     return [
         folder
         for folder in found
-        if is_asked(runs, model.name, _run(folder))
+        if is_expected(runs, model.name, _run(folder))
         or (folder.parent.name == "base" and folder.name.removeprefix("seed-") in seeds)
     ]
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from reca.core import artifacts
 from reca.report import collect, expectations, figures, scores, sections, why, wording
-from reca.report.asked import runs_of
+from reca.report.runs import runs_of
 
 PAGE, OUTCOMES, TABLE = "index.html", "outcomes.json", "outcomes.csv"
 

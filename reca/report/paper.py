@@ -19,8 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from reca.core import artifacts
 from reca.evaluation import readings
 from reca.report import expectations
-from reca.report.asked import Runs
 from reca.report.paper_map import COLUMNS, TITLES, Metric, Run, own_rows, reported_rows, run_of
+from reca.report.runs import Runs
 from reca.report.scores import collect, reproduced
 
 TABLES, PAGE, TEXT = "tables.json", "index.html", "tables.md"

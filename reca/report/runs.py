@@ -1,4 +1,4 @@
-"""The runs that an experiment asks for; others on disk are of an earlier recipe and never counted."""
+"""The runs that belong to an experiment; others on disk are of an earlier recipe and are never counted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def runs_of(experiment: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     return found
 
 
-def is_asked(runs: Runs | None, model: str, run: str = "") -> bool:
+def is_expected(runs: Runs | None, model: str, run: str = "") -> bool:
     """Whether a run belongs to the experiment; any does if `runs` is None or has no such model."""
     known = (runs or {}).get(model)
     return known is None or run in known

@@ -13,8 +13,8 @@ from reca.core import artifacts
 from reca.core.documents import fields
 from reca.evaluation import readings
 from reca.evaluation.files import SCORES
-from reca.report.asked import Runs, is_asked
 from reca.report.paper_map import REPEATED, VARIANTS, Metric, Run
+from reca.report.runs import Runs, is_expected
 from reca.report.statistics import t_interval
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def collect(
             continue
         named = experiment or split(parts[-6] if len(parts) == 6 else results.name)[0]
         model, run, benchmark = parts[-5:-2]
-        if not is_asked((runs or {}).get(named), model, run):
+        if not is_expected((runs or {}).get(named), model, run):
             other_runs.append(f"{model}/{run}")
             continue
         arm, _, seed = run.rpartition("-")

@@ -15,17 +15,15 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
 
-from filelock import lock_descriptor
-
 from reca.core.artifacts import read_json, write_json
 from reca.core.atomic import replacing
 from reca.core.documents import fields
+from reca.core.locks import in_turn
 from reca.core.numbered import incomplete
 from reca.core.walk import entries
 from reca.sources.catalogue import (
@@ -451,24 +449,10 @@ def pin(
         source = _discover(known[name], mirror, endpoints)
         way = _Way(source, work / name, mirror, endpoints, policy)
         pinned[name] = replace(source, files=tuple(_pin_file(way, f) for f in source.files))
-        with _alone(sources):  # read again: another process may have pinned during the downloads
+        with in_turn(sources):  # read again: another process may have pinned during the downloads
             entries = {**read_lock(lock), name: _entry(pinned[name])}
             write_json(lock, {"version": LOCK_VERSION, "sources": entries})
     return pinned
-
-
-@contextmanager
-def _alone(sources: Path) -> Iterator[None]:
-    """Wait for other processes that write the lock, and keep them waiting.
-
-    What is locked is `sources.yaml`, as the lock file itself is replaced by each writer. A file
-    system without locks, or a catalogue that may not be written, does not keep anybody from pinning.
-    """
-    with ExitStack() as stack:
-        with suppress(OSError):
-            file = stack.enter_context(sources.open("r+b"))
-            lock_descriptor(file.fileno())
-        yield
 
 
 def _pin_file(way: _Way, file: SourceFile) -> SourceFile:

@@ -18,14 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import lock_descriptor
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from tqdm import tqdm
 
 from reca.core.artifacts import write_json
 from reca.core.atomic import publish
 from reca.core.documents import json_object
-from reca.core.locks import demand_locks
+from reca.core.locks import lock_file
 from reca.sources.checks import Digest, Expected, starts_like_html, verify
 
 log = logging.getLogger(__name__)
@@ -80,8 +79,7 @@ class Part:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.path.open("ab", buffering=0)
         try:
-            with demand_locks(self.path.parent):
-                taken = lock_descriptor(self.file.fileno(), blocking=False)
+            taken = lock_file(self.file.fileno(), self.path.parent)
         except BaseException:
             self.file.close()
             raise

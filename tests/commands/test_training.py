@@ -11,6 +11,7 @@ from PIL import Image
 from reca.cli import main
 from reca.config.schema import DataSource
 from reca.core.artifacts import read_json, read_manifest
+from reca.core.ownership import WorkFolder
 from reca.data.prompts import bank
 from reca.models.registry import build_model
 from reca.toyworld.pretrain.words import build_tokenizer
@@ -165,6 +166,15 @@ def test_work_without_a_record_of_its_inputs_is_refused(inside, stopped, capsys)
     )
     assert (inside / "work/part/log.jsonl").is_file()
     shutil.rmtree(inside / "work/part")
+
+
+def test_a_killed_write_of_the_record_stops_nobody(inside):
+    """What a killed writer leaves has the name of `reca.core.atomic`; no step had been trained."""
+    work = inside / "work/part"
+    WorkFolder(work, "pretrain tokenizer").claim()
+    (work / ".stage.json.0123456789abcdef").write_text("{")
+    assert pretrain() == 0
+    assert not work.exists()
 
 
 def test_a_corrected_value_is_accepted_where_nothing_was_trained(inside, monkeypatch, capsys):

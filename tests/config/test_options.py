@@ -9,13 +9,12 @@ from typing import get_type_hints
 import pytest
 
 from reca.config import compose
-from reca.config.options import OPTIONS, SHARED, check_options
+from reca.config.options import OPTIONS, SHARED, check_benchmark_options
 from reca.config.schema import BenchmarkConfig
 from reca.evaluation import registry
-from reca.inference.items import Prompt, Question
+from reca.evaluation.score import graded
 
 FOLDER = Path(__file__).resolve().parents[2] / "config"
-ASKED = [Question("a#0", "a", "q", "Yes", "existence")]
 WRONG = {  # kind, option, value -> what the error says of it
     ("wise", "overall", "wieghted"): "one of unweighted, weighted",
     ("imgedit", "overall", "mean"): "one of types, samples",
@@ -38,16 +37,15 @@ def test_the_options_are_the_keyword_arguments_of_grade(kind):
     }
     assert keywords == OPTIONS.get(kind, {}) | SHARED
     defaults = {name: inspect.signature(grade).parameters[name].default for name in keywords}
-    check_options(kind, defaults)
+    check_benchmark_options(kind, defaults)
 
 
 @pytest.mark.parametrize(("kind", "name", "value"), WRONG)
-def test_a_wrong_value_is_refused_by_name_where_the_benchmark_grades(kind, name, value):
+def test_a_wrong_value_is_refused_by_name_before_grading(kind, name, value):
+    benchmark = BenchmarkConfig(kind=kind, options={name: value})
     said = rf"^benchmarks\.{kind}\.options\.{name} = '{value}': must be {WRONG[kind, name, value]}"
-    more = {"samples": 1} if kind == "geneval" else {}
-    asked = ASKED if kind.startswith("mm") else [Prompt("1", "x", "x")]
     with pytest.raises(ValueError, match=said):
-        registry.module(kind).grade(asked, {}, **{name: value}, **more)
+        graded(benchmark, data={}, evidence=[], answers=[], samples=1)
 
 
 @pytest.mark.parametrize(("kind", "name", "value"), [*WRONG, ("mme", "flavor", "internvl")])

@@ -217,6 +217,7 @@ def test_a_work_folder_is_used_and_removed_only_where_it_is_ours(here):
         work.claim()
         (work.path / "checkpoints").mkdir(exist_ok=True)
         (work.path / "log.jsonl").write_text("{}")
+        (work.path / ".log.jsonl.0123456789abcdef").write_text("of a killed writer")
     with pytest.raises(ValueError, match="is not the work folder of stage 'sample'"):
         WorkFolder(work.path, "sample").check([])
     with work:

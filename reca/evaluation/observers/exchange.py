@@ -7,16 +7,13 @@ Answers do not name a model, so the hashes decide: a folder whose questions or i
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import lock_descriptor
-
 from reca.core.artifacts import sha256_file, write_atomic, write_lines
 from reca.core.documents import fields, json_lines, json_object, lines
+from reca.core.locks import in_turn
 
 QUESTIONS, ANSWERS = "questions.jsonl", "answers.jsonl"
 OTHER = "its answers are about other images; give an empty folder for the answers of this run"
@@ -35,7 +32,7 @@ def answered(folder: Path, asked: Sequence[Row], picture: Callable[[Row], bytes]
         return []
     folder.mkdir(parents=True, exist_ok=True)
     answers = folder / ANSWERS
-    with _alone(folder):
+    with in_turn(folder):
         before = _questions(folder / QUESTIONS)
         there = _demand_same(folder, asked, before)
         mine = {_key(row): row for row in asked}
@@ -64,18 +61,6 @@ def answered(folder: Path, asked: Sequence[Row], picture: Callable[[Row], bytes]
             "(all questions are in questions.jsonl)"
         )
     return list(found.values())
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other shard writes into the folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # no locks here: a row that is lost is written by the next run
-            lock_descriptor(descriptor)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _key(row: Mapping[str, Any]) -> Key:

@@ -12,7 +12,7 @@ from reca.core.artifacts import sha256_bytes, sha256_json, write_lines
 from reca.core.finite import named
 from reca.evaluation.files import EVIDENCE
 from reca.inference.items import Prompt, Question
-from reca.inference.resume import ResumableRows
+from reca.inference.resume import ResumableRows, of_code
 
 if TYPE_CHECKING:
     from reca.config.schema import BenchmarkConfig
@@ -46,7 +46,7 @@ class View:
 
     def resumable(self) -> ResumableRows:
         """The rows of an earlier, interrupted run of the same code."""
-        return ResumableRows(self.work / (self.code[:16] or "any") / EVIDENCE)
+        return ResumableRows(of_code(self.work, self.code) / EVIDENCE)
 
     def write(self, rows: Iterable[Row]) -> dict[str, Any]:
         """Write the evidence; returns facts for the record."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reca.config.options import check_options
 from reca.core.documents import read_json, texts
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, coverage_of, interval, mean
@@ -186,7 +185,6 @@ def grade(
     The official rule accepts only the string `yes`; `reader: careful` accepts what `careful.yes_or_no` parses as yes.
     Disagreements between the two are counted in either case.
     """
-    check_options("dpg", {"reader": reader})
     found: dict[tuple[str, int], dict[int, str]] = defaultdict(dict)
     differ: list[str] = []
     for row in evidence:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reca.config.options import check_options
 from reca.core.documents import lines, read_json
 from reca.core.structure import Share
 from reca.evaluation.graded import Graded, coverage_of, interval
@@ -87,7 +86,6 @@ def grade(
     `overall` is the unweighted mean of the six tasks; `images` and `prompts` are the other two official
     numbers. `max_overlap` 1 means no suppression, as in the official code.
     """
-    check_options("geneval", {"max_overlap": max_overlap})
     seen = {(row["id"], int(row["sample"])): row["detections"] for row in evidence}
     wanted = [(item, k) for item in items for k in range(samples)]
     coverage = coverage_of(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reca.config.options import check_options
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, interval, mean
 from reca.evaluation.reading import Tables, answered, hub_rows
@@ -63,7 +62,6 @@ def grade(
 
     `reader: careful` compares with `careful.same_answer`; scores of both readers and their disagreements are reported.
     """
-    check_options("gqa", {"reader": reader})
     coverage, rows = answered("gqa", asked, answers, partial)
     rules = {"published": correct, "careful": careful.same_answer}
     right = {name: [rule(reply, q.answer) for q, reply in rows] for name, rule in rules.items()}

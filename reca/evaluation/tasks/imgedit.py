@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from reca.config.options import check_options
 from reca.core.documents import fields, read_json
 from reca.evaluation import readings
 from reca.evaluation.graded import Graded, by_category, coverage_of, interval
@@ -139,7 +138,6 @@ def grade(
 
     `overall`: the aggregation to report, `types` or `samples`.
     """
-    check_options("imgedit", {"overall": overall})
     statuses: list[tuple[str, str]] = []
     graded: list[dict[str, Any]] = []
     official: list[tuple[str, float]] = []

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from reca.config.options import check_options
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, interval, mean
 from reca.evaluation.reading import Tables, answered, demand_option, hub_rows
@@ -101,7 +100,6 @@ def grade(
     were sampled. `vanilla`, `circular` (if sampled) and both treatments of empty replies are always reported.
     `reader: careful` parses with `careful.letter`; scores of both readers and their disagreements are reported.
     """
-    check_options("mmbench", {"empty": empty, "reader": reader})
     coverage, rows = answered("mmbench", asked, answers, partial)
     turned = any(question.id != question.facts["of"] for question in asked)
     if circular and not turned:

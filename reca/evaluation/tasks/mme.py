@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from reca.config.options import check_options
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, interval
 from reca.evaluation.reading import Tables, answered, demand_option, hub_rows
@@ -135,7 +134,6 @@ def grade(
 
     `reader: careful` parses with `careful.yes_or_no`; scores of both readers and their disagreements are reported.
     """
-    check_options("mme", {"flavour": flavour, "overall": overall, "reader": reader})
     coverage, rows = answered("mme", asked, answers, partial)
     pairs: dict[tuple[str, str], list[bool]] = {}
     items: list[dict[str, Any]] = []

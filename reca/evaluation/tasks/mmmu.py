@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reca.config.options import check_options
 from reca.core.rng import numpy_generator
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, by_category, interval, mean
@@ -234,7 +233,6 @@ def grade(
     `reader: careful` parses multiple-choice replies with `careful.letter`; scores of both readers and their
     disagreements are reported.
     """
-    check_options("mmmu", {"reader": reader})
     coverage, rows = answered("mmmu", asked, answers, partial)
     shown: dict[str, float | None] = {}
     ways = {

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reca.config.options import check_options
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, interval, mean
 from reca.evaluation.reading import (
@@ -79,7 +78,6 @@ def grade(
     Only pairs with both questions answered are scored. `reader: careful` parses with `careful.letter`; scores of both
     readers and their disagreements are reported.
     """
-    check_options("mmvp", {"reader": reader})
     coverage, rows = answered("mmvp", asked, answers, partial)
     chosen = {n: {q.id: choice(r, q.facts["options"], n) for q, r in rows} for n in careful.READERS}
     couples = [(a, b) for a, b in zip(asked[::2], asked[1::2], strict=True)]

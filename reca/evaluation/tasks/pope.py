@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reca.config.options import check_options
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, by_category, interval, mean
 from reca.evaluation.reading import Tables, answered, demand_option, hub_rows
@@ -123,7 +122,6 @@ def grade(
 
     `reader: careful` parses with `careful.yes_or_no`; scores of both readers and their disagreements are reported.
     """
-    check_options("pope", {"reader": reader})
     coverage, rows = answered("pope", asked, answers, partial)
     shown: dict[str, float | None] = {}
     groups = by_category((q.kind, (q.answer, reply)) for q, reply in rows)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reca.config.options import check_options
 from reca.evaluation import careful, readings
 from reca.evaluation.graded import Graded, interval, mean
 from reca.evaluation.reading import Tables, answered, demand_option, demand_some, hub_rows
@@ -72,7 +71,6 @@ def grade(
 
     `reader: careful` parses with `careful.letter`; scores of both readers and their disagreements are reported.
     """
-    check_options("seed", {"reader": reader})
     coverage, rows = answered("seed", asked, answers, partial)
     found = {n: [chosen(q, reply, n) for q, reply in rows] for n in careful.READERS}
     truths = [q.answer.strip().upper() for q, _ in rows]

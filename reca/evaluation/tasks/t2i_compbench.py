@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from reca.config.options import check_options
 from reca.core.documents import fields, read_json, rows
 from reca.evaluation import readings
 from reca.evaluation.graded import Graded, by_category, complete_mean, coverage_of, interval
@@ -114,7 +113,6 @@ def grade(
     partial: bool = False,
 ) -> Graded:
     """Grade replies by question id; unparsable ones are excluded and counted, instead of being scored as -1."""
-    check_options("t2i_compbench", {"aggregation": aggregation})
     statuses: list[tuple[str, str]] = []
     graded: list[dict[str, Any]] = []
     for item in items:

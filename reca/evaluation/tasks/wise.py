@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from reca.config.options import check_options
 from reca.core.documents import fields, read_json, rows
 from reca.evaluation import readings
 from reca.evaluation.graded import Graded, by_category, complete_mean, coverage_of, interval
@@ -186,7 +185,6 @@ def grade(
     `overall`: the aggregation to report as the benchmark's score; both are reported by name. `sentinels` adds the
     official script's treatment of unparsable replies as separate metrics.
     """
-    check_options("wise", {"overall": overall})
     statuses: list[tuple[str, str]] = []
     rows: list[tuple[float, ...]] = []
     graded: list[dict[str, Any]] = []

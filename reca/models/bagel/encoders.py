@@ -75,7 +75,7 @@ class Reader:
         size = self.config.read_size
         if use == "read":
             return self.read(network, images, size)
-        squares = [vision.central_square(image) for image in images]
+        squares = [pictures.central_square(image) for image in images]
         features: Features = {"target": self.moments(vae, squares, self.config.resolution)}
         if use == "edit":
             return features | self.read(network, squares, self.config.edit_size)

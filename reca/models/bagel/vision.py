@@ -52,17 +52,6 @@ def prepared(image: Image, most: int, least: int, stride: int) -> Tensor:
     return to_tensor(image.resize(size, Pillow.Resampling.BICUBIC))
 
 
-def central_square(image: Image) -> Image:
-    """The central square of an image; the image itself if it is square."""
-    short = min(image.size)
-    left, top = ((side - short) // 2 for side in image.size)
-    return (
-        image
-        if image.size == (short, short)
-        else image.crop((left, top, left + short, top + short))
-    )
-
-
 def patchify(pixels: Tensor, patch: int) -> Tensor:
     """[..., C, H, W] -> [..., P, patch * patch * C] in raster order; each row is (row, column, channel) of a patch."""
     patches = pixels.unflatten(-2, (-1, patch)).unflatten(-1, (-1, patch))  # ... C h p w q
