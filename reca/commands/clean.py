@@ -15,7 +15,14 @@ from pathlib import Path
 
 from reca.config.compose import is_resolved
 from reca.core import artifacts
-from reca.core.ownership import files_in, is_derived, is_work, remove_if_empty, remove_work
+from reca.core.ownership import (
+    files_in,
+    is_cut_off,
+    is_derived,
+    is_work,
+    remove_if_empty,
+    remove_work,
+)
 from reca.sources.catalogue import SOURCES_FILE
 from reca.sources.fetch import LOCK_FILE, WORK_DIR, list_sources
 
@@ -23,9 +30,7 @@ FOLDERS = ("data", "results", "work", "logs", "benchmarks", "build")
 _LOG_LINE = re.compile(rb"^(\d\d:\d\d:\d\d reca\.|reca [a-z-]+: )", re.MULTILINE)
 _LOG_HEAD = 64 * 1024  # bytes: libraries may warn before the first line of ours
 _BENCHMARK = b"s\th:m:s\t"  # how Snakemake's header begins
-_PART = re.compile(
-    r".+\.part(\.json)?|\..+\.[0-9a-f]{16}"
-)  # as `sources.parts` and `core.atomic` name
+_PART = re.compile(r".+\.part(\.json)?")  # as `reca.sources.parts` names them
 
 
 def clean(root: Path = Path()) -> list[Path]:
@@ -80,7 +85,7 @@ def _is_download(path: Path, work: Path, whole: Set[Path]) -> bool:
     """Whether a file is one that `reca fetch` has brought, or a part of one, in the folder of its source."""
     if path.is_symlink() or not path.is_relative_to(work) or path.parent == work:
         return False
-    return path in whole or _PART.fullmatch(path.name) is not None
+    return path in whole or _PART.fullmatch(path.name) is not None or is_cut_off(path.name)
 
 
 def _whole_downloads(root: Path) -> set[Path]:
