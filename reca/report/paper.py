@@ -2,7 +2,8 @@
 
 The two are kept in separate columns: reported numbers with their source, reproduced ones with interval, scorer, number
 of seeds and coverage of the benchmark. A model that only we train with RecA has rows marked
-`ours, no reported value`; their reported column is empty.
+`ours, no reported value`; their reported column is empty. Experiments with own images, models or recipes have a table
+of their own and fill no cell of the paper's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from reca.core import artifacts
 from reca.evaluation import readings
 from reca.report import expectations
-from reca.report.paper_map import COLUMNS, TITLES, Metric, Run, own_rows, reported_rows, run_of
+from reca.report.paper_map import (
+    COLUMNS,
+    PUBLISHED,
+    TITLES,
+    VARIANTS,
+    Metric,
+    Run,
+    own_rows,
+    reported_rows,
+    run_of,
+)
 from reca.report.runs import Runs
 from reca.report.scores import collect, reproduced
 
@@ -27,6 +38,7 @@ TABLES, PAGE, TEXT = "tables.json", "index.html", "tables.md"
 EXPECTED = "expectations.json"
 RUN, NOT_RUN, FOREIGN = "run", "not run", "other people's model"
 OWN = "ours, no reported value"
+OTHERS = "other_experiments"
 OWN_RUN, OWN_NOT_RUN = "run (ours)", "not run (ours)"
 Scores = Mapping[str, Any]
 
@@ -59,7 +71,41 @@ def tables(
                 "rows": rows,
             }
         )  # fmt: skip
-    return result
+    return [*result, *_others(found)]
+
+
+def _others(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A table with the overall scores of experiments that are not the paper's; none without such scores."""
+    other = [row for row in found if row["experiment"] not in {*PUBLISHED, *VARIANTS}]
+    metrics = {row["benchmark"]: Metric(row["benchmark"], _headline(row)) for row in other}
+    runs = dict.fromkeys(Run(row["model"], row["arm"], row["experiment"]) for row in other)
+    rows = [
+        {
+            "row": run.model,
+            "arm": run.arm,
+            "mark": f"experiment {run.experiment}, no reported value",
+            "cells": [
+                {
+                    "column": name,
+                    "reported": None,
+                    "status": OWN_RUN,
+                    **_ours(run, metric, other, ()),
+                }
+                for name, metric in metrics.items()
+                if reproduced(other, run, metric)
+            ],
+        }
+        for run in runs
+    ]
+    about = {"source": "nothing; these experiments are not the paper's", "note": None}
+    table = {"name": OTHERS, "title": "Other experiments: overall scores", **about}
+    return [table | {"columns": list(metrics), "rows": rows}] if rows else []
+
+
+def _headline(row: Mapping[str, Any]) -> str:
+    """The name of a benchmark's overall score."""
+    names = list(row["scores"]["summary"])
+    return min(names, key=lambda name: (name != "overall", not name.startswith("overall")))
 
 
 def _reported(

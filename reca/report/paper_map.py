@@ -29,6 +29,27 @@ class Metric:
     factor: float = 1.0
 
 
+# Experiments whose runs are the rows of their models. Where several have run the same arm, the first in this order is
+# shown. No other experiment fills a row: own images or another recipe reproduce nothing of the paper.
+PUBLISHED = (
+    "paper",
+    "paper_showo_256",
+    "paper_showo_512",
+    "paper_showo_vq",
+    "paper_openuni_b",
+    "paper_openuni_l",
+    "paper_harmon_05b",
+    "paper_harmon_15b",
+    "paper_bagel",
+    "ablation_bagel_vae_256",
+    "ablation_bagel_vit_512",
+    "ablation_showo_vq_full",
+    "ablation_showo_vq_quarter",
+    "ablation_showo_vq_blur8",
+    "janus_pro",
+    "janus_pro_1b",
+    "janus_pro_7b",
+)
 PLUS = "paper_harmon_plus"
 # Experiments that use a model's name for other recipes or other base weights than the rows of that model mean.
 VARIANTS = frozenset(

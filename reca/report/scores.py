@@ -13,7 +13,7 @@ from reca.core import artifacts
 from reca.core.documents import fields
 from reca.evaluation import readings
 from reca.evaluation.files import SCORES
-from reca.report.paper_map import REPEATED, VARIANTS, Metric, Run
+from reca.report.paper_map import PUBLISHED, REPEATED, Metric, Run
 from reca.report.runs import Runs, is_expected
 from reca.report.statistics import t_interval
 
@@ -72,8 +72,8 @@ def reproduced(
 ) -> dict[str, Any] | None:
     """The reproduced number for a cell: the mean over seeds with its interval, scorer and coverage.
 
-    The interval is a bootstrap over prompts for one seed, a t interval over seeds for several. ValueError if two
-    experiments contain the same run.
+    The interval is a bootstrap over prompts for one seed, a t interval over seeds for several. All seeds are of one
+    experiment: `run.experiment`, else the first of `PUBLISHED` that has the run.
     """
     mine = [
         row
@@ -85,12 +85,6 @@ def reproduced(
         if run.experiment
         else _published(mine, run)
     )
-    experiments = sorted({row["experiment"] for row in mine})
-    if len(experiments) > 1:
-        raise ValueError(
-            f"{run.model} {run.arm} {metric.benchmark}: in several experiments ({', '.join(experiments)}); "
-            "select one with --results"
-        )
     values = [row["scores"]["summary"].get(metric.name) for row in mine]
     known = [metric.factor * value for value in values if value is not None]
     if not known or len(known) < len(values):
@@ -106,7 +100,7 @@ def reproduced(
         "coverage": min(row["scores"]["coverage"]["share"] for row in mine),
         "partial": any(row["scores"]["partial"] for row in mine),
         "readings": _readings(mine),
-        "experiment": experiments[0],
+        "experiment": mine[0]["experiment"],
         "scale": mine[0]["scale"],
     }
 
@@ -122,8 +116,8 @@ def _readings(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def _published(rows: Iterable[Mapping[str, Any]], run: Run) -> list[Mapping[str, Any]]:
     """Those of a model's rows that are of its published recipe; of a variant that repeats it if nothing else is."""
     rows = list(rows)
-    found = [row for row in rows if row["experiment"] not in VARIANTS]
-    for name, arms in REPEATED.items():
-        if not found and run.arm in arms:
-            found = [row for row in rows if row["experiment"] == name]
-    return found
+    order = (*PUBLISHED, *(name for name, arms in REPEATED.items() if run.arm in arms))
+    for name in order:
+        if found := [row for row in rows if row["experiment"] == name]:
+            return found
+    return []

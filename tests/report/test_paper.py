@@ -14,6 +14,7 @@ from reca.report.paper_map import (
     COLUMNS,
     OWN_BENCHMARKS,
     OWN_MODELS,
+    PUBLISHED,
     REPEATED,
     ROWS,
     VARIANTS,
@@ -92,6 +93,7 @@ def test_every_published_experiment_runs_models_of_its_own_or_is_a_variant():
     models = [model for _, model in runs]
     assert len(models) == len(set(models)) and len(models) == 15, runs
     assert set(published()) >= VARIANTS and REPEATED.keys() <= VARIANTS
+    assert set(PUBLISHED) == set(published()) - VARIANTS | {"paper", "janus_pro"}
 
 
 class Everything(dict):
@@ -189,11 +191,28 @@ def test_a_variant_of_a_recipe_is_never_taken_for_the_published_one(tmp_path):
 
 
 def test_two_experiments_with_the_same_run_are_not_mixed(tmp_path):
-    score(tmp_path, "reca-42", 0.85)
+    """The first of `PUBLISHED` is shown, by name; seeds of both are never pooled."""
     score(tmp_path, "reca-42", 0.80, experiment="paper_harmon_15b")
-    with pytest.raises(ValueError, match=r"several experiments \(paper, paper_harmon_15b\)"):
-        paper.tables(paper.collect(tmp_path))
+    score(tmp_path, "reca-43", 0.70, experiment="paper_harmon_15b")
+    score(tmp_path, "reca-42", 0.85)
+    found = cell(tmp_path, "table1", "RecA (Harmon-1.5B)", "overall")["reproduced"]
+    assert (found["value"], found["seeds"], found["experiment"]) == (0.85, 1, "paper")
     assert len(paper.collect(tmp_path / "paper")) == 1
+
+
+def test_an_own_experiment_fills_no_cell_of_the_paper(tmp_path):
+    """`reca new` keeps the name of the model: own images do not make a reproduction of its row."""
+    score(tmp_path, "reca-42", 0.99, experiment="my_photos")
+    score(tmp_path, "reca-42", 0.70, benchmark="dpg", experiment="my_photos")
+    assert cell(tmp_path, "table1", "RecA (Harmon-1.5B)", "overall")["status"] == "not run"
+    made = paper.tables(paper.collect(tmp_path))
+    assert paper.counts(made).get("run", 0) == 0
+    (row,) = made[-1]["rows"]
+    assert made[-1]["name"] == paper.OTHERS and row["mark"].startswith("experiment my_photos")
+    shown = {c["column"]: c["reproduced"]["value"] for c in row["cells"]}
+    assert shown == {"geneval": 0.99, "dpg": 0.70}
+    paper.build(tmp_path, tmp_path / "out")
+    assert "experiment my_photos, no reported value" in (tmp_path / "out/index.html").read_text()
 
 
 def test_a_partial_score_says_so_and_an_unfinished_one_is_not_there(tmp_path):
