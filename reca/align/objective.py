@@ -84,13 +84,14 @@ def shuffled_loss(model: UnifiedModel, batch: MicroBatch, partner: Tensor) -> Lo
 
 
 def in_random_basis(features: Features) -> Features:
-    """The control `random_encoder`: embeddings [B, ..., D] turned by one fixed random rotation of their D axes.
+    """The control `random_encoder`: embeddings [B, (N,) D] turned by one fixed random rotation of their D axes.
 
     They tell as much about the image as before, like those of an untrained encoder, but not in the space that the model
-    understands. ValueError where the cache holds no embeddings: codes, or the input of an encoder that is trained.
+    understands. ValueError where the cache holds no embeddings: codes, latents (a map), or the input of an encoder
+    that is trained.
     """
     own = features.get("understanding")
-    if own is None or not own.is_floating_point():
+    if own is None or not own.is_floating_point() or own.ndim > 3:
         raise ValueError(
             "arm random_encoder turns cached understanding embeddings, but this model caches none; leave the arm out"
         )

@@ -64,6 +64,11 @@ def write(trained: Trained, start: Path, work: Path, out: Path) -> None:
     model = trained.model
     if model is None:
         model = load_model(start)
-        load_trained(work / CHECKPOINTS, model, freeze(model, trained.trains))
+        step = load_trained(work / CHECKPOINTS, model, freeze(model, trained.trains))
+        if step != trained.summary.steps:
+            raise ValueError(
+                f"{work / CHECKPOINTS}: the checkpoint of step {trained.summary.steps} is damaged, the newest intact "
+                f"one is of step {step}; run again: training goes on from there"
+            )
     model.save(out)
     publish(work / LOG, trained.summary.steps, out / LOG)

@@ -24,7 +24,7 @@ def lr_factor(
 
 
 def published_rate(iteration: int, *, warmup: int, horizon: int, start: float = 1e-5) -> float:
-    """Fraction of the peak rate at a 0-based micro-iteration of Harmon's code (docs/reference/harmon.md e).
+    """Fraction of the peak rate at a 0-based micro-iteration of Harmon's and OpenUni's code (harmon.md, openuni.md: e).
 
     The warm-up rises from `start` to the peak at `warmup - 1`; half a cosine to 0 follows.
     """

@@ -213,6 +213,11 @@ def resume(
     remedy = f"restore these, or remove {folder.parent} and start again"
     remedy += ", or resume anyway with `reca align --allow FIELD`"
     changed = checkpoint.refuse_changes(path, saved, record, allow, remedy=remedy)
+    if step > record["recipe"]["steps"]:
+        raise ValueError(
+            f"{path}: is beyond align.steps = {record['recipe']['steps']}, so its weights are not those of that many "
+            f"steps; remove {folder.parent} and start again"
+        )
     state.restore(path)
     return step, sorted({*facts.get("allowed", ()), *changed})
 

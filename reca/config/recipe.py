@@ -63,7 +63,7 @@ class Recipe:
     lr: Positive = 1e-4  # peak
     # Of samples: own, by (seed, step, rank); published, torch's endless permutations.
     order: Order = "own"
-    # After the warm-up; published is Harmon's, by micro-batch.
+    # After the warm-up; published is Harmon's and OpenUni's, by micro-batch.
     schedule: Literal["cosine", "constant", "published"] = "cosine"
     warmup: Whole = 0  # optimiser steps, linear from 0; micro-batches where schedule is `published`
     horizon: Count | None = None  # where the cosine ends, counted like the warm-up; null: `steps`

@@ -190,9 +190,7 @@ class Encoder:
             kept.extend(position for position, _, _ in batch)
             names = [sample.id for _, sample, _ in batch]
             parts.append(self.encode([image for _, _, image in batch], names))
-        features = (
-            {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
-        )
+        features = _joined(parts)
         rows = {position: row for row, position in enumerate(shard.positions)}
         faulty = [rows[position] for position in sorted(rows.keys() - kept, key=rows.__getitem__)]
         reasons = [reason for _, reason in self.tally.bad[before:]]
@@ -202,6 +200,12 @@ class Encoder:
             "features": _forms(features),
             "seconds": time.monotonic() - started,
         }
+
+
+def _joined(parts: Sequence[Features]) -> Features:
+    """The features of several batches as one."""
+    _common_form([_forms(part) for part in parts])
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def _forms(features: Features) -> dict[str, Any]:
@@ -255,12 +259,14 @@ def _index(plan: Plan, records: Sequence[dict[str, Any]]) -> dict[str, list[Any]
     return columns
 
 
-def _common_form(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Names, dtypes and shapes of the features, which all shards must share."""
-    forms = [record["features"] for record in records if record["kept"]]
+def _common_form(forms: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Names, dtypes and shapes of the features, which all rows of a cache share; ValueError if they do not."""
     for form in forms:
         if form != forms[0]:
-            raise ValueError(f"the encoder returned rows of different form: {forms[0]} and {form}")
+            raise ValueError(
+                f"features of images of several shapes differ in size, which a cache does not hold: {forms[0]} and "
+                f"{form}; give images of one shape, or leave out the task that reads them"
+            )
     return forms[0] if forms else {}
 
 
@@ -283,7 +289,7 @@ def _write(plan: Plan, records: Sequence[dict[str, Any]], workshop: Workshop, fo
         "rows": len(columns["id"]),
         "shard_bytes": plan.shard_bytes,
         "shard_rows": plan.shard_rows,
-        "features": _common_form(records),
+        "features": _common_form([record["features"] for record in records if record["kept"]]),
         "shards": shards,
         "unreadable": plan.unreadable,
         "without_image": plan.without_image,

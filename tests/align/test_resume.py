@@ -179,6 +179,14 @@ def test_allowed_and_harmless_changes_resume(tmp_path):
     assert summary.resumed_from == 2 and summary.allowed == ["recipe.lr"]
 
 
+def test_a_checkpoint_beyond_the_last_step_is_not_the_result(tmp_path):
+    """Allowed or not: its weights had more steps, on another schedule."""
+    run(tmp_path, stop_at=4)
+    with pytest.raises(ValueError, match=r"step-0000000004: is beyond align\.steps = 2"):
+        run(tmp_path, changes={"steps": 2}, allow=["recipe.steps"])
+    assert checkpoint.latest(tmp_path / CHECKPOINTS).step == 4
+
+
 def test_a_finished_run_is_not_trained_again(straight):
     before = (straight[0] / "log.jsonl").read_bytes()
     model, summary = run(straight[0])

@@ -45,3 +45,10 @@ def test_the_trained_model_is_saved_without_loading_the_base_again(
     assert load_trained(work / CHECKPOINTS, again, freeze(again, trains)) == trained.summary.steps
     for name, weight in loaded[0].written.items():
         assert weight.equal(loaded[1].written[name]), name
+    # an earlier checkpoint is not published beside the log of all steps
+    (last,) = (work / CHECKPOINTS).glob("step-0000000006/trainable-*")
+    last.write_bytes(last.read_bytes()[:-1] + b"x")
+    with pytest.raises(
+        ValueError, match="checkpoint of step 6 is damaged, the newest intact one is of step"
+    ):
+        arm.write(arm.Trained(trained.summary, trains, None), tmp_path, work, out)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from reca.core.rng import generator
+from reca.models.bagel.config import parse
 from reca.models.bagel.context import empty, extend, run_blocks, text_block, vit_block
 from reca.models.bagel.layout import Split, pack
 from reca.models.bagel.packed import PackInputs, run_pack
@@ -135,6 +136,21 @@ def test_the_condition_matters_and_text_can_be_dropped(model):
     assert seen != silent[0]  # the picture is never dropped
 
 
+def test_a_rank_whose_captions_are_all_dropped_runs_the_prefix_as_the_others_do(model, monkeypatch):
+    """Sharded layers are gathered by all ranks together: one that leaves out a pass stops the others."""
+    features = model.encode(tiny.pictures(3), "draw")
+    dropped = replace(sample_noise(model), text_dropout=torch.zeros(3))
+    alone = text_to_image_loss(model, TEXTS, features, dropped).total
+    layer, ran = model.network.decoder.layers[0], []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    hook = layer.register_forward_hook(lambda *_: ran.append(1))
+    sharded = text_to_image_loss(model, TEXTS, features, dropped).total
+    hook.remove()
+    assert len(ran) == 2  # the prefix and the image
+    torch.testing.assert_close(sharded, alone)
+
+
 def test_templates_can_be_dropped_more_often_than_captions(tmp_path):
     model = tiny.model(tmp_path, template_dropout=1.0)
     features, drawn = model.encode(tiny.pictures(3), "draw"), sample_noise(model)
@@ -176,6 +192,13 @@ def test_the_vae_condition_of_the_ablation(tmp_path):
 def test_options_that_do_not_go_together(tmp_path, options, said):
     with pytest.raises(ValueError, match=said):
         tiny.model(tmp_path, **options)
+
+
+def test_a_condition_of_latents_is_a_whole_number_of_patches():
+    network = tiny.network(condition="vae", step="packed")
+    parse({**network, "condition_resolution": 16})
+    with pytest.raises(ValueError, match=r"condition_resolution is 18; it must be a multiple of 8"):
+        parse({**network, "condition_resolution": 18})
 
 
 def test_answer_loss_covers_answers_and_ends(model):

@@ -40,6 +40,17 @@ def noise(rows, name="noise"):
     return [generator(name, row) for row in range(rows)]
 
 
+def test_frozen_weights_in_bf16_keep_the_rotary_frequencies_exact(tmp_path):
+    """Frequencies in bf16 turn the queries, at positions of some hundreds, by half a radian."""
+    network = tiny.model(tmp_path, frozen_dtype="bfloat16").network
+    exact = tiny.model(tmp_path).network
+    assert all(weight.dtype == torch.bfloat16 for weight in network.lmm.parameters())
+    buffers = {name: b for name, b in exact.lmm.named_buffers() if b.is_floating_point()}
+    assert any("inv_freq" in name for name in buffers)
+    for name, buffer in buffers.items():
+        assert torch.equal(network.lmm.get_buffer(name), buffer), name
+
+
 def levels(image):
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).int()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from reca.align.schedule import learning_rate
+from reca.config import compose
 from reca.models.common.pixels import square, to_pixels
 from reca.models.openuni import layout
 from reca.models.openuni.batch import Condition, Conversation, FlowNoise
@@ -172,6 +175,23 @@ def test_the_guided_solver(name):
     before = torch.cat([stored["initial_noise"].unsqueeze(0), after[:-1]])
     case.same("latents_before", before, 5 * VALUE)
     case.same("decoded_pixels", case.vae().decode(steps[-1].latents), 5 * VALUE)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "accumulation", "iterations"),
+    [("paper_openuni_b", 4, 10_000), ("paper_openuni_l", 16, 5_000)],
+)
+def test_the_learning_rate_counts_micro_iterations(experiment, accumulation, iterations):
+    """openuni.md e: from 1e-5 to 1 over the first hundredth, then a cosine to 0; a step has the rate of its last."""
+    (model,) = compose.load(experiment).models.values()
+    warm = iterations // 100
+    for step in (0, 1, 2, 24, 25, 100, model.align.steps - 1):
+        last = (step + 1) * accumulation - 1
+        if last < warm:
+            factor = 1e-5 + (1 - 1e-5) * last / (warm - 1)
+        else:
+            factor = 0.5 * (1 + math.cos(math.pi * (last - warm) / (iterations - warm)))
+        assert learning_rate(model.align, step) == pytest.approx(1e-5 * factor, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", cases("schedules*"))

@@ -189,4 +189,10 @@ class BagelConfig:
 
 def parse(network: Mapping[str, Any]) -> tuple[BagelConfig, BagelOptions]:
     """Parse a `network` section: the keys of `BagelConfig`, and `options` with those of `BagelOptions`."""
-    return common.parse(network, BagelConfig, BagelOptions)
+    config, options = common.parse(network, BagelConfig, BagelOptions)
+    if options.condition == "vae" and config.condition_resolution % config.stride:
+        raise ValueError(
+            f"network.condition_resolution is {config.condition_resolution}; it must be a multiple of {config.stride} "
+            "where network.options.condition is 'vae'"
+        )
+    return config, options

@@ -92,11 +92,11 @@ def _widened(context: Context, length: int) -> Context:
 
 
 # ---- blocks ------------------------------------------------------------------------------------
-def text_block(network: Bagel, texts: Sequence[Sequence[int] | None]) -> Block:
+def text_block(network: Bagel, texts: Sequence[Sequence[int] | None], least: int = 0) -> Block:
     """Texts as BOS, ids, EOS; a row of None has no text."""
     special, device = network.config.special, network.decoder.embed_tokens.weight.device
     rows = [[] if text is None else framed(text, special) for text in texts]
-    ids, real = padded(rows, special.eos)
+    ids, real = padded(rows, special.eos, width=max(least, *map(len, rows)))
     sizes, valid = moved(real.sum(dim=1), device), None if bool(real.all()) else moved(real, device)
     return Block(network.embed(moved(ids, device)), True, sizes, valid=valid)
 
@@ -152,9 +152,14 @@ def condition_blocks(network: Bagel, condition: Condition) -> list[Block]:
         if condition.grid is None:
             raise ValueError("a VAE condition has gen tokens; set network.options.step: packed")
         blocks.append(vit_block(network, condition.seen, condition.grid))
-    if any(text is not None for text in condition.texts):
-        blocks.append(text_block(network, condition.texts))
+    if any(text is not None for text in condition.texts) or (not blocks and _is_sharded()):
+        blocks.append(text_block(network, condition.texts, least=1))
     return blocks
+
+
+def _is_sharded() -> bool:
+    """Whether other ranks wait in each layer for this one; then none may leave out the prefix of dropped captions."""
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 def markers(network: Bagel, rows: int) -> Tensor:

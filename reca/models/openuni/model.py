@@ -48,7 +48,9 @@ class OpenUniModel(FamilyModel):
         options = options or OpenUniOptions()
         network = OpenUni(config)  # first: the order of random initialisation belongs to a seed
         if options.frozen_dtype == "bfloat16":
-            network.lmm.bfloat16()
+            # Weights only: the rotary frequencies are a buffer, and rounded to bf16 they turn late positions elsewhere.
+            for weight in network.lmm.parameters():
+                weight.data = weight.data.bfloat16()
         super().__init__(config, options, network, FrozenVae(config.vae))
         self.reader = Reader(config, options)
         self._kept: KeptConditions | None = None
