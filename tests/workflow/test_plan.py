@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import yaml
@@ -39,9 +40,33 @@ def test_the_paper_is_planned_without_network_and_without_torch(plans, tmp_path)
     jobs = plans.plan("paper_showo_512", PYTHONPATH=blocked, **nowhere)
     # base and RecA on GenEval and DPG-Bench in 8 shards, WISE and T2I-CompBench in 4
     assert {name: jobs[name] for name in jobs if name != "fetch"} == {
-        "base": 1, "cache": 2, "align": 1, "sample": 48, "observe": 48, "score": 8, "report": 1,
+        "base": 1, "cache": 2, "align": 1, "sample": 48, "observe": 40, "ask": 8, "score": 8, "report": 1,
     }  # fmt: skip
     assert jobs["fetch"] == len({name for _, name in needed_sources(load("paper_showo_512"))})
+
+
+def test_cluster_jobs_ask_for_what_they_use_whatever_the_login_node_has(plans):
+    """Two cores where Snakemake runs: threads are cut to that, what a job asks Slurm for is not."""
+    said = plans.look(
+        *("--dry-run", "--cores", "2", "--profile", "slurm"), "--config", "experiment=paper_bagel"
+    )
+    asked = {}
+    for job in re.split(r"\n(?=rule )", said):
+        rule = re.match(r"(rule \w+):", job)
+        found = re.search(r"    resources: (.*)", job)
+        if rule and found:
+            pairs = dict(pair.split("=") for pair in found[1].split(", "))
+            names = ("gpu", "mem_mb", "cpus_per_task")
+            asked.setdefault(rule[1], set()).add(tuple(pairs.get(name) for name in names))
+    assert asked["rule align"] == {("6", "524288", "48")}
+    assert asked["rule cache"] == {("1", "87381", "8")}
+    assert asked["rule sample"] == {("1", "87381", None)}
+    assert asked["rule observe"] == {("1", "32000", None), ("1", "131072", None)}
+    assert asked["rule ask"] == {("0", "4000", None)}
+    local = (
+        (plans.root / "workflow/Snakefile").read_text().split("localrules:")[1].split("rule all")[0]
+    )
+    assert "ask," in local.split()  # judges need the network
 
 
 def test_a_scale_has_folders_of_its_own(plans):
@@ -143,9 +168,9 @@ def test_the_whole_paper_has_a_plan(plans):
         "paper", **{name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY")}
     )
     assert jobs.pop("fetch") == len({name for _, name in needed_sources(paper)})
-    # 50 pairs of model and benchmark, two runs each; 173 of their shards are observed, 88 only answered
+    # 50 pairs of model and benchmark, two runs each; 173 of their shards are observed or judged, 88 only answered
     assert jobs == {
-        "base": 8, "cache": 13, "align": 8, "sample": 522, "observe": 346, "score": 100, "report": 1,
+        "base": 8, "cache": 13, "align": 8, "sample": 522, "observe": 288, "ask": 58, "score": 100, "report": 1,
     }  # fmt: skip
     shards = {name: b.shards for name, b in paper.benchmarks.items()}
     pairs = [n for m in paper.models.values() for n in m.benchmarks or paper.benchmarks]

@@ -15,7 +15,8 @@ rule cache:
     threads: threads_of_one_gpu
     resources:
         gpu=one_gpu,
-        mem_mb=memory,
+        cpus_per_task=threads_of_one_gpu,
+        mem_mb=memory_of_one_gpu,
         runtime=asks("runtime_minutes"),
     params:
         section=lambda wc: section(of_cache(wc)),
@@ -57,6 +58,7 @@ rule align:
     resources:
         gpu=asks("gpus"),
         nodes=1,
+        cpus_per_task=asks("threads"),
         mem_mb=memory,
         runtime=asks("runtime_minutes"),
     params:
@@ -92,5 +94,6 @@ use rule align as align_nodes with:
         tasks_per_gpu=0,
         gres=lambda wc: f"gpu:{EXPERIMENT.models[wc.model].resources.gpus}",
         slurm_extra="'--ntasks-per-node=1'",
+        cpus_per_task=asks("threads"),
         mem_mb=memory,
         runtime=asks("runtime_minutes"),

@@ -14,7 +14,7 @@ rule base:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=memory,
+        mem_mb=memory_of_one_gpu,
         runtime=240,
     params:
         section=lambda wc: section(of_base(wc.model, wc.place)),

@@ -87,6 +87,9 @@ rule choose:
 
 
 # ---- large benchmarks: shards ------------------------------------------------------------------------
+OBSERVED_SHARDS = [name for name in SHARDED if KIND[name].evidence != "none"]
+
+
 rule sample:
     input:
         lambda wc: f"{checkpoint_folder(wc.model, wc.run)}/manifest.json",
@@ -106,7 +109,7 @@ rule sample:
     threads: 1
     resources:
         gpu=one_gpu,
-        mem_mb=memory,
+        mem_mb=memory_of_one_gpu,
         runtime=asks("runtime_minutes"),
     params:
         section=lambda wc: section(
@@ -136,14 +139,14 @@ rule observe:
     benchmark:
         f"benchmarks/{NAME}/{{model}}/{{run}}/{{benchmark}}-{{split}}-{{shard}}-evidence.tsv"
     wildcard_constraints:
-        benchmark=one_of(name for name in SHARDED if KIND[name].evidence != "none"),
+        benchmark=one_of(name for name in OBSERVED_SHARDS if observed_here(name)),
     retries: 2
     conda:
         ENVIRONMENT
     threads: 1
     resources:
-        gpu=lambda wc: min(one_gpu(wc), observed_here(wc.benchmark)),
-        mem_mb=memory,
+        gpu=one_gpu,
+        mem_mb=memory_of_observing,
         runtime=1440,
     params:
         section=lambda wc: section(of_observing(wc.benchmark)),
@@ -157,6 +160,16 @@ rule observe:
         "OMP_NUM_THREADS={threads} python3 -m reca observe --section {params.section:q}"
         " --samples {params.samples:q} {params.sources:q} --ledger {params.ledger:q}"
         " --work {params.work:q} --out {params.out:q} 2>&1 | tee {log:q}"
+
+
+# Judges are asked where Snakemake runs: compute nodes may have no network.
+use rule observe as ask with:
+    wildcard_constraints:
+        benchmark=one_of(name for name in OBSERVED_SHARDS if not observed_here(name)),
+    resources:
+        gpu=0,
+        mem_mb=4000,
+        runtime=1440,
 
 
 rule score:

@@ -32,6 +32,8 @@ def with_mark(execute):
                 sys.exit(
                     f"{path}: a scheduler's jobs and conda cannot start from a folder with such a name; rename it"
                 )
+        if settings.local_exec:
+            one_gpu_job_at_a_time()
         processes.recover()
         if not count_in_benchmarks():
             os.environ[VARIABLE] = OFF

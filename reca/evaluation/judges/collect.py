@@ -128,7 +128,7 @@ def _answer(
     counts = {"asked": 0, "known": 0, "failed": 0}
     for attempt in range(max(1, judge.config.attempts)):
         key = request.key(fixed, attempt)
-        entry = ledger.get(key)
+        entry = ledger.get(key) or ledger.adopt(key)
         if entry is not None:
             counts["known"] += 1
         else:

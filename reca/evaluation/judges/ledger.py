@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import fsum
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,23 @@ class Entry:
 
 
 _FIELDS = tuple(each.name for each in fields(Entry))
+_SHARD = re.compile(
+    r"(.+)-\d+-of-\d+"
+)  # how the workflow names the ledger of a shard, without its ending
+
+
+def _replies_of_other_shards(path: Path) -> dict[str, Entry]:
+    """The entries beside the ledger of a shard, of any number of shards; a ledger that cannot be read is left out."""
+    run, found = _SHARD.fullmatch(path.stem), {}
+    for other in sorted(path.parent.glob(f"*{path.suffix}")) if run else ():
+        same = _SHARD.fullmatch(other.stem)
+        if other == path or same is None or run is None or same[1] != run[1]:
+            continue
+        try:
+            found.update({entry.key: entry for entry in Ledger(other)})
+        except (OSError, ValueError) as error:
+            _log.warning("%s; its replies are not used for %s", error, path.name)
+    return found
 
 
 class Ledger:
@@ -61,6 +79,7 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
         self._whole = 0  # size of the intact part in bytes
         self._unended = False  # whether the last line is complete but for its newline
+        self._others: dict[str, Entry] = {}  # of other shards of the same run
         if self.path.exists():
             self._read()
         self._file: Any = None
@@ -96,6 +115,7 @@ class Ledger:
         self._read()
         self._close_off()
         flush(self.path.parent)
+        self._others = _replies_of_other_shards(self.path)
 
     def __exit__(
         self,
@@ -187,6 +207,18 @@ class Ledger:
     def get(self, key: str) -> Entry | None:
         """The entry with this key; None if there is none."""
         return self._entries.get(key)
+
+    def adopt(self, key: str) -> Entry | None:
+        """Add the entry that another shard of the run paid for, without its cost; None if none has it.
+
+        Requests move between shards when their number changes.
+        """
+        found = self._others.get(key)
+        if found is None:
+            return None
+        entry = replace(found, cost=0.0)
+        self.add(entry)
+        return entry
 
     def __contains__(self, key: object) -> bool:
         return key in self._entries

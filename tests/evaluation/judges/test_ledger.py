@@ -59,6 +59,29 @@ def test_a_second_run_asks_nothing(tmp_path):
     assert all(verdict == ("reply", "2") for verdict in again.values()) and len(again) == 12
 
 
+def test_another_number_of_shards_asks_nothing_again(tmp_path):
+    """Requests move to other ledgers; those of other runs and damaged ones are left alone."""
+    name = "base-0-wise-{}-of-{}.jsonl"
+    with js.serving(js.says("2")) as server:
+        for shard in range(2):
+            run(
+                server,
+                tmp_path / name.format(shard, 2),
+                asked()[5 * shard : 5 * shard + 5],
+                price_input=2.0,
+            )
+        (tmp_path / name.format(9, 9)).write_text("not a ledger\n" * 2)
+        for shard in range(5):
+            part = asked()[2 * shard : 2 * shard + 2]
+            counts, found = run(server, tmp_path / name.format(shard, 5), part, price_input=2.0)
+            assert counts == {"asked": 0, "known": 2, "failed": 0}
+            assert set(found.values()) == {("reply", "2")}
+            assert Ledger(tmp_path / name.format(shard, 5)).cost == 0  # paid for by the others
+        assert len(server.asked) == 10
+        counts, _ = run(server, tmp_path / "reca-0-wise-0-of-2.jsonl", asked())
+        assert counts["asked"] == 10
+
+
 def test_failures_are_no_entries_and_are_asked_again(tmp_path):
     with js.serving(js.status(500)) as server:
         counts, found = run(server, tmp_path / "l.jsonl", asked(3), tries=2)
