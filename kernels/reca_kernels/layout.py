@@ -88,6 +88,7 @@ class Layout:
                     f"layout.{name} must be int32 [{len(self.sample)}], one per token, "
                     f"not {given.dtype} {list(given.shape)}"
                 )
+            object.__setattr__(self, name, given.contiguous())  # kernels read them without strides
         if self.queries is not None and (self.queries.dim(), self.queries.dtype) != (
             1,
             torch.int32,
@@ -99,7 +100,7 @@ class Layout:
             raise ValueError(
                 f"layout.lengths add up to {sum(self.lengths)} tokens, but there are {self.tokens}"
             )
-        positions = self.queries
+        positions = None if self.queries is None else self.queries.contiguous()
         if positions is None:
             positions = torch.arange(self.tokens, device=self.sample.device, dtype=torch.int32)
         object.__setattr__(self, "tag", self.block * 8 + self.kind)

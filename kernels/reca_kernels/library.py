@@ -82,20 +82,19 @@ class _Repeatable(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
+        # no graph is kept: checkpointing could not drop it, and would recompute the block once more for it
         ctx.save_for_backward(q, k, v)
         ctx.options = options
-        ctx.made = _attended(q, k, v, options, ctx.needs_input_grad[:3])
-        return ctx.made[0].detach()
+        with _in_a_fixed_order():
+            return F.scaled_dot_product_attention(q, k, v, **options)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        # not kept for a second backward pass: a loss that is still referred to would hold it through the next step
-        made, ctx.made = ctx.made, None
-        if made is None:
-            q, k, v = ctx.saved_tensors
-            made = _attended(q, k, v, ctx.options, ctx.needs_input_grad[:3])
-        out, leaves = made
+        q, k, v = (
+            ctx.saved_tensors
+        )  # first: this may recompute the block, which is not for a fixed order to change
+        out, leaves = _attended(q, k, v, ctx.options, ctx.needs_input_grad[:3])
         with _in_a_fixed_order():
             found = iter(torch.autograd.grad(out, [t for t in leaves if t.requires_grad], incoming))
         return (*(next(found) if t.requires_grad else None for t in leaves), None)

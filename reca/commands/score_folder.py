@@ -37,7 +37,7 @@ def score_folder(arguments: Namespace) -> None:
     from reca.evaluation.observe import observe, sources_of
     from reca.evaluation.observers.view import View
     from reca.evaluation.score import graded, write
-    from reca.evaluation.together import cards_of, demand_images
+    from reca.evaluation.together import cards_of, demand_images, scorer_of
 
     kind, folder = arguments.benchmark, Path(arguments.folder)
     out = Path(arguments.out or f"{folder.name}-{kind}-scores")
@@ -83,6 +83,7 @@ def score_folder(arguments: Namespace) -> None:
         places = (out / "work", evidence, out / "ledger.jsonl")
         before, code = sources_of(kind, there, sources), stage_code("observe", benchmark=kind)
         observe(View(benchmark, there, pictures, sources, samples, *places, before, code=code))
+    benchmark = replace(benchmark, scorer=scorer_of([evidence], benchmark.scorer))
     found = graded(benchmark, sources, [evidence], [], samples)
     unknown = dict.fromkeys(("seed", "guidance", "chosen", "seed_schedule"))
     described = {"run": folder.name, "split": "test", **unknown}

@@ -186,7 +186,9 @@ class BenchmarkConfig:
     batch_size: Count = 8  # pictures or answers in one pass
     crop_black: bool = False  # pictures without their black border, as BAGEL's scripts save them
     scorer: str | None = None  # which network sees or answers, where there is a choice
-    memory_mb: Count = 32000  # of a job in which this network, or a judge on this machine, looks at pictures
+    memory_mb: Count = (
+        32000  # of a job in which this network, or a judge on this machine, looks at pictures
+    )
     judge: JudgeConfig | None = None
     # of scoring: named defects of the official script, partial
     options: dict[str, Any] = field(default_factory=dict)

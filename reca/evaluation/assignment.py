@@ -39,4 +39,4 @@ class Assignment:
     questions: Sequence[Question] = ()
     read: ReadImages = _none
     batch_size: int = 8  # images or answers per model call
-    max_new_tokens: int = 128  # per answer
+    max_new_tokens: int | None = None  # per answer; None: the family's `longest_answer`

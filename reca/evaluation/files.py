@@ -7,5 +7,6 @@ EVIDENCE, FEATURES, LEDGER, JUDGE = (
     "ledger.jsonl",
     "judge.json",
 )
+SCORER = "scorer.json"
 SCORES, ITEMS = "scores.json", "items.jsonl"
 GUIDANCE, SWEEP = "guidance.json", "sweep.json"

@@ -12,11 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reca.core.artifacts import read_json
+from reca.core.artifacts import read_json, write_json
 from reca.core.documents import texts
 from reca.evaluation import registry
 from reca.evaluation.benchmark_data import edit_sources, items_of, questions_of
-from reca.evaluation.files import ANSWERS, IMAGES
+from reca.evaluation.files import ANSWERS, IMAGES, SCORER
 from reca.evaluation.observers.view import View
 from reca.evaluation.pictures import Cropped, of_sets
 
@@ -76,4 +76,6 @@ def observe(view: View) -> dict[str, Any]:
         cropped = Cropped(view.pictures)
         view = replace(view, pictures=cropped, benchmark=replace(view.benchmark, crop_black=False))
     facts |= import_module(module).observe(view)
+    if scorer := registry.scorer(kind, view.benchmark.scorer):
+        write_json(view.out / SCORER, {"scorer": scorer})
     return facts | ({"cropped": len(cropped.changed)} if isinstance(view.pictures, Cropped) else {})

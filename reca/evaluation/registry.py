@@ -79,3 +79,8 @@ def label(name: str, scorer: str | None, judge: str | None) -> str:
     """The name of a score in tables, which includes the observer."""
     seen_by = judge or scorer or KINDS[name].scorer
     return f"{name}({seen_by})" if seen_by else name
+
+
+def scorer(name: str, chosen: str | None) -> str | None:
+    """The network that looks at the images of a benchmark; None where a judge, the examiner or nothing does."""
+    return None if KINDS[name].toyworld else chosen or KINDS[name].scorer or None

@@ -151,6 +151,7 @@ def _answers(model: UnifiedModel, asked: Assignment, origin: Origin, work: Path,
     if not isinstance(model, ReadsSeveral):
         mine = [replace(question, more_images=()) for question in mine]
     resume = ResumableRows(of_code(work, origin.code) / "answers.jsonl")
+    asked = replace(asked, max_new_tokens=asked.max_new_tokens or model.longest_answer)
     keys = {question.id: _answer_key(asked, origin, question) for question in mine}
     for start in range(0, len(mine), asked.batch_size):
         part = mine[start : start + asked.batch_size]
@@ -175,5 +176,5 @@ def _answered(model: UnifiedModel, asked: Assignment, part: Sequence[Question]) 
     wanted = {name for question in part for name in question.image_ids}
     files = asked.read(part)
     shown = {name: decode(file, name=name) for name, file in files.items() if name in wanted}
-    size, longest = asked.batch_size, asked.max_new_tokens
-    return answers(model, part, shown, batch_size=size, max_new_tokens=longest)
+    longest = asked.max_new_tokens or model.longest_answer
+    return answers(model, part, shown, batch_size=asked.batch_size, max_new_tokens=longest)

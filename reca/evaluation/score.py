@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from reca.evaluation import registry
 from reca.evaluation.benchmark_data import items_of, questions_of
 from reca.evaluation.files import ANSWERS, EVIDENCE, FEATURES, ITEMS, SAMPLES, SCORES
 from reca.evaluation.graded import Graded
-from reca.evaluation.together import cards_of, demand_together
+from reca.evaluation.together import cards_of, demand_together, scorer_of
 
 if TYPE_CHECKING:
     from reca.config.schema import BenchmarkConfig
@@ -93,6 +94,7 @@ def score(
     described = _one_run([read_samples(path) for path in samples])
     demand_together(samples, evidence)
     cards = cards_of(evidence)
+    benchmark = replace(benchmark, scorer=scorer_of(evidence, benchmark.scorer))
     answers = [path / ANSWERS for path in samples if (path / ANSWERS).is_file()]
     found = graded(benchmark, data, evidence, answers, benchmark.images_per_prompt, described)
     return write(benchmark, found, out, described, cards)

@@ -11,7 +11,7 @@ from typing import Any
 
 from reca.core.artifacts import MANIFEST, read_json, read_manifest, sha256_bytes, sha256_file
 from reca.core.documents import fields, json_lines, json_value
-from reca.evaluation.files import EVIDENCE, JUDGE
+from reca.evaluation.files import EVIDENCE, JUDGE, SCORER
 
 Record = Mapping[str, Any]
 
@@ -92,6 +92,22 @@ def cards_of(evidence: Sequence[Path]) -> list[dict[str, Any]]:
     judges = [card["determinants"] for card in cards]
     _demand_equal(dict(zip(paths, judges, strict=True)), remedy)
     return cards
+
+
+def scorer_of(evidence: Sequence[Path], chosen: str | None) -> str | None:
+    """The network that made the evidence, by its records; `chosen` where they are of an older version.
+
+    ValueError if the shards are of different networks, or of another one than `chosen`.
+    """
+    paths = [folder / SCORER for folder in evidence if (folder / SCORER).is_file()]
+    cards = {path: fields(read_json(path), path, scorer=str) for path in paths}
+    _demand_equal(cards, "run `reca observe` for all shards with the same scorer")
+    made_by = cards[paths[0]]["scorer"] if paths else None
+    if made_by and chosen and chosen != made_by:
+        raise ValueError(
+            f"{paths[0]}: this evidence is by {made_by}, not by {chosen}; leave the scorer out, or observe again"
+        )
+    return made_by or chosen
 
 
 def demand_images(evidence: Path, pictures: Mapping[tuple[str, int], bytes]) -> None:

@@ -177,6 +177,9 @@ class UnifiedModel(nn.Module, ABC):
         """Image-to-text loss (text-to-text if `features` is None)."""
 
     # ---- inference ------------------------------------------------------------------------------------------------
+    longest_answer: ClassVar[int] = 128
+    """Tokens after which an answer of a benchmark is truncated: the authors' limit where they state one."""
+
     @abstractmethod
     def generate(
         self,

@@ -1,7 +1,7 @@
 """Results compared with the expectations of an experiment (`expect:`): within tolerance, outside, or not run.
 
 A number is within tolerance if it differs from the expected value by at most the tolerance; its interval is shown but
-not used for the verdict. Partial scores and scores of a smaller scale are not compared.
+not used for the verdict. Partial scores, scores of a smaller scale and those of a substitute scorer are not compared.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from reca.report.paper_map import Metric, Run
 from reca.report.scores import reproduced
 
 WITHIN, OUTSIDE, NOT_RUN = "within tolerance", "outside tolerance", "not run"
+OTHER_SCORER = "other scorer, not compared"
+# The label of scores that the paper's are compared with, where the scorer that is at hand may be a substitute.
+OFFICIAL = {"dpg": "dpg(file:mplug)"}
 # Names of `<benchmark>.overall` for benchmarks whose tables name an aggregation (docs/benchmarks.md).
 OVERALL = {
     "wise": "overall_unweighted",
@@ -26,7 +29,7 @@ OVERALL = {
 def judged(
     experiment: str, expected: Iterable[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Every expectation of an experiment with its range, the reproduced value, and one of the three verdicts.
+    """Every expectation of an experiment with its range, the reproduced value, and one of the four verdicts.
 
     `found` are rows of `reca.report.scores.collect`. ValueError if a score has no such metric.
     """
@@ -49,7 +52,10 @@ def judged(
 def _check_name(rows: Iterable[Mapping[str, Any]], run: Run, benchmark: str, name: str) -> None:
     for row in rows:
         same = (row["model"], row["arm"], row["benchmark"]) == (run.model, run.arm, benchmark)
-        if same and name not in row["scores"]["summary"]:
+        limited = (
+            row["scores"]["partial"] or row["scale"]
+        )  # never compared, and some tasks may be left out
+        if same and not limited and name not in row["scores"]["summary"]:
             known = ", ".join(sorted(row["scores"]["summary"]))
             raise ValueError(
                 f"{run.experiment}: expect {benchmark}.{name}: {run.model} {run.arm} has no such "
@@ -60,6 +66,9 @@ def _check_name(rows: Iterable[Mapping[str, Any]], run: Run, benchmark: str, nam
 def _verdict(ours: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> str:
     if ours is None:
         return NOT_RUN
+    benchmark = str(entry["metric"]).partition(".")[0]
+    if ours["label"] != OFFICIAL.get(benchmark, ours["label"]):
+        return OTHER_SCORER
     # the margin is for decimals that are not exact in binary (0.62 + 0.02 against 0.64)
     inside = abs(ours["value"] - entry["value"]) <= entry["tolerance"] * (1 + 1e-9) + 1e-12
     return WITHIN if inside else OUTSIDE
@@ -83,7 +92,7 @@ def of_cell(
 
 def counts(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """The number of expectations by verdict."""
-    found = {WITHIN: 0, OUTSIDE: 0, NOT_RUN: 0}
+    found = {WITHIN: 0, OUTSIDE: 0, NOT_RUN: 0, OTHER_SCORER: 0}
     for one in verdicts:
         found[one["verdict"]] += 1
     return found

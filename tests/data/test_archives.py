@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,28 @@ def test_whole_archives_that_are_wrong_are_refused(tmp_path, pack):
         ImageFolder(tmp_path)
     with pytest.raises(ValueError, match="no such folder of images"):
         ImageFolder(tmp_path / "none")
+
+
+def test_what_a_zip_holds_beyond_its_claim_is_not_unpacked(tmp_path):
+    """A header may claim a thousand bytes where gigabytes are packed, with the sum of the first ones."""
+    path, whole = tmp_path / "a.zip", bytes(64 << 20)
+    pack_zip(path, {"1.png": whole})
+    data, claim = path.read_bytes(), 1000
+    for old, new in ((len(whole), claim), (zlib.crc32(whole), zlib.crc32(whole[:claim]))):
+        data = data.replace(old.to_bytes(4, "little"), new.to_bytes(4, "little"))
+    path.write_bytes(data)
+    folder = ImageFolder(tmp_path)
+    tracemalloc.start()
+    assert folder.read("1.png", "s") == whole[:claim]
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_a_zip_packed_otherwise_is_an_unreadable_image(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("1.png", png(1))
+    with pytest.raises(UnreadableImage, match="packed by bzip2 or LZMA; pack it by deflate"):
+        ImageFolder(tmp_path).read("1.png", "s")
 
 
 def test_a_zip_bomb_is_not_inflated(tmp_path):

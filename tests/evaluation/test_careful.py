@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reca.config.schema import BenchmarkConfig
 from reca.evaluation import careful, readings
+from reca.evaluation.score import graded
 from reca.evaluation.tasks import dpg, gqa, mmbench, mme, mmmu, mmvp, pope, seed
 from reca.inference.items import Prompt, Question
 from tests.evaluation.test_replies import LONG, replies
@@ -134,8 +136,9 @@ def test_both_readers_are_shown_and_their_differences_counted(name):
         assert found.summary["careful_reader"] == pytest.approx(carefully)
         assert found.readings == {readings.DIFFERENT: list(given_)}
         assert found.notes["reader"] == reader
+    wrong = BenchmarkConfig(kind=name, options={"reader": "carefull"})
     with pytest.raises(ValueError, match=rf"benchmarks\.{name}\.options\.reader = 'carefull'"):
-        module.grade(asked, given_, reader="carefull")
+        graded(wrong, data={}, evidence=[], answers=[], samples=1)
 
 
 def test_plain_answers_are_read_alike():
@@ -151,6 +154,28 @@ def test_what_pope_cannot_read_carefully_is_in_the_recall_alone():
     found = pope.summary(["yes", "yes", "no"], ["Yes", "I cannot tell.", ""], "careful")
     assert (found["unread"], found["precision"], found["recall"]) == (2, 1, 0.5)
     assert found["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_question_of_dpg_whose_parent_is_missing_is_named_and_never_left_out():
+    """The official script drops the whole item; its score would rise."""
+    row = {
+        "item_id": "x",
+        "proposition_id": 2,
+        "dependency": "7",
+        "tuple": "attribute - color (cat)",
+    }
+    whole = {**row, "item_id": "y", "proposition_id": 1, "dependency": "0"}
+    rows = [whole, row]
+    said = [{"id": "y", "sample": 0, "question": 1, "answer": "yes"},
+            {"id": "x", "sample": 0, "question": 2, "answer": "no"}]  # fmt: skip
+    items = [Prompt("x", "p", ""), Prompt("y", "p", "")]
+    with pytest.raises(ValueError, match="1 prompts have a question whose parent is not among"):
+        dpg.grade(items, rows, said, samples=1)
+    found = dpg.grade(items, rows, said, samples=1, partial=True)
+    assert (found.coverage.expected, found.coverage.scored) == (
+        2,
+        1,
+    ) and not found.coverage.complete
 
 
 def test_answers_of_dpg_that_say_yes_otherwise():

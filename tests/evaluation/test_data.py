@@ -192,6 +192,8 @@ def test_questions_of_mmvp_come_in_pairs(tmp_path):
     ]  # fmt: skip
     assert len(benchmark_data.question_pictures("mmvp", asked, {"questions": tmp_path})) == 2
     assert mmvp.grade(asked, {"1": "Left", "2": "(A)"}).summary["overall"] == 0
+    with pytest.raises(ValueError, match="mmvp: 1 questions are no pairs"):
+        mmvp.grade(asked[:1], {"1": "Left"})
     assert mmvp.grade(asked, {"1": "A", "2": "B. Right"}).summary["overall"] == 100
 
 

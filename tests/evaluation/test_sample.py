@@ -13,6 +13,8 @@ from reca.evaluation.sample import sample
 from reca.evaluation.score import score
 from reca.inference.generate import Origin
 from reca.inference.imageset import ImageSet
+from reca.models.bagel.model import BagelModel
+from reca.models.harmon.model import HarmonModel
 from tests.evaluation import small_benchmarks as small
 from tests.toy_model import DrawingToy
 
@@ -46,6 +48,22 @@ def answered(tmp_path):
         return read_json(tmp_path / out / "answers.json"), model.answered
 
     return run
+
+
+def test_answers_are_as_long_as_the_authors_let_them_be(tmp_path, monkeypatch):
+    asked = []
+
+    def answer(self, questions, features, max_new_tokens=32):
+        asked.append(max_new_tokens)
+        return ["yes"] * len(questions)
+
+    monkeypatch.setattr(Looking, "answer", answer)
+    monkeypatch.setattr(Looking, "longest_answer", 77)
+    data = {"questions": small.mme(tmp_path / "data")}
+    sample(Looking(), BenchmarkConfig(kind="mme", batch_size=4), Sampler(), ORIGIN, data, run="base-0",
+           work=tmp_path / "work", out=tmp_path)  # fmt: skip
+    assert set(asked) == {77}
+    assert (HarmonModel.longest_answer, BagelModel.longest_answer) == (1024, 500)
 
 
 def test_answers_torn_off_in_a_batch_are_given_again_with_their_batch(answered, tmp_path):

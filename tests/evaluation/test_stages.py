@@ -412,6 +412,13 @@ def test_dpg_through_files(inside, tmp_path, capsys):
         found["summary"]["overall_first_row_bug"] == 100.0
     )  # the question about the cat is skipped
     assert found["notes"]["failed_with_first_row_bug"] == ["one"]
+    # the evidence says who answered: no other name, and none to be given again
+    again = ("dpg", str(theirs), *roles, "--evidence", str(tmp_path / "scores/evidence"))
+    run("score", *again, "--out", str(tmp_path / "again"))
+    assert read_json(tmp_path / "again/scores.json")["label"] == "dpg(file:mplug)"
+    capsys.readouterr()
+    run("score", *again, "--scorer", "blip-vqa", "--out", str(tmp_path / "other"), expect=2)
+    assert "this evidence is by file:mplug, not by blip-vqa" in capsys.readouterr().err
 
 
 def grids(folder, names=("one", "two"), size=(64, 48)):

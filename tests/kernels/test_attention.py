@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from reca_kernels.intervals import intervals
 from reca_kernels.selfcheck import plain_attention
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tests.kernels.cases import DEVICE, REPEATED, TYPES, assert_no_worse, normal, seed_of
 
@@ -135,6 +137,49 @@ def test_views(implementation: str) -> None:
             lambda q, k, v: plain_attention(q, k, v, layout.dense(), 0.25),
             **dict(zip("qkv", given, strict=True)),
         )
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_layouts_of_views_are_read_as_they_are(implementation: str) -> None:
+    """Kernels read a layout's tensors without strides."""
+    layout = Layout.packed(PACKS["BAGEL"], DEVICE)
+    every = torch.arange(layout.tokens, dtype=torch.int32, device=DEVICE)
+    twice = [t.repeat_interleave(2) for t in (layout.sample, layout.block, layout.kind)]
+    one = torch.zeros(1, dtype=torch.int32, device=DEVICE).expand(24)
+    causal = torch.ones(24, dtype=torch.int32, device=DEVICE)
+    for given in (
+        Layout(*(t[::2] for t in twice), lengths=layout.lengths),
+        Layout(one, one, causal),
+        layout.with_queries(every[::2]),
+    ):
+        check(implementation, given, (2, 1, 16), 0.25)
+
+
+def test_checkpointing_drops_what_library_attention_keeps() -> None:
+    """Recomputed once for all calls of a block, and nothing of attention is kept meanwhile."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 24, 16, generator=draw).to(DEVICE).requires_grad_()
+    options = {"attn_mask": None, "is_causal": True, "scale": 0.3}
+    ran, flags = [], []
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        ran.append(1)
+        flags.append(torch.are_deterministic_algorithms_enabled())
+        for _ in range(3):
+            x = x + library._Repeatable.apply(x.sin(), x.cos(), x.tanh(), options)
+        return x
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(o) is torch.Tensor and o.shape == x.shape for o in gc.get_objects())
+
+    before = alive()
+    out = checkpoint(block, x, use_reentrant=False)
+    assert alive() - before == 1  # the output
+    (found,) = torch.autograd.grad(out.square().sum(), x)
+    assert len(ran) == 2 and not any(flags)
+    (expected,) = torch.autograd.grad(block(x).square().sum(), x)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("masked", [False, True])

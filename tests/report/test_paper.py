@@ -343,7 +343,8 @@ def test_a_partial_score_or_one_of_another_experiment_is_not_compared(tmp_path):
     score(tmp_path, "base-42", 0.1, experiment="paper_harmon_15b")
     paper.build(tmp_path, tmp_path / "out", expect=EXPECT)
     judged = json.loads((tmp_path / "out/expectations.json").read_text())
-    assert judged["counts"] == {"within tolerance": 0, "outside tolerance": 0, "not run": 2}
+    none = {"within tolerance": 0, "outside tolerance": 0, "other scorer, not compared": 0}
+    assert judged["counts"] == {**none, "not run": 2}
 
 
 def test_numbers_of_a_scale_are_marked_and_never_among_real_ones(tmp_path, caplog):
@@ -367,6 +368,44 @@ def test_numbers_of_a_scale_are_marked_and_never_among_real_ones(tmp_path, caplo
         assert "The paper&#39;s tables (scale tiny, not a result)".replace("&#39;", "'") in (
             tmp_path / "out" / name
         ).read_text().replace("&#39;", "'")
+
+
+@pytest.mark.parametrize(
+    ("label", "verdict"),
+    [("dpg(blip-vqa)", "other scorer, not compared"), ("dpg(file:mplug)", "within tolerance")],
+)
+def test_a_substitute_scorer_is_not_compared_with_the_paper(tmp_path, label, verdict):
+    score(tmp_path / "results", "reca-42", 82.5, benchmark="dpg", label=label)
+    expected = {"model": "harmon_15b", "arm": "reca", "metric": "dpg.overall", "value": 82.2,
+                "tolerance": 1.0, "source": "test"}  # fmt: skip
+    paper.build(tmp_path / "results", tmp_path / "out", expect={"paper": [expected]})
+    (judged,) = json.loads((tmp_path / "out/expectations.json").read_text())["expectations"]
+    assert judged["verdict"] == verdict and judged["reproduced"]["value"] == 82.5
+    assert verdict in (tmp_path / "out/tables.md").read_text()
+
+
+def test_a_limited_run_without_one_of_the_tasks_does_not_stop_the_tables(tmp_path):
+    score(tmp_path / "results", "reca-42", 0.9, partial=True, summary={"tasks.color": 0.9})
+    paper.build(tmp_path / "results", tmp_path / "out", expect=EXPECT)
+    judged = json.loads((tmp_path / "out/expectations.json").read_text())
+    assert judged["counts"]["not run"] == 2
+
+
+def test_every_experiment_with_bagel_samples_as_the_papers_own():
+    """The authors set guidance and renormalisation per benchmark; an experiment that leaves them out has others."""
+    from reca.config import compose
+
+    own = compose.load("paper_bagel")
+    for name in published():
+        experiment = compose.load(name)
+        for model, config in experiment.models.items():
+            for benchmark in set(experiment.benchmarks) & set(own.benchmarks):
+                if config.family == "bagel" and benchmark in (config.benchmarks or own.benchmarks):
+                    set_ = experiment.benchmarks[benchmark].sampler.get(model, {})
+                    assert set_ == own.benchmarks[benchmark].sampler.get("bagel_7b", {}), (
+                        name,
+                        benchmark,
+                    )
 
 
 def test_a_metric_that_no_score_has_is_named(tmp_path):

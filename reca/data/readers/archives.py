@@ -7,7 +7,6 @@ extracted, so no name can escape the folder.
 
 from __future__ import annotations
 
-import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -68,13 +67,22 @@ class ImageFolder:
         return {member.name: (archive, member) for member in members}
 
     def _read_zip(self, archive: zipfile.ZipFile, name: str, sample: str) -> bytes:
-        claimed = archive.getinfo(name).file_size
+        found = archive.getinfo(name)
+        claimed = found.file_size
         place = f"{name} in {Path(archive.filename or '').name}"
         if claimed > self.limit:
             raise UnreadableImage(sample, f"{name} claims {claimed} bytes; at most {self.limit}")
+        if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UnreadableImage(sample, f"{place} is packed by bzip2 or LZMA; pack it by deflate")
         try:
-            return archive.read(name)  # checks size and CRC; safe in threads
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as fault:
+            with archive.open(name) as member:  # safe in threads
+                data = member.read(
+                    claimed
+                )  # bounds what is unpacked: a header may claim less than there is
+                if len(data) < claimed:
+                    raise EOFError
+                return data  # the CRC was checked with the last byte
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as fault:
             raise UnreadableImage(sample, f"{place} is damaged") from fault
         except (RuntimeError, NotImplementedError) as fault:
             raise UnreadableImage(sample, f"{place} is encrypted or oddly packed") from fault

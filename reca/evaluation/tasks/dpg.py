@@ -111,6 +111,16 @@ def by_item(rows: Sequence[Row], first_row_bug: bool = False) -> dict[str, list[
     return found
 
 
+def _orphans(items: Mapping[str, Sequence[Row]]) -> list[str]:
+    """The items with a question whose parent is missing; the official script leaves them out in silence."""
+    found = []
+    for name, rows in items.items():
+        there = {row["proposition_id"] for row in rows}
+        if not all(there.issuperset(parents(row)) for row in rows):
+            found.append(name)
+    return found
+
+
 def score_items(
     items: Mapping[str, Sequence[Row]], answers: Mapping[str, Sequence[Answers]]
 ) -> tuple[dict[str, list[float]], list[str]]:
@@ -200,13 +210,20 @@ def grade(
             f"dpg: {len(unasked)} prompts have no questions, for instance {unasked[0]}; fetch the source of DPG-Bench "
             "again"
         )
+    orphans = _orphans(asked)
+    if orphans and not partial:
+        raise ValueError(
+            f"dpg: {len(orphans)} prompts have a question whose parent is not among their questions, for instance "
+            f"{orphans[0]}; fetch the source of DPG-Bench again, or leave them out with options.partial"
+        )
     whole = {
         (name, k): all(row["proposition_id"] in found[name, k] for row in asked[name])
         for name in asked
         for k in range(samples)
     }
     coverage = coverage_of(
-        (f"{n}_{k}", "scored" if w else "missing") for (n, k), w in whole.items()
+        (f"{n}_{k}", "failed" if n in orphans else "scored" if w else "missing")
+        for (n, k), w in whole.items()
     )
     coverage.demand("dpg", partial)
     names = dict.fromkeys(

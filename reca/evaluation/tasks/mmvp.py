@@ -78,6 +78,10 @@ def grade(
     Only pairs with both questions answered are scored. `reader: careful` parses with `careful.letter`; scores of both
     readers and their disagreements are reported.
     """
+    if len(asked) % 2:
+        raise ValueError(
+            f"mmvp: {len(asked)} questions are no pairs; fetch the source of MMVP again (Questions.csv)"
+        )
     coverage, rows = answered("mmvp", asked, answers, partial)
     chosen = {n: {q.id: choice(r, q.facts["options"], n) for q, r in rows} for n in careful.READERS}
     couples = [(a, b) for a, b in zip(asked[::2], asked[1::2], strict=True)]

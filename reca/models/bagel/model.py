@@ -41,6 +41,7 @@ class BagelModel(FamilyModel):
     """BAGEL: one decoder with an understanding expert and a generation expert."""
 
     family = "bagel"
+    longest_answer = 500  # bagel.md 4
     title = "BAGEL"
     front_end = TextFrontEnd
 

@@ -35,6 +35,7 @@ class HarmonModel(FamilyModel):
     """Harmon: a masked autoencoder for understanding and generation, a language model and a diffusion head."""
 
     family = "harmon"
+    longest_answer = 1024  # harmon.md c
     title = "Harmon"
     front_end = TextFrontEnd
     companion_files: ClassVar[dict[str, str]] = {"image_tokenizer": "kl16.ckpt"}
