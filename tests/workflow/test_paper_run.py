@@ -96,7 +96,7 @@ def test_from_sources_to_the_page_and_nothing_twice(checkout, tmp_path):
         assert checkout.plan("small_paper") == scores
         edited = plain.replace("judge-2024-05-13", "judge-2025-01-01")
         path.write_text("# @package _global_\n" + edited)
-        assert checkout.plan("small_paper") == {"observe": 1, **scores}
+        assert checkout.plan("small_paper") == {"ask": 1, **scores}
     kept = [p for p in checkout.root.rglob("*") if p.is_file() and ".git" not in p.parts]
     assert all(
         js.KEY[:12] not in p.read_text(errors="replace") for p in kept if "tests" not in p.parts
