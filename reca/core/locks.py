@@ -22,7 +22,7 @@ def demand_locks(path: Path) -> Iterator[None]:
         if error.errno not in _UNKNOWN:
             raise
         raise ValueError(
-            f"{path}: this file system has no locks ({error.strerror}); put work/ on one that has them, such as local "
+            f"{path}: this file system has no locks ({error.strerror}); put it on one that has them, such as local "
             "scratch, or name a folder there (--work)"
         ) from error
 

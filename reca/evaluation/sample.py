@@ -176,5 +176,6 @@ def _answered(model: UnifiedModel, asked: Assignment, part: Sequence[Question]) 
     wanted = {name for question in part for name in question.image_ids}
     files = asked.read(part)
     shown = {name: decode(file, name=name) for name, file in files.items() if name in wanted}
-    longest = asked.max_new_tokens or model.longest_answer
-    return answers(model, part, shown, batch_size=asked.batch_size, max_new_tokens=longest)
+    assert asked.max_new_tokens is not None
+    size, longest = asked.batch_size, asked.max_new_tokens
+    return answers(model, part, shown, batch_size=size, max_new_tokens=longest)

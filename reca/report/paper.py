@@ -40,6 +40,7 @@ RUN, NOT_RUN, FOREIGN = "run", "not run", "other people's model"
 OWN = "ours, no reported value"
 OTHERS = "other_experiments"
 OWN_RUN, OWN_NOT_RUN = "run (ours)", "not run (ours)"
+OTHER_RUN = "run (other experiments)"
 Scores = Mapping[str, Any]
 
 
@@ -75,37 +76,33 @@ def tables(
 
 
 def _others(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A table with the overall scores of experiments that are not the paper's; none without such scores."""
-    other = [row for row in found if row["experiment"] not in {*PUBLISHED, *VARIANTS}]
-    metrics = {row["benchmark"]: Metric(row["benchmark"], _headline(row)) for row in other}
-    runs = dict.fromkeys(Run(row["model"], row["arm"], row["experiment"]) for row in other)
+    """A table with the overall scores of experiments that are not the paper's; none without such scores.
+
+    The toy world's benchmarks have no overall score; an experiment's own report shows what they have.
+    """
+    known = {*PUBLISHED, *VARIANTS}
+    other = [
+        row
+        for row in found
+        if row["experiment"] not in known and "overall" in row["scores"]["summary"]
+    ]
+    benchmarks = list(dict.fromkeys(row["benchmark"] for row in other))
     rows = [
         {
             "row": run.model,
             "arm": run.arm,
             "mark": f"experiment {run.experiment}, no reported value",
             "cells": [
-                {
-                    "column": name,
-                    "reported": None,
-                    "status": OWN_RUN,
-                    **_ours(run, metric, other, ()),
-                }
-                for name, metric in metrics.items()
-                if reproduced(other, run, metric)
+                {"column": name, "reported": None, "status": OTHER_RUN, **ours}
+                for name in benchmarks
+                if (ours := _ours(run, Metric(name), other, ()))["reproduced"]
             ],
         }
-        for run in runs
+        for run in dict.fromkeys(Run(row["model"], row["arm"], row["experiment"]) for row in other)
     ]
     about = {"source": "nothing; these experiments are not the paper's", "note": None}
     table = {"name": OTHERS, "title": "Other experiments: overall scores", **about}
-    return [table | {"columns": list(metrics), "rows": rows}] if rows else []
-
-
-def _headline(row: Mapping[str, Any]) -> str:
-    """The name of a benchmark's overall score."""
-    names = list(row["scores"]["summary"])
-    return min(names, key=lambda name: (name != "overall", not name.startswith("overall")))
+    return [table | {"columns": benchmarks, "rows": rows}] if rows else []
 
 
 def _reported(
@@ -239,6 +236,7 @@ def reached(ours: Mapping[str, Any] | None) -> str:
         return "-"
     text = number(ours["value"])
     text += f" {limits(ours['interval'])}" if ours["interval"] else ""
+    text += f" of {ours['experiment']}" if ours["named"] else ""
     doubtful = readings.text(ours["readings"])
     return f"{text} (replies: {doubtful})" if doubtful else text
 

@@ -29,8 +29,8 @@ class Metric:
     factor: float = 1.0
 
 
-# Experiments whose runs are the rows of their models. Where several have run the same arm, the first in this order is
-# shown. No other experiment fills a row: own images or another recipe reproduce nothing of the paper.
+# Experiments whose runs are the rows of their models. Where several have scored an arm on a benchmark, the first of
+# them is shown. No other experiment fills a row: own images or another recipe reproduce nothing of the paper.
 PUBLISHED = (
     "paper",
     "paper_showo_256",

@@ -73,8 +73,10 @@ def reproduced(
     """The reproduced number for a cell: the mean over seeds with its interval, scorer and coverage.
 
     The interval is a bootstrap over prompts for one seed, a t interval over seeds for several. All seeds are of one
-    experiment: `run.experiment`, else the first of `PUBLISHED` that has the run.
+    experiment: `run.experiment`, else the first of `PUBLISHED` that has the run, a complete one before a partial one.
+    `named` says that runs of this model are taken from several experiments, so that a reader wants to know which.
     """
+    found = list(found)
     mine = [
         row
         for row in found
@@ -101,6 +103,8 @@ def reproduced(
         "partial": any(row["scores"]["partial"] for row in mine),
         "readings": _readings(mine),
         "experiment": mine[0]["experiment"],
+        "named": not run.experiment
+        and len({r["experiment"] for r in found if r["model"] == run.model} & set(PUBLISHED)) > 1,
         "scale": mine[0]["scale"],
     }
 
@@ -117,7 +121,7 @@ def _published(rows: Iterable[Mapping[str, Any]], run: Run) -> list[Mapping[str,
     """Those of a model's rows that are of its published recipe; of a variant that repeats it if nothing else is."""
     rows = list(rows)
     order = (*PUBLISHED, *(name for name, arms in REPEATED.items() if run.arm in arms))
-    for name in order:
-        if found := [row for row in rows if row["experiment"] == name]:
-            return found
-    return []
+    by = {name: [row for row in rows if row["experiment"] == name] for name in order}
+    there = [found for found in by.values() if found]
+    whole = [found for found in there if not any(row["scores"]["partial"] for row in found)]
+    return next(iter(whole or there), [])

@@ -197,6 +197,15 @@ def test_two_experiments_with_the_same_run_are_not_mixed(tmp_path):
     score(tmp_path, "reca-42", 0.85)
     found = cell(tmp_path, "table1", "RecA (Harmon-1.5B)", "overall")["reproduced"]
     assert (found["value"], found["seeds"], found["experiment"]) == (0.85, 1, "paper")
+    score(tmp_path, "reca-42", 82.0, benchmark="dpg", experiment="paper_harmon_15b")
+    shown = [
+        paper.shown(cell(tmp_path, "table1", "RecA (Harmon-1.5B)", name))
+        for name in ("overall", "dpg")
+    ]
+    assert shown == ["0.850 [0.840, 0.860] of paper", "82.00 [81.99, 82.01] of paper_harmon_15b"]
+    score(tmp_path, "reca-42", 0.10, partial=True)  # limited: a complete one is shown before it
+    found = cell(tmp_path, "table1", "RecA (Harmon-1.5B)", "overall")["reproduced"]
+    assert (found["value"], found["experiment"]) == (0.75, "paper_harmon_15b")
     assert len(paper.collect(tmp_path / "paper")) == 1
 
 
@@ -211,6 +220,22 @@ def test_an_own_experiment_fills_no_cell_of_the_paper(tmp_path):
     assert made[-1]["name"] == paper.OTHERS and row["mark"].startswith("experiment my_photos")
     shown = {c["column"]: c["reproduced"]["value"] for c in row["cells"]}
     assert shown == {"geneval": 0.99, "dpg": 0.70}
+    assert paper.counts(made)["run (other experiments)"] == 2 and "run (ours)" not in paper.counts(
+        made
+    )
+    toy = {"color_attr": 0.1, "dense": 0.2}  # has no overall score
+    score(
+        tmp_path,
+        "reca-0",
+        0.1,
+        model="showo_tiny",
+        benchmark="laptop",
+        experiment="laptop",
+        summary=toy,
+        intervals={},
+    )
+    again = paper.tables(paper.collect(tmp_path))
+    assert again[-1]["rows"] == [row] and again[-1]["columns"] == ["dpg", "geneval"]
     paper.build(tmp_path, tmp_path / "out")
     assert "experiment my_photos, no reported value" in (tmp_path / "out/index.html").read_text()
 

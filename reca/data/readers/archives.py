@@ -73,7 +73,9 @@ class ImageFolder:
         if claimed > self.limit:
             raise UnreadableImage(sample, f"{name} claims {claimed} bytes; at most {self.limit}")
         if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UnreadableImage(sample, f"{place} is packed by bzip2 or LZMA; pack it by deflate")
+            raise UnreadableImage(
+                sample, f"{place} is packed by method {found.compress_type}; pack it by deflate"
+            )
         try:
             with archive.open(name) as member:  # safe in threads
                 data = member.read(

@@ -21,9 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-from filelock import lock_descriptor
-
 from reca.core.atomic import flush
+from reca.core.locks import lock_file
 from reca.core.sealed import begins_like, holds_seal, seal, unseal, unsealed
 
 Status = Literal["reply", "refused"]
@@ -101,13 +100,7 @@ class Ledger:
 
     def _take(self) -> None:
         """Lock the file, read its entries, repair its end, and sync its folder so that the file itself persists."""
-        try:
-            locked = lock_descriptor(self._file.fileno(), blocking=False)
-        except OSError as error:
-            raise ValueError(
-                f"{self.path}: cannot be locked ({error.strerror}); put the ledger on another disk"
-            ) from error
-        if not locked:
+        if not lock_file(self._file.fileno(), self.path):
             raise ValueError(
                 f"{self.path}: another process is writing this ledger; wait for it, or stop it"
             )
