@@ -25,6 +25,7 @@ RESERVE = 0.06  # share of a device's memory taken by its runtime, fragmentation
 PER_WIDTH, PER_INNER = 14, 4
 # Likewise per row and block of a head: shift, scale, gate, norm, inputs and outputs of two layers, autocast's copies.
 PER_HEAD = 12
+ACTIVATIONS = "activations (estimate)"
 SQUARE = 1024  # pixels of the image whose features are counted; families resize it
 ON_GPU = 80.0  # GiB assumed for a GPU if this machine has none
 
@@ -112,7 +113,7 @@ def _activations(load: MemoryProfile, recipe: Recipe, size: int) -> dict[str, fl
     else:
         values = rows * (load.head_layers + 1) * PER_HEAD
         peak = load.layers * layer + values * load.head_width * size
-    parts = {"activations (estimate)": float(peak)}
+    parts = {ACTIVATIONS: float(peak)}
     if load.prefix_tokens:
         values = batch * load.prefix_tokens * load.layers * load.kept_width
         parts["cached keys and values"] = float(values * size)
@@ -162,6 +163,9 @@ def described(name: str, footprint: Footprint, memory: float, device: str) -> li
     places = f"each of {footprint.gpus} devices" if footprint.gpus > 1 else "one device"
     rows = [f"    {what:<30}{_gib(value)}" for what, value in footprint.parts.items()]
     verdict = "fits" if fits(footprint, memory) else "DOES NOT FIT"
+    if ACTIVATIONS not in footprint.parts:  # the family has no memory_profile
+        rows.append(f"    {'activations':<30}not known")
+        verdict += " without activations"
     return [
         f"  models.{name}: {footprint.parameters:,} parameters, {footprint.trained:,} trained; on {places}:",
         *rows,

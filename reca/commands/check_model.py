@@ -16,6 +16,10 @@ def check_model(arguments: Namespace) -> int:
     """Print one line per check; FAILED where the model breaks the contract."""
     from reca.conformance.resolve import subject_of
 
+    if not all(text.strip() for text in arguments.text):
+        raise ValueError(
+            "--text '': an empty text is the unconditional condition; give prompts that describe something"
+        )
     subject = subject_of(arguments.model, arguments.text)
     logger = logging.getLogger("reca")
     level = logger.level

@@ -21,7 +21,7 @@ def new(arguments: Namespace) -> None:
     from reca.config import compose
     from reca.data.survey import open_images, survey
 
-    path, folder = draft.target(arguments.experiment), Path(arguments.images)
+    path, folder = draft.target(arguments.experiment), _images(arguments.images)
     draft.check_model(arguments.model)
     dataset, kind, options = open_images(folder)
     found = survey(dataset, workers=os.cpu_count() or 1)
@@ -53,13 +53,25 @@ def new(arguments: Namespace) -> None:
     _plan(arguments.experiment, found)
 
 
+def _images(given: str) -> Path:
+    """The folder or file of images; ValueError for an empty name, and for a folder that holds the working directory."""
+    if not given.strip():
+        raise ValueError(f"--images {given!r}: names nothing; give a folder of images")
+    folder = Path(given)
+    if Path().resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"--images {given}: holds the working directory, whose pictures are no data; give a folder of images"
+        )
+    return folder
+
+
 def _check_captions(arguments: Namespace, found: Survey, recipe: Recipe) -> None:
     """ValueError where a task needs captions that the images do not have: training would stop there, hours later."""
     if "t2i" in recipe.active() and found.without_caption:
         raise ValueError(
             f"--images {arguments.images}: {found.without_caption} of {len(found.looks)} images have no caption, but "
-            f"the recipe of {arguments.model} trains t2i; add captions (NAME.txt next to NAME.png), or choose a recipe "
-            "without t2i"
+            f"the recipe of {arguments.model} trains t2i; add captions (NAME.txt next to NAME.png), or choose a model "
+            "whose recipe has no t2i (bagel_tiny, showo_tiny)"
         )
 
 

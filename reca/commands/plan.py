@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,8 @@ def plan(arguments: Namespace) -> None:
     )
     from reca.models.registry import is_runnable
 
+    if arguments.memory is not None and not 0 < arguments.memory < math.inf:
+        raise ValueError(f"--memory {arguments.memory:g}: must be a number of GiB above 0")
     experiment = compose.load(arguments.experiment, arguments.overrides)
     print(f"{label(experiment)}: {experiment.title}")
     refused = []

@@ -22,6 +22,10 @@ def score(arguments: Namespace) -> None:
     if arguments.benchmark is not None:
         from reca.commands.score_folder import score_folder
 
+        if arguments.folder is None and not (arguments.section or arguments.samples):
+            raise ValueError(
+                f"`reca score {arguments.benchmark}`: FOLDER is missing; name the folder of images"
+            )
         if arguments.folder is None or arguments.section or arguments.samples:
             raise ValueError("use `reca score BENCHMARK FOLDER` without --section and --samples")
         return score_folder(arguments)

@@ -48,6 +48,8 @@ def score_folder(arguments: Namespace) -> None:
         raise ValueError(
             f"{kind}: has no official layout of images, so it cannot score a folder (see docs/benchmarks.md)"
         )
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of images; name the folder to score")
     sources = _sources(kind, arguments)
     items, module = items_of(kind, sources), registry.module(kind)
     if hasattr(module, "check_folder"):

@@ -10,13 +10,15 @@ from typing import Any
 
 from reca.config import compose
 from reca.config.recipe import ROLE_OF, Recipe
-from reca.config.schema import Cost, DataSource, ModelConfig
+from reca.config.schema import Cost, DataSource, Experiment, ModelConfig
 from reca.config.validate import TOYWORLD, check_name
 from reca.core.atomic import write_atomic
 from reca.core.documents import read_yaml
 from reca.core.structure import suggestion
+from reca.data.dataset import MAX_UNREADABLE
 
 RECONSTRUCT = "reconstruct"
+WRITTEN = "# Written by `reca new`"  # begins a draft's second line
 # What tasks read besides images, where no experiment trains the model yet: files of config/data/.
 _LAPTOP_DATA = {"answer": "laptop_world", "text": "laptop_text", "edit": "laptop_edits"}
 _DATA = {"answer": "llava_665k"}
@@ -34,11 +36,18 @@ class Precedent:
 
 
 def precedent(model: str) -> Precedent | None:
-    """The experiment that trains this model: one of the paper if there is one; None where there is none."""
+    """The experiment that trains this model by RecA from the same weights: one of the paper if there is one, else None.
+
+    Drafts of `reca new` and files that are no YAML are no precedents.
+    """
     folder = compose.default_config_dir()
     found = []
     for name in compose.names(folder):
-        plain = read_yaml(folder / "experiment" / f"{name}.yaml")
+        path = folder / "experiment" / f"{name}.yaml"
+        try:
+            plain = None if WRITTEN in path.read_text() else read_yaml(path)
+        except ValueError:
+            continue
         entries = {
             key.removeprefix("/"): value
             for entry in (plain.get("defaults") or [] if isinstance(plain, dict) else [])
@@ -50,10 +59,17 @@ def precedent(model: str) -> Precedent | None:
             own = slot.removeprefix("model@models.")
             unlike = (name != f"paper_{model}", not name.startswith("paper"), len(entries))
             found.append((unlike, name, own, entries))
-    if not found:
-        return None
-    _, name, own, entries = min(found, key=lambda one: one[:2])
-    experiment = compose.load(name)
+    weights = compose.model_config(model).weights
+    for _, name, own, entries in sorted(found, key=lambda one: one[:2]):
+        experiment = compose.load(name)
+        if "reca" in experiment.arms and experiment.models[own].weights == weights:
+            return _precedent(name, experiment, own, entries)
+    return None
+
+
+def _precedent(
+    name: str, experiment: Experiment, own: str, entries: Mapping[str, str]
+) -> Precedent:
     described = experiment.models[own]
     data = {
         str(role): experiment.data[described.data.get(role, role)]
@@ -115,7 +131,7 @@ def text_of(
     return "\n".join(
         [
             "# @package _global_",
-            f"# Written by `reca new`: RecA of {model} on images of your own. Check it with `reca check {name}`.",
+            f"{WRITTEN}: RecA of {model} on images of your own. Check it with `reca check {name}`.",
             "defaults:",
             *defaults,
             "  - _self_",
@@ -128,7 +144,7 @@ def text_of(
             "data:",
             f"  {RECONSTRUCT}:  # images that RecA reconstructs; captions are not used by it",
             *_described(source),
-            *_threshold(unreadable),
+            *_threshold(unreadable, source.options),
             *(line for role, one in others.items() for line in _other(role, one, example)),
             *(_how_to_read(described, model, benchmark) if example is None else ()),
             _cost(described, example),
@@ -192,11 +208,22 @@ def write(path: Path, text: str) -> None:
 
 
 def check_model(model: str) -> None:
-    """ValueError unless there is a configuration of this name."""
-    if model not in (known := model_names()):
-        raise ValueError(
-            f"--model {model!r}: no such model configuration; {suggestion(model, known)}"
-        )
+    """ValueError unless there is a complete configuration of this name."""
+    known = model_names()
+    if model in known and _is_complete(model):
+        return
+    said = "is a part of other configurations" if model in known else "no such model configuration"
+    choices = [name for name in known if _is_complete(name)]
+    raise ValueError(f"--model {model!r}: {said}; {suggestion(model, choices)}")
+
+
+def _is_complete(model: str) -> bool:
+    """Whether a file of config/model/ describes a model by itself."""
+    try:
+        compose.model_config(model)
+    except ValueError:
+        return False
+    return True
 
 
 def _described(source: DataSource) -> list[str]:
@@ -216,12 +243,15 @@ def _other(role: str, source: DataSource, example: Precedent | None) -> list[str
     return [f"  {role}:  # {said}", *_described(source)]
 
 
-def _threshold(unreadable: float) -> list[str]:
-    if unreadable == 0:
+def _threshold(unreadable: float, options: Mapping[str, Any]) -> list[str]:
+    if unreadable <= MAX_UNREADABLE:
         return []
+    accepted = {**options, "max_unreadable": round(min(1.0, unreadable * 1.1 + 0.0001), 4)}
+    place = ", in place of the line above" if options else ""
     return [
-        f"    # {unreadable:.2%} of the images cannot be read, and a run stops above 0.1 %: repair them, or accept it:",
-        f"    # options: {{max_unreadable: {unreadable * 1.1 + 0.0001:.4f}}}",
+        f"    # {unreadable:.2%} of the images cannot be read, and a run stops above {MAX_UNREADABLE:.1%}: repair",
+        f"    # them, or accept it{place}:",
+        f"    # options: {_flow(accepted)}",
     ]
 
 

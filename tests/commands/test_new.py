@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from reca.cli import main
@@ -96,6 +97,32 @@ def test_every_model_gets_a_valid_experiment(photos, checkout):
         draft.write(draft.target(name), text)
 
 
+def test_the_recipe_is_that_of_the_models_own_experiment(photos, checkout):
+    """Not of one that goes on from other weights (OpenUni's own two stages), of a draft, or of a broken file."""
+    for model, name in {
+        "openuni_b_512": "paper_openuni_b",
+        "openuni_l_512": "paper_openuni_l",
+        "harmon_15b": "paper_harmon_15b",
+        "showo_tiny": "laptop_showo",
+    }.items():
+        (checkout / "broken.yaml").write_text("a: [\n")
+        assert main(["new", "first", "--model", model, "--images", str(photos)]) == 0
+        example = draft.precedent(model)
+        assert example is not None and example.experiment == name
+        assert example.model.weights == compose.model_config(model).weights
+        (checkout / "first.yaml").unlink()
+
+
+def test_what_may_be_unreadable_is_valid_yaml_and_only_said_where_a_run_would_stop():
+    assert draft._threshold(0.0005, {}) == []
+    for share, options in ((12 / 13, {}), (0.5, {"caption": "text"})):
+        line = draft._threshold(share, options)[-1].partition("# options: ")[2]
+        assert yaml.safe_load(line) == {
+            **options,
+            "max_unreadable": min(1.0, round(share * 1.1 + 1e-4, 4)),
+        }
+
+
 def test_what_is_wrong_is_one_line_and_nothing_is_written(photos, checkout, tmp_path, capsys):
     empty, mixed = tmp_path / "empty", tmp_path / "mixed"
     empty.mkdir()
@@ -109,6 +136,12 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(photos, checkout, tmp_
         (["x", "--model", "bagel_8b", "--images", str(photos)], "did you mean 'bagel_7b'"),
         (["X y", "--model", "bagel_7b", "--images", str(photos)], "a name is made of a-z"),
         (["laptop", "--model", "bagel_7b", "--images", str(photos)], "it is not replaced"),
+        (
+            ["x", "--model", "harmon_15b_network", "--images", str(photos)],
+            "is a part of other configurations",
+        ),
+        (["x", "--model", "bagel_7b", "--images", ""], "--images '': names nothing"),
+        (["x", "--model", "bagel_7b", "--images", "."], "holds the working directory"),
         (["x", "--model", "bagel_7b", "--images", "nowhere"], "nowhere: no such file or folder"),
         (["x", "--model", "bagel_7b", "--images", str(empty)], "holds nothing; give a folder"),
         (["x", "--model", "bagel_7b", "--images", str(mixed)], "holds tar and folder"),
