@@ -91,9 +91,8 @@ class _Repeatable(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = (
-            ctx.saved_tensors
-        )  # first: this may recompute the block, which is not for a fixed order to change
+        # before the fixed order is set: this may recompute the block, which that is not to change
+        q, k, v = ctx.saved_tensors
         out, leaves = _attended(q, k, v, ctx.options, ctx.needs_input_grad[:3])
         with _in_a_fixed_order():
             found = iter(torch.autograd.grad(out, [t for t in leaves if t.requires_grad], incoming))

@@ -61,7 +61,10 @@ def precedent(model: str) -> Precedent | None:
             found.append((unlike, name, own, entries))
     weights = compose.model_config(model).weights
     for _, name, own, entries in sorted(found, key=lambda one: one[:2]):
-        experiment = compose.load(name)
+        try:
+            experiment = compose.load(name)
+        except ValueError:  # somebody's own, unfinished
+            continue
         if "reca" in experiment.arms and experiment.models[own].weights == weights:
             return _precedent(name, experiment, own, entries)
     return None

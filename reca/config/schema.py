@@ -154,9 +154,8 @@ class JudgeConfig:
     price_input: float = 0.0  # per million tokens
     price_output: float = 0.0
     request_cost_estimate: float = 0.0  # held back per request until a real cost is known
-    cost_cap: float | None = (
-        None  # of one ledger, which is one shard of a run; in the currency of the prices
-    )
+    # of one ledger, which is one shard of a run; in the currency of the prices
+    cost_cap: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -186,9 +185,8 @@ class BenchmarkConfig:
     batch_size: Count = 8  # pictures or answers in one pass
     crop_black: bool = False  # pictures without their black border, as BAGEL's scripts save them
     scorer: str | None = None  # which network sees or answers, where there is a choice
-    memory_mb: Count = (
-        32000  # of a job in which this network, or a judge on this machine, looks at pictures
-    )
+    # of a job in which this network, or a judge on this machine, looks at pictures
+    memory_mb: Count = 32000
     judge: JudgeConfig | None = None
     # of scoring: named defects of the official script, partial
     options: dict[str, Any] = field(default_factory=dict)

@@ -52,9 +52,8 @@ def judged(
 def _check_name(rows: Iterable[Mapping[str, Any]], run: Run, benchmark: str, name: str) -> None:
     for row in rows:
         same = (row["model"], row["arm"], row["benchmark"]) == (run.model, run.arm, benchmark)
-        limited = (
-            row["scores"]["partial"] or row["scale"]
-        )  # never compared, and some tasks may be left out
+        # limited runs are never compared, and some tasks may be left out
+        limited = row["scores"]["partial"] or row["scale"]
         if same and not limited and name not in row["scores"]["summary"]:
             known = ", ".join(sorted(row["scores"]["summary"]))
             raise ValueError(

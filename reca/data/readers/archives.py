@@ -78,9 +78,8 @@ class ImageFolder:
             )
         try:
             with archive.open(name) as member:  # safe in threads
-                data = member.read(
-                    claimed
-                )  # bounds what is unpacked: a header may claim less than there is
+                # A header may claim less than there is: only that much is unpacked.
+                data = member.read(claimed)
                 if len(data) < claimed:
                     raise EOFError
                 return data  # the CRC was checked with the last byte

@@ -45,9 +45,8 @@ class Entry:
 
 
 _FIELDS = tuple(each.name for each in fields(Entry))
-_SHARD = re.compile(
-    r"(.+)-\d+-of-\d+"
-)  # how the workflow names the ledger of a shard, without its ending
+# How the workflow names the ledger of a shard, without its ending.
+_SHARD = re.compile(r"(.+)-\d+-of-\d+")
 
 
 def _replies_of_other_shards(path: Path) -> dict[str, Entry]:
