@@ -19,6 +19,7 @@ from reca.core.unreadable import UnreadableImage, UnreadableSample
 from reca.data.dataset import NAMES_SHOWN, Dataset
 from reca.data.formats import open_dataset
 from reca.data.prefetch import in_order
+from reca.data.readers.parquet import ParquetDataset
 
 MOST = 10_000  # images that are decoded; of more, evenly spaced ones
 SIDE = 64  # pixels of the copy whose colours are counted
@@ -135,17 +136,25 @@ def kind_of(path: Path) -> str:
 
 
 def open_images(path: Path) -> tuple[Dataset, str, dict[str, Any]]:
-    """A data set of images, its kind and its reader's options: a caption column is found by its usual names."""
+    """A data set of images, its kind and its reader's options: a caption column is found by its usual names.
+
+    ValueError for tables without a column of images.
+    """
     kind = kind_of(path)
-    if kind != "parquet":
-        return open_dataset(kind, path), kind, {}
+    dataset = open_dataset(kind, path)
+    if not isinstance(dataset, ParquetDataset):
+        return dataset, kind, {}
+    if "image" not in dataset.columns:
+        raise ValueError(
+            f"{path}: has no column 'image', but {', '.join(dataset.extra)}; rename the column of the images"
+        )
     for column in CAPTION_COLUMNS:
         try:
             return open_dataset(kind, path, caption=column), kind, {"caption": column}
         except ValueError as fault:
             if "column" not in str(fault):
                 raise
-    return open_dataset(kind, path), kind, {}
+    return dataset, kind, {}
 
 
 def survey(dataset: Dataset, workers: int = 4, most: int = MOST) -> Survey:

@@ -176,6 +176,9 @@ def test_tars_and_parquet_are_looked_at_too(photos, tmp_path):
         captioned = [look for look in seen.looks if look.caption is not None]
         assert (seen.total, len(seen.looks), len(captioned)) == (6, 6, captions)
     assert survey(dataset, workers=2, most=3).read == 3
+    parquet.write_table(table.rename_columns(["jpg", "text"]), tables / "0.parquet")
+    with pytest.raises(ValueError, match="has no column 'image', but jpg, text; rename the column"):
+        open_images(tables)
 
 
 def test_colours_of_known_images(tmp_path):
