@@ -36,8 +36,9 @@ def launcher(name: str, model: str) -> list[str]:
     file = ROOT / "workflow/rules/resources.smk"
     rules: dict[str, Any] = {"EXPERIMENT": published.at_scale(name)}
     exec(compile(file.read_text(), file, "exec"), rules)
-    python, *words = rules["launcher"](model).split()
-    assert python == "python3" and "--nproc-per-node=2" in words
+    env, threads, python, *words = rules["launcher"](model).split()
+    assert (env, threads, python) == ("env", "OMP_NUM_THREADS=1", "python3")
+    assert "--nproc-per-node=2" in words
     return [sys.executable, *words]
 
 

@@ -395,13 +395,14 @@ def test_the_two_forms_of_score_are_not_mixed(inside, capsys):
     section = json.dumps({"kind": "geneval", "source": "geneval"})
     for words, said in {
         ("score",): "use `reca score BENCHMARK FOLDER`",
-        ("score", "geneval"): "use `reca score BENCHMARK FOLDER`",
+        ("score", "geneval"): "FOLDER is missing",
         ("score", "geneval", "x", "--samples", "y"): "without --section and --samples",
         ("score", "--section", section): "--samples and --out",
         ("score", "mme", "x"): "has no official layout of images",
         ("score", "laptop", "x"): "has no official layout of images",
         ("score", "coco", "x"): "is not known; choose one of",
-        ("score", "geneval", "x"): "run `reca fetch geneval --out data/geneval`",
+        ("score", "geneval", "x"): "x: no such folder of images",
+        ("score", "geneval", "data"): "run `reca fetch geneval --out data/geneval`",
     }.items():
         assert main(list(words)) == 2
         assert said in capsys.readouterr().err

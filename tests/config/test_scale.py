@@ -85,7 +85,7 @@ def test_numbers_of_a_run_keep_their_share() -> None:
         "paper_bagel": [(3, None)],  # all steps are warm-up
         "paper_showo_256": [(1, 6)],
         "paper_harmon_15b": [(2, 120)],  # micro-batches
-        "paper_openuni_b": [(1, None)],
+        "paper_openuni_b": [(1, 12)],  # micro-batches
     }
 
 

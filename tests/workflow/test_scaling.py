@@ -22,7 +22,7 @@ CASES = {
         "gpus: 8,",
         "align",
         {"gpu": "8", "nodes": "1"},
-        r"; python3 -m torch.distributed.run --standalone --nproc-per-node=8 -m reca align --section",
+        r"; env OMP_NUM_THREADS=1 python3 -m torch.distributed.run --standalone --nproc-per-node=8 -m reca align ",
     ),
     "two nodes": (
         "gpus: 8, nodes: 2,",
