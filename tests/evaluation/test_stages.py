@@ -379,15 +379,8 @@ def test_dpg_through_files(inside, tmp_path, capsys):
             "answers": tmp_path / "mplug",
         }
     )
-    words = (
-        "dpg",
-        str(theirs),
-        *roles,
-        "--scorer",
-        "file:mplug",
-        "--out",
-        str(tmp_path / "scores"),
-    )
+    scores = str(tmp_path / "scores")
+    words = ("dpg", str(theirs), *roles, "--scorer", "file:mplug", "--out", scores)
     run("score", *words, expect=2)
     assert "questions.jsonl and the images are written" in capsys.readouterr().err
     (tmp_path / "mplug/one_1.jpg").write_bytes(b"mine")

@@ -27,7 +27,6 @@ from reca.data.formats import open_dataset
 from reca.features.build import build, open_cache
 from reca.features.store import ABOUT, map_safetensors
 from reca.features.workshop import narrowed
-from tests.models import bagel_tiny
 from tests.toy_model import CODE, DrawingToy, Pictures, png
 
 SHARD = 300  # bytes: 4 rows of 6 int64 and 5 fp32
@@ -430,23 +429,6 @@ def test_an_incomplete_cache_does_not_exist(tmp_path):
     (tmp_path / "c" / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"no manifest\.json"):
         open_cache(tmp_path / "c")
-
-
-@pytest.mark.parametrize("shard_bytes", [SHARD, 10**6])
-def test_images_of_several_shapes_have_no_cache_where_their_features_differ(tmp_path, shard_bytes):
-    """BAGEL reads a wide image as more patches; the same in one shard or in two."""
-
-    class Wide(Pictures):
-        def __getitem__(self, position):
-            size = (32, 16) if position % 2 else (16, 16)
-            stream = io.BytesIO()
-            Image.new("RGB", size, (position, 0, 0)).save(stream, "PNG")
-            return replace(super().__getitem__(position), image=stream.getvalue())
-
-    reader = bagel_tiny.model(tmp_path / "words")
-    with pytest.raises(ValueError, match="give images of one shape, or leave out the task"):
-        make(tmp_path / "c", reader, Wide(4), use="read", batch_size=1, shard_bytes=shard_bytes)
-    assert not (tmp_path / "c").exists()
 
 
 def test_a_label_of_another_form_is_named(tmp_path, monkeypatch):
