@@ -176,3 +176,18 @@ def test_a_run_that_cannot_fit_a_gpu_is_refused_before_it_starts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="does not fit"):
         verb.before_a_run(*given, 1)
+
+
+@pytest.mark.parametrize("memory", ["-5", "0", "nan", "inf"])
+def test_a_device_has_some_memory(memory, capsys):
+    assert main(["plan", "laptop", f"--memory={memory}"]) == 2
+    assert f"--memory {memory}: must be a number of GiB above 0" in capsys.readouterr().err
+
+
+def test_a_family_without_a_profile_does_not_fit_by_silence():
+    found = plan.Footprint(10, 10, 1, {"trained weights": 40.0})
+    said = "\n".join(plan.described("mine", found, float(plan.GIB), "a device"))
+    assert "activations" in said and "not known" in said
+    assert said.endswith("fits without activations")
+    known = plan.Footprint(10, 10, 1, {"trained weights": 40.0, plan.ACTIVATIONS: 1.0})
+    assert "\n".join(plan.described("mine", known, float(plan.GIB), "a device")).endswith(": fits")

@@ -195,9 +195,8 @@ def test_a_random_basis_keeps_the_information_and_loses_the_meaning():
     assert torch.allclose(*products, atol=1e-4)  # a rotation
     assert not torch.allclose(turned["understanding"], rows["understanding"])
     assert torch.equal(turned["target"], rows["target"])
-    latents = {
-        "understanding": torch.ones(2, 8, 4, 4)
-    }  # BAGEL's condition of the VAE: the last axis is a side
+    # BAGEL's condition of the VAE: the last axis is a side of the image
+    latents = {"understanding": torch.ones(2, 8, 4, 4)}
     codes = {"understanding": torch.ones(2, 3).long()}
     for without in ({"target": rows["target"]}, codes, latents):
         with pytest.raises(ValueError, match="caches none; leave the arm out"):

@@ -323,3 +323,9 @@ def test_a_model_that_nobody_named_is_printed(tmp_path, monkeypatch, capsys):
     assert model_folder(None) == Path("weights/showo_tiny")
     assert "model: weights/showo_tiny (choose another with --model)" in capsys.readouterr().err
     assert model_folder("mine") == Path("mine") and not capsys.readouterr().err
+
+
+def test_a_model_is_not_checked_with_an_empty_text(capsys):
+    """It is the unconditional condition: the check of guidance would blame the model."""
+    assert main(["check-model", "weights/bagel_tiny", "--text", "a circle", "--text", " "]) == 2
+    assert "an empty text is the unconditional condition" in capsys.readouterr().err

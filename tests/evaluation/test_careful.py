@@ -172,10 +172,8 @@ def test_a_question_of_dpg_whose_parent_is_missing_is_named_and_never_left_out()
     with pytest.raises(ValueError, match="1 prompts have a question whose parent is not among"):
         dpg.grade(items, rows, said, samples=1)
     found = dpg.grade(items, rows, said, samples=1, partial=True)
-    assert (found.coverage.expected, found.coverage.scored) == (
-        2,
-        1,
-    ) and not found.coverage.complete
+    assert (found.coverage.expected, found.coverage.scored) == (2, 1)
+    assert not found.coverage.complete
 
 
 def test_answers_of_dpg_that_say_yes_otherwise():

@@ -220,9 +220,8 @@ def test_an_own_experiment_fills_no_cell_of_the_paper(tmp_path):
     assert made[-1]["name"] == paper.OTHERS and row["mark"].startswith("experiment my_photos")
     shown = {c["column"]: c["reproduced"]["value"] for c in row["cells"]}
     assert shown == {"geneval": 0.99, "dpg": 0.70}
-    assert paper.counts(made)["run (other experiments)"] == 2 and "run (ours)" not in paper.counts(
-        made
-    )
+    counted = paper.counts(made)
+    assert counted["run (other experiments)"] == 2 and "run (ours)" not in counted
     toy = {"color_attr": 0.1, "dense": 0.2}  # has no overall score
     score(
         tmp_path,

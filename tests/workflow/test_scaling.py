@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,7 @@ pytestmark = pytest.mark.workflow
 
 EXPERIMENT, MODEL = "paper_showo_512", "config/model/showo_clip_512.yaml"
 ASKED = "gpus: 1,"
+RESOURCES = Path(__file__).parents[2] / "workflow/rules/resources.smk"
 
 CASES = {
     "one GPU": (
@@ -52,3 +55,21 @@ def test_encoding_and_drawing_ask_for_one_gpu_each(checkout):
     for rule in ("cache", "sample"):
         block = next(b for b in re.split(r"\n *rule ", said) if b.startswith(f"{rule}:"))
         assert re.search(r"resources: .*\bgpu=1\b", block)
+
+
+def test_without_a_scheduler_one_job_at_a_time_uses_gpus():
+    """Each would take the first GPU; who has said how many there are is left alone."""
+    for given, expected in (({}, {"gpu": 1}), ({"gpu": 8}, {"gpu": 8})):
+        limits = dict(given)
+        fake = SimpleNamespace(global_resources=limits, register_resource=limits.__setitem__)
+        rules = {"workflow": fake}
+        exec(compile(RESOURCES.read_text(), RESOURCES, "exec"), rules)
+        rules["one_gpu_job_at_a_time"]()
+        assert limits == expected
+
+
+def test_memory_grows_once():
+    """Attempts are also those after a lost node, and no node has three times the memory."""
+    rules = {}
+    exec(compile(RESOURCES.read_text(), RESOURCES, "exec"), rules)
+    assert [rules["grown"](1000, attempt) for attempt in (1, 2, 3, 4)] == [1000, 1500, 1500, 1500]

@@ -51,10 +51,12 @@ _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 
 def _replies_of_other_shards(path: Path) -> dict[str, Entry]:
     """The entries beside the ledger of a shard, of any number of shards; a ledger that cannot be read is left out."""
-    run, found = _SHARD.fullmatch(path.stem), {}
-    for other in sorted(path.parent.glob(f"*{path.suffix}")) if run else ():
+    run, found = _SHARD.fullmatch(path.stem), dict[str, Entry]()
+    if run is None:
+        return found
+    for other in sorted(path.parent.glob(f"*{path.suffix}")):
         same = _SHARD.fullmatch(other.stem)
-        if other == path or same is None or run is None or same[1] != run[1]:
+        if other == path or same is None or same[1] != run[1]:
             continue
         try:
             found.update({entry.key: entry for entry in Ledger(other)})
