@@ -1,6 +1,7 @@
 """How far do a laptop reader's states of words coincide with its states of a picture?
 
-    python -m perf.laptop_bridge weights/bagel_tiny
+    python -m perf.laptop_bridge weights/bagel_tiny weights/showo_tiny weights/harmon_tiny weights/janus_tiny \
+        --out docs/results/laptop_bridge.json
 
 Linear probes (ridge regression on one-hot labels) for shape, colour and place are trained on the values (V of
 attention, per layer) of a picture's four places and read at the words of told development scenes: at the noun, where
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reca.core.artifacts import write_json
 from reca.core.images import decode
 from reca.evaluation.tasks.laptop_prompts import held_out_scenes, scene_png
 from reca.models.registry import load_model
@@ -112,11 +114,19 @@ def bridge(
 def main() -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
+    parser.add_argument("--out", type=Path, help="JSON file that gets the probes by model folder")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name, lines in bridge(load_model(parser.parse_args().model)).items():
-        for where, values in lines.items():
-            print(f"{name:18}{where:18}", *(f"{value:.2f}" for value in values))
+    found = {}
+    for folder in arguments.models:
+        found[str(folder)] = lines_by_name = bridge(load_model(folder))
+        print(folder)
+        for name, lines in lines_by_name.items():
+            for where, values in lines.items():
+                print(f"{name:18}{where:18}", *(f"{value:.2f}" for value in values))
+    if arguments.out:
+        write_json(arguments.out, found)
 
 
 if __name__ == "__main__":

@@ -42,10 +42,11 @@ PAGES = {
 }
 BEGIN, END = "<!-- {}:begin (make readme) -->", "<!-- {}:end -->"
 TABLE, PICTURE = "results", "picture"  # what stands between two markers of this name
-# The README's comparison of families: the recorded run of each with captions kept, its family and what it draws.
+# The README's comparison of families: all recorded runs with captions kept, their families and what these draw.
 FAMILIES = {
     "laptop_bagel_bound": ("BAGEL", "rectified flow; reader frozen"),
     "laptop_openuni_seeds": ("OpenUni", "diffusion; reader frozen"),
+    "laptop_openuni_kept": ("OpenUni", "an earlier run, another base"),
     "laptop_showo_bound": ("Show-o", "masked tokens; weights shared"),
     "laptop_harmon_kept": ("Harmon", "masked autoregression; weights shared"),
     "laptop_janus_kept": ("Janus-Pro", "next token; weights shared"),
@@ -54,7 +55,7 @@ OVERVIEW, OVERVIEW_PAGE = "families", Path("README.md")
 FIGURES = {"laptop": Path("docs/results/laptop.svg")}  # shown on the page of the same experiment
 # The report's three figures on why RecA works.
 ARGUMENTS = {"laptop_why": Path("docs/results/laptop_why.svg")}
-PLOTTED = ("dense", "reconstruction")
+PLOTTED = ("dense", "geneval_strict", "reconstruction")
 SHOWN = ("dense", "geneval_strict", "geneval", "understanding", "reconstruction")
 SHOWN_OF_EDITS = (*EDITED, "dense", "dense_placed", "geneval_strict", "geneval", "reconstruction")
 GAPS = {"reca - sft": "RecA - plain training", "reca - base": "RecA - base"}
@@ -107,10 +108,12 @@ def take(results: Path) -> dict[str, Any]:
     }
 
 
-def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
+def table(
+    results: Mapping[str, Any], source: Path, page: Path, chance: Mapping[str, float] | None = None
+) -> str:
     """The Markdown block for `page`: outcomes by arm with intervals over seeds, and the paired gain of RecA.
 
-    With two readings of guidance the cells are those at the base's, and the gain at each arm's own has a column. Where
+    `chance` are the levels of the outcomes that have one: what images of random scenes score. With two readings of guidance the cells are those at the base's, and the gain at each arm's own has a column. Where
     edits are scored they come first, and RecA is compared with its base, too, which the paper reports for edits.
     """
     lines, gains = [], 1
@@ -119,14 +122,16 @@ def table(results: Mapping[str, Any], source: Path, page: Path) -> str:
         arms = [arm for arm in ARMS if arm in model["outcomes"][0]]
         both, edits = _has_both_readings(model), EDITED[0] in rows
         gaps = ["reca - base", "reca - sft"] if edits else ["reca - sft"]
-        heads = [*(f"`{arm}`" for arm in arms), *(GAPS[gap] for gap in gaps)]
-        heads += ["the same, own guidance"] if both else []
-        gains = max(gains, len(heads) - len(arms))
+        last = [*(GAPS[gap] for gap in gaps), *(["the same, own guidance"] if both else [])]
+        heads = [*(f"`{arm}`" for arm in arms), *(["chance"] if chance else []), *last]
+        gains = max(gains, len(last))
         lines += [f"| **{model['name']}** | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         for row in (rows[name] for name in (SHOWN_OF_EDITS if edits else SHOWN) if name in rows):
             if row["name"] == STRICT_ON and not both:
                 continue
             cells = [_cell(reading(row)[arm]) for arm in arms]
+            if chance:
+                cells.append(f"{chance[row['name']]:.3f}" if row["name"] in chance else "")
             cells += [_gap(reading(row), gap) for gap in gaps]
             if both:
                 cells.append(_gap(row, gaps[-1]) if BASE_READING in row else "")
@@ -155,8 +160,8 @@ def overview(page: Path) -> str:
     names = ("dense", "geneval", STRICT_ON, "understanding", "reconstruction")
     heads = ["dense prompts", "the same, own guidance", "GenEval's six", "the same, strict"]
     heads += ["questions", "objects kept"]
-    lines = [f"| RecA - plain training | runs | {' | '.join(heads)} |"]
-    lines.append("|---" * (len(heads) + 2) + "|")
+    first = "| RecA - plain training | runs | lambda_t2i | steps"
+    lines = [f"{first} | {' | '.join(heads)} |", "|---" * (len(heads) + 4) + "|"]
     for experiment, (family, kind) in FAMILIES.items():
         source = adopted(experiment)
         if not source.is_file():
@@ -173,7 +178,11 @@ def overview(page: Path) -> str:
         if idle:
             shown = [cell.strip("*") for cell in shown]
             runs += f"; {' and '.join(idle)} not trained"
-        lines.append(f"| {' | '.join([about, runs, *shown])} |")
+        (trained,) = load(experiment).models.values()
+        recipe = trained.align
+        assert recipe is not None  # of an experiment that aligns
+        kept = recipe.tasks["t2i"].weight
+        lines.append(f"| {' | '.join([about, runs, f'{kept:g}', f'{recipe.steps:,}', *shown])} |")
     return "\n".join(lines)
 
 
@@ -249,13 +258,20 @@ def figure(results: Mapping[str, Any]) -> str:
     return standalone.panels(results, PLOTTED, tuple(arms_of(results)))
 
 
+def chance_of(experiment: str) -> dict[str, float]:
+    """The chance level of every outcome of an experiment that has one."""
+    levels = chance_levels(resolved(load(experiment))["benchmarks"])
+    edits = {name: found["random"] for name, found in levels.items() if "random" in found}
+    drawn = [found for name, found in levels.items() if name not in edits]
+    return {key: value for found in (*drawn, *edits.values()) for key, value in found.items()}
+
+
 def argument(experiment: str) -> str:
     """The figures on why RecA works from an experiment's adopted numbers, as the text of an SVG file.
 
     Chance levels are computed again: they depend on the experiment's configuration only.
     """
-    setup = resolved(load(experiment))
-    levels = next(iter(chance_levels(setup["benchmarks"]).values()))
+    setup, levels = resolved(load(experiment)), chance_of(experiment)
     models = artifacts.read_json(adopted(experiment))["models"]
     parts = why.argument(setup, [model | {"chance": levels} for model in models])
     return standalone.argument(parts)
@@ -292,7 +308,8 @@ def page_text(text: str, experiment: str) -> str:
     """The text of an experiment's page with its table and picture from the adopted numbers."""
     page, source = PAGES[experiment], adopted(experiment)
     results = artifacts.read_json(source)
-    shown = rewritten(text, table(results, source, page), page, block_name(TABLE, experiment))
+    block = table(results, source, page, chance_of(experiment))
+    shown = rewritten(text, block, page, block_name(TABLE, experiment))
     return rewritten(
         shown, picture(results, experiment, page), page, block_name(PICTURE, experiment)
     )

@@ -21,7 +21,7 @@ from reca.toyworld.edits import EDITS, draw_edit
 from reca.toyworld.scenes import Scene, draw_pixels, draw_scene
 from reca.toyworld.text import (
     image_conversation,
-    one_question,
+    conversation_of,
     sparse_caption,
     text_conversation,
 )
@@ -54,7 +54,7 @@ def image_row(index: int, scene: Scene, world: ToyWorld) -> dict[str, Any]:
     generator = numpy_generator("world", world.seed, index, "words")
     prompt = sparse_caption(scene, world.caption, generator)
     if world.asks:
-        turns = one_question(scene, world.asks, generator)
+        turns = conversation_of(scene, world.asks, generator)
     else:
         turns = image_conversation(scene, generator, world.describes, world.binding)
     return {

@@ -172,18 +172,29 @@ def place_by_shape_question(scene: Scene, generator: np.random.Generator) -> Tur
     return (f"where is the {thing.shape} ?", f"at the {PLACES[thing.place]}") if thing else None
 
 
-ASKED = {**QUESTIONS, "place_by_shape": place_by_shape_question}  # what `world.asks` may name
+CONVERSATION = "conversation"
+# What `world.asks` may name besides `CONVERSATION`.
+ASKED = {**QUESTIONS, "place_by_shape": place_by_shape_question}
 
 
-def one_question(scene: Scene, kinds: Sequence[str], generator: np.random.Generator) -> list[Turn]:
-    """A conversation of one question of `kinds`, equally likely; of any kind if the scene allows none of them."""
-    if unknown := sorted(set(kinds) - set(ASKED)):
+def conversation_of(
+    scene: Scene, kinds: Sequence[str], generator: np.random.Generator
+) -> list[Turn]:
+    """An image-to-text sample of one of `kinds`, equally likely; a question of any kind if the scene allows none.
+
+    Each is one question, except `conversation`: an `image_conversation`, which keeps descriptions beside the questions.
+    """
+    known = (*ASKED, CONVERSATION)
+    if unknown := sorted(set(kinds) - set(known)):
         raise ValueError(
-            f"world.asks = {', '.join(unknown)}: unknown kind of question; choose from {', '.join(ASKED)}"
+            f"world.asks = {', '.join(unknown)}: unknown kind of question; choose from {', '.join(known)}"
         )
-    chosen = [kinds[i] for i in generator.permutation(len(kinds))]
-    turns = (ASKED[kind](scene, generator) for kind in (*chosen, *QUESTIONS))
-    return [next(turn for turn in turns if turn is not None)]
+    for kind in (*(kinds[i] for i in generator.permutation(len(kinds))), *QUESTIONS):
+        if kind == CONVERSATION:
+            return image_conversation(scene, generator)
+        if (turn := ASKED[kind](scene, generator)) is not None:
+            return [turn]
+    raise AssertionError("every scene has objects to count")
 
 
 def questions(scene: Scene, generator: np.random.Generator) -> dict[str, Turn]:

@@ -30,6 +30,22 @@ def test_a_page_shows_the_adopted_results(experiment: str) -> None:
     assert (ROOT / page.parent / readme._link(source, page)).samefile(ROOT / source)
 
 
+def test_outcomes_stand_beside_their_chance_level() -> None:
+    results = read_json(ROOT / readme.adopted("laptop_edit_kept"))
+    levels = readme.chance_of("laptop_edit_kept")
+    assert (
+        0 < levels["edit"] < 0.005 < levels["dense"] < 0.05
+    )  # of random images, not of unchanged ones
+    lines = readme.table(results, Path("r.json"), Path("p.md"), levels).splitlines()
+    column = [cell.strip() for cell in lines[0].split("|")].index("chance")
+    rows = [line.split("|") for line in lines[2:] if line.startswith("| ")]
+    shown = {row[1].strip(): row[column].strip() for row in rows}
+    titles = {row["name"]: row["title"] for row in results["models"][0]["outcomes"]}
+    assert shown[titles["edit"]] == f"{levels['edit']:.3f}"
+    assert shown[titles["dense"]] == f"{levels['dense']:.3f}"
+    assert shown[titles["reconstruction"]] == ""
+
+
 def test_the_readme_sets_the_families_side_by_side() -> None:
     page = readme.OVERVIEW_PAGE
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +56,9 @@ def test_the_readme_sets_the_families_side_by_side() -> None:
     for row, experiment in zip(block.splitlines()[2:], readme.FAMILIES, strict=True):
         (model,) = read_json(ROOT / readme.adopted(experiment))["models"]
         gap = readme.reading(model["outcomes"][0])["differences"]["reca - sft"]
-        assert f"{gap['mean']:+.3f} [" in row.split("|")[3]
+        cells = [cell.strip() for cell in row.split("|")]
+        assert f"{gap['mean']:+.3f} [" in cells[5]
+    assert cells[3:5] == ["0.3", "720"]  # Janus-Pro's recipe
 
 
 def test_a_family_that_is_not_trained_says_so(tmp_path, monkeypatch) -> None:

@@ -19,7 +19,7 @@ from reca.toyworld.text import (
     bound_questions,
     dense_caption,
     image_conversation,
-    one_question,
+    conversation_of,
     questions,
     relation,
     sparse_caption,
@@ -167,7 +167,7 @@ def test_a_world_that_asks_for_kinds_has_one_question_of_them() -> None:
     seen = set()
     for _ in range(100):
         scene = draw_scene(generator, count=2)
-        ((question, answer),) = one_question(scene, list(starts), generator)
+        ((question, answer),) = conversation_of(scene, list(starts), generator)
         shapes = [thing.shape for thing in scene.things]
         if len(set(shapes)) == 2:
             (kind,) = (kind for kind, start in starts.items() if question.startswith(start))
@@ -179,7 +179,20 @@ def test_a_world_that_asks_for_kinds_has_one_question_of_them() -> None:
             assert not question.startswith(starts["colour"])
     assert seen == set(starts)
     with pytest.raises(ValueError, match=r"world\.asks = color: unknown kind .* colour, shape"):
-        one_question(scene, ["color"], generator)
+        conversation_of(scene, ["color"], generator)
+
+
+def test_a_world_that_asks_for_kinds_may_keep_its_descriptions() -> None:
+    generator = np.random.default_rng(4)
+    talks = []
+    for _ in range(300):
+        scene = draw_scene(generator)
+        talk = conversation_of(scene, ["count", "exist", "conversation"], generator)
+        if len(talk) > 1 or talk[0][0] == DESCRIBE:
+            assert talk[-1] == (DESCRIBE, dense_caption(scene))
+        talks.append(len(talk) if talk[0][0] != DESCRIBE else 0)
+    assert set(talks) == {0, 1, 3}
+    assert 160 < talks.count(1) < 240  # two of three kinds
 
 
 def test_worlds_without_bound_questions_stay_the_same() -> None:
