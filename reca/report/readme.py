@@ -113,8 +113,9 @@ def table(
 ) -> str:
     """The Markdown block for `page`: outcomes by arm with intervals over seeds, and the paired gain of RecA.
 
-    `chance` are the levels of the outcomes that have one: what images of random scenes score. With two readings of guidance the cells are those at the base's, and the gain at each arm's own has a column. Where
-    edits are scored they come first, and RecA is compared with its base, too, which the paper reports for edits.
+    `chance` are the levels of the outcomes that have one: what images of random scenes score. With two readings of
+    guidance the cells are those at the base's, and the gain at each arm's own has a column. Where edits are scored they
+    come first, and RecA is compared with its base, too, which the paper reports for edits.
     """
     lines, gains = [], 1
     for model in results["models"]:

@@ -20,8 +20,8 @@ from reca.core.rng import numpy_generator
 from reca.toyworld.edits import EDITS, draw_edit
 from reca.toyworld.scenes import Scene, draw_pixels, draw_scene
 from reca.toyworld.text import (
-    image_conversation,
     conversation_of,
+    image_conversation,
     sparse_caption,
     text_conversation,
 )
