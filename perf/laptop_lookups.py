@@ -47,14 +47,8 @@ def bound_question(scene: Scene, generator: np.random.Generator) -> text.Turn:
     return asked[int(generator.integers(len(asked)))]
 
 
-def describe(scene: Scene, _: np.random.Generator) -> text.Turn:
-    """The dense description."""
-    return text.DESCRIBE, text.dense_caption(scene)
-
-
 KINDS: dict[str, Ask] = {
     **text.ASKED,
-    "describe": describe,
     "bound": bound_question,
 }
 ALL = (*text.QUESTIONS, "describe")

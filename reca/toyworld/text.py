@@ -172,9 +172,18 @@ def place_by_shape_question(scene: Scene, generator: np.random.Generator) -> Tur
     return (f"where is the {thing.shape} ?", f"at the {PLACES[thing.place]}") if thing else None
 
 
+def describe_request(scene: Scene, _: np.random.Generator) -> Turn:
+    """Asks for the dense description."""
+    return DESCRIBE, dense_caption(scene)
+
+
 CONVERSATION = "conversation"
 # What `world.asks` may name besides `CONVERSATION`.
-ASKED = {**QUESTIONS, "place_by_shape": place_by_shape_question}
+ASKED = {
+    **QUESTIONS,
+    "place_by_shape": place_by_shape_question,
+    "describe": describe_request,
+}
 
 
 def conversation_of(
@@ -182,7 +191,7 @@ def conversation_of(
 ) -> list[Turn]:
     """An image-to-text sample of one of `kinds`, equally likely; a question of any kind if the scene allows none.
 
-    Each is one question, except `conversation`: an `image_conversation`, which keeps descriptions beside the questions.
+    Each is one question, except `conversation`, which is an `image_conversation` of up to three turns.
     """
     known = (*ASKED, CONVERSATION)
     if unknown := sorted(set(kinds) - set(known)):
