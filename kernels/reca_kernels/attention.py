@@ -36,7 +36,7 @@ def fetched(place, known, lanes, MASKED: tl.constexpr, WHOLE: tl.constexpr):
 @jit
 def visible(position, column, sample_q, tag_q, sample_k, tag_k):
     """`Layout.dense` for queries and keys along either axis."""
-    kind_q, kind_k = tag_q % 8, tag_k % 8  # values of layout.Kind
+    kind_q, kind_k = tag_q & 7, tag_k & 7  # values of layout.Kind
     passed = ((kind_k >= 2) & (kind_k <= 4)) | ((kind_k == 1) & (kind_q == 1))
     seen = passed & (column <= position)
     seen = seen | ((kind_k >= 3) & (tag_q == tag_k)) | (kind_k == 4)

@@ -44,7 +44,10 @@ def chunked(
     slice_w = weight[start:stop]
     slice_b = None if bias is None else bias[start:stop]
     losses = torch.empty(len(targets), dtype=wide, device=hidden.device)
-    d_hidden = torch.zeros_like(hidden) if needs[0] else None
+    made = (
+        torch.empty_like if rows is None else torch.zeros_like
+    )  # all rows are written below, or some
+    d_hidden = made(hidden) if needs[0] else None
     d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs[1] else None
     d_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs[2] else None
     room_bytes = _CHUNK_BYTES_GPU if hidden.is_cuda else _CHUNK_BYTES
@@ -69,7 +72,10 @@ def chunked(
             d_bias[start:stop] += residual.sum(0)
         residual = residual.to(hidden.dtype)
         if d_hidden is not None:
-            d_hidden[chosen_rows] = (residual @ slice_w).mul_(scale)
+            if rows is None:
+                torch.mm(residual, slice_w, out=d_hidden[part]).mul_(scale)
+            else:
+                d_hidden[chosen_rows] = (residual @ slice_w).mul_(scale)
         if d_weight is not None:
             _add_product(d_weight[start:stop], residual.T, x)
     return losses, (
@@ -283,7 +289,9 @@ def softmax_kernel(
     for first in range(0, V, BV):
         column = first + tl.arange(0, BV)
         known = column < V
-        z = tl.load(base + column, mask=known, other=float("-inf")).to(tl.float32)
+        # up to `width`, a multiple of 64: loads limited by V are of single numbers; what lies between is finite
+        z = tl.load(base + column, mask=column < width, other=0.0).to(tl.float32)
+        z = tl.where(known, z, float("-inf"))
         higher = tl.maximum(top, tl.max(z, 0))
         safe = tl.where(higher == float("-inf"), 0.0, higher)  # only banned columns so far
         mass = mass * tl.exp(top - safe) + tl.sum(tl.exp(z - safe), 0)
@@ -299,7 +307,7 @@ def softmax_kernel(
     tl.store(LOSS + row, loss)
     for first in range(0, width, BV):
         column = first + tl.arange(0, BV)
-        z = tl.load(base + column, mask=column < V, other=float("-inf")).to(tl.float32)
+        z = tl.load(base + column, mask=column < width, other=0.0).to(tl.float32)
         g = tl.exp(z - lse) - smoothing / V - tl.where(column == aim, 1.0 - smoothing, 0.0)
         g = tl.where(column < V, g, 0.0)
         tl.store(base + column, g.to(Z.dtype.element_ty), mask=column < width)

@@ -36,7 +36,10 @@ def chunked(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     channels, count = weight.shape[0], len(hidden) if rows is None else len(rows)
     losses = torch.empty(count, dtype=wide, device=hidden.device)
-    d_hidden = torch.zeros_like(hidden) if needs[0] else None
+    made = (
+        torch.empty_like if rows is None else torch.zeros_like
+    )  # all rows are written below, or some
+    d_hidden = made(hidden) if needs[0] else None
     d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs[1] else None
     d_bias = torch.zeros(channels, dtype=wide, device=weight.device) if needs[2] else None
     step = _CHUNK_ROWS_GPU if hidden.is_cuda else _CHUNK_ROWS
@@ -54,7 +57,10 @@ def chunked(
             d_bias += residual.sum(0)
         residual = residual.to(hidden.dtype)
         if d_hidden is not None:
-            d_hidden[chosen_rows] = (residual @ weight).mul_(scale)
+            if rows is None:
+                torch.mm(residual, weight, out=d_hidden[part]).mul_(scale)
+            else:
+                d_hidden[chosen_rows] = (residual @ weight).mul_(scale)
         if d_weight is not None:
             d_weight += residual.T @ x
     return losses, (

@@ -80,7 +80,7 @@ def _on_device(layout: Layout, dtype: torch.dtype) -> list[Group]:
 
 
 def _intervals(layout: Layout, dtype: torch.dtype) -> list[Group]:
-    layout.check_order()
+    layout.check()
     samples, columns = layout.sample.unique_consecutive(return_counts=True)
     query_samples = layout.sample[layout.query_positions.long()].unsqueeze(0)
     rows = (query_samples == samples.unsqueeze(1)).sum(1)

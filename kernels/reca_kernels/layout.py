@@ -57,6 +57,7 @@ class Tiles(NamedTuple):
 # From so many tiles per sample on, on average, tiles begin with their sample: fewer pairs are visited (BAGEL at 256 px,
 # tiles of 128 by 64: 1.46 times the visible ones instead of 1.69), and 30 % of the tiles need a mask instead of 70 %.
 _ALIGNED_FROM = 2
+_BLOCKS = 1 << 28  # ids of blocks below this fit `tag`
 _LONG = 2048  # tokens: BAGEL's samples at 256 px have 530, at 1024 px 4,370
 
 
@@ -164,6 +165,12 @@ class Layout:
             moved._cache["host"] = self
         return moved
 
+    def cloned(self) -> Layout:
+        """The layout with tensors of its own."""
+        queries = None if self.queries is None else self.queries.clone()
+        tokens = (self.sample.clone(), self.block.clone(), self.kind.clone())
+        return Layout(*tokens, queries, self.lengths)
+
     def on_host(self) -> Layout:
         """The layout in main memory: itself, or what `to` was called on; else a copy, for which the host waits."""
         if self.sample.device.type == "cpu":
@@ -202,31 +209,34 @@ class Layout:
             self._cache[key] = make()
         return self._cache[key]
 
-    def check_order(self) -> None:
-        """Raise ValueError unless samples are contiguous and queries ascend.
+    def check(self) -> None:
+        """Raise ValueError unless samples are contiguous, queries ascend, and blocks and kinds fit `tag`.
 
         On a GPU, whose answer the host would have to wait for, a violation stops the device's own work instead.
         """
+        most = max(Kind)
+        fits = (
+            (self.kind >= 0)
+            & (self.kind <= most)
+            & (self.block < _BLOCKS)
+            & (self.block >= -_BLOCKS)
+        )
+        _demand(
+            fits.all(), f"layout: a block is not between -2^28 and 2^28, or a kind not in 0..{most}"
+        )
         for name, values in (("sample", self.sample), ("queries", self.query_positions)):
             fault = (
                 f"layout.{name} must {'ascend' if name == 'queries' else 'never decrease'}; "
                 "put the tokens of a sample next to each other"
             )
-            right = (values.diff() >= (name == "queries")).all()
-            if values.device.type == "cuda":
-                torch._assert_async(right, fault)
-            elif not bool(right):
-                raise ValueError(fault)
+            _demand((values.diff() >= (name == "queries")).all(), fault)
         if self.lengths is not None:
             begins = torch.zeros(self.tokens, dtype=torch.bool, device="cpu")
             begins[_starts(self.lengths, self.tokens)] = True
             right = ((self.sample.diff() != 0) == _moved(begins, self.sample.device)[1:]).all()
-            if right.device.type == "cuda":
-                torch._assert_async(right, "layout.lengths do not fit layout.sample")
-            elif not bool(right):
-                raise ValueError(
-                    "layout.lengths do not fit layout.sample; give the tokens of each sample"
-                )
+            _demand(
+                right, "layout.lengths do not fit layout.sample; give the tokens of each sample"
+            )
 
     # ---- derived quantities ----------------------------------------------------------------------
     def dense(self, queries: slice | None = None, keys: slice | None = None) -> Tensor:
@@ -255,7 +265,7 @@ class Layout:
         return self.cached(key, lambda: self._tiles(rows, columns, by_key))
 
     def _tiles(self, rows: int, columns: int, by_key: bool) -> Tiles:
-        self.check_order()
+        self.check()
         query = self.query_positions.long()
         place = torch.arange(self.tokens, device=query.device)
         cuts = self._aligned(rows, columns) or (
@@ -303,6 +313,13 @@ class Layout:
                 return None
         device = self.sample.device
         return _cut_samples(queries, rows, device), _cut_samples(keys, columns, device)
+
+
+def _demand(right: Tensor, fault: str) -> None:
+    if right.device.type == "cuda":
+        torch._assert_async(right, fault)
+    elif not bool(right):
+        raise ValueError(fault)
 
 
 Cut = tuple[Tensor, Tensor]

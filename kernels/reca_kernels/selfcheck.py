@@ -2,7 +2,8 @@
 
 The error of a kernel against fp64 may exceed that of plain torch in the same dtype by at most a
 tolerance, for the output and every gradient. The shapes make the compiler build what training runs: sizes and strides
-that 16 divides, rows selected or not, several tiles in each direction, heads of 64 and 128. The operators are called
+that 16 divides, rows selected or not, several tiles in each direction, heads of 64 and 128, with keys of their own or
+shared ones; sums over selected rows for a vocabulary that 64 does not divide, too. The operators are called
 without dispatch, so that dispatch.py can depend on this module.
 """
 
@@ -115,8 +116,10 @@ def _times() -> int:
     return 1 if interpreted() else 4
 
 
-def _cross_entropy(all_rows: bool, dtype: torch.dtype, device: torch.device) -> _Case:
-    rows, width, vocabulary = 96 * _times(), 64 * _times(), 160 * _times()
+def _cross_entropy(
+    all_rows: bool, summed: bool, vocabulary: int, dtype: torch.dtype, device: torch.device
+) -> _Case:
+    rows, width, vocabulary = 96 * _times(), 64 * _times(), vocabulary * _times()
     # a slice that 64 divides, and one that 16 does not
     start, stop = (0, vocabulary) if all_rows else (5, vocabulary - 10)
     inputs = _random(
@@ -126,11 +129,11 @@ def _cross_entropy(all_rows: bool, dtype: torch.dtype, device: torch.device) -> 
     targets = torch.arange(rows, device=device) * 7 % (stop - start) + start
     if not all_rows:
         targets[::7] = -100
-    reduction = "sum" if all_rows else "none"
+    reduction = "sum" if summed else "none"
     options = (None if all_rows else -100, start, stop, 0.0, reduction, "triton", [True] * 3)
 
     def scaled(losses: Tensor) -> Tensor:
-        return losses / 8 if all_rows else losses
+        return losses / 8 if summed else losses
 
     def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return scaled(linear_cross_entropy(hidden, weight, bias, targets, *options)[0])
@@ -164,7 +167,9 @@ def _flow(all_rows: bool, dtype: torch.dtype, device: torch.device) -> _Case:
     return ours, plain, inputs
 
 
-def _attention(width: int, long: bool, dtype: torch.dtype, device: torch.device) -> _Case:
+def _attention(
+    width: int, share: int, long: bool, dtype: torch.dtype, device: torch.device
+) -> _Case:
     times = 1 if interpreted() else 15  # so long that tiles begin with their samples
     first = [("pad", 3 * times), ("causal", 9 * times), ("full", 17 * times)]
     second = [
@@ -177,8 +182,8 @@ def _attention(width: int, long: bool, dtype: torch.dtype, device: torch.device)
     layout = Layout.packed(samples, device)
     tokens, heads = layout.tokens, 2 if interpreted() else 4
     inputs = _random(
-        dtype, device, q=(tokens, heads, width), k=(tokens, heads // 2, width),
-        v=(tokens, heads // 2, width),
+        dtype, device, q=(tokens, heads, width), k=(tokens, heads // share, width),
+        v=(tokens, heads // share, width),
     )  # fmt: skip
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -201,15 +206,17 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float)
 
 _CASES: dict[str, dict[str, Callable[[torch.dtype, torch.device], _Case]]] = {
     "linear_cross_entropy": {
-        "a sum over all rows": partial(_cross_entropy, True),
-        "selected rows": partial(_cross_entropy, False),
+        "a sum over all rows": partial(_cross_entropy, True, True, 160),
+        "a sum over selected rows": partial(_cross_entropy, False, True, 1100),
+        "selected rows": partial(_cross_entropy, False, False, 160),
     },
     "flow_matching_loss": {
         "all rows": partial(_flow, True), "selected rows": partial(_flow, False),
     },
     "block_attention": {
-        "heads of 64": partial(_attention, 64, False),
-        "heads of 128": partial(_attention, 128, False),
-        "heads of 128 in a long sample": partial(_attention, 128, True),
+        "heads of 64": partial(_attention, 64, 2, False),
+        "heads of 64 with keys of their own": partial(_attention, 64, 1, False),
+        "heads of 128": partial(_attention, 128, 2, False),
+        "heads of 128 in a long sample": partial(_attention, 128, 2, True),
     },
 }  # fmt: skip

@@ -102,6 +102,8 @@ def launches(
             for width in (64, 80) if odd else (64, 128):
                 with noted(f"block_attention {name} head {width}{suffix}", found, capability):
                     _attention(dtype, width, odd)
+            with noted(f"block_attention {name} head 64 own keys{suffix}", found, capability):
+                _attention(dtype, 64, odd, shared=1)
             if not odd and dtype != torch.float32:
                 with noted(f"block_attention {name} head 128 long", found, capability):
                     _attention(dtype, 128, odd, 4096)
@@ -135,9 +137,9 @@ def _flow(dtype: torch.dtype, odd: int) -> None:
     reca_kernels.flow_matching_loss(*leaves, *data, mask, implementation="triton").backward()
 
 
-def _attention(dtype: torch.dtype, width: int, odd: int, noise: int = 240) -> None:
+def _attention(dtype: torch.dtype, width: int, odd: int, noise: int = 240, shared: int = 4) -> None:
     layout = reca_kernels.Layout.packed([[("full", 256), ("causal", 16 + odd), ("noise", noise)]])
-    q, k, v = (_leaf(dtype, layout.tokens, heads, width) for heads in (8, 2, 2))
+    q, k, v = (_leaf(dtype, layout.tokens, heads, width) for heads in (8, 8 // shared, 8 // shared))
     out = reca_kernels.block_attention(q, k, v, layout, implementation="triton")
     out.backward(torch.ones_like(out))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from reca.align import distributed, trainer
@@ -88,10 +89,12 @@ def _settled(on_gpu: bool) -> float:
 def summed(averages: Any, steps: int, seconds: float, device: torch.device) -> Profile:
     """The profile of the profiler's `key_averages()`.
 
-    A backward pass starts its kernels from a thread of autograd, so it has what no other span has.
+    On a GPU a kernel is in them twice, by itself and as time of the operation that started it, and a span has an
+    annotation there. A backward pass starts its kernels from a thread of autograd, so it has what no other span has.
     """
-    spans = {event.key: event for event in averages if event.key.startswith(trainer.SPAN)}
-    events = [event for event in averages if event.key not in spans]
+    on_host = [event for event in averages if event.device_type == DeviceType.CPU]
+    spans = {event.key: event for event in on_host if event.key.startswith(trainer.SPAN)}
+    events = [event for event in on_host if event.key not in spans]
     host = {
         part: spans[trainer.SPAN + part].cpu_time_total * MICRO
         for part in trainer.SPANS
@@ -105,7 +108,11 @@ def summed(averages: Any, steps: int, seconds: float, device: torch.device) -> P
             for part in host
             if trainer.SPAN + part in spans and part != "backward"
         }
-        whole = sum(event.self_device_time_total for event in events) * MICRO
+        whole = MICRO * sum(
+            event.self_device_time_total
+            for event in averages
+            if event.device_type != DeviceType.CPU and not event.is_user_annotation
+        )
         on_device["backward"] = max(0.0, whole - sum(on_device.values()))
     operations = [
         Operation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,6 +156,20 @@ def test_layouts_of_views_are_read_as_they_are(implementation: str) -> None:
         check(implementation, given, (2, 1, 16), 0.25)
 
 
+@pytest.mark.parametrize("implementation", BOTH)
+@pytest.mark.parametrize("first", [-1, -3, 2**28 - 3])
+def test_blocks_may_have_any_ids(implementation: str, first: int) -> None:
+    layout = Layout.packed(PACKS["BAGEL"], DEVICE)
+    check(implementation, replace(layout, block=layout.block + first), (2, 1, 16), 0.25)
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+def test_a_layout_may_be_made_without_gradients(implementation: str) -> None:
+    with torch.inference_mode():
+        layout = Layout.packed(PACKS["BAGEL"], DEVICE)
+    check(implementation, layout, (2, 1, 16), 0.25)
+
+
 def test_checkpointing_drops_what_library_attention_keeps() -> None:
     """Recomputed once for all calls of a block, and nothing of attention is kept meanwhile."""
     draw = torch.Generator().manual_seed(0)
@@ -256,6 +271,8 @@ def test_bad_inputs_are_refused() -> None:
         (lambda: Layout.packed([[("causal", -1)]]), "negative"),
         (lambda: Layout(layout.sample, layout.block[:2], layout.kind), "one per token"),
         (lambda: layout.with_queries(torch.tensor([2, 1])).tiles(16, 16), "ascend"),
+        (lambda: replace(layout, kind=layout.kind + 6).tiles(16, 16), "kind not in 0..5"),
+        (lambda: replace(layout, block=layout.block - 2**31).tiles(16, 16), "not between -2"),
     ]
     for call, message in refused:
         with pytest.raises(ValueError, match=message):

@@ -251,7 +251,13 @@ def test_the_self_check_builds_what_training_runs(monkeypatch: pytest.MonkeyPatc
             block = tuning.attention(name, dtype, width, cpu)
             # three samples, each of two tiles on average: they begin with their sample
             assert tokens >= 2 * 3 * max(block["BQ"], block["BK"]) and heads > 1
-    assert widths == [64, 128, 128]
+    assert widths == [64, 64, 128, 128]
+    shared = [make(dtype, cpu)[2] for make in selfcheck._CASES["block_attention"].values()]
+    assert {one["q"].shape[1] // one["k"].shape[1] for one in shared} == {1, 2}
+    # vocabularies of models: one program loads 4096 logits at a time, and 64 does not divide their number
+    sums = selfcheck._CASES["linear_cross_entropy"]["a sum over selected rows"]
+    columns = len(sums(dtype, cpu)[2]["weight"]) - 15
+    assert columns % 64 and tuning.softmax(columns)["BV"] == 4096
 
 
 def test_the_self_check_runs_on_a_device_that_is_not_current(

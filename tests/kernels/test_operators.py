@@ -216,9 +216,7 @@ def test_nothing_waits_where_no_count_depends_on_data(how: str) -> None:
 
 def test_the_tiles_of_a_layout_are_listed_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without values there is nothing to wait for: only shapes reach the lists."""
-    monkeypatch.setattr(
-        Layout, "check_order", lambda self: None
-    )  # an assertion of the device's own
+    monkeypatch.setattr(Layout, "check", lambda self: None)  # an assertion of the device's own
     monkeypatch.setattr(Layout, "known_on_host", False)  # as on a GPU
     with FakeTensorMode():
         tokens = torch.zeros(300, dtype=torch.int32, device="cpu")

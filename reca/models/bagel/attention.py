@@ -17,6 +17,9 @@ from reca.models.bagel.layout import Packed
 from reca.models.bagel.network import Heads
 from reca.models.common.batching import moved
 
+STORES_SCORES = frozenset({"cuda"})
+"""Types of devices without a fast kernel for a mask and keys that heads share: the plain one stores all scores."""
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention of q [B, Q, H, E] over k, v [B, L, K, E]; `mask` [B, 1, Q, L] or [Q, L], True = may attend."""
@@ -24,6 +27,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     if k.dtype != q.dtype:  # a bfloat16 cache under float32 queries
         k, v = k.to(q.dtype), v.to(q.dtype)
     grouped = q.shape[1] != k.shape[1]
+    if grouped and mask is not None and q.device.type in STORES_SCORES:
+        share, grouped = q.shape[1] // k.shape[1], False
+        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
     return out.transpose(1, 2)
 

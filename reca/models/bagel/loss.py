@@ -33,8 +33,7 @@ from reca.models.bagel.layout import generation_pack
 from reca.models.bagel.network import Bagel, shifted
 from reca.models.bagel.packed import PackInputs, on_device, run_pack, target_places
 from reca.models.bagel.vision import patchify, position_ids
-from reca.models.common.batching import moved
-from reca.models.common.tokenizer import IGNORE
+from reca.models.common.batching import moved, with_targets
 
 if TYPE_CHECKING:
     from reca.models.bagel.encoders import FrozenVae
@@ -282,13 +281,12 @@ def answer_loss(
     blocks = [] if features is None else [read_block(network, features)]
     blocks.append(Block(network.embed(ids), True, moved(conversation.lengths, device)))
     _, hidden = run_blocks(network, empty(network, len(ids)), blocks)
-    labels = conversation.labels.flatten()
-    wanted = (labels != IGNORE).nonzero().squeeze(1)  # on the host
-    said = hidden.und[:, -ids.shape[1] :].flatten(0, 1)
+    said, labels = with_targets(hidden.und[:, -ids.shape[1] :], conversation.labels)
     return linear_cross_entropy(
-        said[moved(wanted, device)],
+        said,
         network.language_model.lm_head.weight,
-        moved(labels[wanted], device),
+        labels,
         reduction="sum",
+        all_valid=True,
         implementation=implementation,
     )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from reca.models.common.tokenizer import IGNORE
+
 if TYPE_CHECKING:
     from reca.models.contract import Features
 
@@ -56,6 +58,19 @@ def padded(
 def count_labels(rows: Sequence[Sequence[int]], ignore: int = -100) -> int:
     """Number of labels with a loss."""
     return sum(label != ignore for row in rows for label in row)
+
+
+def with_targets(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The states [M, D] of [B, L, D] that have a target, and these targets [M], on the device of the states.
+
+    `targets` [B, L] are in main memory, where they are chosen without a wait for the device.
+    """
+    targets = targets.flatten()
+    rows = (targets != IGNORE).nonzero().squeeze(1)
+    return (
+        states.flatten(0, 1)[moved(rows, states.device)],
+        moved(targets[rows], states.device),
+    )
 
 
 def row_noise(

@@ -10,7 +10,7 @@ import torch
 from reca_kernels import Implementation, linear_cross_entropy
 from torch import Tensor
 
-from reca.models.common.batching import moved, padded
+from reca.models.common.batching import moved, padded, with_targets
 from reca.models.common.tokenizer import IGNORE
 from reca.models.contract import Loss
 from reca.models.harmon import layout as layouts
@@ -114,12 +114,13 @@ def answer_loss(
     hidden = network.hidden(embeddings, mask=mask, unpadded=_unpadded(options))
     labels, _ = padded(conversation.labels, IGNORE)
     length = 0 if image is None else image.shape[1]
+    said, labels = with_targets(hidden[:, :-1], layouts.shifted_labels(labels, length))
     total = linear_cross_entropy(
-        hidden[:, :-1],
+        said,
         network.llm.lm_head.weight,
-        moved(layouts.shifted_labels(labels, length), network.device),
-        ignore_index=IGNORE,
+        labels,
         reduction="sum",
+        all_valid=True,
         implementation=options.implementation,
     )
     return Loss(total, conversation.count)

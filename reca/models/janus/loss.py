@@ -12,8 +12,7 @@ import torch
 from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
-from reca.models.common.batching import moved
-from reca.models.common.tokenizer import IGNORE
+from reca.models.common.batching import moved, with_targets
 from reca.models.contract import Loss
 from reca.models.janus import layout as layouts
 
@@ -86,13 +85,11 @@ def answer_loss(
         conversation.ids, conversation.labels, network.config.image_length
     )
     hidden = network.hidden(network.inputs(ids, understanding))[:, :-1]
-    places = (targets != IGNORE).nonzero(as_tuple=True)
-    answer_ids = moved(targets[places], network.device)
-    index = tuple(moved(place, network.device) for place in places)
+    said, labels = with_targets(hidden, targets)
     total = linear_cross_entropy(
-        hidden[index],
+        said,
         network.language_model.lm_head.weight,
-        answer_ids,
+        labels,
         reduction="sum",
         all_valid=True,
         implementation=options.implementation,

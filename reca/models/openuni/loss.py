@@ -12,8 +12,7 @@ import torch
 from reca_kernels import linear_cross_entropy
 from torch import Tensor
 
-from reca.models.common.batching import moved, padded
-from reca.models.common.tokenizer import IGNORE
+from reca.models.common.batching import moved, padded, with_targets
 from reca.models.contract import Loss
 from reca.models.openuni import layout
 from reca.models.openuni.batch import Condition, Conversation, FlowNoise
@@ -111,13 +110,13 @@ def answer_loss(
     """
     ids, mask = padded(conversation.ids, network.config.special.end)  # on the host
     states = network.hidden(network.embed(ids, understanding), mask, layout.positions(mask))
-    labels = layout.next_labels(conversation.labels).flatten()
-    rows = (labels != IGNORE).nonzero()[:, 0]  # found on the host
+    said, labels = with_targets(states[:, :-1], layout.next_labels(conversation.labels))
     total = linear_cross_entropy(
-        states[:, :-1].flatten(0, 1)[moved(rows, states.device)],
+        said,
         network.lmm.lm_head.weight,
-        moved(labels[rows], states.device),
+        labels,
         reduction="sum",
+        all_valid=True,
         implementation=options.implementation,
     )
     return Loss(total, conversation.count)

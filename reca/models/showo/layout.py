@@ -41,7 +41,8 @@ class Layout:
 
     `targets[b, q]` is what the logit at q must predict (shifts are already applied), IGNORE where
     nothing. `condition_is_open`: every row sees the read image, also rows before it.
-    `pads_are_hidden`: not even pads see pads. `clip_at`: first column of the CLIP embeddings, once `prepared`.
+    `pads_are_hidden`: not even pads see pads. Once `prepared`: `clip_at`, the first column of the CLIP embeddings,
+    and `aimed` [M], the positions with a target in the flattened batch.
     """
 
     ids: Tensor
@@ -51,6 +52,7 @@ class Layout:
     condition_is_open: bool = False
     pads_are_hidden: bool = False
     clip_at: int | None = None
+    aimed: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -98,7 +100,12 @@ class Layout:
         """As the network takes it: trimmed where asked, on its device, which is not read for a place any more."""
         layout = self.trimmed() if trim else self
         places = (layout.ids[0] == IGNORE).nonzero()
-        return replace(layout.to(device), clip_at=int(places[0]) if len(places) else None)
+        aimed = (layout.targets.flatten() != IGNORE).nonzero().squeeze(1)
+        return replace(
+            layout.to(device),
+            clip_at=int(places[0]) if len(places) else None,
+            aimed=moved(aimed, device),
+        )
 
     def filled(self, codes: Tensor | None) -> Layout:
         """Replace the placeholders with token ids `codes` [B, K] on the layout's device."""

@@ -146,15 +146,16 @@ def _token_loss(
     layout: Layout,
     vocab: slice | None = None,
 ) -> Tensor:
-    """Sum of cross-entropies (fp32) of states [B, L, D] at positions with targets; logits are never stored."""
+    """Sum of cross-entropies (fp32) of states [B, L, D] at a prepared layout's targets; logits are never stored."""
+    assert layout.aimed is not None  # it is prepared
     head = network.showo.lm_head
     return linear_cross_entropy(
-        hidden,
+        hidden.flatten(0, 1)[layout.aimed],
         head.weight,
-        layout.targets,
+        layout.targets.flatten()[layout.aimed],
         head.bias,
         vocab=None if vocab is None else (vocab.start, vocab.stop),
-        ignore_index=IGNORE,
         reduction="sum",
+        all_valid=True,
         implementation=options.implementation,
     )
