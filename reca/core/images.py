@@ -177,8 +177,12 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     """Turn an RGB image into a float32 tensor [3, H, W] in [-1, 1]: (u8 / 255 - 0.5) / 0.5."""
     import torch
 
-    pixels = torch.from_numpy(np.array(image.convert("RGB")))  # [H, W, 3]
-    return pixels.permute(2, 0, 1).contiguous().float().div(255).sub(0.5).div(0.5)
+    # in NumPy, which has no threads of its own: encoders call this from several
+    pixels = np.array(image.convert("RGB")).transpose(2, 0, 1).astype(np.float32, order="C")
+    pixels /= 255
+    pixels -= 0.5
+    pixels /= 0.5
+    return torch.from_numpy(pixels)
 
 
 def to_image(tensor: torch.Tensor) -> Image.Image:

@@ -96,12 +96,14 @@ def read_images(
     max_pixels: int = MAX_PIXELS,
     jpeg_side: int | None = None,
     workers: int = 0,
+    ahead: int = 0,
     tally: Corrupt | None = None,
 ) -> Iterator[tuple[int, Sample, Image]]:
     """Yield (index, sample, RGB image) for every readable sample of `indices`, in order.
 
     Unreadable samples are skipped, never replaced, so the result depends only on the data.
-    They are counted in `tally`, or in a fresh one that is logged at the end. `jpeg_side`: see `images.decode`.
+    They are counted in `tally`, or in a fresh one that is logged at the end. `jpeg_side`: see `images.decode`;
+    `workers` and `ahead`: `prefetch.in_order`.
 
     Raises:
         ValueError: more than `max_bad_fraction` of `indices` are unreadable; raised at the first
@@ -109,7 +111,7 @@ def read_images(
     """
     tally = tally or Corrupt(len(indices), max_bad_fraction)
     read = partial(_read, dataset, max_pixels, jpeg_side)
-    for index, result in zip(indices, in_order(read, iter(indices), workers), strict=True):
+    for index, result in zip(indices, in_order(read, iter(indices), workers, ahead), strict=True):
         if isinstance(result, UnreadableSample):
             tally.add(result)
         else:

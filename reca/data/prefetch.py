@@ -15,11 +15,11 @@ AHEAD_PER_WORKER = 2
 
 
 def in_order(
-    function: Callable[[Item], Result], items: Iterator[Item], workers: int
+    function: Callable[[Item], Result], items: Iterator[Item], workers: int, ahead: int = 0
 ) -> Generator[Result]:
     """Map `function` over `items` in background threads, results in the order of the items.
 
-    `items` may be infinite: at most `AHEAD_PER_WORKER` items per worker are started ahead. An
+    `items` may be infinite: at most `AHEAD_PER_WORKER` items per worker are started ahead, or `ahead` if more. An
     exception is raised at its own item. `workers` 0 computes in the caller's thread.
     """
     if workers == 0:
@@ -28,7 +28,7 @@ def in_order(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="reca-read")
     pending: deque[Future[Result]] = deque()
     try:
-        for item in itertools.islice(items, workers * AHEAD_PER_WORKER):
+        for item in itertools.islice(items, max(workers * AHEAD_PER_WORKER, ahead)):
             pending.append(pool.submit(function, item))
         while pending:
             result = pending.popleft().result()

@@ -149,15 +149,23 @@ class Encoder:
 
     def encode(self, images: Sequence[Image], names: Sequence[str]) -> Features:
         """One batch on the CPU, floats in the cache's precision; NonFinite names images without finite features."""
+        return self.fetched(self.begun(images), names)
+
+    def begun(self, images: Sequence[Image]) -> Features:
+        """Features of one batch, which a GPU may still be computing, floats in the cache's precision."""
         features = self.model.encode(images, self.use)
         for name, tensor in features.items():
             if len(tensor) != len(images):
                 rows = f"{len(tensor)} rows of {name!r} for {len(images)} images"
                 raise ValueError(f"{self.model.family}: encode gave {rows}")
-        kept = {
-            name: (rows.to(self.precision) if rows.is_floating_point() else rows).detach().cpu()
+        return {
+            name: (rows.to(self.precision) if rows.is_floating_point() else rows).detach()
             for name, rows in features.items()
         }
+
+    def fetched(self, features: Features, names: Sequence[str]) -> Features:
+        """The features on the CPU, for which the host waits; NonFinite names images without finite ones."""
+        kept = {name: rows.cpu() for name, rows in features.items()}
         for name, tensor in kept.items():
             if tensor.is_floating_point() and tensor.numel():
                 with named(names):
@@ -182,14 +190,21 @@ class Encoder:
             shard.positions,
             tally=self.tally,
             workers=self.workers,
+            ahead=self.batch_size,
             jpeg_side=self.jpeg_side,
         )
         kept: list[int] = []
         parts: list[Features] = []
+        waiting: tuple[Features, list[str]] | None = None
         for batch in iter(lambda: list(islice(read, self.batch_size)), []):
             kept.extend(position for position, _, _ in batch)
-            names = [sample.id for _, sample, _ in batch]
-            parts.append(self.encode([image for _, _, image in batch], names))
+            # the host prepares this batch while a GPU computes the one before
+            begun = self.begun([image for _, _, image in batch])
+            if waiting is not None:
+                parts.append(self.fetched(*waiting))
+            waiting = begun, [sample.id for _, sample, _ in batch]
+        if waiting is not None:
+            parts.append(self.fetched(*waiting))
         features = _joined(parts)
         rows = {position: row for row, position in enumerate(shard.positions)}
         faulty = [rows[position] for position in sorted(rows.keys() - kept, key=rows.__getitem__)]

@@ -118,6 +118,15 @@ def test_reading_ahead_is_bounded():
     time.sleep(0.05)
     assert len(begun) <= 5
     stream.close()
+    begun.clear()
+    stream = in_order(lambda item: begun.append(item) or item, itertools.count(), 2, ahead=30)
+    assert next(stream) == 0
+    deadline = time.monotonic() + 5
+    while len(begun) < 31:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(begun) == 31
+    stream.close()
 
 
 def test_empty_sets_and_wrong_ranks_are_refused():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from reca.core import images as pictures
 from reca.models.bagel import vision
 from reca.models.bagel.config import BagelConfig, BagelOptions, ImageSize, VaeConfig
-from reca.models.common.batching import chunks, moved
+from reca.models.common.batching import chunks, moved, prepare_each
 from reca.models.common.digest import Fingerprints
 
 if TYPE_CHECKING:
@@ -88,7 +88,11 @@ class Reader:
     def moments(self, vae: FrozenVae, squares: Sequence[Image], side: int) -> Tensor:
         """VAE moments [B, 2C, h, w] of square images at one side."""
         parts = [
-            vae.moments(torch.stack([pictures.to_tensor(pictures.squash(i, side)) for i in chunk]))
+            vae.moments(
+                torch.stack(
+                    prepare_each(lambda i: pictures.to_tensor(pictures.squash(i, side)), chunk)
+                )
+            )
             for chunk in chunks(squares, self.options.encode_batch)
         ]
         return torch.cat(parts)
@@ -96,7 +100,7 @@ class Reader:
     def read(self, network: Bagel, images: Sequence[Image], size: ImageSize) -> Features:
         """Right-padded ViT states [B, P, Dvit] and grids [B, 2]."""
         patch = self.config.vit.patch_size
-        pixels = [vision.prepared(image, size.most, size.least, patch) for image in images]
+        pixels = prepare_each(lambda i: vision.prepared(i, size.most, size.least, patch), images)
         grid = torch.tensor([[p.shape[1] // patch, p.shape[2] // patch] for p in pixels])
         rows = [
             states[:real]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -11,9 +13,14 @@ from torch import Tensor
 from reca.models.common.tokenizer import IGNORE
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from reca.models.contract import Features
 
 T = TypeVar("T")
+
+LARGE = 256 * 256  # pixels of an image from which a thread costs less than it saves
+MOST_THREADS = 8
 
 PINS = frozenset({"cuda"})
 """Types of devices whose copies of pinned memory do not occupy the host."""
@@ -85,6 +92,15 @@ def row_noise(
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """The items, `size` at a time."""
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def prepare_each(prepare: Callable[[Image], T], images: Sequence[Image]) -> list[T]:
+    """`prepare` of every image, in order; of large ones in threads, as resizing releases the interpreter's lock."""
+    threads = min(len(images), len(os.sched_getaffinity(0)), MOST_THREADS)
+    if threads < 2 or max(image.width * image.height for image in images) < LARGE:
+        return [prepare(image) for image in images]
+    with ThreadPoolExecutor(threads, thread_name_prefix="reca-prepare") as pool:
+        return list(pool.map(prepare, images))
 
 
 def encode_in_chunks(

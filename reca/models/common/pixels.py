@@ -22,8 +22,12 @@ def square(image: Image.Image, side: int, offset: int | None) -> Image.Image:
 
 def to_pixels(image: Image.Image) -> Tensor:
     """RGB image as fp32 [3, H, W] in [-1, 1]: 2 u8/255 - 1."""
-    values = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    return 2 * (values.float() / 255) - 1
+    # in NumPy, which has no threads of its own: encoders call this from several
+    values = np.array(image.convert("RGB")).transpose(2, 0, 1).astype(np.float32, order="C")
+    values /= 255
+    values *= 2
+    values -= 1
+    return torch.from_numpy(values)
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from reca.core import images as pictures
 from reca.core.finite import rows_of
 from reca.models.common.autoencoder_kl import AutoencoderKL
-from reca.models.common.batching import chunks, moved
+from reca.models.common.batching import chunks, moved, prepare_each
 from reca.models.common.digest import Fingerprints
 from reca.models.common.pixels import to_picture, to_pixels
 from reca.models.harmon.config import Drawing, HarmonConfig
@@ -87,7 +87,9 @@ class FrozenVae(nn.Module):
         prepare = self.preparation(use)
         parts = []
         for chunk in chunks(images, self.chunk):
-            pixels = torch.stack([to_pixels(prepare(one, self.config.size)) for one in chunk])
+            pixels = torch.stack(
+                prepare_each(lambda image: to_pixels(prepare(image, self.config.size)), chunk)
+            )
             parts.append(self.latents(moved(pixels, self._device)))
         return torch.cat(parts)
 

@@ -6,7 +6,7 @@ K codebook size, P patches, W width of SigLIP.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 from transformers.models.janus.modeling_janus import JanusVisionModel, JanusVQVAE
 
 from reca.core import images as pictures
-from reca.models.common.batching import encode_in_chunks, moved
+from reca.models.common.batching import encode_in_chunks, moved, prepare_each
 from reca.models.common.digest import Fingerprints
 from reca.models.janus.config import JanusConfig
 
@@ -53,13 +53,15 @@ class FrozenEncoders(nn.Module):
 
     def _draw(self, images: Sequence[Image.Image]) -> Features:
         side = self.config.resolution
-        pixels = self._stack(pictures.short_side_crop(image, side) for image in images)
+        pixels = self._stack(images, lambda image: pictures.short_side_crop(image, side))
         small = torch.int16 if self.config.vq.num_embeddings <= 2**15 else torch.int32
         return {"target": self.codes(pixels).to(small), "understanding": self.features(pixels)}
 
     def _read(self, images: Sequence[Image.Image]) -> Features:
         side = self.config.resolution
-        return {"understanding": self.features(self._stack(padded(i, side) for i in images))}
+        return {
+            "understanding": self.features(self._stack(images, lambda image: padded(image, side)))
+        }
 
     def features(self, pixels: Tensor) -> Tensor:
         """SigLIP features [B, P, W] after the final LayerNorm, of pixels [B, 3, R, R] in [-1, 1] (janus.md c)."""
@@ -98,10 +100,12 @@ class FrozenEncoders(nn.Module):
     def _device(self) -> torch.device:
         return self.vqmodel.quantize.embedding.weight.device
 
-    def _stack(self, images: Iterable[Image.Image]) -> Tensor:
+    def _stack(
+        self, images: Sequence[Image.Image], cut: Callable[[Image.Image], Image.Image]
+    ) -> Tensor:
         """Pixels [B, 3, H, W] in [-1, 1] on the encoders' device and in their dtype."""
         dtype = self.vqmodel.quantize.embedding.weight.dtype
-        pixels = torch.stack([pictures.to_tensor(image) for image in images])
+        pixels = torch.stack(prepare_each(lambda image: pictures.to_tensor(cut(image)), images))
         return moved(pixels, self._device, dtype)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reca.core.finite import rows_of
-from reca.models.common.batching import chunks, moved
+from reca.models.common.batching import chunks, moved, prepare_each
 from reca.models.common.digest import Fingerprints
 from reca.models.common.pixels import square, to_picture, to_pixels
 from reca.models.openuni.config import Crop, OpenUniConfig, OpenUniOptions, VaeConfig
@@ -139,15 +139,19 @@ class Reader:
     ) -> Features:
         seen = self.config.vit.image_size
         if use == "read":
-            pixels = torch.stack([to_pixels(prepared(i, seen, "stretch")) for i in images])
+            pixels = self._pixels(images, seen, "stretch")
             return {"understanding": network.read(vit_input(pixels, seen))}
         side, crop = self.config.resolution, self.options.crop
-        pixels = torch.stack([to_pixels(prepared(i, side, crop)) for i in images])
+        pixels = self._pixels(images, side, crop)
         found: Features = {"target": vae.latents(pixels)}
         given = vit_input(pixels, seen)
         if self.options.stochastic_depth:
             return found | {"pixels": given}
         return found | {"understanding": network.read(given)}
+
+    @staticmethod
+    def _pixels(images: Sequence[Image.Image], side: int, crop: Crop) -> Tensor:
+        return torch.stack(prepare_each(lambda i: to_pixels(prepared(i, side, crop)), images))
 
     def fingerprint(self, network: OpenUni, vae: FrozenVae, use: Use) -> str:
         """Hash of weights and options that `encode(..., use)` depends on."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reca.core import images as pictures
+from reca.models.common.batching import prepare_each
 from reca.models.common.vision import VisionEncoder
 from reca.models.showo.config import TowerConfig
 
@@ -74,8 +75,10 @@ class ClipTower(nn.Module):
 
 def crops(images: Sequence[Image], side: int) -> list[Tensor]:
     """CLIP's preparation for reading: short side, central square, mean and deviation; each [3, side, side]."""
-    squares = (pictures.short_side_crop(one.convert("RGB"), side, math.floor) for one in images)
-    return [_normalised(square) for square in squares]
+    return prepare_each(
+        lambda one: _normalised(pictures.short_side_crop(one.convert("RGB"), side, math.floor)),
+        images,
+    )
 
 
 def _normalised(image: Image) -> Tensor:

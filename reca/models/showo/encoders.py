@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reca.core import images as pictures
-from reca.models.common.batching import encode_in_chunks, moved
+from reca.models.common.batching import encode_in_chunks, moved, prepare_each
 from reca.models.common.digest import Fingerprints
 from reca.models.showo import clip
 from reca.models.showo.config import ShowoConfig
@@ -53,8 +53,9 @@ class FrozenEncoders(nn.Module):
         return encode_in_chunks(one, images, self.chunk)
 
     def _draw(self, images: Sequence[Image]) -> Features:
+        side = self.config.resolution
         pixels = self._stack(
-            pictures.to_tensor(pictures.squash(image, self.config.resolution)) for image in images
+            prepare_each(lambda image: pictures.to_tensor(pictures.squash(image, side)), images)
         )
         if self.clip is not None:
             understanding = self.clip(self.clip_condition(pixels))
@@ -111,7 +112,9 @@ class FrozenEncoders(nn.Module):
         side = self.config.resolution
         crop = _READ_SIDE if side >= 256 else side
         pixels = self._stack(
-            pictures.to_tensor(pictures.short_side_crop(image, crop)) for image in images
+            prepare_each(
+                lambda image: pictures.to_tensor(pictures.short_side_crop(image, crop)), images
+            )
         )
         return pixels if crop == side else _bilinear(pixels, side)
 
