@@ -13,7 +13,7 @@ from reca.config.recipe import ROLE_OF, Recipe
 from reca.config.schema import Cost, DataSource, Experiment, ModelConfig
 from reca.config.validate import TOYWORLD, check_name
 from reca.core.atomic import write_atomic
-from reca.core.documents import read_yaml
+from reca.core.documents import read_text, yaml_value
 from reca.core.structure import suggestion
 from reca.data.dataset import MAX_UNREADABLE
 
@@ -45,7 +45,10 @@ def precedent(model: str) -> Precedent | None:
     for name in compose.names(folder):
         path = folder / "experiment" / f"{name}.yaml"
         try:
-            plain = None if WRITTEN in path.read_text() else read_yaml(path)
+            text = read_text(path)
+            if WRITTEN in text or model not in text:  # a draft, or of other models: not parsed
+                continue
+            plain = yaml_value(text, path)
         except ValueError:
             continue
         entries = {
