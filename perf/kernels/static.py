@@ -187,7 +187,7 @@ def _nvidia(built: Any, unit: str) -> dict[str, Any]:
         file.write(built.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
+        code = _tool("nvdisasm", "-c", "-ndf", file.name)
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
 
     def count(pattern: str) -> int:

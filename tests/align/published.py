@@ -132,6 +132,31 @@ class Rehearsal:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.seen: set[str] = set()
+
+    def is_new(self, name: str, model: str, arm: str) -> bool:
+        """Whether no arm asked for before is the same at scale tiny: sizes of one model, seeds, benchmarks differ."""
+        experiment = at_scale(name)
+        config = experiment.models[model]
+        about = {
+            "family": config.family,
+            "network": config.network,
+            "cache_dtype": config.cache_dtype,
+            "align": asdict(config.align),
+            "arm": arm,
+            "data": {role: asdict(source) for role, source in self.sources(experiment, config)},
+            "gpus": config.resources.gpus,
+        }
+        key = json.dumps(about, sort_keys=True)
+        new = key not in self.seen
+        self.seen.add(key)
+        return new
+
+    @staticmethod
+    def sources(experiment: Experiment, config: ModelConfig) -> list[tuple[str, DataSource]]:
+        """The data of a model by role."""
+        roles = config.data or {role: role for role in experiment.data}
+        return [(role, experiment.data[entry]) for role, entry in roles.items()]
 
     def train(
         self, name: str, model: str, arm: str, options: Options = None, **changed: object
@@ -154,8 +179,7 @@ class Rehearsal:
         if changed.get("precision") == "fp32":  # autocast alone mixes dtypes
             options["frozen_dtype"] = "float32"
         start = self.variant(config, self.base(config), options)
-        roles = config.data or {role: role for role in experiment.data}
-        sources = {role: experiment.data[entry] for role, entry in roles.items()}
+        sources = dict(self.sources(experiment, config))
         tasks = config.align.active()
         uses = {"draw": "reconstruct"} | ({"read": "answer"} if "i2t" in tasks else {})
         words: list[str] = []

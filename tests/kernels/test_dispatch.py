@@ -103,6 +103,8 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(dispatch, "cannot_run", lambda device: None)
     monkeypatch.setattr(dispatch, "interpreted", lambda: False)
     monkeypatch.setattr(selfcheck, "first_difference", first_difference)
+    # the type that an autocast which leaks would round; the other two are compared by `reca doctor`, below
+    monkeypatch.setattr(selfcheck, "TOLERANCE", {torch.float32: selfcheck.TOLERANCE[torch.float32]})
     return compared
 
 
@@ -203,6 +205,9 @@ FAULTS = [
 ]
 
 
+RIGHT: set[str] = set()  # kernels whose right results were found right
+
+
 @no_gpu
 @pytest.mark.parametrize(("kernel", "module", "name", "parts"), FAULTS, ids=lambda x: str(x)[-40:])
 def test_the_self_check_notices_each_wrong_result(
@@ -214,7 +219,9 @@ def test_the_self_check_notices_each_wrong_result(
 ) -> None:
     right = getattr(module, name)
     monkeypatch.setattr(selfcheck, "TOLERANCE", {torch.float32: selfcheck.TOLERANCE[torch.float32]})
-    assert selfcheck.first_difference(kernel, torch.device("cpu")) is None
+    if kernel not in RIGHT:
+        assert selfcheck.first_difference(kernel, torch.device("cpu")) is None
+        RIGHT.add(kernel)
     for index, part in enumerate(parts):
 
         def wrong(*given: object, index: int = index) -> object:

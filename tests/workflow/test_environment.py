@@ -6,9 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
-import psutil
 import pytest
 
 from reca.core import processes
@@ -115,6 +115,9 @@ def test_looking_at_a_folder_ends_and_removes_nothing_and_a_run_says_whose_it_is
     lock()
     wait = [sys.executable, "-c", "import time; time.sleep(300)"]
     with subprocess.Popen(wait, env=checkout.environment(RECA_RUN=dead)) as job:
+        threading.Thread(
+            target=job.wait, daemon=True
+        ).start()  # else it stays a zombie, awaited for ten seconds
         try:
             for options in LOOKS:
                 checkout.look(*options, "--config", "experiment=laptop_smoke")
@@ -123,7 +126,7 @@ def test_looking_at_a_folder_ends_and_removes_nothing_and_a_run_says_whose_it_is
             lock()
             data = ("--cores", "1", "--config", "experiment=laptop_smoke", "--", "data")
             checkout.run("snakemake", *data)
-            assert not psutil.pid_exists(job.pid) or job.poll() is not None
+            assert job.wait(5) is not None
             assert not list(marks.iterdir()) and not locks.exists()
         finally:
             job.kill()
