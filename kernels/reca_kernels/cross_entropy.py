@@ -44,9 +44,8 @@ def chunked(
     slice_w = weight[start:stop]
     slice_b = None if bias is None else bias[start:stop]
     losses = torch.empty(len(targets), dtype=wide, device=hidden.device)
-    made = (
-        torch.empty_like if rows is None else torch.zeros_like
-    )  # all rows are written below, or some
+    # where all rows are chosen, all are written below
+    made = torch.empty_like if rows is None else torch.zeros_like
     d_hidden = made(hidden) if needs[0] else None
     d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs[1] else None
     d_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs[2] else None

@@ -36,9 +36,8 @@ def chunked(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     channels, count = weight.shape[0], len(hidden) if rows is None else len(rows)
     losses = torch.empty(count, dtype=wide, device=hidden.device)
-    made = (
-        torch.empty_like if rows is None else torch.zeros_like
-    )  # all rows are written below, or some
+    # where all rows are chosen, all are written below
+    made = torch.empty_like if rows is None else torch.zeros_like
     d_hidden = made(hidden) if needs[0] else None
     d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs[1] else None
     d_bias = torch.zeros(channels, dtype=wide, device=weight.device) if needs[2] else None

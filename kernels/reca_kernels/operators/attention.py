@@ -80,8 +80,7 @@ def attended(
 ) -> Tensor:
     """Outputs [Q, H, E] of the operation for q [Q, H, E], k and v [T, K, E]."""
     if layout.sample.is_inference() and not torch.is_inference_mode_enabled():
-        layout = layout.cached(
-            "normal", layout.cloned
-        )  # autograd saves no tensors of inference mode
+        # autograd saves no tensors of inference mode
+        layout = layout.cached("normal", layout.cloned)
     tokens = (layout.sample, layout.tag, layout.query_positions)
     return block_attention(q, k, v, *tokens, scale, implementation)[0]
