@@ -109,7 +109,7 @@ def test_transformers_computes_the_same_from_its_layout(model: JanusModel) -> No
     ).eval()
     published.load_state_dict(state_of(model, "transformers"))
     frozen, (picture,) = model.frozen, tiny.pictures(1)
-    pixels = frozen._stack([picture])
+    pixels = frozen._stack([picture], lambda image: image)
     question = model.text.question("what this ?")
     ids = torch.tensor([layouts.expanded(question, 4, image)])
     expected = published(input_ids=ids, pixel_values=pixels).logits

@@ -75,12 +75,16 @@ block_attention = Operation(
 )
 
 
+def _unsavable(tensor: Tensor) -> bool:
+    """Whether autograd refuses to keep the tensor for a backward pass: it was made in inference mode."""
+    return tensor.is_inference() and not torch.is_inference_mode_enabled()
+
+
 def attended(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, implementation: str
 ) -> Tensor:
     """Outputs [Q, H, E] of the operation for q [Q, H, E], k and v [T, K, E]."""
-    if layout.sample.is_inference() and not torch.is_inference_mode_enabled():
-        # autograd saves no tensors of inference mode
+    if not torch.compiler.is_compiling() and _unsavable(layout.sample):
         layout = layout.cached("normal", layout.cloned)
     tokens = (layout.sample, layout.tag, layout.query_positions)
     return block_attention(q, k, v, *tokens, scale, implementation)[0]
