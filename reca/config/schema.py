@@ -56,7 +56,7 @@ class ToyWorld:
     caption: dict[str, Share] = field(default_factory=dict)  # what a sparse caption tells, by p
     describes: Share = 1.0  # share of an image's conversations with its dense description
     binding: Share = 0.0  # share of conversations that ask which attributes belong together
-    # A conversation is one question of these kinds (reca/toyworld/text.py); empty: of all, and descriptions
+    # A sample is one question, description or conversation of these kinds (reca/toyworld/text.py); empty: of all
     asks: list[str] = field(default_factory=list)
 
 
