@@ -238,7 +238,8 @@ def take_step(
 ) -> dict[str, Any]:
     """Optimizer step `step` (0-based) on the next of `plans`; returns its line of the log.
 
-    The host waits for the device once, for the norm and the losses: they decide whether the weights change.
+    The host waits for the device once, for the norm and the losses: they decide whether the weights change. With
+    several ranks it waits for their sums of tokens as well.
     """
     with span("data"):
         plan = next(plans)
