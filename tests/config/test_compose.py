@@ -320,9 +320,8 @@ def test_a_value_that_hydra_requires_is_named():
     "override", ["sedes=[1]", f"{TINY}.align.steps=many", "~data.answer", "~cost"]
 )
 def test_mistake_in_an_override_gets_the_same_line(override):
-    assert message(override) == MISTAKES[override] or message(override).startswith(
-        MISTAKES[override]
-    )
+    found, expected = message(override), MISTAKES[override]
+    assert found.startswith(expected) if expected.endswith("allowed: ") else found == expected
 
 
 def test_an_arm_that_would_be_reca_is_refused():
