@@ -3,7 +3,7 @@
 The model and its cached features lie on torch's `meta` device, which has shapes but no values, while texts, layouts
 and noise lie on the host, as in training on a GPU. Whatever reads a value from the device (a count, the place of a
 token, a mask that is looked at) raises there, and so does what comes back from the device. The kernels, which look
-at their own layouts once per batch, are left out; the loss is told that every row has a target.
+at their own layouts once per batch, are left out; losses are called with `all_valid`.
 
 Copies to the device are held back: what they read must be the same when the step is over as when they were asked for.
 """
