@@ -33,9 +33,8 @@ def test_a_page_shows_the_adopted_results(experiment: str) -> None:
 def test_outcomes_stand_beside_their_chance_level() -> None:
     results = read_json(ROOT / readme.adopted("laptop_edit_kept"))
     levels = readme.chance_of("laptop_edit_kept")
-    assert (
-        0 < levels["edit"] < 0.005 < levels["dense"] < 0.05
-    )  # of random images, not of unchanged ones
+    # of random images, not of unchanged ones
+    assert 0 < levels["edit"] < 0.005 < levels["dense"] < 0.05
     lines = readme.table(results, Path("r.json"), Path("p.md"), levels).splitlines()
     column = [cell.strip() for cell in lines[0].split("|")].index("chance")
     rows = [line.split("|") for line in lines[2:] if line.startswith("| ")]

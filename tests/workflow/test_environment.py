@@ -115,9 +115,8 @@ def test_looking_at_a_folder_ends_and_removes_nothing_and_a_run_says_whose_it_is
     lock()
     wait = [sys.executable, "-c", "import time; time.sleep(300)"]
     with subprocess.Popen(wait, env=checkout.environment(RECA_RUN=dead)) as job:
-        threading.Thread(
-            target=job.wait, daemon=True
-        ).start()  # else it stays a zombie, awaited for ten seconds
+        # else it stays a zombie, awaited for ten seconds
+        threading.Thread(target=job.wait, daemon=True).start()
         try:
             for options in LOOKS:
                 checkout.look(*options, "--config", "experiment=laptop_smoke")
